@@ -1,0 +1,320 @@
+"""What can go wrong, as one tree.
+
+    WMEError
+      TransportError            the exchange did not finish
+        ConnectFailed             no connection: DNS, TCP, TLS, proxy
+        TimedOut                  nothing arrived for as long as was allowed
+        Interrupted               the body ended before its end
+      StatusError               the server answered, with an error
+        BadRequest 400  Unauthorized 401  Forbidden 403  NotFound 404  Unprocessable 422
+        RateLimited 429           slow down and try again
+        QuotaExceeded 429         the month's allowance is used up: waiting does not help
+        ServerError 5xx
+      DataError                 the bytes came and are not what they should be
+        DecodeError               a JSON document or line that does not fit its model
+        ArchiveError              gzip or tar is damaged, cut short, or hostile
+        IntegrityError            a file that does not match its checksum, size or version
+      StreamError               the firehose
+        OffsetGap                 events of a partition are missing
+        IdleTimeout               the stream was silent for too long
+
+Misuse (a client that was not entered, a naive datetime, an unknown field) is `ValueError`, `TypeError` or
+`RuntimeError`, outside this tree, so that `except WMEError` never hides a bug. Cancellation passes through untouched.
+
+Every error carries what is known as attributes, is picklable, and never holds a credential.
+"""
+
+from typing import Any
+
+__all__ = [
+    "ArchiveError",
+    "BadRequest",
+    "ConnectFailed",
+    "DataError",
+    "DecodeError",
+    "Forbidden",
+    "IdleTimeout",
+    "IntegrityError",
+    "Interrupted",
+    "NotFound",
+    "OffsetGap",
+    "QuotaExceeded",
+    "RateLimited",
+    "ServerError",
+    "StatusError",
+    "StreamError",
+    "TimedOut",
+    "TransportError",
+    "Unauthorized",
+    "Unprocessable",
+    "WMEError",
+    "error_for_status",
+]
+
+
+class WMEError(Exception):
+    """The root of all errors that the SDK raises about the world outside it.
+
+    Args:
+        message: What happened and, where there is something to do, what to do.
+        url: Where it happened, without query string and credentials.
+    """
+
+    def __init__(self, message: str = "", *, url: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.url = url
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by attributes: keyword-only arguments do not survive the default protocol."""
+        return _rebuild, (type(self), self.message, dict(self.__dict__))
+
+    def __repr__(self) -> str:
+        facts = ", ".join(
+            f"{key}={value!r}"
+            for key, value in self.__dict__.items()
+            if value is not None and key not in {"message", "record"} and not key.startswith("_")
+        )
+        return f"{type(self).__name__}({self.message!r}{', ' if facts else ''}{facts})"
+
+
+def _rebuild(kind: type[WMEError], message: str, facts: dict[str, Any]) -> WMEError:
+    error = kind.__new__(kind, message)
+    Exception.__init__(error, message)
+    error.__dict__.update(facts)
+    return error
+
+
+class TransportError(WMEError):
+    """An HTTP exchange that did not finish. Most are worth another attempt."""
+
+
+class ConnectFailed(TransportError):
+    """No connection could be made: name resolution, TCP, TLS or proxy."""
+
+
+class TimedOut(TransportError):
+    """Nothing arrived for as long as `Timeouts` allows. It measures inactivity, never the length of a transfer."""
+
+
+class Interrupted(TransportError):
+    """The connection broke, or ended cleanly, before the body was whole."""
+
+
+class StatusError(WMEError):
+    """The server answered with an error status.
+
+    Args:
+        message: The server's words where it sent any, with advice of ours.
+        status: The HTTP status.
+        url: The request URL, without query string.
+        request_id: `X-Request-Id` of the answer; quote it to WME support.
+        retry_after: Seconds the server asked to wait, if it did.
+        body: The first 2,000 characters of the answer.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status: int = 0,
+        url: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+        body: str | None = None,
+    ) -> None:
+        super().__init__(message, url=url)
+        self.status = status
+        self.request_id = request_id
+        self.retry_after = retry_after
+        self.body = body
+
+
+class BadRequest(StatusError):
+    """400: the request is malformed, such as a path expression that the metadata back end cannot read."""
+
+
+class Unauthorized(StatusError):
+    """401: no valid token, or a user name and password that the identity provider refused."""
+
+
+class Forbidden(StatusError):
+    """403: the account's plan lacks this product, or the path does not exist (the server says 403 to both)."""
+
+
+class NotFound(StatusError):
+    """404: no such object, or one that is not there yet, such as an hour whose batches are still being made."""
+
+
+class Unprocessable(StatusError):
+    """422: the server refused an argument."""
+
+
+class RateLimited(StatusError):
+    """429: too many requests in a short time; waiting helps."""
+
+
+class QuotaExceeded(StatusError):
+    """429: the monthly allowance is used up; it is restored on the first of the month, UTC.
+
+    Args:
+        message: What was used up.
+        used: Requests counted this month, where known.
+        limit: The allowance, where known.
+        pool: `ondemand`, `snapshot` or `chunk`.
+        **facts: As for `StatusError`.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        used: int | None = None,
+        limit: int | None = None,
+        pool: str | None = None,
+        **facts: Any,
+    ) -> None:
+        super().__init__(message, **facts)
+        self.used = used
+        self.limit = limit
+        self.pool = pool
+
+
+class ServerError(StatusError):
+    """5xx: the server's own trouble. Its body may be empty."""
+
+
+class DataError(WMEError):
+    """Bytes arrived that are not what they should be."""
+
+
+class DecodeError(DataError):
+    """A JSON document, or one line of NDJSON, that does not fit its model.
+
+    Args:
+        message: What does not fit, with the path inside the document.
+        url: Where the document came from, if from a request.
+        member: Name of the archive member, if from an archive.
+        line: Line number in the member, counted from 1.
+        offset: For archives, the byte offset of the line in the uncompressed member; for streams, the event's offset.
+        partition: For streams, the event's partition, where it could be recovered.
+        record: The raw bytes.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        url: str | None = None,
+        member: str | None = None,
+        line: int | None = None,
+        offset: int | None = None,
+        partition: int | None = None,
+        record: bytes | None = None,
+    ) -> None:
+        super().__init__(message, url=url)
+        self.member = member
+        self.line = line
+        self.offset = offset
+        self.partition = partition
+        self.record = record
+
+
+class ArchiveError(DataError):
+    """A gzip or tar structure that is damaged, cut short, or that no honest archive has.
+
+    Args:
+        message: What is wrong.
+        url: Where the archive came from, if from a request.
+        member: The member being read.
+        offset: Byte offset in the uncompressed tar where it went wrong.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        url: str | None = None,
+        member: str | None = None,
+        offset: int | None = None,
+    ) -> None:
+        super().__init__(message, url=url)
+        self.member = member
+        self.offset = offset
+
+
+class IntegrityError(DataError):
+    """A file that does not match what was promised: checksum, size, ETag or range.
+
+    Args:
+        message: What differs.
+        url: Where the bytes came from.
+        expected: What was promised.
+        got: What came.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        url: str | None = None,
+        expected: str | None = None,
+        got: str | None = None,
+    ) -> None:
+        super().__init__(message, url=url)
+        self.expected = expected
+        self.got = got
+
+
+class StreamError(WMEError):
+    """The firehose cannot go on as asked."""
+
+
+class OffsetGap(StreamError):
+    """Events of one partition were lost to this reader, usually because they are older than the server keeps.
+
+    Args:
+        message: What is missing and why.
+        partition: The partition.
+        expected: The offset that should have come next.
+        got: The offset that came.
+        reason: `retention`, `out_of_range` or `unknown`.
+        **facts: As for `WMEError`.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        partition: int = -1,
+        expected: int | None = None,
+        got: int | None = None,
+        reason: str = "unknown",
+        **facts: Any,
+    ) -> None:
+        super().__init__(message, **facts)
+        self.partition = partition
+        self.expected = expected
+        self.got = got
+        self.reason = reason
+
+
+class IdleTimeout(StreamError):
+    """The stream sent nothing for `idle_timeout` seconds, again and again, until the attempts were used up."""
+
+
+_BY_STATUS: dict[int, type[StatusError]] = {
+    400: BadRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    422: Unprocessable,
+    429: RateLimited,
+}
+
+
+def error_for_status(status: int) -> type[StatusError]:
+    """Return the class for an HTTP error status; other 4xx are plain `StatusError`, other 5xx `ServerError`."""
+    if status >= 500:
+        return ServerError
+    return _BY_STATUS.get(status, StatusError)
