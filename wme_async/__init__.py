@@ -1,3 +1,5 @@
 """The asyncio-native SDK for Wikimedia Enterprise."""
 
-__version__ = "0.1.0"
+from wme_async._version import __version__
+
+__all__ = ["__version__"]

@@ -1,0 +1,104 @@
+"""From an error answer to an error: `(status, headers, body)` in, one exception out."""
+
+import html
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+
+from wme_async._protocol.retry import parse_retry_after
+from wme_async.errors import StatusError, error_for_status
+
+__all__ = ["bare_url", "error_of", "words_of"]
+
+_EXCERPT = 2000
+
+
+def bare_url(url: str) -> str:
+    """Return a URL without query, fragment and user: what may be shown, since queries carry signatures."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(not a URL)"
+    host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"
+    try:
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        port = ""
+    return urlunsplit((parts.scheme, host + port, parts.path, "", ""))
+
+
+def words_of(body: bytes) -> str:
+    """Return what the server says in an error body, in one line: JSON `message`, S3's XML, a page's title, or text."""
+    text = body[: 4 * _EXCERPT].decode("utf-8", "replace").strip()
+    if not text:
+        return ""
+    if text.startswith("{"):
+        try:
+            document = msgspec.json.decode(body)
+        except (msgspec.DecodeError, ValueError):
+            document = None
+        message = document.get("message") if isinstance(document, dict) else None
+        return " ".join(str(message).split())[:_EXCERPT] if message else ""
+    if "<Error>" in text:
+        found = {tag: _inside(text, tag) for tag in ("Code", "Message")}
+        return ": ".join(value for value in found.values() if value)
+    if text[:1] == "<":
+        title = _inside(text, "title") or _inside(text, "h1")
+        return f"an HTML page, not an answer of the API{f': {title}' if title else ''}"
+    return " ".join(text.split())[:200]
+
+
+def _inside(text: str, tag: str) -> str:
+    found = re.search(rf"<{tag}[^>]*>(.*?)</{tag}>", text, re.IGNORECASE | re.DOTALL)
+    return " ".join(html.unescape(found.group(1)).split())[:500] if found else ""
+
+
+def error_of(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    url: str,
+    now: float,
+    product: str | None = None,
+) -> StatusError:
+    """Make the error of an answer whose status is 300 or more.
+
+    Args:
+        status: HTTP status.
+        headers: Its headers, looked up without regard to case.
+        body: The body, or its beginning.
+        url: What was asked; its query is not kept, since it may carry a signature.
+        now: UTC epoch seconds, to read a `Retry-After` that is a date.
+        product: What was asked for, in the words of the price list, for the advice on 403.
+    """
+    words = words_of(body)
+    shown = bare_url(url)
+    message = f"HTTP {status} from {shown}" + (f": {words}" if words else "")
+    advice = _advice(status, product)
+    if advice:
+        message += f" ({advice})"
+    # Error documents of an object store may echo parts of the signature, so only their words are kept.
+    excerpt = words if body.lstrip()[:1] == b"<" else body[:_EXCERPT].decode("utf-8", "replace")
+    return error_for_status(status)(
+        message,
+        status=status,
+        url=shown,
+        request_id=headers.get("X-Request-Id") or headers.get("x-amz-request-id"),
+        retry_after=parse_retry_after(headers.get("Retry-After"), now=now),
+        body=excerpt,
+    )
+
+
+def _advice(status: int, product: str | None) -> str:
+    if status == 403 and product:
+        return f"the account's plan does not include {product}, or the path has changed; `auth.user()` lists its groups"
+    if status == 401:
+        return "sign in again, or check the user name and password"
+    if status == 407:
+        return "the proxy wants a user name and password"
+    return ""

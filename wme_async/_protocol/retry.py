@@ -1,0 +1,123 @@
+"""When to try again, and after how long. No clock and no randomness of its own: both are passed in."""
+
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+
+import msgspec
+
+from wme_async._protocol.settings import Retry
+from wme_async.errors import (
+    QuotaExceeded,
+    RateLimited,
+    ServerError,
+    StatusError,
+    TransportError,
+    WMEError,
+)
+
+__all__ = ["Backoff", "Retrying", "gave_up", "is_transient", "parse_retry_after"]
+
+
+class Retrying(msgspec.Struct, frozen=True, kw_only=True):
+    """One retry that was decided: what `on_retry` hooks receive, before the wait.
+
+    Args:
+        what: The request, as method and URL without query.
+        attempt: The attempt that failed, counted from 1.
+        wait: Seconds until the next one.
+        elapsed: Seconds since the first one began.
+        error: Why.
+    """
+
+    what: str
+    attempt: int
+    wait: float
+    elapsed: float
+    error: WMEError
+
+
+def is_transient(error: WMEError) -> bool:
+    """Say whether another attempt at the same thing may succeed.
+
+    Transport trouble, 5xx, and 429 that is not an exhausted quota. 408, 425 and 499 come from proxies, which mean the
+    same by them.
+    """
+    if isinstance(error, QuotaExceeded):
+        return False
+    if isinstance(error, TransportError | ServerError | RateLimited):
+        return True
+    return isinstance(error, StatusError) and error.status in {408, 425, 499}
+
+
+def parse_retry_after(value: str | None, *, now: float) -> float | None:
+    """Read a `Retry-After` header: seconds, or an HTTP date.
+
+    Args:
+        value: The header.
+        now: UTC epoch seconds.
+
+    Returns:
+        Seconds from now, 0 or more; None where it is absent or unreadable.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - now
+        except (ValueError, TypeError, OverflowError):
+            return None
+    # NaN compares false with everything, so it is dropped here too.
+    return max(0.0, seconds) if -1e9 < seconds < 1e9 else None
+
+
+class Backoff:
+    """The waits of one series of attempts.
+
+    Args:
+        retry: The policy.
+        random: Gives numbers from 0.0 up to 1.0.
+    """
+
+    __slots__ = ("_random", "_retry", "attempts")
+
+    def __init__(self, retry: Retry, random: Callable[[], float]) -> None:
+        self._retry = retry
+        self._random = random
+        self.attempts = 0
+
+    def reset(self) -> None:
+        """Forget the failures so far: there was progress."""
+        self.attempts = 0
+
+    def failed(self, *, elapsed: float, retry_after: float | None = None) -> float | None:
+        """Count one failed attempt and say how long to wait before the next.
+
+        Args:
+            elapsed: Seconds since the series began, or since its last progress.
+            retry_after: What the server asked for, in seconds.
+
+        Returns:
+            Seconds to wait, or None to give up.
+        """
+        retry = self._retry
+        self.attempts += 1
+        if self.attempts >= retry.attempts:
+            return None
+        if retry_after is not None:
+            if retry_after > retry.retry_after_cap:
+                return None
+            wait = retry_after
+        else:
+            # 2**n is cut off early: the bound is `cap` long before it overflows a float.
+            wait = self._random() * min(retry.cap, retry.base * 2.0 ** min(self.attempts - 1, 64))
+        return None if elapsed + wait > retry.total else wait
+
+
+def gave_up(error: WMEError, *, attempts: int, elapsed: float) -> WMEError:
+    """Note on an error how much was tried; the error itself stays what it was."""
+    if attempts > 1:
+        error.add_note(f"gave up after {attempts} attempts in {elapsed:.1f} s")
+    return error

@@ -1,0 +1,279 @@
+"""Who we are: sign-in, refresh, revocation, and one token for all requests at a time."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+
+from wme_async._protocol.token import REFRESH_LIFETIME, Step, Tokens, jwt_expiry, next_step, renewal
+from wme_async._transport.tokenfile import TokenFile
+from wme_async._transport.wire import Request, Response
+from wme_async.errors import (
+    DecodeError,
+    Forbidden,
+    RateLimited,
+    Unauthorized,
+    Unprocessable,
+    WMEError,
+)
+
+__all__ = ["Credentials", "TokenKeeper"]
+
+logger = logging.getLogger("wme_async.auth")
+
+
+class Credentials:
+    """What a user gave to sign in with. Nothing in it is ever shown.
+
+    Args:
+        username: Lower-cased once: the server wants it so, and a refresh must name it byte for byte as the sign-in did.
+        password: Kept for signing in again after 90 days or 90 refreshes.
+        access_token: For those who have only that.
+
+    Raises:
+        ValueError: Half of a pair, an empty value, or nothing at all.
+    """
+
+    __slots__ = ("_password", "access_token", "username")
+
+    def __init__(
+        self, username: str | None = None, password: str | None = None, *, access_token: str | None = None
+    ) -> None:
+        if (username is None) != (password is None):
+            raise ValueError("username and password go together: give both, or an access_token alone")
+        if username is None and access_token is None:
+            raise ValueError(
+                "no credentials: give username and password (or WME_USERNAME and WME_PASSWORD), or an access_token "
+                "(WME_ACCESS_TOKEN); the simulator makes an account that needs none"
+            )
+        for name, value in (("username", username), ("password", password), ("access_token", access_token)):
+            if value is not None and not value.strip():
+                raise ValueError(f"{name} is empty")
+            if value is not None and name != "password" and (not value.isprintable() or value != value.strip()):
+                raise ValueError(f"{name} has blanks around it or characters that cannot be sent")
+        self.username = username.lower() if username is not None else None
+        self._password = password
+        self.access_token = access_token
+
+    def __repr__(self) -> str:
+        return "<Credentials>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("credentials are not written anywhere; make a new client in the other process")
+
+    @property
+    def can_sign_in(self) -> bool:
+        """Whether there is a user name and a password."""
+        return self._password is not None
+
+    def login_body(self) -> bytes:
+        """Return the body of a sign-in."""
+        return msgspec.json.encode({"username": self.username, "password": self._password})
+
+
+class _Answer(msgspec.Struct):
+    access_token: str = ""
+    refresh_token: str = ""
+    expires_in: float | None = None
+    challenge_name: str = ""
+
+
+Send = Callable[[Request], Awaitable[Response]]
+
+
+class TokenKeeper:
+    """Keeps one valid access token.
+
+    However many requests find the token missing, old or refused at the same time, one of them gets a new one and all
+    use it: the step is taken under a lock and only if the token that failed is still the current one.
+
+    Args:
+        credentials: To sign in with.
+        send: Sends a request to the auth host.
+        sleep: Waits.
+        now: UTC epoch seconds.
+        file: Where tokens are shared with other processes, if anywhere.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        send: Send,
+        sleep: Callable[[float], Awaitable[None]],
+        now: Callable[[], float],
+        file: TokenFile | None = None,
+    ) -> None:
+        self._credentials = credentials
+        self._send = send
+        self._sleep = sleep
+        self._now = now
+        self._file = file
+        self._lock = asyncio.Lock()
+        self._tokens: Tokens | None = None
+        if credentials.access_token is not None:
+            self._tokens = Tokens(
+                access_token=credentials.access_token, access_expires=jwt_expiry(credentials.access_token)
+            )
+
+    def __repr__(self) -> str:
+        return f"<TokenKeeper {self._tokens!r}>" if self._tokens else "<TokenKeeper signed out>"
+
+    async def token(self) -> str:
+        """Return an access token that is good now, getting one if there is none.
+
+        Raises:
+            Unauthorized: The sign-in was refused, or wants a step that only a person can take.
+            WMEError: The auth host could not be asked.
+        """
+        tokens = self._tokens
+        if tokens is not None and next_step(tokens, now=self._now()) is Step.USE:
+            return tokens.access_token
+        return await self._renew(None)
+
+    async def replace(self, failed: str) -> str:
+        """Return another access token than the one that was refused.
+
+        Args:
+            failed: The token that was answered with a 401.
+
+        Raises:
+            Unauthorized: There is no way to get another one.
+        """
+        return await self._renew(failed)
+
+    async def login(self) -> None:
+        """Sign in now, whatever there is.
+
+        Raises:
+            Unauthorized: The user name or password is wrong, or only an access token was given.
+        """
+        async with self._lock, self._shared():
+            self._keep(await self._sign_in())
+
+    async def revoke(self) -> None:
+        """Give the refresh token back and forget all tokens.
+
+        All processes that share the token file are signed out with it. Note that the server may accept an access token
+        that came from a sign-in until it expires.
+        """
+        async with self._lock, self._shared():
+            tokens = (self._file.load() if self._file else None) or self._tokens
+            try:
+                if tokens is not None and tokens.refresh_token:
+                    body = msgspec.json.encode({"refresh_token": tokens.refresh_token})
+                    await self._send(_auth_request("/v1/token-revoke", body))
+            except Unauthorized:
+                logger.debug("the refresh token was no longer valid")
+            finally:
+                self._tokens = None
+                if self._file is not None:
+                    self._file.save(None)
+
+    @contextlib.asynccontextmanager
+    async def _shared(self) -> AsyncIterator[None]:
+        if self._file is None:
+            yield
+            return
+        async with self._file.locked(self._sleep):
+            yield
+
+    async def _renew(self, failed: str | None) -> str:
+        async with self._lock:
+            current = self._good(self._tokens, failed)
+            if current is not None:
+                return current
+            async with self._shared():
+                # Another process may have been faster.
+                stored = self._file.load() if self._file is not None else None
+                current = self._good(stored, failed)
+                if current is not None:
+                    self._tokens = stored
+                    return current
+                tokens = stored or self._tokens
+                self._keep(await self._next(tokens, failed))
+        assert self._tokens is not None
+        return self._tokens.access_token
+
+    def _good(self, tokens: Tokens | None, failed: str | None) -> str | None:
+        if tokens is None or tokens.access_token == failed:
+            return None
+        return tokens.access_token if next_step(tokens, now=self._now()) is Step.USE else None
+
+    async def _next(self, tokens: Tokens | None, failed: str | None) -> Tokens:
+        if renewal(tokens, now=self._now()) is Step.REFRESH:
+            assert tokens is not None
+            try:
+                return await self._refresh(tokens)
+            except (Unauthorized, RateLimited, Unprocessable, Forbidden) as error:
+                # The 91st refresh, a revoked or expired refresh token: only a sign-in helps.
+                logger.info("the refresh was refused (%s); signing in", type(error).__name__)
+            except WMEError:
+                # The auth host is in trouble, but a token that still works is better than an error.
+                if tokens.access_token != failed and (tokens.access_expires or 0) > self._now():
+                    logger.warning("could not refresh ahead of time; the present token goes on until it ends")
+                    return tokens
+                raise
+        return await self._sign_in()
+
+    async def _refresh(self, tokens: Tokens) -> Tokens:
+        body = msgspec.json.encode({"username": self._credentials.username, "refresh_token": tokens.refresh_token})
+        answer = _read(await self._send(_auth_request("/v1/token-refresh", body)))
+        return tokens.refreshed(answer.access_token, answer.expires_in, now=self._now())
+
+    async def _sign_in(self) -> Tokens:
+        if not self._credentials.can_sign_in:
+            raise Unauthorized(
+                "the access_token is no longer accepted, and there is no user name and password to get another one",
+                status=401,
+            )
+        try:
+            answer = _read(await self._send(_auth_request("/v1/login", self._credentials.login_body())))
+        except Unprocessable as error:
+            raise Unauthorized("the user name or password has a form the server does not take", status=422) from error
+        now = self._now()
+        return Tokens(
+            access_token=answer.access_token,
+            access_expires=None if answer.expires_in is None else now + answer.expires_in,
+            access_lifetime=answer.expires_in,
+            refresh_token=answer.refresh_token,
+            refresh_expires=now + REFRESH_LIFETIME,
+        )
+
+    def _keep(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+        if self._file is not None:
+            try:
+                self._file.save(tokens)
+            except OSError as error:
+                logger.warning("could not write %s: %s", self._file.path, error.strerror)
+
+
+def _auth_request(path: str, body: bytes) -> Request:
+    return Request(
+        method="POST",
+        role="auth",
+        path=path,
+        headers={"Content-Type": "application/json", "Accept": "application/json"},
+        body=body,
+        repeatable=False,
+    )
+
+
+def _read(response: Response) -> _Answer:
+    try:
+        answer = msgspec.json.decode(response.body, type=_Answer)
+    except (msgspec.DecodeError, ValueError):
+        # The body may hold tokens, so nothing of it is kept.
+        raise DecodeError("the auth host did not answer with a JSON object of tokens") from None
+    if answer.access_token:
+        # A challenge beside valid tokens asks for nothing.
+        return answer
+    if answer.challenge_name:
+        raise Unauthorized(
+            f"the account has to answer a challenge first ({answer.challenge_name}); sign in once on the WME dashboard",
+            status=response.status,
+        )
+    raise DecodeError("the auth host answered without an access token")

@@ -1,0 +1,451 @@
+"""The two doors to the network: a whole request, and an open body that is always released."""
+
+import asyncio
+import contextlib
+import logging
+import platform
+import random as random_module
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from wme_async._protocol.answer import bare_url, error_of
+from wme_async._protocol.retry import Backoff, Retrying, gave_up, is_transient
+from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
+from wme_async._transport.auth import Credentials, TokenKeeper
+from wme_async._transport.pool import SessionPool
+from wme_async._transport.throttle import Throttle
+from wme_async._transport.tokenfile import TokenFile
+from wme_async._transport.wire import Request, Response, Role, translate
+from wme_async._version import __version__
+from wme_async.errors import (
+    ConnectFailed,
+    DataError,
+    QuotaExceeded,
+    RateLimited,
+    StatusError,
+    Unauthorized,
+    WMEError,
+)
+
+__all__ = ["Body", "Transport"]
+
+logger = logging.getLogger("wme_async.transport")
+
+_ERROR_BODY = 64 * 1024
+_USER_AGENT = f"wme_async/{__version__} (Python {platform.python_version()}; aiohttp {aiohttp.__version__})"
+
+_T = TypeVar("_T")
+
+QuotaCheck = Callable[[str], Awaitable[QuotaExceeded | None]]
+
+
+class Body:
+    """An answer whose body is still on its way. It holds a connection until it is closed.
+
+    Attributes:
+        status: HTTP status, below 400.
+        headers: Looked up without regard to case.
+        url: What was asked, with its query.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, *, url: str, read_timeout: float) -> None:
+        self._response = response
+        self._read_timeout = read_timeout
+        self.status = response.status
+        self.headers: CIMultiDictProxy[str] = response.headers
+        self.url = url
+
+    def __repr__(self) -> str:
+        return f"<Body {self.status} {bare_url(self.url)}>"
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the bytes as they come from the socket, in pieces of no particular size.
+
+        Raises:
+            Interrupted: The body ended early.
+            TimedOut: Nothing came for as long as is allowed.
+        """
+        content = self._response.content
+        while True:
+            try:
+                piece = await content.readany()
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                raise self._translated(error) from error
+            if not piece:
+                return
+            yield piece
+
+    async def copy_to(self, sink: Callable[[memoryview], None]) -> None:
+        """Give all bytes to a function, in order. What it raises ends the transfer and comes out here.
+
+        Args:
+            sink: Called in the event loop; it must not keep the view.
+
+        Raises:
+            Interrupted: The body ended early.
+            TimedOut: Nothing came for as long as is allowed.
+        """
+        async for piece in self.chunks():
+            sink(memoryview(piece))
+
+    async def read(self, limit: int) -> bytes:
+        """Return the whole body.
+
+        Args:
+            limit: Bytes above which it is refused.
+
+        Raises:
+            DataError: The body is longer.
+            Interrupted: The body ended early.
+            TimedOut: Nothing came for as long as is allowed.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in self.chunks():
+            size += len(piece)
+            if size > limit:
+                raise DataError(f"the answer is longer than the {limit} bytes that are allowed", url=bare_url(self.url))
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else close it. Once is enough."""
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+    def _translated(self, error: BaseException) -> WMEError:
+        return translate(error, url=self.url, timeout=self._read_timeout) or WMEError(str(error))
+
+
+class Transport:
+    """Sends requests for one account.
+
+    Args:
+        credentials: Who we are; None for requests without a token only.
+        hosts: Where the services are.
+        timeouts: Seconds of silence.
+        retry: When to try again.
+        limits: How much at once.
+        pool: Connections to share; one is made, and closed with the transport, where none is given.
+        token_file: Where to share tokens with other processes.
+        on_retry: Told of every retry before its wait.
+        random: For jitter.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials | None,
+        *,
+        hosts: Hosts | None = None,
+        timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+        limits: Limits | None = None,
+        pool: SessionPool | None = None,
+        token_file: Path | None = None,
+        on_retry: Callable[[Retrying], None] | None = None,
+        random: random_module.Random | None = None,
+    ) -> None:
+        self.hosts = hosts or Hosts()
+        self.timeouts = timeouts or (pool.timeouts if pool else Timeouts())
+        self.retry = retry or Retry()
+        self.limits = limits or (pool.limits if pool else Limits())
+        self.random = random or random_module.Random()  # noqa: S311  # jitter, not secrets
+        self.pool = pool or SessionPool(limits=self.limits, timeouts=self.timeouts)
+        self._owns_pool = pool is None
+        self._on_retry = on_retry
+        self._bodies: set[Body] = set()
+        self._closed = False
+        self._dates: dict[Role, float] = {}
+        self._throttle = Throttle(
+            self.limits.requests_per_second, self.limits.burst, monotonic=self.monotonic, sleep=self.sleep
+        )
+        self.token_file: TokenFile | None = None
+        self.tokens: TokenKeeper | None = None
+        self.on_metered: Callable[[str], Awaitable[None]] | None = None
+        self.quota_check: QuotaCheck | None = None
+        if credentials is not None:
+            if token_file is not None and credentials.can_sign_in:
+                self.token_file = TokenFile(token_file, f"{self.hosts.auth}|{credentials.username}")
+            self.tokens = TokenKeeper(
+                credentials, send=self.request, sleep=self.sleep, now=self.now, file=self.token_file
+            )
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Transport {state}, {len(self._bodies)} open bodies, {self._throttle.waiting} waiting>"
+
+    @property
+    def open_bodies(self) -> int:
+        """How many bodies are being read."""
+        return len(self._bodies)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the client-side rate limit."""
+        return self._throttle.waiting
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+    def monotonic(self) -> float:
+        """Return seconds from an origin of no meaning, never going back."""
+        return time.monotonic()
+
+    def now(self) -> float:
+        """Return UTC epoch seconds by this machine's clock."""
+        return time.time()
+
+    def server_now(self, role: Role) -> float:
+        """Return UTC epoch seconds by a host's clock, from the last `Date` header it sent; ours where none was seen."""
+        offset = self._dates.get(role)
+        return self.now() if offset is None else self.monotonic() + offset
+
+    async def aclose(self) -> None:
+        """Close what is open. A pool that was given stays open."""
+        self._closed = True
+        for body in list(self._bodies):
+            body.close()
+        self._bodies.clear()
+        if self._owns_pool:
+            await self.pool.aclose()
+
+    async def request(self, request: Request, *, retry: bool = True, read_timeout: float | None = None) -> Response:
+        """Send a request and return its whole answer.
+
+        Args:
+            request: What to send.
+            retry: Try again after transient trouble.
+            read_timeout: Seconds of silence; `Timeouts.read` where not given.
+
+        Raises:
+            StatusError: The answer's status is 400 or more.
+            TransportError: It did not arrive whole.
+            DataError: It is longer than `Limits.max_response`.
+        """
+
+        async def once() -> Response:
+            body = await self._authorized(request, read_timeout=read_timeout, head_timeout=None)
+            try:
+                data = b"" if request.method == "HEAD" else await body.read(self.limits.max_response)
+            finally:
+                self._release(body)
+            return Response(status=body.status, headers=body.headers, body=data, url=body.url)
+
+        return await self._repeated(once, request, retry=retry)
+
+    @contextlib.asynccontextmanager
+    async def open(
+        self,
+        request: Request,
+        *,
+        retry: bool = True,
+        read_timeout: float | None = None,
+        head_timeout: float | None = None,
+    ) -> AsyncIterator[Body]:
+        """Send a request and hand out its body while it arrives; the connection is released at the end of the block.
+
+        Args:
+            request: What to send.
+            retry: Try again after transient trouble, until the head of the answer is there.
+            read_timeout: Seconds of silence, before the head and in the body; `Timeouts.read` where not given.
+            head_timeout: Seconds until the head has to be there, if that is to be less.
+
+        Raises:
+            StatusError: The answer's status is 400 or more.
+            TransportError: No head arrived.
+        """
+
+        async def once() -> Body:
+            return await self._authorized(request, read_timeout=read_timeout, head_timeout=head_timeout)
+
+        body = await self._repeated(once, request, retry=retry)
+        try:
+            yield body
+        finally:
+            self._release(body)
+
+    def _release(self, body: Body) -> None:
+        self._bodies.discard(body)
+        body.close()
+
+    async def _repeated(self, once: Callable[[], Awaitable[_T]], request: Request, *, retry: bool) -> _T:
+        started = self.monotonic()
+        backoff = Backoff(self.retry, self.random.random)
+        while True:
+            try:
+                return await once()
+            except WMEError as error:
+                elapsed = self.monotonic() - started
+                if not retry or not _worth_repeating(error, request):
+                    raise
+                if isinstance(error, RateLimited):
+                    exhausted = await self._exhausted(request)
+                    if exhausted is not None:
+                        raise exhausted from error
+                wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
+                if wait is None:
+                    gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
+                    raise
+                if isinstance(error, RateLimited):
+                    self._throttle.pause(wait)
+                self._tell(
+                    Retrying(
+                        what=f"{request.method} {bare_url(self._url(request))}",
+                        attempt=backoff.attempts,
+                        wait=wait,
+                        elapsed=elapsed,
+                        error=error,
+                    )
+                )
+            await self.sleep(wait)
+
+    async def _exhausted(self, request: Request) -> QuotaExceeded | None:
+        """Find out which of its two meanings a 429 has; the answer itself does not say."""
+        if request.pool is None or self.quota_check is None:
+            return None
+        try:
+            return await self.quota_check(request.pool)
+        except WMEError as error:
+            logger.debug("could not ask for the quota: %s", type(error).__name__)
+            return None
+
+    async def _authorized(self, request: Request, *, read_timeout: float | None, head_timeout: float | None) -> Body:
+        """Send with a token where one is wanted; a refused token is replaced once."""
+        if not request.token:
+            return await self._once(request, None, read_timeout=read_timeout, head_timeout=head_timeout)
+        if self.tokens is None:
+            raise RuntimeError("this transport has no credentials, so it cannot send a token")
+        token = await self.tokens.token()
+        try:
+            return await self._once(request, token, read_timeout=read_timeout, head_timeout=head_timeout)
+        except Unauthorized:
+            token = await self.tokens.replace(token)
+        return await self._once(request, token, read_timeout=read_timeout, head_timeout=head_timeout)
+
+    async def _once(
+        self, request: Request, token: str | None, *, read_timeout: float | None, head_timeout: float | None
+    ) -> Body:
+        if self._closed:
+            raise RuntimeError("this client is closed; make a new one")
+        silence = read_timeout if read_timeout is not None else self.timeouts.read
+        url = self._url(request)
+        if request.role == "public":
+            self.pool.refuse(url)
+        session = self.pool.session(request.role)
+        if request.role == "api":
+            await self._throttle.wait()
+        started = self.monotonic()
+        response = await self._send(session, request, url, token, silence=silence, head_timeout=head_timeout)
+        body = Body(response, url=url, read_timeout=silence)
+        self._note_date(request.role, body)
+        logger.debug(
+            "%s %s: %d in %.0f ms", request.method, bare_url(url), body.status, 1000 * (self.monotonic() - started)
+        )
+        if body.status >= 400:
+            raise await self._error(request, body)
+        if request.pool is not None and self.on_metered is not None:
+            await self._metered(request.pool, body)
+        self._bodies.add(body)
+        return body
+
+    async def _metered(self, pool: str, body: Body) -> None:
+        assert self.on_metered is not None
+        try:
+            await self.on_metered(pool)
+        except BaseException:
+            body.close()
+            raise
+
+    async def _send(
+        self,
+        session: aiohttp.ClientSession,
+        request: Request,
+        url: str,
+        token: str | None,
+        *,
+        silence: float,
+        head_timeout: float | None,
+    ) -> aiohttp.ClientResponse:
+        headers = {"User-Agent": _USER_AGENT, **request.headers}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        timeout = aiohttp.ClientTimeout(
+            total=None, connect=self.timeouts.pool, sock_connect=self.timeouts.connect, sock_read=silence
+        )
+        try:
+            async with asyncio.timeout(head_timeout):
+                return await session.request(
+                    request.method,
+                    URL(url, encoded=True),
+                    data=request.body,
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=timeout,
+                )
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            ours = translate(error, url=url, timeout=head_timeout or silence)
+            if ours is None:
+                raise
+            raise ours from error
+        except ValueError as error:
+            # A header or URL that HTTP cannot carry; the message may quote the header, so it is not kept.
+            raise ValueError(f"{bare_url(url)} cannot be asked for: a header or the URL has illegal characters") from (
+                None if token is not None else error
+            )
+
+    async def _error(self, request: Request, body: Body) -> StatusError:
+        try:
+            data = b"" if request.method == "HEAD" else await _beginning(body)
+        finally:
+            body.close()
+        return error_of(
+            body.status, body.headers, data, url=body.url, now=self.server_now(request.role), product=request.product
+        )
+
+    def _url(self, request: Request) -> str:
+        if request.role in {"store", "public"}:
+            return request.path
+        return f"{getattr(self.hosts, request.role)}{request.path}"
+
+    def _note_date(self, role: Role, body: Body) -> None:
+        value = body.headers.get("Date")
+        if value is None:
+            return
+        try:
+            self._dates[role] = parsedate_to_datetime(value).timestamp() - self.monotonic()
+        except (ValueError, TypeError, OverflowError):
+            logger.debug("%s sent an unreadable Date", role)
+
+    def _tell(self, event: Retrying) -> None:
+        logger.info("%s failed (%s); attempt %d in %.1f s", event.what, event.error, event.attempt + 1, event.wait)
+        if self._on_retry is not None:
+            self._on_retry(event)
+
+
+async def _beginning(body: Body) -> bytes:
+    """Return the first part of an error body; that it breaks off is of no interest."""
+    pieces: list[bytes] = []
+    size = 0
+    with contextlib.suppress(WMEError):
+        async for piece in body.chunks():
+            pieces.append(piece)
+            size += len(piece)
+            if size >= _ERROR_BODY:
+                break
+    return b"".join(pieces)[:_ERROR_BODY]
+
+
+def _worth_repeating(error: WMEError, request: Request) -> bool:
+    if request.repeatable:
+        return is_transient(error)
+    return isinstance(error, ConnectFailed)

@@ -1,0 +1,212 @@
+"""The aiohttp sessions: one for each role, opened when first needed, shared by all clients of a process."""
+
+import asyncio
+import ipaddress
+import socket
+import ssl as ssl_module
+from collections.abc import Callable
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from wme_async._protocol.settings import Limits, Timeouts
+from wme_async._transport.wire import Role
+from wme_async.errors import ConnectFailed
+
+__all__ = ["SessionPool"]
+
+Guard = Callable[[str], str | None]
+"""Says of an IP address why it must not be connected to, or None where it may."""
+
+# Signed URLs travel in Location headers and request lines; aiohttp's own limit is 8 KiB.
+_MAX_HEADER = 64 * 1024
+
+# What piles up in aiohttp before a reader takes it; 64 KiB measured best for many small events, 256 KiB for bulk.
+_READ_BUFFER: dict[str, int] = {"realtime": 1 << 16, "store": 1 << 18, "public": 1 << 18}
+
+
+class SessionPool:
+    """The connections of a process. Several clients may share one; it closes only what it opened.
+
+    Example:
+        >>> pool = SessionPool(limits=Limits(connections=20))  # doctest: +SKIP
+        >>> async with pool, Client("a", "…", pool=pool) as one, Client("b", "…", pool=pool) as two: ...
+
+    Args:
+        limits: Connections of each role.
+        timeouts: Only `connect` and `pool` matter here.
+        ssl: A TLS context, such as one that knows a company's authority; None verifies by the system's.
+        proxy: URL of an HTTP proxy for all requests.
+        trust_env: Take proxies from `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY` and `~/.netrc`.
+        guard: For addresses behind URLs that strangers name: says why an IP address is refused, or None. It is asked
+            about the very addresses that are connected to, so a name cannot change its mind in between. With a proxy it
+            cannot be kept, so URLs of strangers are then refused.
+        session: An aiohttp session to use for all roles. It is never closed here, and its own settings win.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        proxy: str | None = None,
+        trust_env: bool = False,
+        guard: Guard | None = None,
+        session: aiohttp.ClientSession | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.timeouts = timeouts or Timeouts()
+        self._ssl = ssl
+        self._proxy = proxy
+        self._trust_env = trust_env
+        self._guard = guard
+        self._injected = session
+        self._sessions: dict[Role, aiohttp.ClientSession] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._loop else "unopened"
+        connections = ", ".join(f"{role}={_count(session)}" for role, session in sorted(self._sessions.items()))
+        return f"<SessionPool {state}{' ' if connections else ''}{connections}>"
+
+    async def __aenter__(self) -> Self:
+        self._check_loop()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def injected(self) -> bool:
+        """Whether the session is the user's own."""
+        return self._injected is not None
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy that all requests go through, if any."""
+        return self._proxy
+
+    def session(self, role: Role) -> aiohttp.ClientSession:
+        """Return the session of a role, opened on first use.
+
+        Raises:
+            RuntimeError: The pool is closed, belongs to another event loop, or no asyncio loop is running.
+        """
+        self._check_loop()
+        if self._injected is not None:
+            if self._injected.closed:
+                raise RuntimeError("the aiohttp session that was given to SessionPool is closed; give it an open one")
+            return self._injected
+        session = self._sessions.get(role)
+        if session is None:
+            session = self._sessions[role] = self._open(role)
+        return session
+
+    def refuse(self, url: str) -> None:
+        """Apply the guard to a URL that names an address outright, which no resolver ever sees.
+
+        Raises:
+            ConnectFailed: The guard refuses the address, or a proxy makes the guard pointless.
+        """
+        if self._guard is None:
+            return
+        if self._proxy is not None or self._trust_env:
+            raise ConnectFailed(
+                "a proxy resolves names itself, so URLs of strangers cannot be fetched safely through it"
+            )
+        host = urlsplit(url).hostname or ""
+        reason = self._guard(host) if _is_address(host) else None
+        if reason:
+            raise ConnectFailed(f"{host} is refused: {reason}")
+
+    async def aclose(self) -> None:
+        """Close all sessions that were opened here. Once is enough, twice does no harm.
+
+        Raises:
+            RuntimeError: The pool was used in another event loop.
+        """
+        if self._sessions:
+            self._check_loop(closing=True)
+        self._closed = True
+        while self._sessions:
+            _, session = self._sessions.popitem()
+            await session.close()
+
+    def _check_loop(self, *, closing: bool = False) -> None:
+        if self._closed and not closing:
+            raise RuntimeError("this SessionPool is closed; make a new one")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "wme_async needs a running asyncio event loop: call it from a coroutine under asyncio.run(); "
+                "trio is not supported"
+            ) from None
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise RuntimeError("this SessionPool belongs to another event loop; make one in each loop")
+
+    def _open(self, role: Role) -> aiohttp.ClientSession:
+        # aiohttp would take c-ares for name resolution wherever aiodns happens to be installed, which reads no
+        # system configuration on some platforms: so the threaded resolver is named.
+        resolver: AbstractResolver = aiohttp.ThreadedResolver()
+        if role == "public" and self._guard is not None:
+            resolver = _GuardedResolver(resolver, self._guard)
+        connector = aiohttp.TCPConnector(
+            limit=self.limits.connections,
+            ssl=True if self._ssl is None else self._ssl,
+            resolver=resolver,
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # The signature of a URL covers its exact bytes.
+            requote_redirect_url=False,
+            # Ranges count the bytes on the wire.
+            auto_decompress=role not in {"store", "public"},
+            trust_env=self._trust_env,
+            proxy=self._proxy,
+            read_bufsize=_READ_BUFFER.get(role, 1 << 16),
+            max_line_size=_MAX_HEADER,
+            max_field_size=_MAX_HEADER,
+        )
+
+
+class _GuardedResolver(AbstractResolver):
+    """Resolves names, and lets only the addresses pass that the guard allows."""
+
+    def __init__(self, inner: AbstractResolver, guard: Guard) -> None:
+        self._inner = inner
+        self._guard = guard
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        results = await self._inner.resolve(host, port, family)
+        for result in results:
+            reason = self._guard(result["host"])
+            if reason:
+                # One bad address condemns the name: a mix of public and private ones is how rebinding is done.
+                raise OSError(None, f"{host} is refused: it resolves to {result['host']}, {reason}")
+        return results
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _count(session: aiohttp.ClientSession) -> int:
+    connector: Any = session.connector
+    return len(getattr(connector, "_acquired", ())) if connector is not None else 0

@@ -1,0 +1,141 @@
+"""Tokens on disk, shared by the processes of one user."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from wme_async._protocol.token import Tokens
+
+__all__ = ["TokenFile"]
+
+logger = logging.getLogger("wme_async.auth")
+
+_LOCK_POLL = 0.05
+
+
+class _Content(msgspec.Struct, omit_defaults=True):
+    version: int = 1
+    entries: dict[str, Tokens] = {}
+    usage: dict[str, dict[str, int]] = {}
+
+
+class TokenFile:
+    """A JSON file of mode 0600 with one entry for each host and user.
+
+    It is replaced as a whole, so a reader never sees half of it, and changed only under a lock beside it, so processes
+    that need a new token at the same moment get one between them. The lock is the kernel's: it dies with its holder.
+
+    Args:
+        path: The file. Its folder must exist.
+        key: Which entry is ours.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self._key = key
+
+    def load(self) -> Tokens | None:
+        """Return our entry; None where there is none or the file cannot be understood."""
+        return self._read().entries.get(self._key)
+
+    def save(self, tokens: Tokens | None) -> None:
+        """Write our entry, or remove it. Call it under `locked()`.
+
+        Raises:
+            OSError: The folder cannot be written to.
+        """
+        content = self._read()
+        if tokens is None:
+            content.entries.pop(self._key, None)
+        else:
+            content.entries[self._key] = tokens
+        self._write(content)
+
+    def usage(self) -> dict[str, int]:
+        """Return the metered requests counted for our user, by `pool/YYYY-MM`."""
+        return dict(self._read().usage.get(self._key, {}))
+
+    def count(self, month: str, counts: dict[str, int]) -> dict[str, int]:
+        """Add metered requests of a month (`YYYY-MM`) by pool, and return the month's sums. Call it under `locked()`.
+
+        Older months are dropped.
+        """
+        content = self._read()
+        kept = {key: n for key, n in content.usage.get(self._key, {}).items() if key.endswith(f"/{month}")}
+        for pool, n in counts.items():
+            kept[f"{pool}/{month}"] = kept.get(f"{pool}/{month}", 0) + n
+        content.usage[self._key] = kept
+        self._write(content)
+        return kept
+
+    @contextlib.asynccontextmanager
+    async def locked(self, sleep: Callable[[float], Awaitable[None]], *, patience: float = 60.0) -> AsyncIterator[None]:
+        """Hold the lock that all processes with this file share.
+
+        Args:
+            sleep: Waits between two attempts.
+            patience: Seconds to wait for another holder before going on without: a hung process must not hang others,
+                and the worst of it is a token too many.
+        """
+        descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            waited = 0.0
+            while not _try_lock(descriptor):
+                if waited >= patience:
+                    logger.warning("going on without the lock of %s, held for over %g s", self.path, patience)
+                    break
+                await sleep(_LOCK_POLL)
+                waited += _LOCK_POLL
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _read(self) -> _Content:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return _Content()
+        with os.fdopen(descriptor, "rb") as file:
+            mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+            if mode & 0o077:
+                logger.warning("%s could be read by others (mode %o); it is now 600", self.path, mode)
+                os.fchmod(descriptor, 0o600)
+            data = file.read()
+        try:
+            return msgspec.json.decode(data, type=_Content)
+        except (msgspec.DecodeError, ValueError):
+            # Whatever it was, it is no token of ours: sign in again and write it anew.
+            logger.warning("%s is not a token file and will be written anew", self.path)
+            return _Content()
+
+    def _write(self, content: _Content) -> None:
+        # mkstemp makes the file with mode 0600 from the start.
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(msgspec.json.encode(content))
+                file.flush()
+                os.fsync(descriptor)
+            Path(temporary).replace(self.path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                Path(temporary).unlink()
+            raise
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
+            return False
+        raise
+    return True
