@@ -1,0 +1,96 @@
+"""What all tests share: the guard around the network, quick property tests, and a repair for one test library."""
+
+import inspect
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from wme_async.simulator import Simulator
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+settings.register_profile(
+    "quick",
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("long", parent=settings.get_profile("quick"), max_examples=2000, derandomize=False)
+settings.load_profile("quick")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "torture: takes minutes; run by `nox -s torture`, not by default")
+    config.addinivalue_line("markers", "browser: drives a real Chromium; skipped with a reason where there is none")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "torture" in (config.getoption("markexpr") or ""):
+        return
+    skip = pytest.mark.skip(reason="torture: run `nox -s torture`")
+    for item in items:
+        if item.get_closest_marker("torture"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test talks to anybody but this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in {socket.AF_INET, socket.AF_INET6} and address[0] not in {"127.0.0.1", "::1", "localhost"}:
+            raise AssertionError(f"a test tried to reach {address!r}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on the credentials or proxies of whoever runs it."""
+    for name in (
+        *("WME_USERNAME", "WME_PASSWORD", "WME_ACCESS_TOKEN", "WME_AUTH_URL", "WME_API_URL", "WME_REALTIME_URL"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real lists and articles, where it lies beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder of real sample data does not lie beside the repository")
+    return SHARED
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator["Simulator"]:
+    """A simulator of all WME services on loopback."""
+    from wme_async.simulator import Simulator  # noqa: PLC0415
+
+    async with Simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def _aioresponses_on_new_aiohttp(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let aioresponses build responses on an aiohttp that wants to know the stream writer; no effect once it does."""
+    parameters = inspect.signature(aiohttp.ClientResponse.__init__).parameters
+    core = pytest.importorskip("aioresponses.core")
+    if "stream_writer" in parameters and "stream_writer" not in inspect.getsource(core):
+
+        class Response(aiohttp.ClientResponse):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                kwargs.setdefault("stream_writer", type("Writer", (), {"output_size": 0})())
+                super().__init__(*args, **kwargs)
+
+        monkeypatch.setattr(core, "ClientResponse", Response)
+    yield
