@@ -2,7 +2,7 @@
 
 import inspect
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,14 +74,14 @@ def shared_data() -> Path:
 @pytest.fixture
 async def sim() -> AsyncIterator["Simulator"]:
     """A simulator of all WME services on loopback."""
-    from wme_async.simulator import Simulator  # noqa: PLC0415
+    from wme_async.simulator import Simulator
 
     async with Simulator() as simulator:
         yield simulator
 
 
 @pytest.fixture
-def _aioresponses_on_new_aiohttp(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _aioresponses_on_new_aiohttp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let aioresponses build responses on an aiohttp that wants to know the stream writer; no effect once it does."""
     parameters = inspect.signature(aiohttp.ClientResponse.__init__).parameters
     core = pytest.importorskip("aioresponses.core")
@@ -93,4 +93,3 @@ def _aioresponses_on_new_aiohttp(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
                 super().__init__(*args, **kwargs)
 
         monkeypatch.setattr(core, "ClientResponse", Response)
-    yield
