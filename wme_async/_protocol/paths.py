@@ -1,0 +1,179 @@
+"""Names to URL paths: titles, identifiers, file names and hours, quoted or refused.
+
+All functions return text that is already percent-encoded, with no slash at either end. Put it into a URL as it stands
+(`yarl.URL(..., encoded=True)`): quoting it again would ask for another page.
+"""
+
+import re
+import unicodedata
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Final
+from urllib.parse import quote
+
+__all__ = [
+    "RESERVED_SNAPSHOTS",
+    "article_path",
+    "chunk_path",
+    "file_path",
+    "hour_path",
+    "identifier_path",
+]
+
+RESERVED_SNAPSHOTS: Final = frozenset({"structured-contents", "wikidata"})
+"""What stands in the place of a snapshot identifier and is none: the server would answer with a list."""
+
+_HOUR: Final = re.compile(
+    r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})[T /](?P<hour>[0-9]{2})"
+    r"(?::(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:\.(?P<fraction>[0-9]+))?)?)?"
+    r"(?P<zone>[Zz]|[+-][0-9]{2}:?[0-9]{2})?"
+)
+_CHUNK: Final = re.compile(r"(?:(?P<snapshot>.+?)_)??(?:chunk_)?(?P<number>[0-9]+)", re.DOTALL)
+
+
+def article_path(name: str) -> str:
+    """Return the path of a page title, for on-demand look-ups.
+
+    The server decodes the path once and takes what it gets as the exact title: there is no case folding and no
+    redirect to follow. Spaces become underscores, as in titles' addresses. Everything else that is not a letter or a
+    digit is percent-encoded, the slash too, so that `?`, `#` and `%` stay in the title and no `..` in it is taken for
+    a directory. Titles are stored in the composed Unicode form (NFC), and so asked for in it.
+
+    Args:
+        name: The title, as it reads: `"AC/DC"`, `"Who's Afraid of Virginia Woolf?"`. Not percent-encoded.
+
+    Raises:
+        TypeError: `name` is not text.
+        ValueError: No page can have this title: it is empty, `.` or `..`, or has control characters in it.
+    """
+    text = unicodedata.normalize("NFC", _text(name, "a title"))
+    if not text.strip(" _"):
+        raise ValueError(f"a title is needed, got {name!r}")
+    if text in {".", ".."}:
+        raise ValueError(f"no page is called {name!r}")
+    return quote(text.replace(" ", "_"), safe="")
+
+
+def file_path(name: str) -> str:
+    """Return the path of a media file's name.
+
+    Args:
+        name: As it reads: `"Ottawa 0757.jpg"`. Spaces become underscores; nothing else is changed, so a name with the
+            prefix `File:` asks for another object than one without.
+
+    Raises:
+        TypeError: `name` is not text.
+        ValueError: No file can have this name. A slash is refused for a reason of its own: the server cannot route it,
+            not even encoded, and would answer 403.
+    """
+    text = unicodedata.normalize("NFC", _text(name, "a file name"))
+    if "/" in text or "\\" in text:
+        raise ValueError(f"a file name has no slash or backslash in it, got {name!r}")
+    if not text.strip(" _") or text in {".", ".."}:
+        raise ValueError(f"a file name is needed, got {name!r}")
+    return quote(text.replace(" ", "_"), safe="")
+
+
+def identifier_path(identifier: str | int, *, reserved: Collection[str] = ()) -> str:
+    """Return the path of an identifier: a project, language, namespace, archive or entity.
+
+    Args:
+        identifier: `"enwiki_namespace_0"`, `"Q42"`, `0`, ...: take it from a list rather than composing it.
+        reserved: Words that the server takes for something else in this place, such as `RESERVED_SNAPSHOTS`.
+
+    Raises:
+        TypeError: `identifier` is neither text nor a whole number.
+        ValueError: It is empty, reserved, or could lead out of its directory (`..`, slashes, control characters). An
+            identifier also names the downloaded file, so this protects the disk as well as the request.
+    """
+    if isinstance(identifier, int) and not isinstance(identifier, bool):
+        if identifier < 0:
+            raise ValueError(f"an identifier is not negative, got {identifier}")
+        return str(identifier)
+    text = _text(identifier, "an identifier")
+    if not text.strip():
+        raise ValueError("an identifier is needed, got an empty one")
+    if "/" in text or "\\" in text or ".." in text or text == ".":
+        raise ValueError(f"an identifier has no path in it, got {text!r}")
+    if text in reserved:
+        raise ValueError(f"{text!r} is not an identifier here: the server has a list of other archives under that name")
+    return quote(text, safe="")
+
+
+def chunk_path(snapshot: str, chunk: str | int) -> str:
+    """Return the path of one chunk below its snapshot.
+
+    The server reads the digits after the last underscore and nothing else, so the identifier of another snapshot's
+    chunk would be answered with this snapshot's chunk of the same number. That is refused here.
+
+    Args:
+        snapshot: Identifier of the snapshot: `"enwiki_namespace_0"`.
+        chunk: Its number, or an identifier: `2`, `"chunk_2"`, `"enwiki_namespace_0_chunk_2"`.
+
+    Raises:
+        TypeError: `chunk` is neither text nor a whole number.
+        ValueError: `chunk` does not end in a number, or belongs to another snapshot.
+    """
+    path = identifier_path(chunk)
+    found = _CHUNK.fullmatch(str(chunk))
+    if found is None:
+        raise ValueError(f"a chunk is a number or ends in one, got {chunk!r}")
+    if found["snapshot"] not in {None, snapshot}:
+        raise ValueError(
+            f"{chunk!r} is not a chunk of {snapshot!r}: the server would send {found['number']} of it anyway"
+        )
+    return path
+
+
+def hour_path(hour: str | datetime) -> str:
+    """Return the path of an hour, UTC: `"2025-07-16/05"`, the hour always with two digits.
+
+    Args:
+        hour: `"2025-07-16T05"`, `"2025-07-16/05"` or `"2025-07-16T05:00:00Z"`; without a zone it is UTC, with another
+            one it is converted. Text that is not on the hour is refused, since it may have been meant for the hour
+            before or after. Or an aware datetime, of which the hour is taken and the rest dropped: `datetime.now(UTC)`
+            is the current hour.
+
+    Raises:
+        TypeError: `hour` is neither text nor a datetime (a date alone does not say which of 24 hours).
+        ValueError: A naive datetime, which may mean any zone; text of another form; a day or an hour that does not
+            exist; minutes or seconds that are not zero.
+    """
+    if isinstance(hour, datetime):
+        if hour.utcoffset() is None:
+            raise ValueError(f"a naive datetime can mean any zone: give it one, as in {hour!r}.replace(tzinfo=UTC)")
+        return _in_utc(hour)
+    if not isinstance(hour, str):
+        raise TypeError(f"an hour is text such as '2025-07-16T05' or an aware datetime, got {type(hour).__name__}")
+    found = _HOUR.fullmatch(hour.strip())
+    if found is None:
+        raise ValueError(f"an hour looks like '2025-07-16T05', got {hour!r}")
+    try:
+        clock = f"{found['hour']}:{found['minute'] or '00'}:{found['second'] or '00'}"
+        moment = datetime.fromisoformat(f"{found['date']}T{clock}").replace(tzinfo=_zone(found["zone"])).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"there is no such hour as {hour!r}: {error}") from None
+    if moment.minute or moment.second or int(found["fraction"] or 0):
+        raise ValueError(f"batches are made by the hour, UTC: {hour!r} is not on the hour")
+    return _in_utc(moment)
+
+
+def _in_utc(moment: datetime) -> str:
+    # Not strftime: it does not pad years below 1000 on every platform.
+    return moment.astimezone(UTC).isoformat()[:13].replace("T", "/")
+
+
+def _zone(text: str | None) -> timezone:
+    if text is None or text in "Zz":
+        return UTC
+    offset = timedelta(hours=int(text[1:3]), minutes=int(text[-2:]))
+    return timezone(-offset if text[0] == "-" else offset)
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is text, got {type(value).__name__}")
+    for character in value:
+        if unicodedata.category(character) in {"Cc", "Cs"} or character in "\u2028\u2029":
+            raise ValueError(f"{what} has no control characters or lone surrogates in it, got {value!r}")
+    return str(value)
