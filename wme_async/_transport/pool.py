@@ -17,8 +17,8 @@ from wme_async.errors import ConnectFailed
 
 __all__ = ["SessionPool"]
 
-Guard = Callable[[str], str | None]
-"""Says of an IP address why it must not be connected to, or None where it may."""
+Guard = Callable[[str, str], str | None]
+"""Says of a host and its IP address why it must not be connected to, or None where it may."""
 
 # Signed URLs travel in Location headers and request lines; aiohttp's own limit is 8 KiB.
 _MAX_HEADER = 64 * 1024
@@ -119,7 +119,7 @@ class SessionPool:
                 "a proxy resolves names itself, so URLs of strangers cannot be fetched safely through it"
             )
         host = urlsplit(url).hostname or ""
-        reason = self._guard(host) if _is_address(host) else None
+        reason = self._guard(host, host) if _is_address(host) else None
         if reason:
             raise ConnectFailed(f"{host} is refused: {reason}")
 
@@ -189,7 +189,7 @@ class _GuardedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         results = await self._inner.resolve(host, port, family)
         for result in results:
-            reason = self._guard(result["host"])
+            reason = self._guard(host, result["host"])
             if reason:
                 # One bad address condemns the name: a mix of public and private ones is how rebinding is done.
                 raise OSError(None, f"{host} is refused: it resolves to {result['host']}, {reason}")
@@ -200,6 +200,9 @@ class _GuardedResolver(AbstractResolver):
 
 
 def _is_address(host: str) -> bool:
+    # aiohttp hands `2130706433` and `127.1` to the C library without asking its resolver, and they mean loopback there.
+    if ":" in host or host.replace(".", "").isdigit():
+        return True
     try:
         ipaddress.ip_address(host)
     except ValueError:
