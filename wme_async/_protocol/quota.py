@@ -1,8 +1,8 @@
 """What requests cost: monthly allowances, counted by pool and month. Pure.
 
-Snapshot downloads, chunk downloads and look-ups are metered each in a pool of its own (articles, structured contents and
-Wikidata look-ups share one); batches, metadata and every HEAD are free. Counts start anew at 00:00 UTC on the first of
-the month. No answer of the data services carries a count, so they are kept here too.
+Snapshot downloads, chunk downloads and look-ups are each metered in a pool of their own (articles, structured contents
+and Wikidata look-ups share one); batches, metadata and every HEAD are free. Counts start anew at 00:00 UTC on the first
+of the month. No answer of the data services carries a count, so they are kept here too.
 """
 
 from datetime import UTC, datetime

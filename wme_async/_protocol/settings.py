@@ -31,7 +31,7 @@ class Hosts(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             parts = urlsplit(value)
             if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError(f"Hosts.{name} must be http(s)://host[:port], not {value!r}")
+                raise ValueError(f"Hosts.{name} must be a URL such as https://host or http://host:8080")
             if parts.path.strip("/") or parts.query or parts.fragment or parts.username or parts.password:
                 raise ValueError(
                     f"Hosts.{name} must be a scheme and a host without path, query or user: {parts.hostname!r}"

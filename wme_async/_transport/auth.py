@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
+from anyio import to_thread
 
 from wme_async._protocol.token import REFRESH_LIFETIME, Step, Tokens, jwt_expiry, next_step, renewal
 from wme_async._transport.tokenfile import TokenFile
@@ -151,7 +152,7 @@ class TokenKeeper:
             Unauthorized: The user name or password is wrong, or only an access token was given.
         """
         async with self._lock, self._shared():
-            self._keep(await self._sign_in())
+            await self._keep(await self._sign_in())
 
     async def revoke(self) -> None:
         """Give the refresh token back and forget all tokens.
@@ -160,7 +161,7 @@ class TokenKeeper:
         that came from a sign-in until it expires.
         """
         async with self._lock, self._shared():
-            tokens = (self._file.load() if self._file else None) or self._tokens
+            tokens = await self._stored() or self._tokens
             try:
                 if tokens is not None and tokens.refresh_token:
                     body = msgspec.json.encode({"refresh_token": tokens.refresh_token})
@@ -170,7 +171,7 @@ class TokenKeeper:
             finally:
                 self._tokens = None
                 if self._file is not None:
-                    self._file.save(None)
+                    await to_thread.run_sync(self._file.save, None)
 
     @contextlib.asynccontextmanager
     async def _shared(self) -> AsyncIterator[None]:
@@ -187,13 +188,13 @@ class TokenKeeper:
                 return current
             async with self._shared():
                 # Another process may have been faster.
-                stored = self._file.load() if self._file is not None else None
+                stored = await self._stored()
                 current = self._good(stored, failed)
                 if current is not None:
                     self._tokens = stored
                     return current
                 tokens = stored or self._tokens
-                self._keep(await self._next(tokens, failed))
+                await self._keep(await self._next(tokens, failed))
         assert self._tokens is not None
         return self._tokens.access_token
 
@@ -242,11 +243,14 @@ class TokenKeeper:
             refresh_expires=now + REFRESH_LIFETIME,
         )
 
-    def _keep(self, tokens: Tokens) -> None:
+    async def _stored(self) -> Tokens | None:
+        return None if self._file is None else await to_thread.run_sync(self._file.load)
+
+    async def _keep(self, tokens: Tokens) -> None:
         self._tokens = tokens
         if self._file is not None:
             try:
-                self._file.save(tokens)
+                await to_thread.run_sync(self._file.save, tokens)
             except OSError as error:
                 logger.warning("could not write %s: %s", self._file.path, error.strerror)
 

@@ -33,6 +33,8 @@ class TokenFile:
     It is replaced as a whole, so a reader never sees half of it, and changed only under a lock beside it, so processes
     that need a new token at the same moment get one between them. The lock is the kernel's: it dies with its holder.
 
+    Reading and writing block, so they belong into a worker thread.
+
     Args:
         path: The file. Its folder must exist.
         key: Which entry is ours.

@@ -1,0 +1,317 @@
+"""The small pure parts: settings, retries, tokens, error answers, quotas."""
+
+import base64
+import json
+import pickle
+from email.utils import formatdate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wme_async import errors
+from wme_async._protocol.answer import bare_url, error_of, words_of
+from wme_async._protocol.quota import Allowances, Cost, month_of, quota_of
+from wme_async._protocol.retry import Backoff, is_transient, parse_retry_after
+from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
+from wme_async._protocol.token import REFRESH_LIMIT, Step, Tokens, jwt_expiry, next_step, renewal
+
+LEAVES = [
+    getattr(errors, name)
+    for name in errors.__all__
+    if isinstance(getattr(errors, name), type) and issubclass(getattr(errors, name), errors.WMEError)
+]
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_every_error_survives_pickling_with_its_facts(kind):
+    error = kind("what happened")
+    error.url = "http://a/b"
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert str(again) == "what happened"
+    assert again.__dict__ == error.__dict__
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_every_error_is_drawn_in_the_tree_and_stands_under_its_root(kind):
+    assert kind.__name__ in (errors.__doc__ or "")
+    assert issubclass(kind, errors.WMEError)
+
+
+def test_a_repr_shows_facts_but_not_the_raw_record():
+    error = errors.DecodeError("bad", member="m.ndjson", line=3, record=b"secret")
+    assert "line=3" in repr(error)
+    assert "secret" not in repr(error)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Hosts(auth="ftp://x"),
+        lambda: Hosts(api="https://x/v2"),
+        lambda: Hosts(api="https://user:pw@x"),
+        lambda: Hosts(realtime="nowhere"),
+        lambda: Hosts.of({"auht": "https://x"}),
+        lambda: Timeouts(read=0),
+        lambda: Timeouts(connect=float("nan")),
+        lambda: Timeouts(lookup=float("inf")),
+        lambda: Retry(attempts=0),
+        lambda: Retry(base=-1),
+        lambda: Limits(connections=0),
+        lambda: Limits(requests_per_second=0),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_when_made(make):
+    with pytest.raises(ValueError, match=r"Hosts|Timeouts|Retry|Limits|unknown host"):
+        make()
+
+
+def test_a_password_in_a_host_is_not_repeated_in_the_refusal():
+    with pytest.raises(ValueError, match="without path, query or user") as caught:
+        Hosts(api="https://user:hunter2@x")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_hosts_are_made_of_mappings_and_lose_a_slash_at_the_end():
+    assert Hosts.of({"api": "http://127.0.0.1:8080/"}).api == "http://127.0.0.1:8080"
+    assert Hosts.of(None) == Hosts()
+    assert Hosts.of(Hosts()) == Hosts()
+    assert Timeouts(pool=None).pool is None
+
+
+@given(
+    st.builds(
+        Retry,
+        attempts=st.integers(1, 12),
+        base=st.floats(0, 10),
+        cap=st.floats(0, 100),
+        total=st.floats(0, 1000),
+    ),
+    st.lists(st.floats(0, 0.999), min_size=12, max_size=12),
+)
+def test_waits_stay_below_their_bound_and_attempts_and_time_are_bounded(retry, numbers):
+    source = iter(numbers)
+    backoff = Backoff(retry, lambda: next(source))
+    elapsed, n = 0.0, 0
+    while (wait := backoff.failed(elapsed=elapsed)) is not None:
+        assert 0 <= wait <= min(retry.cap, retry.base * 2**n)
+        elapsed += wait
+        n += 1
+        assert elapsed <= retry.total
+    assert n < retry.attempts
+
+
+def test_progress_starts_the_series_again():
+    backoff = Backoff(Retry(attempts=2, base=1), lambda: 0.5)
+    assert backoff.failed(elapsed=0) == 0.5
+    assert backoff.failed(elapsed=0) is None
+    backoff.reset()
+    assert backoff.failed(elapsed=0) == 0.5
+
+
+def test_retry_after_wins_up_to_a_ceiling():
+    retry = Retry(retry_after_cap=60, total=100)
+    assert Backoff(retry, lambda: 0.0).failed(elapsed=0, retry_after=59) == 59
+    assert Backoff(retry, lambda: 0.0).failed(elapsed=0, retry_after=61) is None
+    assert Backoff(retry, lambda: 0.0).failed(elapsed=50, retry_after=59) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(None, None), ("3", 3.0), (" 0.5 ", 0.5), ("-4", 0.0), ("nan", None), ("inf", None), ("soon", None)],
+)
+def test_retry_after_is_seconds_or_nothing(value, seconds):
+    assert parse_retry_after(value, now=0) == seconds
+
+
+def test_retry_after_may_be_a_date():
+    assert parse_retry_after(formatdate(1_000_030, usegmt=True), now=1_000_000) == 30
+    assert parse_retry_after(formatdate(1_000_000, usegmt=True), now=1_000_030) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (errors.ConnectFailed(), True),
+        (errors.TimedOut(), True),
+        (errors.Interrupted(), True),
+        (errors.ServerError(status=500), True),
+        (errors.RateLimited(status=429), True),
+        (errors.StatusError(status=408), True),
+        (errors.QuotaExceeded(status=429), False),
+        (errors.NotFound(status=404), False),
+        (errors.Unauthorized(status=401), False),
+        (errors.Forbidden(status=403), False),
+        (errors.DecodeError(), False),
+    ],
+)
+def test_only_trouble_that_may_pass_is_worth_another_attempt(error, transient):
+    assert is_transient(error) is transient
+
+
+NOW = 1_700_000_000.0
+
+
+def tokens(**changes):
+    return Tokens(
+        **{
+            "access_token": "a",
+            "access_expires": NOW + 86400,
+            "access_lifetime": 86400.0,
+            "refresh_token": "r",
+            "refresh_expires": NOW + 90 * 86400,
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("have", "step"),
+    [
+        (None, Step.LOGIN),
+        (tokens(access_token=""), Step.LOGIN),
+        (tokens(), Step.USE),
+        (tokens(access_expires=None), Step.USE),
+        (tokens(access_expires=NOW + 301), Step.USE),
+        (tokens(access_expires=NOW + 299), Step.REFRESH),
+        (tokens(access_expires=NOW - 1), Step.REFRESH),
+        (tokens(access_lifetime=300.0, access_expires=NOW + 31), Step.USE),
+        (tokens(access_lifetime=300.0, access_expires=NOW + 29), Step.REFRESH),
+        (tokens(access_lifetime=None, access_expires=NOW + 400), Step.USE),
+        (tokens(access_expires=NOW, refresh_token=""), Step.LOGIN),
+        (tokens(access_expires=NOW, refresh_expires=NOW), Step.LOGIN),
+        (tokens(access_expires=NOW, refreshes=REFRESH_LIMIT - 1), Step.REFRESH),
+        (tokens(access_expires=NOW, refreshes=REFRESH_LIMIT), Step.LOGIN),
+    ],
+)
+def test_tokens_are_used_refreshed_ahead_of_time_or_replaced_by_a_sign_in(have, step):
+    assert next_step(have, now=NOW) is step
+
+
+def test_a_refresh_counts_and_keeps_the_refresh_token_and_its_end():
+    before = tokens(refreshes=7)
+    after = before.refreshed("b", 3600.0, now=NOW)
+    assert (after.access_token, after.access_expires, after.refreshes) == ("b", NOW + 3600, 8)
+    assert (after.refresh_token, after.refresh_expires) == ("r", before.refresh_expires)
+    assert before.refreshed("b", None, now=NOW).access_expires is None
+    assert renewal(after, now=NOW) is Step.REFRESH
+
+
+def test_tokens_are_not_shown():
+    shown = repr(tokens(access_token="s3cret", refresh_token="s3cret"))
+    assert "s3cret" not in shown
+    assert "s3cret" not in str(list(tokens(access_token="s3cret").__rich_repr__()))
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_read_as_a_token_without_an_error(text):
+    jwt_expiry(text)
+    jwt_expiry(f"{text}.{text}.{text}")
+
+
+def test_the_end_of_a_web_token_is_read():
+    def jwt(payload):
+        return f"h.{base64.urlsafe_b64encode(json.dumps(payload).encode()).decode().rstrip('=')}.s"
+
+    assert jwt_expiry(jwt({"exp": 12})) == 12.0
+    assert jwt_expiry(jwt({"exp": True})) is None
+    assert jwt_expiry(jwt({})) is None
+    assert jwt_expiry(jwt([])) is None
+
+
+S3 = b"""<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Request has expired</Message>
+<StringToSign>AWS4 hunter2</StringToSign></Error>"""
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", ""),
+        (b'{"status":422,"message":"limit cannot be\\n\\tgreater"}\n', "limit cannot be greater"),
+        (b'{"status":422}', ""),
+        (b"{broken", ""),
+        (S3, "AccessDenied: Request has expired"),
+        (
+            b"<html><head><title>Blocked &amp; gone</title></html>",
+            "an HTML page, not an answer of the API: Blocked & gone",
+        ),
+        (b"<p>", "an HTML page, not an answer of the API"),
+        (b"plain  words", "plain words"),
+    ],
+)
+def test_the_servers_words_are_found_in_every_kind_of_body(body, words):
+    assert words_of(body) == words
+
+
+def test_an_error_answer_becomes_one_error_without_secrets():
+    error = error_of(
+        403,
+        {"X-Request-Id": "abc", "Retry-After": "2"},
+        S3,
+        url="https://u:hunter2@store:8443/key?X-Amz-Signature=hunter2",
+        now=0,
+        product="snapshots",
+    )
+    assert isinstance(error, errors.Forbidden)
+    assert (error.status, error.request_id, error.retry_after) == (403, "abc", 2)
+    assert error.url == "https://store:8443/key"
+    assert "does not include snapshots" in str(error)
+    assert "hunter2" not in repr(error) + str(error.__dict__)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "advice"),
+    [
+        (400, errors.BadRequest, ""),
+        (401, errors.Unauthorized, "sign in again"),
+        (404, errors.NotFound, ""),
+        (407, errors.StatusError, "proxy"),
+        (418, errors.StatusError, ""),
+        (422, errors.Unprocessable, ""),
+        (429, errors.RateLimited, ""),
+        (500, errors.ServerError, ""),
+        (503, errors.ServerError, ""),
+    ],
+)
+def test_each_status_has_its_class(status, kind, advice):
+    error = error_of(status, {}, b"", url="http://h/p", now=0)
+    assert type(error) is kind
+    assert advice in str(error)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://[::1]:80/a?b#c", "http://[::1]:80/a"),
+        ("http://h:port/a", "http://h/a"),
+        ("http://[bad", "(not a URL)"),
+    ],
+)
+def test_shown_urls_have_no_query(url, shown):
+    assert bare_url(url) == shown
+
+
+def test_a_quota_takes_the_higher_count_and_knows_what_fits():
+    limits = Allowances(snapshot=30, chunk=1500)
+    quota = quota_of(
+        month="2026-11",
+        served={"snapshot": 3, "chunk": 2000},
+        counted={"snapshot/2026-11": 5, "snapshot/2026-10": 29},
+        limits=limits,
+    )
+    assert quota.snapshot.used == 5
+    assert quota.snapshot.left == 25
+    assert quota.chunk.left == 0
+    assert quota.ondemand.left is None
+    assert quota.allows(Cost(pool="snapshot", requests=25))
+    assert not quota.allows(Cost(pool="snapshot", requests=26))
+    assert quota.allows(Cost(pool="ondemand", requests=10**9))
+    assert quota.allows(Cost(pool=None, requests=10**9))
+    with pytest.raises(ValueError, match="no pool"):
+        quota.of("lunch")
+
+
+def test_months_are_those_of_utc():
+    assert month_of(1_793_491_199) == "2026-10"
+    assert month_of(1_793_491_200) == "2026-11"

@@ -1,0 +1,170 @@
+"""The account: signing in and out, what it may do, and what it has used."""
+
+import asyncio
+import logging
+
+import msgspec
+from anyio import to_thread
+
+from wme_async._protocol.quota import FREE_PLAN, POOLS, Allowances, Quota, month_of, quota_of
+from wme_async._transport import Request, TokenKeeper, Transport
+from wme_async.errors import DecodeError, QuotaExceeded
+from wme_async.models import User
+
+__all__ = ["Account"]
+
+logger = logging.getLogger("wme_async.auth")
+
+# Look-ups come in thousands, and a file is written for each save: they are saved a hundred at a time.
+_SAVE_EVERY = 100
+
+_FREE_GROUP = "group_1"
+
+
+class Account:
+    """`wme.auth`: sign-in, sign-out and quotas of one account.
+
+    Passwords are set and accounts are made on the WME dashboard, not here.
+
+    Args:
+        transport: Sends the requests.
+        allowances: Monthly limits to go by; where not given, those of the free plan for free accounts, none for others.
+        warn_at: Share of an allowance, 0 to 1, above which a warning is logged once a month and pool.
+    """
+
+    def __init__(self, transport: Transport, *, allowances: Allowances | None = None, warn_at: float = 0.8) -> None:
+        self._transport = transport
+        self._allowances = allowances
+        self._warn_at = warn_at
+        self._counts: dict[str, int] = {}
+        self._unsaved: dict[str, int] = {}
+        self._warned: set[str] = set()
+        self._lock = asyncio.Lock()
+        file = transport.token_file
+        self._file = file
+        transport.on_metered = self._count
+        transport.quota_check = self._exhausted
+
+    def __repr__(self) -> str:
+        return f"<Account {self._keeper!r}>"
+
+    @property
+    def _keeper(self) -> TokenKeeper:
+        keeper = self._transport.tokens
+        assert keeper is not None
+        return keeper
+
+    async def login(self) -> None:
+        """Sign in now rather than with the first request.
+
+        Raises:
+            Unauthorized: The user name or the password is wrong. The server says so too while its identity provider is
+                in trouble.
+            TransportError: The auth host could not be reached.
+        """
+        await self._keeper.login()
+
+    async def revoke(self) -> None:
+        """Sign out: revoke the refresh token and forget all tokens, in the token file too.
+
+        Every process that shares the token file is signed out. An access token that came straight from a sign-in may be
+        accepted by the server until it expires, even so.
+
+        Raises:
+            WMEError: The auth host could not be asked; the tokens are forgotten here all the same.
+        """
+        await self._keeper.revoke()
+
+    async def user(self) -> User:
+        """Return the account's groups, its counts of this month, and what it may request.
+
+        The limits in it are constants of the service, not this account's own caps.
+
+        Raises:
+            DecodeError: The answer is not what the API gives.
+            WMEError: It could not be asked.
+        """
+        response = await self._transport.request(Request(method="POST", role="auth", path="/v1/get-user", token=True))
+        try:
+            return msgspec.json.decode(response.body, type=User)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise DecodeError(f"get-user did not answer with an account: {error}", record=response.body) from error
+
+    async def quota(self) -> Quota:
+        """Return what was used of each monthly allowance and what is left.
+
+        Counts are the higher of what the server says and what was counted here, by all processes that share the token
+        file.
+
+        Raises:
+            WMEError: The auth host could not be asked.
+        """
+        user = await self.user()
+        limits = self._allowances or (FREE_PLAN if _FREE_GROUP in user.groups else Allowances())
+        month = month_of(self._transport.server_now("auth"))
+        return quota_of(month=month, served=_served(user), counted=await self._counted(), limits=limits)
+
+    async def save(self) -> None:
+        """Write the counts that are not written yet."""
+        async with self._lock:
+            await self._save()
+
+    async def _counted(self) -> dict[str, int]:
+        stored = {} if self._file is None else await to_thread.run_sync(self._file.usage)
+        counts = {key: max(n, stored.get(key, 0)) for key, n in self._counts.items()}
+        return {**stored, **counts}
+
+    async def _count(self, pool: str) -> None:
+        month = month_of(self._transport.server_now("api"))
+        key = f"{pool}/{month}"
+        self._counts[key] = self._counts.get(key, 0) + 1
+        self._unsaved[key] = self._unsaved.get(key, 0) + 1
+        self._warn(pool, key)
+        if pool != "ondemand" or self._unsaved[key] >= _SAVE_EVERY:
+            async with self._lock:
+                await self._save()
+
+    def _warn(self, pool: str, key: str) -> None:
+        limit = self._allowances.of(pool) if self._allowances is not None else None
+        if limit is None or key in self._warned or self._counts[key] < self._warn_at * limit:
+            return
+        self._warned.add(key)
+        logger.warning("%d of %d %s requests of this month are used", self._counts[key], limit, pool)
+
+    async def _save(self) -> None:
+        if self._file is None or not self._unsaved:
+            return
+        unsaved, self._unsaved = self._unsaved, {}
+        months: dict[str, dict[str, int]] = {}
+        for key, n in unsaved.items():
+            pool, month = key.split("/")
+            months.setdefault(month, {})[pool] = n
+        try:
+            async with self._file.locked(self._transport.sleep):
+                for month, counts in sorted(months.items()):
+                    self._counts.update(await to_thread.run_sync(self._file.count, month, counts))
+        except OSError as error:
+            logger.warning("could not write the usage to %s: %s", self._file.path, error.strerror)
+
+    async def _exhausted(self, pool: str) -> QuotaExceeded | None:
+        """Say whether a 429 means that the month's allowance is gone; the answer itself does not tell."""
+        user = await self.user()
+        used = _served(user).get(pool, 0)
+        stated: int = getattr(user, f"{pool}_limit", 0)
+        known = self._allowances.of(pool) if self._allowances is not None else None
+        # The stated limit is a constant of the service, which the account's own cap may lie above: so both count.
+        limit = known if known is not None else stated
+        if not limit or used < limit:
+            return None
+        return QuotaExceeded(
+            f"the month's allowance of {pool} requests is used up ({used} of {limit}); it is restored on the first of "
+            "the month, 00:00 UTC",
+            status=429,
+            used=used,
+            limit=limit,
+            pool=pool,
+        )
+
+
+def _served(user: User) -> dict[str, int]:
+    return {pool: getattr(user, f"{pool}_requests_count") for pool in POOLS}
