@@ -26,8 +26,9 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True, repr_omit_def
       record handed to several consumers cannot be changed by one of them. `msgspec.structs.replace` makes a changed
       copy.
     - `gc=False`: the collector never looks at these objects, which matters when many are kept. It is safe because they
-      hold plain data alone (strings, numbers, datetimes, tuples and dicts of those, other models) and cannot be made to
-      refer to themselves once built.
+      hold plain data alone (strings, numbers, datetimes, tuples and dicts of those, other models) and, once built,
+      cannot be made to refer to themselves without putting into a dict what its type forbids. For the same reason a
+      model that holds a dict is never a shared default: it has a factory.
     - `omit_defaults`: the server leaves out what is false, zero or empty; so does encoding. The few keys that it always
       writes have a factory as default, which msgspec never leaves out.
     - Unknown keys pass: the server adds fields without notice.

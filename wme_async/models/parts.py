@@ -54,7 +54,7 @@ class Thumbnail(Model):
     _content_url: str | UnsetType = field(name="content_url", default=UNSET)
 
     def __post_init__(self) -> None:
-        _fold(self, "content_url", "_content_url")
+        fold(self, "content_url", "_content_url", "")
 
 
 class Image(Model):
@@ -151,11 +151,11 @@ class Part(Model):
     table_references: tuple[TableReference, ...] = ()
 
 
-def _fold(model: Model, name: str, other: str) -> None:
-    """Moves the value of another spelling into the public field, where the public one is empty."""
+def fold(model: Model, name: str, other: str, empty: object) -> None:
+    """Move the value of another spelling into the public field, unless that one has been given."""
     value: Any = getattr(model, other)
     if value is UNSET:
         return
-    if not getattr(model, name):
+    if getattr(model, name) == empty:
         force_setattr(model, name, value)
     force_setattr(model, other, UNSET)

@@ -1,0 +1,145 @@
+"""The second chance of a record that does not fit its model, without cost for those that do.
+
+Go writes `null` for an empty list where a field was not told to leave it out, and a failed conversion leaves `null`
+among the sections of a structured content. To the services all of that means "nothing here", as absence does. So when,
+and only when, decoding has failed, what means nothing is left out and the same decoder judges again:
+
+- a `null` where the type has no place for one: the key of an object, the element of a list;
+- a single object where a list belongs, for the few keys that the published schema describes that way.
+
+Nothing else is mended: a number in place of a string is as wrong the second time. A `null` that the type allows stays.
+"""
+
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, Final, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+__all__ = ["decode_record", "mend"]
+
+T = TypeVar("T")
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+_ONE_OR_MANY: Final = frozenset({"license", "protection", "references", "tables"})
+
+_OBJECTS: Final = (inspect.StructType, inspect.TypedDictType, inspect.DataclassType)
+
+# Numbers pass through as they were written, so that the second judgement is of the same document.
+_read: Final = msgspec.json.Decoder(float_hook=Decimal)
+_write: Final = msgspec.json.Encoder(decimal_format="number")
+
+
+def decode_record(decoder: msgspec.json.Decoder[T], data: Buffer) -> T:
+    """Decode a record; where that fails, leave out what means nothing and try once more.
+
+    Where `decoder.decode(data)` succeeds, its result is the result.
+
+    Args:
+        decoder: What decodes and judges, both times.
+        data: One JSON document.
+
+    Raises:
+        msgspec.ValidationError: It does not fit, mended or not.
+        msgspec.DecodeError: It is not JSON.
+        UnicodeDecodeError: A string in it is not UTF-8.
+        RecursionError: It is nested too deeply.
+    """
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        return mend(decoder, data, error)
+
+
+def mend(decoder: msgspec.json.Decoder[T], data: Buffer, error: msgspec.ValidationError) -> T:
+    """Decode a record that was refused, without what means nothing.
+
+    Args:
+        decoder: What decodes and judges.
+        data: The record that was refused.
+        error: Why it was; raised again where there is nothing to mend.
+
+    Raises:
+        msgspec.ValidationError: It does not fit even so.
+    """
+    type_: Any = decoder.type
+    try:
+        document = _read.decode(data)
+        mended = _mended(document, _described(type_), "")
+        again = None if mended is document else _write.encode(mended)
+    except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError):
+        again = None  # in a part that the type skips: not why it was refused
+    if again is None:
+        raise error
+    return decoder.decode(again)
+
+
+@lru_cache(maxsize=256)
+def _described(type_: Any) -> inspect.Type:
+    return inspect.type_info(type_)
+
+
+def _mended(value: Any, type_: inspect.Type, key: str) -> Any:
+    """Return the value as it should have been written; the very same object where nothing had to change."""
+    place = _place(value, type_, key)
+    if isinstance(value, dict):
+        if isinstance(place, inspect.CollectionType):
+            return [_mended(value, place.item_type, "")]
+        if isinstance(place, inspect.DictType):
+            return _mended_object(value, dict.fromkeys(value, place.value_type))
+        if isinstance(place, _OBJECTS):
+            return _mended_object(value, {field.encode_name: field.type for field in place.fields})
+    elif isinstance(value, list) and isinstance(place, inspect.CollectionType):
+        kept = [item for item in value if item is not None or _takes_null(place.item_type)]
+        items = [_mended(item, place.item_type, "") for item in kept]
+        if len(items) != len(value) or any(new is not old for new, old in zip(items, kept, strict=True)):
+            return items
+    return value
+
+
+def _mended_object(value: dict[str, Any], types: dict[str, inspect.Type]) -> dict[str, Any]:
+    changed = False
+    result = {}
+    for key, old in value.items():
+        type_ = types.get(key)
+        if type_ is None:  # unknown to the model, so nothing that could have failed
+            result[key] = old
+        elif old is None and not _takes_null(type_):
+            changed = True
+        else:
+            result[key] = new = _mended(old, type_, key)
+            changed |= new is not old
+    return result if changed else value
+
+
+def _place(value: Any, type_: inspect.Type, key: str) -> inspect.Type | None:
+    """Return what of a type a value is meant for, or `None` where that is not for us to say."""
+    while isinstance(type_, inspect.Metadata):
+        type_ = type_.type
+    members = type_.types if isinstance(type_, inspect.UnionType) else (type_,)
+    lists = [member for member in members if isinstance(member, inspect.CollectionType)]
+    if isinstance(value, list):
+        return lists[0] if lists else None
+    if not isinstance(value, dict):
+        return None
+    for member in members:
+        if isinstance(member, inspect.DictType):
+            return member
+        if isinstance(member, inspect.StructType) and member.tag_field is not None:
+            if value.get(member.tag_field) == member.tag:
+                return member
+        elif isinstance(member, _OBJECTS):
+            return member
+    return lists[0] if lists and key in _ONE_OR_MANY else None
+
+
+def _takes_null(type_: inspect.Type) -> bool:
+    while isinstance(type_, inspect.Metadata):
+        type_ = type_.type
+    if isinstance(type_, inspect.UnionType):
+        return any(_takes_null(member) for member in type_.types)
+    return isinstance(type_, inspect.NoneType | inspect.AnyType | inspect.RawType | inspect.CustomType) or (
+        isinstance(type_, inspect.LiteralType) and None in type_.values
+    )

@@ -1,0 +1,46 @@
+"""What the service says of the account itself."""
+
+from wme_async.models._struct import Model
+
+__all__ = ["Permission", "User"]
+
+
+class Permission(Model):
+    """A request that the account may make.
+
+    Attributes:
+        path: Path pattern, as the server's access policy spells it.
+        method: HTTP method or a pattern of several.
+    """
+
+    path: str = ""
+    method: str = ""
+
+
+class User(Model):
+    """The account: what it may do, and what it has used this month.
+
+    The counts are the only way to read what has been used: no answer of the data services carries it. The limits are
+    constants of the service and not this account's own caps, which may be higher.
+
+    Attributes:
+        username: Name of the account.
+        groups: Groups it belongs to; they decide the plan.
+        ondemand_requests_count: Look-ups this month: articles and structured contents together.
+        ondemand_limit: The service's stated limit for them.
+        snapshot_requests_count: Snapshot downloads this month: each request counts, also for a range.
+        snapshot_limit: The service's stated limit for them.
+        chunk_requests_count: Chunk downloads this month.
+        chunk_limit: The service's stated limit for them.
+        apis: What it may request.
+    """
+
+    username: str = ""
+    groups: tuple[str, ...] = ()
+    ondemand_requests_count: int = 0
+    ondemand_limit: int = 0
+    snapshot_requests_count: int = 0
+    snapshot_limit: int = 0
+    chunk_requests_count: int = 0
+    chunk_limit: int = 0
+    apis: tuple[Permission, ...] = ()
