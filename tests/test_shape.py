@@ -1,0 +1,212 @@
+"""The shape of the package: who may import whom, what is exported, and that documents agree with metadata."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "wme_async"
+
+# Rows from the top: a module imports only from rows above its own. Modules of one entry may import each other.
+ROWS = [
+    ["_version", "errors", "models"],
+    ["_protocol"],
+    ["_transport", "offsets"],
+    ["_download", "_archive", "_stream"],
+    ["_client"],
+    ["jobs", "relay", "integrations"],
+    ["web"],
+    ["__main__", "cli"],
+]
+APART = "simulator"
+
+
+def modules():
+    return sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def dotted(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path):
+    """Return the modules of ours that a file imports when it is loaded: not for type checkers, not inside functions."""
+    tree = ast.parse(path.read_text())
+
+    def walk(nodes):
+        for node in nodes:
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path} has a relative import"
+                yield node.module
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.Try | ast.If | ast.With):
+                yield from walk(ast.iter_child_nodes(node))
+            elif isinstance(node, ast.ClassDef):
+                yield from walk(node.body)
+
+    return {name for name in walk(tree.body) if name.startswith("wme_async")}
+
+
+def room(name):
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def row_of(name):
+    for number, row in enumerate(ROWS):
+        if name in row:
+            return number
+    return None
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_a_module_imports_only_from_rows_above_its_own(path):
+    own = room(dotted(path))
+    if own in {"", APART}:
+        return
+    row = row_of(own)
+    assert row is not None, f"{own} has no row in the table"
+    for name in imports(path):
+        other = room(name)
+        if other in {"", own} or (not (PACKAGE / other).exists() and not (PACKAGE / f"{other}.py").exists()):
+            continue
+        number = row_of(other)
+        # Beside errors and models, which may use each other, a row does not look sideways, except where the design
+        # draws the arrow: jobs stand on integrations.
+        sideways = {("models", "errors"), ("jobs", "integrations"), ("_archive", "_download"), ("_stream", "_archive")}
+        if other == "simulator":
+            assert own in {"__main__", "cli"}, f"{dotted(path)} imports the simulator"
+            continue
+        assert number is not None
+        assert number < row or (own, other) in sideways, f"{dotted(path)} imports {name}"
+
+
+def test_the_simulator_imports_nothing_of_ours():
+    for path in (PACKAGE / "simulator").rglob("*.py"):
+        for name in imports(path):
+            assert room(name) == "simulator", f"{dotted(path)} imports {name}"
+        assert "import_module" not in path.read_text()
+
+
+def test_pure_modules_have_no_io_in_them():
+    forbidden = {"asyncio", "aiohttp", "time", "random", "anyio", "socket", "os", "threading", "sqlite3", "aiofiles"}
+    for path in (PACKAGE / "_protocol").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.AsyncFunctionDef | ast.Await), f"{path} is not pure"
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not {name.split(".")[0] for name in names} & forbidden, f"{path} imports {names}"
+
+
+def test_there_are_no_import_cycles():
+    known = {dotted(path): path for path in modules()}
+    graph = {name: {other for other in imports(path) if other in known} - {name} for name, path in known.items()}
+    done, active = set(), []
+
+    def visit(name):
+        if name in done:
+            return
+        assert name not in active, " -> ".join([*active[active.index(name) :], name])
+        active.append(name)
+        for other in sorted(graph[name]):
+            visit(other)
+        active.pop()
+        done.add(name)
+
+    for name in sorted(graph):
+        visit(name)
+
+
+@pytest.mark.parametrize("name", ["wme_async", "wme_async.errors", "wme_async.models", "wme_async.offsets"])
+def test_what_is_exported_is_exact_and_sorted(name):
+    module = importlib.import_module(name)
+    assert sorted(module.__all__) == list(module.__all__)
+    assert len(set(module.__all__)) == len(module.__all__)
+    for each in module.__all__:
+        assert getattr(module, each) is not None
+    public = {
+        each
+        for each, value in vars(module).items()
+        if not each.startswith("_")
+        and not isinstance(value, type(sys))
+        and getattr(value, "__module__", name) != "typing"
+    }
+    assert public - set(module.__all__) - {"annotations"} <= {"Any", "datetime"}, public - set(module.__all__)
+
+
+def test_importing_the_package_loads_nothing_optional_and_configures_nothing():
+    code = """
+import logging, sys
+before = set(sys.modules)
+import wme_async
+loaded = set(sys.modules) - before
+late = [m for m in loaded if m.startswith(("wme_async.jobs", "wme_async.web", "wme_async.integrations",
+        "wme_async.simulator", "wme_async.__main__"))]
+optional = [m for m in ("click", "rich", "pyarrow", "obstore", "yt_dlp", "uvloop", "dotenv") if m in loaded]
+assert not late, late
+assert not optional, optional
+assert not logging.getLogger().handlers
+print("ok")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.stdout == "ok\n", result.stderr
+
+
+def test_every_module_can_be_imported_alone():
+    names = [dotted(path) for path in modules() if path.name != "__main__.py"]
+    optional = ("wme_async.integrations", "wme_async.cli")
+    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
+    result = subprocess.run(
+        [sys.executable, "-c", code, *(name for name in names if not name.startswith(optional))],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_modules_and_functions_keep_to_the_budget():
+    long_modules = {}
+    for path in modules():
+        text = path.read_text()
+        lines = text.count("\n")
+        if lines > 560:
+            long_modules[dotted(path)] = lines
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = (node.end_lineno or 0) - node.body[0].lineno + 1
+                if ast.get_docstring(node):
+                    body -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+                assert body <= 70, f"{dotted(path)}.{node.name} has {body} lines"
+    assert not long_modules
+
+
+def test_the_readme_names_the_lowest_python_of_the_metadata_and_the_changelog_this_version():
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    floor = metadata["project"]["requires-python"].removeprefix(">=")
+    assert f"Python {floor}" in (ROOT / "README.md").read_text()
+    from wme_async import __version__
+
+    assert re.search(rf"^## {re.escape(__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_the_core_has_four_dependencies():
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    names = {re.split(r"[><=\[ ]", each)[0] for each in metadata["project"]["dependencies"]}
+    assert names == {"aiohttp", "aiofiles", "msgspec", "anyio"}
