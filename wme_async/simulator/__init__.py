@@ -1,0 +1,34 @@
+"""Wikimedia Enterprise on loopback: auth, API, object store and the firehose, with their quirks, and faults on request.
+
+    async with Simulator() as simulator:
+        async with Client(**simulator.client_options()) as wme: ...
+
+It imports nothing else of this package, so that it is a second opinion on the wire format, and it serves whoever speaks
+HTTP. For synchronous code there is `Simulator.run_in_thread()`, for pytest the fixture `wme_simulator`.
+"""
+
+from wme_async.simulator._access import ACCESS_2025, ACCESS_2026, CAPS_2025, CAPS_2026, AccessRow
+from wme_async.simulator._auth import User
+from wme_async.simulator._clock import Clock
+from wme_async.simulator._record import Request, Requests
+from wme_async.simulator._server import Simulator
+from wme_async.simulator.articles import ArticleGenerator, build_archive, dumps
+from wme_async.simulator.faults import Fault, Faults
+
+__all__ = [
+    "ACCESS_2025",
+    "ACCESS_2026",
+    "CAPS_2025",
+    "CAPS_2026",
+    "AccessRow",
+    "ArticleGenerator",
+    "Clock",
+    "Fault",
+    "Faults",
+    "Request",
+    "Requests",
+    "Simulator",
+    "User",
+    "build_archive",
+    "dumps",
+]

@@ -1,0 +1,482 @@
+"""The world that the simulator serves: metadata, and archives that are built when somebody first asks for them.
+
+Every archive is a pure function of the seed and its key, so that lists, archives and checksums agree without anything
+being stored beforehand. What is listed is built, since a list states the MD5 of each archive.
+"""
+
+import asyncio
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from os import PathLike
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from wme_async.simulator._clock import Clock
+from wme_async.simulator._store import StoredObject, stored
+from wme_async.simulator.articles import ArticleGenerator, build_archive, dumps, site_of, timestamp
+
+__all__ = ["ArchiveSpec", "Catalog"]
+
+PROJECTS: Final = (
+    "enwiki", "cebwiki", "enwiktionary", "dewiki", "frwiki", "ruwiki", "eswiki", "itwiki", "simplewiki", "abwiki",
+    "dewiktionary", "enwikibooks",
+)  # fmt: skip
+_NAMESPACES: Final = (
+    (0, "Articles", "The pages of the encyclopedia proper."),
+    (6, "File", "Descriptions of images, sounds and films."),
+    (10, "Template", "Pages meant to be included in others."),
+    (14, "Category", "Lists of related pages."),
+)
+_CODES: Final = (
+    ("wiki", "Wikipedia", "The free encyclopedia."),
+    ("wikibooks", "Wikibooks", "E-book textbooks and annotated texts."),
+    ("wikinews", "Wikinews", "The free news source."),
+    ("wikiquote", "Wikiquote", "Quotes across books, movies, authors, and more."),
+    ("wikisource", "Wikisource", "The free digital library."),
+    ("wikiversity", "Wikiversity", "Free learning resources."),
+    ("wikivoyage", "Wikivoyage", "The travel guide."),
+    ("wiktionary", "Wiktionary", "A dictionary for many languages."),
+)
+_LANGUAGES: Final = (
+    ("ab", "Abkhazian", "аԥсуа", "ltr"), ("ar", "Arabic", "العربية", "rtl"), ("ceb", "Cebuano", "Cebuano", "ltr"),
+    ("de", "German", "Deutsch", "ltr"), ("en", "English", "English", "ltr"), ("es", "Spanish", "español", "ltr"),
+    ("fr", "French", "français", "ltr"), ("it", "Italian", "italiano", "ltr"), ("ru", "Russian", "русский", "ltr"),
+    ("simple", "Simple English", "Simple English", "ltr"),
+)  # fmt: skip
+_STRUCTURED: Final = ("enwiki", "dewiki", "frwiki", "eswiki", "itwiki")
+_CHUNKED: Final[Mapping[str, int]] = {"enwiki_namespace_0": 12, "simplewiki_namespace_0": 2}
+_EMPTY: Final = "abwiki_namespace_6"  # an archive without members: left out of lists, yet there
+_IDENTIFIER = re.compile(r"^(?P<project>.+)_namespace_(?P<namespace>\d+)$")
+_HOUR = re.compile(r"^batches/(?P<wikidata>wikidata/)?(?P<date>\d{4}-\d\d-\d\d)/(?P<hour>\d\d)$")
+TWIN: Final = "_group_1"
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveSpec:
+    """What an archive is made of.
+
+    Attributes:
+        key: The object's key without `.tar.gz`.
+        identifier: What metadata call it.
+        project: Database name.
+        language: Language code.
+        namespace: Namespace number.
+        modified: When it was exported, epoch seconds.
+        kind: "snapshot", "batch", "chunk", "structured" or "wikidata".
+        chunks: How many chunks a snapshot has; 0 for one that was never chunked.
+        chunk: The number of a chunk.
+        listed: Whether it has metadata at all.
+    """
+
+    key: str
+    identifier: str
+    project: str
+    language: str
+    namespace: int
+    modified: float
+    kind: str
+    chunks: int = 0
+    chunk: int = 0
+    listed: bool = True
+
+
+class Catalog:
+    """Metadata and archives.
+
+    Args:
+        clock: Tells which hours exist.
+        seed: What everything follows from.
+        data: A folder with real files: `articles.ndjson`, `batches.json`, `projects.json`, `languages.json`,
+            `namespaces.json`, `codes.json`, each used where it is there.
+        articles: Records in each archive (in each chunk of a chunked snapshot).
+        article_size: As in `ArticleGenerator.article`.
+        archive_bytes: For single identifiers, the compressed size to reach, in bytes, instead of a count.
+        part_size: As in `ObjectStore`.
+        batch_delay: Seconds after the end of an hour at which its list appears.
+        retention: Seconds that batches stay.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        seed: int = 0,
+        data: str | PathLike[str] | None = None,
+        articles: int = 12,
+        article_size: Any = "small",
+        archive_bytes: Mapping[str, int] | None = None,
+        part_size: int = 100_000_000,
+        batch_delay: float = 1500.0,
+        retention: float = 48 * 3600.0,
+    ) -> None:
+        self.clock = clock
+        self.seed = seed
+        self.articles = articles
+        self.article_size = article_size
+        self.archive_bytes = dict(archive_bytes or {})
+        self.part_size = part_size
+        self.batch_delay = batch_delay
+        self.retention = retention
+        folder = None if data is None else Path(data)
+        self.real = _real_articles(folder)
+        self.generator = ArticleGenerator(seed, base=self.real or None)
+        self.static = _static(folder)
+        self.languages = {
+            str(row["identifier"]): str(row.get("in_language", {}).get("identifier", ""))
+            for row in self.static["projects"]
+        }
+        self._batch_names = _batch_names(folder)
+        self._specs: dict[str, dict[str, ArchiveSpec]] = {}
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._extra: dict[str, dict[str, str]] = {}
+        self._lock = asyncio.Lock()
+        self.objects: dict[str, StoredObject] = {}
+        self.builders: dict[str, Callable[[ArchiveSpec], list[tuple[str, Iterable[bytes]]]]] = {}
+        self._snapshots()
+
+    # What exists
+
+    def _snapshots(self) -> None:
+        midnight = datetime.fromtimestamp(self.clock.now(), UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        first = midnight.replace(day=1)
+        for suffix, day in (("", midnight), (TWIN, first)):
+            known: dict[str, ArchiveSpec] = {}
+            for number, (project, namespace) in enumerate(
+                (project, namespace) for project in PROJECTS for namespace, _, _ in _NAMESPACES
+            ):
+                identifier = f"{project}_namespace_{namespace}"
+                chunks = _CHUNKED.get(identifier, 0)
+                modified = day.timestamp() + 53.25 + number * 61.892227533
+                known[identifier] = self._spec("snapshots", identifier, modified, "snapshot", chunks, suffix)
+                for chunk in range(chunks):
+                    self._add_chunk(identifier, chunk, modified - chunks + chunk, suffix)
+            commons = self._spec(
+                "snapshots", "commonswiki_namespace_6", first.timestamp(), "snapshot", 0, suffix, listed=False
+            )
+            known[commons.identifier] = commons
+            self._specs["snapshots" + suffix] = known
+        self._specs["structured-snapshots"] = {
+            f"{project}_namespace_0": self._spec(
+                "structured-snapshots", f"{project}_namespace_0", midnight.timestamp() + 3600.5, "structured"
+            )
+            for project in _STRUCTURED
+        }
+
+    def _add_chunk(self, snapshot: str, chunk: int, modified: float, suffix: str) -> None:
+        collection = f"chunks/{snapshot}"
+        base = self._spec("snapshots", snapshot, modified, "chunk")
+        made = ArchiveSpec(
+            key=f"{collection}/chunk_{chunk}{suffix}",
+            identifier=f"{snapshot}_chunk_{chunk}",
+            project=base.project,
+            language=base.language,
+            namespace=base.namespace,
+            modified=modified,
+            kind="chunk",
+            chunk=chunk,
+        )
+        self._specs.setdefault(collection + suffix, {})[f"chunk_{chunk}"] = made
+
+    def _spec(
+        self,
+        collection: str,
+        identifier: str,
+        modified: float,
+        kind: str,
+        chunks: int = 0,
+        suffix: str = "",
+        *,
+        listed: bool = True,
+    ) -> ArchiveSpec:
+        match = _IDENTIFIER.match(identifier)
+        project, namespace = (match["project"], int(match["namespace"])) if match else (identifier, 0)
+        return ArchiveSpec(
+            key=f"{collection}/{identifier}{suffix}",
+            identifier=identifier,
+            project=project,
+            language=self.languages.get(project) or site_of(project)[0],
+            namespace=namespace,
+            modified=modified,
+            kind=kind,
+            chunks=chunks,
+            listed=listed,
+        )
+
+    def define(self, collection: str, specs: Iterable[ArchiveSpec]) -> None:
+        """Add a collection of archives."""
+        self._specs[collection] = {spec.identifier: spec for spec in specs}
+
+    def _known(self, collection: str) -> dict[str, ArchiveSpec] | None:
+        """Return what is in a collection by the last part of its key, or None where there is no such collection."""
+        match = _HOUR.match(collection)
+        if match is None:
+            return self._specs.get(collection)
+        try:
+            begin = datetime.fromisoformat(f"{match['date']}T{match['hour']}:00:00+00:00").timestamp()
+        except ValueError:
+            return None
+        now = self.clock.now()
+        if not begin + 3600 <= now <= begin + 3600 + self.retention:
+            self._specs.pop(collection, None)
+            return None
+        if collection not in self._specs:
+            for old in [name for name in self._specs if _HOUR.match(name) and self._expired(name)]:
+                del self._specs[old]
+            self._specs[collection] = self._hour(collection, begin, wikidata=match["wikidata"] is not None)
+        return {name: spec for name, spec in self._specs[collection].items() if spec.modified <= now}
+
+    def _hour(self, collection: str, begin: float, *, wikidata: bool) -> dict[str, ArchiveSpec]:
+        if wikidata:
+            kind, names = "wikidata", ["wikidatawiki_namespace_0", "wikidatawiki_namespace_120"]
+        else:
+            kind, names = "batch", self._batch_names
+        # The exports of one hour finish one after the other; the list is written when all are there.
+        spread = self.batch_delay * 0.95 / max(1, len(names))
+        return {
+            name: self._spec(collection, name, begin + 3600.05093 + number * spread, kind)
+            for number, name in enumerate(names)
+        }
+
+    def _expired(self, collection: str) -> bool:
+        match = _HOUR.match(collection)
+        assert match is not None
+        begin = datetime.fromisoformat(f"{match['date']}T{match['hour']}:00:00+00:00").timestamp()
+        return begin + 3600 + self.retention < self.clock.now()
+
+    def hours(self) -> list[str]:
+        """Return the hours whose batch lists exist now, oldest first, such as `2025-07-16T05`."""
+        now = self.clock.now()
+        last = int((now - self.batch_delay) // 3600) * 3600 - 3600
+        first = int((now - self.retention - 3600) // 3600) * 3600 + 3600
+        return [f"{datetime.fromtimestamp(hour, UTC):%Y-%m-%dT%H}" for hour in range(first, last + 1, 3600)]
+
+    # Rows
+
+    async def rows(self, collection: str) -> list[Mapping[str, Any]] | None:
+        """Return a list as it was aggregated, in byte order of keys, or None where it was not.
+
+        Archives below 500 bytes round to a size of nothing and are left out.
+        """
+        if collection in self.static:
+            return sorted(self.static[collection], key=lambda row: f"{row['identifier']}.json".encode())
+        known = self._known(collection)
+        match = _HOUR.match(collection)
+        if known is not None and match is not None:
+            begin = datetime.fromisoformat(f"{match['date']}T{match['hour']}:00:00+00:00").timestamp()
+            if self.clock.now() < begin + 3600 + self.batch_delay:
+                known = None
+        extra = self._extra.get(collection, {})
+        if known is None and not extra:
+            return None
+        keys = {name: spec.key for name, spec in (known or {}).items() if spec.listed} | extra
+        await self._ensure(keys.values())
+        ordered = sorted(keys, key=lambda name: f"{name}.json".encode())
+        return [row for row in (self._rows[keys[name]] for name in ordered) if row["size"].get("value")]
+
+    async def row(self, collection: str, name: str) -> Mapping[str, Any] | None:
+        """Return the metadata of one thing, or None."""
+        if collection in self.static:
+            return next((row for row in self.static[collection] if row["identifier"] == name), None)
+        key = self._extra.get(collection, {}).get(name)
+        if key is None:
+            spec = (self._known(collection) or {}).get(name)
+            if spec is None or not spec.listed:
+                return None
+            key = spec.key
+        await self._ensure([key])
+        return self._rows[key]
+
+    # Objects
+
+    async def find(self, object_key: str) -> StoredObject | None:
+        """Build the archive of a key, or return None where there is none."""
+        key = object_key.removesuffix(".tar.gz")
+        if key == object_key or self._spec_of(key) is None:
+            return None
+        await self._ensure([key])
+        return self.objects.get(object_key)
+
+    def _spec_of(self, key: str) -> ArchiveSpec | None:
+        collection, _, name = key.rpartition("/")
+        if name.endswith(TWIN) and (collection + TWIN) in self._specs:
+            return self._specs[collection + TWIN].get(name.removesuffix(TWIN))
+        return (self._known(collection) or {}).get(name)
+
+    async def _ensure(self, keys: Iterable[str]) -> None:
+        if all(key in self._rows for key in keys):
+            return
+        async with self._lock:
+            missing = [spec for key in keys if key not in self._rows and (spec := self._spec_of(key)) is not None]
+            if missing:
+                await asyncio.to_thread(self._build_all, missing)
+
+    def _build_all(self, specs: Iterable[ArchiveSpec]) -> None:
+        for spec in specs:
+            self._build(spec)
+
+    def _build(self, spec: ArchiveSpec) -> None:
+        if spec.key in self._rows:
+            return
+        mode = 0o644 if spec.kind == "chunk" else 0o766
+        wanted = self.archive_bytes.get(spec.identifier, 0)
+        data = build_archive(self._members(spec), member_mode=mode, level=1 if wanted > 1_000_000 else 6)
+        made = stored(data, spec.modified, part_size=self.part_size)
+        self.objects.setdefault(f"{spec.key}.tar.gz", made)
+        self._rows[spec.key] = self._describe(spec, made, spec.modified)
+
+    def _describe(self, spec: ArchiveSpec, made: StoredObject, modified: float) -> dict[str, Any]:
+        size: dict[str, Any] = {"value": round(made.size / 1e6, 3), "unit_text": "MB"}
+        if not size["value"]:
+            del size["value"]
+        row: dict[str, Any] = {
+            "identifier": spec.identifier,
+            "version": made.md5,
+            "date_modified": timestamp(modified, 9),
+            "is_part_of": {"identifier": spec.project},
+            "in_language": {"identifier": spec.language},
+            "namespace": {"identifier": spec.namespace},
+            "size": size,
+        }
+        if spec.chunks:
+            # Workers finish in any order, and this list keeps theirs.
+            order = Random(self.seed + spec.chunks).sample(range(spec.chunks), spec.chunks)
+            row["chunks"] = [f"{spec.identifier}_chunk_{number}" for number in order]
+        return row
+
+    def _members(self, spec: ArchiveSpec) -> list[tuple[str, Iterable[bytes]]]:
+        if spec.kind in self.builders:
+            return self.builders[spec.kind](spec)
+        if spec.identifier == _EMPTY:
+            return []
+        if spec.kind == "chunk":
+            return [(f"chunk_{spec.chunk}.ndjson", self._lines(spec, spec.chunk))]
+        return [
+            (f"{spec.identifier}_{number}.ndjson", self._lines(spec, number)) for number in range(max(1, spec.chunks))
+        ]
+
+    def _lines(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
+        """Make the records of a member; a chunk has the very lines of its member of the snapshot."""
+        first = self.first_page(spec.project, spec.namespace) + member * self.articles
+        wanted = self.archive_bytes.get(spec.identifier, 0)
+        if member == 0 and spec.kind != "structured":
+            for record in self.real:
+                if record["is_part_of"]["identifier"] == spec.project and spec.namespace == 0:
+                    line = dumps(record) + b"\n"
+                    wanted -= len(zlib.compress(line, 1)) if wanted else 0
+                    yield line
+        yield from self._until(self._records(spec, first), wanted) if wanted > 0 else self._count(spec, first)
+
+    def _count(self, spec: ArchiveSpec, first: int) -> Iterator[bytes]:
+        records = self._records(spec, first)
+        for _ in range(self.articles):
+            yield next(records)
+
+    def _records(self, spec: ArchiveSpec, first: int) -> Iterator[bytes]:
+        number = 0
+        while True:
+            # Exported things are older than the export; a batch has the events of its hour.
+            published = spec.modified - 3600 * (0.05 + 0.9 * ((number * 37) % 101) / 101)
+            if spec.kind == "structured":
+                record = self.generator.structured(
+                    first + number, project=spec.project, where="snapshot", published=published
+                )
+            else:
+                gone = spec.kind == "batch" and number % 10 == 9
+                record = self.generator.article(
+                    first + number,
+                    project=spec.project,
+                    namespace=spec.namespace,
+                    kind="delete" if gone else "update",
+                    size=self.article_size,
+                    published=published,
+                )
+            yield dumps(record) + b"\n"
+            number += 1
+
+    @staticmethod
+    def _until(lines: Iterator[bytes], wanted: int) -> Iterator[bytes]:
+        """Pass lines on until they would compress to so many bytes."""
+        packer = zlib.compressobj(1)
+        packed = 0
+        while packed < wanted:
+            line = next(lines)
+            packed += len(packer.compress(line))
+            yield line
+
+    def first_page(self, project: str, namespace: int) -> int:
+        """Return the index of the first page of a project and namespace."""
+        return (zlib.crc32(project.encode()) % 4096) * 1_000_000 + namespace * 10_000
+
+    def put(self, object_key: str, made: StoredObject, *, update_metadata: bool) -> None:
+        """Store an object under a key, and let its metadata follow or stay as they are."""
+        key = object_key.removesuffix(".tar.gz")
+        if key != object_key:
+            spec = self._spec_of(key)
+            if spec is not None and not update_metadata:
+                self._build(spec)  # the metadata describe what was there before
+            elif update_metadata:
+                if spec is None:
+                    collection, _, name = key.rpartition("/")
+                    spec = self._spec(collection, name, made.modified, "batch")
+                    self._extra.setdefault(collection, {})[name] = key
+                self._rows[key] = {**self._describe(spec, made, made.modified)}
+        self.objects[object_key] = made
+
+    def forget_hour(self, hour: datetime) -> None:
+        """Drop what was built for one hour."""
+        self._specs.pop(f"batches/{hour:%Y-%m-%d/%H}", None)
+
+
+def _load(folder: Path | None, name: str) -> list[dict[str, Any]] | None:
+    if folder is None or not (folder / name).is_file():
+        return None
+    found: list[dict[str, Any]] = json.loads((folder / name).read_text("utf-8"))
+    return found
+
+
+def _real_articles(folder: Path | None) -> list[dict[str, Any]]:
+    if folder is None or not (folder / "articles.ndjson").is_file():
+        return []
+    lines = (folder / "articles.ndjson").read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _batch_names(folder: Path | None) -> list[str]:
+    rows = _load(folder, "batches.json")
+    if rows is not None:
+        return [str(row["identifier"]) for row in rows]
+    names = [f"{project}_namespace_{namespace}" for project in PROJECTS for namespace in (0, 10, 14)]
+    return [*names, "enwiki_namespace_6", _EMPTY]
+
+
+def _static(folder: Path | None) -> dict[str, list[dict[str, Any]]]:
+    projects = []
+    for identifier in (*PROJECTS, "commonswiki"):
+        language, url = site_of(identifier)
+        code = next((code for code, _, _ in reversed(_CODES) if identifier.endswith(code)), "wiki")
+        name = next(name for known, name, _ in _CODES if known == code)
+        projects.append(
+            {"name": name, "identifier": identifier, "url": url, "code": code, "in_language": {"identifier": language}}
+        )
+    return {
+        "codes": _load(folder, "codes.json")
+        or [{"identifier": code, "name": name, "description": text} for code, name, text in _CODES],
+        "languages": _load(folder, "languages.json")
+        or [
+            {"identifier": code, "name": name, "alternate_name": own, "direction": direction}
+            for code, name, own, direction in _LANGUAGES
+        ],
+        "projects": _load(folder, "projects.json") or projects,
+        "namespaces": _load(folder, "namespaces.json")
+        or [{"name": name, "identifier": number, "description": text} for number, name, text in _NAMESPACES],
+    }
+
+
+def recent_hour(now: float, back: float) -> str:
+    """Return the name of the hour that lies so many seconds back."""
+    return f"{datetime.fromtimestamp(now, UTC) - timedelta(seconds=back):%Y-%m-%dT%H}"

@@ -1,0 +1,226 @@
+"""What the simulator saw: one frozen record for each request, in a bounded list with counters that never forget."""
+
+import asyncio
+import re
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qs
+
+__all__ = ["Request", "Requests"]
+
+_BODY_KEPT: Final = 1 << 20  # bytes
+
+
+@dataclass(slots=True)
+class _Outcome:
+    status: int | None = None
+    sent: int = 0
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as it was received.
+
+    Attributes:
+        role: "auth", "api", "store" or "realtime".
+        method: The HTTP method.
+        path: The path as it was sent, percent-encoding and all, without the query.
+        query: The query string as it was sent.
+        headers: All header lines in order, names as they were sent.
+        body: The body (at most the first MiB).
+        at: When it came, epoch seconds by the simulator's clock.
+        faults: The kinds of the faults that befell it.
+        peer: The client's port: requests with the same one used the same connection.
+    """
+
+    role: str
+    method: str
+    path: str
+    query: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    at: float
+    faults: tuple[str, ...] = ()
+    peer: int = 0
+    _outcome: _Outcome = field(default_factory=_Outcome, repr=False, compare=False)
+
+    @property
+    def status(self) -> int | None:
+        """The status sent, or None when no head has been sent (yet)."""
+        return self._outcome.status
+
+    @property
+    def done(self) -> bool:
+        """Whether the simulator has finished with it."""
+        return self._outcome.done
+
+    def header(self, name: str) -> str | None:
+        """Return the first value of a header, whatever its case, or None."""
+        wanted = name.lower()
+        return next((value for key, value in self.headers if key.lower() == wanted), None)
+
+    def header_values(self, name: str) -> list[str]:
+        """Return all values of a header, whatever its case."""
+        wanted = name.lower()
+        return [value for key, value in self.headers if key.lower() == wanted]
+
+    @property
+    def params(self) -> dict[str, list[str]]:
+        """The query, decoded."""
+        return parse_qs(self.query, keep_blank_values=True)
+
+
+class Requests:
+    """The requests seen, newest last: a bounded sequence and counters over everything.
+
+    It may be read from any thread.
+
+    Args:
+        keep: How many records are kept.
+    """
+
+    def __init__(self, keep: int = 10_000) -> None:
+        self._kept: deque[Request] = deque(maxlen=keep)
+        self._lock = threading.Lock()
+        self._totals: Counter[tuple[str, str]] = Counter()
+        self._statuses: Counter[tuple[str, int]] = Counter()
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[Request]:
+        with self._lock:
+            return iter(list(self._kept))
+
+    def __getitem__(self, index: int) -> Request:
+        with self._lock:
+            return self._kept[index]
+
+    @property
+    def total(self) -> int:
+        """How many requests came since the start or the last `clear`, also those no longer kept."""
+        return sum(self._totals.values())
+
+    @property
+    def totals(self) -> Mapping[tuple[str, str], int]:
+        """How many requests came for each (role, method)."""
+        return dict(self._totals)
+
+    @property
+    def statuses(self) -> Mapping[tuple[str, int], int]:
+        """How many answers went out for each (role, status)."""
+        return dict(self._statuses)
+
+    @property
+    def last(self) -> Request:
+        """The newest request.
+
+        Raises:
+            IndexError: There was none.
+        """
+        return self[-1]
+
+    def select(
+        self,
+        role: str | None = None,
+        *,
+        method: str | None = None,
+        path: str | None = None,
+        status: int | None = None,
+    ) -> list[Request]:
+        """Return the kept requests that match, oldest first.
+
+        Args:
+            role: One origin.
+            method: One HTTP method.
+            path: A regular expression searched in the path.
+            status: The status sent.
+        """
+        pattern = None if path is None else re.compile(path)
+        return [
+            request
+            for request in self
+            if (role is None or request.role == role)
+            and (method is None or request.method == method)
+            and (pattern is None or pattern.search(request.path) is not None)
+            and (status is None or request.status == status)
+        ]
+
+    def count(
+        self,
+        role: str | None = None,
+        *,
+        method: str | None = None,
+        path: str | None = None,
+        status: int | None = None,
+    ) -> int:
+        """Count the kept requests that match; the arguments are those of `select`."""
+        return len(self.select(role, method=method, path=path, status=status))
+
+    def clear(self) -> None:
+        """Forget all requests and counters."""
+        with self._lock:
+            self._kept.clear()
+            self._totals.clear()
+            self._statuses.clear()
+
+    async def wait(
+        self,
+        count: int = 1,
+        *,
+        role: str | None = None,
+        method: str | None = None,
+        path: str | None = None,
+        status: int | None = None,
+        timeout: float = 5.0,
+    ) -> list[Request]:
+        """Wait, in the simulator's own loop, until so many kept requests match.
+
+        Args:
+            count: How many.
+            role: As in `select`.
+            method: As in `select`.
+            path: As in `select`.
+            status: As in `select`.
+            timeout: Seconds.
+
+        Returns:
+            The matching requests.
+
+        Raises:
+            TimeoutError: They did not come in time.
+        """
+        async with asyncio.timeout(timeout):
+            while len(found := self.select(role, method=method, path=path, status=status)) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        return found
+
+    def add(self, request: Request) -> None:
+        """Keep a request; the simulator does this when one arrives."""
+        with self._lock:
+            self._kept.append(request)
+            self._totals[request.role, request.method] += 1
+        self._changed.set()
+
+    def answered(self, request: Request, status: int) -> None:
+        """Note the status of a head; the simulator does this before it is sent."""
+        request._outcome.status = status  # noqa: SLF001 - the one place that fills in what was not known before
+        with self._lock:
+            self._statuses[request.role, status] += 1
+        self._changed.set()
+
+    def finished(self, request: Request) -> None:
+        """Note the end of a request, however it ended."""
+        request._outcome.done = True  # noqa: SLF001 - as above
+        self._changed.set()
+
+
+def kept_body(body: bytes) -> bytes:
+    """Cut a body to what a record keeps."""
+    return body[:_BODY_KEPT]

@@ -1,0 +1,244 @@
+"""Faults on request: what goes wrong, where, and how often.
+
+A fault is injected for the requests that match a role, a method and a path. Several faults may meet in one request: a
+slow body can also be cut. Nothing is left to chance: without explicit numbers a seeded generator picks the byte.
+
+What each kind does, and the details it takes with their defaults:
+
+======================  ==============================================================================================
+before the head
+----------------------  ----------------------------------------------------------------------------------------------
+`status`                answer at once: `status=503`, `body=None` (bytes or str), `message=None` (the error document of
+                        the services), `headers={}`, `html=False` (the page of a proxy in front)
+`reset`                 a TCP reset instead of an answer; `refuse` is the same
+`hang_head`             no answer at all until the client leaves
+`delay`                 wait `seconds=0.05` before anything is done
+======================  ==============================================================================================
+
+======================  ==============================================================================================
+the object store
+----------------------  ----------------------------------------------------------------------------------------------
+`expire`                the signature counts as expired: 403 with XML
+`ignore_range`          200 with the whole object
+`content_range`         206 with a wrong `Content-Range` (`value=` sets it; `missing=True` leaves it out)
+`multipart`             206 as `multipart/byteranges`
+`swap`                  the object is replaced before it is served: `data=None` (bytes; default: the old bytes, altered)
+======================  ==============================================================================================
+
+======================  ==============================================================================================
+any body
+----------------------  ----------------------------------------------------------------------------------------------
+`drop`                  close the connection after `after=None` bytes (default: somewhere inside); `how="close"` or
+                        `"reset"`
+`stall`                 stop after `after=None` bytes and hang until the client leaves
+`slow`                  send at `rate=65536` bytes per second
+`short`                 leave out the last `missing=1` bytes; `honest=True`: the length says so
+`long`                  add `extra=1` bytes; `honest=True`: the length says so
+`corrupt`               flip one bit of the byte `at=None` (default: somewhere)
+`encoding`              claim `Content-Encoding: gzip`; `real=True` compresses indeed
+`garbage`               a body that starts like JSON and is none: `body=None`
+`empty`                 200 and nothing
+======================  ==============================================================================================
+
+======================  ==============================================================================================
+on-demand
+----------------------  ----------------------------------------------------------------------------------------------
+`not_there`             the stored pages are not found, though they exist
+`raw`                   the first structured record comes as a plain article
+`malformed`             a structured record is cut inside its JSON, as an odd description does
+======================  ==============================================================================================
+
+The stream takes the kinds of `wme_async.simulator.Firehose.handle` for `role="realtime"`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+__all__ = ["Fault", "Faults"]
+
+_DETAILS: Final[dict[str, frozenset[str]]] = {
+    kind: frozenset(names.split())
+    for kind, names in {
+        "status": "status body message headers html",
+        "reset": "",
+        "refuse": "",
+        "hang_head": "",
+        "delay": "seconds",
+        "expire": "",
+        "ignore_range": "",
+        "content_range": "value missing",
+        "multipart": "",
+        "swap": "data",
+        "drop": "after how",
+        "stall": "after",
+        "slow": "rate",
+        "short": "missing honest",
+        "long": "extra honest",
+        "corrupt": "at",
+        "encoding": "real",
+        "garbage": "body",
+        "empty": "",
+        "not_there": "",
+        "raw": "",
+        "malformed": "",
+    }.items()
+}
+_ROLES: Final = ("auth", "api", "realtime", "store")
+
+
+@dataclass(eq=False)
+class Fault:
+    """One injected fault; `inject` returns it.
+
+    Attributes:
+        kind: What goes wrong.
+        role: Which origin, or None for all four.
+        path: A regular expression searched in the path with its query, or None for all.
+        method: One HTTP method, or None for all.
+        times: How many matching requests it befalls; None means all from now on.
+        skip: How many matching requests pass before it begins.
+        details: The numbers of this kind.
+        hits: How many requests it has befallen.
+        seen: How many requests have matched, the skipped ones among them.
+    """
+
+    kind: str
+    role: str | None = None
+    path: re.Pattern[str] | None = None
+    method: str | None = None
+    times: int | None = 1
+    skip: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
+    hits: int = 0
+    seen: int = 0
+    _owner: "Faults | None" = field(default=None, repr=False)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return one detail, or the default where it was not given."""
+        return self.details.get(name, default)
+
+    def remove(self) -> None:
+        """Take the fault back; removing it twice is harmless."""
+        if self._owner is not None:
+            self._owner.discard(self)
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has befallen as many requests as it was meant for."""
+        return self.times is not None and self.hits >= self.times
+
+    def take(self, role: str, method: str, target: str) -> bool:
+        """Count one request and say whether the fault befalls it."""
+        if (self.role is not None and self.role != role) or (self.method is not None and self.method != method):
+            return False
+        if self.spent or (self.path is not None and self.path.search(target) is None):
+            return False
+        self.seen += 1
+        if self.seen <= self.skip:
+            return False
+        self.hits += 1
+        return True
+
+
+class Faults:
+    """The faults of one simulator.
+
+    Args:
+        seed: Where the bytes and positions that nobody named come from.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = Random(seed)
+        self._active: list[Fault] = []
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def inject(
+        self,
+        kind: str,
+        *,
+        role: str | None = None,
+        path: str | re.Pattern[str] | None = None,
+        method: str | None = None,
+        times: int | None = 1,
+        skip: int = 0,
+        **details: Any,
+    ) -> Fault:
+        """Let something go wrong.
+
+        Args:
+            kind: One of the kinds of this module; for `role="realtime"` also those of the stream.
+            role: "auth", "api", "store" or "realtime"; None for all.
+            path: A regular expression (a plain piece of the path will do) searched in the path with its query.
+            method: An HTTP method.
+            times: How many matching requests; None for all from now on.
+            skip: How many matching requests pass first.
+            **details: What the kind takes.
+
+        Returns:
+            The fault, with `hits` and `remove()`.
+
+        Raises:
+            ValueError: No such kind or role.
+            TypeError: The kind takes no such detail.
+        """
+        if role is not None and role not in _ROLES:
+            raise ValueError(f"no role {role!r}; there are {', '.join(_ROLES)}")
+        if role != "realtime":
+            if kind not in _DETAILS:
+                raise ValueError(f"no fault {kind!r}; there are {', '.join(_DETAILS)}")
+            if unknown := details.keys() - _DETAILS[kind]:
+                raise TypeError(f"the fault {kind!r} takes no {', '.join(sorted(unknown))}")
+        pattern = re.compile(path) if isinstance(path, str) else path
+        fault = Fault(kind, role, pattern, method, times, skip, dict(details))
+        fault._owner = self  # noqa: SLF001 - its own registry, of the same module
+        self._active.append(fault)
+        return fault
+
+    def script(
+        self,
+        steps: Iterable[str | tuple[str, Mapping[str, Any]] | None],
+        *,
+        role: str | None = None,
+        path: str | re.Pattern[str] | None = None,
+        method: str | None = None,
+    ) -> list[Fault]:
+        """Let successive matching requests go wrong one after the other.
+
+        Args:
+            steps: For each matching request in turn: a kind, a pair of kind and details, or None for none.
+            role: As in `inject`.
+            path: As in `inject`.
+            method: As in `inject`.
+
+        Returns:
+            The faults, without the steps that are None.
+        """
+        made = []
+        for number, step in enumerate(steps):
+            if step is not None:
+                kind, details = (step, {}) if isinstance(step, str) else step
+                made.append(self.inject(kind, role=role, path=path, method=method, skip=number, **details))
+        return made
+
+    def discard(self, fault: Fault) -> None:
+        """Remove one fault, if it is still there."""
+        if fault in self._active:
+            self._active.remove(fault)
+
+    def clear(self) -> None:
+        """Remove all faults."""
+        self._active.clear()
+
+    def match(self, role: str, method: str, target: str) -> "list[Fault]":
+        """Return the faults that befall this request, and count them; spent ones are forgotten."""
+        if not self._active:
+            return []
+        hit = [fault for fault in self._active if fault.take(role, method, target)]
+        if hit:
+            self._active = [fault for fault in self._active if not fault.spent]
+        return hit
