@@ -1,0 +1,303 @@
+"""Which dotted names a model has, and what stands at each: read from the models, never written down twice."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from msgspec import Struct, inspect
+
+__all__ = ["Place", "Shape", "fields_of", "leaves", "resolve"]
+
+_SCALARS: Final[Mapping[type[inspect.Type], type]] = {
+    inspect.StrType: str,
+    inspect.IntType: int,
+    inspect.FloatType: float,
+    inspect.BoolType: bool,
+}
+_LISTS: Final = (inspect.ListType, inspect.VarTupleType, inspect.SetType, inspect.FrozenSetType)
+_OBJECTS: Final = (inspect.StructType, inspect.DataclassType, inspect.TypedDictType)
+_MAPS: Final = (inspect.DictType, inspect.FrozenDictType)
+_TIMES: Final = (inspect.DateTimeType, inspect.DateType, inspect.TimeType, inspect.TimeDeltaType)
+
+
+class Shape(Struct, frozen=True, eq=False):
+    """What may stand at a name. Several may be true at once: the service sends one object or a list in some places.
+
+    Attributes:
+        leaves: Scalar types: `str`, `int`, `float`, `bool`.
+        parts: Names and types of an object's fields.
+        written: Those of its fields that the server always writes, false and zero too.
+        values: Type of the values of an open object (any key), or `None`.
+        classes: Classes behind the objects.
+        many: It is a list; the rest describes its elements.
+        time: It is a time.
+        opaque: Nothing is known of it.
+    """
+
+    leaves: frozenset[type] = frozenset()
+    parts: Mapping[str, inspect.Type] = {}
+    written: frozenset[str] = frozenset()
+    values: inspect.Type | None = None
+    classes: tuple[type, ...] = ()
+    many: bool = False
+    time: bool = False
+    opaque: bool = False
+
+    @property
+    def scalar(self) -> bool:
+        """It is a string, a number or a boolean, and nothing else."""
+        return bool(self.leaves) and not (self.parts or self.values or self.many or self.time or self.opaque)
+
+    @property
+    def whole(self) -> bool:
+        """It has, or may have, something below it."""
+        return bool(self.parts or self.values or self.many or self.opaque)
+
+    def child(self, name: str) -> "Shape | None":
+        """Return what stands one step below, or `None`."""
+        found = self.parts.get(name, self.values)
+        return None if found is None else shape_of(found)
+
+
+class Place(Struct, frozen=True, eq=False):
+    """One dotted name of a model.
+
+    Attributes:
+        name: The name.
+        shape: What stands there.
+        above: What stands at each step on the way, from the model itself down to its parent.
+    """
+
+    name: str
+    shape: Shape
+    above: tuple[Shape, ...]
+
+    @property
+    def in_list(self) -> bool:
+        """A list is on the way to it, so that it has many values or none."""
+        # The first step is the record itself: that an answer is a list of records does not count.
+        return any(shape.many for shape in self.above[1:])
+
+    def ancestor(self, steps: int) -> str:
+        """Return the name of its first `steps` segments."""
+        return ".".join(self.name.split(".")[:steps])
+
+
+def shape_of(type_: inspect.Type) -> Shape:
+    """Return what a type is, with lists and alternatives folded into one description."""
+    if isinstance(type_, inspect.Metadata):
+        return shape_of(type_.type)
+    if isinstance(type_, inspect.UnionType):
+        return _either([shape_of(one) for one in type_.types])
+    if isinstance(type_, _LISTS):
+        return _either([shape_of(type_.item_type), Shape(many=True)])
+    if isinstance(type_, _OBJECTS):
+        public = [field for field in type_.fields if not _private(field)]
+        return Shape(
+            parts={field.encode_name: field.type for field in public},
+            # The models mark what is never left out by a factory in place of a plain default.
+            written=frozenset(
+                f.encode_name for f in public if getattr(f, "default_factory", None) in {bool, int, float}
+            ),
+            classes=(type_.cls,),
+        )
+    if isinstance(type_, _MAPS):
+        return Shape(values=type_.value_type)
+    if isinstance(type_, inspect.EnumType):
+        return Shape(leaves=frozenset(_plain(member.value) for member in type_.cls))
+    if isinstance(type_, inspect.LiteralType):
+        return Shape(leaves=frozenset(_plain(value) for value in type_.values if value is not None))
+    if isinstance(type_, inspect.NoneType):
+        return Shape()
+    leaf = _SCALARS.get(type(type_))
+    return (
+        Shape(leaves=frozenset([leaf]))
+        if leaf
+        else Shape(time=isinstance(type_, _TIMES), opaque=not isinstance(type_, _TIMES))
+    )
+
+
+def _private(field: inspect.Field) -> bool:
+    # Another spelling that some payloads use; the models fold it into the public field.
+    return field.name.startswith("_") and not field.required
+
+
+def _plain(value: Any) -> type:
+    return next(kind for kind in (bool, int, float, str) if isinstance(value, kind))
+
+
+def _either(shapes: list[Shape]) -> Shape:
+    parts: dict[str, inspect.Type] = {}
+    for shape in reversed(shapes):
+        parts.update(shape.parts)
+    return Shape(
+        leaves=frozenset[type]().union(*(shape.leaves for shape in shapes)),
+        parts=parts,
+        written=frozenset[str]().union(*(shape.written for shape in shapes)),
+        values=next((shape.values for shape in shapes if shape.values is not None), None),
+        classes=tuple(cls for shape in shapes for cls in shape.classes),
+        many=any(shape.many for shape in shapes),
+        time=any(shape.time for shape in shapes),
+        opaque=any(shape.opaque for shape in shapes),
+    )
+
+
+@lru_cache(maxsize=256)
+def _root(model: Any) -> Shape:
+    return shape_of(inspect.type_info(model))
+
+
+@lru_cache(maxsize=4096)
+def resolve(model: Any, name: str) -> Place:
+    """Return what a model has at a dotted name.
+
+    Args:
+        model: A Struct, or a dict for answers whose keys are data.
+        name: Names as they are on the wire, joined by dots.
+
+    Raises:
+        ValueError: There is no such name; the message has those that come close.
+    """
+    shape = _root(model)
+    above: list[Shape] = []
+    for step, segment in enumerate(name.split("."), 1):
+        below = shape.child(segment) if segment else None
+        if below is None:
+            raise ValueError(_unknown(model, name, step, shape))
+        above.append(shape)
+        shape = below
+    return Place(name, shape, tuple(above))
+
+
+def _unknown(model: Any, name: str, step: int, shape: Shape) -> str:
+    title = getattr(model, "__name__", str(model))
+    parent = ".".join(name.split(".")[: step - 1])
+    message = f"{title} has no field {name!r}"
+    if parent and not (shape.parts or shape.values):
+        return f"{message}: {parent!r} {'is not described further' if shape.opaque else 'has nothing below it'}"
+    names = [place.name for place in _walk(model)]
+    last = name.rpartition(".")[2]
+    close = difflib.get_close_matches(name, names, 3, 0.75)
+    close += [other for other in names if other.rpartition(".")[2] == last and other not in close][: 3 - len(close)]
+    if close:
+        return f"{message}; did you mean {' or '.join(map(repr, close))}?"
+    return f"{message}; {repr(parent) if parent else 'it'} has {', '.join(sorted(shape.parts))}"
+
+
+def _walk(model: Any) -> Iterator[Place]:
+    """All names that do not depend on data, objects before their fields, each class once on a way."""
+
+    def below(prefix: str, shape: Shape, above: tuple[Shape, ...]) -> Iterator[Place]:
+        for segment, type_ in shape.parts.items():
+            child = shape_of(type_)
+            place = Place(f"{prefix}{segment}", child, (*above, shape))
+            yield place
+            if not any(cls in outer.classes for cls in child.classes for outer in place.above):
+                yield from below(f"{place.name}.", child, place.above)
+
+    yield from below("", _root(model), ())
+
+
+def leaves(model: Any) -> Iterator[Place]:
+    """Yield the places of a model that hold exactly one string, number or boolean: what can be filtered by."""
+    return (place for place in _walk(model) if place.shape.scalar and not place.in_list)
+
+
+def fields_of(type: type, model: Any) -> list[str]:
+    """Return the fields to ask for so that a type of the user's own can be decoded, and no more.
+
+    Nested Structs are followed, through lists too; where one takes everything the model has there, or is a dict, the
+    object is asked for whole.
+
+    Args:
+        type: A Struct (a dataclass or TypedDict will do). Its names are those of the wire: renaming is honoured.
+        model: The model of what the server sends.
+
+    Returns:
+        Dotted names in the order of the type's fields; empty where it takes all that there is, as the model itself
+        and what extends it do.
+
+    Raises:
+        TypeError: `type` is not a class with fields.
+        ValueError: It has a field that the model lacks, or an object where the model has a value or the reverse; it
+            has no fields at all; or it is decoded from arrays.
+    """
+    return list(_fields_of(type, model))
+
+
+@lru_cache(maxsize=256)
+def _fields_of(user: Any, model: Any) -> tuple[str, ...]:
+    if isinstance(user, type) and isinstance(model, type) and issubclass(user, model):
+        return ()
+    described = inspect.type_info(user)
+    if not isinstance(described, _OBJECTS):
+        raise TypeError(f"type= takes a Struct, got {user!r}")
+    names = tuple(dict.fromkeys(_asked(described, model, "", ())))
+    if not names:
+        raise ValueError(f"{user.__name__} has no fields, so there is nothing to ask for")
+    return () if _root(model).parts.keys() <= set(names) else names
+
+
+def _asked(described: inspect.Type, model: Any, prefix: str, inside: tuple[type, ...]) -> Iterator[str]:
+    assert isinstance(described, _OBJECTS)
+    title = described.cls.__name__
+    if isinstance(described, inspect.StructType) and described.array_like:
+        raise ValueError(f"{title} is array_like, and the server sends objects")
+    for field in described.fields:
+        name = f"{prefix}{field.encode_name}"
+        try:
+            place = resolve(model, name)
+        except ValueError as error:
+            if _private(field):
+                continue
+            raise ValueError(f"{title}.{field.name}: {error}") from None
+        wanted = shape_of(field.type)
+        _fits(f"{title}.{field.name}", wanted, place)
+        objects = list(_objects(field.type))
+        recursive = any(cls in inside or cls in place.shape.classes for cls in wanted.classes)
+        if not objects or recursive or wanted.values or wanted.opaque or not place.shape.parts:
+            yield name
+            continue
+        below = [one for each in objects for one in _asked(each, model, f"{name}.", (*inside, described.cls))]
+        everything = {f"{name}.{part}" for part in place.shape.parts}
+        yield from [name] if not below or everything <= set(below) else dict.fromkeys(below)
+
+
+def _objects(type_: inspect.Type) -> Iterator[inspect.Type]:
+    if isinstance(type_, inspect.Metadata):
+        yield from _objects(type_.type)
+    elif isinstance(type_, inspect.UnionType):
+        for one in type_.types:
+            yield from _objects(one)
+    elif isinstance(type_, _LISTS):
+        yield from _objects(type_.item_type)
+    elif isinstance(type_, _OBJECTS):
+        yield type_
+
+
+def _fits(title: str, wanted: Shape, place: Place) -> None:
+    there = place.shape
+    if wanted.opaque or there.opaque:
+        return
+    if (wanted.parts or wanted.values) and not (there.parts or there.values):
+        raise ValueError(f"{title} is an object, but {place.name!r} is {describe(there)}")
+    if wanted.leaves and not (wanted.parts or wanted.values) and not (there.leaves or there.time):
+        raise ValueError(f"{title} is {describe(wanted)}, but {place.name!r} is {describe(there)}")
+    if wanted.many and not there.many:
+        raise ValueError(f"{title} is a list, but {place.name!r} is {describe(there)}")
+    if there.many and not wanted.many:
+        raise ValueError(f"{title} is {describe(wanted)}, but {place.name!r} is a list")
+
+
+def describe(shape: Shape) -> str:
+    """Say in words what stands at a name."""
+    if shape.many:
+        return "a list"
+    if shape.parts or shape.values:
+        return "an object"
+    if shape.time:
+        return "a time"
+    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+    kinds = [words[kind] for kind in words if kind in shape.leaves]
+    return " or ".join(kinds) or "not described"
