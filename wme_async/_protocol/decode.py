@@ -13,6 +13,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 from msgspec import inspect
 
+from wme_async.models._tolerant import mend
+
 __all__ = ["DECODE_ERRORS", "LONG_RECORD", "Buffer", "Decoder", "make_decoder", "why"]
 
 T = TypeVar("T")
@@ -30,15 +32,12 @@ _SAMPLES: Final = 4  # long records looked at before the choice is made
 _KEPT: Final = 0.7  # share of a record that the type must keep; the two ways break even at about two thirds
 
 
-def make_decoder(
-    type: type[T],
-    *,
-    use_orjson: bool = True,
-    fallback: Callable[[Buffer, msgspec.ValidationError], T] | None = None,
-) -> Decoder[T]:
+def make_decoder(type: type[T], *, use_orjson: bool = True) -> Decoder[T]:
     """Return a function that decodes one record, given as bytes without their line end.
 
-    What it returns shares no memory with its argument. It is not for use by several threads at a time.
+    It raises one of `DECODE_ERRORS` for what is no JSON or does not fit the type, after a second chance in which a
+    `null` in a place that has none counts as absence. What it returns shares no memory with its argument. It is not for
+    use by several threads at a time.
 
     With orjson, two things differ from msgspec alone, neither of which the services send: of a key that stands twice in
     one object only the last value is checked, and a whole number beyond 64 bits comes as a float where the type takes
@@ -47,20 +46,15 @@ def make_decoder(
     Args:
         type: What to decode into: a msgspec Struct or anything else msgspec knows.
         use_orjson: Whether orjson may be used where it is installed.
-        fallback: Called with the record and the error where the JSON is well-formed but does not fit; it returns the
-            value after all or raises one of `DECODE_ERRORS`.
 
     Raises:
         TypeError: msgspec cannot decode into this type.
     """
-    strict = msgspec.json.Decoder(type).decode
+    judge = msgspec.json.Decoder(type)
     traits = _traits(type)
-    decode: Decoder[T] = strict
-    if "raw" in traits:
-        decode = _copying(strict)
-    elif use_orjson and not traits and (loads := _orjson_loads()) is not None:
-        decode = _Choosing(type, strict, loads)
-    return decode if fallback is None else _with_fallback(decode, fallback)
+    if use_orjson and not traits and (loads := _orjson_loads()) is not None:
+        return _Choosing(type, judge, loads)
+    return _plain(judge, copy="raw" in traits)
 
 
 def why(error: BaseException) -> str:
@@ -74,30 +68,45 @@ def why(error: BaseException) -> str:
     return str(error)
 
 
+def _plain(judge: msgspec.json.Decoder[T], *, copy: bool) -> Decoder[T]:
+    strict = judge.decode
+
+    def decode(record: Buffer) -> T:
+        try:
+            # A Raw is a view of its input, and would keep or lock the caller's block.
+            return strict(bytes(record) if copy else record)
+        except msgspec.ValidationError as error:
+            return mend(judge, record, error)
+
+    return decode
+
+
 class _Choosing:
     """Watch the first long records, then settle on a way."""
 
-    __slots__ = ("_all", "_convert_to", "_kept", "_left", "_loads", "_quick", "_strict")
+    __slots__ = ("_all", "_judge", "_kept", "_left", "_loads", "_quick", "_strict", "_type")
 
-    def __init__(self, type: type[Any], strict: Decoder[Any], loads: Callable[[Buffer], Any]) -> None:
-        self._strict = strict
+    def __init__(self, type: type[Any], judge: msgspec.json.Decoder[Any], loads: Callable[[Buffer], Any]) -> None:
+        self._judge = judge
+        self._strict = judge.decode
         self._loads = loads
-        self._convert_to = type
+        self._type = type
         self._left = _SAMPLES
         self._kept = 0
         self._all = 0
         self._quick = False
 
     def __call__(self, record: Buffer) -> Any:
-        if len(record) < LONG_RECORD:
-            return self._strict(record)
-        if self._quick:
+        if self._quick and len(record) >= LONG_RECORD:
             try:
-                return msgspec.convert(self._loads(record), self._convert_to)
+                return msgspec.convert(self._loads(record), self._type)
             except (ValueError, RecursionError):  # both libraries' errors are ValueErrors
-                return self._strict(record)
-        value = self._strict(record)
-        if self._left:
+                pass
+        try:
+            value = self._strict(record)
+        except msgspec.ValidationError as error:
+            return mend(self._judge, record, error)
+        if self._left and len(record) >= LONG_RECORD:
             self._sample(record, value)
         return value
 
@@ -111,23 +120,6 @@ class _Choosing:
         self._left -= 1
         self._all += whole
         self._quick = not self._left and self._kept >= _KEPT * self._all
-
-
-def _copying(strict: Decoder[T]) -> Decoder[T]:
-    def decode(record: Buffer) -> T:
-        return strict(bytes(record))  # a Raw is a view of its input, and would keep or lock the caller's block
-
-    return decode
-
-
-def _with_fallback(decode: Decoder[T], fallback: Callable[[Buffer, msgspec.ValidationError], T]) -> Decoder[T]:
-    def patient(record: Buffer) -> T:
-        try:
-            return decode(record)
-        except msgspec.ValidationError as error:
-            return fallback(record, error)
-
-    return patient
 
 
 def _orjson_loads() -> Callable[[Buffer], Any] | None:
