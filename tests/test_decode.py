@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pytest
@@ -167,6 +167,16 @@ class WithRaw(msgspec.Struct):
 @pytest.mark.parametrize("type_", [WithAny, WithDecimal, WithIntKeys, WithRaw, dict, bytes, list[WithRaw]])
 def test_types_whose_values_would_differ_never_go_by_orjson(type_: Any) -> None:
     assert not isinstance(make_decoder(type_), decode_module._Choosing)
+
+
+class Deep(msgspec.Struct):
+    either: dict[str, tuple[int, str] | None] | None = None
+    noted: Annotated[list[Title], msgspec.Meta(min_length=1, extra_json_schema={"title": "noted"})] = []
+
+
+def test_types_are_looked_through_to_their_leaves() -> None:
+    assert decode_module._traits(Deep) == set()
+    assert decode_module._traits(tuple[Deep, WithRaw]) == {"raw"}
 
 
 def test_without_orjson_msgspec_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
