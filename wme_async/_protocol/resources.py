@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from wme_async._protocol.query.rules import Backend
 from wme_async.models import (
     Archive,
     Article,
@@ -28,9 +29,8 @@ from wme_async.models import (
     WikidataArticle,
 )
 
-__all__ = ["RESOURCES", "Backend", "Resource", "Tier", "Verb", "resource_table"]
+__all__ = ["RESOURCES", "Resource", "Tier", "Verb", "resource_table"]
 
-Backend = Literal["metadata", "ondemand", "structured", "entities", "realtime", "none"]
 Tier = Literal["free", "paid", "any"]
 Verb = Literal["list", "get", "head", "download", "read", "lookup", "stream", "call"]
 
@@ -49,7 +49,7 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
         model: What its list and items decode to.
         record: What the lines of its archives decode to, where it has archives.
         verbs: What can be done.
-        backend: Whose rules `fields` and `filters` obey.
+        backend: Whose rules `fields` and `filters` obey; None where it takes none.
         role: Its host.
         tier: The plan that includes it.
         product: Its name in words, for messages.
@@ -65,7 +65,7 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
     model: type
     record: type | None = None
     verbs: tuple[Verb, ...] = COLLECTION
-    backend: Backend = "metadata"
+    backend: Backend | None = Backend.METADATA
     role: Literal["auth", "api", "realtime"] = "api"
     tier: Tier = "any"
     product: str = ""
@@ -137,7 +137,7 @@ def _rows() -> tuple[Resource, ...]:
             path="/v2/articles/{name}",
             model=Article,
             verbs=("lookup",),
-            backend="ondemand",
+            backend=Backend.ONDEMAND,
             tier="free",
             product="on-demand articles",
             pool="ondemand",
@@ -147,7 +147,7 @@ def _rows() -> tuple[Resource, ...]:
             path="/v2/structured-contents/{name}",
             model=StructuredContent,
             verbs=("lookup",),
-            backend="structured",
+            backend=Backend.STRUCTURED,
             tier="free",
             product="structured contents",
             pool="ondemand",
@@ -175,7 +175,7 @@ def _wikidata() -> tuple[Resource, ...]:
             path=f"/v2/wikidata/{name}",
             model=model,
             verbs=("get",),
-            backend="entities",
+            backend=Backend.LOOKUP_FIELDS_ONLY,
             tier="free",
             product="Wikidata look-ups",
             pool="ondemand",
@@ -228,7 +228,7 @@ def _streams() -> tuple[Resource, ...]:
             path="/v2/articles",
             model=Article,
             verbs=("stream",),
-            backend="realtime",
+            backend=Backend.REALTIME,
             role="realtime",
             tier="paid",
             product="the realtime stream",
@@ -238,7 +238,7 @@ def _streams() -> tuple[Resource, ...]:
             path="/v2/wikidata",
             model=WikidataArticle,
             verbs=("stream",),
-            backend="realtime",
+            backend=Backend.REALTIME,
             role="realtime",
             tier="paid",
             product="the Wikidata realtime stream",
@@ -254,7 +254,7 @@ def _auth() -> tuple[Resource, ...]:
             path=path,
             model=model,
             verbs=("call",),
-            backend="none",
+            backend=None,
             role="auth",
             undocumented=hidden,
         )

@@ -1,0 +1,187 @@
+"""The client: one account and everything it can reach."""
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from wme_async._client.account import Account
+from wme_async._client.collection import Collection
+from wme_async._client.files import ChunkedFiles, Files
+from wme_async._protocol.paths import hour_path
+from wme_async._protocol.quota import Allowances
+from wme_async._protocol.resources import resource_table
+from wme_async._protocol.retry import Retrying
+from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
+from wme_async._transport import Credentials, SessionPool, Transport
+from wme_async.models import (
+    Article,
+    Batch,
+    Code,
+    Language,
+    Namespace,
+    Project,
+    Snapshot,
+    StructuredContent,
+    StructuredSnapshot,
+)
+
+__all__ = ["Client"]
+
+
+class Client:
+    """One Wikimedia Enterprise account.
+
+    Example:
+        >>> async with Client.from_env() as wme:  # doctest: +SKIP
+        ...     hour = wme.batches("2025-07-16T05")
+        ...     batches = await hour.list(filters={"in_language.identifier": "en"})
+
+    Args:
+        username: Of the account; written in lower case, as the server wants it.
+        password: Of the account. It is needed again after 90 days or 90 refreshes.
+        access_token: For those who have only that. With a user name and password it is used first.
+        hosts: Where the services are, as `Hosts` or a mapping with some of the keys `auth`, `api`, `realtime`.
+        timeouts: Seconds of silence.
+        retry: When to try again.
+        limits: How much at once.
+        pool: Connections to share with other clients of this process; it is not closed with the client.
+        token_file: File to share tokens in, with other processes and the next run. Made with mode 0600; its folder must
+            exist. Used with a user name and password only.
+        on_retry: Told of every retry before its wait. It runs in the event loop and must not block.
+        allowances: Monthly limits to go by for warnings and quotas; by default those of the account's plan.
+        paths: Path templates by resource name, for beta endpoints that have moved.
+
+    Raises:
+        ValueError: No credentials, half of them, or settings that cannot work.
+    """
+
+    def __init__(
+        self,
+        username: str | None = None,
+        password: str | None = None,
+        *,
+        access_token: str | None = None,
+        hosts: Hosts | Mapping[str, str] | None = None,
+        timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+        limits: Limits | None = None,
+        pool: SessionPool | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        on_retry: Callable[[Retrying], None] | None = None,
+        allowances: Allowances | None = None,
+        paths: Mapping[str, str] | None = None,
+    ) -> None:
+        self._resources = resource_table(paths)
+        self._transport = Transport(
+            Credentials(username, password, access_token=access_token),
+            hosts=Hosts.of(hosts),
+            timeouts=timeouts,
+            retry=retry,
+            limits=limits,
+            pool=pool,
+            token_file=None if token_file is None else Path(token_file),
+            on_retry=on_retry,
+        )
+        self._closed = False
+        self.auth = Account(self._transport, allowances=allowances)
+        self.codes: Collection[Code] = self._collection("codes")
+        self.languages: Collection[Language] = self._collection("languages")
+        self.projects: Collection[Project] = self._collection("projects")
+        self.namespaces: Collection[Namespace] = self._collection("namespaces")
+        self.snapshots: ChunkedFiles[Snapshot, Article] = ChunkedFiles(
+            self._transport, self._resources["snapshots"], self._resources["snapshots.chunks"]
+        )
+        self.structured_snapshots: Files[StructuredSnapshot, StructuredContent] = self._files("structured_snapshots")
+
+    @classmethod
+    def from_env(cls, env_file: str | os.PathLike[str] | None = None, **options: Any) -> Self:
+        """Make a client from environment variables.
+
+        `WME_USERNAME` and `WME_PASSWORD`, or `WME_ACCESS_TOKEN`; and where the hosts are others, `WME_AUTH_URL`,
+        `WME_API_URL` and `WME_REALTIME_URL` (scheme and host, no path).
+
+        Args:
+            env_file: A file of `NAME=value` lines to read too (extra `cli`). The environment wins over it. No file is
+                ever read without being named here.
+            **options: As for `Client`; they win over the environment.
+
+        Raises:
+            ValueError: No credentials, or settings that cannot work.
+            FileNotFoundError: `env_file` is not there.
+            ImportError: `env_file` is given and python-dotenv is not installed.
+        """
+        found = {**_env_file(env_file), **os.environ}
+        if not {"username", "password", "access_token"} & options.keys():
+            for name, variable in (
+                ("username", "WME_USERNAME"),
+                ("password", "WME_PASSWORD"),
+                ("access_token", "WME_ACCESS_TOKEN"),
+            ):
+                if found.get(variable):
+                    options[name] = found[variable]
+        if "hosts" not in options:
+            variables = {"auth": "WME_AUTH_URL", "api": "WME_API_URL", "realtime": "WME_REALTIME_URL"}
+            options["hosts"] = {role: found[name] for role, name in variables.items() if found.get(name)}
+        return cls(**options)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return (
+            f"<Client {state}, {self._transport.open_bodies} open bodies, {self._transport.waiting} requests waiting>"
+        )
+
+    async def __aenter__(self) -> Self:
+        if self._closed:
+            raise RuntimeError("this client is closed; make a new one")
+        # Another event loop, or none, is said here rather than with the first request.
+        await self._transport.pool.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all that is open; nothing is revoked. Once is enough, twice does no harm."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self.auth.save()
+        finally:
+            await self._transport.aclose()
+
+    def batches(self, hour: str | datetime) -> "Files[Batch, Article]":
+        """Return the batches of an hour: all articles that changed in it, one archive for each project and namespace.
+
+        They appear some 25 minutes after the hour has ended and are kept for two days; before that their list is a
+        `NotFound`. A batch also holds the first minutes of the next hour, and deletions.
+
+        Args:
+            hour: `"2025-07-16T05"` (UTC), or an aware datetime, whose hour is taken.
+
+        Raises:
+            ValueError: It is no hour, or a naive datetime.
+        """
+        return self._files("batches", hour=hour_path(hour))
+
+    def _collection(self, name: str) -> Collection[Any]:
+        resource = self._resources[name]
+        return Collection(self._transport, resource, resource.path)
+
+    def _files(self, name: str, **values: str) -> "Files[Any, Any]":
+        resource = self._resources[name]
+        return Files(self._transport, resource, resource.at(**values))
+
+
+def _env_file(path: str | os.PathLike[str] | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
+    try:
+        from dotenv import dotenv_values  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise ImportError("reading an env_file needs python-dotenv: pip install 'wme-async[cli]'") from error
+    return {name: value for name, value in dotenv_values(path).items() if value is not None}

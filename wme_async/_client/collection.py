@@ -1,0 +1,169 @@
+"""The verbs of what can be listed: list and get, written once for every resource."""
+
+import builtins
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Generic, TypeVar, overload
+
+import msgspec
+
+from wme_async._protocol.answer import bare_url, words_of
+from wme_async._protocol.decode import DECODE_ERRORS, why
+from wme_async._protocol.paths import identifier_path
+from wme_async._protocol.query import Query
+from wme_async._protocol.resources import Resource
+from wme_async._transport import Request, Response, Transport
+from wme_async.errors import DecodeError
+from wme_async.models._tolerant import decode_record
+
+__all__ = ["Collection", "Value", "decoded"]
+
+T = TypeVar("T", bound=msgspec.Struct)
+U = TypeVar("U")
+
+Value = str | int | float | bool
+
+_JSON = {"Content-Type": "application/json", "Accept": "application/json"}
+
+
+class Collection(Generic[T]):
+    """What can be listed, and got one by one.
+
+    Args:
+        transport: Sends the requests.
+        resource: Its row of the table.
+        path: Its path, placeholders filled in.
+    """
+
+    def __init__(self, transport: Transport, resource: Resource, path: str) -> None:
+        self._transport = transport
+        self._resource = resource
+        self._path = path
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._path}>"
+
+    @overload
+    async def list(
+        self, *, fields: Sequence[str] | None = None, filters: Mapping[str, Value] | None = None
+    ) -> builtins.list[T]: ...
+    @overload
+    async def list(
+        self, *, fields: Sequence[str] | None = None, filters: Mapping[str, Value] | None = None, type: type[U]
+    ) -> builtins.list[U]: ...
+    async def list(
+        self,
+        *,
+        fields: Sequence[str] | None = None,
+        filters: Mapping[str, Value] | None = None,
+        type: type[Any] | None = None,
+    ) -> builtins.list[Any]:
+        """Return all that there is, or what the filters let through.
+
+        Args:
+            fields: Dotted names of what to fetch, such as `["identifier", "size"]`; everything where not given.
+            filters: Dotted name to the one value it must have, such as `{"in_language.identifier": "en"}`; all must
+                hold. What the server would get wrong (it takes a number to mean "greater than" and drops booleans) is
+                applied here instead, so that the result is always what was asked for.
+            type: A msgspec Struct of yours to decode into; `fields` then follow from it.
+
+        Returns:
+            Records in the server's order: by identifier, as text.
+
+        Raises:
+            ValueError: An unknown field, or a filter that could not give a right answer; nothing was sent.
+            NotFound: There is no such list, or not yet.
+            DecodeError: The answer is not what the API gives.
+            WMEError: Whatever else went wrong.
+        """
+        query = self._query(fields, filters, type)
+        return decoded(await self._ask(self._path, query), query)
+
+    @overload
+    async def get(self, identifier: str | int, *, fields: Sequence[str] | None = None) -> T: ...
+    @overload
+    async def get(self, identifier: str | int, *, fields: Sequence[str] | None = None, type: type[U]) -> U: ...
+    async def get(
+        self, identifier: str | int, *, fields: Sequence[str] | None = None, type: type[Any] | None = None
+    ) -> Any:
+        """Return one record.
+
+        Args:
+            identifier: As the list has it.
+            fields: Dotted names of what to fetch.
+            type: A msgspec Struct of yours to decode into.
+
+        Raises:
+            ValueError: An unknown field, or an identifier that is none; nothing was sent.
+            NotFound: There is no such record.
+            DecodeError: The answer is not what the API gives.
+            WMEError: Whatever else went wrong.
+        """
+        query = self._query(fields, None, type)
+        response = await self._ask(f"{self._path}/{self._quoted(identifier)}", query)
+        records = decoded(response, query)
+        if len(records) != 1:
+            raise DecodeError(f"{bare_url(response.url)} answered with {len(records)} records instead of one")
+        return records[0]
+
+    def _quoted(self, identifier: str | int) -> str:
+        return identifier_path(identifier, reserved=self._resource.reserved)
+
+    def _query(
+        self, fields: Sequence[str] | None, filters: Mapping[str, Value] | None, type: type[Any] | None
+    ) -> Query:
+        assert self._resource.backend is not None
+        return Query.build(self._resource.backend, self._resource.model, fields=fields, filters=filters, type=type)
+
+    async def _ask(self, path: str, query: Query) -> Response:
+        # The server ignores a JSON body without the header that names it, and answers with everything.
+        request = Request(
+            method="POST",
+            path=path,
+            headers=_JSON,
+            body=msgspec.json.encode(query.body()),
+            token=True,
+            product=self._resource.product,
+        )
+        return await self._transport.request(request)
+
+
+def decoded(response: Response, query: Query) -> list[Any]:
+    """Return the records of an answer, as the query wants them: a list, or one record as a list of it.
+
+    Raises:
+        DecodeError: The answer is no JSON, or not of the query's type.
+    """
+    body = response.body
+    local = query.reshapes or query.selects
+    many = body[:64].lstrip()[:1] == b"["
+    try:
+        if not local:
+            decoder = _decoder(query.result, many=many)
+            found = decode_record(decoder, body)
+            return found if many else [found]
+        document = msgspec.json.decode(body)
+        rows = document if isinstance(document, list) else [document]
+        kept = [row for each in rows if (row := query.apply(each)) is not None]
+        return [decode_record(_decoder(query.result, many=False), msgspec.json.encode(row)) for row in kept]
+    except DECODE_ERRORS as error:
+        raise _not_records(response, error) from error
+    except (AttributeError, TypeError) as error:
+        raise _not_records(response, error) from error
+
+
+def _not_records(response: Response, error: Exception) -> DecodeError:
+    shown = bare_url(response.url)
+    body = response.body
+    if not body.strip():
+        reason = "an empty body"
+    elif body.lstrip()[:1] == b"<":
+        reason = words_of(body)
+    else:
+        reason = why(error) if isinstance(error, DECODE_ERRORS) else "something else than records"
+    return DecodeError(f"{shown} did not answer with the JSON that was asked for: {reason}", url=shown, record=body)
+
+
+@lru_cache(maxsize=256)
+def _decoder(type: Any, *, many: bool) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(list[type] if many else type)
