@@ -1,0 +1,176 @@
+"""How fast: measured rates, the number of connections that pays, and a limit on the whole. No clock of its own."""
+
+import math
+
+__all__ = ["Bucket", "Governor", "Meter"]
+
+
+class Meter:
+    """A rate that forgets: what came lately counts most.
+
+    Args:
+        now: Seconds, when it begins.
+        tau: Seconds after which a byte counts only a third.
+    """
+
+    __slots__ = ("_at", "_sum", "_tau", "_weight")
+
+    def __init__(self, now: float, tau: float = 2.0) -> None:
+        self._at = now
+        self._sum = 0.0
+        self._weight = 0.0
+        self._tau = tau
+
+    def add(self, count: int, now: float) -> None:
+        """Count bytes that came since the last call."""
+        span = now - self._at
+        if span > 0:
+            fade = math.exp(-span / self._tau)
+            # Spread over the span in which they came, so that long gaps between calls do not look like bursts.
+            self._sum = self._sum * fade + count * (1 - fade) * self._tau / span
+            self._weight = self._weight * fade + self._tau * (1 - fade)
+            self._at = now
+        else:
+            self._sum += count
+
+    def rate(self, now: float) -> float:
+        """Return units per second, at a time that is not before the last `add`."""
+        fade = math.exp(-max(0.0, now - self._at) / self._tau)
+        weight = self._weight * fade + self._tau * (1 - fade)
+        return self._sum * fade / weight if weight > 0 else 0.0
+
+
+class Bucket:
+    """A limit of bytes per second for all that share it. It may be overdrawn; whoever did waits until it is level.
+
+    Args:
+        rate: Bytes per second, None for no limit.
+        now: Seconds.
+        burst: Seconds of the rate that may come at once after a rest.
+    """
+
+    __slots__ = ("_at", "_burst", "_level", "rate")
+
+    def __init__(self, rate: float | None, now: float, *, burst: float = 0.1) -> None:
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"max_rate must be a number of bytes per second above 0, not {rate!r}")
+        self.rate = rate
+        self._burst = burst
+        self._level = 0.0
+        self._at = now
+
+    def take(self, count: int, now: float) -> float:
+        """Take bytes out and return how many seconds to wait before taking more."""
+        if self.rate is None:
+            return 0.0
+        self._level = min(self._level + (now - self._at) * self.rate, self.rate * self._burst)
+        self._at = now
+        self._level -= count
+        return max(0.0, -self._level / self.rate)
+
+
+class Governor:
+    """How many connections at once, by what they bring.
+
+    It begins with a few, takes half as many more as long as that pays, and steps back when it does not. Later it tries
+    now and then with one more. When the server says that it is too much, it halves.
+
+    Args:
+        start: Connections to begin with.
+        most: Never more than this.
+        period: Seconds between two looks.
+    """
+
+    __slots__ = (
+        "_before",
+        "_hold",
+        "_looked",
+        "_patience",
+        "_period",
+        "_refused",
+        "_saturated",
+        "_settled",
+        "_work",
+        "allowed",
+        "most",
+    )
+
+    # A started request counts like this many bytes: with many small files it is requests that more connections bring.
+    _REQUEST = 128 * 1024
+    _SETTLE = 0.4
+
+    def __init__(self, *, start: int = 8, most: int = 16, period: float = 0.5) -> None:
+        if most < 1:
+            raise ValueError("connections must be at least 1")
+        self.most = most
+        self.allowed = max(1, min(start, most))
+        self._period = period
+        self._looked: float | None = None
+        self._work = 0.0
+        self._before: tuple[int, float] | None = None
+        self._hold = 0.0
+        self._patience = 5.0
+        self._refused = -math.inf
+        self._saturated = True
+        self._settled = False
+
+    def refused(self, now: float) -> None:
+        """Note that the server wants less (429 or 503). Answers to requests of the same moment count once."""
+        if now - self._refused < 1.0:
+            return
+        self._refused = now
+        self.allowed = max(1, self.allowed // 2)
+        self._before = None
+        self._hold = now + 15.0
+        self._looked = None
+
+    def tick(self, now: float, *, moved: int, requests: int, waiting: bool) -> None:
+        """Look at what was done; call it often, it looks only once in a period.
+
+        Args:
+            now: Seconds.
+            moved: Bytes that came since the beginning, on all connections.
+            requests: Requests that were finished since the beginning.
+            waiting: Whether all allowed connections are in use and more would be.
+        """
+        work = moved + self._REQUEST * requests
+        if self._looked is None:
+            self._begin(now, work)
+            return
+        self._saturated = self._saturated and waiting
+        if not self._settled and now - self._looked >= self._SETTLE * self._period:
+            # What came before the new connections were up says nothing about them.
+            self._settled = True
+            self._looked += self._SETTLE * self._period
+            self._work = work
+            return
+        if not self._settled or now - self._looked < self._period:
+            return
+        rate = (work - self._work) / (now - self._looked)
+        if self._saturated and now >= self._hold:
+            self._decide(rate, now)
+        elif not self._saturated:
+            self._before = None
+        self._begin(now, work)
+
+    def _begin(self, now: float, work: float) -> None:
+        self._looked = now
+        self._work = work
+        self._saturated = True
+        self._settled = False
+
+    def _decide(self, rate: float, now: float) -> None:
+        if self._before is not None:
+            fewer, slower = self._before
+            # A quarter of what the new ones would bring if the line were free is enough to keep them.
+            if rate < slower * (1 + 0.25 * (self.allowed / fewer - 1)):
+                self.allowed = fewer
+                self._before = None
+                self._hold = now + self._patience
+                self._patience = min(300.0, self._patience * 2)
+                return
+        if self.allowed < self.most:
+            self._before = (self.allowed, rate)
+            self.allowed = min(self.most, self.allowed + max(1, self.allowed // 2))
+        else:
+            self._before = None
