@@ -1,0 +1,282 @@
+"""Which fields the stream knows, under which names, and what pruning and filtering by them does.
+
+The service asks for fields by the names of its internal (Avro) schema. Most are those of the JSON, some are not
+(`version.sizes` is `size`), some are accepted and never written, and two pairs are swapped. Pruning zeroes what was not
+asked for; zeros that the JSON always writes then show up as if they were said.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+__all__ = ["ARTICLE", "ENTITY", "Leaf", "Node", "compile_fields", "compile_filters", "leaves"]
+
+_ZERO: Final[dict[str, Any]] = {"string": "", "int": 0, "float": 0.0, "bool": False}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A field without fields: its kind (string, int, float, bool, time, strings) and its JSON key, if it has one."""
+
+    kind: str
+    json: str | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """An object, or a list of objects.
+
+    Attributes:
+        fields: Its fields by internal name.
+        json: Its JSON key; None for what is never written.
+        many: Whether it is a list.
+        open: Whether it takes any key, as a map does.
+        zeros: JSON keys that are written even when zero, with that zero.
+    """
+
+    fields: Mapping[str, "Leaf | Node"]
+    json: str | None = None
+    many: bool = False
+    open: bool = False
+    zeros: Mapping[str, Any] = field(default_factory=dict)
+
+    def find(self, name: str) -> "Leaf | Node | None":
+        """Return the field of a dotted name, or None."""
+        found: Leaf | Node | None = self
+        for part in name.split("."):
+            if not isinstance(found, Node):
+                return None
+            found = found.fields.get(part) or (Node({}, json=part, open=True) if found.open and part else None)
+        return found
+
+
+def _fields(leaves: str, **nodes: Node) -> dict[str, Leaf | Node]:
+    """Read `name:kind` or `name:kind:json` (an empty json is never written), and take nodes by their name."""
+    out: dict[str, Leaf | Node] = {}
+    for word in leaves.split():
+        name, kind, *json = word.split(":")
+        out[name] = Leaf(kind, (json[0] or None) if json else name)
+    for name, node in nodes.items():
+        out[name] = node if node.json is not None or node.open else _named(node, name)
+    return out
+
+
+def _named(node: Node, name: str | None) -> Node:
+    return Node(node.fields, json=name, many=node.many, open=node.open, zeros=node.zeros)
+
+
+def _object(leaves: str = "", *, many: bool = False, zeros: Mapping[str, Any] | None = None, **nodes: Node) -> Node:
+    return Node(_fields(leaves, **nodes), many=many, zeros=zeros or {})
+
+
+_EVENT = _object(
+    "identifier:string type:string date_created:time date_published:time fail_count:int fail_reason:string "
+    "is_internal_message:bool:"
+)
+_SIZE = _object("value:float unit_text:string")
+_LINKS = _object("name:string url:string", many=True)
+_LICENSE = _object("name:string identifier:string url:string", many=True)
+_NAMESPACE = _object(
+    "name:string identifier:int alternate_name:string description:string", zeros={"identifier": 0}, event=_EVENT
+)
+_LANGUAGE = _object("identifier:string name:string alternate_name:string direction:string", event=_EVENT)
+_PROJECT = _object(
+    "name:string identifier:string url:string version:string additional_type:string date_modified:time",
+    namespace=_NAMESPACE,
+    in_language=_LANGUAGE,
+    sizes=_named(_SIZE, "size"),
+    event=_EVENT,
+)
+_EDITOR = _object(
+    "identifier:int name:string edit_count:int groups:strings is_bot:bool is_anonymous:bool is_admin:bool "
+    "is_patroller:bool has_advanced_rights:bool date_started:time"
+)
+_SCORE = _object("prediction:bool", probability=_object("truthy:float:false falsy:float:true"))
+_DELTA_ZEROS = dict.fromkeys(("increase", "decrease", "sum", "proportional_increase", "proportional_decrease"), 0)
+_DELTA = _object(
+    "increase:int decrease:int sum:int proportional_increase:float proportional_decrease:float", zeros=_DELTA_ZEROS
+)
+
+
+def _hidden(leaves: str, *, many: bool = False) -> Node:
+    """A node that may be asked for and is never written: no record has its key."""
+    return Node(_fields(leaves), json="", many=many)
+
+
+_SCORES = _object(
+    damaging=_SCORE,
+    goodfaith=_SCORE,
+    revertrisk=_SCORE,
+    referencerisk=_object(
+        "reference_count:int: reference_risk_score:float",
+        zeros={"reference_risk_score": 0},
+        survival_ratio=_hidden("min:float mean:float median:float"),
+        references=_hidden("url:string domain_name:string", many=True),
+    ),
+    referenceneed=_object("reference_need_score:float", zeros={"reference_need_score": 0}),
+)
+_VERSION = _object(
+    "identifier:int comment:string tags:strings is_minor_edit:bool is_flagged_stable:bool has_tag_needs_citation:bool "
+    "number_of_characters:int is_breaking_news:bool noindex:bool",
+    scores=_SCORES,
+    editor=_EDITOR,
+    sizes=_named(_SIZE, "size"),
+    event=_EVENT,
+    diff=_object(
+        "longest_new_repeated_character:int",
+        dictionary_words=_DELTA,
+        non_dictionary_words=_DELTA,
+        non_safe_words=_DELTA,
+        informal_words=_DELTA,
+        uppercase_words=_DELTA,
+        sizes=_named(_SIZE, "size"),
+    ),
+    maintenance_tags=_object("citation_needed_count:int pov_count:int clarification_needed_count:int update_count:int"),
+)
+_PROTECTION = _object("type:string level:string expiry:string", many=True)
+_VISIBILITY = _object("text:bool editor:bool comment:bool", zeros=dict.fromkeys(("text", "editor", "comment"), False))
+
+ARTICLE: Final = _object(
+    "name:string identifier:int abstract:string date_created:time date_modified:time date_previously_modified:time "
+    "version_identifier:string: url:string watchers_count:int",
+    protection=_PROTECTION,
+    version=_VERSION,
+    previous_version=_object("identifier:int number_of_characters:int"),
+    namespace=_NAMESPACE,
+    in_language=_LANGUAGE,
+    main_entity=_object("identifier:string url:string aspects:strings"),
+    additional_entities=_object("identifier:string url:string aspects:strings", many=True),
+    categories=_LINKS,
+    templates=_LINKS,
+    redirects=_LINKS,
+    is_part_of=_PROJECT,
+    article_body=_object("html:string wikitext:string"),
+    license=_LICENSE,
+    visibility=_VISIBILITY,
+    event=_EVENT,
+    image=_object(
+        "contentUrl:string:content_url width:int height:int alternative_text:string caption:string",
+        thumbnail=_hidden("contentUrl:string width:int height:int"),
+    ),
+)
+"""What `/v2/articles` of the realtime host knows."""
+
+_ANY: Final = Node({}, open=True)
+
+ENTITY: Final = _object(
+    "name:string identifier:int date_created:time date_modified:time date_previously_modified:time url:string",
+    protection=_PROTECTION,
+    version=_VERSION,
+    namespace=_NAMESPACE,
+    redirects=_LINKS,
+    is_part_of=_PROJECT,
+    license=_LICENSE,
+    visibility=_VISIBILITY,
+    event=_EVENT,
+    entity=_object(
+        "identifier:string type:string",
+        labels=_named(_ANY, "labels"),
+        descriptions=_named(_ANY, "descriptions"),
+        aliases=_named(_ANY, "aliases"),
+        statements=_named(_ANY, "statements"),
+        sitelinks=_named(_ANY, "sitelinks"),
+    ),
+)
+"""What `/v2/wikidata` of the realtime host is taken to know; the service has not published its rules."""
+
+
+def leaves(schema: Node, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
+    """Yield all fields without fields, by dotted name: what a request may name without a wildcard."""
+    for name, below in schema.fields.items():
+        if isinstance(below, Leaf):
+            yield prefix + name, below
+        else:
+            yield from leaves(below, f"{prefix}{name}.")
+
+
+@dataclass(frozen=True)
+class _Keep:
+    children: Mapping[str, "_Keep | None"]  # None keeps all below
+    zeros: Mapping[str, Any]
+
+
+def compile_fields(schema: Node, names: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Make the function that zeroes everything but the named fields, which must be known to the schema.
+
+    A zeroed value vanishes from the JSON, except the few that are always written and then say 0 or false. A wildcard
+    on an object wins over single fields of it.
+    """
+    keep = _keep(schema, [name.split(".") for name in names])
+
+    def pruned(record: dict[str, Any]) -> dict[str, Any]:
+        return record if keep is None else _prune(record, keep)
+
+    return pruned
+
+
+def _keep(node: Leaf | Node, paths: list[list[str]]) -> _Keep | None:
+    if isinstance(node, Leaf) or any(path in ([], ["*"]) for path in paths):
+        return None
+    children: dict[str, _Keep | None] = {}
+    for first in dict.fromkeys(path[0] for path in paths):
+        below = node.find(first)
+        if below is not None and below.json:
+            children[below.json] = _keep(below, [path[1:] for path in paths if path[0] == first])
+    return _Keep(children, node.zeros)
+
+
+def _prune(record: dict[str, Any], keep: _Keep) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in record.items():
+        if key not in keep.children:
+            if key in keep.zeros:
+                out[key] = keep.zeros[key]
+            continue
+        below = keep.children[key]
+        if below is None:
+            out[key] = value
+        elif isinstance(value, list):
+            out[key] = [_prune(item, below) if isinstance(item, dict) else item for item in value]
+        else:
+            out[key] = _prune(value, below) if isinstance(value, dict) else value
+    return out
+
+
+def compile_filters(schema: Node, filters: Mapping[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    """Make the function that tells whether a record passes all filters, which must be valid for the schema.
+
+    Numbers take a detour through text on the service: an integer of a million or more, and any fraction, never match;
+    filters on float fields never match at all. All elements of a list must match, and an empty list passes. An object
+    that is not there fails. Absent values are zero.
+    """
+    tests: list[tuple[list[tuple[str, bool]], str | None, str, Any]] = []
+    for name, value in filters.items():
+        steps: list[tuple[str, bool]] = []
+        node: Leaf | Node = schema
+        for part in name.split("."):
+            found = node.find(part) if isinstance(node, Node) else None
+            assert found is not None, "filters are checked before they are compiled"
+            node = found
+            if isinstance(node, Node):
+                steps.append((node.json or "", node.many))
+        assert isinstance(node, Leaf), "filters are checked before they are compiled"
+        tests.append((steps, node.json, node.kind, value))
+
+    def passes(record: dict[str, Any]) -> bool:
+        return all(_passes(record, *test) for test in tests)
+
+    return passes
+
+
+def _passes(record: Any, steps: Sequence[tuple[str, bool]], leaf: str | None, kind: str, wanted: Any) -> bool:
+    for number, (key, many) in enumerate(steps):
+        below = record.get(key)
+        if many:
+            return all(_passes(item, steps[number + 1 :], leaf, kind, wanted) for item in below or ())
+        if below is None:
+            return False
+        record = below
+    if kind == "float" or (kind == "int" and (wanted != int(wanted) or abs(wanted) >= 1_000_000)):
+        return False
+    found = _ZERO[kind] if leaf is None else record.get(leaf, _ZERO[kind])
+    return bool(found == wanted)
