@@ -1,0 +1,112 @@
+"""Positions in a folder: one small JSON file for each name."""
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import anyio.to_thread
+import msgspec
+
+from wme_async._protocol.positions import Position
+from wme_async.errors import DecodeError
+from wme_async.offsets._lock import file_name, locked
+
+__all__ = ["FileOffsets"]
+
+
+class _Content(msgspec.Struct):
+    name: str
+    positions: dict[int, Position]
+    version: int = 1
+
+
+class FileOffsets:
+    """Keeps positions in a folder on a local disk.
+
+    Each save writes a new file, brings it to the disk and renames it over the old one, so that there is always a whole
+    one: the old or the new. A lock file beside it keeps a second reader of the same name away; the kernel ends the lock
+    with the process, so nothing has to be cleaned up after a crash.
+
+    Args:
+        folder: The folder; it is made at the first save.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._mutex = threading.Lock()  # a save reads, merges and writes
+
+    def __repr__(self) -> str:
+        return f"FileOffsets({str(self.folder)!r})"
+
+    async def load(self, name: str) -> Mapping[int, Position]:
+        """Return the last saved position of each partition.
+
+        Raises:
+            DecodeError: The file is not one of ours.
+            OSError: It cannot be read.
+        """
+        return await anyio.to_thread.run_sync(self._load, name)
+
+    async def save(self, name: str, positions: Mapping[int, Position]) -> None:
+        """Keep these positions, leaving other partitions as they are. When it returns, they are on the disk.
+
+        Raises:
+            DecodeError: The file that is there is not one of ours, so it is not overwritten.
+            OSError: It cannot be written; the old file is still there.
+        """
+        if positions:
+            # The thread is waited for even if the caller is cancelled: the rename either happened or did not.
+            await anyio.to_thread.run_sync(self._save, name, dict(positions))
+
+    @contextlib.asynccontextmanager
+    async def claim(self, name: str) -> AsyncIterator[None]:
+        """Keep other readers of this folder off the name.
+
+        Raises:
+            StreamError: Another live one holds it.
+            OSError: The folder cannot be written to.
+        """
+        with locked(self.folder / f"{file_name(name)}.lock", name):
+            yield
+
+    def _load(self, name: str) -> dict[int, Position]:
+        path = self.folder / f"{file_name(name)}.json"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        try:
+            return msgspec.json.decode(data, type=_Content).positions
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DecodeError(
+                f"{path} does not hold positions ({error}); move it away to start anew", record=data
+            ) from None
+
+    def _save(self, name: str, positions: dict[int, Position]) -> None:
+        path = self.folder / f"{file_name(name)}.json"
+        with self._mutex:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            content = _Content(name, {**self._load(name), **positions})
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.folder)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(msgspec.json.format(msgspec.json.encode(content), indent=1))
+                    file.flush()
+                    os.fsync(descriptor)
+                Path(temporary).replace(path)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    Path(temporary).unlink()
+                raise
+            self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        """Bring the rename itself to the disk."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,47 @@
+"""Positions for as long as the process lives."""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+
+from wme_async._protocol.positions import Position
+from wme_async.offsets.protocol import in_use
+
+__all__ = ["MemoryOffsets"]
+
+
+class MemoryOffsets:
+    """Keeps positions in memory: for tests, and for who stores them elsewhere, with the data.
+
+    Args:
+        positions: Where to begin, by name as in `"default/articles"`.
+    """
+
+    def __init__(self, positions: Mapping[str, Mapping[int, Position]] | None = None) -> None:
+        self._positions = {name: dict(each) for name, each in (positions or {}).items()}
+        self._claimed: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"MemoryOffsets({sorted(self._positions)})"
+
+    async def load(self, name: str) -> Mapping[int, Position]:
+        """Return the last saved position of each partition."""
+        return dict(self._positions.get(name, {}))
+
+    async def save(self, name: str, positions: Mapping[int, Position]) -> None:
+        """Keep these positions, leaving other partitions as they are."""
+        self._positions.setdefault(name, {}).update(positions)
+
+    @contextlib.asynccontextmanager
+    async def claim(self, name: str) -> AsyncIterator[None]:
+        """Keep other streams that use this object off the name.
+
+        Raises:
+            StreamError: Another one holds it.
+        """
+        if name in self._claimed:
+            raise in_use(name, "in this process")
+        self._claimed.add(name)
+        try:
+            yield
+        finally:
+            self._claimed.discard(name)
