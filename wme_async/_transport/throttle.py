@@ -38,9 +38,10 @@ class Throttle:
     async def wait(self) -> None:
         """Wait for our turn. One that is cancelled while waiting is not given back: the limit errs on the slow side."""
         now = self._monotonic()
-        # The virtual start time runs ahead of the clock by at most what a burst allows.
-        self._next = max(self._next, now - self._tolerance) + self._interval
-        until = max(self._next - self._interval, self._paused_until)
+        # The schedule runs one interval a request; a request may start before its place in it by what a burst allows.
+        scheduled = max(self._next, now)
+        self._next = scheduled + self._interval
+        until = max(scheduled - self._tolerance, self._paused_until)
         if until <= now:
             return
         self.waiting += 1

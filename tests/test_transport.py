@@ -1,0 +1,665 @@
+"""The transport against the simulator: retries, tokens, limits, errors, and that nothing stays open."""
+
+import asyncio
+import inspect
+import json
+import logging
+import os
+import pickle
+import ssl
+import stat
+import traceback
+
+import aiohttp
+import pytest
+from aiohttp import client_exceptions
+from yarl import URL
+
+from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
+from wme_async._transport import Credentials, Request, SessionPool, Transport
+from wme_async._transport.throttle import Throttle
+from wme_async._transport.wire import translate
+from wme_async.errors import (
+    ConnectFailed,
+    DataError,
+    DecodeError,
+    Forbidden,
+    Interrupted,
+    NotFound,
+    QuotaExceeded,
+    RateLimited,
+    ServerError,
+    TimedOut,
+    TransportError,
+    Unauthorized,
+    WMEError,
+)
+from wme_async.simulator import Simulator
+
+AT_ONCE = Retry(base=0, cap=0)
+PROJECTS = Request(
+    method="POST", path="/v2/projects", headers={"Content-Type": "application/json"}, body=b"{}", token=True
+)
+
+
+class Patient(Transport):
+    """A transport that notes its waits and does not wait."""
+
+    waits: list[float]
+
+    async def sleep(self, seconds):
+        self.waits.append(seconds)
+        await asyncio.sleep(0)
+
+
+def make(sim, *, kind=Transport, **options):
+    given = sim.client_options()
+    credentials = options.pop("credentials", Credentials(given["username"], given["password"]))
+    options.setdefault("retry", AT_ONCE)
+    options.setdefault("hosts", Hosts.of(given["hosts"]))
+    transport = kind(credentials, **options)
+    if kind is Patient:
+        transport.waits = []
+    return transport
+
+
+def asked(sim, path, role=None):
+    return [each for each in sim.requests if path in each.path and role in {None, each.role}]
+
+
+@pytest.fixture
+async def transport(sim):
+    made = make(sim)
+    yield made
+    await made.aclose()
+
+
+async def test_a_request_signs_in_once_and_returns_a_whole_answer(sim, transport):
+    first = await transport.request(PROJECTS)
+    await transport.request(PROJECTS)
+    assert first.status == 200
+    assert json.loads(first.body)
+    assert len(asked(sim, "/v1/login")) == 1
+
+
+async def test_server_trouble_is_retried_and_told(sim):
+    told = []
+    transport = make(sim, on_retry=told.append)
+    sim.faults.inject("status", role="api", status=503, times=3)
+    assert (await transport.request(PROJECTS)).status == 200
+    assert [each.attempt for each in told] == [1, 2, 3]
+    assert told[0].what.startswith("POST http://127.0.0.1")
+    assert isinstance(told[0].error, ServerError)
+    await transport.aclose()
+
+
+async def test_the_last_error_comes_out_unwrapped_with_a_note(sim, transport):
+    sim.faults.inject("status", role="api", status=500, body=b"", times=None)
+    with pytest.raises(ServerError) as caught:
+        await transport.request(PROJECTS)
+    assert caught.value.status == 500
+    assert "gave up after 5 attempts" in caught.value.__notes__[0]
+    assert len(asked(sim, "/v2/projects")) == 5
+
+
+async def test_what_will_not_change_is_asked_once(sim, transport):
+    with pytest.raises(Forbidden):
+        await transport.request(Request(path="/v2/nothing", token=True, product="nothing"))
+    assert len(asked(sim, "/v2/nothing")) == 1
+
+
+async def test_retry_after_is_obeyed_and_pauses_all(sim):
+    transport = make(sim, kind=Patient)
+    sim.faults.inject("status", role="api", status=429, headers={"Retry-After": "7"})
+    await transport.request(PROJECTS)
+    assert transport.waits[0] == 7.0
+    await transport.aclose()
+
+
+async def test_a_retry_after_beyond_the_ceiling_ends_the_attempts(sim, transport):
+    sim.faults.inject("status", role="api", status=429, headers={"Retry-After": "86400"}, times=None)
+    with pytest.raises(RateLimited) as caught:
+        await transport.request(PROJECTS)
+    assert caught.value.retry_after == 86400
+    assert len(asked(sim, "/v2/projects")) == 1
+
+
+async def test_an_exhausted_quota_is_not_hammered(sim):
+    transport = make(sim)
+    quota = QuotaExceeded("used up", pool="chunk")
+
+    async def check(pool):
+        assert pool == "chunk"
+        return quota
+
+    transport.quota_check = check
+    sim.faults.inject("status", role="api", status=429, times=None)
+    request = Request(path="/v2/codes", token=True, pool="chunk")
+    with pytest.raises(QuotaExceeded) as caught:
+        await transport.request(request)
+    assert caught.value is quota
+    assert len(asked(sim, "/v2/codes")) == 1
+    await transport.aclose()
+
+
+async def test_a_quota_that_cannot_be_asked_for_is_a_rate_limit(sim):
+    transport = make(sim)
+
+    async def check(pool):
+        raise TimedOut("no answer")
+
+    transport.quota_check = check
+    sim.faults.inject("status", role="api", status=429, times=None)
+    with pytest.raises(RateLimited):
+        await transport.request(Request(path="/v2/codes", token=True, pool="chunk"))
+    await transport.aclose()
+
+
+@pytest.mark.parametrize(
+    ("fault", "details", "error"),
+    [
+        ("reset", {}, Interrupted),
+        ("drop", {"after": 3}, Interrupted),
+        ("hang_head", {}, TimedOut),
+        ("stall", {"after": 3}, TimedOut),
+    ],
+)
+async def test_a_broken_exchange_is_repeated_and_then_an_error_of_ours(sim, fault, details, error):
+    transport = make(sim, timeouts=Timeouts(read=0.1), retry=Retry(attempts=2, base=0))
+    await transport.request(PROJECTS)
+    once = sim.faults.inject(fault, role="api", **details)
+    assert (await transport.request(PROJECTS)).status == 200
+    assert once.hits == 1
+    sim.faults.inject(fault, role="api", times=None, **details)
+    with pytest.raises(error):
+        await transport.request(PROJECTS)
+    assert transport.open_bodies == 0
+    await transport.aclose()
+
+
+async def test_an_unreachable_host_is_a_failed_connection(sim, unused_port):
+    transport = make(sim, hosts=Hosts.of({"auth": f"http://127.0.0.1:{unused_port}"}), retry=Retry(attempts=2, base=0))
+    with pytest.raises(ConnectFailed) as caught:
+        await transport.request(PROJECTS)
+    assert "gave up after 2" in caught.value.__notes__[0]
+    await transport.aclose()
+
+
+@pytest.fixture
+def unused_port(unused_tcp_port_factory=None):
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def test_many_requests_at_once_need_one_sign_in(sim, transport):
+    async with asyncio.TaskGroup() as group:
+        for _ in range(20):
+            group.create_task(transport.request(PROJECTS))
+    assert len(asked(sim, "/v1/login")) == 1
+
+
+async def test_a_token_that_is_refused_is_replaced_once_for_all(sim, transport):
+    await transport.request(PROJECTS)
+    sim.clock.advance(90_000)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(20):
+            group.create_task(transport.request(PROJECTS))
+    assert len(asked(sim, "/v1/token-refresh")) == 1
+    assert len(asked(sim, "/v1/login")) == 1
+
+
+async def test_a_token_is_refreshed_ahead_of_its_end(sim):
+    class Later(Transport):
+        ahead = 0.0
+
+        def now(self):
+            return super().now() + self.ahead
+
+    transport = make(sim, kind=Later)
+    await transport.request(PROJECTS)
+    transport.ahead = 86_400 - 299
+    await transport.request(PROJECTS)
+    assert len(asked(sim, "/v1/token-refresh")) == 1
+    # In trouble, a token that still works goes on.
+    transport.ahead = 2 * 86_400 - 250
+    sim.faults.inject("status", role="auth", status=500, times=None)
+    transport.ahead = 86_400 - 299 + 86_400 - 200
+    assert (await transport.request(PROJECTS)).status == 200
+    await transport.aclose()
+
+
+async def test_the_91st_refresh_and_a_revoked_refresh_token_fall_back_to_a_sign_in(sim, transport):
+    await transport.request(PROJECTS)
+    sim.faults.inject("status", role="auth", path="token-refresh", status=429)
+    sim.clock.advance(90_000)
+    await transport.request(PROJECTS)
+    assert len(asked(sim, "/v1/login")) == 2
+    sim.faults.inject("status", role="auth", path="token-refresh", status=401)
+    sim.clock.advance(90_000)
+    await transport.request(PROJECTS)
+    assert len(asked(sim, "/v1/login")) == 3
+
+
+async def test_ninety_refreshes_are_made_and_then_a_sign_in():
+    async with Simulator(expires_in=3600) as sim:
+        transport = make(sim)
+        for _ in range(92):
+            await transport.request(PROJECTS)
+            sim.clock.advance(3700)
+        assert len(asked(sim, "/v1/login")) == 2
+        assert len(asked(sim, "/v1/token-refresh")) == 90
+        assert all(each.status == 200 for each in asked(sim, "/v1/token-refresh"))
+        await transport.aclose()
+
+
+async def test_an_expired_access_token_alone_is_told(sim, transport):
+    await transport.request(PROJECTS)
+    token = await transport.tokens.token()
+    alone = make(sim, credentials=Credentials(access_token=token))
+    assert (await alone.request(PROJECTS)).status == 200
+    sim.clock.advance(90_000)
+    with pytest.raises(Unauthorized, match="no user name and password"):
+        await alone.request(PROJECTS)
+    with pytest.raises(Unauthorized):
+        await alone.tokens.login()
+    await alone.aclose()
+
+
+async def test_wrong_credentials_are_asked_for_once(sim):
+    transport = make(sim, credentials=Credentials("simulated", "wrong"))
+    with pytest.raises(Unauthorized, match="Incorrect username or password"):
+        await transport.request(PROJECTS)
+    assert len(asked(sim, "/v1/login")) == 1
+    await transport.aclose()
+
+
+async def test_user_names_are_lower_cased_once_for_sign_in_and_refresh(sim):
+    transport = make(sim, credentials=Credentials("Simulated", "simulated-password"))
+    await transport.request(PROJECTS)
+    sim.clock.advance(90_000)
+    await transport.request(PROJECTS)
+    bodies = [json.loads(each.body) for each in asked(sim, "/v1/", role="auth")]
+    assert {body["username"] for body in bodies} == {"simulated"}
+    assert len(asked(sim, "/v1/login")) == 1
+    await transport.aclose()
+
+
+async def test_a_challenge_is_told_unless_tokens_came_with_it(sim):
+    sim.add_user("fresh", "pw", challenge="NEW_PASSWORD_REQUIRED")
+    transport = make(sim, credentials=Credentials("fresh", "pw"))
+    with pytest.raises(Unauthorized, match="NEW_PASSWORD_REQUIRED"):
+        await transport.request(PROJECTS)
+    await transport.aclose()
+    sim.add_user("emulated", "pw", challenge="PASSWORD_VERIFIER")
+    transport = make(sim, credentials=Credentials("emulated", "pw"))
+    assert (await transport.request(PROJECTS)).status == 200
+    await transport.aclose()
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"access_token":5}'])
+async def test_a_sign_in_that_answers_nonsense_is_an_error_without_its_body(sim, transport, body):
+    sim.faults.inject("status", role="auth", status=200, body=body, times=None)
+    with pytest.raises(DecodeError) as caught:
+        await transport.request(PROJECTS)
+    assert caught.value.record is None
+
+
+async def test_revoking_signs_out_and_forgets(sim, tmp_path):
+    path = tmp_path / "tokens.json"
+    transport = make(sim, token_file=path)
+    await transport.request(PROJECTS)
+    await transport.tokens.revoke()
+    assert len(asked(sim, "/v1/token-revoke")) == 1
+    assert "access_token" not in path.read_text()
+    await transport.request(PROJECTS)
+    assert len(asked(sim, "/v1/login")) == 2
+    sim.faults.inject("status", role="auth", path="revoke", status=401)
+    await transport.tokens.revoke()
+    await transport.aclose()
+
+
+async def test_a_token_file_is_shared_private_and_kept_by_user(sim, tmp_path):
+    path = tmp_path / "tokens.json"
+    one, two = make(sim, token_file=path), make(sim, token_file=path)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(one.request(PROJECTS))
+        group.create_task(two.request(PROJECTS))
+    assert len(asked(sim, "/v1/login")) == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.with_name("tokens.json.lock").stat().st_mode) == 0o600
+    sim.add_user("other", "pw")
+    other = make(sim, token_file=path, credentials=Credentials("other", "pw"))
+    await other.request(PROJECTS)
+    assert len(asked(sim, "/v1/login")) == 2
+    assert len(json.loads(path.read_text())["entries"]) == 2
+    sim.clock.advance(90_000)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(one.request(PROJECTS))
+        group.create_task(two.request(PROJECTS))
+    assert len(asked(sim, "/v1/token-refresh")) == 1
+    for each in (one, two, other):
+        await each.aclose()
+
+
+@pytest.mark.parametrize("content", [b"", b"{torn", b'{"entries": 5}', b"\xff"])
+async def test_a_torn_token_file_is_written_anew(sim, tmp_path, content):
+    path = tmp_path / "tokens.json"
+    path.write_bytes(content)
+    path.chmod(0o644)
+    transport = make(sim, token_file=path)
+    await transport.request(PROJECTS)
+    assert "access_token" in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    await transport.aclose()
+
+
+async def test_a_folder_that_cannot_be_written_to_costs_only_the_sharing(sim, tmp_path, monkeypatch):
+    transport = make(sim, token_file=tmp_path / "tokens.json")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert (await transport.request(PROJECTS)).status == 200
+    assert [each.name for each in tmp_path.iterdir()] == ["tokens.json.lock"]
+    await transport.aclose()
+
+
+async def test_a_hung_holder_of_the_lock_does_not_hang_others(sim, tmp_path):
+    import fcntl
+
+    path = tmp_path / "tokens.json"
+    with (tmp_path / "tokens.json.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        transport = make(sim, token_file=path, kind=Patient)
+        assert (await transport.request(PROJECTS)).status == 200
+        assert sum(transport.waits) == pytest.approx(60, abs=1)
+        await transport.aclose()
+
+
+async def test_the_store_and_strangers_never_get_a_token(sim):
+    for role in ("store", "public"):
+        with pytest.raises(ValueError, match="must not be sent"):
+            Request(role=role, path="http://127.0.0.1/", token=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "no credentials"),
+        ({"username": "a"}, "go together"),
+        ({"password": "a"}, "go together"),
+        ({"username": "a", "password": " "}, "password is empty"),
+        ({"access_token": ""}, "access_token is empty"),
+        ({"access_token": "abc\n"}, "blanks around it"),
+    ],
+)
+def test_credentials_that_cannot_work_are_refused_at_once(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Credentials(**arguments)
+
+
+async def test_secrets_are_in_no_repr_log_error_or_traceback(sim, caplog):
+    caplog.set_level(logging.DEBUG, logger="wme_async")
+    transport = make(sim, retry=Retry(attempts=2, base=0), timeouts=Timeouts(read=0.1))
+    token = await transport.tokens.token()
+    seen = [repr(transport), repr(transport.tokens), repr(transport.pool), repr(Credentials("u", "simulated-password"))]
+    for kind, details in (
+        ("reset", {}),
+        ("status", {"status": 500}),
+        ("hang_head", {}),
+        ("garbage", {}),
+        ("short", {}),
+    ):
+        fault = sim.faults.inject(kind, role="api", times=None, **details)
+        try:
+            await transport.request(PROJECTS)
+        except WMEError as error:
+            seen += traceback.format_exception(error)
+            link = error
+            while link is not None:
+                seen += [repr(link), repr(link.args)]
+                link = link.__cause__ or link.__context__
+        fault.remove()
+    everything = "\n".join([*seen, caplog.text])
+    assert "Bearer" not in everything
+    assert token not in everything
+    assert "simulated-password" not in everything
+    with pytest.raises(TypeError, match="not written anywhere"):
+        pickle.dumps(Credentials("u", "p"))
+    await transport.aclose()
+
+
+def all_aiohttp_errors():
+    found = {
+        value
+        for _, value in inspect.getmembers(client_exceptions, inspect.isclass)
+        if issubclass(value, aiohttp.ClientError)
+    }
+    return sorted(found, key=lambda each: each.__name__)
+
+
+def instance_of(kind):
+    info = aiohttp.RequestInfo(URL("http://h/p?secret"), "GET", {"Authorization": "Bearer secret"}, URL("http://h"))
+    key = aiohttp.client_reqrep.ConnectionKey("h", 80, False, True, None, None, None)
+    if issubclass(kind, aiohttp.ClientResponseError):
+        candidates = [(info, ())]
+    elif issubclass(kind, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
+        candidates = [(URL("http://h"), "bad"), (URL("http://h"),)]
+    else:
+        candidates = [
+            (key, OSError(1, "refused")),
+            (key, ssl.SSLCertVerificationError(1, "bad")),
+            ("/tmp/socket", key, OSError(1, "x")),
+            (b"e", b"g", "h", 1),
+            ("text",),
+        ]
+    if not issubclass(kind, aiohttp.ClientConnectorError | aiohttp.ServerFingerprintMismatch):
+        candidates = candidates[-1:]
+    for arguments in candidates:
+        try:
+            error = kind(*arguments)
+            str(error)
+        except (TypeError, AttributeError):
+            continue
+        return error
+    raise AssertionError(f"no way found to make {kind}")
+
+
+@pytest.mark.parametrize("kind", all_aiohttp_errors(), ids=lambda kind: kind.__name__)
+def test_every_aiohttp_error_becomes_one_of_ours(kind):
+    error = instance_of(kind)
+    ours = translate(error, url="http://h/p?X-Amz-Signature=secret")
+    assert isinstance(ours, TransportError)
+    assert "secret" not in repr(ours) + str(ours.__dict__)
+    assert "secret" not in repr(error)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "io"), TimeoutError(), EOFError(), ConnectionResetError()])
+def test_plain_network_errors_become_ours_too(error):
+    assert isinstance(translate(error, url="http://h"), TransportError)
+
+
+def test_what_is_not_the_networks_doing_passes():
+    assert translate(KeyError("x"), url="http://h") is None
+    assert translate(asyncio.CancelledError(), url="http://h") is None
+
+
+async def test_a_body_is_released_whole_or_not(sim, transport):
+    async with transport.open(PROJECTS) as body:
+        assert transport.open_bodies == 1
+        pieces = [piece async for piece in body.chunks()]
+    whole = b"".join(pieces)
+    async with transport.open(PROJECTS) as body:
+        seen = bytearray()
+        await body.copy_to(seen.extend)
+    assert bytes(seen) == whole
+    with pytest.raises(KeyError):
+        async with transport.open(PROJECTS) as body:
+            raise KeyError
+    async with transport.open(PROJECTS) as body:
+        with pytest.raises(DataError, match="longer than"):
+            await body.read(10)
+    assert transport.open_bodies == 0
+    assert "api=0" in repr(transport.pool)
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  # the simulator has no event to wait for
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("fault", ["hang_head", "stall"])
+async def test_cancelling_leaves_nothing_open(sim, transport, fault):
+    await transport.request(PROJECTS)
+    injected = sim.faults.inject(fault, role="api", **({"after": 5} if fault == "stall" else {}))
+
+    async def hang():
+        async with transport.open(PROJECTS) as body:
+            async for _ in body.chunks():
+                pass
+
+    task = asyncio.create_task(hang())
+    await until(lambda: injected.hits)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert transport.open_bodies == 0
+    assert "api=0" in repr(transport.pool)
+
+
+async def test_a_head_may_have_a_deadline_of_its_own(sim, transport):
+    await transport.request(PROJECTS)
+    sim.faults.inject("hang_head", role="api")
+    with pytest.raises(TimedOut):
+        async with transport.open(PROJECTS, retry=False, head_timeout=0.05):
+            pass
+
+
+async def test_answers_above_the_limit_are_refused(sim):
+    transport = make(sim, limits=Limits(max_response=100))
+    with pytest.raises(DataError, match="longer than the 100 bytes"):
+        await transport.request(PROJECTS)
+    await transport.aclose()
+
+
+async def test_the_servers_clock_is_known_from_its_answers(sim, transport):
+    assert transport.server_now("api") == pytest.approx(transport.now(), abs=1)
+    sim.clock.advance(5000)
+    await transport.request(PROJECTS)
+    assert transport.server_now("api") == pytest.approx(transport.now() + 5000, abs=3)
+
+
+async def test_a_closed_client_says_so(sim, transport):
+    await transport.request(PROJECTS)
+    await transport.aclose()
+    with pytest.raises(RuntimeError, match="closed; make a new one"):
+        await transport.request(PROJECTS)
+
+
+async def test_a_pool_is_shared_and_outlives_its_clients(sim):
+    async with SessionPool(limits=Limits(connections=3)) as pool:
+        one, two = make(sim, pool=pool), make(sim, pool=pool)
+        await one.request(PROJECTS)
+        await one.aclose()
+        assert (await two.request(PROJECTS)).status == 200
+        assert two.limits.connections == 3
+        await two.aclose()
+        assert pool.session("api") is pool.session("api")
+    with pytest.raises(RuntimeError, match="closed; make a new one"):
+        pool.session("api")
+
+
+async def test_no_more_connections_than_configured_are_open(sim):
+    transport = make(sim, limits=Limits(connections=4))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(50):
+            group.create_task(transport.request(PROJECTS))
+    assert sum(len(each) for each in transport.pool.session("api").connector._conns.values()) <= 4
+    await transport.aclose()
+
+
+async def test_an_injected_session_is_used_and_never_closed(sim):
+    async with aiohttp.ClientSession(headers={"X-Mine": "1"}) as session:
+        pool = SessionPool(session=session)
+        transport = make(sim, pool=pool)
+        await transport.request(PROJECTS)
+        await transport.aclose()
+        await pool.aclose()
+        assert not session.closed
+        assert ("X-Mine", "1") in asked(sim, "/v2/projects")[0].headers
+        assert pool.injected
+    with pytest.raises(RuntimeError, match="is closed"):
+        SessionPool(session=session).session("api")
+
+
+def test_another_event_loop_and_none_at_all_are_told_in_one_sentence():
+    pool = SessionPool()
+    with pytest.raises(RuntimeError, match="needs a running asyncio event loop"):
+        pool.session("api")
+
+    async def use():
+        pool.session("api")
+
+    async def close():
+        await pool.aclose()
+
+    with asyncio.Runner() as runner:
+        runner.run(use())
+        with asyncio.Runner() as other, pytest.raises(RuntimeError, match="belongs to another event loop"):
+            other.run(use())
+        with asyncio.Runner() as other, pytest.raises(RuntimeError, match="belongs to another event loop"):
+            other.run(close())
+        runner.run(close())
+
+
+async def test_strangers_urls_meet_the_guard_by_address_and_by_name(sim):
+    def guard(address, *rest):
+        return "loopback" if "127.0.0.1" in {address, *rest} or address == "127.0.0.1" else None
+
+    async with SessionPool(guard=guard) as pool:
+        transport = make(sim, pool=pool, retry=Retry(attempts=1))
+        port = URL(sim.store_url).port
+        for host in ("127.0.0.1", "localhost"):
+            with pytest.raises(ConnectFailed):
+                await transport.request(Request(role="public", path=f"http://{host}:{port}/x"))
+        assert not asked(sim, "/x")
+        # Our own hosts are not strangers.
+        assert (await transport.request(PROJECTS)).status == 200
+        await transport.aclose()
+
+
+async def test_the_client_side_limit_spreads_requests():
+    now = [0.0]
+
+    async def sleep(seconds):
+        now[0] += seconds
+
+    throttle = Throttle(10.0, 3, monotonic=lambda: now[0], sleep=sleep)
+    starts = []
+    for _ in range(7):
+        await throttle.wait()
+        starts.append(round(now[0], 6))
+    assert starts == [0, 0, 0, 0.1, 0.2, 0.3, 0.4]
+    throttle.pause(5)
+    await throttle.wait()
+    assert now[0] == pytest.approx(5.4)
+    free = Throttle(None, 1, monotonic=lambda: now[0], sleep=sleep)
+    before = now[0]
+    for _ in range(5):
+        await free.wait()
+    assert now[0] == before
+
+
+async def test_illegal_headers_are_misuse_without_their_content(sim, transport):
+    with pytest.raises(ValueError, match="illegal characters") as caught:
+        await transport.request(Request(path="/v2/codes", headers={"X": "a\r\nsecret: b"}, token=True))
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_404_carries_the_servers_words(sim, transport):
+    with pytest.raises(NotFound) as caught:
+        await transport.request(Request(path="/v2/codes/nope", token=True))
+    assert caught.value.status == 404
+    assert "NoSuchKey" in str(caught.value)
+    assert caught.value.request_id
