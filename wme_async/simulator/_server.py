@@ -6,7 +6,9 @@ import threading
 import uuid
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from datetime import datetime
+from email.utils import formatdate
 from os import PathLike
+from random import Random
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 from urllib.parse import unquote
@@ -27,8 +29,11 @@ from wme_async.simulator._api import Api
 from wme_async.simulator._auth import Accounts, AuthHost, Denied, User
 from wme_async.simulator._catalog import Catalog
 from wme_async.simulator._clock import Clock
+from wme_async.simulator._commons import Commons
 from wme_async.simulator._http import Answer, error_answer, fault_answer, hang, send, tear
+from wme_async.simulator._ondemand import Lookups, Pages
 from wme_async.simulator._query import Panic
+from wme_async.simulator._realtime import Firehose
 from wme_async.simulator._record import Request, Requests, kept_body
 from wme_async.simulator._store import ObjectStore, StoredObject, stored
 from wme_async.simulator.faults import Fault, Faults
@@ -63,10 +68,14 @@ class Simulator:
             `projects.json`, `languages.json`, `namespaces.json`, `codes.json`, each used where it is there.
         articles: Records in each archive.
         article_size: "small", None for natural sizes (43 KB on average), or bytes.
-        archive_bytes: For single identifiers such as `enwiki_namespace_0`, the compressed size to reach, in bytes.
+        archive_bytes: For single identifiers such as `enwiki_namespace_0`, or keys such as
+            `batches/2025-07-16/05/enwiki_namespace_0`, the compressed size to reach, in bytes. Whatever is listed is
+            built, so a large archive makes its list slow the first time.
+        duplicates: The share of records in archives that come a second time with an older revision.
         part_size: Above so many bytes an object's entity tag has the multipart form.
         presign_seconds: How long a download address lives.
         batch_delay: Seconds from the end of an hour until its list of batches appears.
+        stream: Options of the `Firehose`, such as `{"rate": 50}` for the service's own pace.
         keep_requests: How many records of requests are kept.
         ports: Fixed ports by role; 0 or absent for a free one.
     """
@@ -89,9 +98,11 @@ class Simulator:
         articles: int = 12,
         article_size: int | Literal["small"] | None = "small",
         archive_bytes: Mapping[str, int] | None = None,
+        duplicates: float = 0.0,
         part_size: int = 100_000_000,
         presign_seconds: int = 60,
         batch_delay: float = 1500.0,
+        stream: Mapping[str, Any] | None = None,
         keep_requests: int = 10_000,
         ports: Mapping[str, int] | None = None,
     ) -> None:
@@ -110,6 +121,7 @@ class Simulator:
             articles=articles,
             article_size=article_size,
             archive_bytes=archive_bytes,
+            duplicates=duplicates,
             part_size=part_size,
             batch_delay=batch_delay,
         )
@@ -118,6 +130,15 @@ class Simulator:
         )
         self.auth = AuthHost(self.accounts, self.caps, lambda: self.access)
         self.api = Api(self.accounts, self.catalog, self.store, self.limiter, self.caps, lambda: self.access)
+        self.pages = Pages(self.catalog)
+        self.commons = Commons(self.store, seed)
+        self.commons.load()
+        self._route(Lookups(self.pages, Random(seed)))
+        self.firehose = Firehose(
+            self.clock,
+            **{"seed": seed, "make": self.catalog.generator.article, "options": {"size": "small"}, **(stream or {})},
+        )
+        self._streams = {"/v2/articles": self.firehose}
         self.errors: list[Exception] = []
         self._first = self.add_user(username, password, groups)
         self._ports = dict(ports or {})
@@ -125,6 +146,12 @@ class Simulator:
         self._runners: list[web.AppRunner] = []
         self._busy: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _route(self, lookups: Lookups) -> None:
+        self.api.add("/v2/articles/{name*}", lookups.articles, pool="ondemand")
+        self.api.add("/v2/structured-contents/{name*}", lookups.structured, pool="ondemand")
+        self.api.add("/v2/files/{id}", self.commons.page)
+        self.api.add("/v2/files/{id}/download", self.commons.download, ("GET",))
 
     # Lifecycle
 
@@ -345,6 +372,8 @@ class Simulator:
             self.requests.answered(record, response.status)
         if response.headers.get("Server", "").startswith("Python/"):
             del response.headers["Server"]
+        # The clock that tokens, signatures and retention go by is also the one that clients are told.
+        response.headers["Date"] = formatdate(self.clock.now(), usegmt=True)
 
     def _handler(self, role: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -369,15 +398,16 @@ class Simulator:
         return handle
 
     def _note(self, role: str, request: web.Request, body: bytes) -> Request:
-        target = request.rel_url.raw_path_qs
+        target = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
+        path, _, query = target.partition("?")
         hit = self.faults.match(role, request.method, target)
         request[_FAULTS] = hit
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         record = Request(
             role=role,
             method=request.method,
-            path=request.rel_url.raw_path,
-            query=request.rel_url.raw_query_string,
+            path=path,
+            query=query,
             headers=tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers),
             body=kept_body(body),
             at=self.clock.now(),
@@ -437,7 +467,10 @@ class Simulator:
             return await send(request, error_answer(401, denied.message, accept))
         if not allowed(self.access, user.groups, record.method, path):
             return await send(request, error_answer(403, "Forbidden", accept))
-        return await send(request, error_answer(404, "Not Found", accept))
+        firehose = self._streams.get(path)
+        if firehose is None or record.method not in {"GET", "POST"}:
+            return await send(request, error_answer(404, "Not Found", accept))
+        return await firehose.handle(request, faults)
 
 
 _FAULTS: Final = web.RequestKey("wme_simulator_faults", list[Fault])
