@@ -10,6 +10,7 @@ HTTP. For synchronous code there is `Simulator.run_in_thread()`, for pytest the 
 from wme_async.simulator._access import ACCESS_2025, ACCESS_2026, CAPS_2025, CAPS_2026, AccessRow
 from wme_async.simulator._auth import User
 from wme_async.simulator._clock import Clock
+from wme_async.simulator._realtime import Accepted, Connection, Firehose, Refused, check_stream_request
 from wme_async.simulator._record import Request, Requests
 from wme_async.simulator._server import Simulator
 from wme_async.simulator.articles import ArticleGenerator, build_archive, dumps
@@ -20,15 +21,20 @@ __all__ = [
     "ACCESS_2026",
     "CAPS_2025",
     "CAPS_2026",
+    "Accepted",
     "AccessRow",
     "ArticleGenerator",
     "Clock",
+    "Connection",
     "Fault",
     "Faults",
+    "Firehose",
+    "Refused",
     "Request",
     "Requests",
     "Simulator",
     "User",
     "build_archive",
+    "check_stream_request",
     "dumps",
 ]

@@ -135,6 +135,10 @@ class Api:
             route(file, self._redirect(collection, twins=twins), ("GET",), pool),
         ]
 
+    def add(self, path: str, handler: Handler, methods: tuple[str, ...] = _READ, *, pool: str | None = None) -> None:
+        """Add a route: `{name}` is one segment, `{name*}` the rest; earlier routes win."""
+        self.routes.append(route(path, handler, methods, pool))
+
     async def answer(
         self,
         method: str,
@@ -202,7 +206,7 @@ class Api:
         target = other + (f"?{query}" if query else "")
         if method != "GET":
             return Answer(307, {"Location": target})
-        return _moved(301, target, "Moved Permanently")
+        return moved(301, target, "Moved Permanently")
 
     # Metadata
 
@@ -224,7 +228,7 @@ class Api:
             if row is None:
                 raise Refused(404, NO_SUCH_KEY)
             chosen = select_rows([row], query, filtered=False)
-            return Answer(200, _typed(negotiate(call.accept)), encode_row(chosen[0]))
+            return Answer(200, typed(negotiate(call.accept)), encode_row(chosen[0]))
 
         return handler
 
@@ -256,7 +260,7 @@ class Api:
         async def handler(call: Call) -> Answer:
             where, name = _place(collection, call.values)
             key = f"{where}/{name}{call.twin if twins else ''}.tar.gz"
-            return _moved(307, self._store.presign(key, call.user.subject), "Temporary Redirect")
+            return moved(307, self._store.presign(key, call.user.subject), "Temporary Redirect")
 
         return handler
 
@@ -269,16 +273,18 @@ def _place(collection: str, values: Mapping[str, str]) -> tuple[str, str]:
     return collection.format(**values), name
 
 
-def _moved(status: int, target: str, phrase: str) -> Answer:
+def moved(status: int, target: str, phrase: str) -> Answer:
+    """Redirect, with the small page that the services' language adds."""
     body = f'<a href="{escape(target)}">{phrase}</a>.\n\n'
     return Answer(status, {"Location": target, "Content-Type": "text/html; charset=utf-8"}, body.encode())
 
 
-def _typed(kind: str) -> dict[str, str]:
+def typed(kind: str) -> dict[str, str]:
+    """Return the headers of a body of this type; one that was not negotiated is sniffed as text."""
     return {"Content-Type": kind or "text/plain; charset=utf-8"}
 
 
 def records(call: Call, rows: Sequence[Mapping[str, Any]]) -> Answer:
     """Answer with a list of metadata in the form that the Accept header chooses."""
     kind = negotiate(call.accept)
-    return Answer(200, _typed(kind), encode_list([encode_row(row) for row in rows], kind))
+    return Answer(200, typed(kind), encode_list([encode_row(row) for row in rows], kind))

@@ -174,7 +174,7 @@ class Accounts:
         now = self.clock.now()
         if int(now) > claims["exp"]:
             raise Denied(f"token is expired by {_duration(int(now) - claims['exp'])}")
-        if claims["token_use"] != "access":
+        if claims["token_use"] != "access":  # noqa: S105 - a kind of token, not a secret
             raise Denied("incorrect client id")
         user = self.users.get(claims["username"])
         if user is None:

@@ -5,12 +5,12 @@ being stored beforehand. What is listed is built, since a list states the MD5 of
 """
 
 import asyncio
-import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from random import Random
@@ -18,41 +18,16 @@ from typing import Any, Final
 
 from wme_async.simulator._clock import Clock
 from wme_async.simulator._store import StoredObject, stored
+from wme_async.simulator._world import EMPTY, NAMESPACES, PROJECTS, batch_sizes, real_articles, static_world
 from wme_async.simulator.articles import ArticleGenerator, build_archive, dumps, site_of, timestamp
 
 __all__ = ["ArchiveSpec", "Catalog"]
 
-PROJECTS: Final = (
-    "enwiki", "cebwiki", "enwiktionary", "dewiki", "frwiki", "ruwiki", "eswiki", "itwiki", "simplewiki", "abwiki",
-    "dewiktionary", "enwikibooks",
-)  # fmt: skip
-_NAMESPACES: Final = (
-    (0, "Articles", "The pages of the encyclopedia proper."),
-    (6, "File", "Descriptions of images, sounds and films."),
-    (10, "Template", "Pages meant to be included in others."),
-    (14, "Category", "Lists of related pages."),
-)
-_CODES: Final = (
-    ("wiki", "Wikipedia", "The free encyclopedia."),
-    ("wikibooks", "Wikibooks", "E-book textbooks and annotated texts."),
-    ("wikinews", "Wikinews", "The free news source."),
-    ("wikiquote", "Wikiquote", "Quotes across books, movies, authors, and more."),
-    ("wikisource", "Wikisource", "The free digital library."),
-    ("wikiversity", "Wikiversity", "Free learning resources."),
-    ("wikivoyage", "Wikivoyage", "The travel guide."),
-    ("wiktionary", "Wiktionary", "A dictionary for many languages."),
-)
-_LANGUAGES: Final = (
-    ("ab", "Abkhazian", "аԥсуа", "ltr"), ("ar", "Arabic", "العربية", "rtl"), ("ceb", "Cebuano", "Cebuano", "ltr"),
-    ("de", "German", "Deutsch", "ltr"), ("en", "English", "English", "ltr"), ("es", "Spanish", "español", "ltr"),
-    ("fr", "French", "français", "ltr"), ("it", "Italian", "italiano", "ltr"), ("ru", "Russian", "русский", "ltr"),
-    ("simple", "Simple English", "Simple English", "ltr"),
-)  # fmt: skip
 _STRUCTURED: Final = ("enwiki", "dewiki", "frwiki", "eswiki", "itwiki")
 _CHUNKED: Final[Mapping[str, int]] = {"enwiki_namespace_0": 12, "simplewiki_namespace_0": 2}
-_EMPTY: Final = "abwiki_namespace_6"  # an archive without members: left out of lists, yet there
 _IDENTIFIER = re.compile(r"^(?P<project>.+)_namespace_(?P<namespace>\d+)$")
-_HOUR = re.compile(r"^batches/(?P<wikidata>wikidata/)?(?P<date>\d{4}-\d\d-\d\d)/(?P<hour>\d\d)$")
+_WIKIDATA: Final = "batches/wikidata/"
+_HOUR = re.compile(r"^batches/(?:wikidata/)?(?P<date>\d{4}-\d\d-\d\d)/(?P<hour>\d\d)$")
 TWIN: Final = "_group_1"
 
 
@@ -70,6 +45,7 @@ class ArchiveSpec:
         kind: "snapshot", "batch", "chunk", "structured" or "wikidata".
         chunks: How many chunks a snapshot has; 0 for one that was never chunked.
         chunk: The number of a chunk.
+        asof: When its records were current: a chunk's are those of its snapshot.
         listed: Whether it has metadata at all.
     """
 
@@ -82,6 +58,7 @@ class ArchiveSpec:
     kind: str
     chunks: int = 0
     chunk: int = 0
+    asof: float = 0.0
     listed: bool = True
 
 
@@ -95,7 +72,9 @@ class Catalog:
             `namespaces.json`, `codes.json`, each used where it is there.
         articles: Records in each archive (in each chunk of a chunked snapshot).
         article_size: As in `ArticleGenerator.article`.
-        archive_bytes: For single identifiers, the compressed size to reach, in bytes, instead of a count.
+        archive_bytes: For single identifiers, or keys such as `batches/2025-07-16/05/enwiki_namespace_0`, the size to
+            reach, in compressed bytes, instead of a count.
+        duplicates: The share of records that come a second time with an older revision, as compaction leaves them.
         part_size: As in `ObjectStore`.
         batch_delay: Seconds after the end of an hour at which its list appears.
         retention: Seconds that batches stay.
@@ -110,6 +89,7 @@ class Catalog:
         articles: int = 12,
         article_size: Any = "small",
         archive_bytes: Mapping[str, int] | None = None,
+        duplicates: float = 0.0,
         part_size: int = 100_000_000,
         batch_delay: float = 1500.0,
         retention: float = 48 * 3600.0,
@@ -119,18 +99,19 @@ class Catalog:
         self.articles = articles
         self.article_size = article_size
         self.archive_bytes = dict(archive_bytes or {})
+        self.duplicates = duplicates
         self.part_size = part_size
         self.batch_delay = batch_delay
         self.retention = retention
         folder = None if data is None else Path(data)
-        self.real = _real_articles(folder)
+        self.real = real_articles(folder)
         self.generator = ArticleGenerator(seed, base=self.real or None)
-        self.static = _static(folder)
+        self.static = static_world(folder)
         self.languages = {
             str(row["identifier"]): str(row.get("in_language", {}).get("identifier", ""))
             for row in self.static["projects"]
         }
-        self._batch_names = _batch_names(folder)
+        self._sizes = batch_sizes(folder)
         self._specs: dict[str, dict[str, ArchiveSpec]] = {}
         self._rows: dict[str, dict[str, Any]] = {}
         self._extra: dict[str, dict[str, str]] = {}
@@ -147,14 +128,14 @@ class Catalog:
         for suffix, day in (("", midnight), (TWIN, first)):
             known: dict[str, ArchiveSpec] = {}
             for number, (project, namespace) in enumerate(
-                (project, namespace) for project in PROJECTS for namespace, _, _ in _NAMESPACES
+                (project, namespace) for project in PROJECTS for namespace, _, _ in NAMESPACES
             ):
                 identifier = f"{project}_namespace_{namespace}"
                 chunks = _CHUNKED.get(identifier, 0)
                 modified = day.timestamp() + 53.25 + number * 61.892227533
                 known[identifier] = self._spec("snapshots", identifier, modified, "snapshot", chunks, suffix)
                 for chunk in range(chunks):
-                    self._add_chunk(identifier, chunk, modified - chunks + chunk, suffix)
+                    self._add_chunk(known[identifier], chunk, suffix)
             commons = self._spec(
                 "snapshots", "commonswiki_namespace_6", first.timestamp(), "snapshot", 0, suffix, listed=False
             )
@@ -167,16 +148,13 @@ class Catalog:
             for project in _STRUCTURED
         }
 
-    def _add_chunk(self, snapshot: str, chunk: int, modified: float, suffix: str) -> None:
-        collection = f"chunks/{snapshot}"
-        base = self._spec("snapshots", snapshot, modified, "chunk")
-        made = ArchiveSpec(
+    def _add_chunk(self, snapshot: ArchiveSpec, chunk: int, suffix: str) -> None:
+        collection = f"chunks/{snapshot.identifier}"
+        made = replace(
+            snapshot,
             key=f"{collection}/chunk_{chunk}{suffix}",
-            identifier=f"{snapshot}_chunk_{chunk}",
-            project=base.project,
-            language=base.language,
-            namespace=base.namespace,
-            modified=modified,
+            identifier=f"{snapshot.identifier}_chunk_{chunk}",
+            modified=snapshot.modified - snapshot.chunks + chunk,
             kind="chunk",
             chunk=chunk,
         )
@@ -204,6 +182,7 @@ class Catalog:
             modified=modified,
             kind=kind,
             chunks=chunks,
+            asof=modified,
             listed=listed,
         )
 
@@ -213,28 +192,22 @@ class Catalog:
 
     def _known(self, collection: str) -> dict[str, ArchiveSpec] | None:
         """Return what is in a collection by the last part of its key, or None where there is no such collection."""
-        match = _HOUR.match(collection)
-        if match is None:
+        begin = _begin(collection)
+        if begin is None:
             return self._specs.get(collection)
-        try:
-            begin = datetime.fromisoformat(f"{match['date']}T{match['hour']}:00:00+00:00").timestamp()
-        except ValueError:
-            return None
         now = self.clock.now()
         if not begin + 3600 <= now <= begin + 3600 + self.retention:
-            self._specs.pop(collection, None)
             return None
         if collection not in self._specs:
-            for old in [name for name in self._specs if _HOUR.match(name) and self._expired(name)]:
-                del self._specs[old]
-            self._specs[collection] = self._hour(collection, begin, wikidata=match["wikidata"] is not None)
+            self._forget_old()
+            self._specs[collection] = self._hour(collection, begin)
         return {name: spec for name, spec in self._specs[collection].items() if spec.modified <= now}
 
-    def _hour(self, collection: str, begin: float, *, wikidata: bool) -> dict[str, ArchiveSpec]:
-        if wikidata:
+    def _hour(self, collection: str, begin: float) -> dict[str, ArchiveSpec]:
+        if collection.startswith(_WIKIDATA):
             kind, names = "wikidata", ["wikidatawiki_namespace_0", "wikidatawiki_namespace_120"]
         else:
-            kind, names = "batch", self._batch_names
+            kind, names = "batch", list(self._sizes)
         # The exports of one hour finish one after the other; the list is written when all are there.
         spread = self.batch_delay * 0.95 / max(1, len(names))
         return {
@@ -242,11 +215,15 @@ class Catalog:
             for number, name in enumerate(names)
         }
 
-    def _expired(self, collection: str) -> bool:
-        match = _HOUR.match(collection)
-        assert match is not None
-        begin = datetime.fromisoformat(f"{match['date']}T{match['hour']}:00:00+00:00").timestamp()
-        return begin + 3600 + self.retention < self.clock.now()
+    def _forget_old(self) -> None:
+        """Drop the hours that retention has passed, with what was built for them, so that long runs stay small."""
+        now = self.clock.now()
+        for name in list(self._specs):
+            begin = _begin(name)
+            if begin is not None and begin + 3600 + self.retention < now:
+                for spec in self._specs.pop(name).values():
+                    self._rows.pop(spec.key, None)
+                    self.objects.pop(f"{spec.key}.tar.gz", None)
 
     def hours(self) -> list[str]:
         """Return the hours whose batch lists exist now, oldest first, such as `2025-07-16T05`."""
@@ -265,11 +242,9 @@ class Catalog:
         if collection in self.static:
             return sorted(self.static[collection], key=lambda row: f"{row['identifier']}.json".encode())
         known = self._known(collection)
-        match = _HOUR.match(collection)
-        if known is not None and match is not None:
-            begin = datetime.fromisoformat(f"{match['date']}T{match['hour']}:00:00+00:00").timestamp()
-            if self.clock.now() < begin + 3600 + self.batch_delay:
-                known = None
+        begin = _begin(collection)
+        if begin is not None and self.clock.now() < begin + 3600 + self.batch_delay:
+            known = None
         extra = self._extra.get(collection, {})
         if known is None and not extra:
             return None
@@ -323,7 +298,7 @@ class Catalog:
         if spec.key in self._rows:
             return
         mode = 0o644 if spec.kind == "chunk" else 0o766
-        wanted = self.archive_bytes.get(spec.identifier, 0)
+        wanted = self._wanted(spec)
         data = build_archive(self._members(spec), member_mode=mode, level=1 if wanted > 1_000_000 else 6)
         made = stored(data, spec.modified, part_size=self.part_size)
         self.objects.setdefault(f"{spec.key}.tar.gz", made)
@@ -342,7 +317,7 @@ class Catalog:
             "namespace": {"identifier": spec.namespace},
             "size": size,
         }
-        if spec.chunks:
+        if spec.chunks and spec.kind != "chunk":
             # Workers finish in any order, and this list keeps theirs.
             order = Random(self.seed + spec.chunks).sample(range(spec.chunks), spec.chunks)
             row["chunks"] = [f"{spec.identifier}_chunk_{number}" for number in order]
@@ -351,7 +326,7 @@ class Catalog:
     def _members(self, spec: ArchiveSpec) -> list[tuple[str, Iterable[bytes]]]:
         if spec.kind in self.builders:
             return self.builders[spec.kind](spec)
-        if spec.identifier == _EMPTY:
+        if spec.identifier == EMPTY:
             return []
         if spec.kind == "chunk":
             return [(f"chunk_{spec.chunk}.ndjson", self._lines(spec, spec.chunk))]
@@ -362,7 +337,7 @@ class Catalog:
     def _lines(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
         """Make the records of a member; a chunk has the very lines of its member of the snapshot."""
         first = self.first_page(spec.project, spec.namespace) + member * self.articles
-        wanted = self.archive_bytes.get(spec.identifier, 0)
+        wanted = self._wanted(spec)
         if member == 0 and spec.kind != "structured":
             for record in self.real:
                 if record["is_part_of"]["identifier"] == spec.project and spec.namespace == 0:
@@ -371,32 +346,45 @@ class Catalog:
                     yield line
         yield from self._until(self._records(spec, first), wanted) if wanted > 0 else self._count(spec, first)
 
+    def _wanted(self, spec: ArchiveSpec) -> int:
+        """Return the compressed bytes wished for in each member, or 0 where a count of records decides."""
+        whole = spec.identifier.partition("_chunk_")[0]
+        return (self.archive_bytes.get(spec.key) or self.archive_bytes.get(whole, 0)) // max(1, spec.chunks)
+
     def _count(self, spec: ArchiveSpec, first: int) -> Iterator[bytes]:
         records = self._records(spec, first)
-        for _ in range(self.articles):
+        for _ in range(round(self.articles * (1 if spec.chunks or spec.kind == "chunk" else self._weight(spec)))):
             yield next(records)
 
+    def _weight(self, spec: ArchiveSpec) -> float:
+        """Larger projects have larger archives, on a scale that keeps all of them small."""
+        return 0.5 + 0.5 * math.log10(1 + 1000 * self._sizes.get(spec.identifier, 0.05))
+
     def _records(self, spec: ArchiveSpec, first: int) -> Iterator[bytes]:
+        rnd = Random(first ^ self.seed)
         number = 0
         while True:
-            # Exported things are older than the export; a batch has the events of its hour.
-            published = spec.modified - 3600 * (0.05 + 0.9 * ((number * 37) % 101) / 101)
-            if spec.kind == "structured":
-                record = self.generator.structured(
-                    first + number, project=spec.project, where="snapshot", published=published
-                )
-            else:
-                gone = spec.kind == "batch" and number % 10 == 9
-                record = self.generator.article(
-                    first + number,
-                    project=spec.project,
-                    namespace=spec.namespace,
-                    kind="delete" if gone else "update",
-                    size=self.article_size,
-                    published=published,
-                )
-            yield dumps(record) + b"\n"
+            record = self._record(spec, first + number, number)
+            line = dumps(record) + b"\n"
+            yield line
+            if self.duplicates and rnd.random() < self.duplicates and "version" in record:
+                version = {**record["version"], "identifier": record["version"]["identifier"] - 1}
+                yield dumps({**record, "version": version}) + b"\n"
             number += 1
+
+    def _record(self, spec: ArchiveSpec, page: int, number: int) -> dict[str, Any]:
+        # Exported things are older than the export; a batch has the events of its hour.
+        published = spec.asof - 3600 * (0.05 + 0.9 * ((number * 37) % 101) / 101)
+        if spec.kind == "structured":
+            return self.generator.structured(page, project=spec.project, where="snapshot", published=published)
+        return self.generator.article(
+            page,
+            project=spec.project,
+            namespace=spec.namespace,
+            kind="delete" if spec.kind == "batch" and number % 10 == 9 else "update",
+            size=self.article_size,
+            published=published,
+        )
 
     @staticmethod
     def _until(lines: Iterator[bytes], wanted: int) -> Iterator[bytes]:
@@ -409,8 +397,8 @@ class Catalog:
             yield line
 
     def first_page(self, project: str, namespace: int) -> int:
-        """Return the index of the first page of a project and namespace."""
-        return (zlib.crc32(project.encode()) % 4096) * 1_000_000 + namespace * 10_000
+        """Return the index of the first page of a project and namespace: 20,000 pages are kept for each."""
+        return (zlib.crc32(project.encode()) % 31) * 300_000 + namespace * 20_000
 
     def put(self, object_key: str, made: StoredObject, *, update_metadata: bool) -> None:
         """Store an object under a key, and let its metadata follow or stay as they are."""
@@ -427,56 +415,13 @@ class Catalog:
                 self._rows[key] = {**self._describe(spec, made, made.modified)}
         self.objects[object_key] = made
 
-    def forget_hour(self, hour: datetime) -> None:
-        """Drop what was built for one hour."""
-        self._specs.pop(f"batches/{hour:%Y-%m-%d/%H}", None)
 
-
-def _load(folder: Path | None, name: str) -> list[dict[str, Any]] | None:
-    if folder is None or not (folder / name).is_file():
+def _begin(collection: str) -> float | None:
+    """Return when the hour of a collection of batches begins, epoch seconds, or None for anything else."""
+    match = _HOUR.match(collection)
+    if match is None:
         return None
-    found: list[dict[str, Any]] = json.loads((folder / name).read_text("utf-8"))
-    return found
-
-
-def _real_articles(folder: Path | None) -> list[dict[str, Any]]:
-    if folder is None or not (folder / "articles.ndjson").is_file():
-        return []
-    lines = (folder / "articles.ndjson").read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def _batch_names(folder: Path | None) -> list[str]:
-    rows = _load(folder, "batches.json")
-    if rows is not None:
-        return [str(row["identifier"]) for row in rows]
-    names = [f"{project}_namespace_{namespace}" for project in PROJECTS for namespace in (0, 10, 14)]
-    return [*names, "enwiki_namespace_6", _EMPTY]
-
-
-def _static(folder: Path | None) -> dict[str, list[dict[str, Any]]]:
-    projects = []
-    for identifier in (*PROJECTS, "commonswiki"):
-        language, url = site_of(identifier)
-        code = next((code for code, _, _ in reversed(_CODES) if identifier.endswith(code)), "wiki")
-        name = next(name for known, name, _ in _CODES if known == code)
-        projects.append(
-            {"name": name, "identifier": identifier, "url": url, "code": code, "in_language": {"identifier": language}}
-        )
-    return {
-        "codes": _load(folder, "codes.json")
-        or [{"identifier": code, "name": name, "description": text} for code, name, text in _CODES],
-        "languages": _load(folder, "languages.json")
-        or [
-            {"identifier": code, "name": name, "alternate_name": own, "direction": direction}
-            for code, name, own, direction in _LANGUAGES
-        ],
-        "projects": _load(folder, "projects.json") or projects,
-        "namespaces": _load(folder, "namespaces.json")
-        or [{"name": name, "identifier": number, "description": text} for number, name, text in _NAMESPACES],
-    }
-
-
-def recent_hour(now: float, back: float) -> str:
-    """Return the name of the hour that lies so many seconds back."""
-    return f"{datetime.fromtimestamp(now, UTC) - timedelta(seconds=back):%Y-%m-%dT%H}"
+    try:
+        return datetime.fromisoformat(f"{match['date']}T{match['hour']}:00:00+00:00").timestamp()
+    except ValueError:
+        return None

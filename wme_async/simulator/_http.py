@@ -272,7 +272,8 @@ async def _send_damaged(
     if delivery.ending == "stall":
         await hang()
     if delivery.ending == "reset":
-        while transport.get_write_buffer_size() and not transport.is_closing():
+        # A transport has no event for "all of it is with the kernel".
+        while transport.get_write_buffer_size() and not transport.is_closing():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.001)
         return tear(request)
     transport.close()

@@ -23,8 +23,8 @@ __all__ = ["ObjectStore", "StoredObject"]
 BUCKET: Final = "wme-primary"
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 _ONE_AUTH: Final = (
-    "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter or the "
-    "Authorization header should be specified"
+    "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter "
+    "or the Authorization header should be specified"
 )
 
 
@@ -166,7 +166,7 @@ class ObjectStore:
         return f"{self.origin}{path}?{urlencode(params)}"
 
     def _sign(self, method: str, path: str, params: Sequence[tuple[str, str]]) -> str:
-        text = "\n".join([method, path, *(f"{key}={value}" for key, value in sorted(params))])
+        text = "\n".join([method, unquote(path), *(f"{key}={value}" for key, value in sorted(params))])
         return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()
 
     async def answer(

@@ -43,7 +43,7 @@ any body
 ======================  ==============================================================================================
 on-demand
 ----------------------  ----------------------------------------------------------------------------------------------
-`not_there`             the stored pages are not found, though they exist
+`not_there`             stored pages are not found, though they exist: `projects=None` (names; default: all)
 `raw`                   the first structured record comes as a plain article
 `malformed`             a structured record is cut inside its JSON, as an odd description does
 ======================  ==============================================================================================
@@ -81,7 +81,7 @@ _DETAILS: Final[dict[str, frozenset[str]]] = {
         "encoding": "real",
         "garbage": "body",
         "empty": "",
-        "not_there": "",
+        "not_there": "projects",
         "raw": "",
         "malformed": "",
     }.items()
