@@ -10,7 +10,8 @@ A query has `fields` (what to get of each record), `filters` (which records) and
 
 What "exactly" means: the records are those that satisfy all filters by equality, each with what `fields` names and
 nothing else. An absent value equals false, zero or the empty string where its object is there; where the object is
-absent too, there is no value and nothing equals it. An object left with nothing by `fields` is left out.
+absent too, there is no value and nothing equals it. An object of which `fields` leave nothing is left out, but on the
+stream, which tells one that is empty from one that is absent.
 """
 
 import builtins
@@ -24,7 +25,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from wme_async._protocol.query import rules
-from wme_async._protocol.query.names import Place, describe, fields_of, leaves, resolve
+from wme_async._protocol.query.names import Place, describe, fields_of, leaves, required_objects, resolve
 from wme_async._protocol.query.rules import Backend, Value
 
 __all__ = ["Backend", "Condition", "Query", "Value", "fields_of", "filterable"]
@@ -80,6 +81,7 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
     result: Any
     _restore: Mapping[str, tuple[str, ...]]
     _wanted: _Tree | None
+    _required: Mapping[str, Any]
 
     @classmethod
     def build(
@@ -124,7 +126,10 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
             )
         names = None if selected is None else tuple(place.name for place in selected)
         # Paths into stored JSON answer with an empty object where there was none.
-        hollow = backend not in {Backend.METADATA, Backend.REALTIME} and any("." in name for name in fetched)
+        hollow = backend in rules.LIMITED and any("." in name for name in fetched)
+        # Of the rules for Wikidata little is known: they may ignore fields.
+        unsure = hollow or backend is Backend.LOOKUP_FIELDS_ONLY
+        as_asked = not unsure and set(names or ()) == set(fetched)
         return cls(
             backend=backend,
             model=model,
@@ -135,7 +140,8 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
             limit=_limit(backend, limit),
             result=model if type is None else type,
             _restore=_flat_names(fetched) if backend is Backend.METADATA else {},
-            _wanted=_tree(names) if names is not None and (hollow or set(names) != set(fetched)) else None,
+            _wanted=None if names is None or as_asked else _tree(names),
+            _required=required_objects(cast("Any", type)) if names and backend is not Backend.REALTIME else {},
         )
 
     @property
@@ -146,7 +152,7 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
     @property
     def reshapes(self) -> bool:
         """`restore` or `project` may change a record. Otherwise it can be decoded into `result` as it arrives."""
-        return bool(self._restore) or self._wanted is not None
+        return bool(self._restore or self._required) or self._wanted is not None
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object to POST; empty keys are absent. It must be sent as `application/json`."""
@@ -197,18 +203,21 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
     def project(self, record: Record) -> Record:
         """Return a record with what `fields` names and nothing else, whatever had to be fetched besides.
 
+        An object that the caller's type cannot do without is given an empty one: absent means empty.
+
         On the stream, read the position before: `event` goes too unless it was asked for.
 
         Args:
             record: As `restore` returns it; or decoded, in which case what was not asked for becomes the default.
         """
-        if self._wanted is None:
+        if self._wanted is None and not self._required:
             return record
-        plain = _pruned(msgspec.to_builtins(record) if isinstance(record, Struct) else record, self._wanted)
-        kept: Any = {} if plain is _NOTHING else plain
-        if isinstance(record, Struct):
-            kept = msgspec.convert(kept, builtins.type(record))
-        return cast("Record", kept)
+        kept: Any = msgspec.to_builtins(record) if isinstance(record, Struct) else record
+        if self._wanted is not None:
+            kept = _pruned(kept, self._wanted, hollow=self.backend is Backend.REALTIME)
+            kept = {} if kept is _NOTHING else kept
+        _fill(kept, self._required)
+        return cast("Record", msgspec.convert(kept, builtins.type(record)) if isinstance(record, Struct) else kept)
 
     def apply(self, record: dict[str, Any]) -> dict[str, Any] | None:
         """Return a record of the answer as the caller asked for it, or `None` if the filters refuse it."""
@@ -428,23 +437,31 @@ def _tree(names: Iterable[str]) -> _Tree:
     return tree
 
 
-def _pruned(value: Any, wanted: _Tree) -> Any:
-    """What is wanted of a value; an object of which nothing is left is nothing, except as the element of a list."""
+def _pruned(value: Any, wanted: _Tree, *, hollow: bool) -> Any:
+    """What is wanted of a value; unless `hollow`, an object of which nothing is left is nothing outside a list."""
     if not wanted:
         return value
-    if isinstance(value, list):
-        return [_element(item, wanted) for item in value]
+    if isinstance(value, list | tuple):  # a tuple where a decoded record was turned back
+        return [_element(item, wanted, hollow=hollow) for item in value]
     if not isinstance(value, dict):
         return _NOTHING
-    kept = {key: _pruned(value[key], below) for key, below in wanted.items() if key in value}
-    return {key: inner for key, inner in kept.items() if inner is not _NOTHING} or _NOTHING
+    kept = {key: _pruned(value[key], below, hollow=hollow) for key, below in wanted.items() if key in value}
+    left = {key: inner for key, inner in kept.items() if inner is not _NOTHING}
+    return left if left or hollow else _NOTHING
 
 
-def _element(item: Any, wanted: _Tree) -> Any:
-    if not isinstance(item, dict | list):
+def _element(item: Any, wanted: _Tree, *, hollow: bool) -> Any:
+    if not isinstance(item, dict | list | tuple):
         return item
-    kept = _pruned(item, wanted)
+    kept = _pruned(item, wanted, hollow=hollow)
     return {} if kept is _NOTHING else kept
+
+
+def _fill(record: Any, required: Mapping[str, Any]) -> None:
+    for key, below in required.items():
+        inner = record.setdefault(key, {})
+        if isinstance(inner, dict):
+            _fill(inner, below)
 
 
 def _value(record: Any, condition: Condition) -> Any:
@@ -462,9 +479,10 @@ def _value(record: Any, condition: Condition) -> Any:
 def _step(at: Any, segment: str) -> Any:
     if isinstance(at, Mapping):
         return at.get(segment)
-    attribute = _attributes(builtins.type(at)).get(segment)
+    cls: Any = builtins.type(at)
+    attribute = _attributes(cls).get(segment)
     if attribute is None:
-        raise TypeError(f"{builtins.type(at).__name__} has no field for {segment!r}, which is filtered by")
+        raise TypeError(f"{cls.__name__} has no field for {segment!r}, which is filtered by")
     return getattr(at, attribute)
 
 

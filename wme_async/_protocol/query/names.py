@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec import Struct, inspect
 
-__all__ = ["Place", "Shape", "fields_of", "leaves", "resolve"]
+__all__ = ["Place", "Shape", "describe", "fields_of", "leaves", "required_objects", "resolve"]
 
 _SCALARS: Final[Mapping[type[inspect.Type], type]] = {
     inspect.StrType: str,
@@ -208,7 +208,7 @@ def fields_of(type: type, model: Any) -> list[str]:
     """Return the fields to ask for so that a type of the user's own can be decoded, and no more.
 
     Nested Structs are followed, through lists too; where one takes everything the model has there, or is a dict, the
-    object is asked for whole.
+    object is asked for whole. The server leaves out what is false, zero or empty, so give such fields a default.
 
     Args:
         type: A Struct (a dataclass or TypedDict will do). Its names are those of the wire: renaming is honoured.
@@ -255,13 +255,33 @@ def _asked(described: inspect.Type, model: Any, prefix: str, inside: tuple[type,
         wanted = shape_of(field.type)
         _fits(f"{title}.{field.name}", wanted, place)
         objects = list(_objects(field.type))
-        recursive = any(cls in inside or cls in place.shape.classes for cls in wanted.classes)
+        known = {*inside, described.cls, *place.shape.classes}
+        recursive = any(cls in known for cls in wanted.classes)
         if not objects or recursive or wanted.values or wanted.opaque or not place.shape.parts:
             yield name
             continue
         below = [one for each in objects for one in _asked(each, model, f"{name}.", (*inside, described.cls))]
         everything = {f"{name}.{part}" for part in place.shape.parts}
         yield from [name] if not below or everything <= set(below) else dict.fromkeys(below)
+
+
+@lru_cache(maxsize=256)
+def required_objects(user: Any) -> Mapping[str, Any]:
+    """Return the names of the objects without which a type cannot be decoded, each with those inside it.
+
+    Args:
+        user: A type, or `None`.
+    """
+    return {} if user is None else _required(inspect.type_info(user), ())
+
+
+def _required(described: inspect.Type, inside: tuple[type, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in getattr(described, "fields", ()):
+        objects = [] if not field.required or shape_of(field.type).many else list(_objects(field.type))
+        if len(objects) == 1 and not any(cls in inside for cls in shape_of(objects[0]).classes):
+            found[field.encode_name] = _required(objects[0], (*inside, *shape_of(objects[0]).classes))
+    return found
 
 
 def _objects(type_: inspect.Type) -> Iterator[inspect.Type]:
