@@ -16,7 +16,7 @@ from aiohttp import web
 from wme_async.simulator._encoding import dumps, stamp
 from wme_async.simulator._http import NDJSON, error_answer, negotiate
 from wme_async.simulator._log import PartitionLog
-from wme_async.simulator._schema import ARTICLE, Node
+from wme_async.simulator._schema import ARTICLE, ENTITY, Node
 from wme_async.simulator._stream import Line, Reader
 from wme_async.simulator._stream_request import (
     Accepted,
@@ -25,6 +25,7 @@ from wme_async.simulator._stream_request import (
     check_stream_request,
 )
 from wme_async.simulator.articles import ArticleGenerator
+from wme_async.simulator.entities import EntityGenerator
 
 __all__ = [
     "Accepted",
@@ -87,6 +88,8 @@ class Firehose:
         flush_each: Whether each event is written by itself, as the service does; else events that are ready together
             are written together, which is several times faster.
         burst: How many events of one partition are read before the next one's turn.
+        tiny: Writes the line of a generated event without an encoder, split where partition and offset go:
+            `tiny(index, moment)` with the time as text.
     """
 
     def __init__(
@@ -103,8 +106,10 @@ class Firehose:
         options: Mapping[str, Any] | None = None,
         flush_each: bool = True,
         burst: int = 8,
+        tiny: Callable[[int, str], tuple[bytes, bytes]] | None = None,
     ) -> None:
         self.clock = clock
+        self._tiny = tiny or _tiny_article
         self.random = Random(seed)
         self.parts = parts
         self.retention = retention
@@ -122,6 +127,23 @@ class Firehose:
         self._lock = threading.Lock()
         self._readers: set[Reader] = set()
         self._moved = asyncio.Event()
+
+    @classmethod
+    def wikidata(cls, clock: Callable[[], float], *, seed: int = 0, **options: Any) -> "Firehose":
+        """Make the stream of `/v2/wikidata`: the same machinery over entities.
+
+        Args:
+            clock: As in the constructor.
+            seed: As in the constructor.
+            **options: As in the constructor.
+        """
+        defaults = {
+            "schema": ENTITY,
+            "make": EntityGenerator(seed).record,
+            "options": {"size": "small"},
+            "tiny": _tiny_entity,
+        }
+        return cls(clock, seed=seed, **{**defaults, **options})
 
     @property
     def open(self) -> int:
@@ -205,7 +227,7 @@ class Firehose:
         return partition, offset
 
     def generate(self, count: int, *, rate: float = 10_000.0, end: float | None = None) -> None:
-        """Add small article events that take no memory: each is made when it is read.
+        """Add small events that take no memory: each is made when it is read.
 
         They are dealt over the partitions in turn, not by title.
 
@@ -222,7 +244,7 @@ class Firehose:
             mine = len(range(partition, count, width))
             if mine:
                 moment = _Moments(first, rate, partition, width)
-                log.extend(mine, moment.milliseconds, _Lines(moment, start).make)
+                log.extend(mine, moment.milliseconds, _Lines(self._tiny, moment, start).make)
         self._index += count
         self.published += count
         self._wake()
@@ -395,20 +417,38 @@ class _Moments:
 
 
 class _Lines:
-    """Small article events by number, written without an encoder."""
+    """Generated events of one partition by number."""
 
-    def __init__(self, moments: _Moments, start: int) -> None:
+    def __init__(self, tiny: Callable[[int, str], tuple[bytes, bytes]], moments: _Moments, start: int) -> None:
+        self._tiny = tiny
         self._moments = moments
         self._start = start
 
     def make(self, number: int) -> tuple[bytes, bytes]:
         moments = self._moments
         index = self._start + number * moments.width + moments.partition
-        when = stamp(moments.microseconds(number) * 1000, 6)
-        head = (
-            f'{{"name":"Page {index}","identifier":{1000 + index},"version":{{"identifier":{1_200_000_000 + index}}},'
-            f'"namespace":{{"identifier":0}},"is_part_of":{{"identifier":"enwiki"}},"event":{{"identifier":'
-            f'"{index:08x}-0000-4000-8000-{index:012x}","type":"update","date_created":"{when}",'
-            f'"date_published":"{when}",'
-        )
-        return head.encode(), b"}}"
+        return self._tiny(index, stamp(moments.microseconds(number) * 1000, 6))
+
+
+def _tiny_article(index: int, moment: str) -> tuple[bytes, bytes]:
+    head = (
+        f'{{"name":"Page {index}","identifier":{1000 + index},"version":{{"identifier":{1_200_000_000 + index}}},'
+        f'"namespace":{{"identifier":0}},"is_part_of":{{"identifier":"enwiki"}},{_tiny_event(index, moment)}'
+    )
+    return head.encode(), b"}}"
+
+
+def _tiny_entity(index: int, moment: str) -> tuple[bytes, bytes]:
+    item = f"Q{100 + index}"
+    head = (
+        f'{{"name":"{item}","identifier":{13_100 + index * 31},"namespace":{{"identifier":0}},'
+        f'"is_part_of":{{"identifier":"wikidatawiki"}},{_tiny_event(index, moment)}'
+    )
+    return head.encode(), f'}},"entity":{{"identifier":"{item}","type":"item"}}}}'.encode()
+
+
+def _tiny_event(index: int, moment: str) -> str:
+    return (
+        f'"event":{{"identifier":"{index & 0xFFFFFFFF:08x}-0000-4000-8000-{index:012x}","type":"update",'
+        f'"date_created":"{moment}","date_published":"{moment}",'
+    )
