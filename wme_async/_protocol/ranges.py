@@ -187,6 +187,10 @@ class Plan:
         """Bytes that nobody fetches yet."""
         return self.size - self._taken.total
 
+    def open_below(self, limit: int) -> bool:
+        """Say whether there are bytes below an offset that nobody fetches yet."""
+        return self._taken.gap(0, min(limit, self.size)) is not None
+
     def rate(self, now: float) -> float:
         """Return what one connection brings, in bytes per second: the mean of those at work, 0.0 where unknown."""
         # The first second is the connection's own: asking, and the slow start of TCP.

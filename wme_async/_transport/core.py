@@ -82,18 +82,21 @@ class Body:
                 return
             yield piece
 
-    async def copy_to(self, sink: Callable[[memoryview], None]) -> None:
+    async def copy_to(self, sink: Callable[[memoryview], Awaitable[None] | None]) -> None:
         """Give all bytes to a function, in order. What it raises ends the transfer and comes out here.
 
         Args:
-            sink: Called in the event loop; it must not keep the view.
+            sink: Called in the event loop. The view is its own until it returns or, if it returns something to await,
+                until that is done; nothing more is read from the connection meanwhile.
 
         Raises:
             Interrupted: The body ended early.
             TimedOut: Nothing came for as long as is allowed.
         """
         async for piece in self.chunks():
-            sink(memoryview(piece))
+            pending = sink(memoryview(piece))
+            if pending is not None:
+                await pending
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body.

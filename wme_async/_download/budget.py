@@ -1,0 +1,158 @@
+"""What downloads share: connections, bandwidth, and the signature of an address."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from wme_async._download.source import SignedUrl, Source
+from wme_async._protocol.pace import Bucket, Governor
+from wme_async.errors import StatusError
+
+__all__ = ["Budget", "Ticket"]
+
+
+class Budget:
+    """Connections and bandwidth of any number of downloads at once, within one event loop.
+
+    Args:
+        connections: Never more than this at once. Fewer are used as long as more bring nothing.
+        start: Connections to begin with.
+        max_rate: Bytes per second for all together, None for no limit.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(self, connections: int = 16, *, start: int = 8, max_rate: float | None = None) -> None:
+        self.governor = Governor(start=start, most=connections)
+        self.bucket = Bucket(max_rate, 0.0)
+        self.rate = 0.0
+        self.files = 0
+        self._in_use = 0
+        self._moved = 0
+        self._requests = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Budget {self._in_use} of {self.governor.allowed} connections, {len(self._waiting)} waiting>"
+
+    @property
+    def contended(self) -> bool:
+        """Whether somebody waits for a connection."""
+        return bool(self._waiting)
+
+    @property
+    def share(self) -> int:
+        """How many connections one of the files may count on."""
+        return max(1, self.governor.allowed // max(1, self.files))
+
+    def try_acquire(self) -> bool:
+        """Take a connection if one is free and nobody waits."""
+        if self._waiting or self._in_use >= self.governor.allowed:
+            return False
+        self._in_use += 1
+        return True
+
+    async def acquire(self) -> None:
+        """Wait for a connection. First come, first served."""
+        if self.try_acquire():
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled():
+                self.release()
+            else:
+                self._waiting.remove(waiter)
+            raise
+
+    def release(self) -> None:
+        """Give a connection back."""
+        self._in_use -= 1
+        self._hand_out()
+
+    def moved(self, count: int, now: float) -> float:
+        """Count bytes that came, and return the seconds to wait for the sake of `max_rate`."""
+        self._moved += count
+        return self.bucket.take(count, now)
+
+    def finished(self) -> None:
+        """Count a request that was answered."""
+        self._requests += 1
+
+    def tick(self, now: float) -> None:
+        """Look whether more or fewer connections would do; call it several times a second."""
+        self.governor.tick(now, moved=self._moved, requests=self._requests, waiting=self.contended)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._in_use < self.governor.allowed:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self._in_use += 1
+                waiter.set_result(None)
+
+
+class Ticket:
+    """The signed address of one file, renewed once for all who use it.
+
+    Args:
+        source: Who signs.
+        clock: The transport's monotonic clock.
+    """
+
+    _STRIKES = 3
+
+    def __init__(self, source: Source, clock: Callable[[], float]) -> None:
+        self._source = source
+        self._clock = clock
+        self._signed: SignedUrl | None = None
+        self._lock = asyncio.Lock()
+        self._strikes = 0
+        self.requests = 0
+
+    @property
+    def lifetime(self) -> float | None:
+        """Seconds that the address still works; None: for ever, or nothing is known yet."""
+        signed = self._signed
+        if signed is None:
+            return 0.0 if self.requests else None
+        return None if signed.expires_at is None else signed.expires_at - self._clock()
+
+    async def get(self) -> SignedUrl:
+        """Return an address that works, as far as is known."""
+        signed = self._current()
+        if signed is not None:
+            return signed
+        async with self._lock:
+            signed = self._current()
+            if signed is None:
+                self.requests += 1
+                signed = self._signed = await self._source.sign()
+            return signed
+
+    def worked(self) -> None:
+        """Note that the store took the address."""
+        self._strikes = 0
+
+    def refused(self, signed: SignedUrl, error: StatusError) -> None:
+        """Note that the store did not take an address; the next `get` asks for a new one.
+
+        Raises:
+            Forbidden: New ones were refused too.
+        """
+        if self._signed is not signed:
+            return
+        self._signed = None
+        self._strikes += 1
+        if self._strikes >= self._STRIKES:
+            error.add_note("new signatures were refused too: is this machine's or a proxy's clock wrong?")
+            raise error
+
+    def _current(self) -> SignedUrl | None:
+        signed = self._signed
+        if signed is None or (signed.expires_at is not None and signed.expires_at <= self._clock()):
+            return None
+        return signed

@@ -1,0 +1,464 @@
+"""One file, from the first question about it to its name on the disk."""
+
+import asyncio
+import hashlib
+import inspect
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+
+from wme_async._download.budget import Budget, Ticket
+from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
+from wme_async._download.partfile import PartFile, check_target, known_version
+from wme_async._download.source import Download, FileInfo, Progress, ProgressHook, Source
+from wme_async._protocol.pace import Meter
+from wme_async._protocol.ranges import Plan, etag_matches, strong_etag
+from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._transport import Body, Request, Transport
+from wme_async.errors import IntegrityError, Interrupted, NotFound, StatusError, WMEError
+
+__all__ = ["PartStore", "checksum_or_none", "download", "head_of", "verify"]
+
+MIB = 1 << 20
+
+_PART_MOST = 256 * MIB
+# A file that one connection brings in one go is not worth a ledger, and hashed in a millisecond.
+_SMALL = MIB
+_HASH_STEP = 8 * MIB
+_HASH_MOST = 64 * MIB
+_RESTARTS = 4
+_CHECKPOINT_SECONDS = 2.0
+_CHECKPOINT_BYTES = 8 * MIB
+_PROGRESS_SECONDS = 0.1
+
+
+async def download(
+    source: Source,
+    to: Path,
+    *,
+    transport: Transport,
+    verify: bool = True,
+    if_changed: bool = False,
+    connections: int | None = None,
+    part_size: int = _PART_MOST,
+    min_rate: float | None = None,
+    max_rate: float | None = None,
+    progress: ProgressHook | None = None,
+    budget: Budget | None = None,
+    durable: bool = True,
+) -> Download:
+    """Fetch a file in concurrent ranges; it gets its name only when it is whole and proven.
+
+    Ranges are written in place into `NAME.part` beside the target, with a ledger in `NAME.part.ledger`; whatever ends
+    the download, the next call goes on from there if the file on the server is still the same (strong ETag and size).
+    A source without size, strong ETag or ranges is fetched in one stream, and from the beginning each time.
+
+    Args:
+        source: Where it comes from.
+        to: The name of the finished file. An older file of that name is replaced at the very end.
+        transport: The door to the network.
+        verify: Compare the MD5 of the file with the one that its metadata promises.
+        if_changed: Fetch nothing if the target is already this version. That costs no allowance.
+        connections: At most so many for this file; None leaves it to the budget.
+        part_size: Bytes, the upper bound of a range. Where the signature would run out before the file is whole,
+            each connection takes its whole share at once instead, since a body that has begun goes on.
+        min_rate: Bytes per second below which a range is asked for again by a new connection, if others are faster.
+        max_rate: Bytes per second for this download; for several together give them one `budget`.
+        progress: Told how far it is, about ten times a second and once at the end. What it raises ends the download.
+        budget: Connections and bandwidth shared with other downloads.
+        durable: Flush to the disk now and then, and before the file gets its name. Without, a power failure may cost
+            more than the last seconds; the death of the process never does.
+
+    Returns:
+        What was done.
+
+    Raises:
+        IntegrityError: The bytes are not those that the metadata promises, or the file kept changing.
+        NotFound: No such file.
+        QuotaExceeded: The month's allowance of metered requests is used up.
+        WMEError: It could not be had for another reason.
+        OSError: The disk: no space, no permission, a directory in the way, another download of this target.
+        ValueError: A number makes no sense.
+    """
+    if part_size < 1 or (connections is not None and connections < 1):
+        raise ValueError("connections and part_size must be at least 1")
+    if min_rate is not None and min_rate <= 0:
+        raise ValueError("min_rate must be a number of bytes per second above 0")
+    if budget is not None and max_rate is not None:
+        raise ValueError("give max_rate to the budget that the downloads share")
+    if budget is None:
+        budget = Budget(connections or 16, max_rate=max_rate)
+    job = _Job(source, to, transport, budget, progress)
+    job.verify, job.if_changed, job.min_rate, job.durable = verify, if_changed, min_rate, durable
+    job.connections = connections or budget.governor.most
+    job.part_size = part_size
+    return await job.run()
+
+
+class PartStore:
+    """Puts the bytes of claims into a part file."""
+
+    def __init__(self, part: PartFile) -> None:
+        self.open_claim = part.open_claim
+        self.close_claim = part.close_claim
+        self.write = part.write
+        self.advanced = part.advanced
+
+    def limit(self) -> int | None:
+        """Return None: a disk takes bytes in any order."""
+        return None
+
+
+class _Job:
+    """One call of `download`."""
+
+    verify = True
+    if_changed = False
+    durable = True
+    min_rate: float | None = None
+    connections = 16
+    part_size = _PART_MOST
+
+    def __init__(
+        self, source: Source, to: Path, transport: Transport, budget: Budget, progress: ProgressHook | None
+    ) -> None:
+        self.source = source
+        self.to = to
+        self.transport = transport
+        self.budget = budget
+        self.progress = progress
+        self.ticket = Ticket(source, transport.monotonic)
+        self.part: PartFile | None = None
+        self.fetched = 0
+        self.resumed = 0
+        self.restarts = 0
+        self.promised: str | None = None
+        # For files that come in one stream; others have a plan.
+        self.streamed = 0
+        self.total: int | None = None
+        self._meter = Meter(transport.monotonic())
+        self._shown = -1
+
+    async def run(self) -> Download:
+        began = self.transport.monotonic()
+        await anyio.to_thread.run_sync(check_target, self.to)
+        info, self.promised = await self._ask()
+        if self.if_changed:
+            known = await self._unchanged(info)
+            if known is not None:
+                size = self.to.stat().st_size
+                md5, verified = known
+                return Download(
+                    path=self.to, size=size, etag=info.etag, version=md5, verified=verified, unchanged=True,
+                    seconds=self.transport.monotonic() - began,
+                )  # fmt: skip
+        part = self.part = await anyio.to_thread.run_sync(lambda: PartFile(self.to, durable=self.durable))
+        try:
+            info, md5 = await self._fetch(info)
+            verified = await self._verified(info, md5, part)
+            size = await anyio.to_thread.run_sync(lambda: part.finish(md5=md5, verified=verified))
+        finally:
+            # Threads that were at work have been waited for by now; closing takes no time.
+            part.close()
+        await self._show(size, size)
+        return Download(
+            path=self.to, size=size, etag=info.etag, version=md5 or self.promised, verified=verified,
+            seconds=self.transport.monotonic() - began, bytes_fetched=self.fetched,
+            api_requests=self.ticket.requests, resumed=self.resumed, restarts=self.restarts,
+        )  # fmt: skip
+
+    async def _ask(self) -> tuple[FileInfo, str | None]:
+        """Ask for the version and, where it is needed, the checksum: both at once, and both free."""
+        with only_cause():
+            async with asyncio.TaskGroup() as group:
+                info = group.create_task(head_of(self.source, self.transport))
+                wanted = self.verify or self.if_changed
+                promised = group.create_task(checksum_or_none(self.source)) if wanted else None
+        return info.result(), promised.result() if promised else None
+
+    async def _unchanged(self, info: FileInfo) -> tuple[str | None, bool | None] | None:
+        return await anyio.to_thread.run_sync(
+            lambda: known_version(
+                self.to, identity=self.source.identity, size=info.size, etag=info.etag, promised=self.promised
+            )
+        )
+
+    async def _fetch(self, info: FileInfo) -> tuple[FileInfo, str | None]:
+        """Fetch all bytes of one version, beginning again when it changes meanwhile."""
+        while True:
+            etag = strong_etag(info.etag)
+            try:
+                if info.size is None or etag is None or not info.accept_ranges:
+                    return info, await self._fetch_stream(info)
+                try:
+                    return info, await self._fetch_ranges(info.size, etag)
+                except NoRanges as refusal:
+                    if self.part is None or (self.part.plan is not None and self.part.plan.done):
+                        raise refusal.error from None
+                    return info, await self._fetch_stream(info)
+            except Replaced as change:
+                self.restarts += 1
+                if self.restarts > _RESTARTS:
+                    raise IntegrityError(
+                        f"the file kept changing on the server ({change}); try again later", expected=info.etag
+                    ) from change
+                await self.transport.sleep(self.transport.random.random() * 0.2 * 2**self.restarts)
+                info, self.promised = await self._ask()
+
+    async def _fetch_ranges(self, size: int, etag: str) -> str | None:
+        part = self.part
+        assert part is not None
+        plan = await anyio.to_thread.run_sync(
+            lambda: part.resume(
+                identity=self.source.identity, size=size, etag=etag, keep=size > _SMALL, rate=self.budget.rate
+            )
+        )
+        self.total = size
+        self.resumed = plan.done
+        crew = Crew(
+            self.transport, plan, PartStore(part), self.ticket, self.budget,
+            etag=etag, connections=self.connections, most=self.part_size, min_rate=self.min_rate,
+            least=min(MIB, self.part_size),
+        )  # fmt: skip
+        digest = hashlib.md5(usedforsecurity=False) if self.verify else None
+        try:
+            if size <= _SMALL and self.progress is None:
+                await crew.run()
+            else:
+                await self._attended(crew, plan, part, digest)
+        finally:
+            self.fetched += crew.fetched
+        if digest is None:
+            return None
+        if size <= _SMALL:
+            part.hash_into(digest, 0, size)
+        return digest.hexdigest()
+
+    async def _attended(self, crew: Crew, plan: Plan, part: PartFile, digest: "hashlib._Hash | None") -> None:
+        """Fetch, and meanwhile hash what is whole, flush what is written, and tell how far it is."""
+        with only_cause():
+            async with asyncio.TaskGroup() as group:
+                others = [group.create_task(self._report(plan))]
+                if self.durable and plan.size > _SMALL:
+                    others.append(group.create_task(self._flush(plan, part)))
+                hashing = None
+                if digest is not None and plan.size > _SMALL:
+                    hashing = group.create_task(_hash_behind(digest, plan, part, crew))
+                await crew.run()
+                crew.tell()
+                if hashing is not None:
+                    await hashing
+                for task in others:
+                    task.cancel()
+
+    async def _report(self, plan: Plan) -> None:
+        while True:
+            await self._show(plan.done, plan.size)
+            await self.transport.sleep(_PROGRESS_SECONDS)
+
+    async def _show(self, done: int, total: int | None) -> None:
+        if self.progress is None:
+            return
+        now = self.transport.monotonic()
+        if self._shown >= 0:
+            self._meter.add(max(0, done - self._shown), now)
+        elif done != total:
+            self._shown = done
+        if done == self._shown and done == total:
+            return
+        self._shown = done
+        rate = self._meter.rate(now)
+        eta = (total - done) / rate if total is not None and rate > 0 else (0.0 if done == total else None)
+        told = self.progress(Progress(done, total, rate, eta))
+        if inspect.isawaitable(told):
+            await told
+
+    async def _flush(self, plan: Plan, part: PartFile) -> None:
+        flushed = plan.done
+        while True:
+            await self.transport.sleep(_CHECKPOINT_SECONDS)
+            if plan.done - flushed < _CHECKPOINT_BYTES:
+                continue
+            # What is written by now is on the disk when this returns, and only that is noted.
+            spans, flushed = plan.written, plan.done
+            await anyio.to_thread.run_sync(part.checkpoint, spans)
+
+    async def _fetch_stream(self, info: FileInfo) -> str | None:
+        """Fetch the file in one answer: nothing proves that two answers hold the same bytes."""
+        part = self.part
+        assert part is not None
+        backoff = Backoff(self.transport.retry, self.transport.random.random)
+        began = self.transport.monotonic()
+        await self.budget.acquire()
+        try:
+            while True:
+                await anyio.to_thread.run_sync(part.empty)
+                self.streamed, self.total = 0, info.size
+                digest = hashlib.md5(usedforsecurity=False) if self.verify and self.promised else None
+                try:
+                    await self._ask_stream(info, part, digest)
+                    return digest.hexdigest() if digest else None
+                except WMEError as error:
+                    wait = self._wait_after(error, backoff, self.transport.monotonic() - began)
+                await self.transport.sleep(wait)
+        finally:
+            self.budget.release()
+
+    def _wait_after(self, error: WMEError, backoff: Backoff, elapsed: float) -> float:
+        status = error.status if isinstance(error, StatusError) else None
+        if status == 412:
+            raise Replaced(str(error)) from error
+        if status == 403 and self.ticket.requests:
+            return 0.0
+        if not is_transient(error) and not isinstance(error, IntegrityError):
+            raise error
+        wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
+        if wait is None:
+            raise gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
+        return wait
+
+    async def _ask_stream(self, info: FileInfo, part: PartFile, digest: "hashlib._Hash | None") -> None:
+        signed = await self.ticket.get()
+        etag = strong_etag(info.etag)
+        headers = {**signed.headers, "Accept-Encoding": "identity", **({"If-Match": etag} if etag else {})}
+        request = Request(method="GET", role=signed.role, path=signed.url, headers=headers)
+        try:
+            async with self.transport.open(request, retry=False) as body:
+                expected = _whole_size(body, info, etag)
+                self.ticket.worked()
+                self.total = expected
+                with only_cause():
+                    async with asyncio.TaskGroup() as group:
+                        report = group.create_task(self._report_stream())
+                        await body.copy_to(lambda data: self._take(part, digest, data))
+                        report.cancel()
+        except StatusError as error:
+            if error.status == 403:
+                self.ticket.refused(signed, error)
+            raise
+        if expected is not None and self.streamed != expected:
+            raise Interrupted(f"{self.streamed} bytes came of {expected}", url=None)
+
+    async def _report_stream(self) -> None:
+        while True:
+            await self._show(self.streamed, self.total)
+            await self.transport.sleep(_PROGRESS_SECONDS)
+
+    def _take(self, part: PartFile, digest: "hashlib._Hash | None", data: memoryview) -> Awaitable[None] | None:
+        self.fetched += len(data)
+        if self.total is not None and self.streamed + len(data) > self.total:
+            raise IntegrityError(f"more than the {self.total} bytes that were promised are sent")
+        writing = part.write(self.streamed, data)
+        self.streamed += len(data)
+        if digest is not None:
+            digest.update(data)
+        delay = self.budget.moved(len(data), self.transport.monotonic())
+        if writing is None and delay <= 0:
+            return None
+        return _after(writing, self.transport.sleep(delay))
+
+    async def _verified(self, info: FileInfo, md5: str | None, part: PartFile) -> bool | None:
+        try:
+            return await verify(self.source, md5, self.promised, info, part)
+        except IntegrityError:
+            part.discard()
+            raise
+
+
+async def head_of(source: Source, transport: Transport) -> FileInfo:
+    """Ask for the version of a file. The server says 404 to a HEAD for any trouble of its own, so that is asked again.
+
+    Raises:
+        NotFound: It is still not there.
+        WMEError: The question failed.
+    """
+    for wait in (0.1, 0.5):
+        try:
+            return await source.head()
+        except NotFound:
+            await transport.sleep(wait * (0.5 + transport.random.random()))
+    return await source.head()
+
+
+async def checksum_or_none(source: Source) -> str | None:
+    """Ask for the promised MD5; None also where the file has no metadata, as the monthly Commons archive has none."""
+    try:
+        promised = await source.checksum()
+    except NotFound:
+        return None
+    return promised.lower() if promised else None
+
+
+async def verify(source: Source, md5: str | None, promised: str | None, info: FileInfo, part: PartFile) -> bool | None:
+    """Say whether the bytes are what the metadata promises.
+
+    Archives are replaced in place, and their metadata follows a little later. So a mismatch is first looked up again;
+    then the bytes are compared with the ETag, which comes with the object itself. If they have it, the object is whole
+    and newer than its metadata.
+
+    Returns:
+        True if they are; None if there is nothing to compare with, or the metadata is older than the file.
+
+    Raises:
+        IntegrityError: They are not.
+    """
+    if md5 is None or promised is None:
+        return None
+    if md5 == promised:
+        return True
+    promised = await checksum_or_none(source)
+    if promised is None:
+        return None
+    if md5 == promised:
+        return True
+    etag = strong_etag(info.etag)
+    size = info.size
+    if etag is not None and size is not None and await anyio.to_thread.run_sync(part.etag, etag, size) == etag:
+        return None
+    raise IntegrityError(
+        "the file does not have the MD5 that its metadata promises; nothing was kept, so download it again",
+        expected=promised,
+        got=md5,
+    )
+
+
+async def _hash_behind(digest: "hashlib._Hash", plan: Plan, part: PartFile, crew: Crew) -> None:
+    """Hash what is whole from the beginning, a step behind the writers: the bytes are still in the page cache."""
+    at = 0
+    while at < plan.size:
+        front = plan.frontier
+        if front - at < _HASH_STEP and front < plan.size:
+            await crew.news()
+            continue
+        stop = min(front, at + _HASH_MOST)
+        await anyio.to_thread.run_sync(part.hash_into, digest, at, stop)
+        at = stop
+
+
+async def _after(writing: Awaitable[None] | None, sleeping: Any) -> None:
+    try:
+        if writing is not None:
+            await writing
+    except BaseException:
+        sleeping.close()
+        raise
+    await sleeping
+
+
+def _whole_size(body: Body, info: FileInfo, etag: str | None) -> int | None:
+    """Check the head of an answer that should hold the whole file, and return how many bytes it promises."""
+    encoding = body.headers.get("Content-Encoding", "identity").strip().lower()
+    if body.status != 200 or encoding not in {"", "identity"}:
+        raise IntegrityError(
+            f"HTTP {body.status}, encoding {encoding}, where the plain file was asked for",
+            url=body.url.partition("?")[0],
+        )
+    if not etag_matches(body.headers.get("ETag"), etag):
+        raise Replaced("the ETag has changed")
+    length = body.headers.get("Content-Length", "")
+    size = int(length) if length.isdecimal() else None
+    if size is not None and info.size is not None and size != info.size:
+        raise Replaced(f"the file has {size} bytes and no longer {info.size}")
+    return size if size is not None else info.size

@@ -1,0 +1,329 @@
+"""The crew that fetches the ranges of one file: connections, retries, and what is done when an answer is wrong."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Iterator
+from typing import NoReturn, Protocol
+
+import anyio
+
+from wme_async._download.budget import Budget, Ticket
+from wme_async._download.source import SignedUrl
+from wme_async._protocol.ranges import Claim, Plan, Verdict, judge
+from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._transport import Body, Request, Transport
+from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
+
+__all__ = ["Crew", "NoRanges", "Replaced", "Store", "only_cause"]
+
+_TICK = 0.1
+_TICKS_A_LOOK = 3
+_PATIENCE = 10.0
+_PATIENCE_MOST = 120.0
+_LEAST_PART = 1 << 20
+
+
+class Replaced(Exception):
+    """The file on the server is another one now."""
+
+
+class NoRanges(Exception):
+    """The server does not serve ranges of this file."""
+
+    def __init__(self, error: WMEError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Enough(Exception):
+    """All bytes of a claim are there; whatever else is sent is not wanted."""
+
+
+class Store(Protocol):
+    """Where the bytes go."""
+
+    def open_claim(self, claim: Claim) -> None:
+        """Begin to account for a claim."""
+
+    def close_claim(self, claim: Claim) -> None:
+        """End the account of a claim."""
+
+    def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
+        """Take bytes, now or when what is returned has been awaited."""
+
+    def advanced(self, claim: Claim) -> None:
+        """Note that bytes of a claim were taken."""
+
+    def limit(self) -> int | None:
+        """Return the offset below which bytes may be asked for now; None for no limit."""
+
+
+class Crew:
+    """Fetches what a plan lacks.
+
+    Args:
+        transport: The door to the network.
+        plan: Which bytes.
+        store: Where they go.
+        ticket: The address.
+        budget: Connections and bandwidth.
+        etag: The strong ETag that every answer must have.
+        connections: At most so many for this file.
+        least: Bytes that are worth a request of their own when they are taken over from another.
+        most: Bytes, the upper bound of ordinary parts.
+        min_rate: Bytes per second below which a range is asked for again, if others are faster.
+        in_order: The bytes are wanted in order, so no connection gets more than `most` at once.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        plan: Plan,
+        store: Store,
+        ticket: Ticket,
+        budget: Budget,
+        *,
+        etag: str | None,
+        connections: int,
+        least: int = _LEAST_PART,
+        most: int,
+        min_rate: float | None = None,
+        in_order: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.fetched = 0
+        self._transport = transport
+        self._store = store
+        self._ticket = ticket
+        self._budget = budget
+        self._etag = etag
+        self._connections = connections
+        self._least = least
+        self._most = most
+        self._min_rate = min_rate
+        self._in_order = in_order
+        self._began = transport.monotonic()
+        self._patience = _PATIENCE
+        self._setup = 0.1
+        self._scopes: dict[Claim, anyio.CancelScope] = {}
+        self._news = asyncio.Event()
+        self._answered = False
+
+    async def run(self) -> None:
+        """Fetch everything.
+
+        Raises:
+            Replaced: The file on the server changed.
+            NoRanges: It cannot be had in ranges.
+            WMEError: It cannot be had.
+        """
+        if self.plan.complete:
+            return
+        self._budget.files += 1
+        try:
+            # One connection a part, and one to spare that may take over the end of another's.
+            parts = -(-self.plan.unclaimed // max(self._least, 1))
+            with only_cause():
+                async with asyncio.TaskGroup() as group:
+                    workers = [group.create_task(self._work()) for _ in range(max(1, min(self._connections, parts)))]
+                    clock = group.create_task(self._clock())
+                    while not self.plan.complete:
+                        await self.news()
+                    for task in [clock, *workers]:
+                        task.cancel()
+        finally:
+            self._budget.files -= 1
+            self._budget.rate = self.plan.rate(self._transport.monotonic())
+
+    async def news(self) -> None:
+        """Wait until something has changed."""
+        await self._news.wait()
+
+    def tell(self) -> None:
+        """Wake all who wait for news."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def _clock(self) -> NoReturn:
+        tick = 0
+        while True:
+            await self._transport.sleep(_TICK)
+            tick += 1
+            now = self._transport.monotonic()
+            self._budget.tick(now)
+            if tick % _TICKS_A_LOOK == 0:
+                self.plan.tick(now)
+                for claim in self.plan.stragglers(now, floor=self._min_rate, patience=self._patience):
+                    self._patience = min(_PATIENCE_MOST, self._patience * 1.5)
+                    self._abort(claim)
+            self.tell()
+
+    async def _work(self) -> None:
+        while not self.plan.complete:
+            if self._plenty():
+                await self._budget.acquire()
+            elif not self._budget.try_acquire():
+                await self.news()
+                continue
+            try:
+                found = self._next()
+                if found is not None:
+                    await self._serve(*found)
+            finally:
+                self._budget.release()
+            if found is None:
+                await self.news()
+
+    def _plenty(self) -> bool:
+        """Whether there are bytes that nobody fetches and that may be asked for."""
+        limit = self._store.limit()
+        return bool(self.plan.unclaimed) and (limit is None or self.plan.open_below(limit))
+
+    def _next(self) -> tuple[Claim, Claim | None] | None:
+        now = self._transport.monotonic()
+        return self.plan.next(
+            now,
+            connections=min(self._budget.share, self._connections),
+            lifetime=None if self._in_order else self._ticket.lifetime,
+            setup=self._setup,
+            limit=self._store.limit(),
+            most=self._most,
+            least=self._least,
+            elapsed=now - self._began,
+            alone=not self._budget.contended,
+        )
+
+    async def _serve(self, claim: Claim, victim: Claim | None) -> None:
+        if victim is not None and victim.lost:
+            self._abort(victim)
+        scope = self._scopes[claim] = anyio.CancelScope()
+        try:
+            self._store.open_claim(claim)
+            with scope:
+                await self._fetch(claim)
+        finally:
+            del self._scopes[claim]
+            self.plan.release(claim, self._transport.monotonic())
+            self._store.close_claim(claim)
+            self.tell()
+
+    def _abort(self, claim: Claim) -> None:
+        scope = self._scopes.get(claim)
+        if scope is not None:
+            scope.cancel()
+
+    async def _fetch(self, claim: Claim) -> None:
+        backoff = Backoff(self._transport.retry, self._transport.random.random)
+        since = self._transport.monotonic()
+        while claim.rest:
+            at = claim.at
+            try:
+                await self._ask(claim)
+                continue
+            except WMEError as error:
+                now = self._transport.monotonic()
+                if claim.at > at:
+                    backoff.reset()
+                    since = now
+                wait = self._wait_after(error, backoff, now - since)
+            await self._transport.sleep(wait)
+
+    def _wait_after(self, error: WMEError, backoff: Backoff, elapsed: float) -> float:
+        """Return the seconds to wait before the next attempt, or raise what ends the download."""
+        status = error.status if isinstance(error, StatusError) else None
+        if status in {412, 416}:
+            raise Replaced(str(error)) from error
+        if status in {429, 503}:
+            self._budget.governor.refused(self._transport.monotonic())
+        if status == 403:
+            # The ticket has counted it already, and gives up by itself.
+            return 0.0
+        wrong = isinstance(error, IntegrityError)
+        if not wrong and not is_transient(error):
+            raise error
+        wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
+        if wait is None or (wrong and backoff.attempts > 2):
+            gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
+            if wrong and not self._answered:
+                raise NoRanges(error)
+            raise error
+        return wait
+
+    async def _ask(self, claim: Claim) -> None:
+        """Send one request for the rest of a claim and take its body."""
+        signed = await self._ticket.get()
+        start, stop = claim.at, claim.stop
+        asked = self._transport.monotonic()
+        try:
+            async with self._transport.open(range_request(signed, start, stop, self._etag), retry=False) as body:
+                self._check(body, start, stop)
+                self._ticket.worked()
+                self._answered = True
+                self._setup += 0.3 * (min(5.0, self._transport.monotonic() - asked) - self._setup)
+                with contextlib.suppress(_Enough):
+                    await body.copy_to(lambda data: self._take(claim, data))
+        except StatusError as error:
+            if error.status == 403:
+                self._ticket.refused(signed, error)
+            raise
+        finally:
+            self._budget.finished()
+        if claim.rest:
+            raise Interrupted(f"the answer ended {claim.rest} bytes before the end of its range", url=None)
+
+    def _check(self, body: Body, start: int, stop: int) -> None:
+        verdict, why = judge(body.status, body.headers, start=start, stop=stop, size=self.plan.size, etag=self._etag)
+        if verdict is Verdict.REPLACED:
+            raise Replaced(why)
+        if verdict is Verdict.REFUSED:
+            raise IntegrityError(why, url=body.url.partition("?")[0])
+
+    def _take(self, claim: Claim, data: memoryview) -> Awaitable[None] | None:
+        size = len(data)
+        self.fetched += size
+        if size > claim.rest:
+            data = data[: claim.rest]
+            size = len(data)
+        if not size:
+            raise _Enough
+        writing = self._store.write(claim.at, data)
+        if writing is not None:
+            return self._finish(claim, size, writing)
+        delay = self._taken(claim, size)
+        if not claim.rest:
+            raise _Enough
+        return self._transport.sleep(delay) if delay > 0 else None
+
+    async def _finish(self, claim: Claim, size: int, writing: Awaitable[None]) -> None:
+        await writing
+        delay = self._taken(claim, min(size, claim.rest))
+        if not claim.rest:
+            raise _Enough
+        if delay > 0:
+            await self._transport.sleep(delay)
+
+    def _taken(self, claim: Claim, size: int) -> float:
+        claim.at += size
+        self._store.advanced(claim)
+        # The limit is for all bytes that come, so that a slow disk does not let it pile up.
+        return self._budget.moved(size, self._transport.monotonic())
+
+
+def range_request(signed: SignedUrl, start: int, stop: int, etag: str | None) -> Request:
+    """Build the request for a range, pinned to one version of the file."""
+    headers = {**signed.headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    if etag is not None:
+        headers["If-Match"] = etag
+    return Request(method="GET", role=signed.role, path=signed.url, headers=headers)
+
+
+@contextlib.contextmanager
+def only_cause() -> Iterator[None]:
+    """Let the first cause out of a task group, instead of a group of one."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__

@@ -1,0 +1,408 @@
+"""The unfinished file: locked, written in place, and given its name only when it is whole."""
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import stat
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+
+import anyio.to_thread
+import msgspec
+
+from wme_async._download.ledger import Ledger, boot_id
+from wme_async._protocol.ranges import Claim, Plan, Spans, strong_etag
+
+__all__ = ["PartFile", "check_target", "etag_of", "hash_range", "known_version"]
+
+logger = logging.getLogger("wme_async.download")
+
+_BLOCK = 256 * 1024
+_XATTR = "user.wme_async.version"
+
+# A write into the page cache takes some 50 microseconds; one that takes this long met a disk that cannot keep up, and
+# the next ones go to a thread for a while. The event loop stands still for one such write, not for all.
+_SLOW_WRITE = 0.020
+_SLOW_PERIOD = 5.0
+_SLOW_MOST = 60.0
+
+# Part sizes in which objects are commonly uploaded; the first is the one of WME's exporter.
+_UPLOAD_PARTS = (100_000_000, *(mib << 20 for mib in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 256, 512, 1024)))
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered with a finished file, so that the next look at it costs nothing."""
+
+    identity: str
+    etag: str
+    size: int
+    mtime_ns: int
+    md5: str | None
+    verified: bool | None
+
+
+def check_target(target: Path) -> None:
+    """Refuse a target that could never be written, before anything is asked for.
+
+    Raises:
+        OSError: It is a directory, its folder is missing, or nothing can be created there.
+    """
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "the target is a directory; name a file in it", str(target))
+    folder = target.parent
+    if not folder.is_dir():
+        kind = errno.ENOTDIR if folder.exists() else errno.ENOENT
+        raise OSError(kind, "the target's folder does not exist; create it first", str(folder))
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        raise OSError(errno.EINVAL, "the target is there and is not a regular file", str(target))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "nothing can be written in the target's folder", str(folder))
+
+
+class PartFile:
+    """`NAME.part` and the ledger beside it. The constructor blocks; meant for a thread.
+
+    Args:
+        target: The name that the finished file gets.
+        durable: Flush to the disk before anything is promised: a power failure then costs no more than the last
+            seconds. Otherwise only the death of the process is survived without loss.
+
+    Raises:
+        BlockingIOError: Another download of the same target is at work.
+        OSError: It cannot be created.
+    """
+
+    def __init__(self, target: Path, *, durable: bool) -> None:
+        self.target = target
+        self.path = target.with_name(target.name + ".part")
+        self.ledger_path = target.with_name(target.name + ".part.ledger")
+        self.durable = durable
+        self.plan: Plan | None = None
+        self._ledger: Ledger | None = None
+        self._identity = ""
+        self._etag = ""
+        self._fd = -1
+        self._slow_until = 0.0
+        self._slow_period = _SLOW_PERIOD
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            while True:
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+                try:
+                    _lock(fd, self.target)
+                    found = self.path.stat()
+                except FileNotFoundError:
+                    os.close(fd)
+                    continue
+                except BaseException:
+                    os.close(fd)
+                    raise
+                # Another process may have finished, and renamed what we opened, before we had the lock.
+                if os.path.samestat(found, os.fstat(fd)):
+                    self._fd = fd
+                    return
+                os.close(fd)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise _explained(error, "the unfinished file cannot be created", self.path) from error
+
+    def resume(self, *, identity: str, size: int, etag: str | None, keep: bool, rate: float = 0.0) -> Plan:
+        """Find out what is there already of this version, and make room for the rest. Blocks; meant for a thread.
+
+        Args:
+            identity: What names the file on its server.
+            size: Its bytes.
+            etag: Its strong ETag; without one nothing can be resumed, since nothing proves that it is the same file.
+            keep: Keep a ledger. A small file is sooner fetched than accounted for.
+            rate: For the plan.
+
+        Raises:
+            OSError: There is not enough free space.
+        """
+        spans = Spans()
+        self._identity, self._etag = identity, etag or ""
+        if etag is None or not keep:
+            self._drop_ledger()
+        else:
+            self._ledger = self._ledger or Ledger(self.ledger_path, boot=boot_id())
+            # A new, truncated or foreign file makes the ledger a liar.
+            if os.fstat(self._fd).st_size == size:
+                spans = self._ledger.load(identity=identity, size=size, etag=etag)
+        if not spans.total:
+            os.ftruncate(self._fd, 0)
+        self._check_space(size)
+        plan = self.plan = Plan(size, spans, rate=rate)
+        if self._ledger is not None:
+            assert etag is not None
+            self._ledger.begin(plan, identity=identity, size=size, etag=etag)
+        os.ftruncate(self._fd, size)
+        return plan
+
+    def empty(self) -> None:
+        """Begin again from nothing, without a ledger: for answers that can only be taken whole."""
+        self._drop_ledger()
+        self.plan = None
+        os.ftruncate(self._fd, 0)
+
+    def _check_space(self, size: int) -> None:
+        there = os.fstatvfs(self._fd)
+        free = there.f_bavail * there.f_frsize
+        needed = size - os.fstat(self._fd).st_blocks * 512
+        if needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"{needed:,} more bytes are needed and {free:,} are free; make room or choose another disk",
+                str(self.path),
+            )
+
+    def open_claim(self, claim: Claim) -> None:
+        """Begin to account for a claim."""
+        if self._ledger is not None:
+            assert self.plan is not None
+            self._ledger.open(claim, self.plan)
+
+    def close_claim(self, claim: Claim) -> None:
+        """End the account of a claim."""
+        if self._ledger is not None:
+            self._ledger.forget(claim)
+
+    def advanced(self, claim: Claim) -> None:
+        """Note that bytes of a claim were written."""
+        if self._ledger is not None:
+            self._ledger.advance(claim)
+
+    def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
+        """Write bytes in place.
+
+        Returns:
+            None where it is done, as usually; something to await while a thread does it, because the disk is slow.
+
+        Raises:
+            OSError: It failed, such as for want of space. What was written before stays and can be resumed.
+        """
+        began = time.perf_counter()
+        if began < self._slow_until:
+            return anyio.to_thread.run_sync(self._write, offset, data)
+        self._write(offset, data)
+        if time.perf_counter() - began > _SLOW_WRITE:
+            self._slow_period = (
+                min(_SLOW_MOST, 2 * self._slow_period)
+                if began - self._slow_until < 2 * self._slow_period
+                else _SLOW_PERIOD
+            )
+            self._slow_until = time.perf_counter() + self._slow_period
+        return None
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        try:
+            done = os.pwrite(self._fd, data, offset)
+            while done < len(data):
+                data = data[done:]
+                offset += done
+                done = os.pwrite(self._fd, data, offset)
+        except OSError as error:
+            what = "the file could not be written; what is there is kept, and the next call goes on from it"
+            raise _explained(error, what, self.path) from error
+
+    def checkpoint(self, spans: Spans) -> None:
+        """Flush the bytes, then the note of what was flushed. Blocks; meant for a thread."""
+        getattr(os, "fdatasync", os.fsync)(self._fd)
+        if self._ledger is not None:
+            self._ledger.synced(spans)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return bytes that were written."""
+        return os.pread(self._fd, size, offset)
+
+    def hash_into(self, digest: "hashlib._Hash", start: int, stop: int) -> None:
+        """Hash bytes that were written. Blocks; meant for a thread."""
+        hash_range(self._fd, digest, start, stop)
+
+    def etag(self, etag: str, size: int) -> str | None:
+        """Compute the ETag that an object store would give the file. Blocks; meant for a thread."""
+        return etag_of(self._fd, size, etag)
+
+    def finish(self, *, md5: str | None, verified: bool | None) -> int:
+        """Give the file its name. Blocks; meant for a thread.
+
+        Returns:
+            The size of the file.
+        """
+        status = os.fstat(self._fd)
+        if self._etag:
+            known = Known(
+                identity=self._identity,
+                etag=self._etag,
+                size=status.st_size,
+                mtime_ns=status.st_mtime_ns,
+                md5=md5,
+                verified=verified,
+            )
+            _remember(self._fd, known)
+        try:
+            if self.durable:
+                os.fsync(self._fd)
+            self.path.replace(self.target)
+            if self.durable:
+                _sync_folder(self.target.parent)
+        except OSError as error:
+            raise _explained(error, "the finished file could not be given its name", self.target) from error
+        self._drop_ledger()
+        self._shut()
+        return status.st_size
+
+    def discard(self) -> None:
+        """Remove what was fetched, so that the next attempt starts clean."""
+        if self._fd >= 0:
+            self.path.unlink(missing_ok=True)
+            self._drop_ledger()
+            self._shut()
+
+    def close(self) -> None:
+        """Leave a state that can be resumed, or nothing where nothing was fetched."""
+        if self._fd < 0:
+            return
+        if self._ledger is None or self.plan is None or not self.plan.written:
+            self.discard()
+            return
+        self._ledger.close()
+        self._shut()
+
+    def _drop_ledger(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+        self.ledger_path.unlink(missing_ok=True)
+
+    def _shut(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+
+def hash_range(fd: int, digest: "hashlib._Hash", start: int, stop: int) -> None:
+    """Feed bytes of a file to a digest, in blocks that stay in the processor's cache.
+
+    Raises:
+        OSError: The file is shorter than that.
+    """
+    buffer = bytearray(_BLOCK)
+    view = memoryview(buffer)
+    while start < stop:
+        count = os.preadv(fd, [view[: min(_BLOCK, stop - start)]], start)
+        if not count:
+            raise OSError(errno.EIO, "the unfinished file was cut short by somebody else")
+        digest.update(view[:count])
+        start += count
+
+
+def etag_of(fd: int, size: int, etag: str) -> str | None:
+    """Compute the ETag that an object store gives these bytes, if it is of the same form as `etag`.
+
+    A file that was uploaded in one part has the MD5 of its bytes; one uploaded in n parts the MD5 of their MD5s, with
+    `-n` behind it. The size of the parts is not told, so the usual ones that make n parts are tried.
+
+    Returns:
+        `etag` where the bytes have it, else None.
+    """
+    text = etag.strip('"')
+    head, _, count = text.partition("-")
+    if len(head) != 32:
+        return None
+    if not count:
+        digest = hashlib.md5(usedforsecurity=False)
+        hash_range(fd, digest, 0, size)
+        return etag if digest.hexdigest() == head else None
+    for part in _UPLOAD_PARTS:
+        if count != str(-(-size // part)):
+            continue
+        whole = hashlib.md5(usedforsecurity=False)
+        for start in range(0, size, part):
+            digest = hashlib.md5(usedforsecurity=False)
+            hash_range(fd, digest, start, min(size, start + part))
+            whole.update(digest.digest())
+        if whole.hexdigest() == head:
+            return etag
+    return None
+
+
+def known_version(
+    target: Path, *, identity: str, size: int | None, etag: str | None, promised: str | None
+) -> tuple[str | None, bool | None] | None:
+    """Say whether a finished file is the one on the server. Blocks; meant for a thread.
+
+    A note that is kept with the file (an extended attribute) answers at once, if the file has not been touched since.
+    Otherwise the file is hashed and compared with the checksum of the metadata.
+
+    Returns:
+        Its MD5 where known, and whether it was verified; None where it is another one, or nobody can say.
+    """
+    try:
+        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or (size is not None and status.st_size != size):
+            return None
+        known = _recall(fd)
+        if (
+            known is not None
+            and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns)
+            and known.identity == identity
+            and strong_etag(etag) == known.etag
+        ):
+            return known.md5, known.verified
+        if promised is None:
+            return None
+        digest = hashlib.md5(usedforsecurity=False)
+        hash_range(fd, digest, 0, status.st_size)
+        return (promised, True) if digest.hexdigest() == promised.lower() else None
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, target: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(errno.EAGAIN, "another download to this target is at work", str(target)) from None
+    except OSError as error:
+        # Some network file systems know no locks; refusing to download there would help nobody.
+        logger.warning("%s cannot be locked (%s)", target, error.strerror)
+
+
+def _remember(fd: int, known: Known) -> None:
+    if hasattr(os, "setxattr"):
+        try:
+            os.setxattr(fd, _XATTR, msgspec.json.encode(known))
+        except OSError:
+            # The file system keeps no attributes: the next look has to hash.
+            logger.debug("no extended attributes here")
+
+
+def _recall(fd: int) -> Known | None:
+    if not hasattr(os, "getxattr"):
+        return None
+    try:
+        return msgspec.json.decode(os.getxattr(fd, _XATTR), type=Known)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _explained(error: OSError, what: str, path: Path) -> OSError:
+    """Say in one sentence what failed and why, as the same kind of error."""
+    return OSError(error.errno, f"{what}: {error.strerror or error}", str(path))

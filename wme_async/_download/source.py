@@ -1,0 +1,125 @@
+"""Where a file comes from and what became of it: the shapes that cross the downloader's door."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+__all__ = ["Download", "FileInfo", "Progress", "ProgressHook", "SignedUrl", "Source"]
+
+
+class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a HEAD says about a file. It costs no allowance.
+
+    Args:
+        size: Bytes, None where the server does not say.
+        etag: As it was sent, with its quotes. It is an MD5 only for archives that were uploaded in one part; the
+            metadata's `version` always is one.
+        last_modified: When the bytes were stored, UTC.
+        content_type: As it was sent.
+        accept_ranges: Whether the server says that it serves byte ranges.
+        headers: All headers of the answer.
+    """
+
+    size: int | None = None
+    etag: str | None = None
+    last_modified: datetime | None = None
+    content_type: str | None = None
+    accept_ranges: bool = False
+    headers: Mapping[str, str] = {}
+
+
+class SignedUrl(msgspec.Struct, frozen=True, kw_only=True):
+    """An address that serves the bytes with no credentials of ours.
+
+    Args:
+        url: Absolute; asked for byte for byte as it is.
+        expires_at: When the signature runs out, in seconds of the transport's monotonic clock; None: never. A body that
+            has begun by then goes on.
+        role: The object store behind WME, or a URL that a user named.
+        headers: To send along.
+    """
+
+    url: str
+    expires_at: float | None = None
+    role: Literal["store", "public"] = "store"
+    headers: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        # The query holds the signature.
+        return f"SignedUrl(url={self.url.partition('?')[0]!r}, expires_at={self.expires_at!r}, role={self.role!r})"
+
+
+class Source(Protocol):
+    """One file on a server."""
+
+    @property
+    def identity(self) -> str:
+        """What names the file, without credentials and signatures; a half-done download is resumed only under it."""
+
+    async def head(self) -> FileInfo:
+        """Ask for size and version. Free.
+
+        Raises:
+            NotFound: The file is not there; the server also says so when it has trouble of its own.
+        """
+
+    async def sign(self) -> SignedUrl:
+        """Get an address of the bytes. One request that counts against the month's allowance."""
+
+    async def checksum(self) -> str | None:
+        """Return the MD5 that the metadata promises, in hexadecimal, or None. Asked again after a mismatch."""
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a download is.
+
+    Args:
+        done: Bytes that are there, those of earlier attempts included. It goes down when the file was replaced on the
+            server and is fetched again; it never exceeds `total`.
+        total: Bytes of the file, None where unknown.
+        rate: Bytes per second, lately.
+        eta: Seconds until the end at this rate, None where unknown.
+    """
+
+    done: int
+    total: int | None
+    rate: float
+    eta: float | None
+
+
+ProgressHook = Callable[[Progress], Awaitable[None] | None]
+"""Receives progress about ten times a second and once at the end; it may be a coroutine function."""
+
+
+class Download(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished download.
+
+    Args:
+        path: The file.
+        size: Its bytes.
+        etag: Its version on the server, where known.
+        version: Its MD5 in hexadecimal, where it was computed or promised.
+        verified: True: the bytes have the checksum of the metadata. None: there was nothing to compare with, or the
+            file on the server is newer than its metadata. (A file that fails the check is never handed out.)
+        unchanged: The file was there already in this version, so nothing was fetched.
+        seconds: How long it took.
+        bytes_fetched: Bytes that crossed the network for it, repeated ones included.
+        api_requests: Metered requests: one, and one more for each time that the signature ran out.
+        resumed: Bytes that an earlier, interrupted download had left.
+        restarts: How often the file was replaced on the server meanwhile and begun again.
+    """
+
+    path: Path
+    size: int
+    etag: str | None = None
+    version: str | None = None
+    verified: bool | None = None
+    unchanged: bool = False
+    seconds: float = 0.0
+    bytes_fetched: int = 0
+    api_requests: int = 0
+    resumed: int = 0
+    restarts: int = 0
