@@ -15,7 +15,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async.simulator import Clock
+from wme_async.simulator import Clock, Faults, Simulator
 from wme_async.simulator._realtime import (
     Accepted,
     Firehose,
@@ -705,6 +705,36 @@ class TestFaults:
                     with pytest.raises(aiohttp.ClientError):
                         await response.content.read()
             await service.firehose.wait_open(0)
+
+
+class TestInTheSimulator:
+    async def test_both_streams_stand_behind_the_front_door(self) -> None:
+        async with Simulator(start=NOW, frozen=True) as simulator, aiohttp.ClientSession() as session:
+            options = simulator.client_options()
+            login = {"username": options["username"], "password": options["password"]}
+            async with session.post(f"{simulator.auth_url}/v1/login", json=login) as response:
+                token = (await response.json())["access_token"]
+            headers = {"Authorization": f"Bearer {token}", "Accept": "application/x-ndjson"}
+            for path, firehose in (("/v2/articles", simulator.firehose), ("/v2/wikidata", simulator.wikidata)):
+                place = firehose.publish(partition=3)
+                simulator.faults.inject("eof", role="realtime", path=path, at=1)
+                firehose.publish(partition=3)
+                body = {"since": timestamp(NOW - 1, 0)}
+                async with session.post(simulator.realtime_url + path, json=body, headers=headers) as response:
+                    assert response.status == 200
+                    (line,) = (await response.read()).splitlines()
+                assert places([json.loads(line)]) == [place] == [(3, 0)]
+            async with session.post(simulator.realtime_url + "/v2/articles") as response:
+                assert response.status == 401
+
+    @pytest.mark.parametrize(("kind", "problem"), [("expire", ValueError), ("cutt", ValueError)])
+    def test_faults_that_a_stream_does_not_know_are_refused(self, kind: str, problem: type[Exception]) -> None:
+        with pytest.raises(problem):
+            Faults().inject(kind, role="realtime")
+
+    def test_details_that_a_stream_fault_does_not_take_are_refused(self) -> None:
+        with pytest.raises(TypeError, match="takes no after"):
+            Faults().inject("replay", role="realtime", after=3)
 
 
 def test_raw_lines_are_sent_as_they_are() -> None:

@@ -14,6 +14,7 @@ from wme_async.simulator._realtime import Accepted, Connection, Firehose, Refuse
 from wme_async.simulator._record import Request, Requests
 from wme_async.simulator._server import Simulator
 from wme_async.simulator.articles import ArticleGenerator, build_archive, dumps
+from wme_async.simulator.entities import EntityGenerator
 from wme_async.simulator.faults import Fault, Faults
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ArticleGenerator",
     "Clock",
     "Connection",
+    "EntityGenerator",
     "Fault",
     "Faults",
     "Firehose",

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from datetime import datetime
 from email.utils import formatdate
 from os import PathLike
 from random import Random
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar, overload
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -138,7 +138,8 @@ class Simulator:
             self.clock,
             **{"seed": seed, "make": self.catalog.generator.article, "options": {"size": "small"}, **(stream or {})},
         )
-        self._streams = {"/v2/articles": self.firehose}
+        self.wikidata = Firehose.wikidata(self.clock, **{"seed": seed, **_stream_pace(stream)})
+        self._streams = {"/v2/articles": self.firehose, "/v2/wikidata": self.wikidata}
         self.errors: list[Exception] = []
         self._first = self.add_user(username, password, groups)
         self._ports = dict(ports or {})
@@ -240,7 +241,11 @@ class Simulator:
         if "problem" in box:
             raise box["problem"]
 
-    def call(self, function: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
+    @overload
+    def call(self, function: Callable[..., Coroutine[Any, Any, _T]], /, *args: Any, **kwargs: Any) -> _T: ...
+    @overload
+    def call(self, function: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T: ...
+    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function in the simulator's loop, from another thread, and return its result.
 
         Args:
@@ -262,8 +267,7 @@ class Simulator:
             result = function(*args, **kwargs)
             return await result if isinstance(result, Awaitable) else result
 
-        found: _T = asyncio.run_coroutine_threadsafe(run(), loop).result()
-        return found
+        return asyncio.run_coroutine_threadsafe(run(), loop).result()
 
     # Addresses
 
@@ -471,6 +475,12 @@ class Simulator:
         if firehose is None or record.method not in {"GET", "POST"}:
             return await send(request, error_answer(404, "Not Found", accept))
         return await firehose.handle(request, faults)
+
+
+def _stream_pace(stream: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of the article stream that mean the same for any record."""
+    shared = ("partitions", "parts", "retention", "rate", "flush_each", "burst")
+    return {name: value for name, value in (stream or {}).items() if name in shared}
 
 
 _FAULTS: Final = web.RequestKey("wme_simulator_faults", list[Fault])

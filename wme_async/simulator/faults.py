@@ -48,7 +48,8 @@ on-demand
 `malformed`             a structured record is cut inside its JSON, as an odd description does
 ======================  ==============================================================================================
 
-The stream takes the kinds of `wme_async.simulator.Firehose.handle` for `role="realtime"`.
+For `role="realtime"` there are the kinds before the head, and those that `wme_async.simulator.Firehose.handle`
+describes.
 """
 
 import re
@@ -85,6 +86,23 @@ _DETAILS: Final[dict[str, frozenset[str]]] = {
         "raw": "",
         "malformed": "",
     }.items()
+}
+_STREAM: Final[dict[str, frozenset[str]]] = {
+    **{kind: _DETAILS[kind] for kind in ("status", "reset", "refuse", "hang_head", "delay", "stall", "slow")},
+    **{
+        kind: frozenset(names.split())
+        for kind, names in {
+            "cut": "after within how",
+            "drop": "after within how",
+            "eof": "at",
+            "broken": "at",
+            "overlong": "at size",
+            "replay": "at count",
+            "gap": "at count",
+            "error_line": "at",
+            "older_framing": "",
+        }.items()
+    },
 }
 _ROLES: Final = ("auth", "api", "realtime", "store")
 
@@ -171,7 +189,7 @@ class Faults:
         """Let something go wrong.
 
         Args:
-            kind: One of the kinds of this module; for `role="realtime"` also those of the stream.
+            kind: One of the kinds of this module; for `role="realtime"` those before the head and those of the stream.
             role: "auth", "api", "store" or "realtime"; None for all.
             path: A regular expression (a plain piece of the path will do) searched in the path with its query.
             method: An HTTP method.
@@ -188,11 +206,11 @@ class Faults:
         """
         if role is not None and role not in _ROLES:
             raise ValueError(f"no role {role!r}; there are {', '.join(_ROLES)}")
-        if role != "realtime":
-            if kind not in _DETAILS:
-                raise ValueError(f"no fault {kind!r}; there are {', '.join(_DETAILS)}")
-            if unknown := details.keys() - _DETAILS[kind]:
-                raise TypeError(f"the fault {kind!r} takes no {', '.join(sorted(unknown))}")
+        known = _STREAM if role == "realtime" else _DETAILS
+        if kind not in known:
+            raise ValueError(f"no fault {kind!r}; there are {', '.join(known)}")
+        if unknown := details.keys() - known[kind]:
+            raise TypeError(f"the fault {kind!r} takes no {', '.join(sorted(unknown))}")
         pattern = re.compile(path) if isinstance(path, str) else path
         fault = Fault(kind, role, pattern, method, times, skip, dict(details))
         fault._owner = self  # noqa: SLF001 - its own registry, of the same module
