@@ -1,5 +1,100 @@
-"""The asyncio-native SDK for Wikimedia Enterprise."""
+"""The asyncio-native SDK for Wikimedia Enterprise.
 
+    async with Client.from_env() as wme:
+        hour = wme.batches("2025-07-16T05")
+        await hour.download("enwiki_namespace_0", "data/")
+        async with hour.read("enwiki_namespace_0") as articles:
+            async for article in articles: ...
+
+What is here is what most programs need. Further on: `wme_async.models` for all shapes of data, `wme_async.errors` for
+the error tree, `wme_async.offsets` for where streams keep their positions, `wme_async.simulator` for tests without an
+account, `wme_async.jobs` and `wme_async.web` for many downloads as one job.
+"""
+
+from wme_async._archive import ArchiveReader, read_archive
+from wme_async._client import Client, Collection, Files
+from wme_async._download import Budget, Download, FileInfo, Progress
+from wme_async._protocol.quota import Allowances, Cost, Quota
+from wme_async._protocol.retry import Retrying
+from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
+from wme_async._transport import SessionPool
 from wme_async._version import __version__
+from wme_async.errors import (
+    ArchiveError,
+    BadRequest,
+    ConnectFailed,
+    DataError,
+    DecodeError,
+    Forbidden,
+    IdleTimeout,
+    IntegrityError,
+    Interrupted,
+    NotFound,
+    OffsetGap,
+    QuotaExceeded,
+    RateLimited,
+    ServerError,
+    StatusError,
+    StreamError,
+    TimedOut,
+    TransportError,
+    Unauthorized,
+    Unprocessable,
+    WMEError,
+)
+from wme_async.models import Article, Batch, Event, Project, Snapshot, StructuredContent
+from wme_async.offsets import FileOffsets, MemoryOffsets, OffsetStore, Position, SQLiteOffsets
 
-__all__ = ["__version__"]
+__all__ = [
+    "Allowances",
+    "ArchiveError",
+    "ArchiveReader",
+    "Article",
+    "BadRequest",
+    "Batch",
+    "Budget",
+    "Client",
+    "Collection",
+    "ConnectFailed",
+    "Cost",
+    "DataError",
+    "DecodeError",
+    "Download",
+    "Event",
+    "FileInfo",
+    "FileOffsets",
+    "Files",
+    "Forbidden",
+    "Hosts",
+    "IdleTimeout",
+    "IntegrityError",
+    "Interrupted",
+    "Limits",
+    "MemoryOffsets",
+    "NotFound",
+    "OffsetGap",
+    "OffsetStore",
+    "Position",
+    "Progress",
+    "Project",
+    "Quota",
+    "QuotaExceeded",
+    "RateLimited",
+    "Retry",
+    "Retrying",
+    "SQLiteOffsets",
+    "ServerError",
+    "SessionPool",
+    "Snapshot",
+    "StatusError",
+    "StreamError",
+    "StructuredContent",
+    "TimedOut",
+    "Timeouts",
+    "TransportError",
+    "Unauthorized",
+    "Unprocessable",
+    "WMEError",
+    "__version__",
+    "read_archive",
+]

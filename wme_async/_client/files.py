@@ -1,0 +1,331 @@
+"""Archives: head, download and read, written once for every kind."""
+
+import os
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+from urllib.parse import parse_qs, urljoin, urlsplit
+
+import msgspec
+from multidict import CIMultiDictProxy
+
+from wme_async._archive import ArchiveReader, OnBadRecord
+from wme_async._client.collection import Collection
+from wme_async._download import Budget, Download, FileInfo, ProgressHook, SignedUrl, download, ordered
+from wme_async._protocol.answer import bare_url
+from wme_async._protocol.archive import DEFAULT_MAX_RECORD
+from wme_async._protocol.paths import chunk_path
+from wme_async._protocol.quota import Cost
+from wme_async._protocol.resources import Resource
+from wme_async._transport import Request, Transport
+from wme_async.errors import NotFound, TransportError
+from wme_async.models import Archive
+
+__all__ = ["ArchiveSource", "ChunkedFiles", "Files"]
+
+M = TypeVar("M", bound=Archive)
+R = TypeVar("R", bound=msgspec.Struct)
+U = TypeVar("U")
+
+# What the server signs for, where the address itself does not say.
+_SIGNATURE_SECONDS = 60.0
+
+# A signature is given up this long before its end, since the request still has to reach the store.
+_SIGNATURE_MARGIN = 5.0
+
+
+class ArchiveSource:
+    """One archive of the API, as the downloader sees it.
+
+    Args:
+        transport: Sends the requests.
+        resource: Its row of the table.
+        path: Path of its record; `/download` below it is the archive.
+        checksum: Returns the MD5 that its metadata promises, or None.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        resource: Resource,
+        path: str,
+        checksum: "Callable[[], Any]",
+    ) -> None:
+        self._transport = transport
+        self._resource = resource
+        self._path = f"{path}/download"
+        self._checksum = checksum
+
+    def __repr__(self) -> str:
+        return f"<ArchiveSource {self._path}>"
+
+    @property
+    def identity(self) -> str:
+        """Host and path."""
+        return f"{self._transport.hosts.api}{self._path}"
+
+    async def head(self) -> FileInfo:
+        """Ask for size and version; free.
+
+        Raises:
+            NotFound: The archive is not there. The server says so too while its object store is in trouble.
+            WMEError: Whatever else went wrong.
+        """
+        request = Request(method="HEAD", path=self._path, token=True, product=self._resource.product)
+        return _file_info((await self._transport.request(request)).headers)
+
+    async def sign(self) -> SignedUrl:
+        """Ask for an address that serves the bytes; one metered request where the archive is metered at all.
+
+        Raises:
+            WMEError: There was none.
+        """
+        request = Request(path=self._path, token=True, pool=self._resource.pool, product=self._resource.product)
+        # Only the head is of interest: should a server send the archive at once, it is not to be read here.
+        async with self._transport.open(request) as body:
+            location = body.headers.get("Location")
+            if body.status not in {301, 302, 303, 307, 308} or not location:
+                raise TransportError(
+                    f"{bare_url(body.url)} answered {body.status} instead of redirecting to the object store",
+                    url=bare_url(body.url),
+                )
+            url = urljoin(body.url, location)
+        seconds = _lifetime(url)
+        return SignedUrl(url=url, expires_at=self._transport.monotonic() + max(1.0, seconds - _SIGNATURE_MARGIN))
+
+    async def checksum(self) -> str | None:
+        """Return the MD5 of the metadata, or None where there is no metadata."""
+        try:
+            version: str = await self._checksum()
+        except NotFound:
+            # The Commons archive has no record, and one is written after its archive.
+            return None
+        return version or None
+
+
+class Files(Collection[M], Generic[M, R]):
+    """Archives of one kind: what can be listed, got, asked for its size, downloaded and read.
+
+    `M` is the model of an archive's metadata, `R` that of the records in it.
+    """
+
+    async def head(self, identifier: str | int) -> FileInfo:
+        """Return size, ETag and dates of an archive; free of charge.
+
+        Raises:
+            ValueError: The identifier is none.
+            NotFound: There is no such archive.
+            WMEError: Whatever else went wrong.
+        """
+        return await self._source(identifier).head()
+
+    async def download(
+        self,
+        identifier: str | int,
+        to: str | os.PathLike[str] = ".",
+        *,
+        progress: ProgressHook | None = None,
+        verify: bool = True,
+        if_changed: bool = False,
+        connections: int | None = None,
+        min_rate: float | None = None,
+        max_rate: float | None = None,
+        budget: Budget | None = None,
+    ) -> Download:
+        """Download an archive in concurrent byte ranges, for one metered request.
+
+        The file has its name only once it is whole and its MD5 is that of the metadata; until then it is `NAME.part`,
+        with a ledger beside it, from which the same call goes on after an interruption of any kind.
+
+        Args:
+            identifier: As the list has it.
+            to: A folder, in which the file is called `IDENTIFIER.tar.gz`, or the path of the file. What ends in a slash
+                is a folder.
+            progress: Receives `Progress` about ten times a second and once at the end.
+            verify: Check the MD5. Without it the size and the version on the server are checked alone.
+            if_changed: Do nothing if the file is already there in the same version. Free of charge then.
+            connections: Concurrent byte ranges at most; not given, as many as bring something.
+            min_rate: Bytes a second below which a range is asked for again by a new connection.
+            max_rate: Bytes a second of this download at most.
+            budget: Connections and bandwidth to share with other downloads.
+
+        Raises:
+            ValueError: The identifier is none, or an option is out of range.
+            IsADirectoryError: The path of the file is a folder.
+            OSError: The disk is full, or not to be written to.
+            IntegrityError: What arrived is not what the metadata promises; no file was made.
+            QuotaExceeded: The month's allowance is used up.
+            WMEError: Whatever else went wrong.
+        """
+        path = _target(to, f"{identifier}.tar.gz")
+        return await download(
+            self._source(identifier),
+            path,
+            transport=self._transport,
+            progress=progress,
+            verify=verify,
+            if_changed=if_changed,
+            connections=connections,
+            min_rate=min_rate,
+            max_rate=max_rate,
+            budget=budget,
+        )
+
+    @overload
+    def read(
+        self,
+        identifier: str | int,
+        *,
+        tee: str | os.PathLike[str] | None = None,
+        on_bad_record: OnBadRecord = "raise",
+        max_record: int = DEFAULT_MAX_RECORD,
+        connections: int | None = None,
+        window: int | None = None,
+        max_rate: float | None = None,
+        budget: Budget | None = None,
+    ) -> ArchiveReader[R]: ...
+    @overload
+    def read(
+        self,
+        identifier: str | int,
+        *,
+        type: type[U],
+        tee: str | os.PathLike[str] | None = None,
+        on_bad_record: OnBadRecord = "raise",
+        max_record: int = DEFAULT_MAX_RECORD,
+        connections: int | None = None,
+        window: int | None = None,
+        max_rate: float | None = None,
+        budget: Budget | None = None,
+    ) -> ArchiveReader[U]: ...
+    def read(
+        self,
+        identifier: str | int,
+        *,
+        type: type[Any] | None = None,
+        tee: str | os.PathLike[str] | None = None,
+        on_bad_record: OnBadRecord = "raise",
+        max_record: int = DEFAULT_MAX_RECORD,
+        connections: int | None = None,
+        window: int | None = None,
+        max_rate: float | None = None,
+        budget: Budget | None = None,
+    ) -> ArchiveReader[Any]:
+        """Read the records of an archive while it downloads: no temporary file, flat memory.
+
+        Example:
+            >>> async with hour.read("enwiki_namespace_0") as articles:  # doctest: +SKIP
+            ...     async for article in articles: ...
+
+        Args:
+            identifier: As the list has it.
+            type: A msgspec Struct of yours to decode into; what it does not name is skipped, which is quick.
+            tee: Keep the archive too: a folder or the path of a file, which is there when all was read and checked.
+            on_bad_record: What to do with a line that does not decode: `"raise"`, `"skip"` and count, or a function
+                that is given the `DecodeError` with member, line, offset and raw bytes.
+            max_record: Bytes of one record above which it is a bad record.
+            connections: Concurrent byte ranges at most; not given, as many as bring something.
+            window: Bytes held in memory ahead of the reader.
+            max_rate: Bytes a second at most.
+            budget: Connections and bandwidth to share with other downloads.
+
+        Returns:
+            An async context manager that is an async iterator of records.
+
+        Raises:
+            ValueError: The identifier is none.
+        """
+        source = ordered(
+            self._source(identifier),
+            transport=self._transport,
+            tee=None if tee is None else _target(tee, f"{identifier}.tar.gz"),
+            connections=connections,
+            window=window,
+            max_rate=max_rate,
+            budget=budget,
+        )
+        record = type if type is not None else self._resource.record
+        assert record is not None
+        return ArchiveReader(
+            source, type=record, on_bad_record=on_bad_record, max_record=max_record, label=str(identifier)
+        )
+
+    def cost(self, *identifiers: str | int) -> Cost:
+        """Return what downloading or reading these archives will be charged.
+
+        Each expiry of a signature in the middle of a download adds one request.
+        """
+        return Cost(pool=self._resource.pool, requests=len(identifiers) if self._resource.pool else 0)
+
+    def _source(self, identifier: str | int) -> ArchiveSource:
+        async def version() -> str:
+            found = await self.get(identifier)
+            return found.version
+
+        path = f"{self._path}/{self._quoted(identifier)}"
+        return ArchiveSource(self._transport, self._resource, path, version)
+
+
+class ChunkedFiles(Files[M, R]):
+    """Archives that can also be had in chunks.
+
+    Args:
+        transport: Sends the requests.
+        resource: Their row of the table.
+        chunks: The row of their chunks.
+    """
+
+    def __init__(self, transport: Transport, resource: Resource, chunks: Resource) -> None:
+        super().__init__(transport, resource, resource.path)
+        self._chunks = chunks
+
+    def chunks(self, identifier: str) -> "Files[Any, R]":
+        """Return the chunks of an archive: the same records in pieces of some hundred megabytes.
+
+        Args:
+            identifier: Of the archive, as its list has it.
+
+        Raises:
+            ValueError: The identifier is none.
+        """
+        return _Chunks(self._transport, self._chunks, self._chunks.at(snapshot=self._quoted(identifier)), identifier)
+
+
+class _Chunks(Files[Any, R]):
+    """The chunks of one archive; the server reads the last number of an identifier and nothing else."""
+
+    def __init__(self, transport: Transport, resource: Resource, path: str, snapshot: str) -> None:
+        super().__init__(transport, resource, path)
+        self._snapshot = snapshot
+
+    def _quoted(self, identifier: str | int) -> str:
+        return chunk_path(self._snapshot, identifier)
+
+
+def _target(to: str | os.PathLike[str], name: str) -> Path:
+    text = os.fspath(to)
+    path = Path(text)
+    return path / name if text.endswith(("/", os.sep)) or path.is_dir() else path
+
+
+def _file_info(headers: CIMultiDictProxy[str]) -> FileInfo:
+    length = headers.get("Content-Length", "")
+    try:
+        modified = parsedate_to_datetime(headers["Last-Modified"])
+    except (KeyError, ValueError, TypeError):
+        modified = None
+    return FileInfo(
+        size=int(length) if length.isascii() and length.isdigit() else None,
+        etag=headers.get("ETag"),
+        last_modified=modified,
+        content_type=headers.get("Content-Type"),
+        accept_ranges=headers.get("Accept-Ranges", "").lower() == "bytes",
+        headers=dict(headers),
+    )
+
+
+def _lifetime(url: str) -> float:
+    """Return for how many seconds a signed address is good, as it says itself."""
+    values = parse_qs(urlsplit(url).query).get("X-Amz-Expires", [])
+    return float(values[0]) if values and values[0].isdigit() else _SIGNATURE_SECONDS

@@ -1,0 +1,239 @@
+"""Commands for what can be listed and for archives: the same verbs, made once for every resource."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from wme_async._client import Client, Collection, Files
+from wme_async._download import Download
+from wme_async._protocol.query import filterable
+from wme_async._protocol.resources import RESOURCES
+from wme_async.cli import base
+from wme_async.errors import NotFound
+
+__all__ = ["COMMANDS"]
+
+Find = Callable[[Client, str | None], Awaitable[Any]]
+
+_COLUMNS: dict[str, Sequence[str]] = {
+    "codes": ("identifier", "name", "description"),
+    "languages": ("identifier", "name", "alternate_name", "direction"),
+    "projects": ("identifier", "name", "code", "url", "in_language.identifier"),
+    "namespaces": ("identifier", "name", "description"),
+}
+_ARCHIVE_COLUMNS = ("identifier", "in_language.identifier", "date_modified", "size.value", "version")
+
+# Batches of an hour appear some 25 minutes after it; looking back further than this means something is wrong.
+_HOURS_BACK = 6
+
+
+async def _latest(client: Client) -> Files[Any, Any]:
+    """Find the newest hour whose batches are there."""
+    now = datetime.now(UTC)
+    for back in range(1, _HOURS_BACK + 1):
+        hour = client.batches(now - timedelta(hours=back))
+        try:
+            await hour.list(fields=["identifier"])
+        except NotFound:
+            continue
+        return hour
+    raise NotFound(f"none of the last {_HOURS_BACK} hours has its batches yet", status=404)
+
+
+async def _batches(client: Client, where: str | None) -> Files[Any, Any]:
+    assert where is not None
+    return await _latest(client) if where == "latest" else client.batches(where)
+
+
+async def _chunks(client: Client, where: str | None) -> Files[Any, Any]:
+    assert where is not None
+    return client.snapshots.chunks(where)
+
+
+def _attribute(name: str) -> Find:
+    async def find(client: Client, where: str | None) -> Any:
+        assert where is None
+        return getattr(client, name)
+
+    return find
+
+
+class _Commands:
+    """The commands of one resource.
+
+    Args:
+        name: On the command line.
+        row: Name of its row in the table.
+        find: Gets the collection from a client.
+        place: A first argument that says where, such as an hour.
+    """
+
+    def __init__(self, name: str, row: str, find: Find, *, place: str | None = None) -> None:
+        self._row = row
+        self._find = find
+        self._place = place
+        resource = RESOURCES[row]
+        self._columns = _COLUMNS.get(row, _ARCHIVE_COLUMNS)
+        self.group = base.Group(name, help=f"{resource.product.capitalize() or name}: {', '.join(resource.verbs)}.")
+        self._add("ls", self._list, base.where_option, base.fields_option, base.json_option)
+        self._add("get", self._get, _identifier, base.fields_option, base.json_option)
+        if "download" in resource.verbs:
+            self._add("head", self._head, _identifier, base.json_option)
+            self._add("download", self._download, _identifiers, *_DOWNLOAD_OPTIONS)
+            self._add("read", self._read, _identifier, *_READ_OPTIONS)
+
+    def _add(self, verb: str, function: Callable[..., Any], *decorators: Callable[..., Any]) -> None:
+        @click.pass_context
+        def command(context: click.Context, /, **options: Any) -> None:
+            base.run(function(context, **options))
+
+        made: Any = command
+        for decorate in reversed(decorators):
+            made = decorate(made)
+        if self._place is not None:
+            made = click.argument("place", metavar=self._place)(made)
+        self.group.command(verb, help=function.__doc__)(made)
+
+    @asynccontextmanager
+    async def _open(self, context: click.Context, place: str | None) -> AsyncIterator[Any]:
+        async with base.connect(context) as client:
+            yield await self._find(client, place)
+
+    async def _list(
+        self,
+        context: click.Context,
+        *,
+        filters: Sequence[str],
+        fields: list[str] | None,
+        as_json: bool,
+        place: str | None = None,
+    ) -> None:
+        """List what there is: a table on a terminal, JSON lines into a pipe."""
+        resource = RESOURCES[self._row]
+        assert resource.backend is not None
+        wanted = base.conditions(filters, filterable(resource.model, resource.backend))
+        async with self._open(context, place) as collection:
+            records = await collection.list(fields=fields, filters=wanted or None)
+        base.show(records, as_json=as_json, columns=fields or self._columns, title=self.group.name or "")
+
+    async def _get(
+        self,
+        context: click.Context,
+        *,
+        identifier: str,
+        fields: list[str] | None,
+        as_json: bool,
+        place: str | None = None,
+    ) -> None:
+        """Show one record."""
+        async with self._open(context, place) as collection:
+            found: Any = await Collection.get(collection, identifier, fields=fields)
+        base.show_one(found, as_json=as_json)
+
+    async def _head(self, context: click.Context, *, identifier: str, as_json: bool, place: str | None = None) -> None:
+        """Show size, ETag and dates of an archive; free of charge."""
+        async with self._open(context, place) as files:
+            info = await files.head(identifier)
+        base.show_one(info, as_json=as_json)
+
+    async def _download(
+        self,
+        context: click.Context,
+        *,
+        identifiers: Sequence[str],
+        to: str,
+        verify: bool,
+        if_changed: bool,
+        connections: int | None,
+        max_rate: float | None,
+        quiet: bool,
+        place: str | None = None,
+    ) -> None:
+        """Download archives; interrupted at any point, the same command goes on from there."""
+        options: dict[str, Any] = {} if connections is None else {"connections": connections}
+        if max_rate is not None:
+            options["max_rate"] = max_rate * 1e6
+        folder = to if to.endswith("/") or len(identifiers) == 1 else f"{to}/"
+        async with self._open(context, place) as files:
+            for identifier in identifiers:
+                with base.bar(identifier, shown=not quiet) as progress:
+                    done = await files.download(
+                        identifier, folder, progress=progress, verify=verify, if_changed=if_changed, **options
+                    )
+                click.echo(told(done))
+
+    async def _read(
+        self,
+        context: click.Context,
+        *,
+        identifier: str,
+        limit: int | None,
+        count: bool,
+        tee: str | None,
+        skip_bad: bool,
+        place: str | None = None,
+    ) -> None:
+        """Write an archive's records as JSON lines while it downloads, without a temporary file."""
+        began = time.monotonic()
+        seen = 0
+        async with (
+            self._open(context, place) as files,
+            files.read(identifier, tee=tee, on_bad_record="skip" if skip_bad else "raise") as records,
+        ):
+            async for record in records:
+                if limit is not None and seen >= limit:
+                    break
+                seen += 1
+                if not count:
+                    base.line(record)
+            bad = records.statistics().bad_records
+        if count:
+            click.echo(seen)
+        note = f", {bad} bad ones skipped" if bad else ""
+        base.stderr.print(f"{seen} records in {time.monotonic() - began:.1f} s{note}", style="dim", highlight=False)
+
+
+def told(done: Download) -> str:
+    """Say in one line what became of a download."""
+    if done.unchanged:
+        return f"{done.path}  unchanged"
+    checked = {True: "MD5 matches", None: "newer than its metadata, so not compared", False: "not compared"}
+    resumed = f", {done.resumed / 1e6:.1f} MB of them were there already" if done.resumed else ""
+    return f"{done.path}  {done.size / 1e6:.3f} MB{resumed} in {done.seconds:.2f} s, {checked[done.verified]}"
+
+
+_identifier = click.argument("identifier")
+_identifiers = click.argument("identifiers", nargs=-1, required=True, metavar="IDENTIFIER…")
+_DOWNLOAD_OPTIONS = (
+    click.option("--to", default=".", show_default=True, help="Folder, or path of the file."),
+    click.option("--verify/--no-verify", default=True, show_default=True, help="Check the MD5 of the metadata."),
+    click.option("--if-changed", is_flag=True, help="Skip what is there already in the same version."),
+    click.option("--connections", type=click.IntRange(1, 64), help="Concurrent byte ranges at most."),
+    click.option("--max-rate", type=click.FloatRange(min=0, min_open=True), metavar="MB/S", help="Bandwidth limit."),
+    click.option("--quiet", is_flag=True, help="No progress bar."),
+)
+_READ_OPTIONS = (
+    click.option("--limit", type=click.IntRange(1), help="Stop after so many records."),
+    click.option("--count", is_flag=True, help="Print only how many there are."),
+    click.option("--tee", metavar="PATH", help="Keep the archive too."),
+    click.option("--skip-bad", is_flag=True, help="Skip and count records that do not decode, rather than fail."),
+)
+
+
+def _made() -> list[base.Group]:
+    plain = [_Commands(name, name, _attribute(name)).group for name in ("projects", "languages", "namespaces", "codes")]
+    return [
+        *plain,
+        _Commands("batches", "batches", _batches, place="HOUR").group,
+        _Commands("snapshots", "snapshots", _attribute("snapshots")).group,
+        _Commands("chunks", "snapshots.chunks", _chunks, place="SNAPSHOT").group,
+        _Commands("structured-snapshots", "structured_snapshots", _attribute("structured_snapshots")).group,
+    ]
+
+
+COMMANDS = _made()
+"""One group of commands for each resource."""

@@ -1,0 +1,250 @@
+"""What all commands share: making a client, running a coroutine, showing records, and saying what went wrong."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+import platformdirs
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from wme_async._client import Client
+from wme_async._download import Progress
+from wme_async.errors import Forbidden, NotFound, QuotaExceeded, RateLimited, Unauthorized, WMEError
+
+__all__ = [
+    "Group",
+    "bar",
+    "connect",
+    "fields_option",
+    "json_option",
+    "run",
+    "show",
+    "show_one",
+    "stderr",
+    "stdout",
+    "where_option",
+]
+
+T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+stdout = Console()
+stderr = Console(stderr=True)
+
+# What a shell script can tell apart. click itself uses 2 for wrong usage.
+_EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
+    (NotFound, 3),
+    (Unauthorized, 4),
+    (Forbidden, 4),
+    (QuotaExceeded, 5),
+    (RateLimited, 5),
+    (WMEError, 1),
+    (OSError, 1),
+    (ValueError, 2),
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, also on a terminal.")
+fields_option = click.option(
+    "--fields",
+    metavar="A,B.C",
+    help="Only these fields, as dotted names separated by commas.",
+    callback=lambda *a: _split(a[2]),
+)
+where_option = click.option(
+    "--where",
+    "filters",
+    metavar="FIELD=VALUE",
+    multiple=True,
+    help="Only records with this value; may be given several times.",
+)
+
+
+class Group(click.Group):
+    """Commands that fail with one line and an exit code, never with a traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command and say in one line what stopped it."""
+        try:
+            return super().invoke(context)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BrokenPipeError:
+            # Whoever read our output has had enough. Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            context.exit(0)
+        except KeyboardInterrupt:
+            stderr.print(
+                "[yellow]stopped[/]; what was downloaded so far is kept, and the same command goes on from there"
+            )
+            context.exit(130)
+        except (WMEError, OSError, ValueError) as error:
+            fail(error, context)
+
+
+def fail(error: BaseException, context: click.Context) -> None:
+    """Print an error in one line and leave with its exit code."""
+    stderr.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False, markup=True, soft_wrap=True)
+    for note in getattr(error, "__notes__", ()):
+        stderr.print(f"  {note}", style="dim", highlight=False)
+    context.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine; Ctrl-C and SIGTERM cancel it, so that it can put its state away.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted.
+    """
+
+    async def guarded() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await main
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(guarded())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415  # an extra
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+@contextlib.asynccontextmanager
+async def connect(context: click.Context) -> AsyncIterator[Client]:
+    """Open a client with the options of the command line."""
+    options = context.find_root().params
+    token_file = Path(options["token_file"]) if options.get("token_file") else _token_file()
+    token_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    async with Client.from_env(options.get("env_file"), token_file=token_file) as client:
+        yield client
+
+
+def _token_file() -> Path:
+    return platformdirs.user_state_path("wme-async") / "tokens.json"
+
+
+def configure_logging(verbosity: int) -> None:
+    """Log to standard error: warnings, with `-v` what is retried, with `-vv` every request."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def conditions(filters: Sequence[str], known: dict[str, type]) -> dict[str, Any]:
+    """Make filters of `FIELD=VALUE`, each value of its field's type.
+
+    Args:
+        filters: As given.
+        known: The type of each field that can be filtered by.
+
+    Raises:
+        click.BadParameter: No `=`, the same field twice, or a value that is not of the field's type.
+    """
+    made: dict[str, Any] = {}
+    for each in filters:
+        name, sign, text = each.partition("=")
+        if not sign or not name:
+            raise click.BadParameter(f"{each!r} is not FIELD=VALUE, such as in_language.identifier=en")
+        if name in made:
+            raise click.BadParameter(f"{name} is given twice")
+        made[name] = _typed(name, text, known.get(name, str))
+    return made
+
+
+def _typed(name: str, text: str, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() not in {"true", "false"}:
+            raise click.BadParameter(f"{name} is true or false, not {text!r}")
+        return text.lower() == "true"
+    if kind in {int, float}:
+        try:
+            return kind(text)
+        except ValueError:
+            raise click.BadParameter(f"{name} is a number, not {text!r}") from None
+    return text
+
+
+def _split(text: str | None) -> list[str] | None:
+    return [name.strip() for name in text.split(",") if name.strip()] if text else None
+
+
+def show(records: Iterable[Any], *, as_json: bool, columns: Sequence[str], title: str) -> None:
+    """Show records: a table on a terminal, JSON lines into a pipe."""
+    if as_json or not stdout.is_terminal:
+        for record in records:
+            line(record)
+        return
+    table = Table(title=title, header_style="bold", title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    count = 0
+    for record in records:
+        plain = msgspec.to_builtins(record)
+        table.add_row(*(_cell(plain, column) for column in columns))
+        count += 1
+    stdout.print(table)
+    stdout.print(f"{count} in all", style="dim")
+
+
+def show_one(record: Any, *, as_json: bool) -> None:
+    """Show one record: indented on a terminal, one JSON line into a pipe."""
+    if as_json or not stdout.is_terminal:
+        line(record)
+    else:
+        stdout.print_json(msgspec.json.encode(record).decode())
+
+
+def line(record: Any) -> None:
+    """Write a record as one line of JSON, in the bytes that the encoder made."""
+    sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _cell(record: Any, column: str) -> str:
+    value = record
+    for key in column.split("."):
+        value = value.get(key, "") if isinstance(value, dict) else ""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+@contextlib.contextmanager
+def bar(label: str, *, shown: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """Show a progress bar on standard error while a download runs."""
+    if not shown or not stderr.is_terminal:
+        yield lambda _: None
+        return
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=stderr,
+    )
+    with bars:
+        task = bars.add_task(label, total=None)
+
+        def move(progress: Progress) -> None:
+            bars.update(task, completed=progress.done, total=progress.total)
+
+        yield move

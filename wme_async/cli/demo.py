@@ -1,0 +1,187 @@
+"""`wme-async demo`: the whole job against a simulator, each claim checked."""
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wme_async._archive import read_archive
+from wme_async._client import Client
+from wme_async.cli import base
+from wme_async.cli.archives import told
+from wme_async.models import Article, Batch
+from wme_async.simulator import Simulator
+
+__all__ = ["command"]
+
+_ARCHIVE = "enwiki_namespace_0"
+_KILLED_AT = 0.35  # share of the archive that is there when the downloading process is killed
+_EVENTS = 4000
+_CUTS = 25
+
+
+class _Checks:
+    """What was claimed and how it turned out."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.failed: list[str] = []
+
+    def that(self, holds: object, claim: str) -> None:
+        """Count one claim and show it."""
+        if holds:
+            self.passed += 1
+            base.stdout.print(f"   [green]✓[/] {claim}", highlight=False)
+        else:
+            self.failed.append(claim)
+            base.stdout.print(f"   [bold red]✗ {claim}[/]", highlight=False)
+
+
+class _Demo:
+    """The steps, in order, and what one leaves to the next."""
+
+    def __init__(self, simulator: Simulator, client: Client, folder: Path, checks: _Checks) -> None:
+        self.simulator = simulator
+        self.client = client
+        self.folder = folder
+        self.check = checks.that
+        self.hour = client.batches(datetime.now(UTC) - timedelta(hours=3))
+        self.batch = Batch()
+        self.path = folder / f"{_ARCHIVE}.tar.gz"
+
+    async def sign_in(self) -> None:
+        """Sign in."""
+        await self.client.auth.login()
+        user = await self.client.auth.user()
+        self.check(user.username == "simulated", f"signed in as {user.username}, groups {', '.join(user.groups)}")
+
+    async def find(self) -> None:
+        """Find a batch."""
+        batches = await self.hour.list()
+        english = await self.hour.list(filters={"in_language.identifier": "en"}, fields=["identifier", "size"])
+        self.check(batches, f"{len(batches)} batches of the hour, {len(english)} of them English")
+        expected = sorted(each.identifier for each in batches if each.in_language.identifier == "en")
+        self.check(sorted(each.identifier for each in english) == expected, "the filter gives what the list holds")
+        self.batch = await self.hour.get(_ARCHIVE)
+        info = await self.hour.head(_ARCHIVE)
+        self.check(
+            info.size is not None and abs(info.size - self.batch.size.bytes) <= 500,
+            f"{_ARCHIVE}: {(info.size or 0) / 1e6:.1f} MB, MD5 {self.batch.version}",
+        )
+
+    async def kill_a_download(self) -> None:
+        """Kill a process that downloads it."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "wme_async", "batches", "download", f"{self.batch_hour}", _ARCHIVE),
+            *("--to", f"{self.folder}/", "--max-rate", "20", "--quiet"),
+            env={**os.environ, **self.simulator.environment(), "WME_TOKEN_FILE": str(self.folder / "tokens.json")},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        part = self.path.with_name(f"{self.path.name}.part")
+        total = self.batch.size.bytes
+        try:
+            async with asyncio.timeout(30):
+                while _allocated(part) < _KILLED_AT * total and process.returncode is None:  # noqa: ASYNC110  # a file
+                    await asyncio.sleep(0.01)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            _, errors = await process.communicate()
+        self.check(
+            process.returncode == -9,
+            f"killed (-9) with {_allocated(part) / 1e6:.1f} of {total / 1e6:.1f} MB on disk"
+            if process.returncode == -9
+            else f"the download was to be killed, but: {errors.decode().strip()[-300:]}",
+        )
+        self.check(part.exists() and not self.path.exists(), "nothing unfinished has the name of the finished file")
+
+    @property
+    def batch_hour(self) -> str:
+        """The hour, as the command line takes it."""
+        return (datetime.now(UTC) - timedelta(hours=3)).strftime("%Y-%m-%dT%H")
+
+    async def download(self) -> None:
+        """Download it, from where the killed process left off."""
+        with base.bar(_ARCHIVE) as progress:
+            done = await self.hour.download(_ARCHIVE, self.folder, progress=progress)
+        base.stdout.print(f"   {told(done)}", style="dim", highlight=False)
+        self.check(done.resumed > 0, f"{done.resumed / 1e6:.1f} MB were taken over from the killed process")
+        self.check(done.verified and done.version == self.batch.version, "the MD5 is the one that was promised")
+        self.check(done.api_requests == 1, "one request to the API; all ranges went to the object store")
+        leaked = [each for each in self.simulator.requests if each.role == "store" and each.header("Authorization")]
+        self.check(not leaked, "the object store never saw a token")
+
+    async def read(self) -> None:
+        """Read it twice: from the disk, and over the network while it arrives."""
+        began = time.monotonic()
+        async with read_archive(self.path, type=Article) as articles:
+            kept = [article.identifier async for article in articles]
+        local = time.monotonic() - began
+        began, first = time.monotonic(), 0.0
+        arrived: list[int] = []
+        async with self.hour.read(_ARCHIVE) as articles:
+            async for article in articles:
+                first = first or time.monotonic() - began
+                arrived.append(article.identifier)
+        self.check(len(kept) > 0, f"{len(kept)} articles decoded from disk in {local:.2f} s; first five: {kept[:5]}")
+        self.check(
+            arrived == kept,
+            f"the same {len(arrived)} while they arrived, the first after {1000 * first:.0f} ms, "
+            f"all in {time.monotonic() - began:.2f} s, no temporary file",
+        )
+
+    async def sign_out(self) -> None:
+        """Revoke the tokens."""
+        await self.client.auth.revoke()
+        self.check(any("token-revoke" in each.path for each in self.simulator.requests), "tokens revoked")
+
+    def steps(self) -> list[Callable[[], Awaitable[None]]]:
+        """Return the steps in order."""
+        return [self.sign_in, self.find, self.kill_a_download, self.download, self.read, self.sign_out]
+
+
+def _allocated(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+async def _run(megabytes: float, checks: _Checks) -> None:
+    options: dict[str, Any] = {"article_size": None, "archive_bytes": {_ARCHIVE: round(megabytes * 1e6)}}
+    with tempfile.TemporaryDirectory(prefix="wme-async-demo-") as folder:
+        async with Simulator(**options) as simulator:
+            base.stdout.print(
+                f"A simulator of all services on this machine, e.g. {simulator.api_url}; no account needed."
+            )
+            async with Client(**simulator.client_options(), token_file=Path(folder) / "tokens.json") as client:
+                demo = _Demo(simulator, client, Path(folder), checks)
+                for step in demo.steps():
+                    base.stdout.print(f"[bold]{step.__doc__}[/]", highlight=False)
+                    await step()
+
+
+@click.command("demo")
+@click.option("--megabytes", type=click.FloatRange(1, 2000), default=24.0, show_default=True, help="Archive size.")
+def command(megabytes: float) -> None:
+    """Show the whole job on a simulator: no account, well under a minute.
+
+    Sign in, list, filter, HEAD; download in ranges, killed and resumed; read articles from disk and while they arrive;
+    follow the stream through cuts and a restart. Every claim that is printed was checked, and the last line sums up.
+    """
+    began = time.monotonic()
+    checks = _Checks()
+    base.run(_run(megabytes, checks))
+    seconds = time.monotonic() - began
+    if checks.failed:
+        base.stdout.print(f"[bold red]{len(checks.failed)} of {checks.passed + len(checks.failed)} checks failed[/]")
+        raise SystemExit(1)
+    base.stdout.print(f"[bold green]all {checks.passed} checks passed[/] in {seconds:.1f} s", highlight=False)
