@@ -10,9 +10,10 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 import msgspec
 from multidict import CIMultiDictProxy
 
+import wme_async._download
 from wme_async._archive import ArchiveReader, OnBadRecord
 from wme_async._client.collection import Collection
-from wme_async._download import Budget, Download, FileInfo, ProgressHook, SignedUrl, download, ordered
+from wme_async._download import Budget, Download, FileInfo, ProgressHook, SignedUrl, download
 from wme_async._protocol.answer import bare_url
 from wme_async._protocol.archive import DEFAULT_MAX_RECORD
 from wme_async._protocol.paths import chunk_path
@@ -236,7 +237,7 @@ class Files(Collection[M], Generic[M, R]):
         Raises:
             ValueError: The identifier is none.
         """
-        source = ordered(
+        source = wme_async._download.ordered(
             self._source(identifier),
             transport=self._transport,
             tee=None if tee is None else _target(tee, f"{identifier}.tar.gz"),
