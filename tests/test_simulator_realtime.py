@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -149,6 +150,48 @@ class TestChecks:
     def test_positions_that_are_refused(self, model: dict[str, Any], text: str) -> None:
         assert refusal(**model).startswith(text)
 
+    @pytest.mark.parametrize(
+        ("model", "text"),
+        [
+            (
+                {"fields": ["x"] * 256},
+                "Key: 'Model.Fields' Error:Field validation for 'Fields' failed on the 'max' tag",
+            ),
+            ({"fields": ["x" * 256]}, "Key: 'Model.Fields[0]' Error:"),
+            ({"filters": [{"field": "name", "value": "x"}] * 256}, "Key: 'Model.Filters' Error:"),
+            ({"filters": ["name"]}, "json: cannot unmarshal string into Go struct field Model.filters"),
+            ({"filters": [{"field": 1}]}, "json: cannot unmarshal number into Go struct field Model.filters.field"),
+            ({"filters": [None]}, "there is no such field '' to filter"),
+            ({"parts": {"0": 1}}, "json: cannot unmarshal object into Go struct field Model.parts of type []int"),
+            ({"parts": [1.5]}, "json: cannot unmarshal number 1.5 into Go struct field Model.parts of type int"),
+            ({"parts": [True]}, "json: cannot unmarshal bool into Go struct field Model.parts of type int"),
+            ({"offsets": [1]}, "json: cannot unmarshal array into Go struct field Model.offsets of type map[int]int64"),
+            ({"since": 5}, "Time.UnmarshalJSON: input is not a JSON string"),
+            ({"since": "2025-02-30T00:00:00Z"}, "parsing time"),
+            ({"fields": [None]}, "Key: 'Model.Fields[0]' Error:"),
+        ],
+    )
+    def test_shapes_that_are_refused(self, model: dict[str, Any], text: str) -> None:
+        assert refusal(**model).startswith(text)
+
+    @pytest.mark.parametrize(
+        ("since", "milliseconds"),
+        [
+            ("2025-01-01T00:00:00Z", 1_735_689_600_000),
+            ("2025-01-01T01:30:00.1239+01:30", 1_735_689_600_123),
+            ("2024-12-31T22:00:00.5-02:00", 1_735_689_600_500),
+            ("0001-01-01T00:00:00Z", None),  # the zero of the server's language
+        ],
+    )
+    def test_times_have_zones_and_count_to_the_millisecond(self, since: str, milliseconds: int | None) -> None:
+        assert accepted(since=since).since == milliseconds
+
+    def test_a_null_is_as_good_as_nothing(self) -> None:
+        nothing = accepted(since=None, fields=None, filters=None, parts=None, offsets=None, since_per_partition=None)
+        assert nothing == accepted()
+        assert accepted(parts=[None]).parts == (0,)
+        assert accepted(parts=[0], since_per_partition={"0": None}).start(0)[0] == "time"
+
     def test_the_first_check_that_fails_speaks(self) -> None:
         model = {"fields": ["nope"], "filters": [{"field": "nope2", "value": 1}], "parts": [77]}
         assert "field with name 'nope'" in refusal(**model)
@@ -207,6 +250,26 @@ class TestBinding:
         body = b'{"parts":[2],"offsets":{"4":1}}'
         model = bind_stream_request("GET", 'parts=0&offsets={"3":7}', "", body)
         assert model == {"parts": [2], "offsets": {"3": 7, "4": 1}}
+
+    @pytest.mark.parametrize(
+        ("query", "model"),
+        [
+            ("parts=", {"parts": [0]}),
+            ("filters=%7B", Refused(422, "unexpected EOF")),
+            ("parts=a", Refused(422, 'strconv.ParseInt: parsing "a": invalid syntax')),
+        ],
+    )
+    def test_odd_query_parameters(self, query: str, model: object) -> None:
+        assert bind_stream_request("GET", query, "", b"") == model
+
+    def test_a_form_in_the_body_is_read(self) -> None:
+        body = b"parts=1&fields=name"
+        answer = bind_stream_request("POST", "parts=2", "application/x-www-form-urlencoded", body)
+        assert answer == {"parts": [1, 2], "fields": ["name"]}
+
+    def test_keys_are_found_whatever_their_case_and_unknown_ones_are_ignored(self) -> None:
+        answer = bind_stream_request("POST", "", "application/json", b'{"Parts":[1],"nope":2,"fields":null}')
+        assert answer == {"parts": [1]}
 
     @pytest.mark.parametrize("body", [b"", b"null", b"{}"])
     def test_nothing_is_fine(self, body: bytes) -> None:
@@ -576,6 +639,32 @@ class TestStream:
                 async with asyncio.timeout(10):
                     while total < 39 << 20:
                         total += len(await response.content.readany())
+
+    async def test_a_reader_that_retention_overtakes_goes_on_live(self, serve: Serve) -> None:
+        async with serve() as service:
+            for _ in range(60):
+                service.firehose.publish(partition=0, size=1 << 20)
+            offsets: list[int] = []
+            async with service.post(parts=[0], offsets={"0": 0}) as response, asyncio.timeout(10):
+                tail = await response.content.readany()
+                for _ in range(5):  # until the buffers between the two are full
+                    await asyncio.sleep(0.02)
+                service.firehose.expire(NOW + 1)
+                while not offsets or offsets[-1] < 60:
+                    service.firehose.publish(partition=0, published=NOW + 2)
+                    tail += await response.content.readany()
+                    *lines, tail = tail.split(b"\n")
+                    offsets += [json.loads(line)["event"]["offset"] for line in lines]
+            assert any(later > earlier + 1 for earlier, later in pairwise(offsets))
+
+    async def test_filters_skip_any_number_of_events(self, serve: Serve) -> None:
+        async with serve(flush_each=False) as service:
+            service.firehose.generate(20_000)
+            service.firehose.publish(project="dewiki", partition=49)
+            service.firehose.publish(b"\xff", partition=49)
+            filters = [{"field": "is_part_of.identifier", "value": "dewiki"}]
+            events = await service.lines(1, filters=filters, parts=ALL_PARTS, offsets=FROM_START)
+            assert places(events) == [(49, 400)]
 
     async def test_a_stream_ends_when_the_client_leaves(self, serve: Serve) -> None:
         async with serve() as service:

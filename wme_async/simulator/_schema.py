@@ -92,7 +92,9 @@ _EDITOR = _object(
     "is_patroller:bool has_advanced_rights:bool date_started:time"
 )
 _SCORE = _object("prediction:bool", probability=_object("truthy:float:false falsy:float:true"))
-_DELTA_ZEROS = dict.fromkeys(("increase", "decrease", "sum", "proportional_increase", "proportional_decrease"), 0)
+_DELTA_ZEROS: Final[dict[str, Any]] = dict.fromkeys(
+    ("increase", "decrease", "sum", "proportional_increase", "proportional_decrease"), 0
+)
 _DELTA = _object(
     "increase:int decrease:int sum:int proportional_increase:float proportional_decrease:float", zeros=_DELTA_ZEROS
 )
