@@ -85,12 +85,17 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
         return self.path.format(**values)
 
 
-def _rows() -> tuple[Resource, ...]:
+def _metadata() -> tuple[Resource, ...]:
     return (
         Resource(name="codes", path="/v2/codes", model=Code, product="metadata"),
         Resource(name="languages", path="/v2/languages", model=Language, product="metadata"),
         Resource(name="projects", path="/v2/projects", model=Project, product="metadata"),
         Resource(name="namespaces", path="/v2/namespaces", model=Namespace, product="metadata"),
+    )
+
+
+def _archives() -> tuple[Resource, ...]:
+    return (
         Resource(
             name="batches",
             path="/v2/batches/{hour}",
@@ -132,6 +137,11 @@ def _rows() -> tuple[Resource, ...]:
             product="structured contents snapshots",
             beta=True,
         ),
+    )
+
+
+def _look_ups() -> tuple[Resource, ...]:
+    return (
         Resource(
             name="articles",
             path="/v2/articles/{name}",
@@ -162,9 +172,6 @@ def _rows() -> tuple[Resource, ...]:
             product="files",
             undocumented=True,
         ),
-        *_wikidata(),
-        *_streams(),
-        *_auth(),
     )
 
 
@@ -267,7 +274,9 @@ def _auth() -> tuple[Resource, ...]:
     )
 
 
-RESOURCES: Mapping[str, Resource] = {row.name: row for row in _rows()}
+RESOURCES: Mapping[str, Resource] = {
+    row.name: row for rows in (_metadata, _archives, _look_ups, _wikidata, _streams, _auth) for row in rows()
+}
 """The table, by name."""
 
 
