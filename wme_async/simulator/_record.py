@@ -132,6 +132,7 @@ class Requests:
         method: str | None = None,
         path: str | None = None,
         status: int | None = None,
+        done: bool | None = None,
     ) -> list[Request]:
         """Return the kept requests that match, oldest first.
 
@@ -140,6 +141,7 @@ class Requests:
             method: One HTTP method.
             path: A regular expression searched in the path.
             status: The status sent.
+            done: Whether the simulator has finished with it.
         """
         pattern = None if path is None else re.compile(path)
         return [
@@ -149,6 +151,7 @@ class Requests:
             and (method is None or request.method == method)
             and (pattern is None or pattern.search(request.path) is not None)
             and (status is None or request.status == status)
+            and (done is None or request.done == done)
         ]
 
     def count(
@@ -177,6 +180,7 @@ class Requests:
         method: str | None = None,
         path: str | None = None,
         status: int | None = None,
+        done: bool | None = None,
         timeout: float = 5.0,
     ) -> list[Request]:
         """Wait, in the simulator's own loop, until so many kept requests match.
@@ -187,6 +191,7 @@ class Requests:
             method: As in `select`.
             path: As in `select`.
             status: As in `select`.
+            done: As in `select`.
             timeout: Seconds.
 
         Returns:
@@ -196,7 +201,7 @@ class Requests:
             TimeoutError: They did not come in time.
         """
         async with asyncio.timeout(timeout):
-            while len(found := self.select(role, method=method, path=path, status=status)) < count:
+            while len(found := self.select(role, method=method, path=path, status=status, done=done)) < count:
                 self._changed.clear()
                 await self._changed.wait()
         return found

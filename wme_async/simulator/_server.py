@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import threading
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from datetime import datetime
@@ -36,6 +35,7 @@ from wme_async.simulator._query import Panic
 from wme_async.simulator._realtime import Firehose
 from wme_async.simulator._record import Request, Requests, kept_body
 from wme_async.simulator._store import ObjectStore, StoredObject, stored
+from wme_async.simulator._thread import call_in, running
 from wme_async.simulator.faults import Fault, Faults
 
 __all__ = ["Simulator"]
@@ -209,37 +209,8 @@ class Simulator:
         Yields:
             The simulator, listening.
         """
-        started = threading.Event()
-        box: dict[str, Any] = {}
-
-        async def main() -> None:
-            stop = asyncio.Event()
-            async with cls(**options) as simulator:
-                box.update(simulator=simulator, stop=stop, loop=asyncio.get_running_loop())
-                started.set()
-                await stop.wait()
-
-        def run() -> None:
-            try:
-                asyncio.run(main())
-            except BaseException as problem:  # noqa: BLE001 - carried over to the thread that waits
-                box["problem"] = problem
-            finally:
-                started.set()
-
-        thread = threading.Thread(target=run, name="wme-simulator", daemon=True)
-        thread.start()
-        started.wait()
-        try:
-            if "simulator" in box:
-                yield box["simulator"]
-        finally:
-            if "loop" in box and thread.is_alive():
-                with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-                    box["loop"].call_soon_threadsafe(box["stop"].set)
-            thread.join()
-        if "problem" in box:
-            raise box["problem"]
+        with running(lambda: cls(**options)) as simulator:
+            yield simulator
 
     @overload
     def call(self, function: Callable[..., Coroutine[Any, Any, _T]], /, *args: Any, **kwargs: Any) -> _T: ...
@@ -256,18 +227,7 @@ class Simulator:
         Raises:
             RuntimeError: The simulator is not running, or this is its own thread.
         """
-        loop = self._loop
-        if loop is None or not loop.is_running():
-            raise RuntimeError("the simulator is not running")
-        with contextlib.suppress(RuntimeError):
-            if asyncio.get_running_loop() is loop:
-                raise RuntimeError("this is the simulator's own thread: call the function itself")
-
-        async def run() -> Any:
-            result = function(*args, **kwargs)
-            return await result if isinstance(result, Awaitable) else result
-
-        return asyncio.run_coroutine_threadsafe(run(), loop).result()
+        return call_in(self._loop, function, *args, **kwargs)
 
     # Addresses
 
@@ -372,7 +332,8 @@ class Simulator:
 
     async def _on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         record = request.get(_RECORD)
-        if record is not None:
+        transport = request.transport
+        if record is not None and transport is not None and not transport.is_closing():
             self.requests.answered(record, response.status)
         if response.headers.get("Server", "").startswith("Python/"):
             del response.headers["Server"]
