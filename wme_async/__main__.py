@@ -12,7 +12,7 @@ def main() -> None:
         SystemExit: Always, with the exit code.
     """
     try:
-        from wme_async.cli import main as run  # noqa: PLC0415  # an extra
+        from wme_async.cli.root import main as run  # noqa: PLC0415  # an extra
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] not in {"click", "rich", "platformdirs", "dotenv"}:
             raise

@@ -1,0 +1,97 @@
+"""The root of the command line: global options, sign-in and sign-out, and all other commands below it."""
+
+import contextlib
+import importlib
+from typing import Any
+
+import click
+
+from wme_async._version import __version__
+from wme_async.cli import archives, base
+
+__all__ = ["main"]
+
+# Loaded when called for: some need an extra, all take time to import.
+_LATER = {
+    "demo": ("wme_async.cli.demo", "Show the whole job on a simulator: no account, well under a minute."),
+    "simulate": ("wme_async.cli.simulate", "Run a simulator of all WME services on this machine."),
+}
+
+
+class _Root(base.Group):
+    """Commands, some of which are loaded only when they are called."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return all names."""
+        return sorted({*super().list_commands(context), *_LATER})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return a command, loading it if need be."""
+        if name in _LATER:
+            command: click.Command = importlib.import_module(_LATER[name][0]).command
+            return command
+        return super().get_command(context, name)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without loading any."""
+        rows = [
+            (name, _LATER[name][1] if name in _LATER else self.commands[name].get_short_help_str(80))
+            for name in self.list_commands(context)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "WME"})
+@click.version_option(__version__, prog_name="wme-async")
+@click.option("--env-file", metavar="PATH", help="File of NAME=value lines with WME_USERNAME and WME_PASSWORD.")
+@click.option("--token-file", metavar="PATH", help="Where tokens are shared between runs.")
+@click.option("-v", "verbosity", count=True, help="Log what is retried; -vv: every request.")
+def root(env_file: str | None, token_file: str | None, verbosity: int) -> None:
+    """Wikimedia Enterprise on the command line.
+
+    Credentials come from WME_USERNAME and WME_PASSWORD, or WME_ACCESS_TOKEN. Exit codes: 0 done, 1 failed, 2 wrong
+    usage, 3 not found, 4 credentials or plan, 5 quota or rate limit, 130 interrupted.
+    """
+    del env_file, token_file
+    base.configure_logging(verbosity)
+
+
+@root.command()
+@click.pass_context
+def login(context: click.Context) -> None:
+    """Sign in, keep the tokens for the next commands, and show what the account may do."""
+
+    async def sign_in() -> Any:
+        async with base.connect(context) as client:
+            await client.auth.login()
+            return await client.auth.user(), await client.auth.quota()
+
+    user, quota = base.run(sign_in())
+    click.echo(f"signed in as {user.username}, groups: {', '.join(user.groups) or 'none'}")
+    for pool in (quota.snapshot, quota.chunk, quota.ondemand):
+        limit = "without limit" if pool.limit is None else f"of {pool.limit}"
+        click.echo(f"  {pool.pool}: {pool.used} used {limit} in {quota.month}")
+
+
+@root.command()
+@click.pass_context
+def logout(context: click.Context) -> None:
+    """Revoke the tokens, for every process that shares them."""
+
+    async def sign_out() -> None:
+        async with base.connect(context) as client:
+            await client.auth.revoke()
+
+    base.run(sign_out())
+    click.echo("signed out")
+
+
+for _group in archives.COMMANDS:
+    root.add_command(_group)
+
+
+def main() -> None:
+    """Run the command line."""
+    with contextlib.suppress(BrokenPipeError):
+        root.main(prog_name="wme-async")
