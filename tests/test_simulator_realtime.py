@@ -627,7 +627,7 @@ class TestStream:
     async def test_a_slow_reader_holds_the_stream_back(self, serve: Serve) -> None:
         async with serve() as service:
             for _ in range(40):
-                service.firehose.publish(partition=0, size=1 << 20)
+                service.firehose.publish({"body": "x" * (1 << 20), "event": {"type": "update"}}, partition=0)
             async with service.post(parts=[0], offsets={"0": 0}) as response:
                 await response.content.readany()
                 for _ in range(5):
@@ -643,7 +643,7 @@ class TestStream:
     async def test_a_reader_that_retention_overtakes_goes_on_live(self, serve: Serve) -> None:
         async with serve() as service:
             for _ in range(60):
-                service.firehose.publish(partition=0, size=1 << 20)
+                service.firehose.publish({"body": "x" * (1 << 20), "event": {"type": "update"}}, partition=0)
             offsets: list[int] = []
             async with service.post(parts=[0], offsets={"0": 0}) as response, asyncio.timeout(10):
                 tail = await response.content.readany()
