@@ -36,6 +36,11 @@ def dotted(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def is_module(name):
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
 def imports(path):
     """Return the modules of ours that a file imports when it is loaded: not for type checkers, not inside functions."""
     tree = ast.parse(path.read_text())
@@ -48,8 +53,9 @@ def imports(path):
                 yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{path} has a relative import"
-                yield node.module
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+                # `from package import module` needs the module, not what the package makes of it.
+                below = [f"{node.module}.{alias.name}" for alias in node.names]
+                yield from (each if is_module(each) else node.module for each in below)
             elif isinstance(node, ast.Try | ast.If | ast.With):
                 yield from walk(ast.iter_child_nodes(node))
             elif isinstance(node, ast.ClassDef):
