@@ -3,14 +3,17 @@
 from wme_async._download.budget import Budget
 from wme_async._download.download import download
 from wme_async._download.source import Download, FileInfo, Progress, ProgressHook, SignedUrl, Source
+from wme_async._download.window import Ordered, ordered
 
 __all__ = [
     "Budget",
     "Download",
     "FileInfo",
+    "Ordered",
     "Progress",
     "ProgressHook",
     "SignedUrl",
     "Source",
     "download",
+    "ordered",
 ]

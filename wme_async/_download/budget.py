@@ -64,7 +64,7 @@ class Budget:
         except BaseException:
             if waiter.done() and not waiter.cancelled():
                 self.release()
-            else:
+            elif waiter in self._waiting:
                 self._waiting.remove(waiter)
             raise
 

@@ -1,11 +1,11 @@
 """One file, from the first question about it to its name on the disk."""
 
 import asyncio
+import contextlib
 import hashlib
 import inspect
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import anyio.to_thread
 
@@ -14,12 +14,12 @@ from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
 from wme_async._download.partfile import PartFile, check_target, known_version
 from wme_async._download.source import Download, FileInfo, Progress, ProgressHook, Source
 from wme_async._protocol.pace import Meter
-from wme_async._protocol.ranges import Plan, etag_matches, strong_etag
+from wme_async._protocol.ranges import Claim, Plan, etag_matches, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, Interrupted, NotFound, StatusError, WMEError
 
-__all__ = ["PartStore", "checksum_or_none", "download", "head_of", "verify"]
+__all__ = ["Job", "PartStore", "after", "ask_whole", "checksum_or_none", "download", "head_of", "verify"]
 
 MIB = 1 << 20
 
@@ -90,7 +90,7 @@ async def download(
         raise ValueError("give max_rate to the budget that the downloads share")
     if budget is None:
         budget = Budget(connections or 16, max_rate=max_rate)
-    job = _Job(source, to, transport, budget, progress)
+    job = Job(source, to, transport, budget, progress)
     job.verify, job.if_changed, job.min_rate, job.durable = verify, if_changed, min_rate, durable
     job.connections = connections or budget.governor.most
     job.part_size = part_size
@@ -98,21 +98,54 @@ async def download(
 
 
 class PartStore:
-    """Puts the bytes of claims into a part file."""
+    """Puts the bytes of claims into a part file.
 
-    def __init__(self, part: PartFile) -> None:
+    Args:
+        part: The file.
+        on_bytes: Told whenever there are more, if somebody wants to know.
+    """
+
+    def __init__(self, part: PartFile, on_bytes: Callable[[], None] | None) -> None:
         self.open_claim = part.open_claim
         self.close_claim = part.close_claim
         self.write = part.write
         self.advanced = part.advanced
+        if on_bytes is not None:
+
+            def advanced(claim: Claim) -> None:
+                part.advanced(claim)
+                on_bytes()
+
+            self.advanced = advanced
 
     def limit(self) -> int | None:
         """Return None: a disk takes bytes in any order."""
         return None
 
 
-class _Job:
-    """One call of `download`."""
+class Job:
+    """One call of `download`, or the part of `ordered` that keeps the file.
+
+    Args:
+        source: Where it comes from.
+        to: The finished file.
+        transport: The door to the network.
+        budget: Connections and bandwidth.
+        progress: Told how far it is.
+
+    Attributes:
+        verify: As in `download`.
+        if_changed: As in `download`.
+        durable: As in `download`.
+        min_rate: As in `download`.
+        connections: At most so many.
+        part_size: As in `download`.
+        in_order: Somebody reads it from the beginning while it is fetched.
+        on_bytes: Called whenever more bytes are there.
+        part: The unfinished file, once it is open.
+        total: Bytes of the file, where known.
+        restarts: How often it was begun again because it was replaced.
+    """
 
     verify = True
     if_changed = False
@@ -120,6 +153,7 @@ class _Job:
     min_rate: float | None = None
     connections = 16
     part_size = _PART_MOST
+    in_order = False
 
     def __init__(
         self, source: Source, to: Path, transport: Transport, budget: Budget, progress: ProgressHook | None
@@ -131,6 +165,7 @@ class _Job:
         self.progress = progress
         self.ticket = Ticket(source, transport.monotonic)
         self.part: PartFile | None = None
+        self.on_bytes: Callable[[], None] | None = None
         self.fetched = 0
         self.resumed = 0
         self.restarts = 0
@@ -141,7 +176,19 @@ class _Job:
         self._meter = Meter(transport.monotonic())
         self._shown = -1
 
+    @property
+    def front(self) -> int:
+        """Up to where the file is whole from its beginning."""
+        plan = self.part.plan if self.part is not None else None
+        return plan.frontier if plan is not None else self.streamed
+
     async def run(self) -> Download:
+        """Do it.
+
+        Raises:
+            WMEError: As `download`.
+            OSError: As `download`.
+        """
         began = self.transport.monotonic()
         await anyio.to_thread.run_sync(check_target, self.to)
         info, self.promised = await self._ask()
@@ -218,9 +265,9 @@ class _Job:
         self.total = size
         self.resumed = plan.done
         crew = Crew(
-            self.transport, plan, PartStore(part), self.ticket, self.budget,
+            self.transport, plan, PartStore(part, self.on_bytes), self.ticket, self.budget,
             etag=etag, connections=self.connections, most=self.part_size, min_rate=self.min_rate,
-            least=min(MIB, self.part_size),
+            least=min(MIB, self.part_size), in_order=self.in_order,
         )  # fmt: skip
         digest = hashlib.md5(usedforsecurity=False) if self.verify else None
         try:
@@ -320,24 +367,13 @@ class _Job:
         return wait
 
     async def _ask_stream(self, info: FileInfo, part: PartFile, digest: "hashlib._Hash | None") -> None:
-        signed = await self.ticket.get()
-        etag = strong_etag(info.etag)
-        headers = {**signed.headers, "Accept-Encoding": "identity", **({"If-Match": etag} if etag else {})}
-        request = Request(method="GET", role=signed.role, path=signed.url, headers=headers)
-        try:
-            async with self.transport.open(request, retry=False) as body:
-                expected = _whole_size(body, info, etag)
-                self.ticket.worked()
-                self.total = expected
-                with only_cause():
-                    async with asyncio.TaskGroup() as group:
-                        report = group.create_task(self._report_stream())
-                        await body.copy_to(lambda data: self._take(part, digest, data))
-                        report.cancel()
-        except StatusError as error:
-            if error.status == 403:
-                self.ticket.refused(signed, error)
-            raise
+        async with ask_whole(self.transport, self.ticket, info) as (body, expected):
+            self.total = expected
+            with only_cause():
+                async with asyncio.TaskGroup() as group:
+                    report = group.create_task(self._report_stream())
+                    await body.copy_to(lambda data: self._take(part, digest, data))
+                    report.cancel()
         if expected is not None and self.streamed != expected:
             raise Interrupted(f"{self.streamed} bytes came of {expected}", url=None)
 
@@ -355,9 +391,9 @@ class _Job:
         if digest is not None:
             digest.update(data)
         delay = self.budget.moved(len(data), self.transport.monotonic())
-        if writing is None and delay <= 0:
-            return None
-        return _after(writing, self.transport.sleep(delay))
+        if self.on_bytes is not None:
+            self.on_bytes()
+        return after(writing, self.transport, delay)
 
     async def _verified(self, info: FileInfo, md5: str | None, part: PartFile) -> bool | None:
         try:
@@ -437,14 +473,41 @@ async def _hash_behind(digest: "hashlib._Hash", plan: Plan, part: PartFile, crew
         at = stop
 
 
-async def _after(writing: Awaitable[None] | None, sleeping: Any) -> None:
-    try:
+def after(writing: Awaitable[None] | None, transport: Transport, delay: float) -> Awaitable[None] | None:
+    """Return what to await before more may be read, None where nothing is."""
+    if delay <= 0:
+        return writing
+
+    async def both() -> None:
         if writing is not None:
             await writing
-    except BaseException:
-        sleeping.close()
+        await transport.sleep(delay)
+
+    return both()
+
+
+@contextlib.asynccontextmanager
+async def ask_whole(transport: Transport, ticket: Ticket, info: FileInfo) -> AsyncIterator[tuple[Body, int | None]]:
+    """Ask for a file in one answer; yields its body and how many bytes it promises.
+
+    Raises:
+        Replaced: It is another version.
+        IntegrityError: It is something else.
+        WMEError: It could not be had.
+    """
+    signed = await ticket.get()
+    etag = strong_etag(info.etag)
+    headers = {**signed.headers, "Accept-Encoding": "identity", **({"If-Match": etag} if etag else {})}
+    request = Request(method="GET", role=signed.role, path=signed.url, headers=headers)
+    try:
+        async with transport.open(request, retry=False) as body:
+            expected = _whole_size(body, info, etag)
+            ticket.worked()
+            yield body, expected
+    except StatusError as error:
+        if error.status == 403:
+            ticket.refused(signed, error)
         raise
-    await sleeping
 
 
 def _whole_size(body: Body, info: FileInfo, etag: str | None) -> int | None:

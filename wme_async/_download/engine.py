@@ -103,7 +103,7 @@ class Crew:
         self._min_rate = min_rate
         self._in_order = in_order
         self._began = transport.monotonic()
-        self._patience = _PATIENCE
+        self._patience = _PATIENCE / 3 if in_order else _PATIENCE
         self._setup = 0.1
         self._scopes: dict[Claim, anyio.CancelScope] = {}
         self._news = asyncio.Event()

@@ -220,6 +220,10 @@ class PartFile:
         """Return bytes that were written."""
         return os.pread(self._fd, size, offset)
 
+    def duplicate(self) -> int:
+        """Return a descriptor of the file that outlives this object; the caller closes it."""
+        return os.dup(self._fd)
+
     def hash_into(self, digest: "hashlib._Hash", start: int, stop: int) -> None:
         """Hash bytes that were written. Blocks; meant for a thread."""
         hash_range(self._fd, digest, start, stop)

@@ -1,0 +1,381 @@
+"""The bytes of a file in order, while several connections fetch it: for reading before it is whole."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import anyio.to_thread
+
+from wme_async._download.budget import Budget, Ticket
+from wme_async._download.download import Job, after, ask_whole, checksum_or_none, head_of
+from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
+from wme_async._download.source import Download, FileInfo, Source
+from wme_async._protocol.ranges import Claim, Plan, strong_etag
+from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._transport import Transport
+from wme_async.errors import IntegrityError, Interrupted, WMEError
+
+__all__ = ["Ordered", "ordered"]
+
+MIB = 1 << 20
+
+_WINDOW = 16 * MIB
+_READ = 256 * 1024
+# Parts of a file that is read in order: what the reader waits for must not be spread over a large one.
+_TEE_PART = 16 * MIB
+_HASH_BATCH = 2 * MIB
+
+
+def ordered(
+    source: Source,
+    *,
+    transport: Transport,
+    connections: int | None = None,
+    window: int = _WINDOW,
+    tee: Path | None = None,
+    verify: bool = True,
+    max_rate: float | None = None,
+    budget: Budget | None = None,
+    durable: bool = True,
+) -> "Ordered":
+    """Read a file in order while it is fetched.
+
+    Nothing is asked for before the first bytes are wanted. Ranges ahead of the reader fill a window in memory; a reader
+    that pauses pauses the connections. One connection fetches all with a single metered request however long the reader
+    takes; several need a new signature whenever the last one has run out.
+
+    Args:
+        source: Where it comes from.
+        transport: The door to the network.
+        connections: At most so many; None leaves it to the budget.
+        window: Bytes held ahead of the reader. With `tee` they are on the disk instead.
+        tee: Keep the file too, under this name, resumable and verified as by `download`.
+        verify: Compare the MD5 with the one of the metadata; a mismatch is raised at the end, after the last bytes.
+        max_rate: Bytes per second.
+        budget: Connections and bandwidth shared with other downloads.
+        durable: As for `download`, with `tee`.
+
+    Returns:
+        An async iterator of bytes, and an async context manager; `aclose` stops everything.
+
+    Raises:
+        ValueError: A number makes no sense.
+    """
+    if window < 1 or (connections is not None and connections < 1):
+        raise ValueError("connections and window must be at least 1")
+    if budget is not None and max_rate is not None:
+        raise ValueError("give max_rate to the budget that the downloads share")
+    shared = budget or Budget(connections or 16, max_rate=max_rate)
+    limit = connections or shared.governor.most
+    if tee is not None:
+        job = Job(source, tee, transport, shared, None)
+        job.verify, job.durable, job.connections, job.in_order = verify, durable, limit, True
+        job.part_size = _TEE_PART
+        return _Followed(job)
+    return _Windowed(source, transport, shared, connections=limit, window=window, verify=verify)
+
+
+class Ordered(AsyncIterator[bytes]):
+    """The bytes of a file in order. Iterate once; close it, best by `async with`.
+
+    Attributes:
+        position: Bytes handed out so far.
+        size: Bytes of the file, None where unknown (yet).
+        verified: As in `Download`, once all has been read.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.size: int | None = None
+        self.verified: bool | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._moved = asyncio.Event()
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def __anext__(self) -> bytes:
+        """Return the next bytes, of no particular length.
+
+        Raises:
+            IntegrityError: The file was replaced on the server after the first bytes had been read, or is damaged.
+            WMEError: It could not be had.
+            OSError: With `tee`: the disk.
+            RuntimeError: It is closed.
+        """
+        if self._closed:
+            raise RuntimeError("this file is closed for reading; open it again")
+        if self._task is None:
+            # Its own task, since connections outlive a single call; `aclose` waits for it.
+            self._task = asyncio.get_running_loop().create_task(self._run())
+            self._task.add_done_callback(lambda _: self._moved.set())
+        while True:
+            ended = self._task.done()
+            piece = self._pop()
+            if piece:
+                self.position += len(piece)
+                return piece
+            if ended:
+                self._task.result()
+                raise StopAsyncIteration
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def aclose(self) -> None:
+        """Stop fetching and wait until all connections are closed. What `tee` has got so far can be resumed."""
+        self._closed = True
+        task = self._task
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, WMEError, OSError):
+                await asyncio.shield(_ended(task))
+        self._dispose()
+
+    async def _run(self) -> None:
+        raise NotImplementedError
+
+    def _pop(self) -> bytes | None:
+        raise NotImplementedError
+
+    def _dispose(self) -> None:
+        """Let go of what is held."""
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    await asyncio.wait([task])
+
+
+class _Followed(Ordered):
+    """Reads an unfinished file from the disk, right behind those who write it."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.result: Download | None = None
+        self._job = job
+        self._fd = -1
+        self._version = 0
+        job.on_bytes = self._moved.set
+
+    async def _run(self) -> None:
+        self.result = await self._job.run()
+        self.verified = self.result.verified
+
+    def _pop(self) -> bytes | None:
+        job = self._job
+        if self._version != job.restarts:
+            if self.position:
+                raise IntegrityError("the file was replaced on the server while it was read; read it again")
+            self._version = job.restarts
+        self.size = job.total
+        if self._fd < 0:
+            if job.part is None:
+                return None
+            # The file gets another name at the end; what is opened stays the same.
+            self._fd = job.part.duplicate()
+        front = job.front if self.result is None else self.result.size
+        return os.pread(self._fd, min(_READ, front - self.position), self.position) if front > self.position else None
+
+    def _dispose(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class _Windowed(Ordered):
+    """Holds what came ahead of the reader in memory; no more than the window."""
+
+    def __init__(
+        self, source: Source, transport: Transport, budget: Budget, *, connections: int, window: int, verify: bool
+    ) -> None:
+        super().__init__()
+        self._source = source
+        self._transport = transport
+        self._budget = budget
+        self._connections = connections
+        self._window = window
+        self._verify = verify
+        self._ticket = Ticket(source, transport.monotonic)
+        self._digest = hashlib.md5(usedforsecurity=False)
+        self._pieces: dict[int, bytes] = {}
+        self._to_hash: list[bytes] = []
+        self._to_hash_size = 0
+        self._taken = asyncio.Event()
+        self._crew: Crew | None = None
+        self._hashed = 0
+        self._end: int | None = None
+
+    # What a crew asks of a store.
+
+    def open_claim(self, claim: Claim) -> None:
+        """Nothing is accounted for."""
+
+    def close_claim(self, claim: Claim) -> None:
+        """Nothing is accounted for."""
+
+    def advanced(self, claim: Claim) -> None:
+        """Nothing is accounted for."""
+
+    def limit(self) -> int | None:
+        """Return the end of the window. A single connection is simply made to wait."""
+        return None if self._connections == 1 else self.position + self._window
+
+    def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
+        """Keep a piece for the reader."""
+        whole = data.obj
+        self._pieces[offset] = whole if isinstance(whole, bytes) and len(whole) == len(data) else bytes(data)
+        self._moved.set()
+        return self._room(offset + len(data)) if offset + len(data) > self.position + self._window else None
+
+    async def _room(self, stop: int) -> None:
+        while stop > self.position + self._window:
+            self._taken.clear()
+            await self._taken.wait()
+
+    def _pop(self) -> bytes | None:
+        piece = self._pieces.pop(self.position, None)
+        if piece is not None:
+            self._taken.set()
+            if self._verify:
+                self._to_hash.append(piece)
+                self._to_hash_size += len(piece)
+            if self._crew is not None:
+                # The window has moved on: idle connections may ask for more.
+                self._crew.tell()
+        return piece
+
+    def _dispose(self) -> None:
+        self._pieces.clear()
+        self._to_hash.clear()
+
+    async def _run(self) -> None:
+        restarts = 0
+        while True:
+            info = await head_of(self._source, self._transport)
+            self.size = info.size
+            try:
+                await self._fetch(info)
+                break
+            except Replaced as change:
+                restarts += 1
+                if self.position or restarts > 4:
+                    raise IntegrityError(
+                        f"the file was replaced on the server while it was read ({change}); read it again"
+                    ) from change
+                self._pieces.clear()
+                await self._transport.sleep(0.2 * 2**restarts * self._transport.random.random())
+        if self._verify:
+            await self._check(info)
+
+    async def _fetch(self, info: FileInfo) -> None:
+        etag = strong_etag(info.etag)
+        if info.size is None or etag is None or not info.accept_ranges:
+            await self._fetch_stream(info)
+            return
+        plan = Plan(info.size, rate=self._budget.rate)
+        single = self._connections == 1
+        part = max(min(MIB, self._window), self._window // max(2, self._connections))
+        crew = self._crew = Crew(
+            self._transport, plan, self, self._ticket, self._budget,
+            etag=etag, connections=self._connections, least=min(MIB, part),
+            most=info.size if single else part, in_order=not single,
+        )  # fmt: skip
+        try:
+            with only_cause():
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(crew.run())
+                    self._end = info.size
+                    await self._hash()
+        except NoRanges as refusal:
+            if self.position:
+                raise refusal.error from None
+            self._pieces.clear()
+            await self._fetch_stream(info)
+
+    async def _fetch_stream(self, info: FileInfo) -> None:
+        """Read one plain answer. It cannot be begun again once the reader has some of it."""
+        backoff = Backoff(self._transport.retry, self._transport.random.random)
+        began = self._transport.monotonic()
+        await self._budget.acquire()
+        try:
+            while True:
+                self._pieces.clear()
+                try:
+                    return await self._ask_stream(info)
+                except WMEError as error:
+                    if self.position or not is_transient(error):
+                        raise
+                    elapsed = self._transport.monotonic() - began
+                    wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
+                    if wait is None:
+                        raise gave_up(error, attempts=backoff.attempts, elapsed=elapsed) from None
+                await self._transport.sleep(wait)
+        finally:
+            self._budget.release()
+
+    async def _ask_stream(self, info: FileInfo) -> None:
+        at = 0
+
+        def take(data: memoryview) -> Awaitable[None] | None:
+            nonlocal at
+            if expected is not None and at + len(data) > expected:
+                raise IntegrityError(f"more than the {expected} bytes that were promised are sent")
+            offset, at = at, at + len(data)
+            room = self.write(offset, data)
+            delay = self._budget.moved(len(data), self._transport.monotonic())
+            return after(room, self._transport, delay)
+
+        async with ask_whole(self._transport, self._ticket, info) as (body, expected):
+            self.size = expected
+            with only_cause():
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._hash())
+                    await body.copy_to(take)
+                    if expected is not None and at != expected:
+                        raise Interrupted(f"{at} bytes came of {expected}", url=None)
+                    self._end = at
+                    self._taken.set()
+
+    async def _hash(self) -> None:
+        """Hash what was handed out, in order and in a thread, until all was."""
+        while self._verify and self._hashed != self._end:
+            if self._to_hash_size < _HASH_BATCH and self.position != self._end:
+                self._taken.clear()
+                await self._taken.wait()
+            else:
+                await self._hash_pending()
+
+    async def _hash_pending(self) -> None:
+        pieces, self._to_hash, self._to_hash_size = self._to_hash, [], 0
+
+        def update() -> None:
+            for piece in pieces:
+                self._digest.update(piece)
+
+        await anyio.to_thread.run_sync(update)
+        self._hashed += sum(map(len, pieces))
+
+    async def _check(self, info: FileInfo) -> None:
+        promised = await checksum_or_none(self._source)
+        if promised is None:
+            return
+        got = self._digest.hexdigest()
+        # The ETag of an archive that was uploaded in one part comes with the object itself.
+        if got != promised and strong_etag(info.etag) != f'"{got}"':
+            raise IntegrityError(
+                "what was read does not have the MD5 that the metadata promises", expected=promised, got=got
+            )
+        self.verified = True if got == promised else None
