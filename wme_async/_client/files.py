@@ -10,10 +10,9 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 import msgspec
 from multidict import CIMultiDictProxy
 
-import wme_async._download
 from wme_async._archive import ArchiveReader, OnBadRecord
 from wme_async._client.collection import Collection
-from wme_async._download import Budget, Download, FileInfo, ProgressHook, SignedUrl, download
+from wme_async._download import Budget, Download, FileInfo, ProgressHook, SignedUrl, download, ordered
 from wme_async._protocol.answer import bare_url
 from wme_async._protocol.archive import DEFAULT_MAX_RECORD
 from wme_async._protocol.paths import chunk_path
@@ -182,7 +181,7 @@ class Files(Collection[M], Generic[M, R]):
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         connections: int | None = None,
-        window: int | None = None,
+        window: int = 16 << 20,
         max_rate: float | None = None,
         budget: Budget | None = None,
     ) -> ArchiveReader[R]: ...
@@ -196,7 +195,7 @@ class Files(Collection[M], Generic[M, R]):
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         connections: int | None = None,
-        window: int | None = None,
+        window: int = 16 << 20,
         max_rate: float | None = None,
         budget: Budget | None = None,
     ) -> ArchiveReader[U]: ...
@@ -209,7 +208,7 @@ class Files(Collection[M], Generic[M, R]):
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         connections: int | None = None,
-        window: int | None = None,
+        window: int = 16 << 20,
         max_rate: float | None = None,
         budget: Budget | None = None,
     ) -> ArchiveReader[Any]:
@@ -237,7 +236,7 @@ class Files(Collection[M], Generic[M, R]):
         Raises:
             ValueError: The identifier is none.
         """
-        source = wme_async._download.ordered(
+        source = ordered(
             self._source(identifier),
             transport=self._transport,
             tee=None if tee is None else _target(tee, f"{identifier}.tar.gz"),

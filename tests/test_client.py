@@ -1,0 +1,382 @@
+"""The client against the simulator: the five verbs of every archive, real lists and real articles."""
+
+import asyncio
+import hashlib
+import os
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from wme_async import Allowances, Client, Cost, Hosts, Limits, Retry, SessionPool, Timeouts, read_archive
+from wme_async.errors import (
+    DecodeError,
+    Forbidden,
+    NotFound,
+    QuotaExceeded,
+    TransportError,
+    Unauthorized,
+)
+from wme_async.models import Article, Batch, Project
+from wme_async.simulator import Simulator
+
+AT_ONCE = Retry(base=0, cap=0)
+
+
+@pytest.fixture
+async def wme(sim):
+    async with Client(**sim.client_options(), retry=AT_ONCE) as client:
+        yield client
+
+
+def hour_of(sim):
+    return sim.hours[-2]
+
+
+async def test_the_five_uses_of_hourly_batches(sim, wme, tmp_path):
+    hour = wme.batches(hour_of(sim))
+    batches = await hour.list()
+    english = await hour.list(filters={"in_language.identifier": "en"})
+    assert 0 < len(english) < len(batches)
+    assert english == [each for each in batches if each.in_language.identifier == "en"]
+    batch = await hour.get("enwiki_namespace_0")
+    assert isinstance(batch, Batch)
+    info = await hour.head("enwiki_namespace_0")
+    done = await hour.download("enwiki_namespace_0", tmp_path)
+    assert done.path == tmp_path / "enwiki_namespace_0.tar.gz"
+    data = done.path.read_bytes()
+    assert len(data) == info.size == done.size
+    assert hashlib.md5(data).hexdigest() == batch.version == done.version
+    assert done.verified
+    async with hour.read("enwiki_namespace_0") as articles:
+        arrived = [article async for article in articles]
+    async with read_archive(done.path) as articles:
+        kept = [article async for article in articles]
+    assert arrived == kept
+    assert all(isinstance(article, Article) for article in kept)
+
+
+@pytest.mark.parametrize("name", ["snapshots", "structured_snapshots", "chunks"])
+async def test_every_archive_has_the_same_five_verbs(sim, wme, tmp_path, name):
+    files = wme.snapshots.chunks("enwiki_namespace_0") if name == "chunks" else getattr(wme, name)
+    rows = await files.list()
+    identifier = rows[0].identifier
+    assert (await files.get(identifier)) == rows[0]
+    assert (await files.head(identifier)).size > 0
+    done = await files.download(identifier, tmp_path / "x.tar.gz")
+    assert done.verified
+    async with files.read(identifier) as records:
+        count = len([record async for record in records])
+    assert count > 0
+
+
+async def test_snapshots_are_the_union_of_their_chunks(sim, wme):
+    with_chunks = next(each for each in await wme.snapshots.list() if each.chunks)
+    chunks = wme.snapshots.chunks(with_chunks.identifier)
+    assert {each.identifier for each in await chunks.list()} == set(with_chunks.chunks)
+    pieces = []
+    async with wme.snapshots.read(with_chunks.identifier) as articles:
+        whole = [(article.identifier, article.version.identifier) async for article in articles]
+    for each in with_chunks.chunks:
+        async with chunks.read(each) as articles:
+            pieces += [(article.identifier, article.version.identifier) async for article in articles]
+    assert sorted(whole) == sorted(pieces)
+
+
+@pytest.mark.parametrize("name", ["codes", "languages", "projects", "namespaces"])
+async def test_metadata_is_listed_and_got(sim, wme, name):
+    collection = getattr(wme, name)
+    rows = await collection.list()
+    assert rows
+    assert await collection.get(rows[0].identifier) == rows[0]
+
+
+async def test_fields_come_back_nested_and_only_they(sim, wme):
+    rows = await wme.batches(hour_of(sim)).list(fields=["identifier", "size.value", "namespace.identifier"])
+    assert all(row.size.value > 0 for row in rows)
+    assert {row.namespace.identifier for row in rows} > {0}
+    assert {row.version for row in rows} == {""}
+
+
+class Small(msgspec.Struct):
+    class Language(msgspec.Struct):
+        identifier: str
+
+    identifier: str
+    in_language: Language
+
+
+async def test_a_type_of_the_users_is_asked_for_and_decoded_into(sim, wme):
+    rows = await wme.projects.list(type=Small, filters={"in_language.identifier": "en"})
+    assert rows
+    assert all(isinstance(row, Small) and row.in_language.identifier == "en" for row in rows)
+    one = await wme.projects.get("enwiki", type=Small)
+    assert one == Small("enwiki", Small.Language("en"))
+    sent = next(each for each in sim.requests if each.path == "/v2/projects")
+    assert msgspec.json.decode(sent.body)["fields"] == ["identifier", "in_language.identifier"]
+
+
+async def test_numbers_mean_equality_although_the_server_takes_them_to_mean_more(sim, wme):
+    hour = wme.batches(hour_of(sim))
+    rows = await hour.list()
+    size = rows[0].size.value
+    found = await hour.list(filters={"size.value": size})
+    assert found == [row for row in rows if row.size.value == size]
+    assert await hour.list(filters={"namespace.identifier": 0}) == [r for r in rows if r.namespace.identifier == 0]
+
+
+async def test_real_lists_are_served_filtered_and_projected(shared_data):
+    plain = {
+        name: msgspec.json.decode((shared_data / f"{name}.json").read_bytes())
+        for name in ("batches", "projects", "languages", "namespaces", "codes")
+    }
+    assert (len(plain["batches"]), len(plain["projects"])) == (566, 892)
+    async with Simulator(data=shared_data) as sim, Client(**sim.client_options()) as wme:
+        for name in ("projects", "languages", "namespaces", "codes"):
+            rows = await getattr(wme, name).list()
+            assert sorted(str(row.identifier) for row in rows) == sorted(str(row["identifier"]) for row in plain[name])
+        hour = wme.batches(hour_of(sim))
+        listed = [row for row in plain["batches"] if row["size"].get("value")]
+        assert len(await hour.list()) == len(listed)
+        english = await hour.list(filters={"in_language.identifier": "en"}, fields=["identifier"])
+        assert sorted(row.identifier for row in english) == sorted(
+            row["identifier"] for row in listed if row["in_language"]["identifier"] == "en"
+        )
+
+
+async def test_real_articles_go_through_the_main_job_and_lose_nothing_but_defaults(shared_data, tmp_path):
+    lines = (shared_data / "articles.ndjson").read_bytes().splitlines()
+    real = {msgspec.json.decode(line)["identifier"]: msgspec.json.decode(line) for line in lines}
+    async with Simulator(data=shared_data, articles=30) as sim, Client(**sim.client_options()) as wme:
+        hour = wme.batches(hour_of(sim))
+        identifier = (await hour.list())[0].identifier
+        done = await hour.download(identifier, tmp_path)
+        seen = set()
+        async with read_archive(done.path, type=Article) as articles:
+            async for article in articles:
+                again = msgspec.json.decode(msgspec.json.encode(article))
+                source = real.get(article.identifier)
+                if source is not None and source["version"]["identifier"] == article.version.identifier:
+                    seen.add(article.identifier)
+                    assert without_defaults(again) == without_defaults(source)
+        assert seen <= set(real)
+
+
+def without_defaults(value):
+    if isinstance(value, dict):
+        return {
+            key: left
+            for key, each in value.items()
+            if (left := without_defaults(each)) not in (None, False, 0, "", {}, [])
+        }
+    if isinstance(value, list):
+        return [without_defaults(each) for each in value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "identifier", ["../../etc/passwd", "a/b", "..", "", "a\x00b", "structured-contents", "wikidata", "a\\b"]
+)
+async def test_identifiers_that_lead_elsewhere_are_refused_before_anything_is_sent(sim, wme, tmp_path, identifier):
+    before = len(sim.requests)
+    with pytest.raises(ValueError, match=r"identifier|server has a list"):
+        await wme.snapshots.get(identifier)
+    with pytest.raises(ValueError, match=r"identifier|server has a list"):
+        await wme.snapshots.download(identifier, tmp_path)
+    assert len(sim.requests) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("hour", ["2025-07-16", "2025-07-16T5", "2025-13-01T05", "2025-07-16T24", "", "yesterday"])
+async def test_wrong_hours_are_refused(wme, hour):
+    with pytest.raises(ValueError, match="hour"):
+        wme.batches(hour)
+
+
+async def test_a_naive_time_is_refused_and_an_aware_one_is_taken_in_utc(wme):
+    with pytest.raises(ValueError, match="naive"):
+        wme.batches(datetime(2025, 7, 16, 5))  # noqa: DTZ001  # the point
+    assert "2025-07-16/03" in repr(wme.batches(datetime.fromisoformat("2025-07-16T05:30:00+02:00")))
+
+
+async def test_an_hour_that_is_not_there_yet_is_not_found(sim, wme):
+    with pytest.raises(NotFound):
+        await wme.batches(datetime.now(UTC) + timedelta(hours=2)).list()
+
+
+async def test_unknown_fields_are_refused_with_a_suggestion(sim, wme):
+    before = len(sim.requests)
+    with pytest.raises(ValueError, match="identifier"):
+        await wme.projects.list(fields=["identifer"])
+    with pytest.raises(ValueError, match="in_language"):
+        await wme.projects.list(filters={"in_language": "en"})
+    assert len(sim.requests) == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "details", "words"),
+    [
+        ("status", {"status": 200, "body": b"<html><title>Sign in to the wifi</title>"}, "Sign in to the wifi"),
+        ("garbage", {}, "did not answer with the JSON"),
+        ("empty", {}, "an empty body"),
+        ("status", {"status": 200, "body": b"[1, 2]"}, "did not answer with the JSON"),
+        ("status", {"status": 200, "body": b'"text"'}, "did not answer with the JSON"),
+    ],
+)
+@pytest.mark.parametrize("fields", [None, ["identifier", "in_language.identifier"]])
+async def test_answers_that_are_no_records_are_told_and_kept(sim, wme, fault, details, words, fields):
+    await wme.auth.login()
+    sim.faults.inject(fault, role="api", times=None, **details)
+    with pytest.raises(DecodeError, match=words) as caught:
+        await wme.projects.list(fields=fields)
+    assert caught.value.record is not None
+    assert "?" not in caught.value.url
+
+
+async def test_an_account_without_the_right_group_is_told_what_its_plan_lacks(sim):
+    sim.add_user("free", "pw", ["group_1"])
+    async with Client("free", "pw", hosts=sim.client_options()["hosts"]) as wme:
+        with pytest.raises(Forbidden, match="plan does not include hourly batches"):
+            await wme.batches(hour_of(sim)).list()
+        assert await wme.snapshots.list(fields=["identifier"])
+
+
+async def test_an_exhausted_quota_is_told_with_its_figures_and_not_hammered(tmp_path):
+    async with Simulator(caps={"group_1": {"snapshots": 1, "chunks": 100, "ondemand": 100}}) as sim:
+        sim.add_user("free", "pw", ["group_1"])
+        options = {"hosts": sim.client_options()["hosts"], "allowances": Allowances(snapshot=1)}
+        async with Client("free", "pw", **options) as wme:
+            identifier = (await wme.snapshots.list())[0].identifier
+            await wme.snapshots.download(identifier, tmp_path / "one")
+            before = len(sim.requests)
+            with pytest.raises(QuotaExceeded, match=r"snapshot requests is used up \(1 of 1\)") as caught:
+                await wme.snapshots.download(identifier, tmp_path / "two")
+            assert (caught.value.used, caught.value.limit, caught.value.pool) == (1, 1, "snapshot")
+            refused = [
+                each for each in list(sim.requests)[before:] if each.path.endswith("/download") and each.method == "GET"
+            ]
+            assert len(refused) == 1
+            assert [each.name for each in tmp_path.iterdir()] == ["one"]
+            quota = await wme.auth.quota()
+            assert quota.snapshot.left == 0
+            assert not quota.allows(wme.snapshots.cost(identifier))
+
+
+async def test_costs_are_known_before_a_job(sim, wme):
+    assert wme.snapshots.cost("a", "b") == Cost(pool="snapshot", requests=2)
+    assert wme.snapshots.chunks("a").cost("1") == Cost(pool="chunk", requests=1)
+    assert wme.batches(hour_of(sim)).cost("a", "b") == Cost(pool=None, requests=0)
+
+
+async def test_metered_requests_are_counted_shared_and_warned_of(sim, tmp_path, caplog):
+    options = {**sim.client_options(), "token_file": tmp_path / "tokens", "allowances": Allowances(chunk=4)}
+    for expected in (1, 2):
+        async with Client(**options) as wme:
+            chunks = wme.snapshots.chunks("enwiki_namespace_0")
+            await chunks.download("enwiki_namespace_0_chunk_0", tmp_path / f"{expected}.tar.gz")
+            assert (await wme.auth.quota()).chunk.used >= expected
+    async with Client(**options) as wme:
+        chunks = wme.snapshots.chunks("enwiki_namespace_0")
+        for number in (3, 4):
+            await chunks.download(0, tmp_path / f"{number}.tar.gz")
+    assert sum("4 chunk requests" in record.getMessage() for record in caplog.records) == 1
+
+
+async def test_the_account_is_shown(sim, wme):
+    user = await wme.auth.user()
+    assert user.username == "simulated"
+    assert user.groups == ("group_3",)
+    sim.faults.inject("garbage", role="auth", path="get-user", times=None)
+    with pytest.raises(DecodeError, match="get-user"):
+        await wme.auth.user()
+
+
+async def test_a_download_that_the_server_does_not_redirect_is_an_error(sim, wme, tmp_path):
+    await wme.auth.login()
+    sim.faults.inject("status", role="api", method="GET", path="/download", status=200, body=b"archive", times=None)
+    with pytest.raises(TransportError, match="instead of redirecting"):
+        await wme.batches(hour_of(sim)).download("enwiki_namespace_0", tmp_path)
+
+
+async def test_chunks_of_another_snapshot_are_refused(sim, wme):
+    with pytest.raises(ValueError, match="is not a chunk of"):
+        await wme.snapshots.chunks("enwiki_namespace_0").get("dewiki_namespace_0_chunk_1")
+
+
+def test_clients_are_made_of_the_environment(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="no credentials"):
+        Client.from_env()
+    monkeypatch.setenv("WME_USERNAME", "a")
+    with pytest.raises(ValueError, match="go together"):
+        Client.from_env()
+    monkeypatch.setenv("WME_PASSWORD", "b")
+    monkeypatch.setenv("WME_API_URL", "http://127.0.0.1:1")
+    client = Client.from_env()
+    assert client._transport.hosts == Hosts(api="http://127.0.0.1:1")
+    assert Client.from_env(access_token="t", hosts={"api": "http://h"})._transport.hosts.api == "http://h"
+    env_file = tmp_path / "env"
+    env_file.write_text("WME_USERNAME=ignored\nWME_AUTH_URL=http://127.0.0.1:2\n")
+    assert Client.from_env(env_file)._transport.hosts.auth == "http://127.0.0.1:2"
+    with pytest.raises(FileNotFoundError):
+        Client.from_env(tmp_path / "none")
+    with pytest.raises(TypeError):
+        Client.from_env(download_concurency=99)
+
+
+async def test_a_closed_client_says_so_and_closing_twice_does_no_harm(sim):
+    client = Client(**sim.client_options())
+    assert await client.projects.list()
+    await client.aclose()
+    await client.aclose()
+    assert "closed" in repr(client)
+    with pytest.raises(RuntimeError, match="closed"):
+        await client.projects.list()
+    with pytest.raises(RuntimeError, match="closed"):
+        async with client:
+            pass
+
+
+def test_without_a_running_loop_or_in_another_it_is_told_in_one_sentence():
+    pool = SessionPool(limits=Limits(connections=1), timeouts=Timeouts(connect=1))
+
+    async def enter():
+        async with Client("a", "b", pool=pool):
+            pass
+
+    asyncio.run(enter())
+    with pytest.raises(RuntimeError, match="another event loop"):
+        asyncio.run(enter())
+
+
+async def test_paths_of_beta_resources_can_be_moved(sim):
+    with pytest.raises(ValueError, match="no resource"):
+        Client("a", "b", paths={"nothing": "/x"})
+    with pytest.raises(ValueError, match="begins with a slash"):
+        Client("a", "b", paths={"batches": "/v2/batches"})
+    client = Client(**sim.client_options(), paths={"projects": "/v2/languages"})
+    assert isinstance((await client.projects.list())[0], Project)
+    await client.aclose()
+
+
+async def test_wrong_credentials_are_told(sim):
+    options = {**sim.client_options(), "password": "wrong"}
+    async with Client(**options) as wme:
+        with pytest.raises(Unauthorized, match="Incorrect username or password"):
+            await wme.projects.list()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+async def test_a_folder_that_cannot_be_written_costs_nothing(sim, wme, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        await wme.snapshots.download("enwiki_namespace_0", tmp_path)
+    assert not [each for each in sim.requests if each.path.endswith("/download") and each.method == "GET"]
+
+
+async def test_many_clients_share_one_pool(sim):
+    async with SessionPool() as pool:
+        options = {**sim.client_options(), "pool": pool}
+        async with Client(**options) as one, Client(**options) as two:
+            assert await one.projects.list() == await two.projects.list()
+        assert "open" in repr(pool)
+    assert "closed" in repr(pool)
