@@ -148,6 +148,17 @@ async def test_reset_leaves_no_head(store: Store, kind: str) -> None:
     assert store.simulator.requests.last.faults == (kind,)
 
 
+async def test_an_origin_that_is_down_refuses_connections_and_comes_back(store: Store) -> None:
+    store.simulator.faults.inject("stall", after=10)
+    async with store.open() as response:
+        async with store.simulator.down("store"):
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await store.get()
+        with pytest.raises(BROKEN):
+            await response.read()
+    assert (await store.get())[2] == DATA
+
+
 async def test_hang_head_lasts_until_the_client_leaves(store: Store) -> None:
     store.simulator.faults.inject("hang_head")
     with pytest.raises(TimeoutError):

@@ -115,7 +115,17 @@ class Api:
         self._limiter = limiter
         self._caps = caps
         self._access = access
-        self.routes: list[Route] = [
+        self.routes: list[Route] = []
+        if any("wikidata" in row.path for row in access()):
+            # Earlier routes win: these stand where an identifier is expected otherwise.
+            self.routes += [
+                *self._archives("/v2/snapshots/wikidata", "wikidata-snapshots", twins=True, pool="snapshots"),
+                *self._archives(
+                    "/v2/snapshots/wikidata/{sid}/chunks", "wikidata-chunks/{sid}", twins=True, pool="chunks"
+                ),
+                *self._archives("/v2/batches/wikidata/{date}/{hour}", "batches/wikidata/{date}/{hour}"),
+            ]
+        self.routes += [
             *self._archives("/v2/snapshots/structured-contents", "structured-snapshots"),
             *self._archives("/v2/snapshots", "snapshots", twins=True, pool="snapshots"),
             *self._archives("/v2/snapshots/{sid}/chunks", "chunks/{sid}", twins=True, pool="chunks"),
@@ -268,7 +278,7 @@ class Api:
 def _place(collection: str, values: Mapping[str, str]) -> tuple[str, str]:
     """Tell where a thing is kept; of a chunk's id only the last piece after `_` counts."""
     name = values["id"]
-    if collection.startswith("chunks/"):
+    if "chunks/" in collection:
         name = f"chunk_{name.rpartition('_')[2]}"
     return collection.format(**values), name
 

@@ -254,7 +254,6 @@ class AuthHost:
         self._accounts = accounts
         self._caps = caps
         self._access = access
-        self.login_failure: tuple[int, str] | None = None
         self._posts: dict[str, Callable[[Mapping[str, Any]], Answer | tuple[int, str]]] = {
             "login": self._login,
             "token-refresh": self._refresh,

@@ -8,7 +8,7 @@ import asyncio
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from os import PathLike
@@ -19,7 +19,8 @@ from typing import Any, Final
 from wme_async.simulator._clock import Clock
 from wme_async.simulator._store import StoredObject, stored
 from wme_async.simulator._world import EMPTY, NAMESPACES, PROJECTS, batch_sizes, real_articles, static_world
-from wme_async.simulator.articles import ArticleGenerator, build_archive, dumps, site_of, timestamp
+from wme_async.simulator.articles import ArticleGenerator, Kind, build_archive, dumps, site_of, timestamp
+from wme_async.simulator.entities import EntityGenerator
 
 __all__ = ["ArchiveSpec", "Catalog"]
 
@@ -27,6 +28,7 @@ _STRUCTURED: Final = ("enwiki", "dewiki", "frwiki", "eswiki", "itwiki")
 _CHUNKED: Final[Mapping[str, int]] = {"enwiki_namespace_0": 12, "simplewiki_namespace_0": 2}
 _IDENTIFIER = re.compile(r"^(?P<project>.+)_namespace_(?P<namespace>\d+)$")
 _WIKIDATA: Final = "batches/wikidata/"
+_WIKIDATA_CHUNKS: Final[Mapping[str, int]] = {"wikidatawiki_namespace_0": 3, "wikidatawiki_namespace_120": 0}
 _HOUR = re.compile(r"^batches/(?:wikidata/)?(?P<date>\d{4}-\d\d-\d\d)/(?P<hour>\d\d)$")
 TWIN: Final = "_group_1"
 
@@ -42,7 +44,7 @@ class ArchiveSpec:
         language: Language code.
         namespace: Namespace number.
         modified: When it was exported, epoch seconds.
-        kind: "snapshot", "batch", "chunk", "structured" or "wikidata".
+        kind: "snapshot", "batch", "chunk" or "structured".
         chunks: How many chunks a snapshot has; 0 for one that was never chunked.
         chunk: The number of a chunk.
         asof: When its records were current: a chunk's are those of its snapshot.
@@ -106,6 +108,7 @@ class Catalog:
         folder = None if data is None else Path(data)
         self.real = real_articles(folder)
         self.generator = ArticleGenerator(seed, base=self.real or None)
+        self.entities = EntityGenerator(seed, self.generator)
         self.static = static_world(folder)
         self.languages = {
             str(row["identifier"]): str(row.get("in_language", {}).get("identifier", ""))
@@ -117,7 +120,6 @@ class Catalog:
         self._extra: dict[str, dict[str, str]] = {}
         self._lock = asyncio.Lock()
         self.objects: dict[str, StoredObject] = {}
-        self.builders: dict[str, Callable[[ArchiveSpec], list[tuple[str, Iterable[bytes]]]]] = {}
         self._snapshots()
 
     # What exists
@@ -141,6 +143,10 @@ class Catalog:
             )
             known[commons.identifier] = commons
             self._specs["snapshots" + suffix] = known
+            self._specs["wikidata-snapshots" + suffix] = {
+                name: self._wikidata(name, day.timestamp() + 7200.125, chunks, suffix)
+                for name, chunks in _WIKIDATA_CHUNKS.items()
+            }
         self._specs["structured-snapshots"] = {
             f"{project}_namespace_0": self._spec(
                 "structured-snapshots", f"{project}_namespace_0", midnight.timestamp() + 3600.5, "structured"
@@ -148,8 +154,14 @@ class Catalog:
             for project in _STRUCTURED
         }
 
-    def _add_chunk(self, snapshot: ArchiveSpec, chunk: int, suffix: str) -> None:
-        collection = f"chunks/{snapshot.identifier}"
+    def _wikidata(self, name: str, modified: float, chunks: int, suffix: str) -> ArchiveSpec:
+        made = self._spec("wikidata-snapshots", name, modified, "snapshot", chunks, suffix)
+        for chunk in range(chunks):
+            self._add_chunk(made, chunk, suffix, "wikidata-chunks")
+        return made
+
+    def _add_chunk(self, snapshot: ArchiveSpec, chunk: int, suffix: str, where: str = "chunks") -> None:
+        collection = f"{where}/{snapshot.identifier}"
         made = replace(
             snapshot,
             key=f"{collection}/chunk_{chunk}{suffix}",
@@ -186,10 +198,6 @@ class Catalog:
             listed=listed,
         )
 
-    def define(self, collection: str, specs: Iterable[ArchiveSpec]) -> None:
-        """Add a collection of archives."""
-        self._specs[collection] = {spec.identifier: spec for spec in specs}
-
     def _known(self, collection: str) -> dict[str, ArchiveSpec] | None:
         """Return what is in a collection by the last part of its key, or None where there is no such collection."""
         begin = _begin(collection)
@@ -204,14 +212,11 @@ class Catalog:
         return {name: spec for name, spec in self._specs[collection].items() if spec.modified <= now}
 
     def _hour(self, collection: str, begin: float) -> dict[str, ArchiveSpec]:
-        if collection.startswith(_WIKIDATA):
-            kind, names = "wikidata", ["wikidatawiki_namespace_0", "wikidatawiki_namespace_120"]
-        else:
-            kind, names = "batch", list(self._sizes)
+        names = list(_WIKIDATA_CHUNKS if collection.startswith(_WIKIDATA) else self._sizes)
         # The exports of one hour finish one after the other; the list is written when all are there.
         spread = self.batch_delay * 0.95 / max(1, len(names))
         return {
-            name: self._spec(collection, name, begin + 3600.05093 + number * spread, kind)
+            name: self._spec(collection, name, begin + 3600.05093 + number * spread, "batch")
             for number, name in enumerate(names)
         }
 
@@ -256,7 +261,7 @@ class Catalog:
     async def row(self, collection: str, name: str) -> Mapping[str, Any] | None:
         """Return the metadata of one thing, or None."""
         if collection in self.static:
-            return next((row for row in self.static[collection] if row["identifier"] == name), None)
+            return next((row for row in self.static[collection] if str(row["identifier"]) == name), None)
         key = self._extra.get(collection, {}).get(name)
         if key is None:
             spec = (self._known(collection) or {}).get(name)
@@ -324,8 +329,6 @@ class Catalog:
         return row
 
     def _members(self, spec: ArchiveSpec) -> list[tuple[str, Iterable[bytes]]]:
-        if spec.kind in self.builders:
-            return self.builders[spec.kind](spec)
         if spec.identifier == EMPTY:
             return []
         if spec.kind == "chunk":
@@ -377,14 +380,27 @@ class Catalog:
         published = spec.asof - 3600 * (0.05 + 0.9 * ((number * 37) % 101) / 101)
         if spec.kind == "structured":
             return self.generator.structured(page, project=spec.project, where="snapshot", published=published)
+        kind: Kind = "delete" if spec.kind == "batch" and number % 10 == 9 else "update"
+        if spec.project == "wikidatawiki":
+            return self._entity(spec, page, kind, published)
         return self.generator.article(
             page,
             project=spec.project,
             namespace=spec.namespace,
-            kind="delete" if spec.kind == "batch" and number % 10 == 9 else "update",
+            kind=kind,
             size=self.article_size,
             published=published,
         )
+
+    def _entity(self, spec: ArchiveSpec, page: int, kind: Kind, published: float) -> dict[str, Any]:
+        if spec.namespace:
+            return self.entities.property(1 + page % 10_000, shape="mixed", kind=kind, published=published)
+        # One item in eleven belongs to the scholarly graph, which is not exported: count only the others.
+        block, place = divmod(page % 1_000_000, 10)
+        numbers = [
+            number for number in range(110 + block * 11, 121 + block * 11) if not self.entities.is_scholarly(number)
+        ]
+        return self.entities.item(numbers[place], shape="mixed", kind=kind, published=published)
 
     @staticmethod
     def _until(lines: Iterator[bytes], wanted: int) -> Iterator[bytes]:

@@ -256,7 +256,6 @@ async def _send_damaged(
         raise ConnectionResetError("the client has left")
     view = memoryview(body) if delivery.cut is None else memoryview(body)[: delivery.cut]
     if delivery.rate is None:
-        # A head without a body would stay buffered; an empty write does not push it out.
         await _write_all(response, view)
     else:
         step = max(1, int(delivery.rate * _TICK))
@@ -268,7 +267,6 @@ async def _send_damaged(
     if delivery.ending == "whole":
         await response.write_eof()
         return response
-    _push_head(response)
     if delivery.ending == "stall":
         await hang()
     if delivery.ending == "reset":
@@ -278,10 +276,3 @@ async def _send_damaged(
         return tear(request)
     transport.close()
     return response
-
-
-def _push_head(response: web.StreamResponse) -> None:
-    """Send the head now, where no body byte has taken it along."""
-    writer = response._payload_writer  # noqa: SLF001 - there is no public way to send a head alone
-    if writer is not None:
-        writer.send_headers()

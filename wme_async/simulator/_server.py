@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from datetime import datetime
 from email.utils import formatdate
 from os import PathLike
 from random import Random
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, overload
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from aiohttp import web
 
@@ -36,6 +36,7 @@ from wme_async.simulator._realtime import Firehose
 from wme_async.simulator._record import Request, Requests, kept_body
 from wme_async.simulator._store import ObjectStore, StoredObject, stored
 from wme_async.simulator._thread import call_in, running
+from wme_async.simulator._wikidata import Entities
 from wme_async.simulator.faults import Fault, Faults
 
 __all__ = ["Simulator"]
@@ -78,6 +79,23 @@ class Simulator:
         stream: Options of the `Firehose`, such as `{"rate": 50}` for the service's own pace.
         keep_requests: How many records of requests are kept.
         ports: Fixed ports by role; 0 or absent for a free one.
+
+    Attributes:
+        clock: The one clock; `advance` ages tokens, addresses, hours and months.
+        faults: What goes wrong, on request.
+        requests: What was seen.
+        access: The rows of the access policy; may be replaced at any time.
+        caps: Monthly allowances (`limits`) and counters.
+        limiter: Requests per second (`rates`).
+        accounts: Users and tokens.
+        catalog: Metadata and archives.
+        store: The objects, and `presign` for an address without a request to the API.
+        pages: What look-ups by title find: `add`, `add_structured`, `remove`, `titles`.
+        entities: What Wikidata look-ups find: `add`, `shape`, `labels_as_list`.
+        commons: Files: `add`.
+        firehose: The stream of articles.
+        wikidata: The stream of entities.
+        errors: Exceptions of the simulator's own; leaving the block raises them.
     """
 
     def __init__(
@@ -133,6 +151,7 @@ class Simulator:
         self.pages = Pages(self.catalog)
         self.commons = Commons(self.store, seed)
         self.commons.load()
+        self.entities = Entities(self.catalog.entities, Random(seed))
         self._route(Lookups(self.pages, Random(seed)))
         self.firehose = Firehose(
             self.clock,
@@ -144,13 +163,16 @@ class Simulator:
         self._first = self.add_user(username, password, groups)
         self._ports = dict(ports or {})
         self._urls: dict[str, str] = {}
-        self._runners: list[web.AppRunner] = []
-        self._busy: set[asyncio.Task[Any]] = set()
+        self._runners: dict[str, web.AppRunner] = {}
+        self._busy: dict[str, set[asyncio.Task[Any]]] = {role: set() for role in _ROLES}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _route(self, lookups: Lookups) -> None:
         self.api.add("/v2/articles/{name*}", lookups.articles, pool="ondemand")
         self.api.add("/v2/structured-contents/{name*}", lookups.structured, pool="ondemand")
+        self.api.add("/v2/wikidata/items/{id}", self.entities.item, pool="ondemand")
+        self.api.add("/v2/wikidata/properties/{id}", self.entities.property, pool="ondemand")
+        self.api.add("/v2/wikidata/labels/{id}", self.entities.labels, pool="ondemand")
         self.api.add("/v2/files/{id}", self.commons.page)
         self.api.add("/v2/files/{id}/download", self.commons.download, ("GET",))
 
@@ -160,7 +182,7 @@ class Simulator:
         self._loop = asyncio.get_running_loop()
         try:
             for role in _ROLES:
-                await self._listen(role)
+                await self._listen(role, self._ports.get(role, 0))
         except BaseException:
             await self._shut()
             raise
@@ -174,24 +196,36 @@ class Simulator:
         if problem is None and self.errors:
             raise ExceptionGroup("the simulator itself failed", self.errors)
 
-    async def _listen(self, role: str) -> None:
+    @contextlib.asynccontextmanager
+    async def down(self, role: Literal["auth", "api", "realtime", "store"]) -> AsyncIterator[None]:
+        """Take one origin down for a block: connections are refused, open ones end. It comes back on its port."""
+        port = urlsplit(self._url(role)).port or 0
+        runner = self._runners.pop(role)
+        for task in list(self._busy[role]):
+            task.cancel()
+        await runner.cleanup()
+        try:
+            yield
+        finally:
+            await self._listen(role, port)
+
+    async def _listen(self, role: str, port: int) -> None:
         app = web.Application(client_max_size=0)
         app.router.add_route("*", r"/{tail:[\s\S]*}", self._handler(role))
         app.on_response_prepare.append(self._on_prepare)
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
-        self._runners.append(runner)
-        site = web.TCPSite(runner, "127.0.0.1", self._ports.get(role, 0), backlog=1024)
+        self._runners[role] = runner
+        site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
         await site.start()
-        port = runner.addresses[0][1]
-        self._urls[role] = f"http://127.0.0.1:{port}"
+        self._urls[role] = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
     async def _shut(self) -> None:
         # Handlers that hang on purpose would hold the closing of their server up.
-        for task in list(self._busy):
+        for task in [task for tasks in self._busy.values() for task in tasks]:
             task.cancel()
         async with asyncio.TaskGroup() as group:
-            for runner in self._runners:
+            for runner in self._runners.values():
                 group.create_task(runner.cleanup())
         self._runners.clear()
 
@@ -335,8 +369,11 @@ class Simulator:
         transport = request.transport
         if record is not None and transport is not None and not transport.is_closing():
             self.requests.answered(record, response.status)
-        if response.headers.get("Server", "").startswith("Python/"):
-            del response.headers["Server"]
+        headers = response.headers
+        if headers.get("Server", "").startswith("Python/"):
+            del headers["Server"]
+        if headers.get("Content-Length") == "0" and headers.get("Content-Type") == "application/octet-stream":
+            del headers["Content-Type"]  # the framework's guess about nothing
         # The clock that tokens, signatures and retention go by is also the one that clients are told.
         response.headers["Date"] = formatdate(self.clock.now(), usegmt=True)
 
@@ -344,19 +381,19 @@ class Simulator:
         async def handle(request: web.Request) -> web.StreamResponse:
             task = asyncio.current_task()
             assert task is not None
-            self._busy.add(task)
+            self._busy[role].add(task)
             record: Request | None = None
             try:
                 body = await request.read()
                 record = self._note(role, request, body)
                 return await self._respond(role, request, body, record)
-            except (ConnectionError, asyncio.CancelledError):
-                raise
+            except ConnectionError:
+                return web.Response()  # to nobody: the client has left
             except Exception as problem:
                 self.errors.append(problem)
                 raise
             finally:
-                self._busy.discard(task)
+                self._busy[role].discard(task)
                 if record is not None:
                     self.requests.finished(record)
 
