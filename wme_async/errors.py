@@ -73,7 +73,7 @@ class WMEError(Exception):
         facts = ", ".join(
             f"{key}={value!r}"
             for key, value in self.__dict__.items()
-            if value is not None and key not in {"message", "record"} and not key.startswith("_")
+            if value is not None and key not in {"message", "record", "records"} and not key.startswith("_")
         )
         return f"{type(self).__name__}({self.message!r}{', ' if facts else ''}{facts})"
 
@@ -199,6 +199,7 @@ class DecodeError(DataError):
         offset: For archives, the byte offset of the line in the uncompressed member; for streams, the event's offset.
         partition: For streams, the event's partition, where it could be recovered.
         record: The raw bytes.
+        records: Of an answer with several records, those that could be read.
     """
 
     def __init__(
@@ -211,6 +212,7 @@ class DecodeError(DataError):
         offset: int | None = None,
         partition: int | None = None,
         record: bytes | None = None,
+        records: tuple[Any, ...] = (),
     ) -> None:
         super().__init__(message, url=url)
         self.member = member
@@ -218,6 +220,7 @@ class DecodeError(DataError):
         self.offset = offset
         self.partition = partition
         self.record = record
+        self.records = records
 
 
 class ArchiveError(DataError):

@@ -6,7 +6,7 @@ import logging
 import msgspec
 from anyio import to_thread
 
-from wme_async._protocol.quota import FREE_PLAN, POOLS, Allowances, Quota, month_of, quota_of
+from wme_async._protocol.quota import FREE_PLAN, POOLS, Allowances, Cost, Quota, month_of, quota_of
 from wme_async._transport import Request, TokenKeeper, Transport
 from wme_async.errors import DecodeError, QuotaExceeded
 from wme_async.models import User
@@ -20,6 +20,10 @@ _SAVE_EVERY = 100
 
 _FREE_GROUP = "group_1"
 
+# An allowance that is used up stays so until the month ends, unless the plan is changed: so it is asked about again,
+# but not with every request.
+_BELIEVED = 60.0
+
 
 class Account:
     """`wme.auth`: sign-in, sign-out and quotas of one account.
@@ -28,7 +32,8 @@ class Account:
 
     Args:
         transport: Sends the requests.
-        allowances: Monthly limits to go by; where not given, those of the free plan for free accounts, none for others.
+        allowances: Monthly limits to go by; where not given, those of the free plan for free accounts, none for others,
+            once `quota()` or `check()` has found out which it is.
         warn_at: Share of an allowance, 0 to 1, above which a warning is logged once a month and pool.
     """
 
@@ -36,14 +41,19 @@ class Account:
         self._transport = transport
         self._allowances = allowances
         self._warn_at = warn_at
+        self._limits = allowances
         self._counts: dict[str, int] = {}
         self._unsaved: dict[str, int] = {}
         self._warned: set[str] = set()
+        self._gone: dict[str, tuple[float, str, QuotaExceeded]] = {}
+        self._month = (-1, "")
         self._lock = asyncio.Lock()
+        self._asking = asyncio.Lock()
         file = transport.token_file
         self._file = file
         transport.on_metered = self._count
         transport.quota_check = self._exhausted
+        transport.quota_gate = self._known_exhausted
 
     def __repr__(self) -> str:
         return f"<Account {self._keeper!r}>"
@@ -101,8 +111,39 @@ class Account:
         """
         user = await self.user()
         limits = self._allowances or (FREE_PLAN if _FREE_GROUP in user.groups else Allowances())
+        self._limits = limits
         month = month_of(self._transport.server_now("auth"))
         return quota_of(month=month, served=_served(user), counted=await self._counted(), limits=limits)
+
+    async def check(self, *costs: Cost) -> Quota:
+        """Make sure that a job fits into what is left of the month, before it starts.
+
+        Example:
+            >>> await wme.auth.check(wme.articles.cost(titles), wme.snapshots.cost("enwiki_namespace_0"))
+
+        Args:
+            *costs: What its parts will be charged: `cost()` of look-ups and archives says it.
+
+        Returns:
+            The quota, as it was before the job.
+
+        Raises:
+            QuotaExceeded: It does not fit; nothing was spent. Other processes may spend meanwhile what fits now.
+            WMEError: The auth host could not be asked.
+        """
+        quota = await self.quota()
+        for pool in POOLS:
+            needed = sum(cost.requests for cost in costs if cost.pool == pool)
+            if needed and not quota.allows(Cost(pool=pool, requests=needed)):
+                allowance = quota.of(pool)
+                raise QuotaExceeded(
+                    f"the job needs {needed} {pool} requests, and {allowance.left} of this month's {allowance.limit} "
+                    "are left; nothing was sent",
+                    used=allowance.used,
+                    limit=allowance.limit,
+                    pool=pool,
+                )
+        return quota
 
     async def save(self) -> None:
         """Write the counts that are not written yet."""
@@ -115,18 +156,25 @@ class Account:
         return {**stored, **counts}
 
     async def _count(self, pool: str) -> None:
-        month = month_of(self._transport.server_now("api"))
-        key = f"{pool}/{month}"
+        key = f"{pool}/{self._this_month()}"
         self._counts[key] = self._counts.get(key, 0) + 1
         self._unsaved[key] = self._unsaved.get(key, 0) + 1
-        self._warn(pool, key)
         if pool != "ondemand" or self._unsaved[key] >= _SAVE_EVERY:
             async with self._lock:
                 await self._save()
+        self._warn(pool, key)
+
+    def _this_month(self) -> str:
+        # A month begins with an hour: to say so a thousand times a second needs no calendar.
+        now = self._transport.server_now("api")
+        hour = int(now // 3600)
+        if hour != self._month[0]:
+            self._month = (hour, month_of(now))
+        return self._month[1]
 
     def _warn(self, pool: str, key: str) -> None:
-        limit = self._allowances.of(pool) if self._allowances is not None else None
-        if limit is None or key in self._warned or self._counts[key] < self._warn_at * limit:
+        limit = self._limits.of(pool) if self._limits is not None else None
+        if limit is None or self._counts.get(key, 0) < self._warn_at * limit or key in self._warned:
             return
         self._warned.add(key)
         logger.warning("%d of %d %s requests of this month are used", self._counts[key], limit, pool)
@@ -146,8 +194,31 @@ class Account:
         except OSError as error:
             logger.warning("could not write the usage to %s: %s", self._file.path, error.strerror)
 
+    def _known_exhausted(self, pool: str) -> QuotaExceeded | None:
+        """Say what was found out a moment ago, so that an exhausted allowance is not asked for again and again."""
+        known = self._gone.get(pool)
+        if known is None:
+            return None
+        at, month, error = known
+        if self._transport.monotonic() - at > _BELIEVED or month != self._this_month():
+            del self._gone[pool]
+            return None
+        # An error carries the traceback of where it was raised, so each has its own.
+        return QuotaExceeded(error.message, status=429, used=error.used, limit=error.limit, pool=pool)
+
     async def _exhausted(self, pool: str) -> QuotaExceeded | None:
         """Say whether a 429 means that the month's allowance is gone; the answer itself does not tell."""
+        async with self._asking:
+            # Of many requests that were refused together, one asks.
+            known = self._known_exhausted(pool)
+            if known is not None:
+                return known
+            error = await self._ask_exhausted(pool)
+            if error is not None:
+                self._gone[pool] = (self._transport.monotonic(), self._this_month(), error)
+            return error
+
+    async def _ask_exhausted(self, pool: str) -> QuotaExceeded | None:
         user = await self.user()
         used = _served(user).get(pool, 0)
         stated: int = getattr(user, f"{pool}_limit", 0)

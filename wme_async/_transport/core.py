@@ -41,6 +41,10 @@ logger = logging.getLogger("wme_async.transport")
 _ERROR_BODY = 64 * 1024
 _USER_AGENT = f"wme_async/{__version__} (Python {platform.python_version()}; aiohttp {aiohttp.__version__})"
 
+# The server counts a metered request before it answers it, so what is not there has cost one too. These alone are
+# answered before or without being counted.
+_UNMETERED = frozenset({401, 403, 429, 502, 503, 504})
+
 _T = TypeVar("_T")
 
 QuotaCheck = Callable[[str], Awaitable[QuotaExceeded | None]]
@@ -111,12 +115,19 @@ class Body:
         """
         pieces: list[bytes] = []
         size = 0
-        async for piece in self.chunks():
-            size += len(piece)
-            if size > limit:
-                raise DataError(f"the answer is longer than the {limit} bytes that are allowed", url=bare_url(self.url))
-            pieces.append(piece)
-        return b"".join(pieces)
+        content = self._response.content
+        try:
+            # Small answers come by the thousand, and most in one piece: no generator is worth making for them.
+            while piece := await content.readany():
+                size += len(piece)
+                if size > limit:
+                    raise DataError(
+                        f"the answer is longer than the {limit} bytes that are allowed", url=bare_url(self.url)
+                    )
+                pieces.append(piece)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise self._translated(error) from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else close it. Once is enough."""
@@ -180,6 +191,8 @@ class Transport:
                 self.token_file = TokenFile(token_file, f"{self.hosts.auth}|{credentials.username}")
             self.tokens = TokenKeeper(
                 credentials, send=self.request, sleep=self.sleep, now=self.now, file=self.token_file
+        self._date_texts: dict[Role, tuple[str, float]] = {}
+        self._failed: dict[Role, float] = {}
             )
 
     def __repr__(self) -> str:
@@ -187,7 +200,12 @@ class Transport:
         return f"<Transport {state}, {len(self._bodies)} open bodies, {self._throttle.waiting} waiting>"
 
     @property
+        self.quota_gate: Callable[[str], QuotaExceeded | None] | None = None
+        # Whose answers these are: what one account is given must not be shown to another.
+        self.account: object = object()
     def open_bodies(self) -> int:
+            if credentials.username is not None:
+                self.account = (self.hosts, credentials.username)
         """How many bodies are being read."""
         return len(self._bodies)
 
@@ -224,6 +242,11 @@ class Transport:
 
     async def request(self, request: Request, *, retry: bool = True, read_timeout: float | None = None) -> Response:
         """Send a request and return its whole answer.
+
+    def troubled(self, role: Role, within: float) -> bool:
+        """Say whether a request to a host failed, for reasons that pass, within the last so many seconds."""
+        failed = self._failed.get(role)
+        return failed is not None and self.monotonic() - failed < within
 
         Args:
             request: What to send.
@@ -288,7 +311,10 @@ class Transport:
             try:
                 return await once()
             except WMEError as error:
-                elapsed = self.monotonic() - started
+                now = self.monotonic()
+                elapsed = now - started
+                if not isinstance(error, RateLimited) and is_transient(error):
+                    self._failed[request.role] = now
                 if not retry or not _worth_repeating(error, request):
                     raise
                 if isinstance(error, RateLimited):
@@ -297,6 +323,10 @@ class Transport:
                         raise exhausted from error
                 wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
                 if wait is None:
+            if request.pool is not None and self.quota_gate is not None:
+                closed = self.quota_gate(request.pool)
+                if closed is not None:
+                    raise closed
                     gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
                     raise
                 if isinstance(error, RateLimited):
@@ -356,8 +386,6 @@ class Transport:
         )
         if body.status >= 400:
             raise await self._error(request, body)
-        if request.pool is not None and self.on_metered is not None:
-            await self._metered(request.pool, body)
         self._bodies.add(body)
         return body
 
@@ -366,6 +394,8 @@ class Transport:
         try:
             await self.on_metered(pool)
         except BaseException:
+        if request.pool is not None and self.on_metered is not None and body.status not in _UNMETERED:
+            await self._metered(request.pool, body)
             body.close()
             raise
 
@@ -425,7 +455,7 @@ class Transport:
         if value is None:
             return
         try:
-            self._dates[role] = parsedate_to_datetime(value).timestamp() - self.monotonic()
+            self._dates[role] = parsedate_to_datetime(value).timestamp() - now
         except (ValueError, TypeError, OverflowError):
             logger.debug("%s sent an unreadable Date", role)
 
@@ -436,6 +466,12 @@ class Transport:
 
 
 async def _beginning(body: Body) -> bytes:
+        now = self.monotonic()
+        text, since = self._date_texts.get(role, ("", 0.0))
+        if value == text and now - since < 1.0:
+            # Of the many answers of one second the first told the time best.
+            return
+        self._date_texts[role] = (value, now)
     """Return the first part of an error body; that it breaks off is of no interest."""
     pieces: list[bytes] = []
     size = 0
