@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from wme_async._client.account import Account
+from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
+from wme_async._client.entities import Wikidata
 from wme_async._client.files import ChunkedFiles, Files
+from wme_async._client.lookup import Lookup
 from wme_async._protocol.paths import hour_path
 from wme_async._protocol.quota import Allowances
 from wme_async._protocol.resources import resource_table
@@ -52,6 +55,7 @@ class Client:
         on_retry: Told of every retry before its wait. It runs in the event loop and must not block.
         allowances: Monthly limits to go by for warnings and quotas; by default those of the account's plan.
         paths: Path templates by resource name, for beta endpoints that have moved.
+        cache: Where to keep the answers of look-ups and of metadata that seldom change; several clients may share one.
 
     Raises:
         ValueError: No credentials, half of them, or settings that cannot work.
@@ -72,7 +76,9 @@ class Client:
         on_retry: Callable[[Retrying], None] | None = None,
         allowances: Allowances | None = None,
         paths: Mapping[str, str] | None = None,
+        cache: Cache | None = None,
     ) -> None:
+        self._cache = cache
         self._resources = resource_table(paths)
         self._transport = Transport(
             Credentials(username, password, access_token=access_token),
@@ -94,6 +100,9 @@ class Client:
             self._transport, self._resources["snapshots"], self._resources["snapshots.chunks"]
         )
         self.structured_snapshots: Files[StructuredSnapshot, StructuredContent] = self._files("structured_snapshots")
+        self.articles: Lookup[Article] = self._lookup("articles")
+        self.structured_contents: Lookup[StructuredContent] = self._lookup("structured_contents")
+        self.wikidata = Wikidata(self._transport, self._resources, cache=cache)
 
     @classmethod
     def from_env(cls, env_file: str | os.PathLike[str] | None = None, **options: Any) -> Self:
@@ -168,7 +177,10 @@ class Client:
 
     def _collection(self, name: str) -> Collection[Any]:
         resource = self._resources[name]
-        return Collection(self._transport, resource, resource.path)
+        return Collection(self._transport, resource, resource.path, cache=self._cache)
+
+    def _lookup(self, name: str) -> Lookup[Any]:
+        return Lookup(self._transport, self._resources[name], cache=self._cache)
 
     def _files(self, name: str, **values: str) -> "Files[Any, Any]":
         resource = self._resources[name]

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
+from wme_async._client.cache import Cache, cached
 from wme_async._protocol.answer import bare_url, words_of
 from wme_async._protocol.decode import DECODE_ERRORS, why
 from wme_async._protocol.paths import identifier_path
@@ -33,12 +34,15 @@ class Collection(Generic[T]):
         transport: Sends the requests.
         resource: Its row of the table.
         path: Its path, placeholders filled in.
+        cache: Where answers are kept, if anywhere. Not for archives: what is checked against their metadata needs the
+            latest.
     """
 
-    def __init__(self, transport: Transport, resource: Resource, path: str) -> None:
+    def __init__(self, transport: Transport, resource: Resource, path: str, *, cache: Cache | None = None) -> None:
         self._transport = transport
         self._resource = resource
         self._path = path
+        self._cache = cache
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._path}>"
@@ -125,7 +129,9 @@ class Collection(Generic[T]):
             token=True,
             product=self._resource.product,
         )
-        return await self._transport.request(request)
+        return await cached(
+            self._transport, request, cache=self._cache, ttl=None if self._cache is None else self._cache.metadata_ttl
+        )
 
 
 def decoded(response: Response, query: Query) -> list[Any]:

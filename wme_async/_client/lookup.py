@@ -1,0 +1,536 @@
+"""Look-ups by title: the pages of one name in all projects, one title or thousands."""
+
+import builtins
+import logging
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence, Sized
+from functools import lru_cache
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, overload
+
+import msgspec
+
+from wme_async._client.cache import Cache, cached
+from wme_async._client.collection import Value
+from wme_async._client.many import Looked, LookupProgress, Lookups
+from wme_async._protocol.answer import bare_url, words_of
+from wme_async._protocol.decode import DECODE_ERRORS, why
+from wme_async._protocol.paths import article_path
+from wme_async._protocol.query import Backend, Query
+from wme_async._protocol.quota import Cost
+from wme_async._protocol.resources import Resource
+from wme_async._transport import Request, Response, Transport
+from wme_async.errors import DecodeError, NotFound, WMEError
+from wme_async.models import StructuredContent
+from wme_async.models._tolerant import decode_record
+
+__all__ = ["Hint", "Lookup", "asked", "cost_of"]
+
+logger = logging.getLogger("wme_async.lookup")
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+Missing: TypeAlias = Literal["empty", "raise"]
+Order: TypeAlias = Literal["project"] | Sequence[str] | Callable[[Any], Any] | None
+
+# Lines, so that one record that is broken does not take the others with it.
+_HEADERS: Final = {"Content-Type": "application/json", "Accept": "application/x-ndjson"}
+
+_PROJECT: Final = "is_part_of.identifier"
+_RAW_KEY: Final = b'"article_body":'
+
+# How long the API is thought to be in trouble after a request of ours failed, and how long to wait before asking again.
+_TROUBLE = 60.0
+_RECHECK_AFTER = 1.0
+
+_MANY = 2000
+_HOUR = 3600.0
+
+
+class Hint:
+    """Says once, where look-ups come in thousands an hour, what they are cheaper with.
+
+    Args:
+        bulk: What is cheaper.
+        pool: Whether they are metered.
+    """
+
+    __slots__ = ("_began", "_bulk", "_count", "_said")
+
+    def __init__(self, bulk: str) -> None:
+        self._bulk = bulk
+        self._count = 0
+        self._began = 0.0
+        self._said = False
+
+    def count(self, now: float) -> None:
+        """Count one look-up.
+
+        Args:
+            now: Seconds.
+        """
+        if self._said:
+            return
+        if now - self._began > _HOUR:
+            self._began = now
+            self._count = 0
+        self._count += 1
+        if self._count >= _MANY:
+            self._said = True
+            logger.warning(
+                "%d look-ups within an hour, each metered: for whole projects, %s are quicker, and a download of one "
+                "is a single metered request",
+                self._count,
+                self._bulk,
+            )
+
+
+async def asked(
+    transport: Transport, request: Request, *, cache: Cache | None, recheck: bool | None
+) -> Response | NotFound:
+    """Send a look-up; a "not found" is returned, and asked again where it may be false.
+
+    The server says "not found" too where its own store fails it, and does not tell the two apart.
+
+    Args:
+        transport: Sends it.
+        request: What to send.
+        cache: Where to look first.
+        recheck: Ask a second time after a "not found", one second later and for one more metered request: always,
+            never, or (None) where the API failed us within the last minute.
+
+    Raises:
+        WMEError: Whatever else went wrong.
+    """
+    timeout = transport.timeouts.lookup
+    try:
+        return await cached(transport, request, cache=cache, read_timeout=timeout)
+    except NotFound as error:
+        if not (transport.troubled("api", _TROUBLE) if recheck is None else recheck):
+            return error
+    await transport.sleep(_RECHECK_AFTER * (0.5 + transport.random.random()))
+    try:
+        return await cached(transport, request, cache=cache, read_timeout=timeout)
+    except NotFound as error:
+        return error
+
+
+def cost_of(resource: Resource, names: int | Sized) -> Cost:
+    """Return what that many look-ups will be charged."""
+    if isinstance(names, str | bytes | bool):
+        raise TypeError(f"a cost is that of several names, or of a number of them, not of {names!r}")
+    count = names if isinstance(names, int) else len(names)
+    return Cost(pool=resource.pool, requests=count if resource.pool else 0)
+
+
+class _Plan(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """What is the same for all names of a job."""
+
+    query: Query
+    body: bytes
+    decoder: Any
+    # The name of the project was added to the fields for the order alone.
+    extra: bool
+    order: Any
+    # Rows go through Python objects, rather than straight into their type.
+    slow: bool
+    # The type can show that a record is not structured.
+    tells: bool
+
+
+class Lookup(Generic[T]):
+    """Pages by title.
+
+    The title must be exact: capitals count, redirects are not followed. It may exist in many projects, and each has a
+    record of its own: without a filter the server walks through all of them, which takes long, and returns any `limit`
+    of those that have it. Filter by `is_part_of.identifier` (`"enwiki"`) or `in_language.identifier` (`"en"`) where
+    you know them.
+
+    Args:
+        transport: Sends the requests.
+        resource: Its row of the table.
+        cache: Where answers are kept, if anywhere.
+    """
+
+    def __init__(self, transport: Transport, resource: Resource, *, cache: Cache | None = None) -> None:
+        self._transport = transport
+        self._resource = resource
+        self._cache = cache
+        self._hint = Hint("snapshots")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._resource.path}>"
+
+    @overload
+    async def lookup(
+        self,
+        name: str,
+        *,
+        fields: Sequence[str] | None = None,
+        filters: Mapping[str, Value] | None = None,
+        limit: int | None = None,
+        missing: Missing = "empty",
+        order: Order = "project",
+        recheck: bool | None = None,
+    ) -> list[T]: ...
+    @overload
+    async def lookup(
+        self,
+        name: str,
+        *,
+        fields: Sequence[str] | None = None,
+        filters: Mapping[str, Value] | None = None,
+        limit: int | None = None,
+        type: type[U],
+        missing: Missing = "empty",
+        order: Order = "project",
+        recheck: bool | None = None,
+    ) -> list[U]: ...
+    async def lookup(
+        self,
+        name: str,
+        *,
+        fields: Sequence[str] | None = None,
+        filters: Mapping[str, Value] | None = None,
+        limit: int | None = None,
+        type: type[Any] | None = None,
+        missing: Missing = "empty",
+        order: Order = "project",
+        recheck: bool | None = None,
+    ) -> list[Any]:
+        """Return the pages of this title. One metered request, also where there is none.
+
+        Args:
+            name: The title as it reads: `"AC/DC"`, `"What Is Life?"`. Spaces and underscores are the same.
+            fields: Dotted names of what to fetch, such as `["name", "version.identifier"]`; everything where not given.
+            filters: Dotted name to the one value it must have. What the server cannot answer exactly is refused, unless
+                the filters name the project, and so one record at most: then it is looked at here.
+            limit: 1 to 10 records; the server's default is 3. Of more that there are it picks some at random.
+            type: A msgspec Struct of yours to decode into; `fields` then follow from it.
+            missing: What a title without a page gives: an empty list, or `"raise"` for `NotFound`.
+            order: The server's is random. `"project"`: as in the list of projects, by identifier. A list of project
+                identifiers: in that order, then the rest. A function of a record: by what it returns. None: as they
+                came. For the first two the project's identifier is fetched besides what you asked for.
+            recheck: The server also says "not found" while its store is in trouble. Ask once more before believing it,
+                after about a second and for one more metered request: True always, False never, None where the API
+                failed within the last minute. The same trouble can hide some of several records, which no one can tell.
+
+        Returns:
+            Records; of structured contents, those whose `is_raw_article` is true are unstructured articles, which the
+            server sends where it could not make the structure.
+
+        Raises:
+            ValueError: The title is none, an unknown field, or a filter that could not give a right answer; nothing was
+                sent.
+            NotFound: There is no such page, with `missing="raise"`.
+            DecodeError: A record is not what the API gives; its bytes are in `record`, and the records of the same
+                answer that could be read in `records`. Some descriptions break structured contents for good. An
+                unstructured article among structured records is one too, where `type` is yours and could not show it.
+            QuotaExceeded: The month's allowance is used up.
+            WMEError: Whatever else went wrong.
+        """
+        _checked(missing, recheck)
+        plan = self._plan(fields, filters, limit, type, order)
+        response = await self._ask(name, plan, recheck)
+        if isinstance(response, NotFound):
+            if missing == "raise":
+                raise _nothing(name, response) from response
+            return []
+        records, error = _read(response, plan)
+        if error is not None:
+            raise error
+        return records
+
+    @overload
+    def lookup_many(
+        self,
+        names: Iterable[str] | AsyncIterable[str],
+        *,
+        fields: Sequence[str] | None = None,
+        filters: Mapping[str, Value] | None = None,
+        limit: int | None = None,
+        missing: Missing = "empty",
+        order: Order = "project",
+        recheck: bool | None = None,
+        concurrency: int = 10,
+        ordered: bool = True,
+        progress: Callable[[LookupProgress], None] | None = None,
+    ) -> Lookups[T]: ...
+    @overload
+    def lookup_many(
+        self,
+        names: Iterable[str] | AsyncIterable[str],
+        *,
+        fields: Sequence[str] | None = None,
+        filters: Mapping[str, Value] | None = None,
+        limit: int | None = None,
+        type: type[U],
+        missing: Missing = "empty",
+        order: Order = "project",
+        recheck: bool | None = None,
+        concurrency: int = 10,
+        ordered: bool = True,
+        progress: Callable[[LookupProgress], None] | None = None,
+    ) -> Lookups[U]: ...
+    def lookup_many(
+        self,
+        names: Iterable[str] | AsyncIterable[str],
+        *,
+        fields: Sequence[str] | None = None,
+        filters: Mapping[str, Value] | None = None,
+        limit: int | None = None,
+        type: type[Any] | None = None,
+        missing: Missing = "empty",
+        order: Order = "project",
+        recheck: bool | None = None,
+        concurrency: int = 10,
+        ordered: bool = True,
+        progress: Callable[[LookupProgress], None] | None = None,
+    ) -> Lookups[Any]:
+        """Look many titles up: an async iterator with one `Looked` for each, a failure among them or not.
+
+        Memory is bounded, however many titles there are and however slowly results are taken. What holds for every
+        title (no right to look up, the month's allowance used up) is asked once, and then is the error of all titles
+        that follow.
+
+        Example:
+            >>> async with wme.articles.lookup_many(titles, limit=1) as results:  # doctest: +SKIP
+            ...     async for looked in results:
+            ...         print(looked.name, looked.first or looked.error or "no such page")
+
+        Args:
+            names: Titles: a list, a generator, an open file's stripped lines, an async iterator.
+            fields: As for `lookup`, and so the next six.
+            filters: As for `lookup`.
+            limit: As for `lookup`.
+            type: As for `lookup`.
+            missing: As for `lookup`: with `"raise"`, a `NotFound` is the error of a title.
+            order: As for `lookup`.
+            recheck: As for `lookup`.
+            concurrency: Requests at a time. Connections are bounded by `Limits.connections` all the same.
+            ordered: In the order of titles; else as answers come.
+            progress: Told how far it is, at most five times a second and at the end. It must not block.
+
+        Raises:
+            TypeError: `names` is one title.
+            ValueError: An unknown field, a filter that could not give a right answer, a concurrency below 1.
+        """
+        _checked(missing, recheck)
+        plan = self._plan(fields, filters, limit, type, order)
+
+        async def ask(name: str) -> Looked[Any]:
+            try:
+                response = await self._ask(name, plan, recheck)
+            except (WMEError, ValueError, TypeError) as error:
+                return Looked(name=name, error=error)
+            if isinstance(response, NotFound):
+                return Looked(name=name, error=_nothing(name, response) if missing == "raise" else None)
+            records, trouble = _read(response, plan)
+            return Looked(name=name, records=tuple(records if trouble is None else trouble.records), error=trouble)
+
+        return Lookups(
+            names,
+            ask,
+            concurrency=concurrency,
+            ordered=ordered,
+            progress=progress,
+            monotonic=self._transport.monotonic,
+        )
+
+    def cost(self, names: int | Sized) -> Cost:
+        """Return what looking these titles up will be charged: one metered request each, found or not.
+
+        Args:
+            names: The titles, or how many they are.
+        """
+        return cost_of(self._resource, names)
+
+    async def _ask(self, name: str, plan: _Plan, recheck: bool | None) -> Response | NotFound:
+        resource = self._resource
+        # The server ignores a JSON body without the header that names it, and answers with everything.
+        request = Request(
+            method="POST",
+            path=resource.path.replace("{name}", article_path(name)),
+            headers=_HEADERS,
+            body=plan.body,
+            token=True,
+            pool=resource.pool,
+            product=resource.product,
+        )
+        self._hint.count(self._transport.monotonic())
+        return await asked(self._transport, request, cache=self._cache, recheck=recheck)
+
+    def _plan(
+        self,
+        fields: Sequence[str] | None,
+        filters: Mapping[str, Value] | None,
+        limit: int | None,
+        type: type[Any] | None,
+        order: Order,
+    ) -> _Plan:
+        assert self._resource.backend is not None
+        query = Query.build(
+            self._resource.backend, self._resource.model, fields=fields, filters=filters, limit=limit, type=type
+        )
+        return _planned(query, _order(order))
+
+
+def _planned(query: Query, order: Any) -> _Plan:
+    body = query.body()
+    extra = ""
+    single = query.limit == 1 or any(one.field == _PROJECT and one.here is None for one in query.conditions)
+    names = body.get("fields")
+    if order is not None and not callable(order) and names and not single and not _covered(names):
+        extra = "is_part_of" if query.backend is Backend.STRUCTURED else _PROJECT
+        body["fields"] = [*names, extra]
+    return _Plan(
+        query=query,
+        body=msgspec.json.encode(body),
+        decoder=_decoder(query.result),
+        extra=bool(extra),
+        order=order,
+        slow=bool(extra) or query.reshapes or query.selects,
+        tells=isinstance(query.result, builtins.type) and issubclass(query.result, StructuredContent),
+    )
+
+
+def _covered(names: Sequence[str]) -> bool:
+    return any(name in {"is_part_of", "is_part_of.*", _PROJECT} for name in names)
+
+
+def _order(order: Any) -> Any:
+    """Check an order; project lists become a dict of places."""
+    if order is None or callable(order):
+        return order
+    if order == "project":
+        return {}
+    if isinstance(order, str | bytes) or not all(isinstance(each, str) for each in order):
+        raise ValueError(f'order is "project", a list of project identifiers, a function or None, got {order!r}')
+    return {identifier: place for place, identifier in enumerate(order)}
+
+
+def _checked(missing: str, recheck: object) -> None:
+    if missing not in {"empty", "raise"}:
+        raise ValueError(f'missing is "empty" or "raise", got {missing!r}')
+    if recheck is not None and not isinstance(recheck, bool):
+        raise TypeError(f"recheck is True, False or None, got {recheck!r}")
+
+
+def _nothing(name: str, error: NotFound) -> NotFound:
+    return NotFound(
+        f"there is no page {name!r} that the filters let through: titles are exact, capitals count, and redirects are "
+        "not followed",
+        status=error.status,
+        url=error.url,
+        request_id=error.request_id,
+        body=error.body,
+    )
+
+
+class _Project(msgspec.Struct, frozen=True):
+    identifier: str = ""
+
+
+class _Where(msgspec.Struct, frozen=True):
+    is_part_of: _Project = _Project()
+
+
+_where: Final = msgspec.json.Decoder(_Where)
+_lines: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def _read(response: Response, plan: _Plan) -> tuple[list[Any], DecodeError | None]:
+    """Return the records of an answer in their order, or the first thing that was wrong with it."""
+    body = response.body
+    if not body:
+        return [], None
+    first: DecodeError | None = None
+    found: list[Any] = []
+    for number, line in enumerate(_rows(body), 1):
+        try:
+            record = _record(line, plan)
+        except DECODE_ERRORS as error:
+            first = first or _broken(response, line, number, why(error))
+        except _RawArticle:
+            first = first or _broken(
+                response, line, number, "the unstructured article was sent in place of structured contents; ask again"
+            )
+        except (AttributeError, TypeError):
+            first = first or _broken(response, line, number, "something else than a record")
+        else:
+            if record is not None:
+                found.append((line, record))
+    if len(found) > 1 and plan.order is not None:
+        found.sort(key=lambda pair: _place(pair, plan.order))
+    records = [record for _, record in found]
+    if first is not None:
+        first.records = tuple(records)
+    return records, first
+
+
+def _rows(body: bytes) -> list[bytes]:
+    """Split an answer into records, which are asked for as lines; a JSON array is understood too."""
+    if body[:1] != b"[":
+        return [line for line in body.split(b"\n") if line.strip()] if b"\n" in body else [body]
+    try:
+        return [bytes(row) for row in _lines.decode(body)]
+    except DECODE_ERRORS:
+        return [body]
+
+
+class _RawArticle(Exception):
+    """An article stands where structured contents were asked for, and the type cannot show it."""
+
+
+def _record(line: bytes, plan: _Plan) -> Any:
+    query = plan.query
+    raw = query.backend is Backend.STRUCTURED and _RAW_KEY in line
+    if raw and not plan.tells:
+        raise _RawArticle
+    if not plan.slow:
+        return decode_record(plan.decoder, line)
+    row = msgspec.json.decode(line)
+    kept = query.apply(row)
+    if kept is None:
+        return None
+    if plan.extra:
+        kept = _without_project(kept, query)
+    if raw:
+        # What shows that this is no structure must not be left out with what was not asked for.
+        kept = {**kept, "article_body": row["article_body"]}
+    return decode_record(plan.decoder, msgspec.json.encode(kept))
+
+
+def _without_project(row: dict[str, Any], query: Query) -> dict[str, Any]:
+    """Take out again what was fetched for the order alone."""
+    inner = row.get("is_part_of")
+    wanted = [name for name in query.fields or () if name.startswith("is_part_of.")]
+    if not isinstance(inner, dict) or not wanted:
+        return {key: value for key, value in row.items() if key != "is_part_of"}
+    left = {key: value for key, value in inner.items() if key != "identifier"}
+    rest = {key: value for key, value in row.items() if key != "is_part_of"}
+    return {**rest, "is_part_of": left} if left else rest
+
+
+def _place(pair: tuple[bytes, Any], order: Any) -> Any:
+    line, record = pair
+    if callable(order):
+        return order(record)
+    try:
+        project = _where.decode(line).is_part_of.identifier
+    except DECODE_ERRORS:
+        project = ""
+    return (order.get(project, len(order)), project.encode())
+
+
+def _broken(response: Response, line: bytes, number: int, reason: str) -> DecodeError:
+    shown = bare_url(response.url)
+    if line.lstrip()[:1] == b"<":
+        reason = words_of(line)
+    return DecodeError(
+        f"record {number} of {shown} is not what was asked for: {reason}", url=shown, line=number, record=line
+    )
+
+
+@lru_cache(maxsize=256)
+def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(type)
