@@ -24,6 +24,7 @@ __all__ = [
     "Position",
     "Resume",
     "StreamResource",
+    "check_aware",
     "check_parts",
     "check_since",
     "deal",
@@ -173,6 +174,20 @@ def deal(parts: Sequence[int], connections: int) -> list[tuple[int, ...]]:
     return [tuple(parts[index::connections]) for index in range(connections)]
 
 
+def check_aware(since: object) -> datetime:
+    """Return a time that has a zone.
+
+    Raises:
+        TypeError: Not a datetime.
+        ValueError: Without a time zone; the server refuses those.
+    """
+    if not isinstance(since, datetime):
+        raise TypeError(f"since is a datetime with a time zone, not {type(since).__name__}")
+    if since.tzinfo is None or since.utcoffset() is None:
+        raise ValueError("since needs a time zone: datetime.now(UTC), not datetime.now()")
+    return since
+
+
 def check_since(since: object, *, now: datetime, retention: float) -> datetime:
     """Return the time a stream may start from, or say why it may not.
 
@@ -186,10 +201,7 @@ def check_since(since: object, *, now: datetime, retention: float) -> datetime:
         ValueError: Without a time zone (which the server refuses), in the future, or older than what is kept (the
             server would begin later and not say so).
     """
-    if not isinstance(since, datetime):
-        raise TypeError(f"since is a datetime with a time zone, not {type(since).__name__}")
-    if since.tzinfo is None or since.utcoffset() is None:
-        raise ValueError("since needs a time zone: datetime.now(UTC), not datetime.now()")
+    since = check_aware(since)
     if since > now + SKEW:
         raise ValueError(f"since is in the future: {since}; the server's clock says {rfc3339(now)}")
     oldest = now - timedelta(seconds=retention)

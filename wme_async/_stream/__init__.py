@@ -1,0 +1,34 @@
+"""The firehose: reading it for ever, with nothing lost, nothing twice, and order kept within a partition."""
+
+from wme_async._stream.backfill import Backfill
+from wme_async._stream.records import (
+    PartitionStatistics,
+    StreamBadRecord,
+    StreamCommitFailed,
+    StreamCommitted,
+    StreamConnected,
+    StreamDisconnected,
+    StreamEvent,
+    StreamGap,
+    StreamRetrying,
+    StreamStatistics,
+)
+from wme_async._stream.stream import Commit, OnBadRecord, OnGap, Stream
+
+__all__ = [
+    "Backfill",
+    "Commit",
+    "OnBadRecord",
+    "OnGap",
+    "PartitionStatistics",
+    "Stream",
+    "StreamBadRecord",
+    "StreamCommitFailed",
+    "StreamCommitted",
+    "StreamConnected",
+    "StreamDisconnected",
+    "StreamEvent",
+    "StreamGap",
+    "StreamRetrying",
+    "StreamStatistics",
+]

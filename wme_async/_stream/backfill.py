@@ -1,0 +1,146 @@
+"""Filling a gap from the hourly batches: what they still have, once, and not what the stream brought itself."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from wme_async._protocol.decode import DECODE_ERRORS, Buffer, why
+from wme_async._stream.progress import Missing
+from wme_async._stream.shapes import Shape
+from wme_async.errors import DecodeError
+
+__all__ = ["Backfill", "Filler"]
+
+T = TypeVar("T")
+
+Backfill: TypeAlias = Callable[[datetime], AsyncIterator[Buffer]]
+"""Yields the records (JSON) of one hour's batches, given the hour; nothing where there are none any more."""
+
+_REMEMBERED: Final = 500_000  # keys; about 50 MB, and several hours of all projects
+_SPAN: Final = timedelta(hours=72)  # batches are kept for two days; more hours than that are not worth asking for
+_HOUR: Final = timedelta(hours=1)
+
+
+class _Id(msgspec.Struct, gc=False):
+    identifier: Any = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    type: str = ""
+    date_created: datetime | None = None
+    date_published: datetime | None = None
+
+
+class _Key(msgspec.Struct, gc=False):
+    name: str = ""
+    identifier: Any = None
+    is_part_of: _Id | None = None
+    version: _Id | None = None
+    date_modified: datetime | None = None
+    event: _Event | None = None
+
+
+_NO_ID: Final = _Id()
+_NO_EVENT: Final = _Event()
+_key_of: Final = msgspec.json.Decoder(_Key).decode
+
+
+def _identity(key: _Key) -> int:
+    """Say what makes a record the same one, in the stream and in a batch.
+
+    Updates and deletes of one title differ in the spelling of the name, a move has two events of the same page and
+    revision under two names.
+    """
+    version = (key.version or _NO_ID).identifier
+    return hash(
+        (
+            (key.is_part_of or _NO_ID).identifier,
+            key.identifier,
+            version if version is not None else key.date_modified,
+            (key.event or _NO_EVENT).type,
+            key.name.replace("_", " "),
+        )
+    )
+
+
+class Filler(Generic[T]):
+    """Remembers what was handed out, and yields from batches what was not.
+
+    Args:
+        backfill: Yields the records of an hour.
+        shape: How records are decoded.
+        keep: Which values are wanted.
+    """
+
+    def __init__(self, backfill: Backfill, shape: Shape[T], keep: Callable[[Any], bool] | None) -> None:
+        self._backfill = backfill
+        self._shape = shape
+        self._keep = keep
+        self._hours: set[datetime] = set()
+        # Whether a record was taken from a batch, by identity, in the order of arrival so that the oldest can go.
+        self._known: dict[int, bool] = {}
+
+    def note(self, record: Buffer) -> bool:
+        """Remember a record of the stream; return False if a batch has already brought it.
+
+        The stream may send one revision of a page twice with reason, so only what a batch brought counts.
+        """
+        try:
+            identity = _identity(_key_of(record))
+        except DECODE_ERRORS:
+            return True
+        if self._known.get(identity):
+            self._known[identity] = False
+            return False
+        self._remember(identity, filled=False)
+        return True
+
+    def _remember(self, identity: int, *, filled: bool) -> None:
+        self._known[identity] = filled
+        if len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+
+    async def fill(self, missing: Missing, *, now: datetime) -> AsyncGenerator[T | DecodeError]:
+        """Yield what the batches have of the time of a gap; an hour that was fetched before is not fetched again.
+
+        A record that does not decode is yielded as the error.
+
+        Args:
+            missing: The gap.
+            now: The server's clock.
+        """
+        after = max(missing.after or now - _SPAN, now - _SPAN)
+        # A batch holds what was processed in its hour, which is not exactly what was published in it.
+        hour = _floor(after) - _HOUR
+        last = _floor(min(missing.before or now, now)) + _HOUR
+        while hour <= last:
+            if hour not in self._hours:
+                async for record in self._backfill(hour):
+                    item = self._wanted(record, after)
+                    if item is not None:
+                        yield item
+                self._hours.add(hour)
+            hour += _HOUR
+
+    def _wanted(self, record: Buffer, after: datetime) -> T | DecodeError | None:
+        try:
+            key = _key_of(record)
+            event = key.event or _NO_EVENT
+            time = event.date_published or event.date_created or key.date_modified
+            if time is not None and time.tzinfo is not None and time <= after:
+                return None
+            raw = self._shape.decode(record)
+            item: T = raw if self._shape.finish is None else self._shape.finish(raw)
+        except (*DECODE_ERRORS, ValueError, TypeError) as error:
+            return DecodeError(f"a record of an hourly batch does not decode: {why(error)}", record=bytes(record))
+        identity = _identity(key)
+        if identity in self._known or (self._keep is not None and not self._keep(item)):
+            return None
+        self._remember(identity, filled=True)
+        return item
+
+
+def _floor(time: datetime) -> datetime:
+    return time.astimezone(UTC).replace(minute=0, second=0, microsecond=0)

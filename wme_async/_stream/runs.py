@@ -1,0 +1,251 @@
+"""From blocks of records to runs of values: decoding, duplicates, filters, and everything that interrupts a run."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Generic, TypeVar
+
+from wme_async._protocol.decode import DECODE_ERRORS, Buffer, why
+from wme_async._protocol.framing import Oversize, Record
+from wme_async._stream.connection import Block
+from wme_async._stream.progress import TOP, LookAgain, Missing, Progress
+from wme_async._stream.shapes import PlaceLike, Shape, Spot, error_line, recover
+from wme_async.errors import DecodeError, ServerError, StreamError, WMEError
+
+__all__ = ["SKIP", "Bad", "Gap", "Runs"]
+
+T = TypeVar("T")
+
+SKIP: Final[Any] = object()
+"""Stands for a value that is not handed out, so that its position moves on in its turn."""
+
+
+class Bad:
+    """A record that did not decode, at its place in the stream.
+
+    Attributes:
+        error: What was wrong.
+        event: Its place, where that could be made out.
+    """
+
+    def __init__(self, error: DecodeError, event: Spot | None) -> None:
+        self.error = error
+        self.event = event
+
+
+class Gap:
+    """A gap before a value.
+
+    Attributes:
+        missing: What is missing.
+        item: The value behind it.
+        event: Its place; None where there is no value.
+        record: Its bytes.
+        told: Whether the user has been told.
+        filled: Whether the batches have been asked for it.
+    """
+
+    def __init__(self, missing: Missing, item: Any, event: PlaceLike | None, record: Record = b"") -> None:
+        self.missing = missing
+        self.item = item
+        self.event = event
+        self.record = record
+        self.told = False
+        self.filled = False
+
+
+class Runs(Generic[T]):
+    """Decodes blocks, one run at a time; a run ends with its block, or at something the consumer must hear of first.
+
+    Attributes:
+        items: The values of the present run, `SKIP` among them.
+        events: Their places.
+        pairs: What of the run is not handed out yet.
+        stops: What ended the run early: to be dealt with in order.
+        decoded: How many values there were.
+        filtered: How many of them `keep` left out.
+        bad: How many records did not decode.
+
+    Args:
+        shape: How records are decoded.
+        progress: Where the stream is.
+        keep: Which values are wanted.
+        note: Told of each record; False if a batch has already brought it.
+        skip_bad: Whether records that do not decode are passed over.
+        tell_bad: Told of them if so.
+    """
+
+    def __init__(
+        self,
+        shape: Shape[T],
+        progress: Progress,
+        *,
+        keep: Callable[[Any], bool] | None,
+        note: Callable[[Buffer], bool] | None,
+        skip_bad: bool,
+        tell_bad: Callable[[DecodeError], None],
+    ) -> None:
+        self.items: list[T] = []
+        self.events: list[PlaceLike] = []
+        self.pairs: Iterator[tuple[T, PlaceLike]] = iter(())
+        self.stops: deque[Bad | Gap] = deque()
+        self.decoded = 0
+        self.filtered = 0
+        self.bad = 0
+        self._shape = shape
+        self._progress = progress
+        self._keep = keep
+        self._note = note
+        self._skip_bad = skip_bad
+        self._tell_bad = tell_bad
+        self._block: Block | None = None
+        self._records: Iterator[Record] = iter(())
+
+    @property
+    def block(self) -> Block | None:
+        """The block that is being decoded."""
+        return self._block
+
+    def begin(self, block: Block) -> None:
+        """Take the next block."""
+        self._block = block
+        self._records = iter(block.records)
+
+    def end(self) -> Block | None:
+        """Let go of the block, decoded or not, and return it."""
+        block, self._block = self._block, None
+        self._records = iter(())
+        return block
+
+    def decode(self) -> None:
+        """Decode the next run of the block. When it returns without `stops`, the block is finished."""
+        items: list[Any] = []
+        events: list[PlaceLike] = []
+        self.items, self.events = items, events
+        self.pairs = zip(items, events, strict=True)
+        decode, finish, keep, note = self._shape.decode, self._shape.finish, self._keep, self._note
+        seen = self._progress.seen
+        last = seen.get
+        for record in self._records:
+            try:
+                raw = decode(record)  # type: ignore[arg-type]  # what is no buffer fails, and is looked at below
+                event = raw.event
+                partition = event.partition
+                closer = event.offset <= last(partition, TOP).offset
+                item = raw if finish is None else finish(raw)
+            except (*DECODE_ERRORS, TypeError, ValueError, AttributeError) as error:
+                if self._odd(record, error):
+                    continue
+                break
+            if closer:
+                verdict = self._progress_of(partition, event)
+                if verdict is False:
+                    continue
+                if verdict is not True:
+                    if verdict is not None:
+                        self.stops.append(Gap(verdict, item, event, record))
+                    break
+            if (keep is not None or note is not None) and not self._wanted(item, record):
+                item = SKIP
+            seen[partition] = event
+            items.append(item)
+            events.append(event)
+        self.decoded += len(items)
+
+    def _wanted(self, item: T, record: Record) -> bool:
+        try:
+            wanted = self._keep is None or self._keep(item)
+        except BaseException:
+            # The caller's own mistake; the record is not lost over it, should the stream be asked again.
+            self._records = itertools.chain((record,), self._records)
+            raise
+        if not wanted:
+            self.filtered += 1
+            return False
+        return self._note is None or isinstance(record, Oversize) or self._note(record)
+
+    def accept(self) -> None:
+        """Take the value behind the gap that was met, in a run of its own."""
+        gap = self.stops[0]
+        assert isinstance(gap, Gap)
+        if gap.event is not None:
+            item = gap.item if self._wanted(gap.item, gap.record) else SKIP
+            self._progress.seen[gap.event.partition] = gap.event
+            self.items, self.events = [item], [gap.event]
+            self.pairs = iter([(item, gap.event)])
+        self.stops.popleft()
+
+    def _progress_of(self, partition: Any, event: PlaceLike) -> Missing | bool | None:
+        """Look closer at an event; None ends the session."""
+        try:
+            return self._progress.judge(event)
+        except LookAgain as turn:
+            assert self._block is not None
+            session = self._block.session
+            session.connection.look_again(turn.partition, turn.offset)
+            self._abandon(
+                StreamError(f"the offset asked for in partition {partition} may be gone; asking again by time")
+            )
+            return None
+
+    def _abandon(self, error: WMEError) -> None:
+        assert self._block is not None
+        session = self._block.session
+        self._records = iter(())
+        session.connection.abandon(session, error)
+
+    def _odd(self, record: Record, error: Exception) -> bool:
+        """Deal with a record that has no value or no place; say whether the run may go on."""
+        told = error_line(record)
+        if told is not None:
+            status, message = told
+            self._abandon(ServerError(f"the server wrote an error into the stream: {message}", status=status))
+            return False
+        event = recover(record)
+        if event is not None:
+            verdict: Missing | bool | None = True
+            if event.offset <= self._progress.seen.get(event.partition, TOP).offset:
+                verdict = self._progress_of(event.partition, event)
+            if verdict is None or verdict is False:
+                return verdict is False
+            self._progress.seen[event.partition] = event
+            if verdict is not True:
+                self.stops.append(Gap(verdict, SKIP, None))
+        self.bad += 1
+        self.stops.append(Bad(_describe(record, error, event), event))
+        if not self._skip_bad or len(self.stops) > 1:
+            return False
+        self._skip()
+        return True
+
+    def pass_over(self) -> None:
+        """Let the position move on past the bad record that was met, in a run of its own."""
+        self.items, self.events = [], []
+        self._skip()
+        self.pairs = iter(list(zip(self.items, self.events, strict=True)))
+
+    def _skip(self) -> None:
+        bad = self.stops.popleft()
+        assert isinstance(bad, Bad)
+        self._tell_bad(bad.error)
+        if bad.event is not None:
+            self.items.append(SKIP)
+            self.events.append(bad.event)
+
+
+def _describe(record: Record, error: Exception, event: Spot | None) -> DecodeError:
+    if isinstance(record, Oversize):
+        what = f"a record of {record.size} bytes is longer than max_record"
+        data = record.head + record.tail
+    else:
+        data = bytes(record)
+        # What decodes but has no event, or an event without a place, fails at the first look at it.
+        placeless = event is None and isinstance(error, TypeError | AttributeError)
+        what = "a record has no partition and offset" if placeless else f"a record does not decode: {why(error)}"
+    where = f" (partition {event.partition}, offset {event.offset})" if event is not None else ""
+    return DecodeError(
+        what + where,
+        partition=event.partition if event else None,
+        offset=event.offset if event else None,
+        record=data,
+    )

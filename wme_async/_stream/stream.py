@@ -1,0 +1,669 @@
+"""The firehose as an asynchronous iterator: what users hold in their hands."""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
+
+from wme_async._protocol.framing import MAX_RECORD, Framing
+from wme_async._protocol.positions import (
+    Position,
+    StreamResource,
+    check_aware,
+    check_parts,
+    check_since,
+    deal,
+    partitions_of,
+)
+from wme_async._protocol.settings import Retry
+from wme_async._stream.backfill import Backfill, Filler
+from wme_async._stream.connection import FOR_EVER, Buffer, Connection, Settings, first_failure
+from wme_async._stream.keeper import Keeper
+from wme_async._stream.meter import Meter
+from wme_async._stream.progress import Progress
+from wme_async._stream.records import (
+    PartitionStatistics,
+    StreamBadRecord,
+    StreamEvent,
+    StreamGap,
+    StreamStatistics,
+)
+from wme_async._stream.runs import SKIP, Bad, Gap, Runs
+from wme_async._stream.shapes import PlaceLike, Shape, published_of
+from wme_async._transport import Request, Transport
+from wme_async.errors import DecodeError, OffsetGap, WMEError
+from wme_async.offsets import ClaimingStore, MemoryOffsets, OffsetStore
+
+__all__ = ["Commit", "OnBadRecord", "OnGap", "Stream"]
+
+logger = logging.getLogger("wme_async.stream")
+
+T = TypeVar("T")
+
+Commit: TypeAlias = Literal["auto", "ack", "manual"]
+OnBadRecord: TypeAlias = Literal["raise", "skip"] | Callable[[DecodeError], Awaitable[None] | None]
+OnGap: TypeAlias = Literal["log", "raise"] | Callable[[OffsetGap], Awaitable[None] | None]
+
+_GUARD: Final = timedelta(seconds=2)  # a `Date` header has whole seconds
+_BLIND_GUARD: Final = timedelta(seconds=60)
+_TICK: Final = 5.0
+_TURN: Final = 256 * 1024  # bytes that may be handed out before other tasks get their turn
+
+
+class Stream(Generic[T]):
+    """A stream of events that goes on where it was: after a cut, and after a restart if `offsets` outlives the process.
+
+    ```python
+    async with wme.realtime.articles(offsets=SQLiteOffsets("offsets.db")) as stream:
+        async for article in stream:
+            ...
+    ```
+
+    **What is promised.** Every event that the server still has is handed out, in order within its partition. Within one
+    process none is handed out twice. After a crash, those that were not saved as processed come again. An event counts
+    as processed when the next one is asked for (`commit="auto"`): the one in your hands when you leave the block comes
+    again, unless you `ack` it. Nothing is ever saved ahead of that. For exactly once, save `positions` with the data.
+
+    **How long it lasts.** It makes new connections for ever: a cut, a reset, a clean end, 5xx, 429, an expired token
+    and silence are all answered by another request, with growing random waits that start anew after every connection
+    that brought something. Only what cannot get better is raised, at once: 400, 403, 404, 422 with the server's words,
+    and a refused sign-in. Give `retry` to have it end earlier, with the last error; silence is then `IdleTimeout`.
+
+    **Memory and speed.** What was received and not handed out is bounded by `max_buffer`, beyond which the socket is
+    not read: a slow consumer slows the server. The stream is for one consumer; share out events behind it.
+
+    Args:
+        transport: Sends requests.
+        resource: Which stream.
+        type: What to decode into: by default the resource's model. Any msgspec Struct (`fields` should then name what
+            it has), `dict`, or `msgspec.Raw` for the bytes. Partition and offset are tracked also if it has no event.
+        parts: Which parts of the stream, each once; None for all.
+        connections: Over how many connections they are dealt out, 1 to the number of parts. The server allows each one
+            50 events a second, scaled by its share of the parts, so more connections do not raise the total.
+        since: Where partitions without a saved position begin; by default now. An aware datetime within the retention.
+        fields: Names in the server's spelling; None for everything. `event.*` is added.
+        filters: Objects with `field` and `value`, in the server's spelling.
+        keep: Which values are wanted, for what the server cannot filter. The positions move on past the others.
+        offsets: Where positions are kept; by default in memory, for this object alone.
+        name: Of the reader, within the store. Positions are kept under `"<name>/<resource>"`.
+        framing: `"ndjson"`, or `"sse"`, which costs a third more on small events and brings nothing more.
+        on_bad_record: A record that does not decode is raised as `DecodeError` (asking for the next event goes on
+            behind it), skipped and counted, or given to a function, plain or async; the position moves on once that
+            has returned.
+        on_gap: Missing events are logged, raised as `OffsetGap` (asking for the next event goes on), or told to a
+            function, plain or async.
+        idle_timeout: Seconds of silence after which a connection counts as dead and is replaced. There are no
+            heartbeats, so silence of a narrow filter looks the same; being replaced costs it one request.
+        commit: `"auto"`: see above. `"ack"`: only `ack` counts, in any order; a partition's position moves up to where
+            everything is acknowledged. `"manual"`: as auto, but only `commit()` saves.
+        commit_interval: Seconds between two saves.
+        retry: When to give up; by default never.
+        on_event: Told of connects, cuts, retries, gaps, bad records and saves, as frozen records.
+        backfill: Yields the JSON records of an hour's batches. With it, what a gap lost is fetched from there as far as
+            they have it and handed out, `backfilled` being true, before the stream goes on.
+        max_buffer: Bytes received ahead of the consumer.
+        max_record: Bytes above which a record counts as bad.
+
+    Raises:
+        ValueError: An argument that the server would refuse or misread.
+        TypeError: An argument of a wrong type.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        resource: StreamResource,
+        *,
+        type: type[T],
+        parts: Iterable[int] | None = None,
+        connections: int = 1,
+        since: datetime | None = None,
+        fields: Iterable[str] | None = None,
+        filters: Iterable[Mapping[str, Any]] | None = None,
+        keep: Callable[[T], bool] | None = None,
+        offsets: OffsetStore | None = None,
+        name: str = "default",
+        framing: Framing = "ndjson",
+        on_bad_record: OnBadRecord = "raise",
+        on_gap: OnGap = "log",
+        idle_timeout: float = 300.0,
+        commit: Commit = "auto",
+        commit_interval: float = 5.0,
+        retry: Retry | None = None,
+        on_event: Callable[[StreamEvent], None] | None = None,
+        backfill: Backfill | None = None,
+        max_buffer: int = 2 * 1024 * 1024,
+        max_record: int = MAX_RECORD,
+    ) -> None:
+        _check_choices(framing, commit, on_bad_record, on_gap)
+        for word, value in (
+            ("idle_timeout", idle_timeout),
+            ("commit_interval", commit_interval),
+            ("max_buffer", max_buffer),
+            ("max_record", max_record),
+        ):
+            if not value > 0 or math.isinf(value):
+                raise ValueError(f"{word} must be above 0, not {value!r}")
+        if not name:
+            raise ValueError("name is empty; leave it out for the default")
+        if since is not None:
+            check_aware(since)  # its place in time can only be judged by the server's clock
+        self.resource = resource
+        self._parts = check_parts(resource, parts, connections)
+        self._connections = connections
+        self._since = since
+        self._transport = transport
+        self._store = MemoryOffsets() if offsets is None else offsets
+        self._key = f"{name}/{resource.name}"
+        self._mode: Commit = commit
+        self._commit_interval = commit_interval
+        self._on_bad_record = on_bad_record
+        self._on_gap = on_gap
+        self._on_event = on_event
+        self._keep = keep
+        self._shape = Shape(type)
+        self._filler = None if backfill is None else Filler(backfill, self._shape, keep)
+        self._settings = Settings(
+            resource=resource,
+            framing=framing,
+            fields=None if fields is None else tuple(fields),
+            filters=tuple(filters or ()),
+            idle_timeout=idle_timeout,
+            max_record=max_record,
+            retry=retry or FOR_EVER,
+            tell=self._tell,
+        )
+        self._max_buffer = max_buffer
+        self._meter = Meter()
+        self._generator: AsyncGenerator[T] | None = None
+        self._aside: AsyncGenerator[T | DecodeError] | None = None
+        self._handed: dict[int, tuple[T, PlaceLike]] = {}
+        self._failure: BaseException | None = None
+        self._backfilled = 0
+        self._ready = 0
+        self._published: datetime | None = None
+        self._state: Literal["new", "open", "closed"] = "new"
+        self.backfilled = False
+        """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
+
+    def __repr__(self) -> str:
+        return f"<Stream {self._key!r} {self._state}, {self._connections} connections>"
+
+    # Beginning and end
+
+    async def __aenter__(self) -> Self:
+        if self._state != "new":
+            raise RuntimeError("a stream is opened once; make another one")
+        self._state = "open"
+        async with contextlib.AsyncExitStack() as stack:
+            if isinstance(self._store, ClaimingStore):
+                await stack.enter_async_context(self._store.claim(self._key))
+            positions = await self._store.load(self._key)
+            partitions = partitions_of(self.resource, self._parts)
+            start = await self._start(any(partition in positions for partition in partitions))
+            self._progress = Progress(
+                partitions,
+                positions,
+                start=start,
+                retention=self.resource.retention,
+                filtered=bool(self._settings.filters),
+            )
+            self._keeper = Keeper(self._store, self._key, self._progress, tell=self._tell)
+            # Without this, what a partition says for the first time while nobody reads would be lost.
+            await self._keeper.begin(positions)
+            self._buffer = Buffer(self._max_buffer)
+            self._pool = [
+                Connection(
+                    number,
+                    parts,
+                    transport=self._transport,
+                    settings=self._settings,
+                    progress=self._progress,
+                    start=start,
+                    buffer=self._buffer,
+                )
+                for number, parts in enumerate(deal(self._parts, self._connections))
+            ]
+            self._runs: Runs[T] = Runs(
+                self._shape,
+                self._progress,
+                keep=self._keep,
+                note=None if self._filler is None else self._filler.note,
+                skip_bad=self._on_bad_record == "skip",
+                tell_bad=self._tell_bad,
+            )
+            self._stack = stack.pop_all()
+        # The connections live in a task of the stream's own: no scope is held across the user's block.
+        self._task = asyncio.create_task(self._run(), name=f"wme stream {self._key}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._state == "closed":
+            return
+        self._state = "closed"
+        # In a task of its own, so that being cancelled meanwhile does not leave half of it undone.
+        closing = asyncio.create_task(self._close(), name=f"wme stream {self._key} closing")
+        cancelled = None
+        while not closing.done():
+            try:
+                await asyncio.wait({closing})
+            except asyncio.CancelledError as caught:
+                cancelled = caught
+        if cancelled is not None:
+            raise cancelled
+        closing.result()
+
+    async def aclose(self) -> None:
+        """End the stream and save the positions; leaving the `async with` block does the same."""
+        if self._state == "open":
+            await self.__aexit__(None, None, None)
+
+    async def _close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        async with self._stack:
+            for generator in (self._generator, self._aside):
+                if generator is not None:
+                    # One that is being iterated by another task ends with that.
+                    with contextlib.suppress(RuntimeError):
+                        await generator.aclose()
+            if self._mode != "manual":
+                await self._keeper.save()
+
+    async def _start(self, resumed: bool) -> datetime:
+        """Return from when on partitions without a position are wanted, by the server's clock."""
+        known = await self._ask_the_time()
+        now = datetime.fromtimestamp(self._transport.server_now("realtime"), UTC)
+        if self._since is None:
+            return now - (_GUARD if known else _BLIND_GUARD)
+        oldest = now - timedelta(seconds=self.resource.retention)
+        if resumed and self._since < oldest:
+            # A script that always names the same time and has gone on from its positions since then.
+            return oldest
+        return check_since(self._since, now=now, retention=self.resource.retention)
+
+    async def _ask_the_time(self) -> bool:
+        """Learn the server's clock, which refuses times in its future; any answer tells it."""
+        request = Request(role="realtime", path="/v2/status")
+        try:
+            await self._transport.request(request, retry=False, read_timeout=10.0)
+        except WMEError as error:
+            return getattr(error, "status", 0) > 0
+        return True
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for connection in self._pool:
+                    tasks.create_task(connection.run())
+                tasks.create_task(self._keep_time())
+        except BaseExceptionGroup as group:
+            self._failure = first_failure(group.exceptions)
+        finally:
+            self._buffer.wake()
+
+    async def _keep_time(self) -> None:
+        """Notice silence, take samples, and save."""
+        last = saved = self._transport.monotonic()
+        while True:
+            await self._transport.sleep(min(_TICK, self._commit_interval))
+            now = self._transport.monotonic()
+            self._tick(now - last)
+            last = now
+            if self._mode != "manual" and now - saved >= self._commit_interval * 0.99:
+                saved = now
+                await self._keeper.save_or_tell()
+
+    def _tick(self, seconds: float) -> None:
+        up = [p for connection in self._pool if connection.connected for p in connection.partitions]
+        self._progress.tick(seconds, now=self._server_now(), connected=up)
+        self._meter.sample(self._transport.monotonic(), self._runs.decoded, self._latest())
+
+    def _server_now(self) -> datetime:
+        return datetime.fromtimestamp(self._transport.server_now("realtime"), UTC)
+
+    # Iterating
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self._events()
+
+    def __anext__(self) -> Awaitable[T]:
+        return self._events().__anext__()
+
+    def _events(self) -> AsyncGenerator[T]:
+        """Return the generator of events: always the same, so that a loop that was left can be taken up again."""
+        self._check_open()
+        if self._generator is None:
+            self._generator = self._iterate()
+        return self._generator
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            what = "is not open: use `async with`" if self._state == "new" else "is closed"
+            raise RuntimeError(f"the stream {what}")
+
+    async def _iterate(self) -> AsyncGenerator[T]:
+        runs, done = self._runs, self._progress.done
+        explicit = self._mode == "ack"
+        try:
+            while True:
+                if explicit:
+                    for item, event in runs.pairs:
+                        self._hand_out(item, event)
+                        if item is not SKIP:
+                            yield item
+                else:
+                    for item, event in runs.pairs:
+                        if item is not SKIP:
+                            yield item
+                        done[event.partition] = event
+                while self._aside is not None:
+                    found = await self._next_aside()
+                    if found is not None:
+                        self.backfilled = True
+                        yield found
+                        self.backfilled = False
+                await self._advance()
+        finally:
+            # After an error the next request for an event begins a new one; all that matters is kept outside.
+            self._generator = None
+
+    async def batches(self, max_items: int = 1000, max_wait: float = 1.0) -> AsyncIterator[list[T]]:
+        """Yield lists of events, for sinks that write many at once.
+
+        A list counts as processed when the next one is asked for. Events from batches (`backfilled`) come in lists of
+        their own.
+
+        Args:
+            max_items: At most so many.
+            max_wait: Seconds to wait for more after the first; a list is never empty.
+
+        Raises:
+            ValueError: A bound below 1 event, or a negative time.
+        """
+        if max_items < 1 or not max_wait >= 0:
+            raise ValueError("max_items is at least 1 and max_wait at least 0 seconds")
+        self._check_open()
+        while True:
+            batch: list[T] = []
+            marks: dict[int, PlaceLike] = {}
+            await self._collect(batch, marks, max_items, max_wait)
+            yield batch
+            self.backfilled = False
+            self._progress.done.update(marks)
+
+    async def _collect(self, batch: list[T], marks: dict[int, PlaceLike], max_items: int, max_wait: float) -> None:
+        """Fill a batch, and note which positions it brings the stream to."""
+        loop = asyncio.get_running_loop()
+        deadline: float | None = None
+        while True:
+            self._fill(batch, marks, max_items)
+            if len(batch) >= max_items or (batch and (self._aside is not None or self._runs.stops)):
+                return
+            while self._aside is not None:
+                found = await self._next_aside()
+                if found is not None:
+                    self.backfilled = True
+                    batch.append(found)
+                if len(batch) >= max_items:
+                    return
+            if self.backfilled and batch:
+                return
+            if batch and deadline is None:
+                deadline = loop.time() + max_wait
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._advance()
+            except TimeoutError:
+                if deadline is None or loop.time() < deadline:
+                    raise
+                return
+
+    def _fill(self, batch: list[T], marks: dict[int, PlaceLike], max_items: int) -> None:
+        explicit = self._mode == "ack"
+        for item, event in self._runs.pairs:
+            if explicit:
+                self._hand_out(item, event)
+            else:
+                marks[event.partition] = event
+            if item is not SKIP:
+                batch.append(item)
+                if len(batch) >= max_items:
+                    break
+        if not batch:
+            # Nothing before these waits to be processed.
+            self._progress.done.update(marks)
+
+    async def _advance(self) -> None:
+        """Make the next run available, deal with what interrupted the last one, or wait for a block."""
+        if self._failure is not None:
+            raise self._failure
+        self._check_open()
+        runs = self._runs
+        if runs.stops:
+            await self._attend(runs.stops[0])
+            return
+        if runs.block is None:
+            block = self._buffer.take()
+            if block is None:
+                self._ready = 0
+                await self._buffer.wait()
+                return
+            runs.begin(block)
+            self._ready += block.size
+            if self._ready > _TURN:
+                self._ready = 0
+                await asyncio.sleep(0)
+        runs.decode()
+        if not runs.stops:
+            block = runs.end()
+            assert block is not None
+            self._buffer.decoded(block)
+
+    # Interruptions
+
+    async def _attend(self, stop: Bad | Gap) -> None:
+        """Tell the user what interrupted the run; it stays until that has worked."""
+        if isinstance(stop, Gap):
+            await self._attend_to_gap(stop)
+            return
+        if callable(self._on_bad_record):
+            await _call(self._on_bad_record, stop.error)
+        self._runs.pass_over()
+        if self._on_bad_record == "raise":
+            raise stop.error
+
+    async def _attend_to_gap(self, stop: Gap) -> None:
+        if self._filler is not None and not stop.filled:
+            stop.filled = True
+            self._aside = self._filler.fill(stop.missing, now=self._server_now())
+        elif stop.told:
+            self._runs.accept()
+        if stop.told:
+            return
+        stop.told = True
+        gap = stop.missing.gap
+        self._tell(StreamGap(gap=gap))
+        if self._on_gap == "raise":
+            raise gap
+        if self._on_gap == "log":
+            logger.warning("%s", gap)
+        else:
+            await _call(self._on_gap, gap)
+
+    async def _next_aside(self) -> T | None:
+        """Return the next article of a gap's batches; None if there is none, or it did not decode."""
+        assert self._aside is not None
+        try:
+            found = await anext(self._aside)
+        except StopAsyncIteration:
+            self._aside = None
+            return None
+        except BaseException:
+            # What was cut short is begun again; what was handed out is known and does not come twice.
+            self._aside = None
+            if self._runs.stops and isinstance(self._runs.stops[0], Gap):
+                self._runs.stops[0].filled = False
+            raise
+        if not isinstance(found, DecodeError):
+            self._backfilled += 1
+            return found
+        self._runs.bad += 1
+        self._tell_bad(found)
+        if self._on_bad_record == "raise":
+            raise found
+        if callable(self._on_bad_record):
+            await _call(self._on_bad_record, found)
+        return None
+
+    def _tell(self, event: StreamEvent) -> None:
+        if self._on_event is not None:
+            try:
+                self._on_event(event)
+            except Exception:
+                # An observer must not bring down what it observes.
+                logger.exception("the on_event hook failed")
+
+    def _tell_bad(self, error: DecodeError) -> None:
+        logger.warning("%s", error)
+        self._tell(StreamBadRecord(error=error))
+
+    # Acknowledging
+
+    @property
+    def positions(self) -> dict[int, Position]:
+        """How far each partition was processed; offset -1 where it has said nothing yet.
+
+        Store them in the transaction that stores the data, after `ack`, to have each event exactly once.
+        """
+        self._check_open()
+        return self._progress.positions()
+
+    def ack(self, article: T) -> None:
+        """Count an event as processed now.
+
+        With `commit="ack"` in any order; else it counts for those before it in its partition, too. Twice is no error;
+        an article from a gap's batches has no position and is passed over.
+
+        Args:
+            article: As it was handed out: the very same object, unless it has an event of its own.
+
+        Raises:
+            ValueError: It did not come from this stream, or too long ago to be known.
+        """
+        self._check_open()
+        event = self._event_of(article)
+        if event is None:
+            return
+        if self._mode != "ack":
+            self._progress.acknowledge(event)
+            return
+        self._handed.pop(id(article), None)
+        self._progress.acknowledge_one(event)
+
+    def _event_of(self, article: T) -> PlaceLike | None:
+        if self._shape.direct:
+            event: PlaceLike | None = getattr(article, "event", None)
+            return None if event is None or event.offset is None else event
+        if self._mode == "ack":
+            found = self._handed.get(id(article))
+            return found[1] if found else None
+        for item, place in zip(self._runs.items, self._runs.events, strict=True):
+            if item is article:
+                return place
+        if self.backfilled:
+            return None
+        raise ValueError("this article did not come from this stream, or too long ago: ack it before the next ones")
+
+    def _hand_out(self, item: T, event: PlaceLike) -> None:
+        self._progress.handed_out(event)
+        if item is SKIP:
+            self._progress.acknowledge_one(event)
+        elif not self._shape.direct:
+            # An object that waits is kept, so that its identity is not used again.
+            self._handed[id(item)] = (item, event)
+
+    async def commit(self) -> None:
+        """Save the positions of what was processed so far; the event in your hands only if you have called `ack`.
+
+        Raises:
+            Exception: What the store raises.
+        """
+        self._check_open()
+        await self._keeper.save()
+
+    # Watching
+
+    def _latest(self) -> datetime | None:
+        """Return when the last event that was read was published."""
+        if self._runs.events:
+            self._published = published_of(self._runs.events[-1])
+        return self._published
+
+    def statistics(self) -> StreamStatistics:
+        """Return counts, lag and the state of each partition, now."""
+        self._check_open()
+        at, now = self._transport.monotonic(), self._server_now()
+        runs, pool = self._runs, self._pool
+        latest = self._latest()
+        self._meter.sample(at, runs.decoded, latest)
+        lag = None if latest is None else max(0.0, (now - latest).total_seconds())
+        return StreamStatistics(
+            events=runs.decoded - runs.filtered,
+            filtered=runs.filtered,
+            bytes=sum(connection.bytes for connection in pool),
+            duplicates=self._progress.duplicates,
+            bad_records=runs.bad,
+            gaps=self._progress.gaps,
+            backfilled=self._backfilled,
+            connects=sum(connection.connects for connection in pool),
+            reconnects=sum(connection.reconnects for connection in pool),
+            connected=sum(connection.connected for connection in pool),
+            buffered=self._buffer.size,
+            lag=lag,
+            rate=self._meter.rate(at, runs.decoded),
+            catch_up=self._meter.catch_up(at, latest, lag),
+            partitions=tuple(
+                self._partition(number, now, connected=connection.connected)
+                for connection in sorted(pool, key=lambda each: each.partitions)
+                for number in connection.partitions
+            ),
+        )
+
+    def _partition(self, number: int, now: datetime, *, connected: bool) -> PartitionStatistics:
+        read = self._progress.read([number])[number]
+        done = self._progress.done.get(number) or self._progress.base[number]
+        published = read.published if read.offset >= 0 else None
+        return PartitionStatistics(
+            partition=number,
+            offset=read.offset,
+            acknowledged=done.offset,
+            published=published,
+            age=None if published is None else max(0.0, (now - published).total_seconds()),
+            connected=connected,
+        )
+
+
+async def _call(function: Callable[[Any], Awaitable[None] | None], argument: object) -> None:
+    result = function(argument)
+    if inspect.isawaitable(result):
+        await result
+
+
+def _check_choices(framing: object, commit: object, on_bad_record: object, on_gap: object) -> None:
+    for word, value, choices in (
+        ("framing", framing, ("ndjson", "sse")),
+        ("commit", commit, ("auto", "ack", "manual")),
+        ("on_bad_record", on_bad_record, ("raise", "skip")),
+        ("on_gap", on_gap, ("log", "raise")),
+    ):
+        if value not in choices and not (word.startswith("on_") and callable(value)):
+            kinds = ", a function" if word.startswith("on_") else ""
+            raise ValueError(f"{word} is one of {', '.join(choices)}{kinds}, not {value!r}")
