@@ -18,6 +18,7 @@ from yarl import URL
 from wme_async._protocol.answer import bare_url, error_of
 from wme_async._protocol.retry import Backoff, Retrying, gave_up, is_transient
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
+from wme_async._transport._takeover import Sink, take_over
 from wme_async._transport.auth import Credentials, TokenKeeper
 from wme_async._transport.pool import SessionPool
 from wme_async._transport.throttle import Throttle
@@ -39,11 +40,11 @@ __all__ = ["Body", "Transport"]
 logger = logging.getLogger("wme_async.transport")
 
 _ERROR_BODY = 64 * 1024
-_USER_AGENT = f"wme_async/{__version__} (Python {platform.python_version()}; aiohttp {aiohttp.__version__})"
 
 # The server counts a metered request before it answers it, so what is not there has cost one too. These alone are
 # answered before or without being counted.
 _UNMETERED = frozenset({401, 403, 429, 502, 503, 504})
+_USER_AGENT = f"wme_async/{__version__} (Python {platform.python_version()}; aiohttp {aiohttp.__version__})"
 
 _T = TypeVar("_T")
 
@@ -59,8 +60,12 @@ class Body:
         url: What was asked, with its query.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, *, url: str, read_timeout: float) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, *, url: str, read_timeout: float, direct: bool = False
+    ) -> None:
         self._response = response
+        # Sessions of the user's own may watch their bodies, so those are read by aiohttp alone.
+        self._direct = direct
         self._read_timeout = read_timeout
         self.status = response.status
         self.headers: CIMultiDictProxy[str] = response.headers
@@ -86,8 +91,8 @@ class Body:
                 return
             yield piece
 
-    async def copy_to(self, sink: Callable[[memoryview], Awaitable[None] | None]) -> None:
-        """Give all bytes to a function, in order. What it raises ends the transfer and comes out here.
+    async def copy_to(self, sink: Sink) -> None:
+        """Give all bytes to a function, in order and cheaply. What it raises ends the transfer and comes out here.
 
         Args:
             sink: Called in the event loop. The view is its own until it returns or, if it returns something to await,
@@ -97,6 +102,13 @@ class Body:
             Interrupted: The body ended early.
             TimedOut: Nothing came for as long as is allowed.
         """
+        try:
+            if self._direct and await take_over(
+                self._response, sink, url=bare_url(self.url), read_timeout=self._read_timeout
+            ):
+                return
+        except aiohttp.ClientError as error:
+            raise self._translated(error) from error
         async for piece in self.chunks():
             pending = sink(memoryview(piece))
             if pending is not None:
@@ -179,6 +191,8 @@ class Transport:
         self._bodies: set[Body] = set()
         self._closed = False
         self._dates: dict[Role, float] = {}
+        self._date_texts: dict[Role, tuple[str, float]] = {}
+        self._failed: dict[Role, float] = {}
         self._throttle = Throttle(
             self.limits.requests_per_second, self.limits.burst, monotonic=self.monotonic, sleep=self.sleep
         )
@@ -186,13 +200,16 @@ class Transport:
         self.tokens: TokenKeeper | None = None
         self.on_metered: Callable[[str], Awaitable[None]] | None = None
         self.quota_check: QuotaCheck | None = None
+        self.quota_gate: Callable[[str], QuotaExceeded | None] | None = None
+        # Whose answers these are: what one account is given must not be shown to another.
+        self.account: object = object()
         if credentials is not None:
+            if credentials.username is not None:
+                self.account = (self.hosts, credentials.username)
             if token_file is not None and credentials.can_sign_in:
                 self.token_file = TokenFile(token_file, f"{self.hosts.auth}|{credentials.username}")
             self.tokens = TokenKeeper(
                 credentials, send=self.request, sleep=self.sleep, now=self.now, file=self.token_file
-        self._date_texts: dict[Role, tuple[str, float]] = {}
-        self._failed: dict[Role, float] = {}
             )
 
     def __repr__(self) -> str:
@@ -200,12 +217,7 @@ class Transport:
         return f"<Transport {state}, {len(self._bodies)} open bodies, {self._throttle.waiting} waiting>"
 
     @property
-        self.quota_gate: Callable[[str], QuotaExceeded | None] | None = None
-        # Whose answers these are: what one account is given must not be shown to another.
-        self.account: object = object()
     def open_bodies(self) -> int:
-            if credentials.username is not None:
-                self.account = (self.hosts, credentials.username)
         """How many bodies are being read."""
         return len(self._bodies)
 
@@ -231,6 +243,11 @@ class Transport:
         offset = self._dates.get(role)
         return self.now() if offset is None else self.monotonic() + offset
 
+    def troubled(self, role: Role, within: float) -> bool:
+        """Say whether a request to a host failed, for reasons that pass, within the last so many seconds."""
+        failed = self._failed.get(role)
+        return failed is not None and self.monotonic() - failed < within
+
     async def aclose(self) -> None:
         """Close what is open. A pool that was given stays open."""
         self._closed = True
@@ -242,11 +259,6 @@ class Transport:
 
     async def request(self, request: Request, *, retry: bool = True, read_timeout: float | None = None) -> Response:
         """Send a request and return its whole answer.
-
-    def troubled(self, role: Role, within: float) -> bool:
-        """Say whether a request to a host failed, for reasons that pass, within the last so many seconds."""
-        failed = self._failed.get(role)
-        return failed is not None and self.monotonic() - failed < within
 
         Args:
             request: What to send.
@@ -308,6 +320,10 @@ class Transport:
         started = self.monotonic()
         backoff = Backoff(self.retry, self.random.random)
         while True:
+            if request.pool is not None and self.quota_gate is not None:
+                closed = self.quota_gate(request.pool)
+                if closed is not None:
+                    raise closed
             try:
                 return await once()
             except WMEError as error:
@@ -323,10 +339,6 @@ class Transport:
                         raise exhausted from error
                 wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
                 if wait is None:
-            if request.pool is not None and self.quota_gate is not None:
-                closed = self.quota_gate(request.pool)
-                if closed is not None:
-                    raise closed
                     gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
                     raise
                 if isinstance(error, RateLimited):
@@ -379,11 +391,13 @@ class Transport:
             await self._throttle.wait()
         started = self.monotonic()
         response = await self._send(session, request, url, token, silence=silence, head_timeout=head_timeout)
-        body = Body(response, url=url, read_timeout=silence)
+        body = Body(response, url=url, read_timeout=silence, direct=not self.pool.injected)
         self._note_date(request.role, body)
         logger.debug(
             "%s %s: %d in %.0f ms", request.method, bare_url(url), body.status, 1000 * (self.monotonic() - started)
         )
+        if request.pool is not None and self.on_metered is not None and body.status not in _UNMETERED:
+            await self._metered(request.pool, body)
         if body.status >= 400:
             raise await self._error(request, body)
         self._bodies.add(body)
@@ -394,8 +408,6 @@ class Transport:
         try:
             await self.on_metered(pool)
         except BaseException:
-        if request.pool is not None and self.on_metered is not None and body.status not in _UNMETERED:
-            await self._metered(request.pool, body)
             body.close()
             raise
 
@@ -454,6 +466,12 @@ class Transport:
         value = body.headers.get("Date")
         if value is None:
             return
+        now = self.monotonic()
+        text, since = self._date_texts.get(role, ("", 0.0))
+        if value == text and now - since < 1.0:
+            # Of the many answers of one second the first told the time best.
+            return
+        self._date_texts[role] = (value, now)
         try:
             self._dates[role] = parsedate_to_datetime(value).timestamp() - now
         except (ValueError, TypeError, OverflowError):
@@ -466,12 +484,6 @@ class Transport:
 
 
 async def _beginning(body: Body) -> bytes:
-        now = self.monotonic()
-        text, since = self._date_texts.get(role, ("", 0.0))
-        if value == text and now - since < 1.0:
-            # Of the many answers of one second the first told the time best.
-            return
-        self._date_texts[role] = (value, now)
     """Return the first part of an error body; that it breaks off is of no interest."""
     pieces: list[bytes] = []
     size = 0
