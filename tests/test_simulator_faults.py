@@ -43,7 +43,7 @@ class Store:
         got = bytearray()
         async with self.open(headers) as response:
             assert int(response.headers["Content-Length"]) == (len(PART) if headers else len(DATA))
-            with pytest.raises(BROKEN):  # noqa: PT012 - what came before the break is the result
+            with pytest.raises(BROKEN):
                 async for piece in response.content.iter_any():
                     got += piece
         return bytes(got)

@@ -304,7 +304,7 @@ class Catalog:
             return
         mode = 0o644 if spec.kind == "chunk" else 0o766
         wanted = self._wanted(spec)
-        data = build_archive(self._members(spec), member_mode=mode, level=1 if wanted > 1_000_000 else 6)
+        data = build_archive(self._members(spec), member_mode=mode, level=1 if wanted else 6)
         made = stored(data, spec.modified, part_size=self.part_size)
         self.objects.setdefault(f"{spec.key}.tar.gz", made)
         self._rows[spec.key] = self._describe(spec, made, spec.modified)

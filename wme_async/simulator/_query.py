@@ -96,8 +96,8 @@ def parse_json(body: bytes) -> Any:
     Raises:
         Refused: 422.
     """
+    text = body.decode("utf-8", "replace")
     try:
-        text = body.decode("utf-8", "replace")
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as problem:
         if problem.pos >= len(text.rstrip()) or problem.msg.startswith("Unterminated"):
