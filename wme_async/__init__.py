@@ -12,7 +12,7 @@ account, `wme_async.jobs` and `wme_async.web` for many downloads as one job.
 """
 
 from wme_async._archive import ArchiveReader, read_archive
-from wme_async._client import Client, Collection, Files
+from wme_async._client import Cache, Client, Collection, Files, Looked, Lookup, LookupProgress, Lookups
 from wme_async._download import Budget, Download, FileInfo, Progress
 from wme_async._protocol.quota import Allowances, Cost, Quota
 from wme_async._protocol.retry import Retrying
@@ -53,6 +53,7 @@ __all__ = [
     "BadRequest",
     "Batch",
     "Budget",
+    "Cache",
     "Client",
     "Collection",
     "ConnectFailed",
@@ -70,6 +71,10 @@ __all__ = [
     "IntegrityError",
     "Interrupted",
     "Limits",
+    "Looked",
+    "Lookup",
+    "LookupProgress",
+    "Lookups",
     "MemoryOffsets",
     "NotFound",
     "OffsetGap",

@@ -36,13 +36,17 @@ class Collection(Generic[T]):
         path: Its path, placeholders filled in.
         cache: Where answers are kept, if anywhere. Not for archives: what is checked against their metadata needs the
             latest.
+        brief: Keep them as long as look-ups, not as long as metadata that seldom change.
     """
 
-    def __init__(self, transport: Transport, resource: Resource, path: str, *, cache: Cache | None = None) -> None:
+    def __init__(
+        self, transport: Transport, resource: Resource, path: str, *, cache: Cache | None = None, brief: bool = False
+    ) -> None:
         self._transport = transport
         self._resource = resource
         self._path = path
         self._cache = cache
+        self._ttl = None if cache is None else cache.ttl if brief else cache.metadata_ttl
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._path}>"
@@ -129,9 +133,7 @@ class Collection(Generic[T]):
             token=True,
             product=self._resource.product,
         )
-        return await cached(
-            self._transport, request, cache=self._cache, ttl=None if self._cache is None else self._cache.metadata_ttl
-        )
+        return await cached(self._transport, request, cache=self._cache, ttl=self._ttl)
 
 
 def decoded(response: Response, query: Query) -> list[Any]:

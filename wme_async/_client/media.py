@@ -1,0 +1,173 @@
+"""Media files of Wikimedia Commons: their pages, and their bytes."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import msgspec
+from anyio import to_thread
+
+from wme_async._client.cache import Cache
+from wme_async._client.collection import Collection
+from wme_async._client.files import ArchiveSource
+from wme_async._download import Download, FileInfo, ProgressHook, download
+from wme_async._protocol.paths import file_path
+from wme_async._protocol.quota import Cost
+from wme_async._protocol.resources import Resource
+from wme_async._transport import Transport
+from wme_async.errors import Forbidden, IntegrityError, NotFound
+from wme_async.models import FilePage
+
+__all__ = ["MediaFiles"]
+
+U = TypeVar("U")
+
+_BLOCK = 1 << 20
+
+
+class MediaFiles:
+    """`wme.files`: single media files by name. The server has it, and its reference does not mention it.
+
+    Args:
+        transport: Sends the requests.
+        resource: Its row of the table.
+        cache: Where pages are kept, if anywhere.
+    """
+
+    def __init__(self, transport: Transport, resource: Resource, *, cache: Cache | None = None) -> None:
+        self._transport = transport
+        self._resource = resource
+        self._pages: Collection[FilePage] = _Pages(transport, resource, resource.path, cache=cache, brief=True)
+        # What bytes are checked against has to be the latest.
+        self._latest: Collection[FilePage] = _Pages(transport, resource, resource.path)
+
+    def __repr__(self) -> str:
+        return f"<MediaFiles {self._resource.path}>"
+
+    @overload
+    async def get(self, name: str, *, fields: Sequence[str] | None = None) -> FilePage: ...
+    @overload
+    async def get(self, name: str, *, fields: Sequence[str] | None = None, type: type[U]) -> U: ...
+    async def get(self, name: str, *, fields: Sequence[str] | None = None, type: type[Any] | None = None) -> Any:
+        """Return the page of a file: licence, size, checksum, who uploaded it.
+
+        Args:
+            name: As it reads, without `File:` before it: `"Ottawa 0757.jpg"`.
+            fields: Dotted names of what to fetch.
+            type: A msgspec Struct of yours to decode into.
+
+        Raises:
+            ValueError: An unknown field, or a name that no file can have; nothing was sent.
+            NotFound: There is no such file.
+            DecodeError: The answer is not what the API gives.
+            WMEError: Whatever else went wrong.
+        """
+        if type is None:
+            return await self._pages.get(name, fields=fields)
+        return await self._pages.get(name, fields=fields, type=type)
+
+    async def download(
+        self,
+        name: str,
+        to: str | os.PathLike[str] = ".",
+        *,
+        progress: ProgressHook | None = None,
+        verify: bool = True,
+        if_changed: bool = False,
+    ) -> Download:
+        """Download a file. It has its name only once it is whole and its SHA-1 is that of its page.
+
+        Args:
+            name: As it reads, without `File:` before it.
+            to: A folder, in which the file has its name with underscores, or the path of the file. What ends in a slash
+                is a folder.
+            progress: Receives `Progress` about ten times a second and once at the end.
+            verify: Check the SHA-1. Where the page has none, `verified` is None.
+            if_changed: Do nothing if the file is already there with this SHA-1.
+
+        Raises:
+            ValueError: No file can have this name; nothing was sent.
+            NotFound: There is no such file.
+            IntegrityError: What arrived has not the SHA-1 of the page; no file was made.
+            OSError: The disk is full, or not to be written to.
+            WMEError: Whatever else went wrong.
+        """
+        path = f"{self._resource.path}/{file_path(name)}"
+        target = _target(to, name)
+        known = await self._checksums(name) if verify or if_changed else frozenset[str]()
+        if if_changed and known and await to_thread.run_sync(_sha1_or_none, target) in known:
+            size = (await to_thread.run_sync(target.stat)).st_size
+            return Download(path=target, size=size, verified=True, unchanged=True)
+        source = _MediaSource(self._transport, self._resource, path, _no_md5)
+        unproven = target.with_name(f"{target.name}.unproven")
+        done = await download(source, unproven, transport=self._transport, progress=progress, verify=False)
+        try:
+            verified = await self._verified(unproven, known) if verify else None
+            await to_thread.run_sync(unproven.replace, target)
+        finally:
+            await to_thread.run_sync(lambda: unproven.unlink(missing_ok=True))
+        return msgspec.structs.replace(done, path=target, verified=verified)
+
+    def cost(self, *names: str) -> Cost:
+        """Return what downloading these will be charged: nothing, files are not metered."""
+        return Cost(pool=self._resource.pool, requests=len(names) if self._resource.pool else 0)
+
+    async def _checksums(self, name: str) -> frozenset[str]:
+        try:
+            page = await self._latest.get(name, fields=["files"])
+        except NotFound:
+            return frozenset()
+        return frozenset(upload.sha1.lower() for upload in page.files if upload.sha1)
+
+    async def _verified(self, path: Path, known: frozenset[str]) -> bool | None:
+        if not known:
+            return None
+        got = await to_thread.run_sync(_sha1_or_none, path)
+        if got not in known:
+            raise IntegrityError(
+                f"what arrived has another SHA-1 than {path.name.removesuffix('.unproven')} should have",
+                expected=" or ".join(sorted(known)),
+                got=got,
+            )
+        return True
+
+
+class _Pages(Collection[FilePage]):
+    """Pages of files; there is no list of them."""
+
+    def _quoted(self, identifier: str | int) -> str:
+        return file_path(identifier if isinstance(identifier, str) else str(identifier))
+
+
+class _MediaSource(ArchiveSource):
+    """One file, as the downloader sees it."""
+
+    async def head(self) -> FileInfo:
+        """Return what is known beforehand, which is little: the server has no HEAD for single files."""
+        try:
+            return await super().head()
+        except Forbidden:
+            return FileInfo()
+
+
+async def _no_md5() -> str:
+    return ""
+
+
+def _target(to: str | os.PathLike[str], name: str) -> Path:
+    text = os.fspath(to)
+    path = Path(text)
+    return path / name.replace(" ", "_") if text.endswith(("/", os.sep)) or path.is_dir() else path
+
+
+def _sha1_or_none(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha1(usedforsecurity=False)
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()
