@@ -13,7 +13,6 @@ from wme_async._client.entities import Wikidata
 from wme_async._client.files import ChunkedFiles, Files
 from wme_async._client.lookup import Lookup
 from wme_async._client.media import MediaFiles
-from wme_async._client.media import MediaFiles
 from wme_async._client.realtime import Realtime
 from wme_async._protocol.paths import hour_path
 from wme_async._protocol.quota import Allowances
@@ -106,7 +105,6 @@ class Client:
         self.articles: Lookup[Article] = self._lookup("articles")
         self.structured_contents: Lookup[StructuredContent] = self._lookup("structured_contents")
         self.wikidata = Wikidata(self._transport, self._resources, cache=cache)
-        self.files = MediaFiles(self._transport, self._resources["files"], cache=cache)
         self.realtime = Realtime(self._transport, self._resources, self.batches, self.wikidata.batches)
         self.files = MediaFiles(self._transport, self._resources["files"], cache=cache)
 
