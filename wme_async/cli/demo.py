@@ -29,6 +29,7 @@ _ARCHIVE = "enwiki_namespace_0"
 _KILLED_AT = 0.35  # share of the archive that is there when the downloading process is killed
 _EVENTS = 4000
 _CUTS = 25
+_TALKATIVE = 40  # partitions that speak while the first reader listens
 
 
 class _Told(msgspec.Struct):
@@ -163,28 +164,32 @@ class _Demo:
             async with stream:
                 if not seen:
                     await firehose.wait_open(connections)
-                    firehose.publish_many(_EVENTS // 2, size="small")
+                    for number in range(_EVENTS // 2):
+                        firehose.publish(partition=number % _TALKATIVE, size="small")
                 async for article in stream:
+                    assert article.event.partition is not None
+                    assert article.event.offset is not None
                     seen.append((article.event.partition, article.event.offset))
                     if len(seen) >= until:
+                        # Without this the event in hand would count as not processed, and come again.
+                        stream.ack(article)
                         break
                 await stream.commit()
                 return stream.statistics()
 
         async with asyncio.timeout(60):
             first = await consume(_EVENTS // 2, 3)
-            # While nobody listens: partitions that had been silent speak too.
-            firehose.publish_many(_EVENTS - _EVENTS // 2, size="small")
+            for number in range(_EVENTS // 2):
+                firehose.publish(partition=number % 50, size="small")
             second = await consume(_EVENTS, 1)
         sent = {(number, offset) for number in range(50) for offset in range(firehose.log[number].end)}
         reconnects = first.reconnects + second.reconnects
         self.check(fault.hits > 0, f"cut {fault.hits} times at random bytes, {reconnects} reconnects, one restart")
         self.check(
-            set(seen) == sent, f"{len(sent)} events sent in 50 partitions, {len(set(seen))} delivered: none lost"
+            sorted(seen) == sorted(sent),
+            f"{len(sent)} events sent in 50 partitions, {50 - _TALKATIVE} of which spoke only while nobody listened; "
+            f"{len(seen)} delivered, {len(set(seen))} of them distinct: none lost, none twice",
         )
-        # Leaving with an event in hand gives that one again to the next reader: at least once, as promised.
-        again = len(seen) - len(set(seen))
-        self.check(again <= 1, f"{again} delivered twice (at most the one in hand when the reader was left)")
         order = all(
             [offset for number, offset in seen if number == each] == sorted(o for number, o in seen if number == each)
             for each in range(50)
