@@ -60,6 +60,7 @@ class JobFile(msgspec.Struct, frozen=True, kw_only=True):
         size_bytes: Its size.
         download_url: Where the service serves it, None without a service.
         etag: The version of what was fetched, as its server named it.
+        subtitles: Paths of its subtitle files, if any.
     """
 
     filename: str
@@ -67,6 +68,7 @@ class JobFile(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     download_url: str | None = None
     etag: str | None = None
+    subtitles: tuple[str, ...] = ()
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,7 +25,9 @@ _MAX_DEPTH = 12
 _MAX_TEMPLATE = 500
 # Reserved on Windows; the colon also names streams there, and a folder separator on old Macs.
 _RESERVED = re.compile(r'[<>:"/\\|?*]')
-_DEVICES = re.compile(r"(?:con|prn|aux|nul|clock\$|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(?:[. ].*)?$", re.IGNORECASE)
+_DEVICES = re.compile(
+    r"(?:con|prn|aux|nul|clock\$|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(?:[. ].*)?$", re.IGNORECASE
+)
 _DOUBLE = re.compile(r"\.(tar\.[a-z0-9]{1,4}|[a-z0-9]{1,8}\.(?:gz|bz2|xz|zst))$", re.IGNORECASE)
 _SINGLE = re.compile(r"\.([A-Za-z0-9]{1,10})$")
 _EXTENSION = re.compile(r"[a-z0-9]{1,10}(?:\.[a-z0-9]{1,10})?")

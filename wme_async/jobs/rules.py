@@ -5,14 +5,24 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 import msgspec
 
 from wme_async.jobs.guard import check_host
 from wme_async.jobs.names import check_template
 
-__all__ = ["InvalidBatch", "JobLimits", "Options", "Problem", "WmeUrl", "check_options", "check_urls", "parse_wme", "split"]
+__all__ = [
+    "InvalidBatch",
+    "JobLimits",
+    "Options",
+    "Problem",
+    "WmeUrl",
+    "check_options",
+    "check_urls",
+    "parse_wme",
+    "split",
+]
 
 _MAX_URL = 8192
 # White space, controls and characters that a URL must escape; browsers read a backslash as a slash, so hosts differ.
@@ -61,7 +71,7 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
         concurrent: The largest `concurrent_limit`.
         running: Jobs that run at once, over all batches.
         per_host: Jobs of one host that run at once, over all batches.
-        connections: Connections of one job's download.
+        connections: Connections over which bytes arrive at once, over all batches.
         bandwidth: Bytes per second over all jobs, None for no limit.
         timeout: The longest `timeout` of a job, in seconds.
         free_space: Bytes that must stay free on the disk.
@@ -76,7 +86,7 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
     concurrent: int = 10
     running: int = 10
     per_host: int = 6
-    connections: int = 8
+    connections: int = 32
     bandwidth: float | None = None
     timeout: float = 86_400.0
     free_space: int = 64 * 1024 * 1024
@@ -173,6 +183,7 @@ def parse_wme(url: str) -> WmeUrl:
         raise ValueError("a wme: URL is wme:COLLECTION/..., without a host or fragment")
     parts = [unquote(part) for part in path.split("/")]
     prefix = ""
+    scope: str | None
     if parts[0] == "wikidata":
         prefix, parts = "wikidata/", parts[1:]
     match parts:
@@ -188,7 +199,8 @@ def parse_wme(url: str) -> WmeUrl:
                 raise ValueError("there are no structured snapshots of Wikidata")
         case _:
             raise ValueError(
-                "use wme:batches/YYYY-MM-DD/HH/ID, wme:snapshots/ID, wme:snapshots/ID/chunks/ID or wme:structured-snapshots/ID"
+                "use wme:batches/YYYY-MM-DD/HH/ID, wme:snapshots/ID, wme:snapshots/ID/chunks/ID"
+                " or wme:structured-snapshots/ID"
             )
     if not identifier:
         return WmeUrl(prefix + collection, scope, None, _filters(query))
@@ -244,6 +256,8 @@ def check_urls(urls: Sequence[str], *, limits: JobLimits, allow: Iterable[str] =
     good: list[str] = []
     for at, url in enumerate(urls):
         try:
+            if not isinstance(url, str):
+                raise ValueError("it must be a text")  # noqa: TRY004, TRY301  # one refusal of many, all told together
             clean = check_url(url, allow=allowed)
         except ValueError as error:
             problems.append(Problem(_shown(url), f"Invalid URL: {error}"))
@@ -266,13 +280,13 @@ def check_url(url: str, *, allow: Iterable[str] = (), schemes: Sequence[str] = (
         schemes: Which are accepted.
 
     Returns:
-        It, with scheme and host in lower case and without default port and fragment.
+        It, with scheme and host in lower case, without default port and fragment, and all in ASCII.
 
     Raises:
         ValueError: Why not, in words that may be shown.
     """
-    if not isinstance(url, str) or not url:
-        raise ValueError("it must be a text")
+    if not url:
+        raise ValueError("it is empty")
     if len(url) > _MAX_URL:
         raise ValueError(f"longer than {_MAX_URL} characters")
     if found := _BAD_CHARACTER.search(url):
@@ -301,7 +315,11 @@ def check_url(url: str, *, allow: Iterable[str] = (), schemes: Sequence[str] = (
         raise ValueError(reason)
     shown = f"[{host}]" if ":" in host else host
     netloc = shown if port in {None, _DEFAULT_PORTS[scheme]} else f"{shown}:{port}"
-    return urlunsplit(SplitResult(scheme, netloc, parts.path or "/", parts.query, ""))
+    return urlunsplit(SplitResult(scheme, netloc, _ascii(parts.path) or "/", _ascii(parts.query), ""))
+
+
+def _ascii(text: str) -> str:
+    return "".join(char if char.isascii() else quote(char) for char in text)
 
 
 def _opening(scheme: str) -> str:
@@ -346,7 +364,9 @@ def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] =
     """
     problems: list[Problem] = []
     if not 1 <= options.concurrent_limit <= limits.concurrent:
-        reason = f"Maximum {limits.concurrent} concurrent downloads: 1-{limits.concurrent}, not {options.concurrent_limit}"
+        reason = (
+            f"Maximum {limits.concurrent} concurrent downloads: 1-{limits.concurrent}, not {options.concurrent_limit}"
+        )
         problems.append(Problem("concurrent_limit", reason))
     if not 0 < options.timeout <= limits.timeout:
         reason = f"a job's timeout is above 0 and at most {limits.timeout:g} seconds, not {options.timeout:g}"

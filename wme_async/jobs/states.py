@@ -160,7 +160,7 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
             raise WrongState(f"a job that is {old} cannot {cause}")
         after, changes = self._change({position: new})
         if new is Status.FAILED and self.stop_on_error:
-            after, more = after._each(Cause.CANCEL)
+            after, more = after.every(Cause.CANCEL)
             changes += more
         return after, changes
 
@@ -171,7 +171,7 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
             WrongState: The batch has ended.
         """
         self._unfinished("cancelled")
-        after, changes = self._each(Cause.CANCEL)
+        after, changes = self.every(Cause.CANCEL)
         return msgspec.structs.replace(after, cancelled=True, paused=False), changes
 
     def pause(self) -> "tuple[BatchState, tuple[Change, ...]]":
@@ -181,7 +181,7 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
             WrongState: The batch has ended.
         """
         self._unfinished("paused")
-        after, changes = self._each(Cause.PAUSE)
+        after, changes = self.every(Cause.PAUSE)
         return msgspec.structs.replace(after, paused=True), changes
 
     def resume(self) -> "tuple[BatchState, tuple[Change, ...]]":
@@ -191,18 +191,19 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True):
             WrongState: The batch has ended.
         """
         self._unfinished("resumed")
-        after, changes = self._each(Cause.RESUME)
+        after, changes = self.every(Cause.RESUME)
         return msgspec.structs.replace(after, paused=False), changes
 
     def interrupt(self) -> "tuple[BatchState, tuple[Change, ...]]":
         """Put every running job back into the queue: the process ends, or has ended."""
-        return self._each(Cause.INTERRUPT)
+        return self.every(Cause.INTERRUPT)
 
     def _unfinished(self, verb: str) -> None:
         if self.status in FINAL:
             raise WrongState(f"the batch is {self.status} and cannot be {verb}")
 
-    def _each(self, cause: Cause) -> "tuple[BatchState, tuple[Change, ...]]":
+    def every(self, cause: Cause) -> "tuple[BatchState, tuple[Change, ...]]":
+        """Apply a cause to every job that it can change."""
         pairs = ((at, TRANSITIONS.get((status, cause))) for at, status in enumerate(self.jobs))
         return self._change({at: new for at, new in pairs if new is not None})
 
@@ -230,9 +231,7 @@ class Waiting(NamedTuple):
     queued: Iterable[tuple[int, str]]
 
 
-def choose(
-    batches: Sequence[Waiting], *, free: int, per_host: int, busy: Mapping[str, int]
-) -> list[tuple[str, int]]:
+def choose(batches: Sequence[Waiting], *, free: int, per_host: int, busy: Mapping[str, int]) -> list[tuple[str, int]]:
     """Decide which jobs start now.
 
     Args:

@@ -25,6 +25,11 @@ _T = TypeVar("_T")
 # Enough for a page that was away for a weekend; older ones are of no use to anyone.
 _KEPT_EVENTS = 200_000
 
+_SELECT_BATCH = (
+    "SELECT number, batch_id, status, paused, cancelled, options, retry_of, created_at, started_at, completed_at, error"
+    " FROM batches"
+)
+
 _MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -54,11 +59,14 @@ _MIGRATIONS: tuple[str, ...] = (
         file_key TEXT,
         moving INTEGER NOT NULL DEFAULT 0,
         etag TEXT,
+        extras BLOB NOT NULL DEFAULT '[]',
         error TEXT,
         started_at REAL,
         completed_at REAL,
         PRIMARY KEY (batch_id, position)
     ) WITHOUT ROWID;
+    CREATE INDEX jobs_path ON jobs (filepath);
+    CREATE INDEX jobs_extras ON jobs (status) WHERE extras <> '[]';
     CREATE UNIQUE INDEX jobs_file ON jobs (file_key) WHERE file_key IS NOT NULL;
     CREATE TABLE events (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -98,6 +106,7 @@ class JobRow(msgspec.Struct, kw_only=True):
         filepath: Its name under the directory: reserved first, then moved to.
         moving: The download is whole and on its way to `filepath`.
         etag: The version of what was fetched.
+        extras: Paths of files that belong to it, such as subtitles.
         error: Why it failed.
         started_at: When it last started.
         completed_at: When it ended.
@@ -112,6 +121,7 @@ class JobRow(msgspec.Struct, kw_only=True):
     filepath: str | None = None
     moving: bool = False
     etag: str | None = None
+    extras: list[str] = []
     error: str | None = None
     started_at: float | None = None
     completed_at: float | None = None
@@ -133,7 +143,7 @@ class BatchRow(msgspec.Struct, kw_only=True):
         completed_at: When it ended.
         error: Why it failed.
         jobs: Its jobs by position; empty in lists.
-        sums: In lists, instead of the jobs: number, bytes done and bytes in all by state.
+        sums: In lists, instead of the jobs, by state: how many, of how many the size is known, bytes done, and in all.
     """
 
     batch_id: str
@@ -148,7 +158,7 @@ class BatchRow(msgspec.Struct, kw_only=True):
     completed_at: float | None = None
     error: str | None = None
     jobs: list[JobRow] = []
-    sums: dict[Status, tuple[int, int, int]] = {}
+    sums: dict[Status, tuple[int, int, int, int]] = {}
 
     @property
     def state(self) -> BatchState:
@@ -322,15 +332,17 @@ class Store:
                 (row.status, row.paused, row.cancelled, row.started_at, row.completed_at, row.error, row.batch_id),
             )
             db.executemany(
-                "INSERT INTO jobs (batch_id, position, url, status, title, done, total, moving, etag, error,"
-                " started_at, completed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                "INSERT INTO jobs (batch_id, position, url, status, title, done, total, moving, etag, extras,"
+                " error, started_at, completed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET status = excluded.status, title = excluded.title, done = excluded.done,"
-                " total = excluded.total, moving = excluded.moving, etag = excluded.etag, error = excluded.error,"
+                " total = excluded.total, moving = excluded.moving, etag = excluded.etag,"
+                " extras = excluded.extras, error = excluded.error,"
                 " started_at = excluded.started_at, completed_at = excluded.completed_at",
                 [
                     (
                         *(row.batch_id, job.position, job.url, job.status, job.title, job.done, job.total),
-                        *(job.moving, job.etag, job.error, job.started_at, job.completed_at),
+                        *(job.moving, job.etag, msgspec.json.encode(job.extras).decode(), job.error),
+                        *(job.started_at, job.completed_at),
                     )
                     for job in jobs
                 ],
@@ -352,26 +364,41 @@ class Store:
             self._db.execute("DELETE FROM events WHERE id <= ?", (number - _KEPT_EVENTS,))
         return msgspec.structs.replace(event, id=number)
 
-    async def reserve(self, batch_id: str, position: int, candidates: Iterator[tuple[str, str]]) -> str:
-        """Give a job a file name that no other job has, whatever the file system takes for equal.
+    async def reserve(
+        self,
+        batch_id: str,
+        position: int,
+        candidates: Iterator[tuple[str, str]],
+        *,
+        title: str | None,
+        etag: str | None,
+    ) -> str:
+        """Give a job whose download is whole a file name that no other job has, whatever a file system takes for equal.
+
+        From here on the job is `moving`: after a kill the file is found under one of its two names.
 
         Args:
             batch_id: The batch.
             position: The job.
             candidates: Path and comparison key, in order of preference, without end.
+            title: The title of the file.
+            etag: Its version.
 
         Returns:
             The path that is now this job's.
         """
-        return await self._run(self._reserve, batch_id, position, candidates)
+        return await self._run(self._reserve, batch_id, position, candidates, title, etag)
 
-    def _reserve(self, batch_id: str, position: int, candidates: Iterator[tuple[str, str]]) -> str:
+    def _reserve(
+        self, batch_id: str, position: int, candidates: Iterator[tuple[str, str]], title: str | None, etag: str | None
+    ) -> str:
         with self._transaction() as db:
             for path, key in candidates:
                 try:
                     db.execute(
-                        "UPDATE jobs SET filepath = ?, file_key = ? WHERE batch_id = ? AND position = ?",
-                        (path, key, batch_id, position),
+                        "UPDATE jobs SET filepath = ?, file_key = ?, title = ?, etag = ?, moving = 1"
+                        " WHERE batch_id = ? AND position = ?",
+                        (path, key, title, etag, batch_id, position),
                     )
                 except sqlite3.IntegrityError:
                     continue
@@ -380,7 +407,7 @@ class Store:
 
     async def release(self, batch_id: str, position: int) -> None:
         """Take the file name back from a job that will have no file."""
-        statement = "UPDATE jobs SET filepath = NULL, file_key = NULL WHERE batch_id = ? AND position = ?"
+        statement = "UPDATE jobs SET filepath = NULL, file_key = NULL, moving = 0 WHERE batch_id = ? AND position = ?"
         await self._run(self._write, statement, (batch_id, position))
 
     async def delete(self, event: EventRow) -> EventRow:
@@ -414,22 +441,15 @@ class Store:
             row.jobs = [
                 _job(columns)
                 for columns in self._db.execute(
-                    "SELECT position, url, status, title, done, total, filepath, moving, etag, error, started_at,"
-                    " completed_at FROM jobs WHERE batch_id = ? ORDER BY position",
+                    "SELECT position, url, status, title, done, total, filepath, moving, etag, extras, error,"
+                    " started_at, completed_at FROM jobs WHERE batch_id = ? ORDER BY position",
                     (row.batch_id,),
                 )
             ]
         return rows
 
     def _plain(self, clause: str, values: Sequence[object]) -> list[BatchRow]:
-        return [
-            _batch(columns)
-            for columns in self._db.execute(
-                "SELECT number, batch_id, status, paused, cancelled, options, retry_of, created_at, started_at,"
-                f" completed_at, error FROM batches {clause}",  # noqa: S608  # clauses are literals of this module
-                values,
-            )
-        ]
+        return [_batch(columns) for columns in self._db.execute(f"{_SELECT_BATCH} {clause}", values)]
 
     async def page(self, *, before: str | None, limit: int, status: Status | None) -> list[BatchRow]:
         """Return batches without their jobs, the newest first.
@@ -449,10 +469,10 @@ class Store:
         )
         for row in rows:
             row.sums = {
-                Status(state): (number, done, total)
-                for state, number, done, total in self._db.execute(
-                    "SELECT status, COUNT(*), SUM(done), SUM(COALESCE(total, 0)) FROM jobs WHERE batch_id = ?"
-                    " GROUP BY status",
+                Status(state): (number, known, done, total)
+                for state, number, known, done, total in self._db.execute(
+                    "SELECT status, COUNT(*), COUNT(total), SUM(done), SUM(COALESCE(total, 0)) FROM jobs"
+                    " WHERE batch_id = ? GROUP BY status",
                     (row.batch_id,),
                 )
             }
@@ -460,7 +480,11 @@ class Store:
 
     async def finished_file(self, filepath: str) -> bool:
         """Say whether a path is the file of a completed job."""
-        statement = "SELECT 1 FROM jobs WHERE filepath = ? AND status = 'completed'"
+        statement = (
+            "SELECT 1 FROM jobs WHERE filepath = ?1 AND status = 'completed' UNION ALL"
+            " SELECT 1 FROM jobs, json_each(jobs.extras) WHERE jobs.extras <> '[]' AND jobs.status = 'completed'"
+            " AND json_each.value = ?1 LIMIT 1"
+        )
         return bool(await self._run(self._read, statement, (filepath,)))
 
     async def events(self, *, after: int, batch_id: str | None, limit: int = 500) -> list[EventRow]:
@@ -545,7 +569,7 @@ class Store:
 
 
 def _job(columns: tuple[Any, ...]) -> JobRow:
-    position, url, status, title, done, total, filepath, moving, etag, error, started_at, completed_at = columns
+    position, url, status, title, done, total, filepath, moving, etag, extras, error, started, completed = columns
     return JobRow(
         position=position,
         url=url,
@@ -556,14 +580,17 @@ def _job(columns: tuple[Any, ...]) -> JobRow:
         filepath=filepath,
         moving=bool(moving),
         etag=etag,
+        extras=msgspec.json.decode(extras),
         error=error,
-        started_at=started_at,
-        completed_at=completed_at,
+        started_at=started,
+        completed_at=completed,
     )
 
 
 def _batch(columns: tuple[Any, ...]) -> BatchRow:
-    number, batch_id, status, paused, cancelled, options, retry_of, created_at, started_at, completed_at, error = columns
+    number, batch_id, status, paused, cancelled, options, retry_of, created_at, started_at, completed_at, error = (
+        columns
+    )
     row = BatchRow(
         batch_id=batch_id,
         options=msgspec.json.decode(options, type=Options),

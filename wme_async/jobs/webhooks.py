@@ -1,7 +1,7 @@
 """Webhooks in the Standard Webhooks form: signing, checking, and when to try again. Pure but for the clock's default.
 
-A message is POSTed with three headers: `webhook-id`, the same at every attempt; `webhook-timestamp`, Unix seconds of the
-attempt; `webhook-signature`, one or several of `v1,` and the Base64 HMAC-SHA256 of `id.timestamp.body` over the very
+A message is POSTed with three headers: `webhook-id`, the same at every attempt; `webhook-timestamp`, Unix seconds of
+it; `webhook-signature`, one or several of `v1,` and the Base64 HMAC-SHA256 of `id.timestamp.body` over the very
 bytes that are sent. Several signatures are how a secret is changed with nothing lost.
 """
 
@@ -109,7 +109,9 @@ def verify_webhook(
         raise IntegrityError("webhook-timestamp is not a number of seconds")
     age = (time.time() if now is None else now) - int(stamp)
     if abs(age) > tolerance:
-        raise IntegrityError(f"the message is {abs(age):.0f} s {'old' if age > 0 else 'ahead'}; {tolerance:g} s are allowed")
+        raise IntegrityError(
+            f"the message is {abs(age):.0f} s {'old' if age > 0 else 'ahead'}; {tolerance:g} s are allowed"
+        )
     signed = f"{message_id}.{stamp}.".encode() + body
     expected = [base64.b64encode(hmac.digest(key, signed, hashlib.sha256)) for key in keys]
     good = False

@@ -1,0 +1,118 @@
+"""A web server on loopback that serves files to batches, and misbehaves where a test says so."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from aiohttp import web
+
+
+class FileServer:
+    """Files by name, with ranges and ETags.
+
+    Attributes:
+        files: Name to bytes.
+        rules: Name to what to do instead: a status, `hang` (send half, then wait for `gate`), `whole` (no ranges, no
+            ETag), `chunked` (no length either), `slow` (pieces with pauses), or a URL to redirect to.
+        heads: Name to further headers.
+        asked: How often each name was asked for.
+        hooks: Webhooks that arrived: headers and body.
+        answers: Statuses with which to answer webhooks, the last one for ever.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.rules: dict[str, int | str] = {}
+        self.heads: dict[str, dict[str, str]] = {}
+        self.asked: Counter[str] = Counter()
+        self.sent = 0
+        self.gate = asyncio.Event()
+        self.hanging = asyncio.Event()
+        self.hooks: list[tuple[dict[str, str], bytes]] = []
+        self.hooked = asyncio.Event()
+        self.answers = [204]
+        self.url = ""
+
+    def add(self, name: str, size: int = 1000, rule: int | str | None = None, **headers: str) -> str:
+        """Add a file of made-up bytes, and return its URL."""
+        seed = hashlib.sha256(name.encode()).digest()
+        self.files[name] = (seed * (size // len(seed) + 1))[:size]
+        if rule is not None:
+            self.rules[name] = rule
+        self.heads[name] = {key.replace("_", "-"): value for key, value in headers.items()}
+        return f"{self.url}/f/{quote(name)}"
+
+    async def _file(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        self.asked[name] += 1
+        rule = self.rules.get(name)
+        if isinstance(rule, int):
+            return web.Response(status=rule, text="no")
+        if isinstance(rule, str) and "/" in rule:
+            return web.Response(status=302, headers={"Location": rule})
+        data = self.files.get(name)
+        if data is None:
+            return web.Response(status=404, text="no such file")
+        headers = {"Content-Type": "application/octet-stream", **self.heads[name]}
+        start, stop, status = 0, len(data), 200
+        if rule not in {"whole", "chunked"}:
+            etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+            headers |= {"ETag": etag, "Accept-Ranges": "bytes"}
+            if request.headers.get("If-Match", etag) != etag:
+                return web.Response(status=412)
+            wanted = request.headers.get("Range", "")
+            if wanted:
+                first, _, last = wanted.removeprefix("bytes=").partition("-")
+                start, stop, status = int(first), min(int(last) + 1 if last else len(data), len(data)), 206
+                if start >= len(data):
+                    return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        response = web.StreamResponse(status=status, headers=headers)
+        if rule == "chunked":
+            response.enable_chunked_encoding()
+        else:
+            response.content_length = stop - start
+        await response.prepare(request)
+        await self._send(response, data[start:stop], rule)
+        return response
+
+    async def _send(self, response: web.StreamResponse, data: bytes, rule: int | str | None) -> None:
+        if rule == "hang" and len(data) > 1:
+            await response.write(data[: len(data) // 2])
+            self.sent += len(data) // 2
+            self.hanging.set()
+            await self.gate.wait()
+            data = data[len(data) // 2 :]
+        step = 16_384 if rule == "slow" else len(data)
+        for at in range(0, len(data), max(1, step)):
+            await response.write(data[at : at + step])
+            self.sent += len(data[at : at + step])
+            if rule == "slow":
+                await asyncio.sleep(0.02)
+
+    async def _hook(self, request: web.Request) -> web.Response:
+        self.hooks.append((dict(request.headers), await request.read()))
+        self.hooked.set()
+        status = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return web.Response(status=status, headers={"Location": "http://169.254.169.254/"})
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["FileServer"]:
+        """Serve until the end of the block."""
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_get("/f/{name:.+}", self._file)
+        app.router.add_post("/hook", self._hook)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        assert runner.addresses
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            yield self
+        finally:
+            self.gate.set()
+            await runner.cleanup()

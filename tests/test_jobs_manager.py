@@ -1,0 +1,591 @@
+"""The batch manager, against a web server on loopback."""
+
+import asyncio
+import sqlite3
+
+import pytest
+from jobs_server import FileServer
+
+from wme_async import jobs
+from wme_async._protocol.settings import Retry, Timeouts
+from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, Status, UnknownBatch, WrongState
+
+QUICK = Retry(attempts=2, base=0.01, cap=0.02)
+
+
+def open_manager(directory, **options):
+    options.setdefault("allow_hosts", ["127.0.0.1"])
+    options.setdefault("retry", QUICK)
+    options.setdefault("limits", JobLimits(free_space=0))
+    return BatchManager(directory, **options)
+
+
+@pytest.fixture
+async def server():
+    async with FileServer().running() as running:
+        yield running
+
+
+@pytest.fixture
+async def manager(tmp_path):
+    async with open_manager(tmp_path / "files") as opened:
+        yield opened
+
+
+def states(batch):
+    return [str(job.status) for job in batch.jobs]
+
+
+async def arrived(manager, batch_id, count, *, job=0):
+    """Wait until a job has so many bytes."""
+    async with asyncio.timeout(10):
+        async for event in manager.watch(batch_id):
+            if event.kind == "progress" and event.job_id == f"job_{batch_id}_{job}" and event.progress.done >= count:
+                return
+
+
+async def reach(manager, batch_id, wanted, *, job=0):
+    """Wait until a job is in a state."""
+    async with asyncio.timeout(10):
+        async for event in manager.watch(batch_id):
+            if event.kind == "job" and event.job_id == f"job_{batch_id}_{job}" and event.status == wanted:
+                return
+
+
+async def test_a_batch_is_downloaded_to_names_of_its_own(manager, server):
+    urls = [server.add(f"video{number}.mp4", 1000 * number) for number in (1, 2, 3)]
+    batch = await manager.submit(urls)
+    assert (batch.status, batch.total_jobs, batch.queued_jobs) == ("queued", 3, 3)
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert (done.status, done.completed_jobs, done.failed_jobs, done.error) == ("completed", 3, 0, None)
+    for number, job in enumerate(done.jobs, start=1):
+        assert job.job_id == f"job_{batch.batch_id}_{number - 1}"
+        assert job.file_info.filepath == f"batch/{batch.batch_id}/video{number}.mp4"
+        assert job.file_info.size_bytes == 1000 * number
+        assert (job.title, job.progress.percent) == (f"video{number}", 100.0)
+        assert (manager.directory / job.file_info.filepath).read_bytes() == server.files[f"video{number}.mp4"]
+    assert done.progress.percent == 100.0
+    assert done.progress.done == 6000
+    assert done.created_at <= done.started_at <= done.completed_at
+    assert not list((manager.directory / ".wme-jobs").glob("parts/*"))
+
+
+async def test_the_name_comes_from_disposition_and_type_and_fills_the_template(manager, server):
+    urls = [
+        server.add("1", Content_Disposition='attachment; filename="Ünï/../Report.final.pdf"'),
+        server.add("video1", Content_Type="video/mp4", Last_Modified="Thu, 06 Nov 2025 10:00:00 GMT"),
+    ]
+    template = "a/{uploader}/{upload_date}-{safe_title}-{id}.{ext}"
+    batch = await manager.submit(urls, path_template=template)
+    done = await manager.wait(batch.batch_id, timeout=10)
+    first, second = (job.file_info.filepath for job in done.jobs)
+    assert first.startswith("a/127.0.0.1/")
+    assert "-Report.final-" in first
+    assert first.endswith(".pdf")
+    assert second.startswith("a/127.0.0.1/20251106-video1-")
+    assert second.endswith(".mp4")
+
+
+async def test_jobs_that_want_one_name_get_different_ones(manager, server):
+    urls = [server.add(f"{number}/same.txt", 10 + number) for number in range(4)]
+    for _ in range(2):
+        batch = await manager.submit(urls, path_template="{safe_title}.{ext}")
+        await manager.wait(batch.batch_id, timeout=10)
+    names = sorted(path.name for path in manager.directory.glob("*.txt"))
+    assert names == sorted(["same.txt", *(f"same ({number}).txt" for number in range(2, 9))])
+    assert sorted(path.stat().st_size for path in manager.directory.glob("*.txt")) == [10, 10, 11, 11, 12, 12, 13, 13]
+
+
+async def test_what_is_there_already_is_never_touched(manager, server):
+    (manager.directory / "mine.txt").write_text("precious")
+    (manager.directory / "batch").write_text("a file where a folder should be")
+    (manager.directory / "away").symlink_to(manager.directory.parent)
+    one = await manager.submit([server.add("mine.txt")], path_template="{safe_title}.{ext}")
+    two = await manager.submit([server.add("other.txt")])
+    three = await manager.submit([server.add("third.txt")], path_template="away/{safe_title}.{ext}")
+    done = [await manager.wait(each.batch_id, timeout=10) for each in (one, two, three)]
+    assert [each.jobs[0].file_info.filepath for each in done] == [
+        "mine (2).txt",
+        f"batch (2)/{two.batch_id}/other.txt",
+        "away (2)/third.txt",
+    ]
+    assert (manager.directory / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("stop", "ignore", "status", "expected", "error"),
+    [
+        (False, True, "completed", ["completed", "failed", "completed"], None),
+        (False, False, "failed", ["completed", "failed", "completed"], "1 of 3 jobs failed, the first"),
+        (True, True, "completed", ["completed", "failed", "cancelled"], "stopped on the first error"),
+        (True, False, "failed", ["completed", "failed", "cancelled"], "stopped on the first error"),
+    ],
+)
+async def test_a_failure_ends_a_batch_as_its_options_say(manager, server, stop, ignore, status, expected, error):
+    urls = [server.add("a"), server.add("b", rule=404), server.add("c")]
+    batch = await manager.submit(urls, concurrent_limit=1, stop_on_error=stop, ignore_errors=ignore)
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert (done.status, states(done)) == (status, expected)
+    assert done.jobs[1].error.startswith("HTTP 404")
+    assert (done.error or "").startswith(error or "")
+    assert bool(done.error) == bool(error)
+    if stop:
+        assert done.jobs[2].error == "cancelled, because another job of the batch failed"
+        assert server.asked["c"] == 0
+
+
+async def test_stop_on_error_cancels_what_is_running(manager, server):
+    urls = [server.add("a", 200_000, "hang"), server.add("b", rule=404)]
+    batch = await manager.submit(urls, stop_on_error=True, concurrent_limit=2)
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert (done.status, states(done)) == ("completed", ["cancelled", "failed"])
+
+
+async def test_no_more_jobs_run_than_the_limits_of_batch_host_and_manager_allow(tmp_path, server):
+    urls = [server.add(f"f{number}", 40_000, "hang") for number in range(8)]
+    limits = JobLimits(running=5, per_host=4, free_space=0)
+    async with open_manager(tmp_path, limits=limits) as manager:
+        one = await manager.submit(urls, concurrent_limit=3)
+        two = await manager.submit([url + "?again" for url in urls], concurrent_limit=10)
+        await reach(manager, two.batch_id, "running")
+        assert (await manager.status(one.batch_id)).running_jobs == 3
+        assert (await manager.status(two.batch_id)).running_jobs == 1
+        server.gate.set()
+        for each in (one, two):
+            assert (await manager.wait(each.batch_id, timeout=10)).completed_jobs == 8
+
+
+async def test_an_urgent_batch_overtakes(tmp_path, server):
+    server.add("first", 20_000, "hang")
+    async with open_manager(tmp_path, limits=JobLimits(running=1, free_space=0)) as manager:
+        busy = await manager.submit([f"{server.url}/f/first"])
+        plain = await manager.submit([server.add("plain")])
+        urgent = await manager.submit([server.add("urgent")], priority=10)
+        async with asyncio.timeout(5):
+            await server.hanging.wait()
+        server.gate.set()
+        for each in (busy, plain, urgent):
+            await manager.wait(each.batch_id, timeout=10)
+        started = [event.batch_id async for event in manager.watch(plain.batch_id)]
+        assert started
+        assert (await manager.status(urgent.batch_id)).completed_at <= (
+            await manager.status(plain.batch_id)
+        ).completed_at
+        order = [name for name in server.asked if name in {"plain", "urgent"}]
+        assert order == ["urgent", "plain"]
+
+
+async def test_a_paused_job_goes_on_with_the_bytes_it_has(manager, server):
+    url = server.add("big", 6_000_000, "hang")
+    batch = await manager.submit([url])
+    await arrived(manager, batch.batch_id, 1_000_000)
+    paused = await manager.pause(batch.batch_id)
+    assert (paused.status, paused.paused_jobs, paused.running_jobs) == ("paused", 1, 0)
+    assert paused.jobs[0].progress.done >= 1_000_000
+    assert (await manager.pause(batch.batch_id)).status == "paused"
+    server.rules.pop("big")
+    sent = server.sent
+    assert (await manager.resume(batch.batch_id)).queued_jobs == 1
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert done.status == "completed"
+    assert (manager.directory / done.jobs[0].file_info.filepath).read_bytes() == server.files["big"]
+    assert server.sent - sent < 5_500_000
+
+
+async def test_pausing_and_resuming_at_once_never_runs_a_job_twice_at_a_time(manager, server):
+    url = server.add("big", 3_000_000, "slow")
+    batch = await manager.submit([url])
+    for _ in range(10):
+        await manager.pause(batch.batch_id)
+        await manager.resume(batch.batch_id)
+    server.rules.pop("big")
+    await manager.pause(batch.batch_id)
+    await manager.resume(batch.batch_id)
+    done = await manager.wait(batch.batch_id, timeout=20)
+    assert (done.status, done.jobs[0].error) == ("completed", None)
+    assert (manager.directory / done.jobs[0].file_info.filepath).read_bytes() == server.files["big"]
+
+
+async def test_cancelling_stops_everything_and_leaves_finished_files(manager, server):
+    urls = [server.add("done"), server.add("hangs", 100_000, "hang"), server.add("waits")]
+    batch = await manager.submit(urls, concurrent_limit=1)
+    await reach(manager, batch.batch_id, "completed")
+    async with asyncio.timeout(5):
+        await server.hanging.wait()
+    cancelled = await manager.cancel(batch.batch_id)
+    assert (cancelled.status, states(cancelled)) == ("cancelled", ["completed", "cancelled", "cancelled"])
+    assert (await manager.cancel(batch.batch_id)).status == "cancelled"
+    for verb in (manager.pause, manager.resume):
+        with pytest.raises(WrongState, match="cancelled and cannot be"):
+            await verb(batch.batch_id)
+    assert (manager.directory / cancelled.jobs[0].file_info.filepath).exists()
+    assert server.asked["waits"] == 0
+
+
+async def test_a_finished_batch_cannot_be_cancelled(manager, server):
+    batch = await manager.submit([server.add("a")])
+    await manager.wait(batch.batch_id, timeout=10)
+    with pytest.raises(WrongState, match="completed and cannot be cancelled"):
+        await manager.cancel(batch.batch_id)
+    with pytest.raises(WrongState, match="a job that is completed cannot cancel"):
+        await manager.cancel_job(f"job_{batch.batch_id}_0")
+
+
+async def test_retry_repeats_what_failed_and_names_the_old_batch(manager, server):
+    urls = [server.add("good"), server.add("bad", 500, 500), server.add("gone", 500, 404)]
+    batch = await manager.submit(urls, ignore_errors=False, path_template="x/{safe_title}.{ext}")
+    failed = await manager.wait(batch.batch_id, timeout=10)
+    assert failed.status == "failed"
+    server.rules.clear()
+    again = await manager.retry(batch.batch_id)
+    assert (again.retry_of, [job.url for job in again.jobs]) == (batch.batch_id, urls[1:])
+    done = await manager.wait(again.batch_id, timeout=10)
+    assert (done.status, done.completed_jobs) == ("completed", 2)
+    assert done.jobs[0].file_info.filepath == "x/bad.bin"
+    with pytest.raises(WrongState, match="no job of the batch has failed"):
+        await manager.retry(again.batch_id)
+
+
+async def test_retry_keeps_the_bytes_that_are_there(manager, server):
+    url = server.add("big", 6_000_000, "hang")
+    batch = await manager.submit([url], timeout=1.0)
+    failed = await manager.wait(batch.batch_id, timeout=10)
+    assert failed.jobs[0].error.startswith("timed out after 1 s (after ")
+    assert failed.jobs[0].error.endswith(" of 6000000 bytes)")
+    server.rules.clear()
+    sent = server.sent
+    done = await manager.wait((await manager.retry(batch.batch_id)).batch_id, timeout=10)
+    assert done.completed_jobs == 1
+    assert server.sent - sent < 5_500_000
+
+
+async def test_a_silent_server_is_a_stall_and_says_so(tmp_path, server):
+    url = server.add("big", 100_000, "hang")
+    async with open_manager(tmp_path, timeouts=Timeouts(read=0.3), retry=Retry(attempts=1)) as manager:
+        batch = await manager.submit([url])
+        done = await manager.wait(batch.batch_id, timeout=10)
+    assert done.jobs[0].error.startswith("stalled: nothing arrived for 0.3 s")
+
+
+async def test_a_full_disk_is_told_in_words(tmp_path, server):
+    async with open_manager(tmp_path, limits=JobLimits(free_space=1 << 60)) as manager:
+        batch = await manager.submit([server.add("a")])
+        done = await manager.wait(batch.batch_id, timeout=10)
+    assert (done.jobs[0].status, done.jobs[0].error) == ("failed", "the disk is full")
+
+
+@pytest.mark.parametrize("rule", [None, "chunked"])
+async def test_a_file_above_the_size_limit_is_refused(tmp_path, server, rule):
+    url = server.add("big", 3_000_000, rule)
+    async with open_manager(tmp_path, limits=JobLimits(job_size=1_000_000, free_space=0)) as manager:
+        batch = await manager.submit([url])
+        done = await manager.wait(batch.batch_id, timeout=10)
+    assert "larger than the 1000000 bytes that are allowed" in done.jobs[0].error
+
+
+@pytest.mark.parametrize("rule", ["whole", "chunked"])
+@pytest.mark.parametrize("size", [0, 1, 70_000])
+async def test_a_server_without_ranges_or_length_will_do(manager, server, rule, size):
+    batch = await manager.submit([server.add("plain.txt", size, rule)])
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert done.jobs[0].error is None
+    assert (manager.directory / done.jobs[0].file_info.filepath).read_bytes() == server.files["plain.txt"]
+
+
+async def test_an_empty_file_is_a_file(manager, server):
+    batch = await manager.submit([server.add("empty", 0)])
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert (done.status, done.jobs[0].file_info.size_bytes, done.progress.percent) == ("completed", 0, 100.0)
+
+
+async def test_redirects_are_followed_and_the_last_url_names_the_file(manager, server):
+    target = server.add("real.zip")
+    batch = await manager.submit([server.add("one", rule="/f/two"), server.add("two", rule=target) + "?b"])
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert sorted(job.file_info.filename for job in done.jobs) == ["real (2).zip", "real.zip"]
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("http://169.254.169.254/latest/", "metadata service"),
+        ("http://localhost/", "a local name"),
+        ("http://[::1]/", "loopback"),
+        ("file:///etc/passwd", "must start with http"),
+        ("//10.0.0.1/", "private"),
+        ("http://user:secret@127.0.0.1/", "user name or password"),
+        ("/f/loop", "redirected more than 10 times"),
+    ],
+)
+async def test_a_redirect_to_where_it_must_not_lead_is_refused(manager, server, location, words):
+    batch = await manager.submit([server.add("loop", rule=location)])
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert words in done.jobs[0].error
+    assert "secret" not in done.jobs[0].error
+
+
+async def test_a_name_that_resolves_to_a_private_address_is_refused(tmp_path, server, monkeypatch):
+    import socket
+
+    resolve = socket.getaddrinfo
+
+    def lying(host, port, *rest, **more):
+        return resolve("127.0.0.1" if host == "innocent.example" else host, port, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lying)
+    server.add("secret")
+    url = server.url.replace("127.0.0.1", "innocent.example") + "/f/secret"
+    async with open_manager(tmp_path, allow_hosts=[]) as manager:
+        batch = await manager.submit([url])
+        done = await manager.wait(batch.batch_id, timeout=10)
+    assert "innocent.example (127.0.0.1) is refused: loopback" in done.jobs[0].error
+    assert server.asked["secret"] == 0
+
+
+async def test_a_page_is_not_passed_off_as_the_video_that_was_asked_for(manager, server):
+    url = server.add("watch", Content_Type="text/html; charset=utf-8")
+    plain = await manager.wait((await manager.submit([url])).batch_id, timeout=10)
+    assert plain.jobs[0].file_info.filename == "watch.html"
+    asked = await manager.wait((await manager.submit([url], quality="1080p")).batch_id, timeout=10)
+    assert "this is a web page" in asked.jobs[0].error
+
+
+async def test_bad_submissions_store_nothing(manager, server):
+    with pytest.raises(InvalidBatch) as caught:
+        await manager.submit(["nonsense", "http://10.0.0.1/"], concurrent_limit=11, path_template="../{id}")
+    assert [what for what, _ in caught.value.problems] == [
+        "nonsense",
+        "http://10.0.0.1/",
+        "concurrent_limit",
+        "path_template",
+    ]
+    with pytest.raises(InvalidBatch, match="need a client"):
+        await manager.submit(["wme:snapshots/enwiki_namespace_0"])
+    assert (await manager.list()).batches == ()
+
+
+async def test_unknown_ids_are_an_error_of_their_own(manager):
+    for call in (manager.status, manager.cancel, manager.pause, manager.resume, manager.retry, manager.delete):
+        with pytest.raises(UnknownBatch, match="batch_none"):
+            await call("batch_none")
+    for name in ("job_batch_none_0", "job_x", "", "job_batch_none_-1"):
+        with pytest.raises(UnknownBatch):
+            await manager.cancel_job(name)
+    with pytest.raises(UnknownBatch):
+        await anext(manager.watch("batch_none"))
+    with pytest.raises(UnknownBatch):
+        await manager.wait("batch_none")
+
+
+async def test_lists_are_paged_and_filtered(manager, server):
+    url = server.add("a")
+    made = [(await manager.submit([url])).batch_id for _ in range(5)]
+    for batch_id in made:
+        await manager.wait(batch_id, timeout=10)
+    first = await manager.list(limit=2)
+    assert [batch.batch_id for batch in first.batches] == made[:2:-1]
+    rest = await manager.list(limit=10, before=first.next)
+    assert [batch.batch_id for batch in rest.batches] == made[2::-1]
+    assert rest.next is None
+    assert rest.batches[0].jobs == ()
+    assert (rest.batches[0].completed_jobs, rest.batches[0].progress.percent) == (1, 100.0)
+    assert (await manager.list(status="failed")).batches == ()
+    for wrong in ({"limit": 0}, {"limit": 501}, {"status": "odd"}):
+        with pytest.raises(ValueError, match=r"."):
+            await manager.list(**wrong)
+
+
+async def test_a_deleted_batch_is_gone_and_takes_its_files_only_when_told_to(manager, server):
+    kept = await manager.submit([server.add("kept")])
+    gone = await manager.submit([server.add("gone")])
+    runs = await manager.submit([server.add("runs", 100_000, "hang")])
+    for each in (kept, gone):
+        await manager.wait(each.batch_id, timeout=10)
+    async with asyncio.timeout(5):
+        await server.hanging.wait()
+    await manager.delete(kept.batch_id)
+    await manager.delete(gone.batch_id, files=True)
+    await manager.delete(runs.batch_id)
+    assert (await manager.list()).batches == ()
+    assert (manager.directory / "batch" / kept.batch_id / "kept.bin").exists()
+    assert not (manager.directory / "batch" / gone.batch_id).exists()
+    assert not list((manager.directory / ".wme-jobs").glob("parts/*"))
+
+
+# Watching
+
+
+async def test_watching_a_batch_tells_every_state_in_order_and_ends_with_it(manager, server):
+    batch = await manager.submit([server.add("a"), server.add("b", rule=404)], concurrent_limit=1)
+    seen = [event async for event in manager.watch(batch.batch_id)]
+    told = [(event.kind, (event.job_id or "")[-1:], str(event.status)) for event in seen if event.kind != "progress"]
+    assert told == [
+        ("batch", "", "queued"),
+        ("job", "0", "running"),
+        ("batch", "", "running"),
+        ("job", "0", "completed"),
+        ("job", "1", "running"),
+        ("job", "1", "failed"),
+        ("batch", "", "completed"),
+    ]
+    ids = [event.id for event in seen if event.id is not None]
+    assert ids == sorted(set(ids))
+    later = [event async for event in manager.watch(batch.batch_id, after=ids[3])]
+    assert [event.id for event in later] == ids[4:]
+
+
+async def test_progress_is_told_while_bytes_arrive_and_weighs_them(manager, server):
+    urls = [server.add("big", 400_000, "slow"), server.add("small", 1000)]
+    batch = await manager.submit(urls)
+    seen = [event.progress async for event in manager.watch(batch.batch_id) if event.kind == "progress"]
+    big = [progress for progress in seen if progress.total == 400_000]
+    assert len(big) >= 2
+    assert [progress.done for progress in big] == sorted(progress.done for progress in big)
+    assert all(0 <= progress.percent < 100 for progress in big)
+    reports = []
+    again = await manager.submit([url + "?2" for url in urls])
+    await manager.wait(again.batch_id, progress=reports.append, timeout=20)
+    percents = [report.progress.percent for report in reports]
+    assert percents[0] == 0.0
+    assert percents[-1] == 100.0
+    assert any(0 < percent < 100 for percent in percents)
+
+
+async def test_a_watcher_who_does_not_read_holds_up_nobody(manager, server):
+    lazy = manager.watch()
+    first = asyncio.ensure_future(anext(lazy))
+    await asyncio.sleep(0)
+    batches = [await manager.submit([server.add(f"f{number}")]) for number in range(5)]
+    for each in batches:
+        await manager.wait(each.batch_id, timeout=10)
+    assert (await first).batch_id == batches[0].batch_id
+    rest = [await anext(lazy) for _ in range(20)]
+    assert {event.batch_id for event in rest} >= {each.batch_id for each in batches[:4]}
+    await lazy.aclose()
+    assert manager.statistics()["watchers"] == 0
+
+
+async def test_waiting_gives_up_in_time_and_the_batch_goes_on(manager, server):
+    batch = await manager.submit([server.add("a", 100_000, "hang")])
+    with pytest.raises(TimeoutError):
+        await manager.wait(batch.batch_id, timeout=0.05)
+    server.gate.set()
+    assert (await manager.wait(batch.batch_id, timeout=10)).status == "completed"
+
+
+async def test_closing_ends_whoever_waits(tmp_path, server):
+    manager = open_manager(tmp_path)
+    await manager.start()
+    batch = await manager.submit([server.add("a", 100_000, "hang")])
+
+    async def collect():
+        return [event async for event in manager.watch()]
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        watching = group.create_task(collect())
+        waiting = group.create_task(closed_while_waiting(manager, batch.batch_id))
+        await server.hanging.wait()
+        await manager.aclose()
+    assert watching.done()
+    assert waiting.result()
+    with pytest.raises(RuntimeError, match="not open"):
+        await manager.submit(["https://example.com/"])
+    await manager.aclose()
+
+
+async def closed_while_waiting(manager, batch_id):
+    with pytest.raises(RuntimeError, match=r"closed|not open"):
+        await manager.wait(batch_id)
+    return True
+
+
+# Restarts
+
+
+async def test_a_restart_goes_on_with_what_is_unfinished(tmp_path, server):
+    urls = [server.add("done"), server.add("big", 6_000_000, "hang"), server.add("later")]
+    async with open_manager(tmp_path) as manager:
+        batch = await manager.submit(urls, concurrent_limit=1)
+        paused = await manager.submit([server.add("paused")])
+        await manager.pause(paused.batch_id)
+        await reach(manager, batch.batch_id, "completed")
+        await arrived(manager, batch.batch_id, 1_000_000, job=1)
+        events = [event.id async for event in aiter_until(manager, batch.batch_id, 4)]
+    server.rules.clear()
+    sent, asked = server.sent, server.asked["done"]
+    async with open_manager(tmp_path) as manager:
+        missed = [event async for event in manager.watch(batch.batch_id, after=events[-1]) if event.id]
+        assert [event.id for event in missed] == sorted({event.id for event in missed})
+        assert missed[0].id > events[-1]
+        done = await manager.status(batch.batch_id)
+        assert (done.status, states(done)) == ("completed", ["completed"] * 3)
+        assert server.asked["done"] == asked
+        assert server.sent - sent < 5_500_000
+        assert (await manager.status(paused.batch_id)).status == "paused"
+        assert (await manager.resume(paused.batch_id)).status == "queued"
+        assert (await manager.wait(paused.batch_id, timeout=10)).status == "completed"
+
+
+async def aiter_until(manager, batch_id, count):
+    async for event in manager.watch(batch_id):
+        if event.id is not None:
+            yield event
+            count -= 1
+            if count == 0:
+                return
+
+
+async def test_one_manager_at_a_time_has_the_database(tmp_path):
+    async with open_manager(tmp_path):
+        with pytest.raises(RuntimeError, match="another batch manager is using"):
+            async with open_manager(tmp_path):
+                pass
+    async with open_manager(tmp_path) as manager:
+        with pytest.raises(RuntimeError, match="open already"):
+            await manager.start()
+
+
+async def test_a_newer_database_is_left_alone(tmp_path):
+    path = tmp_path / "jobs.sqlite"
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(RuntimeError, match="newer version"):
+        await open_manager(tmp_path, database=path).start()
+
+
+async def test_a_manager_that_is_not_open_says_so(tmp_path):
+    manager = BatchManager(tmp_path)
+    assert "not open" in repr(manager)
+    with pytest.raises(RuntimeError, match="async with"):
+        await manager.list()
+    with pytest.raises(TypeError, match="not one string"):
+        BatchManager(tmp_path, allow_hosts="localhost")
+
+
+async def test_whoever_is_cancelled_while_submitting_leaves_nothing_half_done(manager, server):
+    url = server.add("a")
+    for rounds in range(30):
+        task = asyncio.ensure_future(manager.submit([url]))
+        for _ in range(rounds % 6):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    last = await manager.submit([url])
+    await manager.wait(last.batch_id, timeout=10)
+    for batch in (await manager.list()).batches:
+        assert (await manager.wait(batch.batch_id, timeout=10)).status == Status.COMPLETED
+
+
+def test_csv_files_give_their_urls(tmp_path):
+    path = tmp_path / "downloads.csv"
+    path.write_text('\ufefftitle,url\n"a, b",https://example.com/1\nc,\nd, https://example.com/2 \n', encoding="utf-8")
+    assert jobs.from_csv(path) == ["https://example.com/1", "https://example.com/2"]
+    assert jobs.from_csv(path, column="title") == ["a, b", "c", "d"]
+    with pytest.raises(ValueError, match="no column 'link'; it has title, url"):
+        jobs.from_csv(path, column="link")
+
+
+def test_everything_public_is_exported():
+    assert sorted(jobs.__all__) == jobs.__all__
+    assert all(getattr(jobs, name) for name in jobs.__all__)

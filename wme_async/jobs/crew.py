@@ -1,0 +1,623 @@
+"""Who does the work: one task that makes every change, one after the other, and one task for each job that runs.
+
+Whatever changes a batch is asked of the first: it stores the change, and only then does anybody hear of it. So memory
+never says what the database does not, no two changes mix, and nobody who is cancelled while waiting leaves half a
+change behind.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import sqlite3
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import anyio.to_thread
+import msgspec
+
+from wme_async.errors import WMEError
+from wme_async.jobs import staging
+from wme_async.jobs.hub import Hub, job_id
+from wme_async.jobs.model import Batch, JobProgress
+from wme_async.jobs.names import expand
+from wme_async.jobs.outbox import Delivery
+from wme_async.jobs.rules import JobLimits, Options
+from wme_async.jobs.sources import Fetched, Fetcher
+from wme_async.jobs.states import FINAL, BatchState, Cause, Change, Status, Waiting, WrongState, choose
+from wme_async.jobs.store import BatchRow, EventRow, JobRow, Store
+from wme_async.jobs.views import batch_error, live_progress, words
+
+__all__ = ["Crew", "UnknownBatch"]
+
+logger = logging.getLogger("wme_async.jobs")
+
+_T = TypeVar("_T")
+_Key = tuple[str, int]
+
+# How long to wait before a change is tried again that the disk did not take.
+_DISK_PAUSE = 2.0
+
+
+class UnknownBatch(LookupError):
+    """There is no batch, or no job, with this id."""
+
+
+class Crew:
+    """Makes changes and runs jobs.
+
+    Args:
+        directory: Where files go.
+        store: The database.
+        fetcher: Downloads one URL.
+        limits: How much at once.
+        delivery: Sends webhooks.
+        now: Gives UTC epoch seconds.
+        silence: Seconds after which a silent server counts as stalled, for messages.
+        show: Makes of a row what webhooks say.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        store: Store,
+        fetcher: Fetcher,
+        limits: JobLimits,
+        delivery: Delivery,
+        now: Callable[[], float],
+        silence: float,
+        show: Callable[[BatchRow], Batch],
+    ) -> None:
+        self.rows: dict[str, BatchRow] = {}
+        self.hub = Hub(store, now)
+        self.now = now
+        self.moved = 0
+        self._directory = directory
+        self._parts = directory / ".wme-jobs" / "parts"
+        self._store = store
+        self._fetcher = fetcher
+        self._limits = limits
+        self._delivery = delivery
+        self._silence = silence
+        self._show = show
+        self._hosts: dict[str, tuple[str, ...]] = {}
+        self._live: dict[str, dict[int, JobProgress]] = {}
+        self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        self._chores: set[asyncio.Task[None]] = set()
+        self._asked: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]] | None] = asyncio.Queue()
+        self._group: asyncio.TaskGroup | None = None
+        self._ended = False
+
+    @property
+    def running(self) -> int:
+        """How many jobs run."""
+        return sum(len(live) for live in self._live.values())
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second of all jobs, lately."""
+        return sum(progress.rate or 0.0 for live in self._live.values() for progress in live.values())
+
+    def live(self, batch_id: str) -> Mapping[int, JobProgress]:
+        """Return how far the running jobs of a batch are, by position."""
+        return self._live.get(batch_id, {})
+
+    # The one task that makes changes
+
+    async def work(self, group: asyncio.TaskGroup, ready: asyncio.Future[None]) -> None:
+        """Make changes until `shut` is called, then stop all jobs where they are.
+
+        Args:
+            group: Jobs run in it.
+            ready: Told when changes are taken.
+        """
+        self._group = group
+        await self._start_jobs()
+        if not ready.done():
+            ready.set_result(None)
+        while (item := await self._asked.get()) is not None:
+            change, answer = item
+            if answer.cancelled():
+                continue
+            try:
+                result = await change()
+            except Exception as error:  # noqa: BLE001  # it belongs to whoever asked
+                if not answer.done():
+                    answer.set_exception(error)
+            else:
+                if not answer.done():
+                    answer.set_result(result)
+            await self._start_jobs()
+        await self._stop()
+
+    def shut(self) -> None:
+        """Take no more changes, and let `work` end."""
+        if not self._ended:
+            self._ended = True
+            self._asked.put_nowait(None)
+
+    def end(self) -> None:
+        """Answer whoever still waits: nothing will be changed any more."""
+        self._ended = True
+        self.hub.close()
+        while not self._asked.empty():
+            item = self._asked.get_nowait()
+            if item is not None and not item[1].done():
+                item[1].set_exception(RuntimeError("the batch manager was closed"))
+
+    async def _ask(self, change: Callable[[], Awaitable[_T]]) -> _T:
+        if self._ended:
+            raise RuntimeError("the batch manager was closed")
+        answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._asked.put_nowait((change, answer))
+        return await answer
+
+    async def _stop(self) -> None:
+        tasks = list(self._tasks.values())
+        for row in list(self.rows.values()):
+            after, changes = row.state.interrupt()
+            if changes:
+                with contextlib.suppress(sqlite3.Error):
+                    # What cannot be stored now is found running, and queued again, by the next manager.
+                    await self._commit(row, after, changes)
+        for task in tasks:
+            task.cancel()
+        if everyone := [*tasks, *self._chores]:
+            await asyncio.wait(everyone)
+
+    async def _commit(
+        self,
+        row: BatchRow,
+        after: BatchState,
+        changes: Iterable[Change],
+        facts: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> BatchRow:
+        """Store a change, then let it be seen.
+
+        Args:
+            row: The batch before.
+            after: Its states afterwards.
+            changes: The jobs that changed.
+            facts: Further fields of changed jobs, by position.
+        """
+        now = self.now()
+        changes = tuple(changes)
+        jobs = list(row.jobs)
+        for change in changes:
+            more = (facts or {}).get(change.position, {})
+            jobs[change.position] = self._changed(row.batch_id, jobs[change.position], change, now, more)
+        new = msgspec.structs.replace(
+            row, jobs=jobs, status=after.status, paused=after.paused, cancelled=after.cancelled
+        )
+        if new.started_at is None and any(change.new is Status.RUNNING for change in changes):
+            new.started_at = now
+        if new.status in FINAL:
+            new.completed_at = now
+            new.error = batch_error(new)
+        events = [_event(row.batch_id, now, jobs[change.position]) for change in changes]
+        if new.status is not row.status or not row.number:
+            events.append(EventRow(batch_id=row.batch_id, kind="batch", status=new.status, at=now, error=new.error))
+        told = new.status in FINAL and new.options.webhook_url is not None
+        message = self._delivery.compose(new, self._show(new), now) if told else None
+        touched = jobs if not row.number else [jobs[change.position] for change in changes]
+        stored = await self._store.save(new, touched, events, message)
+        if new.status in FINAL:
+            self.rows.pop(row.batch_id, None)
+            self._hosts.pop(row.batch_id, None)
+        else:
+            self.rows[row.batch_id] = new
+        for change in changes:
+            self._follow(row.batch_id, change)
+        self.hub.publish(stored)
+        if message is not None:
+            self._delivery.wake()
+        return new
+
+    def _changed(self, batch_id: str, job: JobRow, change: Change, now: float, facts: Mapping[str, Any]) -> JobRow:
+        new: dict[str, Any] = {"status": change.new}
+        if change.new is Status.RUNNING:
+            new |= {"started_at": now, "error": None}
+        elif change.old is Status.RUNNING:
+            progress = self.live(batch_id).get(change.position)
+            if progress is not None:
+                new |= {"done": progress.done, "total": progress.total or job.total}
+        if change.new in FINAL:
+            new["completed_at"] = now
+        new.update(facts)
+        return msgspec.structs.replace(job, **new)
+
+    def _follow(self, batch_id: str, change: Change) -> None:
+        """Do what a stored change asks for."""
+        key = (batch_id, change.position)
+        if change.new is Status.RUNNING:
+            self._live.setdefault(batch_id, {})[change.position] = JobProgress()
+            return
+        if change.old is Status.RUNNING:
+            live = self._live.get(batch_id, {})
+            live.pop(change.position, None)
+            if not live:
+                self._live.pop(batch_id, None)
+            self.hub.progress(*key, None)
+            task = self._tasks.get(key)
+            if task is not None and change.new not in {Status.COMPLETED, Status.FAILED}:
+                task.cancel()
+        if change.new is Status.CANCELLED:
+            self._chore(self._discard(key))
+
+    def _chore(self, work: Any) -> None:
+        if self._group is None:
+            work.close()
+            return
+        task = self._group.create_task(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+    async def _discard(self, key: _Key) -> None:
+        """Remove what a job leaves behind, once nobody writes to it."""
+        await self._idle([key])
+        await anyio.to_thread.run_sync(staging.remove, self._folder(key))
+
+    async def _idle(self, keys: Iterable[_Key]) -> None:
+        tasks = [task for key in keys if (task := self._tasks.get(key)) is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _folder(self, key: _Key) -> Path:
+        return self._parts / key[0] / str(key[1])
+
+    # What is asked for
+
+    async def create(self, urls: list[str], options: Options) -> BatchRow:
+        """Store a new batch."""
+        return await self._ask(lambda: self._create(urls, options))
+
+    async def _create(
+        self, urls: list[str], options: Options, *, batch_id: str | None = None, retry_of: str | None = None
+    ) -> BatchRow:
+        row = BatchRow(
+            batch_id=batch_id or f"batch_{secrets.token_hex(8)}",
+            options=options,
+            created_at=self.now(),
+            retry_of=retry_of,
+            jobs=[JobRow(position=position, url=url) for position, url in enumerate(urls)],
+        )
+        return await self._commit(row, row.state, ())
+
+    async def cancel(self, batch_id: str) -> BatchRow:
+        """Cancel a batch."""
+
+        async def change() -> BatchRow:
+            row = await self._find(batch_id)
+            if row.status is Status.CANCELLED:
+                return row
+            return await self._commit(row, *row.state.cancel())
+
+        return await self._ask(change)
+
+    async def cancel_job(self, name: str) -> BatchRow:
+        """Cancel one job."""
+
+        async def change() -> BatchRow:
+            batch_id, _, number = name.removeprefix("job_").rpartition("_")
+            row = await self._find(batch_id)
+            if not number.isascii() or not number.isdigit() or len(number) > 9 or int(number) >= len(row.jobs):
+                raise UnknownBatch(f"there is no job {name!r}")
+            if row.jobs[int(number)].status is Status.CANCELLED:
+                return row
+            return await self._commit(row, *row.state.apply(int(number), Cause.CANCEL))
+
+        return await self._ask(change)
+
+    async def pause(self, batch_id: str) -> BatchRow:
+        """Pause a batch."""
+
+        async def change() -> BatchRow:
+            row = await self._find(batch_id)
+            return await self._commit(row, *row.state.pause())
+
+        return await self._ask(change)
+
+    async def resume(self, batch_id: str) -> BatchRow:
+        """Resume a batch."""
+
+        async def change() -> BatchRow:
+            row = await self._find(batch_id)
+            return await self._commit(row, *row.state.resume())
+
+        return await self._ask(change)
+
+    async def retry(self, batch_id: str, *, cancelled: bool) -> BatchRow:
+        """Submit failed jobs anew, with the bytes they have."""
+
+        async def change() -> BatchRow:
+            row = await self._find(batch_id)
+            wanted = {Status.FAILED, Status.CANCELLED} if cancelled else {Status.FAILED}
+            again = [job for job in row.jobs if job.status in wanted]
+            if not again:
+                raise WrongState(f"no job of the batch has {' or '.join(sorted(wanted))}")
+            new_id = f"batch_{secrets.token_hex(8)}"
+            await self._idle((batch_id, job.position) for job in again)
+            for position, job in enumerate(again):
+                old, new = self._folder((batch_id, job.position)), self._folder((new_id, position))
+                await anyio.to_thread.run_sync(staging.adopt, old, new)
+            return await self._create([job.url for job in again], row.options, batch_id=new_id, retry_of=batch_id)
+
+        return await self._ask(change)
+
+    async def delete(self, batch_id: str, *, files: bool) -> None:
+        """Forget a batch."""
+
+        async def change() -> None:
+            row = await self._find(batch_id)
+            if row.status not in FINAL:
+                row = await self._commit(row, *row.state.cancel())
+            await self._idle((batch_id, job.position) for job in row.jobs)
+            await anyio.to_thread.run_sync(staging.remove, self._parts / batch_id)
+            if files:
+                paths = [job.filepath for job in row.jobs if job.status is Status.COMPLETED and job.filepath]
+                paths += [extra for job in row.jobs for extra in job.extras]
+                await anyio.to_thread.run_sync(staging.remove_files, self._directory, paths)
+            event = await self._store.delete(EventRow(batch_id=batch_id, kind="deleted", at=self.now()))
+            self.hub.publish([event])
+
+        await self._ask(change)
+
+    async def _find(self, batch_id: str) -> BatchRow:
+        row = self.rows.get(batch_id) or await self._store.batch(batch_id)
+        if row is None:
+            raise UnknownBatch(f"there is no batch {batch_id!r}")
+        return row
+
+    # Jobs
+
+    async def _start_jobs(self) -> None:
+        """Start what the limits allow."""
+        free = self._limits.running - self.running
+        if free <= 0 or not self.rows:
+            return
+        busy = Counter(self._host_of(batch_id, position) for batch_id, live in self._live.items() for position in live)
+        waiting = []
+        for row in self.rows.values():
+            startable = row.state.startable
+            if startable:
+                waiting.append(Waiting(row.batch_id, row.options.priority, row.number, startable, self._queued(row)))
+        chosen: dict[str, list[int]] = {}
+        for batch_id, position in choose(waiting, free=free, per_host=self._limits.per_host, busy=busy):
+            chosen.setdefault(batch_id, []).append(position)
+        for batch_id, positions in chosen.items():
+            row = self.rows[batch_id]
+            after = row.state
+            changes: list[Change] = []
+            for position in positions:
+                after, more = after.apply(position, Cause.START)
+                changes += more
+            try:
+                await self._commit(row, after, changes)
+            except sqlite3.Error as error:
+                logger.error("a change could not be stored (%s); it is tried again", error)  # noqa: TRY400  # no bug of ours
+                asyncio.get_running_loop().call_later(_DISK_PAUSE, self._poke)
+                return
+            for position in positions:
+                self._start_job((batch_id, position), row.jobs[position].url, row.options)
+
+    def _queued(self, row: BatchRow) -> Iterator[tuple[int, str]]:
+        for job in row.jobs:
+            if job.status is Status.QUEUED:
+                yield job.position, self._host_of(row.batch_id, job.position)
+
+    def _poke(self) -> None:
+        async def nothing() -> None:
+            return
+
+        if not self._ended:
+            self._asked.put_nowait((nothing, asyncio.get_running_loop().create_future()))
+
+    def _host_of(self, batch_id: str, position: int) -> str:
+        hosts = self._hosts.get(batch_id)
+        if hosts is None:
+            hosts = self._hosts[batch_id] = tuple(urlsplit(job.url).netloc for job in self.rows[batch_id].jobs)
+        return hosts[position]
+
+    def _start_job(self, key: _Key, url: str, options: Options) -> None:
+        assert self._group is not None
+        task = self._group.create_task(self._run(key, url, options, self._tasks.get(key)), name=job_id(*key))
+        self._tasks[key] = task
+        task.add_done_callback(lambda done: self._forget(key, done))
+
+    def _forget(self, key: _Key, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+
+    async def _run(self, key: _Key, url: str, options: Options, previous: asyncio.Task[None] | None) -> None:
+        """Download one job, and report how it went. Whoever cancels it has stored that already."""
+        if previous is not None and not previous.done():
+            # A job that was paused and resumed at once is still putting its file down.
+            await asyncio.wait([previous])
+        folder = self._folder(key)
+        why: str | None = None
+        fetched: Fetched | None = None
+        try:
+            await anyio.to_thread.run_sync(staging.prepare, folder)
+            async with asyncio.timeout(options.timeout) as clock:
+                fetched = await self._fetcher.fetch(
+                    url,
+                    folder,
+                    options=options,
+                    moved=lambda *facts: self._moved(key, *facts),
+                    titled=lambda title, size: self._titled(key, title, size),
+                )
+        except TimeoutError as error:
+            why = (
+                f"timed out after {options.timeout:g} s{self._reached(key)}"
+                if clock.expired()
+                else words(error, silence=self._silence)
+            )
+        except (WMEError, OSError) as error:
+            why = words(error, silence=self._silence) + self._reached(key)
+        except Exception as error:
+            logger.exception("job %s failed in a way that is not foreseen", job_id(*key))
+            why = f"{type(error).__name__}: {error}"
+        me = asyncio.current_task()
+
+        async def report() -> None:
+            if self._tasks.get(key) is not me:
+                return
+            if fetched is not None:
+                await self._finish(key, fetched)
+            else:
+                await self._fail(key, why or "unknown")
+
+        while True:
+            try:
+                return await self._ask(report)
+            except sqlite3.Error as error:
+                logger.error("how %s ended could not be stored (%s); it is tried again", job_id(*key), error)  # noqa: TRY400  # no bug of ours
+            except RuntimeError:
+                if not self._ended:
+                    raise
+                # Closed in the meantime: the next manager finds the job running, its bytes in place.
+                return None
+            await asyncio.sleep(_DISK_PAUSE)
+
+    def _running(self, key: _Key) -> JobRow | None:
+        row = self.rows.get(key[0])
+        job = row.jobs[key[1]] if row is not None else None
+        return job if job is not None and job.status is Status.RUNNING else None
+
+    def _moved(self, key: _Key, done: int, total: int | None, rate: float | None, eta: float | None) -> None:
+        if self._running(key) is None:
+            return
+        live = self._live[key[0]]
+        before = live[key[1]].done
+        self.moved += max(0, done - before)
+        live[key[1]] = progress = live_progress(done, total, rate, eta)
+        self.hub.progress(*key, progress)
+
+    def _titled(self, key: _Key, title: str, size: int | None) -> None:
+        job = self._running(key)
+        if job is not None:
+            # Stored with the job's next change; until then it is only to be looked at.
+            job.title, job.total = title, size
+
+    def _reached(self, key: _Key) -> str:
+        progress = self.live(key[0]).get(key[1])
+        if progress is None or not progress.done:
+            return ""
+        return f" (after {progress.done} of {progress.total or 'unknown'} bytes)"
+
+    async def _fail(self, key: _Key, why: str) -> None:
+        row = self.rows.get(key[0])
+        if row is None or self._running(key) is None:
+            return
+        after, changes = row.state.apply(key[1], Cause.FAIL)
+        facts: dict[int, Mapping[str, Any]] = {
+            change.position: {"error": "cancelled, because another job of the batch failed"}
+            for change in changes
+            if change.new is Status.CANCELLED
+        }
+        await self._commit(row, after, changes, {**facts, key[1]: {"error": why}})
+
+    async def _finish(self, key: _Key, fetched: Fetched) -> None:
+        """Give a whole file its name. From the reservation on, a kill at any point is made good by `recover`."""
+        row = self.rows.get(key[0])
+        if row is None or self._running(key) is None:
+            return
+        wanted = expand(row.options.path_template, fetched.name, batch_id=key[0])
+        try:
+            staged = await anyio.to_thread.run_sync(staging.collect, self._folder(key), fetched.path, fetched.extras)
+            facts = await self._place(key, wanted, staged, title=fetched.name.title, etag=fetched.etag)
+        except OSError as error:
+            await self._store.release(*key)
+            await self._fail(key, words(error, silence=self._silence))
+            return
+        after, changes = row.state.apply(key[1], Cause.COMPLETE)
+        await self._commit(row, after, changes, {key[1]: facts})
+
+    async def _place(
+        self, key: _Key, wanted: PurePosixPath, staged: Path, *, title: str | None, etag: str | None
+    ) -> dict[str, Any]:
+        """Move a staged file, and what belongs to it, to a name of its own.
+
+        Returns:
+            Fields of the job.
+
+        Raises:
+            OSError: The disk refused.
+        """
+        while True:
+            candidates = staging.candidates(self._directory, wanted)
+            chosen = await self._store.reserve(*key, candidates, title=title, etag=etag)
+            try:
+                size = await anyio.to_thread.run_sync(staging.move, staged, self._directory / chosen)
+            except (FileExistsError, NotADirectoryError):
+                # Somebody else took the name between the look and the move; the next look sees it.
+                continue
+            extras = await anyio.to_thread.run_sync(staging.move_extras, staged.parent, self._directory, chosen)
+            await anyio.to_thread.run_sync(staging.remove, staged.parent)
+            return {
+                "filepath": chosen,
+                "moving": False,
+                "done": size,
+                "total": size,
+                "extras": extras,
+                "title": title,
+                "etag": etag,
+            }
+
+    # After a kill
+
+    async def recover(self) -> None:
+        """Take up what an earlier manager left: give whole files their names, and queue what was running."""
+        self.hub.last = await self._store.last_event()
+        for row in await self._store.unfinished():
+            self.rows[row.batch_id] = row
+            for job in row.jobs:
+                if job.status is Status.RUNNING and job.moving:
+                    await self._settle((row.batch_id, job.position), job)
+            if row.batch_id in self.rows:
+                row = self.rows[row.batch_id]  # noqa: PLW2901  # settling made a new one
+                after, changes = row.state.interrupt()
+                if changes:
+                    await self._commit(row, after, changes)
+        await self._sweep()
+
+    async def _settle(self, key: _Key, job: JobRow) -> None:
+        """Finish the move of a file that a kill interrupted."""
+        assert job.filepath is not None
+        target = self._directory / job.filepath
+        staged = self._folder(key) / staging.WHOLE
+        where = await anyio.to_thread.run_sync(staging.find, staged, target)
+        facts: dict[str, Any]
+        if where == "moved":
+            extras = await anyio.to_thread.run_sync(staging.move_extras, staged.parent, self._directory, job.filepath)
+            size = (await anyio.to_thread.run_sync(target.stat)).st_size
+            facts = {"moving": False, "done": size, "total": size, "extras": extras}
+        elif where == "staged":
+            facts = await self._place(key, PurePosixPath(job.filepath), staged, title=job.title, etag=job.etag)
+        else:
+            # Neither: somebody tidied up. It is downloaded again.
+            await self._store.release(*key)
+            job.moving, job.filepath = False, None
+            return
+        row = self.rows[key[0]]
+        after, changes = row.state.apply(key[1], Cause.COMPLETE)
+        await self._commit(row, after, changes, {key[1]: facts})
+
+    async def _sweep(self) -> None:
+        """Remove what no job will ask for again."""
+        for batch_id in await anyio.to_thread.run_sync(staging.folders, self._parts):
+            row = await self._store.batch(batch_id)
+            if row is None:
+                await anyio.to_thread.run_sync(staging.remove, self._parts / batch_id)
+                continue
+            for job in row.jobs:
+                if job.status in {Status.COMPLETED, Status.CANCELLED}:
+                    await anyio.to_thread.run_sync(staging.remove, self._folder((batch_id, job.position)))
+
+
+def _event(batch_id: str, at: float, job: JobRow) -> EventRow:
+    return EventRow(batch_id=batch_id, position=job.position, kind="job", status=job.status, at=at, error=job.error)

@@ -1,0 +1,164 @@
+"""Who is told what happened: any number of watchers, each at its own pace, none of whom can hold up the others.
+
+A watcher is a number: the last event it has seen. Events are in the database; the newest are also here, so that
+watchers who keep up never ask it. Progress is not kept: a watcher who was away finds the latest of each job. So
+a watcher costs the same whether it reads or not, and a slow one misses nothing that matters.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from itertools import takewhile
+
+from wme_async.jobs.model import Event, JobProgress, utc
+from wme_async.jobs.states import FINAL
+from wme_async.jobs.store import EventRow, Store
+
+__all__ = ["Hub", "event_of", "job_id"]
+
+_RECENT = 2_000
+_TICK = 0.25
+_PAGE = 500
+
+
+def job_id(batch_id: str, position: int) -> str:
+    """Return the id of a job."""
+    return f"job_{batch_id}_{position}"
+
+
+def event_of(row: EventRow) -> Event:
+    """Return a stored event as watchers see it."""
+    kind = row.kind
+    assert kind in {"batch", "job", "deleted"}
+    return Event(
+        kind=kind,  # type: ignore[arg-type]  # asserted above
+        batch_id=row.batch_id,
+        id=row.id,
+        job_id=None if row.position is None else job_id(row.batch_id, row.position),
+        status=row.status,
+        at=utc(row.at),
+        error=row.error,
+    )
+
+
+class Hub:
+    """Events on their way from the manager to its watchers.
+
+    Args:
+        store: Where older events are.
+        now: Gives UTC epoch seconds.
+    """
+
+    def __init__(self, store: Store, now: Callable[[], float]) -> None:
+        self._store = store
+        self._now = now
+        self._recent: deque[EventRow] = deque(maxlen=_RECENT)
+        self._waking: dict[str | None, set[asyncio.Event]] = {}
+        self._progress: dict[tuple[str, int], tuple[int, JobProgress]] = {}
+        self._dirty: dict[tuple[str, int], JobProgress] = {}
+        self._changed = asyncio.Event()
+        self._count = 0
+        self.last = 0
+        self.closed = False
+
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return sum(len(group) for group in self._waking.values())
+
+    def publish(self, rows: Iterable[EventRow]) -> None:
+        """Tell of events that were stored, in the order of their ids."""
+        batches: set[str | None] = {None}
+        for row in rows:
+            self._recent.append(row)
+            self.last = row.id
+            batches.add(row.batch_id)
+        self._wake(batches)
+
+    def progress(self, batch_id: str, position: int, progress: JobProgress | None) -> None:
+        """Note how far a job is; watchers are told a few times a second. None: it no longer runs."""
+        key = (batch_id, position)
+        if progress is None:
+            self._dirty.pop(key, None)
+            self._progress.pop(key, None)
+        else:
+            self._dirty[key] = progress
+            self._changed.set()
+
+    async def tick(self) -> None:
+        """Pass progress on, for ever."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            for key, progress in self._dirty.items():
+                self._count += 1
+                self._progress[key] = (self._count, progress)
+            batches: set[str | None] = {None, *(batch_id for batch_id, _ in self._dirty)}
+            self._dirty.clear()
+            self._wake(batches)
+            await asyncio.sleep(_TICK)
+
+    def close(self) -> None:
+        """End every watch."""
+        self.closed = True
+        self._wake(set(self._waking))
+
+    def _wake(self, batches: Iterable[str | None]) -> None:
+        for batch_id in batches:
+            for event in self._waking.get(batch_id, ()):
+                event.set()
+
+    async def watch(self, batch_id: str | None, after: int) -> AsyncGenerator[Event, None]:
+        """Yield what happens after an event, until the batch ends or the manager closes.
+
+        Args:
+            batch_id: Only of this batch; None for all.
+            after: The id of the last event that was seen.
+        """
+        wake = asyncio.Event()
+        self._waking.setdefault(batch_id, set()).add(wake)
+        seen = 0
+        try:
+            while True:
+                wake.clear()
+                last = self.last
+                rows = await self._since(after, batch_id)
+                for row in rows:
+                    after = row.id
+                    yield event_of(row)
+                    if batch_id is not None and row.position is None and (row.kind == "deleted" or row.status in FINAL):
+                        return
+                if len(rows) == _PAGE:
+                    continue
+                # Events of other batches are behind it now too, so it never has to look for them again.
+                after = max(after, last)
+                fresh = [
+                    (count, key, progress)
+                    for key, (count, progress) in self._progress.items()
+                    if count > seen and batch_id in {None, key[0]}
+                ]
+                for count, (batch, position), progress in sorted(fresh, key=lambda entry: entry[0]):
+                    seen = count
+                    yield Event(
+                        kind="progress",
+                        batch_id=batch,
+                        job_id=job_id(batch, position),
+                        at=utc(self._now()),
+                        progress=progress,
+                    )
+                if self.closed:
+                    return
+                await wake.wait()
+        finally:
+            group = self._waking[batch_id]
+            group.discard(wake)
+            if not group:
+                del self._waking[batch_id]
+
+    async def _since(self, after: int, batch_id: str | None) -> list[EventRow]:
+        if after >= self.last:
+            return []
+        if self._recent and self._recent[0].id <= after + 1:
+            newest = takewhile(lambda row: row.id > after, reversed(self._recent))
+            return [row for row in newest if batch_id in {None, row.batch_id}][::-1][:_PAGE]
+        return await self._store.events(after=after, batch_id=batch_id, limit=_PAGE)

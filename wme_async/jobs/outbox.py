@@ -1,0 +1,195 @@
+"""Delivering webhooks: from the database, until the receiver has taken them or there is no hope."""
+
+import asyncio
+import json
+import logging
+import secrets as secrets_module
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from wme_async._transport import Request, Transport
+from wme_async.errors import StatusError, WMEError
+from wme_async.jobs.guard import AddressRefused
+from wme_async.jobs.model import Batch
+from wme_async.jobs.store import BatchRow, MessageRow, Store
+from wme_async.jobs.views import plain
+from wme_async.jobs.webhooks import WebhookMessage, new_secret, retry_delay, sign_webhook
+
+__all__ = ["Delivery"]
+
+logger = logging.getLogger("wme_async.jobs")
+
+_AT_ONCE = 8
+_TIMEOUT = 20.0
+_SETTING = "webhook_secrets"
+
+
+class _Secret(msgspec.Struct):
+    secret: str
+    until: float | None = None
+
+
+class Delivery:
+    """Sends what is in the outbox.
+
+    Args:
+        store: Where the outbox is.
+        transport: Sends requests of role `public`, behind a guard.
+        secrets: What to sign with, the newest first; None: made here and kept in the database.
+        delays: Seconds between attempts.
+    """
+
+    def __init__(
+        self, *, store: Store, transport: Transport, secrets: Sequence[str] | None, delays: tuple[float, ...]
+    ) -> None:
+        self._store = store
+        self._transport = transport
+        self._given = secrets
+        self._kept: list[_Secret] = []
+        self._delays = delays
+        self._news = asyncio.Event()
+        if secrets is not None:
+            # A malformed secret is found now, not when the first batch ends.
+            sign_webhook("check", 0, b"", secrets=secrets)
+
+    async def prepare(self) -> None:
+        """Read the secrets, or make the first."""
+        if self._given is not None:
+            return
+        stored = await self._store.setting(_SETTING)
+        if stored is not None:
+            self._kept = msgspec.json.decode(stored, type=list[_Secret])
+        else:
+            await self._keep([_Secret(new_secret())])
+
+    async def _keep(self, kept: list[_Secret]) -> None:
+        await self._store.set_setting(_SETTING, msgspec.json.encode(kept))
+        self._kept = kept
+
+    async def current(self) -> tuple[str, ...]:
+        """Return the secrets that are valid now, the newest first."""
+        if self._given is not None:
+            return tuple(self._given)
+        now = self._transport.now()
+        return tuple(each.secret for each in self._kept if each.until is None or each.until > now)
+
+    async def rotate(self, keep: float) -> str:
+        """Make a new secret, and let the old ones sign for some seconds more.
+
+        Raises:
+            RuntimeError: The secrets are not kept here.
+        """
+        if self._given is not None:
+            raise RuntimeError("webhook_secrets were given to BatchManager: change them there")
+        now = self._transport.now()
+        fresh = _Secret(new_secret())
+        older = [_Secret(each.secret, min(each.until or now + keep, now + keep)) for each in self._kept]
+        await self._keep([fresh, *(each for each in older if each.until is None or each.until > now)])
+        return fresh.secret
+
+    def compose(self, row: BatchRow, batch: Batch, now: float) -> MessageRow:
+        """Return the message that tells how a batch ended."""
+        assert row.options.webhook_url is not None
+        message = WebhookMessage(
+            type=f"batch.{row.status}",
+            timestamp=datetime.fromtimestamp(now, UTC).isoformat().replace("+00:00", "Z"),
+            data=plain(batch),
+        )
+        # The bytes are kept, not the batch: every attempt sends the same ones.
+        body = json.dumps(msgspec.to_builtins(message), ensure_ascii=False, separators=(",", ":")).encode()
+        return MessageRow(
+            message_id=f"msg_{secrets_module.token_hex(16)}",
+            batch_id=row.batch_id,
+            url=row.options.webhook_url,
+            body=body,
+            next_at=now,
+        )
+
+    def wake(self) -> None:
+        """Say that there is something new to send."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Send what is due, for ever."""
+        while True:
+            self._news.clear()
+            now = self._transport.now()
+            due = await self._store.messages(due=now)
+            slots = asyncio.Semaphore(_AT_ONCE)
+            async with asyncio.TaskGroup() as group:
+                for message in due:
+                    group.create_task(self._attempt(message, slots))
+            upcoming = await self._store.next_message()
+            if upcoming is not None and upcoming <= self._transport.now():
+                continue
+            # The clock may be set; once a minute is soon enough to notice.
+            wait = 60.0 if upcoming is None else min(60.0, upcoming - self._transport.now())
+            try:
+                async with asyncio.timeout(max(0.0, wait)):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+
+    async def _attempt(self, message: MessageRow, slots: asyncio.Semaphore) -> None:
+        async with slots:
+            error, hopeless, asked = await self._send(message)
+        now = self._transport.now()
+        attempts = message.attempts + 1
+        delay = None
+        if error is not None and not hopeless:
+            delay = retry_delay(attempts, delays=self._delays, random=self._transport.random.random, retry_after=asked)
+        state = "delivered" if error is None else "given up" if delay is None else "waiting"
+        if error is not None:
+            logger.info("webhook %s, attempt %d: %s; %s", message.message_id, attempts, error, state)
+        await self._store.attempted(
+            msgspec.structs.replace(
+                message,
+                state=state,
+                attempts=attempts,
+                next_at=None if delay is None else now + delay,
+                error=error,
+            )
+        )
+
+    async def _send(self, message: MessageRow) -> tuple[str | None, bool, float | None]:
+        """Make one attempt.
+
+        Returns:
+            What went wrong, whether there is no hope, and the seconds that the receiver asked us to wait.
+        """
+        stamp = int(self._transport.now())
+        signature = sign_webhook(message.message_id, stamp, message.body, secrets=await self.current())
+        request = Request(
+            method="POST",
+            role="public",
+            path=message.url,
+            headers={
+                "Content-Type": "application/json",
+                "webhook-id": message.message_id,
+                "webhook-timestamp": str(stamp),
+                "webhook-signature": signature,
+            },
+            body=message.body,
+            repeatable=False,
+        )
+        try:
+            async with (
+                asyncio.timeout(_TIMEOUT),
+                self._transport.open(request, retry=False, read_timeout=_TIMEOUT) as answer,
+            ):
+                status = answer.status
+        except TimeoutError:
+            return f"no answer within {_TIMEOUT:g} s", False, None
+        except AddressRefused as error:
+            return str(error), True, None
+        except StatusError as error:
+            # 410 is how a receiver says that it wants no more of them.
+            return f"HTTP {error.status}", error.status == 410, error.retry_after
+        except (WMEError, ValueError) as error:
+            return str(error), False, None
+        if 200 <= status < 300:
+            return None, False, None
+        # Redirects are not followed: the body would go to where nobody was asked to send it.
+        return f"HTTP {status}", False, None

@@ -1,0 +1,340 @@
+"""What the URLs of a batch lead to: web servers, WME archives, pages with media; each downloaded to a folder."""
+
+import errno
+import shutil
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urljoin
+
+import anyio.to_thread
+import msgspec
+
+from wme_async._client.client import Client
+from wme_async._client.files import Files
+from wme_async._download import Budget, FileInfo, Progress, SignedUrl, download
+from wme_async._protocol.ranges import parse_content_range
+from wme_async._transport import Body, Request, Transport
+from wme_async.errors import DataError, StatusError
+from wme_async.jobs.names import FileName, name_file
+from wme_async.jobs.rules import JobLimits, Options, WmeUrl, check_url, parse_wme
+
+__all__ = ["Fetched", "Fetcher", "MediaFetcher", "UrlSource", "wme_files"]
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_HOPS = 10
+# Content types of pages and playlists: what is meant is the medium behind them.
+_PAGES = frozenset(
+    {
+        "text/html",
+        "application/xhtml+xml",
+        "application/vnd.apple.mpegurl",
+        "application/x-mpegurl",
+        "application/dash+xml",
+    }
+)
+
+
+class Fetched(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole file in its staging folder.
+
+    Args:
+        path: Where it is.
+        name: What it may be called.
+        size: Bytes.
+        etag: Its version, as its server named it.
+        extras: Files that belong to it, such as subtitles; they are named after it.
+    """
+
+    path: Path
+    name: FileName
+    size: int
+    etag: str | None = None
+    extras: tuple[Path, ...] = ()
+
+
+Moved = Callable[[int, int | None, float | None, float | None], None]
+"""Told done and total bytes, bytes per second, seconds left. What it raises ends the download."""
+
+
+class MediaFetcher(Protocol):
+    """Gets the medium behind a page. `wme_async.integrations.media.Media` does."""
+
+    async def fetch(
+        self, url: str, folder: Path, *, options: Options, moved: Moved, titled: Callable[[str, int | None], None]
+    ) -> Fetched:
+        """Download what a page shows into a folder, going on with what is there."""
+        ...
+
+
+class UrlSource:
+    """A URL that a user named, as the downloader wants it. Redirects are followed one by one, each checked.
+
+    Args:
+        url: The checked URL.
+        transport: Sends requests of role `public`, behind a guard.
+        allow: Hosts that may be private.
+    """
+
+    def __init__(self, url: str, *, transport: Transport, allow: Iterable[str]) -> None:
+        self.url = url
+        self.final_url = url
+        self.disposition: str | None = None
+        self._transport = transport
+        self._allow = frozenset(allow)
+        self._info: FileInfo | None = None
+        self._used = False
+
+    @property
+    def identity(self) -> str:
+        """The URL that was asked for, wherever it leads."""
+        return self.url
+
+    async def head(self) -> FileInfo:
+        """Ask for the first byte: unlike HEAD that works with every server, and shows whether ranges do.
+
+        Raises:
+            StatusError: The server answered with an error.
+            DataError: It redirects for ever, or to where it must not.
+            TransportError: It did not answer.
+        """
+        if self._info is None:
+            self._info = await self._ask()
+        return self._info
+
+    async def sign(self) -> SignedUrl:
+        """Return where the URL leads now. That may expire, so a second call finds it out anew."""
+        if self._info is None or self._used:
+            self._info = await self._ask()
+        self._used = True
+        return SignedUrl(url=self.final_url, role="public")
+
+    async def checksum(self) -> str | None:
+        """Return None: plain servers promise none."""
+        return None
+
+    async def _ask(self) -> FileInfo:
+        url = self.url
+        for _ in range(_MAX_HOPS):
+            try:
+                answer = await self._first_byte(url, ranged=True)
+            except StatusError as error:
+                if error.status not in {400, 416, 501}:
+                    raise
+                # An empty file has no first byte, and some servers refuse what they do not know.
+                answer = await self._first_byte(url, ranged=False)
+            if isinstance(answer, FileInfo):
+                self.final_url = url
+                return answer
+            try:
+                url = check_url(urljoin(url, answer), allow=self._allow, schemes=("http", "https"))
+            except ValueError as error:
+                raise DataError(f"redirected to where it must not be followed: {error}") from None
+        raise DataError(f"redirected more than {_MAX_HOPS} times")
+
+    async def _first_byte(self, url: str, *, ranged: bool) -> FileInfo | str:
+        """Return what the server says about the file, or where it sends us."""
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
+        if ranged:
+            headers["Range"] = "bytes=0-0"
+        async with self._transport.open(Request(role="public", path=url, headers=headers)) as body:
+            if body.status in _REDIRECTS:
+                location = body.headers.get("Location")
+                if not location:
+                    raise DataError(f"redirected nowhere (HTTP {body.status} without Location)")
+                return location
+            if body.status >= 300:
+                raise DataError(f"answered with HTTP {body.status} instead of a file")
+            self.disposition = body.headers.get("Content-Disposition")
+            return _info_of(body)
+
+
+def _info_of(body: Body) -> FileInfo:
+    ranged = parse_content_range(body.headers.get("Content-Range")) if body.status == 206 else None
+    length = body.headers.get("Content-Length", "")
+    size = ranged.size if ranged else int(length) if length.isascii() and length.isdigit() else None
+    return FileInfo(
+        size=size,
+        etag=body.headers.get("ETag"),
+        last_modified=_date(body.headers.get("Last-Modified")),
+        content_type=body.headers.get("Content-Type"),
+        accept_ranges=ranged is not None and ranged.size is not None,
+    )
+
+
+def _date(value: str | None) -> datetime | None:
+    try:
+        found = parsedate_to_datetime(value) if value else None
+    except (ValueError, TypeError):
+        return None
+    return found if found is None or found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def wme_files(client: Client, parts: WmeUrl) -> Files[Any, Any]:
+    """Return the collection that a `wme:` URL names.
+
+    Raises:
+        ValueError: This client knows no such collection.
+    """
+    owner: Any = client
+    collection = parts.collection
+    if collection.startswith("wikidata/"):
+        owner, collection = getattr(client, "wikidata", None), collection.removeprefix("wikidata/")
+        if owner is None:
+            raise ValueError("this client knows nothing of Wikidata")
+    if collection == "batches":
+        found = owner.batches(parts.scope)
+    elif collection == "chunks":
+        found = owner.snapshots.chunks(parts.scope)
+    else:
+        found = getattr(owner, collection.replace("-", "_"))
+    assert isinstance(found, Files)
+    return found
+
+
+class Fetcher:
+    """Downloads one URL of any kind.
+
+    Args:
+        transport: For URLs that users named, behind a guard.
+        client: For `wme:` URLs, if there are to be any.
+        media: For pages, if media are to be got out of them.
+        allow: Hosts that may be private.
+        limits: Connections, bandwidth and sizes.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        client: Client | None,
+        media: MediaFetcher | None,
+        allow: Iterable[str],
+        limits: JobLimits,
+    ) -> None:
+        self._transport = transport
+        self._client = client
+        self._media = media
+        self._allow = frozenset(allow)
+        self._limits = limits
+        most = limits.connections
+        self._budget = Budget(most, start=min(8, most), max_rate=limits.bandwidth)
+
+    async def expand(self, url: str) -> list[str]:
+        """Return the archives that a `wme:` list stands for; any other URL stands for itself.
+
+        Raises:
+            ValueError: There is no client, or the filters are wrong.
+            WMEError: The list could not be had.
+        """
+        if not url.startswith("wme:"):
+            return [url]
+        if self._client is None:
+            raise ValueError("wme: URLs need a client: BatchManager(directory, client=...)")
+        parts = parse_wme(url)
+        files = wme_files(self._client, parts)
+        if parts.identifier is not None:
+            return [url]
+        records = await files.list(fields=["identifier"], filters=dict(parts.filters))
+        return [f"{url.partition('?')[0]}/{record.identifier}" for record in records]
+
+    async def fetch(
+        self, url: str, folder: Path, *, options: Options, moved: Moved, titled: Callable[[str, int | None], None]
+    ) -> Fetched:
+        """Download a URL into a folder of its own, going on with what an earlier attempt left there.
+
+        Args:
+            url: The checked URL.
+            folder: Exists, and is used for nothing else.
+            options: What the batch asked for.
+            moved: Told of progress.
+            titled: Told the title and size as soon as they are known.
+
+        Raises:
+            WMEError: It could not be had.
+            OSError: It could not be written.
+        """
+        if url.startswith("wme:"):
+            return await self._fetch_archive(url, folder, moved=moved, titled=titled)
+        source = UrlSource(url, transport=self._transport, allow=self._allow)
+        info = await source.head()
+        kind = (info.content_type or "").partition(";")[0].strip().lower()
+        if kind in _PAGES:
+            if self._media is not None:
+                return await self._media.fetch(source.final_url, folder, options=options, moved=moved, titled=titled)
+            if options.quality or options.video_format or options.download_subtitles:
+                raise DataError(
+                    "this is a web page, and media are not taken out of pages here: that needs the extra `media` and"
+                    " BatchManager(media=...)"
+                )
+        name = name_file(
+            source.final_url,
+            disposition=source.disposition,
+            content_type=info.content_type,
+            upload_date=_day(info.last_modified),
+        )
+        titled(name.title, info.size)
+        await self._check_space(folder, info.size)
+        done = await download(
+            source,
+            folder / "data",
+            transport=self._transport,
+            progress=_hook(self._bounded(moved)),
+            budget=self._budget,
+        )
+        return Fetched(path=done.path, name=name, size=done.size, etag=done.etag)
+
+    async def _fetch_archive(
+        self, url: str, folder: Path, *, moved: Moved, titled: Callable[[str, int | None], None]
+    ) -> Fetched:
+        if self._client is None:
+            raise DataError("wme: URLs need a client: BatchManager(directory, client=...)")
+        parts = parse_wme(url)
+        assert parts.identifier is not None
+        files = wme_files(self._client, parts)
+        info = await files.head(parts.identifier)
+        titled(parts.identifier, info.size)
+        await self._check_space(folder, info.size)
+        done = await files.download(
+            parts.identifier,
+            folder / "data",
+            progress=_hook(moved),
+            budget=self._budget,
+        )
+        name = FileName(
+            title=parts.identifier,
+            ext="tar.gz",
+            id=(parts.scope or "").replace("-", "").replace(":", "") or done.version or parts.identifier,
+            uploader="wikimedia-enterprise",
+            upload_date=_day(info.last_modified),
+        )
+        return Fetched(path=done.path, name=name, size=done.size, etag=done.etag)
+
+    def _bounded(self, moved: Moved) -> Moved:
+        most = self._limits.job_size
+
+        def check(done: int, total: int | None, rate: float | None, eta: float | None) -> None:
+            if most is not None and max(done, total or 0) > most:
+                raise DataError(f"the file is larger than the {most} bytes that are allowed")
+            moved(done, total, rate, eta)
+
+        return check
+
+    async def _check_space(self, folder: Path, size: int | None) -> None:
+        usage = await anyio.to_thread.run_sync(shutil.disk_usage, folder)
+        need = (size or 0) + self._limits.free_space
+        if usage.free < need:
+            raise OSError(errno.ENOSPC, f"{need} bytes are needed and {usage.free} are free")
+
+
+def _hook(moved: Moved) -> Callable[[Progress], None]:
+    def told(progress: Progress) -> None:
+        moved(progress.done, progress.total, progress.rate, progress.eta)
+
+    return told
+
+
+def _day(moment: datetime | None) -> str:
+    return (moment or datetime.now(UTC)).strftime("%Y%m%d")
