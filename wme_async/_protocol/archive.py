@@ -26,6 +26,7 @@ DEFAULT_MAX_RECORD: Final = 64 * 1024 * 1024
 _BLOCK: Final = 512
 _MAX_META: Final = 1024 * 1024  # bytes of one pax header or GNU long name
 _MAX_TAIL: Final = 1024 * 1024  # bytes of zeros after the end marker; tar pads to 10 KiB
+_RUN: Final = 1024  # lines given at a time, so that a block of empty ones does not keep the reader for long
 _HEAD: Final = 4096  # bytes kept of a line above the limit
 
 _REFUSED: Final = {
@@ -313,6 +314,9 @@ class TarScanner:
                 self._offset += at + 1 - start
             else:
                 records.append(view[start:at])
+                if len(records) == _RUN:
+                    yield from self._lines(records, size + at + 1 - run)
+                    records, size, run = [], 0, at + 1
             start = at + 1
         yield from self._lines(records, size + stop - run)
 

@@ -1,0 +1,254 @@
+"""Where the compressed bytes of an archive come from, on their way from the loop or the disk to the thread."""
+
+import asyncio
+import io
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["Feed", "FileFeed", "SourceFailed", "Stopped", "WindowFeed", "call", "outlast"]
+
+_PLENTY: Final = 1 << 40
+
+
+class Stopped(BaseException):
+    """Raised in the thread when nobody wants the rest."""
+
+
+class SourceFailed(BaseException):
+    """Carries an error of the source through the inflater, which must not take it for one of its own."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+async def outlast(future: "asyncio.Future[Any]", *, nudge: Callable[[], object] = lambda: None) -> None:
+    """Wait until a future is done, even when cancelled meanwhile; then let the cancellation through.
+
+    Args:
+        future: What to wait for. Its result or error is left alone.
+        nudge: Called at each cancellation.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            nudge()
+    if cancelled is not None:
+        raise cancelled
+
+
+class Feed(io.RawIOBase):
+    """Compressed bytes for the thread; `readinto` may wait, and gives 0 at the end.
+
+    Attributes:
+        taken: Bytes given so far.
+    """
+
+    def __init__(self, tee: Path | None) -> None:
+        self.taken = 0
+        self._head = b""
+        self._tee = tee
+        self._copy: io.BufferedWriter | None = None
+
+    def open(self) -> None:
+        """Get ready, in the thread.
+
+        Raises:
+            OSError: A file cannot be opened.
+        """
+        if self._tee is not None:
+            self._copy = self._part().open("wb")
+
+    def close(self) -> None:
+        """Let go of all, and of a copy that was not kept."""
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
+            self._part().unlink(missing_ok=True)
+        super().close()
+
+    def keep_copy(self) -> None:
+        """Give the copy its name: the archive is whole."""
+        assert self._copy is not None
+        assert self._tee is not None
+        self._copy.flush()
+        os.fsync(self._copy.fileno())
+        self._copy.close()
+        self._part().replace(self._tee)
+        self._copy = None
+
+    @property
+    def copies(self) -> bool:
+        """Whether a copy is being written."""
+        return self._copy is not None
+
+    def _part(self) -> Path:
+        assert self._tee is not None
+        return self._tee.with_name(f"{self._tee.name}.{os.getpid()}.{id(self):x}.part")
+
+    def readable(self) -> bool:
+        """Return `True`: inflaters ask."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as possible without waiting for more than one byte."""
+        view = memoryview(buffer)
+        if self._head:
+            count = min(len(view), len(self._head))
+            view[:count] = self._head[:count]
+            self._head = self._head[count:]
+            return count
+        count = self.fetch(view)
+        self.taken += count
+        if self._copy is not None:
+            self._copy.write(view[:count])
+        return count
+
+    def peek(self, count: int) -> bytes:
+        """Return the next bytes, fewer at the end, and leave them there."""
+        head = b""
+        while len(head) < count and (more := self.read(count - len(head))):
+            head += more
+        self._head = head + self._head
+        return head
+
+    def fetch(self, view: memoryview) -> int:
+        """Write at least a byte into the view, waiting for it, or return 0 at the end."""
+        raise NotImplementedError
+
+    def ready(self) -> int:
+        """Return about how many bytes can be had without waiting."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Wake the thread, which shall end; called in the loop."""
+
+
+class FileFeed(Feed):
+    """A file on disk, read in the thread."""
+
+    def __init__(self, path: Path, tee: Path | None) -> None:
+        super().__init__(tee)
+        self._path = path
+        self._file: io.FileIO | None = None
+
+    def open(self) -> None:
+        """Open the file."""
+        self._file = io.FileIO(self._path)
+        super().open()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+    def fetch(self, view: memoryview) -> int:
+        """Read from the file."""
+        assert self._file is not None
+        return self._file.readinto(view) or 0
+
+    def ready(self) -> int:
+        """Return plenty: a file never makes wait."""
+        return _PLENTY
+
+
+class WindowFeed(Feed):
+    """Bytes that arrive in the loop, kept in a bounded window until the thread takes them.
+
+    Args:
+        limit: Bytes that the window may hold before `put` waits.
+        tee: Where to keep a copy.
+    """
+
+    def __init__(self, limit: int, tee: Path | None) -> None:
+        super().__init__(tee)
+        self._limit = limit
+        self._chunks: deque[bytes] = deque()
+        self._arrived = 0  # written by the loop alone, as `taken` is by the thread: no lock is needed
+        self._used = 0  # bytes of the first chunk that were taken
+        self._ended = False
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._data = threading.Event()
+        self._room: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    async def put(self, chunk: bytes) -> None:
+        """Add a chunk, then wait until there is room for another."""
+        if not chunk:
+            return
+        self._chunks.append(bytes(chunk))
+        self._arrived += len(chunk)
+        self._data.set()
+        if self._held() >= self._limit:
+            self._room = self._loop.create_future()
+            try:
+                if self._held() >= self._limit:  # the thread may have looked before there was a future
+                    await self._room
+            finally:
+                self._room = None
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Say that no more chunks will come, or why not."""
+        self._error = error
+        self._ended = True
+        self._data.set()
+
+    def stop(self) -> None:
+        """Wake the thread, which shall end."""
+        self._stopped = True
+        self._data.set()
+
+    def ready(self) -> int:
+        """Return the bytes in the window, or plenty where no more will come."""
+        return _PLENTY if self._ended else self._held()
+
+    def _held(self) -> int:
+        return self._arrived - self.taken
+
+    def fetch(self, view: memoryview) -> int:
+        """Take from the window, waiting while it is empty."""
+        while not self._chunks:
+            if self._stopped:
+                raise Stopped
+            self._data.clear()
+            if self._chunks or self._stopped:
+                continue
+            if self._ended:
+                if self._error is not None:
+                    raise SourceFailed(self._error)
+                return 0
+            self._data.wait()
+        count = 0
+        while self._chunks and count < len(view):
+            chunk = self._chunks[0]
+            more = min(len(view) - count, len(chunk) - self._used)
+            view[count : count + more] = memoryview(chunk)[self._used : self._used + more]
+            count += more
+            self._used += more
+            if self._used == len(chunk):
+                self._chunks.popleft()
+                self._used = 0
+        if self._room is not None and self._held() - count <= self._limit // 2:
+            call(self._loop, self._make_room)
+        return count
+
+    def _make_room(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+
+def call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> None:
+    """Call in the loop, which may be closed already where the program ends in the middle of an archive."""
+    try:
+        loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise

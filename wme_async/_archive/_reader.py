@@ -1,0 +1,398 @@
+"""The records of an archive, as an async iterator."""
+
+import asyncio
+import inspect
+import os
+import warnings
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
+
+import msgspec
+
+from wme_async._archive._feed import Feed, FileFeed, WindowFeed, outlast
+from wme_async._archive._inflate import Inflater
+from wme_async._protocol.archive import DEFAULT_MAX_RECORD, Lines, TarScanner, TooLong
+from wme_async._protocol.decode import DECODE_ERRORS, Buffer, make_decoder, why
+from wme_async.errors import ArchiveError, DecodeError
+
+__all__ = ["ArchiveReader", "ArchiveStatistics", "OnBadRecord"]
+
+T = TypeVar("T")
+
+OnBadRecord: TypeAlias = Literal["raise", "skip"] | Callable[[DecodeError], Awaitable[object] | object]
+"""What to do with a record that cannot be decoded: raise its error, count it and go on, or hand the error over."""
+
+_SLICE: Final = 0.002  # seconds that decoding may keep the loop without letting others in
+_CREDIT: Final = 64 * 1024  # bytes decoded between two looks at the clock
+_EACH: Final = 64  # bytes that a record counts for beside its own
+_BATCH: Final = 1024 * 1024
+_WINDOW: Final = 4 * 1024 * 1024
+
+
+class ArchiveStatistics(msgspec.Struct, frozen=True):
+    """How far the reading of an archive is.
+
+    Attributes:
+        records: Records given out.
+        bad_records: Records that could not be decoded, whatever was done with them.
+        bytes: Bytes of the uncompressed tar that were looked through.
+        compressed_bytes: Bytes of the archive that were taken from its source.
+        members: Members begun.
+        member: Name of the member that the last record is from.
+    """
+
+    records: int
+    bad_records: int
+    bytes: int
+    compressed_bytes: int
+    members: int
+    member: str | None
+
+
+class ArchiveReader(Generic[T]):
+    """Read the records of a `.tar.gz` of NDJSON while its bytes arrive.
+
+    An async context manager and an async iterator of records, for one task at a time:
+
+        async with ArchiveReader("enwiki_namespace_0.tar.gz", type=Article) as articles:
+            async for article in articles:
+                ...
+
+    A thread inflates ahead, within a bound; records are decoded when they are asked for, in the task that asks, and the
+    event loop gets a turn every few milliseconds. Memory is a few MiB beside the longest line, whatever the size of the
+    archive. A consumer that stops asking stops the reading of the source. Leaving the block early closes the source, in
+    the task that read it, and ends the thread.
+
+    The end of the iteration means that the archive is whole: every gzip checksum fits, the tar has its end marker and
+    nothing comes after it. All records before a damage are given before its error is raised.
+
+    Args:
+        source: A path, or what gives the bytes of the archive in order. If it has `aclose`, that is called.
+        type: What to decode each record into. Of a small Struct only the fields that it names are decoded.
+        max_record: Bytes that a record may have; a longer one is a bad record and is dropped as it arrives.
+        on_bad_record: `raise` a `DecodeError`, after which the iteration can go on with the next record; `skip` and
+            count it; or a function, sync or async, that is called with the `DecodeError`.
+        select: Called with the name of each member, says whether to read it. To go on where an earlier run stopped.
+        tee: Also write the compressed bytes to this path. The file gets its name when the archive proved whole.
+        window: Bytes that may be taken from an async source before they are inflated.
+        label: What the archive is called in errors; a path's name by default.
+        use_isal: Inflate with isal where it is installed.
+        use_orjson: Decode long records with orjson where it is installed and quicker.
+
+    Raises:
+        ValueError: A bad argument.
+        TypeError: A bad argument, or a type that msgspec cannot decode into.
+    """
+
+    def __init__(
+        self,
+        source: "str | os.PathLike[str] | AsyncIterable[bytes]",
+        *,
+        type: type[T],
+        max_record: int = DEFAULT_MAX_RECORD,
+        on_bad_record: OnBadRecord = "raise",
+        select: Callable[[str], bool] | None = None,
+        tee: "str | os.PathLike[str] | None" = None,
+        window: int = _WINDOW,
+        label: str | None = None,
+        use_isal: bool = True,
+        use_orjson: bool = True,
+    ) -> None:
+        if not isinstance(source, str | os.PathLike | AsyncIterable):
+            raise TypeError(f"source must be a path or an async iterator of bytes, not {source!r}")
+        if max_record < 1 or window < 1:
+            raise ValueError("max_record and window are numbers of bytes above 0")
+        if on_bad_record not in {"raise", "skip"} and not callable(on_bad_record):
+            raise ValueError(f"on_bad_record must be 'raise', 'skip' or a function, not {on_bad_record!r}")
+        self._source = source
+        self._label = label or (Path(source).name if isinstance(source, str | os.PathLike) else "the archive")
+        self._decode = make_decoder(type, use_orjson=use_orjson)
+        self._scanner = TarScanner(max_record=max_record, select=select)
+        self._max_record = max_record
+        self._on_bad_record = on_bad_record
+        self._tee = None if tee is None else Path(tee)
+        self._window = window
+        self._use_isal = use_isal
+        self._inflater: Inflater | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._closed = False
+        self._over: BaseException | None = None  # the end, or why there is none: raised from then on
+        self._items: Iterator[Lines | TooLong] = iter(())
+        self._lines = Lines("", 1, 0, [])
+        self._records: Iterator[Buffer] = iter(())
+        self._index = -1  # of the last record taken, in `_lines`
+        self._bad: DecodeError | None = None  # found, not yet dealt with
+        self._given = 0
+        self._bad_count = 0
+        self._credit = _CREDIT
+        self._since = 0.0
+        self._now: Callable[[], float] = float
+
+    async def __aenter__(self) -> Self:
+        """Open the source and start reading ahead.
+
+        Raises:
+            OSError: A path cannot be opened.
+            RuntimeError: It was entered before.
+        """
+        if self._inflater is not None or self._closed:
+            raise RuntimeError("an archive can be opened once: make another reader to read it again")
+        loop = asyncio.get_running_loop()
+        self._now = loop.time
+        self._since = loop.time()
+        feed: Feed
+        if isinstance(self._source, str | os.PathLike):
+            feed = FileFeed(Path(self._source), self._tee)
+        else:
+            feed = WindowFeed(self._window, self._tee)
+        self._inflater = Inflater(feed, self._label, use_isal=self._use_isal)
+        try:
+            await self._inflater.start()
+        except BaseException:
+            self._closed = True
+            raise
+        if isinstance(feed, WindowFeed):
+            assert isinstance(self._source, AsyncIterable)
+            self._pump = loop.create_task(_pump(self._source, feed), name=f"read {self._label}")
+        return self
+
+    async def __aexit__(
+        self, kind: "type[BaseException] | None", error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the source, if it was not read to its end, and wait for the thread."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Do what leaving the block does. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._records = iter(())
+        self._items = iter(())
+        self._over = None
+        if self._inflater is None:
+            return
+        self._inflater.abandon()
+        try:
+            if self._pump is not None:
+                self._pump.cancel()
+                await outlast(self._pump, nudge=self._pump.cancel)
+                if not self._pump.cancelled():
+                    self._pump.exception()  # the consumer left before the source failed: not its concern
+        finally:
+            await self._inflater.stop()
+
+    def __del__(self) -> None:
+        """Stop the thread of a reader that was never closed, and say so."""
+        inflater = getattr(self, "_inflater", None)
+        if inflater is not None and not self._closed and not inflater.ended:
+            warnings.warn(f"{self!r} was not closed: use `async with`", ResourceWarning, stacklevel=1, source=self)
+            inflater.abandon()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "new" if self._inflater is None else "open"
+        return f"<ArchiveReader {self._label} {state}, {self._given} records>"
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        """Return the next record.
+
+        Raises:
+            ArchiveError: The archive is damaged, cut short, or no archive.
+            DecodeError: A bad record, if `on_bad_record` is `raise`.
+            OSError: A file cannot be read or written.
+            RuntimeError: The reader is not open.
+            WMEError: The source failed: all that comes out of it is raised here.
+        """
+        while True:
+            if self._credit < 0 or self._bad is not None:
+                await self._settle()
+            record = next(self._records, None)
+            if record is None:
+                await self._more()
+                continue
+            self._index += 1
+            self._credit -= len(record) + _EACH
+            try:
+                value = self._decode(record)
+            except DECODE_ERRORS as error:
+                self._bad = self._judge(record, error)
+                continue
+            self._given += 1
+            return value
+
+    def batches(self, *, max_bytes: int = _BATCH) -> AsyncIterator[list[T]]:
+        """Iterate over lists of records: the same records, with less of Python for each.
+
+        Lists are never empty, never span members and hold at most about 1 MiB of JSON or one record.
+
+        Args:
+            max_bytes: Bytes of JSON after which a list is given.
+        """
+        return _Batches(self, max_bytes)
+
+    def statistics(self) -> ArchiveStatistics:
+        """Return how far the reading is."""
+        return ArchiveStatistics(
+            records=self._given,
+            bad_records=self._bad_count,
+            bytes=self._scanner.position,
+            compressed_bytes=0 if self._inflater is None else self._inflater.feed.taken,
+            members=self._scanner.members,
+            member=self._lines.member or None,
+        )
+
+    async def _next_batch(self, max_bytes: int) -> list[T]:
+        while True:
+            if self._credit < 0 or self._bad is not None:
+                await self._settle()
+            found = self._fill(max_bytes)
+            if found:
+                return found
+            if self._bad is None:
+                await self._more()
+
+    def _fill(self, max_bytes: int) -> list[T]:
+        """Decode until there is enough, the lines end, or a record is bad; without awaiting, so that none is lost."""
+        found: list[T] = []
+        size = 0
+        first = self._index
+        decode = self._decode
+        for record in self._records:
+            self._index += 1
+            size += len(record)
+            try:
+                found.append(decode(record))
+            except DECODE_ERRORS as error:
+                self._bad = self._judge(record, error)
+                if self._bad is not None:
+                    break
+            if size >= max_bytes:
+                break
+        self._credit -= size + _EACH * (self._index - first)
+        self._given += len(found)
+        return found
+
+    def _judge(self, record: Buffer, error: Exception) -> DecodeError | None:
+        """Return the error of a bad record, or nothing for an empty line."""
+        raw = bytes(record)
+        if not raw.strip():
+            return None
+        lines = self._lines
+        line, offset = lines.line + self._index, lines.offset_of(self._index)
+        return DecodeError(
+            f"line {line} of {lines.member} in {self._label}, at byte {offset}: {why(error)}",
+            member=lines.member,
+            line=line,
+            offset=offset,
+            record=raw,
+        )
+
+    async def _settle(self) -> None:
+        """Let others have the loop if it is time, and deal with a bad record."""
+        if self._credit < 0:
+            self._credit = _CREDIT
+            if self._now() - self._since >= _SLICE:
+                await asyncio.sleep(0)
+                self._since = self._now()
+        if self._bad is not None:
+            bad, self._bad = self._bad, None
+            self._bad_count += 1
+            self._credit -= 1024
+            if self._on_bad_record == "raise":
+                raise bad
+            if callable(self._on_bad_record):
+                answer = self._on_bad_record(bad)
+                if inspect.isawaitable(answer):
+                    await answer
+
+    async def _more(self) -> None:
+        """Get the next lines, or raise what there is in their place."""
+        if self._over is not None:
+            raise self._over
+        if self._inflater is None:
+            raise RuntimeError("the archive is not open: use `async with`")
+        if self._closed:
+            raise RuntimeError("the archive is closed")
+        try:
+            item = next(self._items, None)
+            if item is None:
+                await self._next_block(self._inflater)
+            elif isinstance(item, Lines):
+                self._lines = item
+                self._records = iter(item.records)
+                self._index = -1
+            else:
+                self._bad = self._too_long(item)
+        except ArchiveError as error:
+            self._over = ArchiveError(
+                f"{self._label}: {error.message}", member=error.member or self._scanner.member, offset=error.offset
+            )
+            raise self._over from error
+
+    async def _next_block(self, inflater: Inflater) -> None:
+        block = inflater.take()
+        if block is None:
+            if not inflater.ended:
+                await inflater.wait()
+                self._since = self._now()
+                self._credit = _CREDIT
+            elif (block := inflater.take()) is None:  # the last block may have come before the end was seen
+                await self._finish(inflater)
+        if block is not None:
+            self._items = self._scanner.feed(block)
+            self._credit -= len(block) // 16  # bytes that are passed over cost little, but not nothing
+
+    async def _finish(self, inflater: Inflater) -> None:
+        if inflater.error is not None:
+            self._over = inflater.error
+            raise self._over
+        self._scanner.close()
+        await inflater.accept()
+        self._over = StopAsyncIteration()
+        raise self._over
+
+    def _too_long(self, item: TooLong) -> DecodeError:
+        return DecodeError(
+            f"line {item.line} of {item.member} in {self._label}, at byte {item.offset}: "
+            f"longer than max_record ({self._max_record} bytes)",
+            member=item.member,
+            line=item.line,
+            offset=item.offset,
+            record=item.head,
+        )
+
+
+class _Batches(Generic[T]):
+    """An iterator that is no generator: nothing is left behind where it is not used up."""
+
+    def __init__(self, reader: ArchiveReader[T], max_bytes: int) -> None:
+        self._reader = reader
+        self._max_bytes = max_bytes
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[T]:
+        return await self._reader._next_batch(self._max_bytes)  # noqa: SLF001 - one class in two parts
+
+
+async def _pump(source: AsyncIterable[bytes], window: WindowFeed) -> None:
+    """Bring the bytes from the source to the window; the source is used and closed in this one task."""
+    chunks = aiter(source)
+    try:
+        try:
+            async for chunk in chunks:
+                await window.put(chunk)
+        finally:
+            close: Any = getattr(chunks, "aclose", None)
+            if close is not None:
+                await close()
+    except BaseException as error:
+        window.end(error)
+        raise
+    window.end()
