@@ -1,5 +1,6 @@
 """The firehose: reading it for ever, with nothing lost, nothing twice, and order kept within a partition."""
 
+from wme_async._stream.arguments import Commit, OnBadRecord, OnGap
 from wme_async._stream.backfill import Backfill
 from wme_async._stream.records import (
     PartitionStatistics,
@@ -13,7 +14,7 @@ from wme_async._stream.records import (
     StreamRetrying,
     StreamStatistics,
 )
-from wme_async._stream.stream import Commit, OnBadRecord, OnGap, Stream
+from wme_async._stream.stream import Stream
 
 __all__ = [
     "Backfill",

@@ -12,7 +12,7 @@ import anyio
 import msgspec
 
 from wme_async._protocol.framing import Framing, Record, framer_for
-from wme_async._protocol.positions import Plan, StreamResource, partitions_of, plan
+from wme_async._protocol.positions import Plan, StreamResource, check_since, partitions_of, plan
 from wme_async._protocol.retry import Backoff, is_transient
 from wme_async._protocol.settings import Retry
 from wme_async._stream.progress import Progress
@@ -30,7 +30,7 @@ from wme_async.errors import (
     WMEError,
 )
 
-__all__ = ["FOR_EVER", "Block", "Buffer", "Connection", "Session", "Settings", "first_failure"]
+__all__ = ["FOR_EVER", "Block", "Buffer", "Connection", "Session", "Settings", "begin_at", "first_failure"]
 
 logger = logging.getLogger("wme_async.stream")
 
@@ -345,6 +345,34 @@ class Connection:
             StreamRetrying(connection=self.number, attempt=self._backoff.attempts, wait=wait, error=error)
         )
         await self._transport.sleep(wait)
+
+
+async def begin_at(
+    transport: Transport, resource: StreamResource, since: datetime | None, *, resumed: bool
+) -> datetime:
+    """Return from when on partitions without a position are wanted, by the server's clock.
+
+    Args:
+        transport: Asks for the time: the server refuses what lies in its future. Any answer tells it.
+        resource: Which stream.
+        since: What the user wants; None for now.
+        resumed: Whether other partitions have positions already.
+
+    Raises:
+        ValueError: `since` is in the future, or older than what is kept.
+    """
+    known = True
+    try:
+        await transport.request(Request(role="realtime", path="/v2/status"), retry=False, read_timeout=10.0)
+    except WMEError as error:
+        known = isinstance(error, StatusError)
+    now = datetime.fromtimestamp(transport.server_now("realtime"), UTC)
+    if since is None:
+        return now - (_GUARD if known else _BLIND_GUARD)
+    if resumed:
+        # A script that always names the same time and has gone on from its positions since then.
+        since = max(since, now - timedelta(seconds=resource.retention))
+    return check_since(since, now=now, retention=resource.retention)
 
 
 def _framing_of(body: Body, asked: Framing) -> Framing:

@@ -98,6 +98,7 @@ class Runs(Generic[T]):
         self._note = note
         self._skip_bad = skip_bad
         self._tell_bad = tell_bad
+        self._handed: dict[int, tuple[T, PlaceLike]] = {}
         self._block: Block | None = None
         self._records: Iterator[Record] = iter(())
 
@@ -116,6 +117,28 @@ class Runs(Generic[T]):
         block, self._block = self._block, None
         self._records = iter(())
         return block
+
+    def hand_out(self, item: T, event: PlaceLike) -> None:
+        """Note that a value waits for its own acknowledgement."""
+        self._progress.handed_out(event)
+        if item is SKIP:
+            self._progress.acknowledge_one(event)
+        elif not self._shape.direct:
+            # An object that waits is kept, so that its identity is not used again.
+            self._handed[id(item)] = (item, event)
+
+    def place_of(self, item: T) -> PlaceLike | None:
+        """Return the place of a value that was handed out: by its own event, or by identity; None where unknown."""
+        if self._shape.direct:
+            event: PlaceLike | None = getattr(item, "event", None)
+            return None if event is None or event.offset is None else event
+        if id(item) in self._handed:
+            return self._handed[id(item)][1]
+        return next((event for each, event in zip(self.items, self.events, strict=True) if each is item), None)
+
+    def forget(self, item: T) -> None:
+        """Let go of a value that has been acknowledged."""
+        self._handed.pop(id(item), None)
 
     def decode(self) -> None:
         """Decode the next run of the block. When it returns without `stops`, the block is finished."""

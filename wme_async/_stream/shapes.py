@@ -79,15 +79,15 @@ class Shape(Generic[T]):
         self.finish: Callable[[Any], T] | None = None
         self.direct = False
         self.decode: Callable[[Buffer], Any]
-        kind: Any = type
+        kind: Any = type  # what it is, is found out here
         if inspect.isclass(kind) and issubclass(kind, msgspec.Struct):
-            fields = {field.encode_name: field for field in msgspec.structs.fields(type)}
+            fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
             if "event" in fields and _has_place(fields["event"].type) and fields["event"].name == "event":
                 self.direct = True
                 self.decode = make_decoder(type)
                 return
             names = {field.name for field in fields.values()}
-            if "event" not in fields and "event" not in names and not type.__struct_config__.array_like:
+            if "event" not in fields and "event" not in names and not kind.__struct_config__.array_like:
                 self.decode, self.finish = _derived(type)
                 return
         self.decode, self.finish = _two_passes(type)

@@ -2,13 +2,11 @@
 
 import asyncio
 import contextlib
-import inspect
 import logging
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, Self, TypeVar
 
 from wme_async._protocol.framing import MAX_RECORD, Framing
 from wme_async._protocol.positions import (
@@ -16,41 +14,29 @@ from wme_async._protocol.positions import (
     StreamResource,
     check_aware,
     check_parts,
-    check_since,
     deal,
     partitions_of,
 )
 from wme_async._protocol.settings import Retry
+from wme_async._stream.arguments import Commit, OnBadRecord, OnGap, call, check_choices, check_numbers
 from wme_async._stream.backfill import Backfill, Filler
-from wme_async._stream.connection import FOR_EVER, Buffer, Connection, Settings, first_failure
+from wme_async._stream.connection import FOR_EVER, Buffer, Connection, Settings, begin_at, first_failure
 from wme_async._stream.keeper import Keeper
 from wme_async._stream.meter import Meter
 from wme_async._stream.progress import Progress
-from wme_async._stream.records import (
-    PartitionStatistics,
-    StreamBadRecord,
-    StreamEvent,
-    StreamGap,
-    StreamStatistics,
-)
+from wme_async._stream.records import StreamBadRecord, StreamEvent, StreamGap, StreamStatistics
 from wme_async._stream.runs import SKIP, Bad, Gap, Runs
-from wme_async._stream.shapes import PlaceLike, Shape, published_of
-from wme_async._transport import Request, Transport
-from wme_async.errors import DecodeError, OffsetGap, WMEError
+from wme_async._stream.shapes import PlaceLike, Shape
+from wme_async._transport import Transport
+from wme_async.errors import DecodeError
 from wme_async.offsets import ClaimingStore, MemoryOffsets, OffsetStore
 
-__all__ = ["Commit", "OnBadRecord", "OnGap", "Stream"]
+__all__ = ["Stream"]
 
 logger = logging.getLogger("wme_async.stream")
 
 T = TypeVar("T")
 
-Commit: TypeAlias = Literal["auto", "ack", "manual"]
-OnBadRecord: TypeAlias = Literal["raise", "skip"] | Callable[[DecodeError], Awaitable[None] | None]
-OnGap: TypeAlias = Literal["log", "raise"] | Callable[[OffsetGap], Awaitable[None] | None]
-
-_GUARD: Final = timedelta(seconds=2)  # a `Date` header has whole seconds
-_BLIND_GUARD: Final = timedelta(seconds=60)
 _TICK: Final = 5.0
 _TURN: Final = 256 * 1024  # bytes that may be handed out before other tasks get their turn
 
@@ -140,15 +126,10 @@ class Stream(Generic[T]):
         max_buffer: int = 2 * 1024 * 1024,
         max_record: int = MAX_RECORD,
     ) -> None:
-        _check_choices(framing, commit, on_bad_record, on_gap)
-        for word, value in (
-            ("idle_timeout", idle_timeout),
-            ("commit_interval", commit_interval),
-            ("max_buffer", max_buffer),
-            ("max_record", max_record),
-        ):
-            if not value > 0 or math.isinf(value):
-                raise ValueError(f"{word} must be above 0, not {value!r}")
+        check_choices(framing=framing, commit=commit, on_bad_record=on_bad_record, on_gap=on_gap)
+        check_numbers(
+            idle_timeout=idle_timeout, commit_interval=commit_interval, max_buffer=max_buffer, max_record=max_record
+        )
         if not name:
             raise ValueError("name is empty; leave it out for the default")
         if since is not None:
@@ -182,11 +163,9 @@ class Stream(Generic[T]):
         self._meter = Meter()
         self._generator: AsyncGenerator[T] | None = None
         self._aside: AsyncGenerator[T | DecodeError] | None = None
-        self._handed: dict[int, tuple[T, PlaceLike]] = {}
         self._failure: BaseException | None = None
         self._backfilled = 0
         self._ready = 0
-        self._published: datetime | None = None
         self._state: Literal["new", "open", "closed"] = "new"
         self.backfilled = False
         """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
@@ -205,7 +184,9 @@ class Stream(Generic[T]):
                 await stack.enter_async_context(self._store.claim(self._key))
             positions = await self._store.load(self._key)
             partitions = partitions_of(self.resource, self._parts)
-            start = await self._start(any(partition in positions for partition in partitions))
+            start = await begin_at(
+                self._transport, self.resource, self._since, resumed=any(p in positions for p in partitions)
+            )
             self._progress = Progress(
                 partitions,
                 positions,
@@ -277,27 +258,6 @@ class Stream(Generic[T]):
             if self._mode != "manual":
                 await self._keeper.save()
 
-    async def _start(self, resumed: bool) -> datetime:
-        """Return from when on partitions without a position are wanted, by the server's clock."""
-        known = await self._ask_the_time()
-        now = datetime.fromtimestamp(self._transport.server_now("realtime"), UTC)
-        if self._since is None:
-            return now - (_GUARD if known else _BLIND_GUARD)
-        oldest = now - timedelta(seconds=self.resource.retention)
-        if resumed and self._since < oldest:
-            # A script that always names the same time and has gone on from its positions since then.
-            return oldest
-        return check_since(self._since, now=now, retention=self.resource.retention)
-
-    async def _ask_the_time(self) -> bool:
-        """Learn the server's clock, which refuses times in its future; any answer tells it."""
-        request = Request(role="realtime", path="/v2/status")
-        try:
-            await self._transport.request(request, retry=False, read_timeout=10.0)
-        except WMEError as error:
-            return getattr(error, "status", 0) > 0
-        return True
-
     async def _run(self) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -324,7 +284,7 @@ class Stream(Generic[T]):
     def _tick(self, seconds: float) -> None:
         up = [p for connection in self._pool if connection.connected for p in connection.partitions]
         self._progress.tick(seconds, now=self._server_now(), connected=up)
-        self._meter.sample(self._transport.monotonic(), self._runs.decoded, self._latest())
+        self._meter.sample(self._transport.monotonic(), self._runs)
 
     def _server_now(self) -> datetime:
         return datetime.fromtimestamp(self._transport.server_now("realtime"), UTC)
@@ -356,7 +316,7 @@ class Stream(Generic[T]):
             while True:
                 if explicit:
                     for item, event in runs.pairs:
-                        self._hand_out(item, event)
+                        runs.hand_out(item, event)
                         if item is not SKIP:
                             yield item
                 else:
@@ -427,10 +387,10 @@ class Stream(Generic[T]):
                 return
 
     def _fill(self, batch: list[T], marks: dict[int, PlaceLike], max_items: int) -> None:
-        explicit = self._mode == "ack"
-        for item, event in self._runs.pairs:
+        runs, explicit = self._runs, self._mode == "ack"
+        for item, event in runs.pairs:
             if explicit:
-                self._hand_out(item, event)
+                runs.hand_out(item, event)
             else:
                 marks[event.partition] = event
             if item is not SKIP:
@@ -475,7 +435,7 @@ class Stream(Generic[T]):
             await self._attend_to_gap(stop)
             return
         if callable(self._on_bad_record):
-            await _call(self._on_bad_record, stop.error)
+            await call(self._on_bad_record, stop.error)
         self._runs.pass_over()
         if self._on_bad_record == "raise":
             raise stop.error
@@ -496,7 +456,7 @@ class Stream(Generic[T]):
         if self._on_gap == "log":
             logger.warning("%s", gap)
         else:
-            await _call(self._on_gap, gap)
+            await call(self._on_gap, gap)
 
     async def _next_aside(self) -> T | None:
         """Return the next article of a gap's batches; None if there is none, or it did not decode."""
@@ -520,7 +480,7 @@ class Stream(Generic[T]):
         if self._on_bad_record == "raise":
             raise found
         if callable(self._on_bad_record):
-            await _call(self._on_bad_record, found)
+            await call(self._on_bad_record, found)
         return None
 
     def _tell(self, event: StreamEvent) -> None:
@@ -559,36 +519,15 @@ class Stream(Generic[T]):
             ValueError: It did not come from this stream, or too long ago to be known.
         """
         self._check_open()
-        event = self._event_of(article)
+        event = self._runs.place_of(article)
         if event is None:
-            return
-        if self._mode != "ack":
-            self._progress.acknowledge(event)
-            return
-        self._handed.pop(id(article), None)
-        self._progress.acknowledge_one(event)
-
-    def _event_of(self, article: T) -> PlaceLike | None:
-        if self._shape.direct:
-            event: PlaceLike | None = getattr(article, "event", None)
-            return None if event is None or event.offset is None else event
-        if self._mode == "ack":
-            found = self._handed.get(id(article))
-            return found[1] if found else None
-        for item, place in zip(self._runs.items, self._runs.events, strict=True):
-            if item is article:
-                return place
-        if self.backfilled:
-            return None
-        raise ValueError("this article did not come from this stream, or too long ago: ack it before the next ones")
-
-    def _hand_out(self, item: T, event: PlaceLike) -> None:
-        self._progress.handed_out(event)
-        if item is SKIP:
+            if not self.backfilled and self._mode != "ack" and not self._shape.direct:
+                raise ValueError("this article is not from this stream, or too old to be known: ack it when you get it")
+        elif self._mode == "ack":
+            self._runs.forget(article)
             self._progress.acknowledge_one(event)
-        elif not self._shape.direct:
-            # An object that waits is kept, so that its identity is not used again.
-            self._handed[id(item)] = (item, event)
+        else:
+            self._progress.acknowledge(event)
 
     async def commit(self) -> None:
         """Save the positions of what was processed so far; the event in your hands only if you have called `ack`.
@@ -601,69 +540,15 @@ class Stream(Generic[T]):
 
     # Watching
 
-    def _latest(self) -> datetime | None:
-        """Return when the last event that was read was published."""
-        if self._runs.events:
-            self._published = published_of(self._runs.events[-1])
-        return self._published
-
     def statistics(self) -> StreamStatistics:
         """Return counts, lag and the state of each partition, now."""
         self._check_open()
-        at, now = self._transport.monotonic(), self._server_now()
-        runs, pool = self._runs, self._pool
-        latest = self._latest()
-        self._meter.sample(at, runs.decoded, latest)
-        lag = None if latest is None else max(0.0, (now - latest).total_seconds())
-        return StreamStatistics(
-            events=runs.decoded - runs.filtered,
-            filtered=runs.filtered,
-            bytes=sum(connection.bytes for connection in pool),
-            duplicates=self._progress.duplicates,
-            bad_records=runs.bad,
-            gaps=self._progress.gaps,
-            backfilled=self._backfilled,
-            connects=sum(connection.connects for connection in pool),
-            reconnects=sum(connection.reconnects for connection in pool),
-            connected=sum(connection.connected for connection in pool),
+        return self._meter.read(
+            self._transport.monotonic(),
+            self._server_now(),
+            runs=self._runs,
+            progress=self._progress,
+            connections=self._pool,
             buffered=self._buffer.size,
-            lag=lag,
-            rate=self._meter.rate(at, runs.decoded),
-            catch_up=self._meter.catch_up(at, latest, lag),
-            partitions=tuple(
-                self._partition(number, now, connected=connection.connected)
-                for connection in sorted(pool, key=lambda each: each.partitions)
-                for number in connection.partitions
-            ),
+            backfilled=self._backfilled,
         )
-
-    def _partition(self, number: int, now: datetime, *, connected: bool) -> PartitionStatistics:
-        read = self._progress.read([number])[number]
-        done = self._progress.done.get(number) or self._progress.base[number]
-        published = read.published if read.offset >= 0 else None
-        return PartitionStatistics(
-            partition=number,
-            offset=read.offset,
-            acknowledged=done.offset,
-            published=published,
-            age=None if published is None else max(0.0, (now - published).total_seconds()),
-            connected=connected,
-        )
-
-
-async def _call(function: Callable[[Any], Awaitable[None] | None], argument: object) -> None:
-    result = function(argument)
-    if inspect.isawaitable(result):
-        await result
-
-
-def _check_choices(framing: object, commit: object, on_bad_record: object, on_gap: object) -> None:
-    for word, value, choices in (
-        ("framing", framing, ("ndjson", "sse")),
-        ("commit", commit, ("auto", "ack", "manual")),
-        ("on_bad_record", on_bad_record, ("raise", "skip")),
-        ("on_gap", on_gap, ("log", "raise")),
-    ):
-        if value not in choices and not (word.startswith("on_") and callable(value)):
-            kinds = ", a function" if word.startswith("on_") else ""
-            raise ValueError(f"{word} is one of {', '.join(choices)}{kinds}, not {value!r}")
