@@ -1,0 +1,208 @@
+"""The documentation: what it shows is run, what it names is there, and what it draws is so."""
+
+import ast
+import asyncio
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import re
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from wme_async import Client, errors
+from wme_async.simulator import Simulator, faults
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+
+# A page that names an hour of its own is run at that time.
+AT = datetime(2025, 7, 16, 8, tzinfo=UTC)
+
+_FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[\w{}-]*)[^\n]*\n(?P<body>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL)
+_NOT_RUN = "# not run: "
+
+
+class Block(NamedTuple):
+    language: str
+    body: str
+    line: int
+    gap: str  # what stands between it and the block before
+
+
+def blocks(page):
+    text = page.read_text()
+    found, end = [], 0
+    for match in _FENCE.finditer(text):
+        line = text.count("\n", 0, match.start("body"))
+        found.append(Block(match["language"], match["body"], line, text[end : match.start()]))
+        end = match.end()
+    return found
+
+
+def name_of(page):
+    return page.stem.lower()
+
+
+def with_python(pages):
+    return [page for page in pages if any(block.language == "python" for block in blocks(page))]
+
+
+def run(block, page, namespace, runner):
+    """Run one block as `python -m asyncio` would, and return what it printed."""
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    code = compile("\n" * block.line + block.body, str(page), "exec", flags=flags, dont_inherit=True)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        result = eval(code, namespace)  # noqa: S307 - our own documentation
+        if code.co_flags & inspect.CO_COROUTINE:
+            runner.run(result)
+    return printed.getvalue()
+
+
+def run_page(page, namespace, runner):
+    """Run the blocks of a page in turn; a block of text right behind one is what it prints."""
+    checker, printed = doctest.OutputChecker(), None
+    for block in blocks(page):
+        if block.language == "python":
+            printed = None if block.body.startswith(_NOT_RUN) else run(block, page, namespace, runner)
+        elif block.language == "text" and printed is not None and not block.gap.strip():
+            where = f"{page.name}, line {block.line + 1}"
+            assert checker.check_output(block.body, printed, doctest.ELLIPSIS), f"{where} prints:\n{printed}"
+            printed = None
+        else:
+            printed = None
+
+
+@pytest.mark.parametrize("page", with_python(PAGES), ids=name_of)
+def test_what_a_page_shows_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = AT if "2025-07-16T05" in page.read_text() else None
+    namespace = {"__name__": "__docs__"}
+    with Simulator.run_in_thread(start=start) as simulator, asyncio.Runner() as runner:
+        for name, value in simulator.environment().items():
+            monkeypatch.setenv(name, value)
+        try:
+            run_page(page, namespace, runner)
+        finally:
+            for value in namespace.values():
+                if isinstance(value, Client):
+                    runner.run(value.aclose())
+
+
+def test_what_is_not_run_says_why():
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "python" and block.body.startswith("# not run"):
+                reason = block.body.partition("\n")[0].removeprefix(_NOT_RUN)
+                assert len(reason.split()) >= 3, f"{page.name}, line {block.line + 1}"
+
+
+def test_every_fence_has_a_language():
+    for page in PAGES:
+        for block in blocks(page):
+            assert block.language in {"python", "text", "sh", "toml", "json"} or block.language.startswith("{"), (
+                f"{page.name}, line {block.line}: {block.language!r}"
+            )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_to_files_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_command_lines_name_commands_and_options_that_exist(page):
+    pytest.importorskip("click")
+    for block in blocks(page):
+        if block.language == "sh":
+            for line in block.body.splitlines():
+                words = shlex.split(line.partition("|")[0], comments=True)
+                while words and "=" in words[0]:
+                    words = words[1:]
+                if words[:1] == ["wme-async"]:
+                    assert _unknown_words(words[1:]) is None, line
+
+
+def _unknown_words(words):
+    """Return the first word that the command line would not know; None if there is none."""
+    import click
+
+    from wme_async.cli.root import root
+
+    command, context = root, click.Context(root)
+    for word in words:
+        if word.startswith("-"):
+            known = {option for parameter in command.params for option in parameter.opts}
+            if word.partition("=")[0] not in {*known, "--help", "--version"}:
+                return word
+        elif isinstance(command, click.Group):
+            found = command.get_command(context, word)
+            if found is None:
+                return word
+            command, context = found, click.Context(found, parent=context)
+    return None
+
+
+def drawn(text):
+    """Read a tree that is drawn by indentation: name to parent."""
+    parents, above = {}, []
+    for line in text.splitlines():
+        names = re.match(r"\s*((?:[A-Z]\w+(?: \d(?:\d\d|xx))?(?:\s{1,2}|$))+)", line)
+        if names is None:
+            continue
+        depth = len(line) - len(line.lstrip())
+        above = [(at, name) for at, name in above if at < depth]
+        found = re.findall(r"[A-Z]\w+", names[1])
+        for name in found:
+            parents[name] = above[-1][1] if above else "Exception"
+        above.append((depth, found[-1]))
+    return parents
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is():
+    real = {name: kind.__base__.__name__ for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)}
+    page = next(block.body for block in blocks(DOCS / "errors.md") if "WMEError" in block.body and block.language == "text")
+    docstring = errors.__doc__.partition("Misuse")[0]
+    assert drawn(docstring.partition("\n")[2]) == real
+    assert drawn(page) == real
+
+
+def test_every_error_is_explained():
+    text = (DOCS / "errors.md").read_text()
+    leaves = [name for name in errors.__all__ if name[0].isupper()]
+    assert [name for name in leaves if f"`{name}`" not in text] == []
+
+
+def test_every_fault_is_in_the_catalogue():
+    text = " ".join((faults.__doc__, (DOCS / "testing.md").read_text()))
+    kinds = {*faults._DETAILS, *faults._STREAM}
+    assert sorted(kind for kind in kinds if f"`{kind}`" not in text) == []
+
+
+PUBLIC = ["wme_async", "wme_async.errors", "wme_async.models", "wme_async.offsets", "wme_async.simulator"]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_on_the_api_page(name):
+    module = importlib.import_module(name)
+    text = (DOCS / "api.md").read_text()
+    whole = re.findall(r"automodule:: ([\w.]+)\n(?: +:(?!no-members)[\w-]+:.*\n)* +:members:", text)
+    named = re.findall(r"auto(?:class|function|data|exception):: ([\w.]+)", text)
+    shown = {each.rpartition(".")[2] for each in named} | {
+        each for module_name in whole for each in importlib.import_module(module_name).__all__
+    }
+    assert sorted(set(module.__all__) - shown - {"__version__"}) == []
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = set(re.findall(r"^(\w[\w-]*)$", (DOCS / "index.md").read_text(), re.MULTILINE))
+    assert sorted(page.stem for page in DOCS.glob("*.md") if page.stem not in {*listed, "index"}) == []
