@@ -141,7 +141,7 @@ class Files(Collection[M], Generic[M, R]):
         Args:
             identifier: As the list has it.
             to: A folder, in which the file is called `IDENTIFIER.tar.gz`, or the path of the file. What ends in a slash
-                is a folder.
+                is a folder, and made where it is not there.
             progress: Receives `Progress` about ten times a second and once at the end.
             verify: Check the MD5. Without it the size and the version on the server are checked alone.
             if_changed: Do nothing if the file is already there in the same version. Free of charge then.
@@ -306,7 +306,10 @@ class _Chunks(Files[Any, R]):
 def _target(to: str | os.PathLike[str], name: str) -> Path:
     text = os.fspath(to)
     path = Path(text)
-    return path / name if text.endswith(("/", os.sep)) or path.is_dir() else path
+    if text.endswith(("/", os.sep)):
+        # Somebody who writes the slash means a folder, there or not yet.
+        path.mkdir(parents=True, exist_ok=True)
+    return path / name if path.is_dir() else path
 
 
 def _file_info(headers: CIMultiDictProxy[str]) -> FileInfo:

@@ -182,6 +182,27 @@ class Realtime:
         shape = {"partitions": partitions, "parts": parts_total}
         return self._open("realtime.wikidata", type, fields, filters, backfill=backfill, options=options, **shape)
 
+    def explain(
+        self,
+        *,
+        fields: Sequence[str] | None = None,
+        filters: Mapping[str, Value] | None = None,
+        type: builtins.type[Any] | None = None,
+    ) -> str:
+        """Say in words, one fact a line, what `articles` would send and what it would apply here. Nothing is sent.
+
+        Args:
+            fields: As for `articles`, and so the next two.
+            filters: As for `articles`.
+            type: As for `articles`.
+
+        Raises:
+            ValueError: As `articles` raises it.
+        """
+        row = self._resources["realtime.articles"]
+        assert row.backend is not None
+        return Query.build(row.backend, row.model, fields=fields, filters=filters, type=type).explain()
+
     def _open(
         self,
         name: str,
@@ -195,7 +216,8 @@ class Realtime:
     ) -> Stream[Any]:
         row = self._resources[name]
         assert row.backend is not None
-        own = None if type is row.model else type
+        # Only a Struct says what to ask for; `dict` and `Raw` take whatever comes.
+        own = type if isinstance(type, builtins.type) and issubclass(type, msgspec.Struct) else None
         query = Query.build(row.backend, row.model, fields=fields, filters=filters, type=own)
         body = query.body()
         hours = self._hours[name]
@@ -206,13 +228,22 @@ class Realtime:
             StreamResource(
                 name=name.partition(".")[2], path=row.path, model=row.model, product=row.product, beta=row.beta, **shape
             ),
-            type=query.result,
+            type=query.result if type is None else type,
             fields=body.get("fields"),
             filters=body.get("filters"),
-            keep=query.keep if query.selects else None,
+            keep=_keep(query, type),
             backfill=_Batches(hours, query) if backfill and hours is not None else None,
             **options,
         )
+
+
+def _keep(query: Query, type: builtins.type[Any] | None) -> Callable[[Any], bool] | None:
+    """Return what applies the filters that the server cannot, if there are any."""
+    if not query.selects:
+        return None
+    if type is not msgspec.Raw:
+        return query.keep
+    return lambda record: query.keep(msgspec.json.decode(record))
 
 
 class _Batches:

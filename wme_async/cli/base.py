@@ -40,7 +40,7 @@ T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 stdout = Console()
-stderr = Console(stderr=True)
+stderr = Console(stderr=True, soft_wrap=True)
 
 # What a shell script can tell apart. click itself uses 2 for wrong usage.
 _EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
@@ -84,9 +84,7 @@ class Group(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             context.exit(0)
         except KeyboardInterrupt:
-            stderr.print(
-                "[yellow]stopped[/]; what was downloaded so far is kept, and the same command goes on from there"
-            )
+            stderr.print("[yellow]stopped[/]; what there is so far is kept: the same command goes on from there")
             context.exit(130)
         except (WMEError, OSError, ValueError) as error:
             fail(error, context)
@@ -94,7 +92,7 @@ class Group(click.Group):
 
 def fail(error: BaseException, context: click.Context) -> None:
     """Print an error in one line and leave with its exit code."""
-    stderr.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False, markup=True, soft_wrap=True)
+    stderr.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False, markup=True)
     for note in getattr(error, "__notes__", ()):
         stderr.print(f"  {note}", style="dim", highlight=False)
     context.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))

@@ -14,6 +14,7 @@ __all__ = ["main"]
 # Loaded when called for: some need an extra, all take time to import.
 _LATER = {
     "demo": ("wme_async.cli.demo", "Show the whole job on a simulator: no account, well under a minute."),
+    "stream": ("wme_async.cli.stream", "Follow the firehose as JSON lines; resumes with nothing lost."),
     "simulate": ("wme_async.cli.simulate", "Run a simulator of all WME services on this machine."),
 }
 

@@ -1,0 +1,213 @@
+"""The command line: what it prints, its exit codes, and that being stopped leaves something to go on from."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from wme_async.simulator import Simulator
+
+click = pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from wme_async.cli.root import root  # noqa: E402  # behind its extra
+
+ARCHIVE = "enwiki_namespace_0"
+
+
+@pytest.fixture(scope="module")
+def world():
+    with Simulator.run_in_thread(articles=7) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def environment(world, tmp_path, monkeypatch):
+    values = {**world.environment(), "WME_TOKEN_FILE": str(tmp_path / "state" / "tokens.json")}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return values
+
+
+@pytest.fixture
+def run(environment, capsysbinary):
+    def call(*arguments, code=0):
+        # The runner gives each command streams of its own, and an exit code instead of an exit.
+        result = CliRunner().invoke(root, arguments, catch_exceptions=False)
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+def lines(result):
+    # Not splitlines: titles may have separators of other kinds in them.
+    return [json.loads(line) for line in result.stdout.split("\n") if line]
+
+
+def test_lists_are_json_lines_in_a_pipe(run, world):
+    rows = lines(run("projects", "ls"))
+    assert {"enwiki", "dewiki"} <= {row["identifier"] for row in rows}
+    only = lines(run("projects", "ls", "--where", "in_language.identifier=en", "--fields", "identifier,name"))
+    assert only
+    assert all(set(row) == {"identifier", "name"} for row in only)
+
+
+def test_one_record_is_got(run):
+    assert lines(run("languages", "get", "en"))[0]["identifier"] == "en"
+    assert lines(run("namespaces", "get", "14"))[0]["identifier"] == 14
+
+
+@pytest.mark.parametrize("place", ["latest", "hour"])
+def test_batches_are_listed_asked_for_downloaded_and_read(run, world, tmp_path, place):
+    hour = place if place == "latest" else world.hours[-1]
+    rows = lines(run("batches", "ls", hour, "--where", "namespace.identifier=0"))
+    assert {row["namespace"]["identifier"] for row in rows} == {0}
+    assert lines(run("batches", "get", hour, ARCHIVE))[0]["identifier"] == ARCHIVE
+    size = lines(run("batches", "head", hour, ARCHIVE))[0]["size"]
+    told = run("batches", "download", hour, ARCHIVE, "dewiki_namespace_0", "--to", str(tmp_path / "data")).stdout
+    path = tmp_path / "data" / f"{ARCHIVE}.tar.gz"
+    assert path.stat().st_size == size
+    assert told.count("MD5 matches") == 2
+    assert "unchanged" in run("batches", "download", hour, ARCHIVE, "--to", f"{tmp_path}/data/", "--if-changed").stdout
+    records = lines(run("batches", "read", hour, ARCHIVE))
+    assert len(records) == 7
+    assert all(record["is_part_of"]["identifier"] == "enwiki" for record in records)
+    assert len(lines(run("batches", "read", hour, ARCHIVE, "--limit", "2"))) == 2
+    assert run("batches", "read", hour, ARCHIVE, "--count", "--tee", f"{tmp_path}/tee/x.tar.gz").stdout == "7\n"
+
+
+def test_snapshots_and_their_chunks(run, tmp_path):
+    assert ARCHIVE in {row["identifier"] for row in lines(run("snapshots", "ls"))}
+    chunks = lines(run("chunks", "ls", ARCHIVE))
+    assert chunks
+    run("chunks", "download", ARCHIVE, "0", "--to", str(tmp_path / "chunk.tar.gz"))
+    assert (tmp_path / "chunk.tar.gz").exists()
+    assert lines(run("structured-snapshots", "ls"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("batches", "ls", "2020-01-01T00"), 3, "NotFound"),
+        (("batches", "ls", "noon"), 2, "an hour looks like"),
+        (("projects", "get", "../x"), 2, "no path in it"),
+        (("projects", "ls", "--where", "identifier"), 2, "not FIELD=VALUE"),
+        (("projects", "ls", "--where", "nothing=1"), 2, "nothing"),
+        (("projects", "ls", "--where", "code=wiki", "--where", "code=x"), 2, "given twice"),
+        (("batches", "ls", "latest", "--where", "namespace.identifier=zero"), 2, "is a number"),
+        (("stream", "--since", "noon"), 2, "neither a time"),
+        (("stream", "--parts", "a"), 2, "no list of numbers"),
+        (("stream", "--parts", "10"), 2, "part"),
+        (("nonsense",), 2, "No such command"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_an_exit_code(run, arguments, code, words):
+    result = run(*arguments, code=code)
+    assert words in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.output
+
+
+def test_wrong_credentials_have_an_exit_code_of_their_own(run, monkeypatch):
+    monkeypatch.setenv("WME_PASSWORD", "wrong")
+    assert "Unauthorized" in run("projects", "ls", code=4).stderr
+    monkeypatch.delenv("WME_USERNAME")
+    monkeypatch.delenv("WME_PASSWORD")
+    assert "no credentials" in run("projects", "ls", code=2).stderr
+
+
+def test_signing_in_keeps_the_tokens_for_the_next_command_and_out_revokes_them(run, world, environment):
+    before = sum(each.path == "/v1/login" for each in world.requests)
+    result = run("login")
+    assert "signed in as simulated" in result.stdout
+    assert "snapshot: " in result.stdout
+    run("projects", "ls")
+    assert sum(each.path == "/v1/login" for each in world.requests) == before + 1
+    assert run("logout").stdout == "signed out\n"
+    assert "access_token" not in Path(environment["WME_TOKEN_FILE"]).read_text()
+
+
+def test_credentials_may_stand_in_a_file_that_is_named(run, world, tmp_path, monkeypatch):
+    env_file = tmp_path / "env"
+    env_file.write_text("".join(f"{name}={value}\n" for name, value in world.environment().items()))
+    for name in world.environment():
+        monkeypatch.delenv(name)
+    assert lines(run("--env-file", str(env_file), "codes", "ls"))
+
+
+def test_the_stream_is_json_lines_and_goes_on_from_its_offsets(run, world, tmp_path):
+    offsets = str(tmp_path / "offsets.db")
+    published = [world.call(world.firehose.publish, partition=number % 50) for number in range(60)]
+    start = world.firehose.log[0].end
+    first = lines(run("stream", "--offsets", offsets, "--since", "1m", "--limit", "25"))
+    second = lines(run("stream", "--offsets", offsets, "--limit", "35", "--framing", "sse", "--connections", "1"))
+    places = [(row["event"]["partition"], row["event"]["offset"]) for row in [*first, *second]]
+    assert len(set(places)) == 60
+    assert sorted(places) == sorted(published)
+    assert start
+
+
+def test_the_stream_can_be_watched_as_a_table(run, world):
+    for number in range(20):
+        world.call(world.firehose.publish, partition=number)
+    result = run("stream", "--since", "1m", "--limit", "20", "--table")
+    assert "events" in result.stderr
+
+
+def test_a_download_that_is_interrupted_goes_on_with_the_same_command(environment, tmp_path):
+    with Simulator.run_in_thread(archive_bytes={ARCHIVE: 3_000_000}, article_size=100_000) as simulator:
+        values = {**os.environ, **environment, **simulator.environment()}
+        hour = simulator.hours[-1]
+        command = [sys.executable, "-m", "wme_async", "batches", "download", hour, ARCHIVE, "--to", f"{tmp_path}/"]
+        process = subprocess.Popen([*command, "--max-rate", "0.5"], env=values, stderr=subprocess.PIPE, text=True)
+        part = tmp_path / f"{ARCHIVE}.tar.gz.part"
+        deadline = time.monotonic() + 20
+        while not (part.exists() and part.stat().st_blocks * 512 > 300_000):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)  # a file of another process: there is nothing to wait on
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 130, errors
+        assert "Traceback" not in errors
+        assert "goes on from there" in errors
+        again = subprocess.run(command, env=values, capture_output=True, text=True, check=True)
+        assert "were there already" in again.stdout
+        assert "MD5 matches" in again.stdout
+
+
+def test_without_the_extra_there_is_a_hint(tmp_path):
+    (tmp_path / "click.py").write_text("raise ImportError('no click', name='click')")
+    result = subprocess.run(
+        [sys.executable, "-m", "wme_async", "demo"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "pip install 'wme-async[cli]'" in result.stderr
+
+
+def test_the_demo_passes_its_own_checks(environment):
+    result = subprocess.run(
+        [sys.executable, "-m", "wme_async", "demo", "--megabytes", "2"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "checks passed" in result.stdout.splitlines()[-1]
+
+
+def test_every_command_explains_itself(run):
+    for name in root.list_commands(click.Context(root)):
+        assert run(name, "--help").stdout.startswith("Usage:")
