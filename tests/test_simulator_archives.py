@@ -72,6 +72,7 @@ async def test_filters_that_are_dropped_broken_or_fatal(call: Caller) -> None:
     assert broken.message
     panic = await call.query(path, filters=[None])
     assert (panic.status, panic.body) == (500, b"")
+    assert (await call.query(f"{path}/enwiki_namespace_0", filters=[None])).json["identifier"] == "enwiki_namespace_0"
     assert (await call.query(path, fields=["a..b"])).status == 400
 
 

@@ -97,6 +97,7 @@ def test_faults_can_be_taken_back() -> None:
         (ValueError, {"kind": "explode"}, "no fault 'explode'"),
         (ValueError, {"kind": "reset", "role": "proxy"}, "no role 'proxy'"),
         (TypeError, {"kind": "slow", "speed": 3}, "takes no speed"),
+        (TypeError, {"kind": "gap", "role": "realtime", "after": 3}, "takes no after"),
         (re.error, {"kind": "slow", "path": "("}, "unterminated"),
     ],
 )

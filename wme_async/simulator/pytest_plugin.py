@@ -5,16 +5,14 @@ It works for synchronous and asynchronous tests alike, whatever their plugin. Op
     @pytest.mark.wme_simulator(groups=["group_1"], expires_in=300)
     def test_free_plan(wme_simulator): ...
 
-Nothing of the simulator is imported until a test asks for the fixture.
+No server is started until a test asks for the fixture.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from wme_async.simulator import Simulator
+from wme_async.simulator._server import Simulator
 
 __all__ = ["pytest_configure", "wme_simulator"]
 
@@ -25,10 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def wme_simulator(request: pytest.FixtureRequest) -> "Iterator[Simulator]":
+def wme_simulator(request: pytest.FixtureRequest) -> Iterator[Simulator]:
     """A running simulator; `wme_simulator.client_options()` is what a client needs."""
-    from wme_async.simulator import Simulator  # noqa: PLC0415 - a run that does not use it shall not load a web server
-
     marker = request.node.get_closest_marker("wme_simulator")
     with Simulator.run_in_thread(**(marker.kwargs if marker is not None else {})) as simulator:
         yield simulator
