@@ -80,7 +80,10 @@ def test_batches_are_listed_asked_for_downloaded_and_read(run, world, tmp_path, 
     assert len(records) >= 7
     assert all(record["is_part_of"]["identifier"] == "enwiki" for record in records)
     assert len(lines(run("batches", "read", hour, ARCHIVE, "--limit", "2"))) == 2
-    assert run("batches", "read", hour, ARCHIVE, "--count", "--tee", f"{tmp_path}/tee/x.tar.gz").stdout == f"{len(records)}\n"
+    (tmp_path / "tee").mkdir()
+    counted = run("batches", "read", hour, ARCHIVE, "--count", "--tee", f"{tmp_path}/tee/")
+    assert counted.stdout == f"{len(records)}\n"
+    assert (tmp_path / "tee" / f"{ARCHIVE}.tar.gz").stat().st_size == size
 
 
 def test_snapshots_and_their_chunks(run, tmp_path):
