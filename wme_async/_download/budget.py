@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from wme_async._download.source import SignedUrl, Source
 from wme_async._protocol.pace import Bucket, Governor
-from wme_async.errors import StatusError
 
 __all__ = ["Budget", "Ticket"]
 
@@ -137,19 +136,16 @@ class Ticket:
         """Note that the store took the address."""
         self._strikes = 0
 
-    def refused(self, signed: SignedUrl, error: StatusError) -> None:
-        """Note that the store did not take an address; the next `get` asks for a new one.
+    def refused(self, signed: SignedUrl) -> None:
+        """Note that the store did not take an address; the next `get` asks for a new one."""
+        if self._signed is signed:
+            self._signed = None
+            self._strikes += 1
 
-        Raises:
-            Forbidden: New ones were refused too.
-        """
-        if self._signed is not signed:
-            return
-        self._signed = None
-        self._strikes += 1
-        if self._strikes >= self._STRIKES:
-            error.add_note("new signatures were refused too: is this machine's or a proxy's clock wrong?")
-            raise error
+    @property
+    def hopeless(self) -> bool:
+        """Whether new addresses were refused too."""
+        return self._strikes >= self._STRIKES
 
     def _current(self) -> SignedUrl | None:
         signed = self._signed

@@ -14,13 +14,15 @@ from wme_async._protocol.retry import Backoff, gave_up, is_transient
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
 
-__all__ = ["Crew", "NoRanges", "Replaced", "Store", "only_cause"]
+__all__ = ["Crew", "NoRanges", "Replaced", "Store", "check_ticket", "only_cause"]
 
 _TICK = 0.1
 _TICKS_A_LOOK = 3
 _PATIENCE = 10.0
 _PATIENCE_MOST = 120.0
 _LEAST_PART = 1 << 20
+# An attempt that brought fewer bytes than this got nowhere: a connection that breaks after each packet is broken.
+_PROGRESS = 16 * 1024
 
 
 class Replaced(Exception):
@@ -222,7 +224,7 @@ class Crew:
                 continue
             except WMEError as error:
                 now = self._transport.monotonic()
-                if claim.at > at:
+                if claim.at - at >= _PROGRESS:
                     backoff.reset()
                     since = now
                 wait = self._wait_after(error, backoff, now - since)
@@ -236,7 +238,7 @@ class Crew:
         if status in {429, 503}:
             self._budget.governor.refused(self._transport.monotonic())
         if status == 403:
-            # The ticket has counted it already, and gives up by itself.
+            check_ticket(self._ticket, error)
             return 0.0
         wrong = isinstance(error, IntegrityError)
         if not wrong and not is_transient(error):
@@ -251,6 +253,10 @@ class Crew:
 
     async def _ask(self, claim: Claim) -> None:
         """Send one request for the rest of a claim and take its body."""
+        # Small files end before they could be slowed down; the next ones pay for them.
+        debt = self._budget.moved(0, self._transport.monotonic())
+        if debt > 0:
+            await self._transport.sleep(debt)
         signed = await self._ticket.get()
         start, stop = claim.at, claim.stop
         asked = self._transport.monotonic()
@@ -264,7 +270,7 @@ class Crew:
                     await body.copy_to(lambda data: self._take(claim, data))
         except StatusError as error:
             if error.status == 403:
-                self._ticket.refused(signed, error)
+                self._ticket.refused(signed)
             raise
         finally:
             self._budget.finished()
@@ -315,6 +321,17 @@ def range_request(signed: SignedUrl, start: int, stop: int, etag: str | None) ->
     if etag is not None:
         headers["If-Match"] = etag
     return Request(method="GET", role=signed.role, path=signed.url, headers=headers)
+
+
+def check_ticket(ticket: Ticket, error: WMEError) -> None:
+    """Let a refused address be renewed, unless new ones are refused too.
+
+    Raises:
+        WMEError: They are.
+    """
+    if ticket.hopeless:
+        error.add_note("new signatures were refused too: is the clock of this machine or of a proxy wrong?")
+        raise error
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The bytes of a file in order, while several connections fetch it: for reading before it is whole."""
 
+import abc
 import asyncio
 import contextlib
 import hashlib
@@ -11,9 +12,10 @@ from typing import Self
 
 import anyio.to_thread
 
+from wme_async._download.asking import ask_whole, checksum_or_none, head_of, pause
 from wme_async._download.budget import Budget, Ticket
-from wme_async._download.download import Job, after, ask_whole, checksum_or_none, head_of
 from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
+from wme_async._download.job import Job, after
 from wme_async._download.source import Download, FileInfo, Source
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
@@ -80,7 +82,7 @@ def ordered(
     return _Windowed(source, transport, shared, connections=limit, window=window, verify=verify)
 
 
-class Ordered(AsyncIterator[bytes]):
+class Ordered(AsyncIterator[bytes], abc.ABC):
     """The bytes of a file in order. Iterate once; close it, best by `async with`.
 
     Attributes:
@@ -145,11 +147,13 @@ class Ordered(AsyncIterator[bytes]):
                 await asyncio.shield(_ended(task))
         self._dispose()
 
+    @abc.abstractmethod
     async def _run(self) -> None:
-        raise NotImplementedError
+        """Fetch everything."""
 
+    @abc.abstractmethod
     def _pop(self) -> bytes | None:
-        raise NotImplementedError
+        """Return the bytes at `position`, if they are there."""
 
     def _dispose(self) -> None:
         """Let go of what is held."""
@@ -276,7 +280,7 @@ class _Windowed(Ordered):
                         f"the file was replaced on the server while it was read ({change}); read it again"
                     ) from change
                 self._pieces.clear()
-                await self._transport.sleep(0.2 * 2**restarts * self._transport.random.random())
+                await pause(self._transport, restarts)
         if self._verify:
             await self._check(info)
 

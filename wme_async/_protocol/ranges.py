@@ -415,13 +415,13 @@ def part_size(
     share = -(-unclaimed // connections)
     if rate <= 0:
         # The first ranges measure the way; small enough that a decision can still be made while the URL is fresh.
-        return max(_PART_LEAST, min(share, 16 * MIB, most))
+        return min(most, max(_PART_LEAST, min(share, 16 * MIB)))
     if lifetime is not None and unclaimed / (rate * connections) > lifetime:
         return max(_PART_LEAST, -(-unclaimed // max(1, connections - served)))
     # At the end parts get smaller, but not so small that asking takes longer than the bytes: idle connections take
     # over what is left of the large ones anyway.
     ordinary = min(int(rate * _PART_SECONDS), most)
-    return max(_PART_LEAST, min(ordinary, max(share, int(rate * _PART_SECONDS / 4))))
+    return min(most, max(_PART_LEAST, min(ordinary, max(share, int(rate * _PART_SECONDS / 4)))))
 
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.IGNORECASE)

@@ -1,25 +1,25 @@
 """One file, from the first question about it to its name on the disk."""
 
 import asyncio
-import contextlib
 import hashlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio.to_thread
 
+from wme_async._download.asking import ask_whole, checksum_or_none, head_of, pause, verify
 from wme_async._download.budget import Budget, Ticket
-from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
+from wme_async._download.engine import Crew, NoRanges, Replaced, check_ticket, only_cause
 from wme_async._download.partfile import PartFile, check_target, known_version
 from wme_async._download.source import Download, FileInfo, Progress, ProgressHook, Source
 from wme_async._protocol.pace import Meter
-from wme_async._protocol.ranges import Claim, Plan, etag_matches, strong_etag
+from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
-from wme_async._transport import Body, Request, Transport
-from wme_async.errors import IntegrityError, Interrupted, NotFound, StatusError, WMEError
+from wme_async._transport import Transport
+from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
 
-__all__ = ["Job", "PartStore", "after", "ask_whole", "checksum_or_none", "download", "head_of", "verify"]
+__all__ = ["Job", "PartStore", "after", "download"]
 
 MIB = 1 << 20
 
@@ -251,7 +251,7 @@ class Job:
                     raise IntegrityError(
                         f"the file kept changing on the server ({change}); try again later", expected=info.etag
                     ) from change
-                await self.transport.sleep(self.transport.random.random() * 0.2 * 2**self.restarts)
+                await pause(self.transport, self.restarts)
                 info, self.promised = await self._ask()
 
     async def _fetch_ranges(self, size: int, etag: str) -> str | None:
@@ -357,7 +357,8 @@ class Job:
         status = error.status if isinstance(error, StatusError) else None
         if status == 412:
             raise Replaced(str(error)) from error
-        if status == 403 and self.ticket.requests:
+        if status == 403:
+            check_ticket(self.ticket, error)
             return 0.0
         if not is_transient(error) and not isinstance(error, IntegrityError):
             raise error
@@ -403,63 +404,6 @@ class Job:
             raise
 
 
-async def head_of(source: Source, transport: Transport) -> FileInfo:
-    """Ask for the version of a file. The server says 404 to a HEAD for any trouble of its own, so that is asked again.
-
-    Raises:
-        NotFound: It is still not there.
-        WMEError: The question failed.
-    """
-    for wait in (0.1, 0.5):
-        try:
-            return await source.head()
-        except NotFound:
-            await transport.sleep(wait * (0.5 + transport.random.random()))
-    return await source.head()
-
-
-async def checksum_or_none(source: Source) -> str | None:
-    """Ask for the promised MD5; None also where the file has no metadata, as the monthly Commons archive has none."""
-    try:
-        promised = await source.checksum()
-    except NotFound:
-        return None
-    return promised.lower() if promised else None
-
-
-async def verify(source: Source, md5: str | None, promised: str | None, info: FileInfo, part: PartFile) -> bool | None:
-    """Say whether the bytes are what the metadata promises.
-
-    Archives are replaced in place, and their metadata follows a little later. So a mismatch is first looked up again;
-    then the bytes are compared with the ETag, which comes with the object itself. If they have it, the object is whole
-    and newer than its metadata.
-
-    Returns:
-        True if they are; None if there is nothing to compare with, or the metadata is older than the file.
-
-    Raises:
-        IntegrityError: They are not.
-    """
-    if md5 is None or promised is None:
-        return None
-    if md5 == promised:
-        return True
-    promised = await checksum_or_none(source)
-    if promised is None:
-        return None
-    if md5 == promised:
-        return True
-    etag = strong_etag(info.etag)
-    size = info.size
-    if etag is not None and size is not None and await anyio.to_thread.run_sync(part.etag, etag, size) == etag:
-        return None
-    raise IntegrityError(
-        "the file does not have the MD5 that its metadata promises; nothing was kept, so download it again",
-        expected=promised,
-        got=md5,
-    )
-
-
 async def _hash_behind(digest: "hashlib._Hash", plan: Plan, part: PartFile, crew: Crew) -> None:
     """Hash what is whole from the beginning, a step behind the writers: the bytes are still in the page cache."""
     at = 0
@@ -484,44 +428,3 @@ def after(writing: Awaitable[None] | None, transport: Transport, delay: float) -
         await transport.sleep(delay)
 
     return both()
-
-
-@contextlib.asynccontextmanager
-async def ask_whole(transport: Transport, ticket: Ticket, info: FileInfo) -> AsyncIterator[tuple[Body, int | None]]:
-    """Ask for a file in one answer; yields its body and how many bytes it promises.
-
-    Raises:
-        Replaced: It is another version.
-        IntegrityError: It is something else.
-        WMEError: It could not be had.
-    """
-    signed = await ticket.get()
-    etag = strong_etag(info.etag)
-    headers = {**signed.headers, "Accept-Encoding": "identity", **({"If-Match": etag} if etag else {})}
-    request = Request(method="GET", role=signed.role, path=signed.url, headers=headers)
-    try:
-        async with transport.open(request, retry=False) as body:
-            expected = _whole_size(body, info, etag)
-            ticket.worked()
-            yield body, expected
-    except StatusError as error:
-        if error.status == 403:
-            ticket.refused(signed, error)
-        raise
-
-
-def _whole_size(body: Body, info: FileInfo, etag: str | None) -> int | None:
-    """Check the head of an answer that should hold the whole file, and return how many bytes it promises."""
-    encoding = body.headers.get("Content-Encoding", "identity").strip().lower()
-    if body.status != 200 or encoding not in {"", "identity"}:
-        raise IntegrityError(
-            f"HTTP {body.status}, encoding {encoding}, where the plain file was asked for",
-            url=body.url.partition("?")[0],
-        )
-    if not etag_matches(body.headers.get("ETag"), etag):
-        raise Replaced("the ETag has changed")
-    length = body.headers.get("Content-Length", "")
-    size = int(length) if length.isdecimal() else None
-    if size is not None and info.size is not None and size != info.size:
-        raise Replaced(f"the file has {size} bytes and no longer {info.size}")
-    return size if size is not None else info.size

@@ -1,0 +1,120 @@
+"""What is asked of a source and its server beside the ranges: the version, the checksum, the whole file at once."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import anyio.to_thread
+
+from wme_async._download.budget import Ticket
+from wme_async._download.engine import Replaced
+from wme_async._download.partfile import PartFile
+from wme_async._download.source import FileInfo, Source
+from wme_async._protocol.ranges import etag_matches, strong_etag
+from wme_async._transport import Body, Request, Transport
+from wme_async.errors import IntegrityError, NotFound, StatusError
+
+__all__ = ["ask_whole", "checksum_or_none", "head_of", "pause", "verify"]
+
+
+async def head_of(source: Source, transport: Transport) -> FileInfo:
+    """Ask for the version of a file. The server says 404 to a HEAD for any trouble of its own, so that is asked again.
+
+    Raises:
+        NotFound: It is still not there.
+        WMEError: The question failed.
+    """
+    for attempt in (1, 2):
+        try:
+            return await source.head()
+        except NotFound:
+            await pause(transport, attempt)
+    return await source.head()
+
+
+async def pause(transport: Transport, attempt: int) -> None:
+    """Wait a little, the longer the more attempts there were."""
+    retry = transport.retry
+    await transport.sleep(transport.random.random() * min(retry.cap, retry.base * 2**attempt))
+
+
+async def checksum_or_none(source: Source) -> str | None:
+    """Ask for the promised MD5; None also where the file has no metadata, as the monthly Commons archive has none."""
+    try:
+        promised = await source.checksum()
+    except NotFound:
+        return None
+    return promised.lower() if promised else None
+
+
+async def verify(source: Source, md5: str | None, promised: str | None, info: FileInfo, part: PartFile) -> bool | None:
+    """Say whether the bytes are what the metadata promises.
+
+    Archives are replaced in place, and their metadata follows a little later. So a mismatch is first looked up again;
+    then the bytes are compared with the ETag, which comes with the object itself. If they have it, the object is whole
+    and newer than its metadata.
+
+    Returns:
+        True if they are; None if there is nothing to compare with, or the metadata is older than the file.
+
+    Raises:
+        IntegrityError: They are not.
+    """
+    if md5 is None or promised is None:
+        return None
+    if md5 == promised:
+        return True
+    promised = await checksum_or_none(source)
+    if promised is None:
+        return None
+    if md5 == promised:
+        return True
+    etag = strong_etag(info.etag)
+    size = info.size
+    if etag is not None and size is not None and await anyio.to_thread.run_sync(part.etag, etag, size) == etag:
+        return None
+    raise IntegrityError(
+        "the file does not have the MD5 that its metadata promises; nothing was kept, so download it again",
+        expected=promised,
+        got=md5,
+    )
+
+
+@contextlib.asynccontextmanager
+async def ask_whole(transport: Transport, ticket: Ticket, info: FileInfo) -> AsyncIterator[tuple[Body, int | None]]:
+    """Ask for a file in one answer; yields its body and how many bytes it promises.
+
+    Raises:
+        Replaced: It is another version.
+        IntegrityError: It is something else.
+        WMEError: It could not be had.
+    """
+    signed = await ticket.get()
+    etag = strong_etag(info.etag)
+    headers = {**signed.headers, "Accept-Encoding": "identity", **({"If-Match": etag} if etag else {})}
+    request = Request(method="GET", role=signed.role, path=signed.url, headers=headers)
+    try:
+        async with transport.open(request, retry=False) as body:
+            expected = _whole_size(body, info, etag)
+            ticket.worked()
+            yield body, expected
+    except StatusError as error:
+        if error.status == 403:
+            ticket.refused(signed)
+        raise
+
+
+def _whole_size(body: Body, info: FileInfo, etag: str | None) -> int | None:
+    """Check the head of an answer that should hold the whole file, and return how many bytes it promises."""
+    encoding = body.headers.get("Content-Encoding", "identity").strip().lower()
+    if body.status != 200 or encoding not in {"", "identity"}:
+        raise IntegrityError(
+            f"HTTP {body.status}, encoding {encoding}, where the plain file was asked for",
+            url=body.url.partition("?")[0],
+        )
+    if not etag_matches(body.headers.get("ETag"), etag):
+        raise Replaced("the ETag has changed")
+    length = body.headers.get("Content-Length", "")
+    size = int(length) if length.isdecimal() else None
+    if size is not None and info.size is not None and size != info.size:
+        raise Replaced(f"the file has {size} bytes and no longer {info.size}")
+    return size if size is not None else info.size
