@@ -173,6 +173,9 @@ def _zone(text: str | None) -> timezone:
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{what} is text, got {type(value).__name__}")
+    if value.isprintable():
+        # That is: no character of the categories refused below, nor some that are harmless.
+        return str(value)
     for character in value:
         if unicodedata.category(character) in {"Cc", "Cs"} or character in "\u2028\u2029":
             raise ValueError(f"{what} has no control characters or lone surrogates in it, got {value!r}")

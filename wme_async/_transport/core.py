@@ -193,6 +193,7 @@ class Transport:
         self._dates: dict[Role, float] = {}
         self._date_texts: dict[Role, tuple[str, float]] = {}
         self._failed: dict[Role, float] = {}
+        self._client_timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._throttle = Throttle(
             self.limits.requests_per_second, self.limits.burst, monotonic=self.monotonic, sleep=self.sleep
         )
@@ -318,7 +319,7 @@ class Transport:
 
     async def _repeated(self, once: Callable[[], Awaitable[_T]], request: Request, *, retry: bool) -> _T:
         started = self.monotonic()
-        backoff = Backoff(self.retry, self.random.random)
+        backoff: Backoff | None = None
         while True:
             if request.pool is not None and self.quota_gate is not None:
                 closed = self.quota_gate(request.pool)
@@ -337,6 +338,7 @@ class Transport:
                     exhausted = await self._exhausted(request)
                     if exhausted is not None:
                         raise exhausted from error
+                backoff = backoff or Backoff(self.retry, self.random.random)
                 wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
                 if wait is None:
                     gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
@@ -387,15 +389,15 @@ class Transport:
         if request.role == "public":
             self.pool.refuse(url)
         session = self.pool.session(request.role)
-        if request.role == "api":
+        if request.role == "api" and not self._throttle.idle:
             await self._throttle.wait()
         started = self.monotonic()
         response = await self._send(session, request, url, token, silence=silence, head_timeout=head_timeout)
         body = Body(response, url=url, read_timeout=silence, direct=not self.pool.injected)
         self._note_date(request.role, body)
-        logger.debug(
-            "%s %s: %d in %.0f ms", request.method, bare_url(url), body.status, 1000 * (self.monotonic() - started)
-        )
+        if logger.isEnabledFor(logging.DEBUG):
+            elapsed = 1000 * (self.monotonic() - started)
+            logger.debug("%s %s: %d in %.0f ms", request.method, bare_url(url), body.status, elapsed)
         if request.pool is not None and self.on_metered is not None and body.status not in _UNMETERED:
             await self._metered(request.pool, body)
         if body.status >= 400:
@@ -424,19 +426,26 @@ class Transport:
         headers = {"User-Agent": _USER_AGENT, **request.headers}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        timeout = aiohttp.ClientTimeout(
-            total=None, connect=self.timeouts.pool, sock_connect=self.timeouts.connect, sock_read=silence
-        )
+        timeout = self._client_timeouts.get(silence)
+        if timeout is None:
+            if len(self._client_timeouts) > 100:
+                self._client_timeouts.clear()
+            timeout = self._client_timeouts[silence] = aiohttp.ClientTimeout(
+                total=None, connect=self.timeouts.pool, sock_connect=self.timeouts.connect, sock_read=silence
+            )
         try:
+            asking = session.request(
+                request.method,
+                URL(url, encoded=True),
+                data=request.body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=timeout,
+            )
+            if head_timeout is None:
+                return await asking
             async with asyncio.timeout(head_timeout):
-                return await session.request(
-                    request.method,
-                    URL(url, encoded=True),
-                    data=request.body,
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=timeout,
-                )
+                return await asking
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             ours = translate(error, url=url, timeout=head_timeout or silence)
             if ours is None:

@@ -31,6 +31,11 @@ class Throttle:
         self._paused_until = 0.0
         self.waiting = 0
 
+    @property
+    def idle(self) -> bool:
+        """There is no limit and never was a pause, so that `wait` would do nothing."""
+        return not self._interval and not self._paused_until
+
     def pause(self, seconds: float) -> None:
         """Let nothing start for some seconds: the server asked for it, and it meant all of us."""
         self._paused_until = max(self._paused_until, self._monotonic() + seconds)
