@@ -7,7 +7,7 @@ lines (`sql`), paths into JSON (`json_paths`, `structured`), and reflection over
 import json
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,9 +32,10 @@ from wme_async.models import (
 
 Json = dict[str, Any]
 Body = Mapping[str, Any]
+Server = Callable[[Mapping[str, Any], list[dict[str, Any]]], list[dict[str, Any]]]
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MISSING = object()
-Asked = tuple[list[str] | None, dict[str, Value]]
+Case = tuple[list[Json], list[str] | None, dict[str, Value]]
 
 
 # --- the server, three times -----------------------------------------------------------------------------------------
@@ -309,6 +310,14 @@ def expected(
     return [{} if (row := reduced(record, names, hollow=hollow)) is MISSING else row for record in rows]
 
 
+def with_event(fields: list[str] | None) -> list[str] | None:
+    return None if fields is None else [*fields, "event"]
+
+
+def canonical(record: Json) -> str:
+    return json.dumps(record, sort_keys=True)
+
+
 # --- random records and queries --------------------------------------------------------------------------------------
 
 TEXTS = ["en", "fr", "", "it's", "Q42", "a\nb", "東京", 'x"y', "?", "__"]
@@ -336,7 +345,7 @@ def objects(draw: st.DrawFn, schema: list[Any]) -> Json:
             value = draw(LEAVES[type_])
             if value or always or (schema is EVENT and name in {"partition", "offset"}):
                 out[name] = value
-        elif draw(st.booleans()):
+        elif draw(st.integers(0, 3)):
             if kind == "object":
                 out[name] = draw(objects(type_))
             elif items := draw(st.lists(LEAVES[str] if kind == "strings" else objects(type_), max_size=2)):
@@ -371,21 +380,28 @@ def names_in(schema: list[Any], prefix: str = "", *, listed: bool = False) -> li
 
 
 @st.composite
-def queries(draw: st.DrawFn, schema: list[Any]) -> Asked:
+def cases(draw: st.DrawFn, schema: list[Any]) -> tuple[list[Json], list[str] | None, dict[str, Value]]:
+    """Records and a query, half of whose filters are for what one of the records has."""
+    records = draw(record_lists(schema))
     names = names_in(schema)
-    spelled = [n for n, _, _ in names] + [f"{n}.*" for n, t, _ in names if kind_of(t) != "leaf"] + ["*"]
-    fields = draw(st.none() | st.lists(st.sampled_from(spelled), min_size=1, max_size=4))
-    single = [(n, t) for n, t, listed in names if kind_of(t) == "leaf" and not listed]
-    filters = {}
-    for name, type_ in draw(st.lists(st.sampled_from(single), max_size=2)):
-        filters[name] = draw(LEAVES[type_])
+    spelled = [n for n, _, _ in names] + [f"{n}.*" for n, t, _ in names if kind_of(t) != "leaf"]
+    fields = draw(st.none() | st.just(["*"]) | st.lists(st.sampled_from(spelled), min_size=1, max_size=4))
+    single = {n: t for n, t, listed in names if kind_of(t) == "leaf" and not listed}
+    filters: dict[str, Value] = {}
+    for name in draw(st.lists(st.sampled_from(sorted(single)), max_size=2)):
+        zero = single[name]()
+        found: list[Any] = [value for record in records if (value := dig(record, name)) is not MISSING]
+        filters[name] = draw(st.sampled_from([*found, zero]) if draw(st.booleans()) else LEAVES[single[name]])
     if draw(st.booleans()):
         filters["is_part_of.identifier"] = draw(st.sampled_from(["enwiki", "frwiki", "p9"]))
-    return fields, filters
+    return records, fields, filters
 
 
-def through(query: Query, server: Callable[[Body, list[Json]], list[Json]], records: list[Json]) -> list[Json]:
-    answer: list[Json] = json.loads(json.dumps(server(json.loads(json.dumps(query.body())), records)))
+def through(query: Query, server: Server, records: list[Json]) -> list[Json]:
+    body = json.loads(json.dumps(query.body()))
+    if server is stream and "fields" in body:
+        body["fields"].append("event.*")  # as every stream does, to know its position
+    answer: list[Json] = json.loads(json.dumps(server(body, records)))
     if not query.reshapes and not query.selects:
         return answer
     return [kept for row in answer if (kept := query.apply(row)) is not None]
@@ -398,25 +414,23 @@ METADATA = [
 ]
 
 
-@given(record_lists(METADATA), queries(METADATA))
-def test_metadata_answers_what_plain_python_does(records: list[Json], query: Asked) -> None:
-    fields, filters = query
+@given(cases(METADATA))
+def test_metadata_answers_what_plain_python_does(case: Case) -> None:
+    records, fields, filters = case
     built = Query.build("metadata", Article, fields=fields, filters=filters)
     assert through(built, sql, records) == expected(records, fields, filters)
 
 
-@given(record_lists(SCHEMA), queries(SCHEMA))
-def test_the_stream_answers_what_plain_python_does(records: list[Json], query: Asked) -> None:
-    fields, filters = query
+@given(cases(SCHEMA))
+def test_the_stream_answers_what_plain_python_does(case: Case) -> None:
+    records, fields, filters = case
     built = Query.build("realtime", Article, fields=fields, filters=filters)
-    assert through(built, stream, records) == expected(records, fields, filters, hollow=True)
+    assert through(built, stream, records) == expected(records, with_event(fields), filters, hollow=True)
 
 
-@given(record_lists(SCHEMA), queries(SCHEMA), st.none() | st.integers(1, 10))
-def test_articles_on_demand_are_those_of_plain_python_or_refused(
-    records: list[Json], query: Asked, limit: int | None
-) -> None:
-    fields, filters = query
+@given(cases(SCHEMA), st.none() | st.integers(1, 10))
+def test_articles_on_demand_are_those_of_plain_python_or_refused(case: Case, limit: int | None) -> None:
+    records, fields, filters = case
     empty = any(not value for name, value in filters.items() if name != "namespace.identifier")
     if empty and "is_part_of.identifier" not in filters:
         with pytest.raises(ValueError, match="cannot be answered"):
@@ -438,11 +452,9 @@ COMPUTED: list[Any] = [
 STRUCTURED = [row for row in SCHEMA if row[0] in BASE] + COMPUTED
 
 
-@given(record_lists(STRUCTURED), queries(STRUCTURED), st.none() | st.integers(1, 10))
-def test_structured_contents_are_those_of_plain_python_or_refused(
-    records: list[Json], query: Asked, limit: int | None
-) -> None:
-    fields, filters = query
+@given(cases(STRUCTURED), st.none() | st.integers(1, 10))
+def test_structured_contents_are_those_of_plain_python_or_refused(case: Case, limit: int | None) -> None:
+    records, fields, filters = case
     made = {row[0] for row in COMPUTED}
     blind = any(not value or name.partition(".")[0] in made for name, value in filters.items())
     if blind and "is_part_of.identifier" not in filters:
@@ -453,6 +465,91 @@ def test_structured_contents_are_those_of_plain_python_or_refused(
     rows, wanted = through(built, structured, records), expected(records, fields, filters)
     assert all(row in wanted for row in rows)
     assert len(rows) == min(len(wanted), limit or 3)
+
+
+VALUES: dict[type, list[Any]] = {str: TEXTS, int: NUMBERS, float: FLOATS, bool: [True, False]}
+
+
+def written(rng: random.Random, schema: list[Any]) -> Json:
+    """The same as `objects`, without a test that draws."""
+    out: Json = {}
+    for row in schema:
+        if row == "each" or (schema is EVENT and row[1] is None):
+            continue
+        name, _, type_ = row
+        kind = kind_of(type_)
+        if kind == "leaf":
+            value = rng.choice(VALUES[type_])
+            if value or name.endswith("!"):
+                out[name.rstrip("!")] = value
+        elif rng.random() < 0.8:
+            if kind == "object":
+                out[name] = written(rng, type_)
+            elif items := [
+                rng.choice(TEXTS) if kind == "strings" else written(rng, type_) for _ in range(rng.randrange(3))
+            ]:
+                out[name] = items
+    return out
+
+
+def every_record(schema: list[Any], count: int) -> list[Json]:
+    rng = random.Random(1)
+    records = [written(rng, schema) for _ in range(count)]
+    for number, record in enumerate(records):
+        record["is_part_of"] = {**record.get("is_part_of", {}), "identifier": f"p{number}"}
+        if any(row[0] == "event" for row in schema):
+            record["event"] = {**record.get("event", {}), "partition": number % 50, "offset": number}
+    return records
+
+
+LOOK_UPS = {"ondemand", "structured"}
+PROJECT = "is_part_of.identifier"
+BACK_ENDS = pytest.mark.parametrize(
+    ("backend", "server", "model", "schema"),
+    [
+        ("metadata", sql, Article, METADATA),
+        ("realtime", stream, Article, SCHEMA),
+        ("ondemand", json_paths, Article, SCHEMA),
+        ("structured", structured, StructuredContent, STRUCTURED),
+    ],
+)
+
+
+@BACK_ENDS
+def test_every_single_field_is_what_plain_python_says(
+    backend: str, server: Server, model: Any, schema: list[Any]
+) -> None:
+    records = every_record(schema, 10)
+    for name, type_, _ in names_in(schema):
+        for spelled in [name] if kind_of(type_) == "leaf" else [name, f"{name}.*"]:
+            query = Query.build(backend, model, fields=[spelled], limit=10 if backend in LOOK_UPS else None)
+            found = through(query, server, records)
+            asked = with_event([spelled]) if backend == "realtime" else [spelled]
+            wanted = expected(records, asked, {}, hollow=backend == "realtime")
+            assert sorted(map(canonical, found)) == sorted(map(canonical, wanted)), spelled
+
+
+@BACK_ENDS
+def test_every_single_filter_is_what_plain_python_says(
+    backend: str, server: Server, model: Any, schema: list[Any]
+) -> None:
+    records = every_record(schema, 30)
+    for name, type_, listed in names_in(schema):
+        if listed or kind_of(type_) != "leaf":
+            continue
+        for value in VALUES[type_]:
+            for fields in (None, ["name"], [name]):
+                projects: Iterable[int | None] = range(0, 30, 6) if backend in LOOK_UPS and name != PROJECT else [None]
+                for project in projects:
+                    filters = {name: value} if project is None else {name: value, PROJECT: f"p{project}"}
+                    try:
+                        query = Query.build(backend, model, fields=fields, filters=filters)
+                    except ValueError:
+                        assert (name, value) == (PROJECT, "")
+                        continue
+                    asked = with_event(fields) if backend == "realtime" else fields
+                    wanted = expected(records, asked, filters, hollow=backend == "realtime")
+                    assert through(query, server, records) == wanted, query.explain()
 
 
 # --- each quirk, by itself -------------------------------------------------------------------------------------------
@@ -558,6 +655,7 @@ def test_a_filter_is_sent_only_where_it_is_answered_exactly(backend: str, filter
         ("realtime", ["zzz"], None, "it has abstract, "),
         ("realtime", ["name.x"], None, "'name' has nothing below it"),
         ("realtime", ["name.*"], None, "is a string and has nothing below it"),
+        ("realtime", ["date_modified.*"], None, "is a time and has nothing below it"),
         ("realtime", ["version.*.name"], None, "wildcard stands at the end"),
         ("realtime", ["*", "nmae"], None, "no field 'nmae'"),
         ("realtime", ["version."], None, "no field 'version.'"),
@@ -627,7 +725,7 @@ def test_more_than_the_server_takes_is_refused() -> None:
     many = {f"l{number}": "x" for number in range(256)}
     with pytest.raises(ValueError, match="256 filters, 255 at most"):
         Query.build("metadata", dict[str, str], filters=many)
-    with pytest.raises(ValueError, match="256 fields are asked for, 255 at most"):
+    with pytest.raises(ValueError, match="256 fields, 255 at most"):
         Query.build("ondemand", dict[str, str], fields=list(many))
 
 
@@ -840,7 +938,19 @@ def test_an_object_that_a_type_cannot_do_without_is_empty_where_the_server_left_
     rows: list[Json] = [{"version": {"editor": {"name": "x"}}}, {}, {"version": {"editor": {"is_bot": True}}}]
     found = msgspec.convert(through(query, server, rows), list[Mine])
     found.sort(key=lambda mine: mine.version.editor.is_bot)
+    nulls: Json = {"version": None, "main_entity": None}
+    assert not query.project(nulls).get("main_entity")
     assert found == [Mine(Revision(Editor())), Mine(Revision(Editor())), Mine(Revision(Editor(is_bot=True)))]
+
+
+def test_the_position_on_the_stream_stays_whatever_is_asked_for() -> None:
+    query = build("realtime", ["visibility.text"])
+    row: Json = {
+        "visibility": {"text": True, "editor": False},
+        "event": {"identifier": "x", "partition": 1, "offset": 2},
+    }
+    assert query.apply(row) == {"visibility": {"text": True}, "event": row["event"]}
+    assert not build("realtime", ["event.partition", "name"]).reshapes
 
 
 def test_the_stream_needs_no_second_look_for_a_type_of_the_callers() -> None:
@@ -924,6 +1034,14 @@ class ListForOne(msgspec.Struct):
     version: list[Version]
 
 
+class TagsAsObject(msgspec.Struct):
+    tags: Size
+
+
+class ObjectForTexts(msgspec.Struct):
+    version: TagsAsObject
+
+
 class OneForList(msgspec.Struct):
     categories: Size
 
@@ -949,6 +1067,7 @@ class TextForTime(msgspec.Struct):
         (TextForObject, "TextForObject.version is a string, but 'version' is an object"),
         (ListForOne, "ListForOne.version is a list, but 'version' is an object"),
         (OneForList, "OneForList.categories is an object, but 'categories' is a list"),
+        (ObjectForTexts, "TagsAsObject.tags is an object, but 'version.tags' is a list"),
         (NumberForList, "TagsAsText.tags is a string, but 'version.tags' is a list"),
     ],
 )

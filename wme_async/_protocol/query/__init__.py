@@ -119,28 +119,20 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
             here = [condition.field for condition in conditions if condition.here is not None]
             needed += [resolve(model, rules.evidence(backend, resolve(model, name))) for name in here]
         fetched = _outermost(name for place in needed for name in rules.reach(backend, place))
-        spelled = tuple(dict.fromkeys(rules.spelled(backend, resolve(model, name)) for name in fetched))
-        if len(spelled) > rules.MAX_ITEMS:
-            raise ValueError(
-                f"{len(spelled)} fields are asked for, {rules.MAX_ITEMS} at most: name whole objects instead"
-            )
+        if len(fetched) > rules.MAX_ITEMS:
+            raise ValueError(f"{len(fetched)} fields, {rules.MAX_ITEMS} at most: name whole objects instead")
         names = None if selected is None else tuple(place.name for place in selected)
-        # Paths into stored JSON answer with an empty object where there was none.
-        hollow = backend in rules.LIMITED and any("." in name for name in fetched)
-        # Of the rules for Wikidata little is known: they may ignore fields.
-        unsure = hollow or backend is Backend.LOOKUP_FIELDS_ONLY
-        as_asked = not unsure and set(names or ()) == set(fetched)
         return cls(
             backend=backend,
             model=model,
             fields=names,
             fetched=fetched,
-            sent_fields=spelled,
+            sent_fields=tuple(rules.spelled(backend, resolve(model, name)) for name in fetched),
             conditions=conditions,
             limit=_limit(backend, limit),
             result=model if type is None else type,
             _restore=_flat_names(fetched) if backend is Backend.METADATA else {},
-            _wanted=None if names is None or as_asked else _tree(names),
+            _wanted=None if names is None else _wanted(backend, names, fetched),
             _required=required_objects(cast("Any", type)) if names and backend is not Backend.REALTIME else {},
         )
 
@@ -194,18 +186,15 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
             TypeError: The Struct lacks a filtered field: decode into the model, or look before decoding.
         """
         for condition in self.conditions:
-            if condition.here is not None:
-                value = _value(record, condition)
-                if value != condition.value or isinstance(value, bool) is not isinstance(condition.value, bool):
-                    return False
+            if condition.here is not None and _value(record, condition) != condition.value:
+                return False
         return True
 
     def project(self, record: Record) -> Record:
         """Return a record with what `fields` names and nothing else, whatever had to be fetched besides.
 
-        An object that the caller's type cannot do without is given an empty one: absent means empty.
-
-        On the stream, read the position before: `event` goes too unless it was asked for.
+        An object that the caller's type cannot do without is given an empty one: absent means empty. On the stream
+        `event` stays whatever was asked for, since it has the position.
 
         Args:
             record: As `restore` returns it; or decoded, in which case what was not asked for becomes the default.
@@ -248,7 +237,7 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
             lines.append(f"here: {', '.join(self._restore)} become nested again")
         if self._wanted is not None:
             assert self.fields is not None
-            lines.append(f"here: reduced to {', '.join(self.fields)}")
+            lines.append(f"here: reduced to {', '.join(rules.kept(self.backend, self.fields))}")
         return "\n".join(lines)
 
 
@@ -426,6 +415,11 @@ def _limit(backend: Backend, limit: int | None) -> int | None:
 
 def _flat_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {name.replace(".", "__"): tuple(name.split(".")) for name in names if "." in name}
+
+
+def _wanted(backend: Backend, names: tuple[str, ...], fetched: tuple[str, ...]) -> _Tree | None:
+    """What to reduce records to, or `None` where they arrive so."""
+    return None if rules.as_asked(backend, names, fetched) else _tree(rules.kept(backend, names))
 
 
 def _tree(names: Iterable[str]) -> _Tree:

@@ -9,7 +9,7 @@ This is knowledge about the server's behaviour, some of it surprising, and all o
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Final, TypeAlias
 
@@ -126,6 +126,28 @@ def _cuts(backend: Backend, place: Place) -> Iterator[str]:
         yield "image"
     if backend is Backend.STRUCTURED and segments[0] in _COMPUTED:
         yield segments[0]
+
+
+def as_asked(backend: Backend, names: Iterable[str], fetched: Iterable[str]) -> bool:
+    """Say whether an answer to `fetched` is exactly what `names` ask for."""
+    wanted, got = set(names), set(fetched)
+    if backend is Backend.REALTIME:
+        return set(kept(backend, wanted)) == set(kept(backend, got))
+    if backend is Backend.LOOKUP_FIELDS_ONLY:
+        return False  # too little is known of its rules
+    if backend in LIMITED and any("." in name for name in got):
+        return False  # a path that finds nothing is answered with an empty object
+    if backend is Backend.STRUCTURED and "sections" in got:
+        got.add("tables")  # they come along
+    return wanted == got
+
+
+def kept(backend: Backend, names: Iterable[str]) -> list[str]:
+    """Return the names that a record is reduced to when the caller asks for these."""
+    if backend is not Backend.REALTIME:
+        return list(names)
+    # Every stream asks for the event, because without its position there is no resuming.
+    return [*(name for name in names if name.partition(".")[0] != "event"), "event"]
 
 
 def spelled(backend: Backend, place: Place) -> str:
