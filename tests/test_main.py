@@ -211,6 +211,32 @@ def test_the_demo_passes_its_own_checks(environment):
     assert "checks passed" in result.stdout.splitlines()[-1]
 
 
+def test_look_ups_take_titles_as_arguments_or_lines(run, world):
+    found = lines(run("lookup", "Squirrel", "--where", "is_part_of.identifier=enwiki"))
+    assert [each["name"] for each in found] == ["Squirrel"]
+    names = run("lookup", "Squirrel", "--field", "is_part_of.identifier", "--limit", "2").stdout.split()
+    assert len(names) == 2
+    missing = run("lookup", "Squirrel", "No such page at all", "--limit", "1", code=3)
+    assert "No such page at all: no such page" in missing.stderr
+    assert "1 of 2 titles" in missing.stderr
+    assert lines(run("structured", "Squirrel", "--fields", "name,abstract", "--limit", "1"))
+
+
+def test_entities_files_and_quotas(run):
+    assert lines(run("wikidata", "items", "Q42"))
+    assert lines(run("wikidata", "labels", "Q42"))
+    assert lines(run("quota"))[0]["snapshot"]["pool"] == "snapshot"
+
+
+def test_a_query_is_explained_without_being_sent(run, world):
+    before = len(world.requests)
+    told = run("explain", "batches", "--where", "size.value=0.5", "--fields", "identifier").stdout
+    assert "here: filter size.value" in told
+    assert "can be filtered by" in run("explain", "realtime.articles").stdout
+    assert "takes no query" in run("explain", "nothing", code=2).stderr
+    assert len(world.requests) == before
+
+
 def test_every_command_explains_itself(run):
     for name in root.list_commands(click.Context(root)):
         assert run(name, "--help").stdout.startswith("Usage:")

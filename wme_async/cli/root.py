@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from wme_async._version import __version__
-from wme_async.cli import archives, base
+from wme_async.cli import archives, base, lookups
 
 __all__ = ["main"]
 
@@ -88,8 +88,16 @@ def logout(context: click.Context) -> None:
     click.echo("signed out")
 
 
-for _group in archives.COMMANDS:
-    root.add_command(_group)
+_LOOKUPS = (
+    lookups.lookup,
+    lookups.structured,
+    lookups.wikidata,
+    lookups.files,
+    lookups.quota,
+    lookups.explain,
+)
+for _command in (*archives.COMMANDS, *_LOOKUPS):
+    root.add_command(_command)
 
 
 def main() -> None:

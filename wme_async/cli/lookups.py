@@ -1,0 +1,213 @@
+"""Commands for look-ups, media files, quotas, and what a query would do."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from wme_async._protocol.query import Query, filterable
+from wme_async._protocol.resources import RESOURCES
+from wme_async.cli import base
+from wme_async.cli.archives import told
+from wme_async.errors import NotFound
+
+__all__ = ["explain", "files", "lookup", "quota", "structured", "wikidata"]
+
+_limit = click.option("--limit", type=click.IntRange(1, 10), help="Records of each title; the server's default is 3.")
+_one_field = click.option("--field", metavar="A.B", help="Print only this field's value, one a line.")
+_COLUMNS = ("name", "is_part_of.identifier", "identifier", "date_modified", "url")
+
+
+def _look_up(name: str, attribute: str, description: str) -> click.Command:
+    """Make the command of one kind of look-up."""
+    resource = RESOURCES[attribute]
+
+    @click.argument("names", nargs=-1, metavar="TITLE…")
+    @base.where_option
+    @base.fields_option
+    @_limit
+    @_one_field
+    @click.option("--concurrency", type=click.IntRange(1, 100), default=10, show_default=True)
+    @base.json_option
+    @click.pass_context
+    def command(
+        context: click.Context,
+        /,
+        *,
+        names: Sequence[str],
+        filters: Sequence[str],
+        fields: list[str] | None,
+        limit: int | None,
+        field: str | None,
+        concurrency: int,
+        as_json: bool,
+    ) -> None:
+        assert resource.backend is not None
+        wanted = base.conditions(filters, filterable(resource.model, resource.backend))
+        asked = [field] if field else fields
+
+        async def find() -> None:
+            missing, failures, found = 0, [], []
+            async with base.connect(context) as client:
+                lookups = getattr(client, attribute)
+                titles = names or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+                async with lookups.lookup_many(
+                    titles, filters=wanted or None, fields=asked, limit=limit, concurrency=concurrency
+                ) as results:
+                    async for looked in results:
+                        if looked.error is not None:
+                            failures.append(looked)
+                        elif not looked.records:
+                            missing += 1
+                            base.stderr.print(f"{looked.name}: no such page", style="yellow", highlight=False)
+                        found += _out(looked.records, field, as_json=as_json)
+            if found:
+                base.show(found, as_json=False, columns=fields or _COLUMNS, title=attribute)
+            for looked in failures:
+                base.stderr.print(f"[red]{looked.name}[/]: {looked.error}", highlight=False)
+            if failures:
+                assert failures[0].error is not None
+                raise failures[0].error
+            if missing:
+                raise NotFound(f"{missing} of {len(titles)} titles have no page", status=404)
+
+        base.run(find())
+
+    return click.command(name, help=description)(command)
+
+
+def _out(records: Sequence[Any], field: str | None, *, as_json: bool) -> list[Any]:
+    """Print records as they come; return those that a table is to be made of at the end."""
+    if field is not None:
+        for record in records:
+            value: Any = msgspec.to_builtins(record)
+            for key in field.split("."):
+                value = value.get(key) if isinstance(value, dict) else None
+            click.echo(value if isinstance(value, str) else msgspec.json.encode(value).decode())
+        return []
+    if as_json or not base.stdout.is_terminal:
+        for record in records:
+            base.line(record)
+        return []
+    return list(records)
+
+
+lookup = _look_up(
+    "lookup",
+    "articles",
+    "Look articles up by exact title; without titles they are read from standard input, one a line.",
+)
+structured = _look_up("structured", "structured_contents", "The same for structured contents.")
+
+
+@click.group("wikidata", cls=base.Group)
+def wikidata() -> None:
+    """Wikidata entities by id (beta)."""
+
+
+def _entity(kind: str, letter: str) -> None:
+    @wikidata.command(kind)
+    @click.argument("identifiers", nargs=-1, required=True, metavar=f"{letter}…")
+    @base.fields_option
+    @base.json_option
+    @click.pass_context
+    def command(context: click.Context, /, identifiers: Sequence[str], fields: list[str] | None, as_json: bool) -> None:
+        """Look up by id."""
+
+        async def find() -> None:
+            async with base.connect(context) as client:
+                for identifier in identifiers:
+                    found = await getattr(client.wikidata, kind).get(identifier, fields=fields)
+                    base.show_one(found, as_json=as_json)
+
+        base.run(find())
+
+
+for _kind, _letter in (("items", "Q42"), ("properties", "P31"), ("labels", "Q42")):
+    _entity(_kind, _letter)
+
+
+@click.group("files", cls=base.Group)
+def files() -> None:
+    """Media files of Wikimedia Commons (not in the published reference: may vanish)."""
+
+
+@files.command("get")
+@click.argument("name")
+@base.json_option
+@click.pass_context
+def _get(context: click.Context, /, name: str, as_json: bool) -> None:
+    """Show what is known of a file."""
+
+    async def find() -> Any:
+        async with base.connect(context) as client:
+            return await client.files.get(name)
+
+    base.show_one(base.run(find()), as_json=as_json)
+
+
+@files.command("download")
+@click.argument("name")
+@click.option("--to", default=".", show_default=True, help="Folder, or path of the file.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.pass_context
+def _download(context: click.Context, /, name: str, to: str, quiet: bool) -> None:
+    """Download a file."""
+
+    async def fetch() -> Any:
+        async with base.connect(context) as client:
+            with base.bar(name, shown=not quiet) as progress:
+                return await client.files.download(name, to, progress=progress)
+
+    click.echo(told(base.run(fetch())))
+
+
+@click.command("quota")
+@base.json_option
+@click.pass_context
+def quota(context: click.Context, /, as_json: bool) -> None:
+    """Show what was used of this month's allowances, and what is left."""
+
+    async def ask() -> Any:
+        async with base.connect(context) as client:
+            return await client.auth.quota()
+
+    found = base.run(ask())
+    if as_json or not base.stdout.is_terminal:
+        base.line(found)
+        return
+    rows = [
+        {
+            "pool": each.pool,
+            "used": each.used,
+            "limit": "none" if each.limit is None else each.limit,
+            "left": "any" if each.left is None else each.left,
+        }
+        for each in (found.ondemand, found.snapshot, found.chunk)
+    ]
+    base.show(rows, as_json=False, columns=("pool", "used", "limit", "left"), title=found.month)
+
+
+@click.command("explain")
+@click.argument("resource", metavar="RESOURCE")
+@base.where_option
+@base.fields_option
+@_limit
+def explain(resource: str, filters: Sequence[str], fields: list[str] | None, limit: int | None) -> None:
+    """Say what a query would send, and what would be applied on this side. Nothing is sent.
+
+    RESOURCE is a name such as batches, projects, articles, structured_contents or realtime.articles.
+    """
+    row = RESOURCES.get(resource)
+    if row is None or row.backend is None:
+        known = ", ".join(sorted(name for name, each in RESOURCES.items() if each.backend is not None))
+        raise click.BadParameter(f"{resource!r} takes no query; those that do are {known}")
+    known_fields = filterable(row.model, row.backend)
+    query = Query.build(
+        row.backend, row.model, fields=fields, filters=base.conditions(filters, known_fields) or None, limit=limit
+    )
+    click.echo(query.explain())
+    if not filters:
+        click.echo(f"it can be filtered by: {', '.join(sorted(known_fields))}")
