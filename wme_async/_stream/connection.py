@@ -38,7 +38,8 @@ FOR_EVER = Retry(attempts=2**62, total=1e300)
 """The policy of a stream unless it is given another one: as long as the server may come back, so may we."""
 
 _GUARD = timedelta(seconds=2)  # a `Date` header has whole seconds
-_BLIND_GUARD = timedelta(minutes=2)  # while the server's clock is not known, or was wrong
+_WIDE_GUARD = timedelta(minutes=2)  # after a time was refused although the server's clock is known
+_HEADSTART = timedelta(seconds=30)
 _REFUSALS = 5  # tokens refused in a row after the stream had worked, before it gives up
 _ACCEPT: Mapping[Framing, str] = {"ndjson": "application/x-ndjson", "sse": "text/event-stream"}
 
@@ -322,9 +323,9 @@ class Connection:
         """Wait as long as the failure asks for, or raise it."""
         if session.abandoned is not None and self._probes:
             return  # the consumer wants a second look, at once
-        if isinstance(error, Unprocessable) and "future" in error.message and self._guard < _BLIND_GUARD:
+        if isinstance(error, Unprocessable) and "future" in error.message and self._guard < _WIDE_GUARD:
             # The refusal brought the server's clock with it; the margin is for what that does not explain.
-            self._guard = _BLIND_GUARD
+            self._guard = _WIDE_GUARD
             return
         if isinstance(error, Unauthorized) and self._accepted:
             self._refusals += 1
@@ -350,25 +351,24 @@ class Connection:
 async def begin_at(
     transport: Transport, resource: StreamResource, since: datetime | None, *, resumed: bool
 ) -> datetime:
-    """Return from when on partitions without a position are wanted, by the server's clock.
+    """Return from when on partitions without a position are wanted.
 
     Args:
-        transport: Asks for the time: the server refuses what lies in its future. Any answer tells it.
+        transport: Knows the time.
         resource: Which stream.
-        since: What the user wants; None for now.
+        since: What the user wants; None for now, or a little before: the server refuses what lies in its future, and
+            its clock is not known before its first answer.
         resumed: Whether other partitions have positions already.
 
     Raises:
         ValueError: `since` is in the future, or older than what is kept.
     """
-    known = True
-    try:
-        await transport.request(Request(role="realtime", path="/v2/status"), retry=False, read_timeout=10.0)
-    except WMEError as error:
-        known = isinstance(error, StatusError)
-    now = datetime.fromtimestamp(transport.server_now("realtime"), UTC)
     if since is None:
-        return now - (_GUARD if known else _BLIND_GUARD)
+        return datetime.fromtimestamp(transport.server_now("realtime"), UTC) - _HEADSTART
+    # Whether a time is too early or too late is for the server's clock to say; any answer tells it.
+    with contextlib.suppress(WMEError):
+        await transport.request(Request(role="realtime", path="/v2/status"), retry=False, read_timeout=10.0)
+    now = datetime.fromtimestamp(transport.server_now("realtime"), UTC)
     if resumed:
         # A script that always names the same time and has gone on from its positions since then.
         since = max(since, now - timedelta(seconds=resource.retention))

@@ -116,6 +116,11 @@ class Progress:
             at: The server's clock.
             probes: Offsets that came when partitions were asked for by offset, for those asked again by time.
         """
+        for partition, time in plan.since.items():
+            base = self.base.get(partition)
+            if base is not None and base.offset < 0 and base.published is not None and base.published > time:
+                # Our clock was ahead of the server's; what is kept must not be.
+                self.base[partition] = Position(-1, time)
         asked = [*plan.offsets, *plan.since]
         for partition, position in self.read(asked).items():
             self._resumes[partition] = Resume(position, partition in plan.offsets, at, probes.get(partition))

@@ -71,7 +71,8 @@ class Stream(Generic[T]):
         parts: Which parts of the stream, each once; None for all.
         connections: Over how many connections they are dealt out, 1 to the number of parts. The server allows each one
             50 events a second, scaled by its share of the parts, so more connections do not raise the total.
-        since: Where partitions without a saved position begin; by default now. An aware datetime within the retention.
+        since: Where partitions without a saved position begin: an aware datetime within the retention. By default half
+            a minute ago, so that a clock that is a little ahead of the server's does no harm.
         fields: Names in the server's spelling; None for everything. `event.*` is added.
         filters: Objects with `field` and `value`, in the server's spelling.
         keep: Which values are wanted, for what the server cannot filter. The positions move on past the others.
@@ -184,9 +185,8 @@ class Stream(Generic[T]):
                 await stack.enter_async_context(self._store.claim(self._key))
             positions = await self._store.load(self._key)
             partitions = partitions_of(self.resource, self._parts)
-            start = await begin_at(
-                self._transport, self.resource, self._since, resumed=any(p in positions for p in partitions)
-            )
+            resumed = any(partition in positions for partition in partitions)
+            start = await begin_at(self._transport, self.resource, self._since, resumed=resumed)
             self._progress = Progress(
                 partitions,
                 positions,
