@@ -114,6 +114,25 @@ class Collection(Generic[T]):
             raise DecodeError(f"{bare_url(response.url)} answered with {len(records)} records instead of one")
         return records[0]
 
+    def explain(
+        self,
+        *,
+        fields: Sequence[str] | None = None,
+        filters: Mapping[str, Value] | None = None,
+        type: type[Any] | None = None,
+    ) -> str:
+        """Say in words, one fact a line, what `list` would send and what it would apply here. Nothing is sent.
+
+        Args:
+            fields: As for `list`, and so the next two.
+            filters: As for `list`.
+            type: As for `list`.
+
+        Raises:
+            ValueError: As `list` raises it.
+        """
+        return self._query(fields, filters, type).explain()
+
     def _quoted(self, identifier: str | int) -> str:
         return identifier_path(identifier, reserved=self._resource.reserved)
 

@@ -1,26 +1,19 @@
 """Look-ups by title: the pages of one name in all projects, one title or thousands."""
 
-import builtins
 import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence, Sized
-from functools import lru_cache
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, overload
-
-import msgspec
 
 from wme_async._client.cache import Cache, cached
 from wme_async._client.collection import Value
 from wme_async._client.many import Looked, LookupProgress, Lookups
-from wme_async._protocol.answer import bare_url, words_of
-from wme_async._protocol.decode import DECODE_ERRORS, why
+from wme_async._client.plan import Plan, plan_key, planned, read_answer
 from wme_async._protocol.paths import article_path
-from wme_async._protocol.query import Backend, Query
+from wme_async._protocol.query import Query
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
 from wme_async._transport import Request, Response, Transport
-from wme_async.errors import DecodeError, NotFound, WMEError
-from wme_async.models import StructuredContent
-from wme_async.models._tolerant import decode_record
+from wme_async.errors import NotFound, WMEError
 
 __all__ = ["Hint", "Lookup", "asked", "cost_of"]
 
@@ -34,9 +27,6 @@ Order: TypeAlias = Literal["project"] | Sequence[str] | Callable[[Any], Any] | N
 
 # Lines, so that one record that is broken does not take the others with it.
 _HEADERS: Final = {"Content-Type": "application/json", "Accept": "application/x-ndjson"}
-
-_PROJECT: Final = "is_part_of.identifier"
-_RAW_KEY: Final = b'"article_body":'
 
 # How long the API is thought to be in trouble after a request of ours failed, and how long to wait before asking again.
 _TROUBLE = 60.0
@@ -54,7 +44,6 @@ class Hint:
 
     Args:
         bulk: What is cheaper.
-        pool: Whether they are metered.
     """
 
     __slots__ = ("_began", "_bulk", "_count", "_said")
@@ -125,21 +114,6 @@ def cost_of(resource: Resource, names: int | Sized) -> Cost:
     return Cost(pool=resource.pool, requests=count if resource.pool else 0)
 
 
-class _Plan(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """What is the same for all names of a job."""
-
-    query: Query
-    body: bytes
-    decoder: Any
-    # The name of the project was added to the fields for the order alone.
-    extra: bool
-    order: Any
-    # Rows go through Python objects, rather than straight into their type.
-    slow: bool
-    # The type can show that a record is not structured.
-    tells: bool
-
-
 class Lookup(Generic[T]):
     """Pages by title.
 
@@ -159,7 +133,7 @@ class Lookup(Generic[T]):
         self._resource = resource
         self._cache = cache
         self._hint = Hint("snapshots")
-        self._plans: dict[Any, _Plan] = {}
+        self._plans: dict[Any, Plan] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._resource.path}>"
@@ -239,7 +213,7 @@ class Lookup(Generic[T]):
             if missing == "raise":
                 raise _nothing(name, response) from response
             return []
-        records, error = _read(response, plan)
+        records, error = read_answer(response, plan)
         if error is not None:
             raise error
         return records
@@ -328,7 +302,7 @@ class Lookup(Generic[T]):
                 return Looked(name=name, error=error)
             if isinstance(response, NotFound):
                 return Looked(name=name, error=_nothing(name, response) if missing == "raise" else None)
-            records, trouble = _read(response, plan)
+            records, trouble = read_answer(response, plan)
             return Looked(name=name, records=tuple(records if trouble is None else trouble.records), error=trouble)
 
         return Lookups(
@@ -369,7 +343,7 @@ class Lookup(Generic[T]):
         """
         return self._plan(fields, filters, limit, type, None).query.explain()
 
-    async def _ask(self, name: str, plan: _Plan, recheck: bool | None) -> Response | NotFound:
+    async def _ask(self, name: str, plan: Plan, recheck: bool | None) -> Response | NotFound:
         resource = self._resource
         # The server ignores a JSON body without the header that names it, and answers with everything.
         request = Request(
@@ -391,8 +365,8 @@ class Lookup(Generic[T]):
         limit: int | None,
         type: type[Any] | None,
         order: Order,
-    ) -> _Plan:
-        key = _key(fields, filters, limit, type, order)
+    ) -> Plan:
+        key = plan_key(fields, filters, limit, type, order)
         plan = self._plans.get(key) if key is not None else None
         if plan is None:
             plan = self._made(fields, filters, limit, type, order)
@@ -409,64 +383,12 @@ class Lookup(Generic[T]):
         limit: int | None,
         type: type[Any] | None,
         order: Order,
-    ) -> _Plan:
+    ) -> Plan:
         assert self._resource.backend is not None
         query = Query.build(
             self._resource.backend, self._resource.model, fields=fields, filters=filters, limit=limit, type=type
         )
-        return _planned(query, _order(order))
-
-
-def _key(fields: Any, filters: Any, limit: Any, type: Any, order: Any) -> Any:
-    """Return what a checked question is remembered by; None for what cannot be, or is not worth it."""
-    try:
-        key = (
-            None if fields is None else tuple(fields) if isinstance(fields, list | tuple) else None,
-            # 1, 1.0 and True are equal, and different questions.
-            None if filters is None else tuple((name, value, value.__class__) for name, value in filters.items()),
-            (limit, limit.__class__),
-            type,
-            order if order is None or isinstance(order, str) else None,
-        )
-        hash(key)
-    except (TypeError, AttributeError):
-        return None
-    odd = (fields is not None and key[0] is None) or (order is not None and key[4] is None)
-    return None if odd else key
-
-
-def _planned(query: Query, order: Any) -> _Plan:
-    body = query.body()
-    extra = ""
-    single = query.limit == 1 or any(one.field == _PROJECT and one.here is None for one in query.conditions)
-    names = body.get("fields")
-    if order is not None and not callable(order) and names and not single and not _covered(names):
-        extra = "is_part_of" if query.backend is Backend.STRUCTURED else _PROJECT
-        body["fields"] = [*names, extra]
-    return _Plan(
-        query=query,
-        body=msgspec.json.encode(body),
-        decoder=_decoder(query.result),
-        extra=bool(extra),
-        order=order,
-        slow=bool(extra) or query.reshapes or query.selects,
-        tells=isinstance(query.result, builtins.type) and issubclass(query.result, StructuredContent),
-    )
-
-
-def _covered(names: Sequence[str]) -> bool:
-    return any(name in {"is_part_of", "is_part_of.*", _PROJECT} for name in names)
-
-
-def _order(order: Any) -> Any:
-    """Check an order; project lists become a dict of places."""
-    if order is None or callable(order):
-        return order
-    if order == "project":
-        return {}
-    if isinstance(order, str | bytes) or not all(isinstance(each, str) for each in order):
-        raise ValueError(f'order is "project", a list of project identifiers, a function or None, got {order!r}')
-    return {identifier: place for place, identifier in enumerate(order)}
+        return planned(query, order)
 
 
 def _checked(missing: str, recheck: object) -> None:
@@ -485,113 +407,3 @@ def _nothing(name: str, error: NotFound) -> NotFound:
         request_id=error.request_id,
         body=error.body,
     )
-
-
-class _Project(msgspec.Struct, frozen=True):
-    identifier: str = ""
-
-
-class _Where(msgspec.Struct, frozen=True):
-    is_part_of: _Project = _Project()
-
-
-_where: Final = msgspec.json.Decoder(_Where)
-_lines: Final = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-def _read(response: Response, plan: _Plan) -> tuple[list[Any], DecodeError | None]:
-    """Return the records of an answer in their order, or the first thing that was wrong with it."""
-    body = response.body
-    if not body:
-        return [], None
-    first: DecodeError | None = None
-    found: list[Any] = []
-    for number, line in enumerate(_rows(body), 1):
-        try:
-            record = _record(line, plan)
-        except DECODE_ERRORS as error:
-            first = first or _broken(response, line, number, why(error))
-        except _RawArticle:
-            first = first or _broken(
-                response, line, number, "the unstructured article was sent in place of structured contents; ask again"
-            )
-        except (AttributeError, TypeError):
-            first = first or _broken(response, line, number, "something else than a record")
-        else:
-            if record is not None:
-                found.append((line, record))
-    if len(found) > 1 and plan.order is not None:
-        found.sort(key=lambda pair: _place(pair, plan.order))
-    records = [record for _, record in found]
-    if first is not None:
-        first.records = tuple(records)
-    return records, first
-
-
-def _rows(body: bytes) -> list[bytes]:
-    """Split an answer into records, which are asked for as lines; a JSON array is understood too."""
-    if body[:1] != b"[":
-        return [line for line in body.split(b"\n") if line.strip()] if b"\n" in body else [body]
-    try:
-        return [bytes(row) for row in _lines.decode(body)]
-    except DECODE_ERRORS:
-        return [body]
-
-
-class _RawArticle(Exception):
-    """An article stands where structured contents were asked for, and the type cannot show it."""
-
-
-def _record(line: bytes, plan: _Plan) -> Any:
-    query = plan.query
-    raw = query.backend is Backend.STRUCTURED and _RAW_KEY in line
-    if raw and not plan.tells:
-        raise _RawArticle
-    if not plan.slow:
-        return decode_record(plan.decoder, line)
-    row = msgspec.json.decode(line)
-    kept = query.apply(row)
-    if kept is None:
-        return None
-    if plan.extra:
-        kept = _without_project(kept, query)
-    if raw:
-        # What shows that this is no structure must not be left out with what was not asked for.
-        kept = {**kept, "article_body": row["article_body"]}
-    return decode_record(plan.decoder, msgspec.json.encode(kept))
-
-
-def _without_project(row: dict[str, Any], query: Query) -> dict[str, Any]:
-    """Take out again what was fetched for the order alone."""
-    inner = row.get("is_part_of")
-    wanted = [name for name in query.fields or () if name.startswith("is_part_of.")]
-    if not isinstance(inner, dict) or not wanted:
-        return {key: value for key, value in row.items() if key != "is_part_of"}
-    left = {key: value for key, value in inner.items() if key != "identifier"}
-    rest = {key: value for key, value in row.items() if key != "is_part_of"}
-    return {**rest, "is_part_of": left} if left else rest
-
-
-def _place(pair: tuple[bytes, Any], order: Any) -> Any:
-    line, record = pair
-    if callable(order):
-        return order(record)
-    try:
-        project = _where.decode(line).is_part_of.identifier
-    except DECODE_ERRORS:
-        project = ""
-    return (order.get(project, len(order)), project.encode())
-
-
-def _broken(response: Response, line: bytes, number: int, reason: str) -> DecodeError:
-    shown = bare_url(response.url)
-    if line.lstrip()[:1] == b"<":
-        reason = words_of(line)
-    return DecodeError(
-        f"record {number} of {shown} is not what was asked for: {reason}", url=shown, line=number, record=line
-    )
-
-
-@lru_cache(maxsize=256)
-def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(type)

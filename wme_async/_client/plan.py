@@ -1,0 +1,219 @@
+"""One question put to many titles: what is sent for it, and how its answers are read."""
+
+import builtins
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+from wme_async._protocol.answer import bare_url, words_of
+from wme_async._protocol.decode import DECODE_ERRORS, why
+from wme_async._protocol.query import Backend, Query
+from wme_async._transport import Response
+from wme_async.errors import DecodeError
+from wme_async.models import StructuredContent
+from wme_async.models._tolerant import decode_record
+
+__all__ = ["Plan", "plan_key", "planned", "read_answer"]
+
+_PROJECT: Final = "is_part_of.identifier"
+_RAW_KEY: Final = b'"article_body":'
+
+
+class Plan(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """What is the same for all names of a job.
+
+    Attributes:
+        query: What is asked.
+        body: What is sent.
+        decoder: Of one record.
+        extra: The project's identifier is fetched for the order alone.
+        order: A function of a record, a dict of projects and places, or None.
+        slow: Records go through Python objects, rather than straight into their type.
+        tells: The type can show that a record is not structured.
+    """
+
+    query: Query
+    body: bytes
+    decoder: Any
+    extra: bool
+    order: Any
+    slow: bool
+    tells: bool
+
+
+def plan_key(fields: Any, filters: Any, limit: Any, type: Any, order: Any) -> Any:
+    """Return what a checked question is remembered by; None for what cannot be, or is not worth it."""
+    try:
+        key = (
+            None if fields is None else tuple(fields) if isinstance(fields, list | tuple) else None,
+            # 1, 1.0 and True are equal, and different questions.
+            None if filters is None else tuple((name, value, value.__class__) for name, value in filters.items()),
+            (limit, limit.__class__),
+            type,
+            order if order is None or isinstance(order, str) else None,
+        )
+        hash(key)
+    except (TypeError, AttributeError):
+        return None
+    odd = (fields is not None and key[0] is None) or (order is not None and key[4] is None)
+    return None if odd else key
+
+
+def planned(query: Query, order: Any) -> Plan:
+    """Decide what to send for a query, and how to read the answers.
+
+    Args:
+        query: What is asked.
+        order: Of the records: `"project"`, project identifiers, a function of a record, or None for the server's.
+
+    Raises:
+        ValueError: The order is none of these.
+    """
+    order = _order(order)
+    body = query.body()
+    extra = ""
+    single = query.limit == 1 or any(one.field == _PROJECT and one.here is None for one in query.conditions)
+    names = body.get("fields")
+    if names and query.backend is Backend.STRUCTURED:
+        # The server knows these fields by name, and ignores what it does not know: whether a part of one counts as
+        # known has never been seen. Asked for whole and reduced here, the answer is the same and certain.
+        names = body["fields"] = [*dict.fromkeys(name.partition(".")[0] for name in names)]
+    if order is not None and not callable(order) and names and not single and not _covered(names):
+        extra = "is_part_of" if query.backend is Backend.STRUCTURED else _PROJECT
+        body["fields"] = [*names, extra]
+    return Plan(
+        query=query,
+        body=msgspec.json.encode(body),
+        decoder=_decoder(query.result),
+        extra=bool(extra),
+        order=order,
+        slow=bool(extra) or query.reshapes or query.selects,
+        tells=isinstance(query.result, builtins.type) and issubclass(query.result, StructuredContent),
+    )
+
+
+def _covered(names: Sequence[str]) -> bool:
+    return any(name in {"is_part_of", "is_part_of.*", _PROJECT} for name in names)
+
+
+def _order(order: Any) -> Any:
+    """Check an order; project lists become a dict of places."""
+    if order is None or callable(order):
+        return order
+    if order == "project":
+        return {}
+    if isinstance(order, str | bytes) or not all(isinstance(each, str) for each in order):
+        raise ValueError(f'order is "project", a list of project identifiers, a function or None, got {order!r}')
+    return {identifier: place for place, identifier in enumerate(order)}
+
+
+class _Project(msgspec.Struct, frozen=True):
+    identifier: str = ""
+
+
+class _Where(msgspec.Struct, frozen=True):
+    is_part_of: _Project = _Project()
+
+
+_where: Final = msgspec.json.Decoder(_Where)
+_lines: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def read_answer(response: Response, plan: Plan) -> tuple[list[Any], DecodeError | None]:
+    """Return the records of an answer in their order, or the first thing that was wrong with it."""
+    body = response.body
+    if not body:
+        return [], None
+    first: DecodeError | None = None
+    found: list[Any] = []
+    for number, line in enumerate(_rows(body), 1):
+        try:
+            record = _record(line, plan)
+        except DECODE_ERRORS as error:
+            first = first or _broken(response, line, number, why(error))
+        except _RawArticle:
+            first = first or _broken(
+                response, line, number, "the unstructured article was sent in place of structured contents; ask again"
+            )
+        except (AttributeError, TypeError):
+            first = first or _broken(response, line, number, "something else than a record")
+        else:
+            if record is not None:
+                found.append((line, record))
+    if len(found) > 1 and plan.order is not None:
+        found.sort(key=lambda pair: _place(pair, plan.order))
+    records = [record for _, record in found]
+    if first is not None:
+        first.records = tuple(records)
+    return records, first
+
+
+def _rows(body: bytes) -> list[bytes]:
+    """Split an answer into records, which are asked for as lines; a JSON array is understood too."""
+    if body[:1] != b"[":
+        return [line for line in body.split(b"\n") if line.strip()] if b"\n" in body else [body]
+    try:
+        return [bytes(row) for row in _lines.decode(body)]
+    except DECODE_ERRORS:
+        return [body]
+
+
+class _RawArticle(Exception):
+    """An article stands where structured contents were asked for, and the type cannot show it."""
+
+
+def _record(line: bytes, plan: Plan) -> Any:
+    query = plan.query
+    raw = query.backend is Backend.STRUCTURED and _RAW_KEY in line
+    if raw and not plan.tells:
+        raise _RawArticle
+    if not plan.slow:
+        return decode_record(plan.decoder, line)
+    row = msgspec.json.decode(line)
+    kept = query.apply(row)
+    if kept is None:
+        return None
+    if plan.extra:
+        kept = _without_project(kept, query)
+    if raw:
+        # What shows that this is no structure must not be left out with what was not asked for.
+        kept = {**kept, "article_body": row["article_body"]}
+    return decode_record(plan.decoder, msgspec.json.encode(kept))
+
+
+def _without_project(row: dict[str, Any], query: Query) -> dict[str, Any]:
+    """Take out again what was fetched for the order alone."""
+    inner = row.get("is_part_of")
+    wanted = [name for name in query.fields or () if name.startswith("is_part_of.")]
+    if not isinstance(inner, dict) or not wanted:
+        return {key: value for key, value in row.items() if key != "is_part_of"}
+    left = {key: value for key, value in inner.items() if key != "identifier"}
+    rest = {key: value for key, value in row.items() if key != "is_part_of"}
+    return {**rest, "is_part_of": left} if left else rest
+
+
+def _place(pair: tuple[bytes, Any], order: Any) -> Any:
+    line, record = pair
+    if callable(order):
+        return order(record)
+    try:
+        project = _where.decode(line).is_part_of.identifier
+    except DECODE_ERRORS:
+        project = ""
+    return (order.get(project, len(order)), project.encode())
+
+
+def _broken(response: Response, line: bytes, number: int, reason: str) -> DecodeError:
+    shown = bare_url(response.url)
+    if line.lstrip()[:1] == b"<":
+        reason = words_of(line)
+    return DecodeError(
+        f"record {number} of {shown} is not what was asked for: {reason}", url=shown, line=number, record=line
+    )
+
+
+@lru_cache(maxsize=256)
+def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(type)
