@@ -7,8 +7,12 @@ import doctest
 import importlib
 import inspect
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -70,7 +74,10 @@ def run_page(page, namespace, runner):
     """Run the blocks of a page in turn; a block of text right behind one is what it prints."""
     checker, printed = doctest.OutputChecker(), None
     for block in blocks(page):
-        if block.language == "python":
+        if block.language == "python" and "(wme_simulator)" in block.body:
+            printed = None
+            run_with_pytest(block)
+        elif block.language == "python":
             printed = None if block.body.startswith(_NOT_RUN) else run(block, page, namespace, runner)
         elif block.language == "text" and printed is not None and not block.gap.strip():
             where = f"{page.name}, line {block.line + 1}"
@@ -80,14 +87,49 @@ def run_page(page, namespace, runner):
             printed = None
 
 
+def run_with_pytest(block):
+    """Run tests that are shown, away from our own configuration."""
+    Path("test_shown.py").write_text(block.body)
+    Path("pytest.ini").write_text("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
+    # Two plugins by name: to load all that are installed here takes longer than the rest.
+    plugins = [f"-p{name}" for name in ("no:cacheprovider", "pytest_asyncio.plugin", "wme_async.simulator.pytest_plugin")]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "test_shown.py"]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert result.returncode == 0, result.stdout
+    assert f"{block.body.count('def test_')} passed" in result.stdout
+
+
+@contextlib.contextmanager
+def publishing(firehose):
+    """Publish some events a second from another thread, as `wme-async simulate --rate` does."""
+    over = threading.Event()
+
+    def publish():
+        while not over.wait(0.01):
+            firehose.publish_many(5)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 @pytest.mark.parametrize("page", with_python(PAGES), ids=name_of)
 def test_what_a_page_shows_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start = AT if "2025-07-16T05" in page.read_text() else None
     namespace = {"__name__": "__docs__"}
-    with Simulator.run_in_thread(start=start) as simulator, asyncio.Runner() as runner:
+    with contextlib.ExitStack() as stack:
+        simulator = stack.enter_context(Simulator.run_in_thread(start=start))
+        runner = stack.enter_context(asyncio.Runner())
         for name, value in simulator.environment().items():
             monkeypatch.setenv(name, value)
+        if page.stem == "realtime":
+            stack.enter_context(publishing(simulator.firehose))
         try:
             run_page(page, namespace, runner)
         finally:
