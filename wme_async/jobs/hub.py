@@ -41,6 +41,10 @@ def event_of(row: EventRow) -> Event:
     )
 
 
+def _ends(row: EventRow) -> bool:
+    return row.position is None and (row.kind == "deleted" or row.status in FINAL)
+
+
 class Hub:
     """Events on their way from the manager to its watchers.
 
@@ -54,12 +58,13 @@ class Hub:
         self._now = now
         self._recent: deque[EventRow] = deque(maxlen=_RECENT)
         self._waking: dict[str | None, set[asyncio.Event]] = {}
-        self._progress: dict[tuple[str, int], tuple[int, JobProgress]] = {}
+        self._progress: dict[tuple[str, int], tuple[int, Event]] = {}
         self._dirty: dict[tuple[str, int], JobProgress] = {}
         self._changed = asyncio.Event()
         self._count = 0
         self.last = 0
         self.closed = False
+        self._epoch = 0
 
     @property
     def watchers(self) -> int:
@@ -90,13 +95,20 @@ class Hub:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            at = utc(self._now())
             for key, progress in self._dirty.items():
                 self._count += 1
-                self._progress[key] = (self._count, progress)
+                event = Event(kind="progress", batch_id=key[0], job_id=job_id(*key), at=at, progress=progress)
+                self._progress[key] = (self._count, event)
             batches: set[str | None] = {None, *(batch_id for batch_id, _ in self._dirty)}
             self._dirty.clear()
             self._wake(batches)
             await asyncio.sleep(_TICK)
+
+    def end_streams(self) -> None:
+        """End the watches that have a beat, and no others."""
+        self._epoch += 1
+        self._wake(set(self._waking))
 
     def close(self) -> None:
         """End every watch."""
@@ -108,14 +120,17 @@ class Hub:
             for event in self._waking.get(batch_id, ()):
                 event.set()
 
-    async def watch(self, batch_id: str | None, after: int) -> AsyncGenerator[Event, None]:
-        """Yield what happens after an event, until the batch ends or the manager closes.
+    async def watch(
+        self, batch_id: str | None, after: int, *, beat: float | None = None
+    ) -> AsyncGenerator[tuple[Event, ...], None]:
+        """Yield what happens after an event, in groups, until the batch ends or the manager closes.
 
         Args:
             batch_id: Only of this batch; None for all.
             after: The id of the last event that was seen.
+            beat: Seconds of silence after which an empty group is yielded; None for never.
         """
-        wake = asyncio.Event()
+        wake, epoch = asyncio.Event(), self._epoch
         self._waking.setdefault(batch_id, set()).add(wake)
         seen = 0
         try:
@@ -123,32 +138,28 @@ class Hub:
                 wake.clear()
                 last = self.last
                 rows = await self._since(after, batch_id)
-                for row in rows:
-                    after = row.id
-                    yield event_of(row)
-                    if batch_id is not None and row.position is None and (row.kind == "deleted" or row.status in FINAL):
+                if rows:
+                    after = rows[-1].id
+                    yield tuple(event_of(row) for row in rows)
+                    if batch_id is not None and any(_ends(row) for row in rows):
                         return
-                if len(rows) == _PAGE:
-                    continue
+                    if len(rows) == _PAGE:
+                        continue
                 # Events of other batches are behind it now too, so it never has to look for them again.
                 after = max(after, last)
                 fresh = [
-                    (count, key, progress)
-                    for key, (count, progress) in self._progress.items()
-                    if count > seen and batch_id in {None, key[0]}
+                    entry for key, entry in self._progress.items() if entry[0] > seen and batch_id in {None, key[0]}
                 ]
-                for count, (batch, position), progress in sorted(fresh, key=lambda entry: entry[0]):
-                    seen = count
-                    yield Event(
-                        kind="progress",
-                        batch_id=batch,
-                        job_id=job_id(batch, position),
-                        at=utc(self._now()),
-                        progress=progress,
-                    )
-                if self.closed:
+                if fresh:
+                    seen = max(count for count, _ in fresh)
+                    yield tuple(event for _, event in fresh)
+                if self.closed or (beat is not None and epoch != self._epoch):
                     return
-                await wake.wait()
+                try:
+                    async with asyncio.timeout(beat):
+                        await wake.wait()
+                except TimeoutError:
+                    yield ()
         finally:
             group = self._waking[batch_id]
             group.discard(wake)

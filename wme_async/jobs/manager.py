@@ -333,15 +333,34 @@ class BatchManager:
         Raises:
             UnknownBatch: There is no such batch.
         """
-        return self._watch(self._open(), batch_id, after)
+        return self._watch(batch_id, after)
 
-    async def _watch(self, crew: Crew, batch_id: str | None, after: int | None) -> AsyncGenerator[Event, None]:
+    async def _watch(self, batch_id: str | None, after: int | None) -> AsyncGenerator[Event, None]:
+        async with contextlib.aclosing(self.follow(batch_id, after=after)) as groups:
+            async for group in groups:
+                for event in group:
+                    yield event
+
+    async def follow(
+        self, batch_id: str | None = None, *, after: int | None = None, beat: float | None = None
+    ) -> AsyncGenerator[tuple[Event, ...], None]:
+        """Yield what happens in groups: all that happened since the last one. For streams to others.
+
+        Args:
+            batch_id: As for `watch`.
+            after: As for `watch`; an id that does not exist yet counts as the newest.
+            beat: Seconds of silence after which an empty group is yielded, to show that the stream is alive.
+
+        Raises:
+            UnknownBatch: There is no such batch.
+        """
+        crew = self._open()
         if batch_id is not None:
             await self.status(batch_id)
-        start = after if after is not None else 0 if batch_id is not None else crew.hub.last
-        async with contextlib.aclosing(crew.hub.watch(batch_id, start)) as events:
-            async for event in events:
-                yield event
+        start = min(after, crew.hub.last) if after is not None else 0 if batch_id is not None else crew.hub.last
+        async with contextlib.aclosing(crew.hub.watch(batch_id, start, beat=beat)) as groups:
+            async for group in groups:
+                yield group
 
     async def wait(
         self,
@@ -525,6 +544,11 @@ class BatchManager:
         if not await self._store.finished_file(filepath):
             return None
         return await asyncio.get_running_loop().run_in_executor(None, _plain_file, self.directory, filepath)
+
+    def end_streams(self) -> None:
+        """End every `follow` that has a beat: a server that is about to close need not wait for its readers."""
+        if self._crew is not None:
+            self._crew.hub.end_streams()
 
     @property
     def closing(self) -> bool:

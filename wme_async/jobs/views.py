@@ -182,8 +182,8 @@ def words(error: BaseException, *, silence: float) -> str:
     if isinstance(error, IntegrityError):
         return f"the file is damaged: {error}"
     if isinstance(error, WMEError):
-        status = getattr(error, "status", 0)
-        return f"HTTP {status}: {error}" if status else str(error) or type(error).__name__
+        said, status = str(error) or type(error).__name__, f"HTTP {getattr(error, 'status', 0)}"
+        return said if said.startswith("HTTP ") or status == "HTTP 0" else f"{status}: {said}"
     if isinstance(error, OSError):
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return "the disk is full"

@@ -1,0 +1,31 @@
+"""The batch manager as a service: a REST API with events, files, figures and a page, in aiohttp or any ASGI framework.
+
+app.add_subapp("/downloads/", create_app(manager, api_keys=[key]))      # aiohttp
+app.mount("/downloads", create_asgi(manager, api_keys=[key]))           # Starlette, FastAPI
+await serve(manager, port=8080, api_keys=[key])                         # alone
+"""
+
+import secrets
+
+from wme_async.web.access import hash_key
+from wme_async.web.app import MANAGER, create_app, create_asgi, serve
+from wme_async.web.service import BatchRequest, Created, FileLink
+from wme_async.web.wire import Problems
+
+__all__ = [
+    "MANAGER",
+    "BatchRequest",
+    "Created",
+    "FileLink",
+    "Problems",
+    "create_app",
+    "create_asgi",
+    "hash_key",
+    "new_key",
+    "serve",
+]
+
+
+def new_key() -> str:
+    """Make an API key of 32 random bytes."""
+    return "wme_" + secrets.token_urlsafe(32)

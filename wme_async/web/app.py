@@ -1,0 +1,333 @@
+"""The service in aiohttp and in ASGI frameworks: two thin doors to the same calls and replies."""
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+from aiohttp import web
+
+from wme_async.jobs import BatchManager
+from wme_async.web.service import Service
+from wme_async.web.wire import Call, Refused, Reply
+
+__all__ = ["MANAGER", "create_app", "create_asgi", "serve"]
+
+logger = logging.getLogger("wme_async.web")
+
+MANAGER: web.AppKey[BatchManager] = web.AppKey("wme_batch_manager", BatchManager)
+"""Where the aiohttp application keeps its manager."""
+
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def create_app(
+    manager: BatchManager,
+    *,
+    api_keys: Iterable[str] | None,
+    allowed_hosts: Collection[str] | None = None,
+    create_rate: float | None = 1.0,
+    create_burst: int = 30,
+    public_url: str | None = None,
+) -> web.Application:
+    """Make an aiohttp application of the batch service, to run or to give to `add_subapp`.
+
+    Example:
+        >>> app.add_subapp("/downloads/", create_app(manager, api_keys=[KEY]))  # doctest: +SKIP
+
+    Args:
+        manager: Opened when the application starts and closed when it ends, unless it is open already.
+        api_keys: Keys that callers send as `X-API-Key`, or their hashes (`hash_key`); whoever has one may do everything.
+            None asks for none: for loopback, and behind something that asks.
+        allowed_hosts: Names that callers may use for this service. By default any with keys, and only those of
+            loopback without: otherwise every web page that somebody reads on this machine could call it.
+        create_rate: New batches per second and key, None for no limit.
+        create_burst: New batches that may come at once.
+        public_url: The URL of the place where it is mounted, as callers see it, for links to files. By default it is
+            taken from each call.
+
+    Raises:
+        ValueError: A key or limit that cannot work.
+    """
+    service = Service(
+        manager,
+        api_keys=api_keys,
+        allowed_hosts=allowed_hosts,
+        create_rate=create_rate,
+        create_burst=create_burst,
+        clock=time.monotonic,
+        now=time.time,
+    )
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        call = _from_aiohttp(request, public_url)
+        reply = call.reply() if isinstance(call, Refused) else await service.handle(call)
+        return await _to_aiohttp(request, reply)
+
+    async def life(_app: web.Application) -> AsyncIterator[None]:
+        mine = manager.closing
+        if mine:
+            await manager.start()
+        yield
+        if mine:
+            await manager.aclose()
+
+    app = web.Application()
+    app[MANAGER] = manager
+    app.cleanup_ctx.append(life)
+    app.on_shutdown.append(_end_streams)
+    app.router.add_route("*", "/{tail:.*}", handle)
+    return app
+
+
+async def _end_streams(app: web.Application) -> None:
+    """Let open streams of events end, so that the server need not wait for them."""
+    app[MANAGER].end_streams()
+
+
+def _from_aiohttp(request: web.Request, public_url: str | None) -> Call | Refused:
+    path, _, query = request.raw_path.partition("?")
+    resource = request.match_info.route.resource
+    # `add_subapp` puts its prefix in front of the pattern.
+    prefix = (resource.canonical if resource is not None else "").partition("/{tail}")[0]
+    host = request.headers.get("Host", "")
+    if not _HOST.fullmatch(host) or not path.startswith("/"):
+        return Refused(400, "bad_request", "the request has no proper path or Host header")
+    headers = {name.lower(): value for name, value in request.headers.items()}
+
+    async def read(limit: int) -> bytes:
+        return await _limited(request.content.iter_any(), limit, request.content_length)
+
+    return Call(
+        method=request.method,
+        path=path.removeprefix(prefix),
+        query=dict(parse_qsl(query, keep_blank_values=True)),
+        headers=headers,
+        base=(public_url or f"{request.scheme}://{host}{prefix}").rstrip("/"),
+        read=read,
+        client=request.remote or "",
+    )
+
+
+async def _limited(pieces: AsyncIterator[bytes], limit: int, said: int | None) -> bytes:
+    too_large = Refused(413, "too_large", f"the body is larger than {limit} bytes", headers={"Connection": "close"})
+    if said is not None and said > limit:
+        raise too_large
+    body = bytearray()
+    async for piece in pieces:
+        body += piece
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+async def _to_aiohttp(request: web.Request, reply: Reply) -> web.StreamResponse:
+    if isinstance(reply.body, bytes):
+        response = web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+        if reply.length is not None:
+            response.content_length = reply.length
+        return response
+    stream = web.StreamResponse(status=reply.status, headers=reply.headers)
+    if reply.length is not None:
+        stream.content_length = reply.length
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(_close, reply.body)
+        await stream.prepare(request)
+        # A reader who goes away is how most streams end.
+        with contextlib.suppress(ConnectionResetError):
+            async for piece in reply.body:
+                await stream.write(piece)
+            await stream.write_eof()
+    return stream
+
+
+async def _close(body: AsyncIterator[bytes]) -> None:
+    aclose = getattr(body, "aclose", None)
+    if aclose is not None:
+        await aclose()
+
+
+def create_asgi(
+    manager: BatchManager,
+    *,
+    api_keys: Iterable[str] | None,
+    allowed_hosts: Collection[str] | None = None,
+    create_rate: float | None = 1.0,
+    create_burst: int = 30,
+    public_url: str | None = None,
+) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """Make an ASGI application of the batch service, for Starlette, FastAPI, Litestar and the like.
+
+    Frameworks do not tell mounted applications when they start and end. So open the manager in the framework's own
+    lifespan; an ASGI server that runs this application alone opens and closes it.
+
+    Args:
+        manager: Who does the work.
+        api_keys: As for `create_app`.
+        allowed_hosts: As for `create_app`.
+        create_rate: As for `create_app`.
+        create_burst: As for `create_app`.
+        public_url: As for `create_app`.
+
+    Raises:
+        ValueError: A key or limit that cannot work.
+    """
+    service = Service(
+        manager,
+        api_keys=api_keys,
+        allowed_hosts=allowed_hosts,
+        create_rate=create_rate,
+        create_burst=create_burst,
+        clock=time.monotonic,
+        now=time.time,
+    )
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(manager, receive, send)
+        elif scope["type"] == "http":
+            call = _from_asgi(scope, receive, public_url)
+            reply = call.reply() if isinstance(call, Refused) else await service.handle(call)
+            await _to_asgi(reply, receive, send)
+        else:
+            raise RuntimeError(f"the batch service speaks HTTP, not {scope['type']}")
+
+    return application
+
+
+async def _lifespan(manager: BatchManager, receive: Receive, send: Send) -> None:
+    mine = manager.closing
+    await receive()
+    try:
+        if mine:
+            await manager.start()
+    except Exception as error:  # noqa: BLE001  # the server is told, and ends
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        return
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    if mine:
+        await manager.aclose()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def _from_asgi(scope: Scope, receive: Receive, public_url: str | None) -> Call | Refused:
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    host = headers.get("host", "")
+    root = quote(scope.get("root_path", ""))
+    raw = scope.get("raw_path")
+    path = raw.partition(b"?")[0].decode("latin-1") if raw else quote(scope["path"])
+    # Some frameworks leave the place of the mount in the path, others take it away.
+    path = path.removeprefix(root) if root else path
+    if not _HOST.fullmatch(host):
+        return Refused(400, "bad_request", "the request has no proper Host header")
+    length = headers.get("content-length", "")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionResetError("the caller went away")
+            yield message.get("body", b"")
+            if not message.get("more_body", False):
+                return
+
+    async def read(limit: int) -> bytes:
+        return await _limited(pieces(), limit, int(length) if length.isascii() and length.isdigit() else None)
+
+    client = scope.get("client")
+    return Call(
+        method=scope["method"],
+        path=path if path.startswith("/") else f"/{path}",
+        query=dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)),
+        headers=headers,
+        base=(public_url or f"{scope.get('scheme', 'http')}://{host}{root}").rstrip("/"),
+        read=read,
+        client=client[0] if client else "",
+    )
+
+
+async def _to_asgi(reply: Reply, receive: Receive, send: Send) -> None:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
+    length = len(reply.body) if isinstance(reply.body, bytes) and reply.length is None else reply.length
+    if length is not None and reply.status != 304:
+        headers.append((b"content-length", str(length).encode()))
+    body = reply.body
+    if isinstance(body, bytes):
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(_close, body)
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        async with asyncio.TaskGroup() as group:
+            # A quiet stream would not notice that its reader has gone.
+            sending = group.create_task(_send_all(body, send))
+            leaving = group.create_task(_until_gone(receive, sending))
+            await asyncio.wait([sending])
+            leaving.cancel()
+
+
+async def _send_all(body: AsyncIterator[bytes], send: Send) -> None:
+    with contextlib.suppress(OSError):
+        async for piece in body:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _until_gone(receive: Receive, sending: "asyncio.Task[None]") -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    sending.cancel()
+
+
+async def serve(
+    manager: BatchManager,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    api_keys: Iterable[str] | None,
+    on_ready: Callable[[str], None] | None = None,
+    **options: Any,
+) -> None:
+    """Run the service until it is cancelled.
+
+    Args:
+        manager: Who does the work; opened and closed here, unless it is open already.
+        host: Address to listen on.
+        port: Port to listen on, 0 for any that is free.
+        api_keys: As for `create_app`.
+        on_ready: Told the URL as soon as it listens.
+        **options: Further ones, as for `create_app`.
+
+    Raises:
+        OSError: The port is taken.
+        ValueError: It would listen to everybody and ask nobody for a key.
+    """
+    keys = None if api_keys is None else list(api_keys)
+    if keys is None and not options.get("allowed_hosts") and host not in {"127.0.0.1", "::1", "localhost"}:
+        raise ValueError("without API keys it listens on loopback only; give api_keys, or allowed_hosts behind a proxy")
+    runner = web.AppRunner(
+        create_app(manager, api_keys=keys, **options),
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=5.0,
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        if on_ready is not None:
+            shown = f"[{host}]" if ":" in host else host
+            on_ready(f"http://{shown}:{runner.addresses[0][1]}")
+        await asyncio.get_running_loop().create_future()
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,146 @@
+"""Finished files over HTTP: whole or in a range, with validators, and never as something a browser would run."""
+
+import asyncio
+import mimetypes
+import os
+import re
+import stat
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from wme_async.web.wire import Call, Refused, Reply
+
+__all__ = ["file_reply", "parse_range"]
+
+_PIECE = 256 * 1024
+_TYPES = mimetypes.MimeTypes(filenames=())
+
+
+def parse_range(header: str, size: int) -> tuple[int, int] | None:
+    """Read a `Range` header.
+
+    Args:
+        header: Such as `bytes=0-99`, `bytes=100-` or `bytes=-50`.
+        size: Bytes of the file.
+
+    Returns:
+        First byte and the one after the last. None where the header is to be ignored: another unit, several ranges,
+        nonsense.
+
+    Raises:
+        Refused: 416, if it names bytes that are not there.
+    """
+    found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header.strip())
+    if not found or not (found[1] or found[2]):
+        return None
+    if found[1]:
+        start, stop = int(found[1]), min(int(found[2]) + 1 if found[2] else size, size)
+        if found[2] and int(found[2]) < start:
+            return None
+    else:
+        start, stop = max(0, size - int(found[2])), size
+    if start >= stop:
+        raise Refused(416, "no_such_range", f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
+    return start, stop
+
+
+async def file_reply(path: Path, call: Call) -> Reply:
+    """Return a file, or the part of it that is asked for.
+
+    Raises:
+        Refused: 404 if it cannot be opened, 416 if the range is not in it.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        file, facts = await loop.run_in_executor(None, _open, path)
+    except OSError:
+        raise Refused(404, "no_such_file", "there is no such file") from None
+    try:
+        size = facts.st_size
+        etag = f'"{facts.st_mtime_ns:x}-{size:x}"'
+        modified = datetime.fromtimestamp(int(facts.st_mtime), UTC)
+        headers = {
+            "ETag": etag,
+            "Last-Modified": format_datetime(modified, usegmt=True),
+            "Accept-Ranges": "bytes",
+            "Cache-Control": "private, no-cache",
+            "Content-Type": _TYPES.guess_type(path.name, strict=False)[0] or "application/octet-stream",
+            # Strangers' files: saved, not shown, and powerless if they are shown all the same.
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.name, safe='')}",
+            "Content-Security-Policy": "sandbox; default-src 'none'",
+        }
+        if _unchanged(call, etag, modified):
+            file.close()
+            return Reply(
+                status=304, headers={name: headers[name] for name in ("ETag", "Last-Modified", "Cache-Control")}
+            )
+        part = None
+        if "range" in call.headers and _range_holds(call, etag, modified):
+            part = parse_range(call.headers["range"], size)
+        start, stop = part or (0, size)
+        if part is not None:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        if call.method == "HEAD":
+            file.close()
+            return Reply(status=200 if part is None else 206, headers=headers, length=stop - start)
+        return Reply(
+            status=200 if part is None else 206,
+            headers=headers,
+            body=_pieces(file, start, stop),
+            length=stop - start,
+        )
+    except BaseException:
+        file.close()
+        raise
+
+
+def _open(path: Path) -> tuple[BinaryIO, os.stat_result]:
+    # A link that was put in the file's place between the check and here is not followed.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(handle, "rb", buffering=0)
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode):
+        file.close()
+        raise OSError("not a plain file")
+    return file, facts
+
+
+async def _pieces(file: BinaryIO, start: int, stop: int) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.run_in_executor(None, file.seek, start)
+        while start < stop:
+            piece = await loop.run_in_executor(None, file.read, min(_PIECE, stop - start))
+            if not piece:
+                raise OSError("the file became shorter while it was sent")
+            start += len(piece)
+            yield piece
+    finally:
+        file.close()
+
+
+def _unchanged(call: Call, etag: str, modified: datetime) -> bool:
+    wanted = call.headers.get("if-none-match")
+    if wanted is not None:
+        return wanted.strip() == "*" or etag in (each.strip().removeprefix("W/") for each in wanted.split(","))
+    since = _date(call.headers.get("if-modified-since"))
+    return since is not None and modified <= since
+
+
+def _range_holds(call: Call, etag: str, modified: datetime) -> bool:
+    wanted = call.headers.get("if-range")
+    if wanted is None:
+        return True
+    return wanted.strip() == etag or _date(wanted) == modified
+
+
+def _date(value: str | None) -> datetime | None:
+    try:
+        found = parsedate_to_datetime(value) if value else None
+    except (ValueError, TypeError):
+        return None
+    return found if found is None or found.tzinfo else found.replace(tzinfo=UTC)

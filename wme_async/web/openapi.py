@@ -1,0 +1,108 @@
+"""The OpenAPI document: made of the table of addresses and of the types that cross them, so it cannot lag behind."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from wme_async._version import __version__
+from wme_async.web.wire import Problems
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wme_async.web.service import Route
+
+__all__ = ["openapi_document"]
+
+_WORDS = {
+    400: "The body is not JSON",
+    401: "No API key, or an unknown one",
+    403: "A page of another site asks",
+    404: "There is nothing of this name",
+    405: "The address does not take this method",
+    409: "Not possible in this state",
+    413: "The body is too large",
+    415: "The body is not said to be JSON",
+    416: "The range is not in the file",
+    421: "The service is not called by this name",
+    422: "Something in the request is wrong; details name all of it",
+    429: "Too many new batches",
+    500: "A fault of the service",
+    502: "Wikimedia Enterprise did not answer as it should",
+    503: "The service is being closed",
+}
+
+
+def openapi_document(routes: "Sequence[Route]", *, keys: bool) -> dict[str, Any]:
+    """Make the OpenAPI 3.1 document.
+
+    Args:
+        routes: The addresses.
+        keys: Whether an API key is asked for.
+    """
+    types = [Problems]
+    for route in routes:
+        types += [each for each in (route.body, route.answers[1]) if each is not None and each not in types]
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    refs = dict(zip(types, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        path = re.sub(r"{(\w+):path}", r"{\1}", route.path)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, refs, keys=keys)
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "wme_async batch downloads",
+            "version": __version__,
+            "description": "Many downloads as one job.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+    if keys:
+        document["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
+    return document
+
+
+def _operation(route: "Route", refs: dict[Any, Any], *, keys: bool) -> dict[str, Any]:
+    status, kind = route.answers
+    schema = (
+        refs[kind]
+        if kind is not None
+        else {"type": "object"}
+        if route.media == "application/json"
+        else {"type": "string"}
+    )
+    responses: dict[str, Any] = {
+        str(status): {"description": route.summary, "content": {route.media: {"schema": schema}}}
+    }
+    if route.name == "file":
+        responses["206"] = {"description": "A part of the file", "content": {route.media: {"schema": schema}}}
+        responses["304"] = {"description": "The file is the one you have"}
+    errors = {*route.errors, 421, 500, 503}
+    if keys and not route.open:
+        errors.add(401)
+    if route.method != "GET":
+        errors.add(403)
+    problem = {"application/json": {"schema": refs[Problems]}}
+    for code in sorted(errors):
+        responses[str(code)] = {"description": _WORDS[code], "content": problem}
+    operation: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "parameters": [
+            *(
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+                for name in re.findall(r"{(\w+)", route.path)
+            ),
+            *({"name": name, "in": "query", "required": False, "schema": schema} for name, schema in route.query),
+        ],
+        "responses": responses,
+    }
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[route.body]}}}
+    if keys:
+        operation["security"] = [] if route.open else [{"key": []}]
+    return operation
