@@ -26,6 +26,7 @@ from wme_async.simulator import Simulator
 __all__ = ["command"]
 
 _ARCHIVE = "enwiki_namespace_0"
+_SECONDS = 2.5  # what the download that is to be killed would take
 _KILLED_AT = 0.35  # share of the archive that is there when the downloading process is killed
 _EVENTS = 4000
 _CUTS = 25
@@ -92,7 +93,7 @@ class _Demo:
         """Kill a process that downloads it."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "wme_async", "batches", "download", f"{self.batch_hour}", _ARCHIVE),
-            *("--to", f"{self.folder}/", "--max-rate", "20", "--quiet"),
+            *("--to", f"{self.folder}/", "--max-rate", f"{self.batch.size.bytes / 1e6 / _SECONDS}", "--quiet"),
             env={**os.environ, **self.simulator.environment(), "WME_TOKEN_FILE": str(self.folder / "tokens.json")},
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
