@@ -344,12 +344,12 @@ async def test_a_stream_with_a_wrong_length_or_form_is_never_taken(
 ) -> None:
     sim.put_object(KEY, noise(300_000))
     source = StoreSource(sim, transport, accept_ranges=False)
-    details: dict[str, Any] = {
+    every: dict[str, dict[str, Any]] = {
         "long": {"honest": True},
         "short": {"honest": True, "missing": 7},
         "encoding": {"real": False},
-    }[kind]
-    sim.faults.inject(kind, role="store", times=None, **details)
+    }
+    sim.faults.inject(kind, role="store", times=None, **every[kind])
     with pytest.raises(WMEError):
         await download(source, tmp_path / "x", transport=transport)
     assert leftovers(tmp_path) == []

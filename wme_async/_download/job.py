@@ -142,6 +142,7 @@ class Job:
         part_size: As in `download`.
         in_order: Somebody reads it from the beginning while it is fetched.
         on_bytes: Called whenever more bytes are there.
+        on_open: Called with the unfinished file once it is open.
         part: The unfinished file, once it is open.
         total: Bytes of the file, where known.
         restarts: How often it was begun again because it was replaced.
@@ -166,6 +167,7 @@ class Job:
         self.ticket = Ticket(source, transport.monotonic)
         self.part: PartFile | None = None
         self.on_bytes: Callable[[], None] | None = None
+        self.on_open: Callable[[PartFile], None] | None = None
         self.fetched = 0
         self.resumed = 0
         self.restarts = 0
@@ -203,6 +205,8 @@ class Job:
                 )  # fmt: skip
         part = self.part = await anyio.to_thread.run_sync(lambda: PartFile(self.to, durable=self.durable))
         try:
+            if self.on_open is not None:
+                self.on_open(part)
             info, md5 = await self._fetch(info)
             verified = await self._verified(info, md5, part)
             size = await anyio.to_thread.run_sync(lambda: part.finish(md5=md5, verified=verified))

@@ -16,6 +16,7 @@ from wme_async._download.asking import ask_whole, checksum_or_none, head_of, pau
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
 from wme_async._download.job import Job, after
+from wme_async._download.partfile import PartFile
 from wme_async._download.source import Download, FileInfo, Source
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
@@ -173,6 +174,11 @@ class _Followed(Ordered):
         self._fd = -1
         self._version = 0
         job.on_bytes = self._moved.set
+        job.on_open = self._open
+
+    def _open(self, part: PartFile) -> None:
+        # The file gets another name at the end; what is opened stays the same.
+        self._fd = part.duplicate()
 
     async def _run(self) -> None:
         self.result = await self._job.run()
@@ -186,10 +192,7 @@ class _Followed(Ordered):
             self._version = job.restarts
         self.size = job.total
         if self._fd < 0:
-            if job.part is None:
-                return None
-            # The file gets another name at the end; what is opened stays the same.
-            self._fd = job.part.duplicate()
+            return None
         front = job.front if self.result is None else self.result.size
         return os.pread(self._fd, min(_READ, front - self.position), self.position) if front > self.position else None
 

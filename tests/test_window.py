@@ -1,0 +1,259 @@
+"""A file read in order while several connections fetch it."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from wme_async._download import FileInfo, Ordered, SignedUrl, ordered
+from wme_async._protocol.settings import Retry, Timeouts
+from wme_async._transport import Transport
+from wme_async.errors import IntegrityError, NotFound, WMEError
+from wme_async.simulator import Simulator
+
+KEY = "snapshots/x.tar.gz"
+
+
+class Source:
+    """An object of the simulator's store."""
+
+    identity = KEY
+
+    def __init__(self, sim: Simulator, transport: Transport, **info: Any) -> None:
+        self.sim, self.transport, self.info = sim, transport, info
+        self.signed = 0
+        self.wrong: str | None = None
+
+    async def head(self) -> FileInfo:
+        found = self.sim.store.objects.get(KEY)
+        if found is None:
+            raise NotFound("not there", status=404)
+        facts = {"size": found.size, "etag": f'"{found.etag}"', "accept_ranges": True, **self.info}
+        return FileInfo(**facts)
+
+    async def sign(self) -> SignedUrl:
+        self.signed += 1
+        return SignedUrl(url=self.sim.store.presign(KEY, "me"), expires_at=self.transport.monotonic() + 60)
+
+    async def checksum(self) -> str | None:
+        found = self.sim.store.objects.get(KEY)
+        if found is None:
+            raise NotFound("not there", status=404)
+        return self.wrong or found.md5
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[Simulator]:
+    async with Simulator() as running:
+        yield running
+
+
+@pytest.fixture
+async def transport() -> AsyncIterator[Transport]:
+    retry = Retry(attempts=4, base=0.002, cap=0.01)
+    made = Transport(None, retry=retry, timeouts=Timeouts(read=0.4), random=Random(1))
+    yield made
+    assert made.open_bodies == 0
+    await made.aclose()
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return Random(seed).randbytes(size)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def tasks() -> list[Any]:
+    return [task for task in asyncio.all_tasks() if "wme_async/_download/" in task.get_coro().cr_code.co_filename]  # type: ignore[union-attr]
+
+
+async def read(stream: Ordered) -> bytes:
+    async with stream:
+        pieces = [piece async for piece in stream]
+    assert not tasks()
+    return b"".join(pieces)
+
+
+WAYS: list[dict[str, Any]] = [
+    {"connections": 4, "window": 400_000},
+    {"connections": 1, "window": 300_000},
+    {"connections": 3, "window": 1},
+    {"tee": True},
+    {"connections": 4, "window": 400_000, "verify": False},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("size", [0, 1, 2_000_000])
+async def test_the_bytes_come_in_order(
+    sim: Simulator, transport: Transport, tmp_path: Path, way: dict[str, Any], size: int
+) -> None:
+    if way.get("window") == 1 and size > 1:
+        size = 300  # a request for every byte
+    data = noise(size)
+    sim.put_object(KEY, data)
+    source = Source(sim, transport)
+    options = way | ({"tee": tmp_path / "kept"} if way.get("tee") else {})
+    stream = ordered(source, transport=transport, **options)
+    assert await read(stream) == data
+    assert stream.position == stream.size == size
+    assert stream.verified is (None if way.get("verify") is False else True)
+    assert source.signed == min(1, size)
+    if way.get("tee"):
+        assert (tmp_path / "kept").read_bytes() == data
+        assert leftovers(tmp_path) == ["kept"]
+
+
+@pytest.mark.parametrize("way", WAYS[:2], ids=str)
+@pytest.mark.parametrize("fault", ["drop", "stall", "status", "short", "content_range", "expire"])
+async def test_trouble_on_the_way_is_not_seen(
+    sim: Simulator, transport: Transport, way: dict[str, Any], fault: str
+) -> None:
+    data = noise(1_500_000)
+    sim.put_object(KEY, data)
+    details: dict[str, Any] = {"status": {"status": 503}, "stall": {"after": 50_000}, "short": {"missing": 999}}.get(
+        fault, {}
+    )
+    sim.faults.inject(fault, role="store", skip=0 if way["connections"] == 1 else 2, **details)
+    assert await read(ordered(Source(sim, transport), transport=transport, **way)) == data
+
+
+@pytest.mark.parametrize("tee", [False, True])
+async def test_a_file_that_is_replaced_while_it_is_read_is_an_error(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tee: bool
+) -> None:
+    monkeypatch.setattr("wme_async._download.window._TEE_PART", 200_000)
+    sim.put_object(KEY, noise(3_000_000))
+    sim.faults.inject("slow", role="store", rate=1_000_000, times=None)
+    stream = ordered(
+        Source(sim, transport), transport=transport, connections=2, window=400_000, tee=tmp_path / "x" if tee else None
+    )
+    async with stream:
+        assert await anext(stream)
+        sim.put_object(KEY, noise(2_900_000, 1))
+        with pytest.raises(IntegrityError, match="replaced"):
+            async for _ in stream:
+                pass
+    assert not tasks()
+    assert not (tmp_path / "x").exists()
+
+
+async def test_a_file_that_is_replaced_before_the_first_byte_is_simply_read(
+    sim: Simulator, transport: Transport
+) -> None:
+    sim.put_object(KEY, noise(900_000))
+    new = noise(800_000, 1)
+    sim.faults.inject("swap", role="store", data=new)
+    assert await read(ordered(Source(sim, transport), transport=transport, connections=1)) == new
+
+
+async def test_wrong_bytes_are_told_at_the_end(sim: Simulator, transport: Transport) -> None:
+    data = noise(900_000)
+    sim.put_object(KEY, data)
+    sim.faults.inject("corrupt", role="store")
+    with pytest.raises(IntegrityError, match="MD5"):
+        await read(ordered(Source(sim, transport), transport=transport))
+    # Metadata that are older than the object are no reason to distrust it.
+    source = Source(sim, transport)
+    source.wrong = hashlib.md5(b"old").hexdigest()
+    stream = ordered(source, transport=transport)
+    assert await read(stream) == data
+    assert stream.verified is None
+
+
+@pytest.mark.parametrize("info", [{"size": None}, {"accept_ranges": False}, {"etag": None}])
+async def test_a_server_without_ranges_is_read_in_one_stream(
+    sim: Simulator, transport: Transport, info: dict[str, Any]
+) -> None:
+    data = noise(900_000)
+    sim.put_object(KEY, data)
+    sim.faults.inject("status", role="store", status=503)
+    stream = ordered(Source(sim, transport, **info), transport=transport, window=100_000)
+    assert await read(stream) == data
+    assert stream.verified is True
+    # Cut after the first bytes were handed out: it cannot be begun again, and must not look like the end.
+    sim.faults.inject("drop", role="store", after=300_000)
+    with pytest.raises(WMEError):
+        await read(ordered(Source(sim, transport, **info), transport=transport, window=100_000))
+
+
+async def test_a_server_that_ignores_ranges_is_read_in_one_stream(sim: Simulator, transport: Transport) -> None:
+    data = noise(900_000)
+    sim.put_object(KEY, data)
+    sim.faults.inject("ignore_range", role="store", times=None)
+    assert await read(ordered(Source(sim, transport), transport=transport, connections=3, window=300_000)) == data
+
+
+async def test_a_reader_that_pauses_pauses_the_connections(sim: Simulator, transport: Transport) -> None:
+    data = noise(8_000_000)
+    sim.put_object(KEY, data)
+    stream = ordered(Source(sim, transport), transport=transport, connections=4, window=400_000)
+    async with stream:
+        got = bytearray(await anext(stream))
+        for _ in range(40):
+            await asyncio.sleep(0.01)
+        asked = [request.header("range") for request in sim.requests]
+        highest = max(int(text.split("-")[1]) for text in asked if text)
+        assert highest < len(got) + 400_000
+        async for piece in stream:
+            got += piece
+    assert bytes(got) == data
+
+
+@pytest.mark.parametrize("way", [*WAYS[:2], {"tee": True}], ids=str)
+async def test_leaving_early_closes_everything(
+    sim: Simulator, transport: Transport, tmp_path: Path, way: dict[str, Any]
+) -> None:
+    sim.put_object(KEY, noise(6_000_000))
+    sim.faults.inject("stall", role="store", after=50_000, skip=2, times=None)
+    options = way | ({"tee": tmp_path / "kept", "connections": 4} if way.get("tee") else {})
+    stream = ordered(Source(sim, transport), transport=transport, **options)
+    async with stream:
+        assert await anext(stream)
+    assert transport.open_bodies == 0
+    assert not tasks()
+    with pytest.raises(RuntimeError, match="closed"):
+        await anext(stream)
+    await stream.aclose()
+    assert not (tmp_path / "kept").exists()
+
+
+async def test_a_reader_that_is_never_started_asks_for_nothing(sim: Simulator, transport: Transport) -> None:
+    sim.put_object(KEY, noise(1000))
+    source = Source(sim, transport)
+    await ordered(source, transport=transport).aclose()
+    assert source.signed == 0
+    assert not list(sim.requests)
+
+
+async def test_a_file_that_is_not_there_is_told(sim: Simulator, transport: Transport, tmp_path: Path) -> None:
+    for tee in (None, tmp_path / "kept"):
+        with pytest.raises(NotFound):
+            await read(ordered(Source(sim, transport), transport=transport, tee=tee))
+    assert not leftovers(tmp_path)
+
+
+async def test_cancelling_a_reader_leaves_nothing(sim: Simulator, transport: Transport) -> None:
+    sim.put_object(KEY, noise(3_000_000))
+    sim.faults.inject("hang_head", role="store", times=None)
+
+    async def reader() -> None:
+        async with ordered(Source(sim, transport), transport=transport) as stream:
+            async for _ in stream:
+                pass
+
+    task = asyncio.ensure_future(reader())
+    async with asyncio.timeout(5):
+        while not [request for request in sim.requests if request.role == "store"]:  # noqa: ASYNC110  # seen by the server
+            await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert transport.open_bodies == 0
+    assert not tasks()
