@@ -171,12 +171,18 @@ def decoded(response: Response, query: Query) -> list[Any]:
             return found if many else [found]
         document = msgspec.json.decode(body)
         rows = document if isinstance(document, list) else [document]
-        kept = [row for each in rows if (row := query.apply(each)) is not None]
+        kept = [row for each in rows if (row := query.apply(_object(each))) is not None]
         return [decode_record(_decoder(query.result, many=False), msgspec.json.encode(row)) for row in kept]
     except DECODE_ERRORS as error:
         raise _not_records(response, error) from error
     except (AttributeError, TypeError) as error:
         raise _not_records(response, error) from error
+
+
+def _object(row: object) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise TypeError("a record is an object")
+    return row
 
 
 def _not_records(response: Response, error: Exception) -> DecodeError:

@@ -180,8 +180,9 @@ class Lookup(Generic[T]):
         Args:
             name: The title as it reads: `"AC/DC"`, `"What Is Life?"`. Spaces and underscores are the same.
             fields: Dotted names of what to fetch, such as `["name", "version.identifier"]`; everything where not given.
-            filters: Dotted name to the one value it must have. What the server cannot answer exactly is refused, unless
-                the filters name the project, and so one record at most: then it is looked at here.
+            filters: Dotted name to the one value it must have. The server picks records by project and language, and
+                compares other fields afterwards: so one of these two goes with them. What it cannot compare exactly is
+                refused, unless the filters name the project, and so one record at most: then it is compared here.
             limit: 1 to 10 records; the server's default is 3. Of more that there are it picks some at random.
             type: A msgspec Struct of yours to decode into; `fields` then follow from it.
             missing: What a title without a page gives: an empty list, or `"raise"` for `NotFound`.
@@ -341,7 +342,8 @@ class Lookup(Generic[T]):
         Raises:
             ValueError: As `lookup` raises it.
         """
-        return self._plan(fields, filters, limit, type, None).query.explain()
+        plan = self._plan(fields, filters, limit, type, "project")
+        return "\n".join([plan.query.explain(), *plan.notes])
 
     async def _ask(self, name: str, plan: Plan, recheck: bool | None) -> Response | NotFound:
         resource = self._resource

@@ -17,7 +17,7 @@ logger = logging.getLogger("wme_async.lookup")
 T = TypeVar("T")
 N = TypeVar("N")
 
-_END: Final = object()
+_END: Final[Any] = object()
 
 # What holds for one name holds for all that follow, and asking for them would only be noise.
 _HOPELESS = (Unauthorized, Forbidden, QuotaExceeded)
@@ -114,7 +114,7 @@ class Lookups(Generic[T]):
         progress: Callable[[LookupProgress], None] | None,
         monotonic: Callable[[], float],
     ) -> None:
-        if isinstance(names, str | bytes):
+        if isinstance(names, str | bytes) or not (hasattr(names, "__iter__") or hasattr(names, "__aiter__")):
             raise TypeError(f"names are several, got {names!r}")
         if isinstance(concurrency, bool) or concurrency < 1:
             raise ValueError(f"concurrency is a whole number of 1 or more, got {concurrency!r}")
@@ -174,6 +174,7 @@ class _Crew(Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = False
+        self._dry = False
         self._hopeless: Exception | None = None
         self._error: BaseException | None = None
         self._started = 0.0
@@ -229,8 +230,8 @@ class _Crew(Generic[T]):
         self._loop.call_soon_threadsafe(self._task.cancel)
 
     async def _run(self) -> None:
-        draw = self._drawer()
         try:
+            draw = self._drawer()
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._size):
                     group.create_task(self._work(draw))
@@ -251,8 +252,13 @@ class _Crew(Generic[T]):
         patient = isinstance(self._names, AsyncIterable)
         while True:
             await self._room.acquire()
-            name = await draw() if patient else draw()
+            try:
+                name = _END if self._dry else await draw() if patient else draw()
+            except Exception as error:  # noqa: BLE001  # the caller's, for whom what was asked before is finished
+                self._error = error
+                name = _END
             if name is _END:
+                self._dry = True
                 self._room.release()
                 return
             number = self._issued

@@ -18,6 +18,9 @@ from wme_async.models._tolerant import decode_record
 __all__ = ["Plan", "plan_key", "planned", "read_answer"]
 
 _PROJECT: Final = "is_part_of.identifier"
+_LANGUAGE: Final = "in_language.identifier"
+_DEFAULT_LIMIT: Final = 3
+_MOST: Final = 10
 _RAW_KEY: Final = b'"article_body":'
 
 
@@ -28,7 +31,9 @@ class Plan(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         query: What is asked.
         body: What is sent.
         decoder: Of one record.
+        cut: Records to return at most, where more had to be asked for.
         extra: The project's identifier is fetched for the order alone.
+        notes: What is done beside what the query says of itself.
         order: A function of a record, a dict of projects and places, or None.
         slow: Records go through Python objects, rather than straight into their type.
         tells: The type can show that a record is not structured.
@@ -37,7 +42,9 @@ class Plan(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     query: Query
     body: bytes
     decoder: Any
+    cut: int | None
     extra: bool
+    notes: tuple[str, ...]
     order: Any
     slow: bool
     tells: bool
@@ -73,6 +80,14 @@ def planned(query: Query, order: Any) -> Plan:
     """
     order = _order(order)
     body = query.body()
+    notes = []
+    cut = _cut(query)
+    if cut is not None:
+        body["limit"] = _MOST
+        notes.append(
+            f"sent: limit {_MOST}, so that the records of all projects of the language are there to be compared; "
+            f"here: the first {cut}"
+        )
     extra = ""
     single = query.limit == 1 or any(one.field == _PROJECT and one.here is None for one in query.conditions)
     names = body.get("fields")
@@ -80,18 +95,44 @@ def planned(query: Query, order: Any) -> Plan:
         # The server knows these fields by name, and ignores what it does not know: whether a part of one counts as
         # known has never been seen. Asked for whole and reduced here, the answer is the same and certain.
         names = body["fields"] = [*dict.fromkeys(name.partition(".")[0] for name in names)]
-    if order is not None and not callable(order) and names and not single and not _covered(names):
+    ordered = order is not None and not callable(order) and not (single and cut is None)
+    if ordered and names and not _covered(names):
         extra = "is_part_of" if query.backend is Backend.STRUCTURED else _PROJECT
         body["fields"] = [*names, extra]
+        notes.append(f"sent: field {extra} besides, for the order of records; here: left out again")
     return Plan(
         query=query,
         body=msgspec.json.encode(body),
         decoder=_decoder(query.result),
+        cut=cut,
         extra=bool(extra),
+        notes=tuple(notes),
         order=order,
         slow=bool(extra) or query.reshapes or query.selects,
         tells=isinstance(query.result, builtins.type) and issubclass(query.result, StructuredContent),
     )
+
+
+def _cut(query: Query) -> int | None:
+    """Return how many records to return, where more are needed to be sure of them; None where the server limits them.
+
+    The server picks `limit` records by project and language alone, and compares the rest afterwards: what it picked and
+    then refused is missing from the answer, though others would have matched.
+
+    Raises:
+        ValueError: It has too many to pick from.
+    """
+    names = {one.field for one in query.conditions}
+    later = sorted(names - {_PROJECT, _LANGUAGE})
+    if not later or _PROJECT in names:
+        return None
+    if _LANGUAGE not in names:
+        raise ValueError(
+            f"a filter by {', '.join(later)} alone cannot be answered: the server picks some of all projects that have "
+            f"the title before it compares. Filter by {_PROJECT!r} or {_LANGUAGE!r} too"
+        )
+    # No language has more projects than the highest limit.
+    return query.limit or _DEFAULT_LIMIT
 
 
 def _covered(names: Sequence[str]) -> bool:
@@ -144,7 +185,7 @@ def read_answer(response: Response, plan: Plan) -> tuple[list[Any], DecodeError 
                 found.append((line, record))
     if len(found) > 1 and plan.order is not None:
         found.sort(key=lambda pair: _place(pair, plan.order))
-    records = [record for _, record in found]
+    records = [record for _, record in found[: plan.cut]]
     if first is not None:
         first.records = tuple(records)
     return records, first
@@ -172,6 +213,9 @@ def _record(line: bytes, plan: Plan) -> Any:
     if not plan.slow:
         return decode_record(plan.decoder, line)
     row = msgspec.json.decode(line)
+    if not isinstance(row, dict):
+        # The judge of what is wrong with it.
+        return decode_record(plan.decoder, line)
     kept = query.apply(row)
     if kept is None:
         return None
