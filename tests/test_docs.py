@@ -29,7 +29,9 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 # A page that names an hour of its own is run at that time.
 AT = datetime(2025, 7, 16, 8, tzinfo=UTC)
 
-_FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[\w{}-]*)[^\n]*\n(?P<body>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^(?P<fence>`{3,})(?P<language>[\w{}-]*)[^\n]*\n(?P<body>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL
+)
 _NOT_RUN = "# not run: "
 
 
@@ -64,7 +66,7 @@ def run(block, page, namespace, runner):
     code = compile("\n" * block.line + block.body, str(page), "exec", flags=flags, dont_inherit=True)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        result = eval(code, namespace)  # noqa: S307 - our own documentation
+        result = eval(code, namespace)
         if code.co_flags & inspect.CO_COROUTINE:
             runner.run(result)
     return printed.getvalue()
@@ -92,7 +94,9 @@ def run_with_pytest(block):
     Path("test_shown.py").write_text(block.body)
     Path("pytest.ini").write_text("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
     # Two plugins by name: to load all that are installed here takes longer than the rest.
-    plugins = [f"-p{name}" for name in ("no:cacheprovider", "pytest_asyncio.plugin", "wme_async.simulator.pytest_plugin")]
+    plugins = [
+        f"-p{name}" for name in ("no:cacheprovider", "pytest_asyncio.plugin", "wme_async.simulator.pytest_plugin")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", *plugins, "test_shown.py"]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
@@ -212,7 +216,9 @@ def drawn(text):
 
 def test_the_tree_of_errors_is_drawn_as_it_is():
     real = {name: kind.__base__.__name__ for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)}
-    page = next(block.body for block in blocks(DOCS / "errors.md") if "WMEError" in block.body and block.language == "text")
+    page = next(
+        block.body for block in blocks(DOCS / "errors.md") if "WMEError" in block.body and block.language == "text"
+    )
     docstring = errors.__doc__.partition("Misuse")[0]
     assert drawn(docstring.partition("\n")[2]) == real
     assert drawn(page) == real

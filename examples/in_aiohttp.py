@@ -1,0 +1,57 @@
+"""One client for the whole of an aiohttp application: `python examples/in_aiohttp.py`."""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+from aiohttp import web
+
+from wme_async import Client, WMEError
+
+WME = web.AppKey("wme", Client)
+routes = web.RouteTableDef()
+
+
+async def client(app: web.Application) -> AsyncIterator[None]:
+    """Open the client with the application, and close it with it."""
+    async with Client.from_env() as app[WME]:
+        yield
+
+
+@routes.get("/pages/{project}/{title}")
+async def page(request: web.Request) -> web.Response:
+    """Look one page up."""
+    try:
+        found = await request.app[WME].articles.lookup(
+            request.match_info["title"],
+            filters={"is_part_of.identifier": request.match_info["project"]},
+            fields=["name", "url", "abstract"],
+        )
+    except WMEError as error:
+        raise web.HTTPBadGateway(text=error.message) from error
+    if not found:
+        raise web.HTTPNotFound
+    return web.Response(body=msgspec.json.encode(found[0]), content_type="application/json")
+
+
+@routes.get("/titles/{archive}")
+async def titles(request: web.Request) -> web.StreamResponse:
+    """Send the titles of a snapshot while it downloads. Who reads slowly slows the download; who leaves ends it."""
+    response = web.StreamResponse()
+    response.content_type = "text/plain"
+    async with request.app[WME].snapshots.read(request.match_info["archive"]) as articles:
+        await response.prepare(request)
+        async for batch in articles.batches():
+            await response.write("".join(f"{article.name}\n" for article in batch).encode())
+    return response
+
+
+def make_app() -> web.Application:
+    """Return the application."""
+    app = web.Application()
+    app.cleanup_ctx.append(client)
+    app.add_routes(routes)
+    return app
+
+
+if __name__ == "__main__":
+    web.run_app(make_app(), port=8080, handler_cancellation=True)

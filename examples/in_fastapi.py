@@ -1,0 +1,53 @@
+"""One client for the whole of a FastAPI application: `uvicorn --app-dir examples in_fastapi:app`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from wme_async import Client, WMEError
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Client]]:
+    """Open the client with the application, and close it with it."""
+    async with Client.from_env() as wme:
+        yield {"wme": wme}
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+def client(request: Request) -> Client:
+    """Return the client of the application."""
+    wme: Client = request.state.wme
+    return wme
+
+
+@app.exception_handler(WMEError)
+async def trouble(_: Request, error: WMEError) -> JSONResponse:
+    """Say that the trouble is further up."""
+    return JSONResponse({"detail": error.message}, status_code=502)
+
+
+@app.get("/pages/{project}/{title:path}")
+async def page(project: str, title: str, wme: Annotated[Client, Depends(client)]) -> dict[str, Any]:
+    """Look one page up."""
+    found = await wme.articles.lookup(title, filters={"is_part_of.identifier": project}, fields=["name", "url"])
+    if not found:
+        raise HTTPException(404)
+    return {"name": found[0].name, "url": found[0].url}
+
+
+@app.get("/titles/{archive}")
+async def titles(archive: str, wme: Annotated[Client, Depends(client)]) -> StreamingResponse:
+    """Send the titles of a snapshot while it downloads. Who reads slowly slows the download; who leaves ends it."""
+
+    async def lines() -> AsyncIterator[str]:
+        async with wme.snapshots.read(archive) as articles:
+            async for batch in articles.batches():
+                yield "".join(f"{article.name}\n" for article in batch)
+
+    return StreamingResponse(lines(), media_type="text/plain")

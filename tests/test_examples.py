@@ -1,0 +1,195 @@
+"""Every example runs as it stands, against a simulator, and prints what it says."""
+
+import asyncio
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from wme_async.simulator import Simulator
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+PAGE = {"name": "Marie Curie", "url": "https://en.wikipedia.org/wiki/Marie_Curie"}
+
+# What is printed, for each call of a script in turn. The hour is one of the simulator's.
+SCRIPTS = {
+    "batches": [
+        (
+            ["{hour}", "simplewiki_namespace_0"],
+            r"i\) \d+ batches.*ii\) 10 'en'.*v\) .*MD5 verified: True.*tokens revoked",
+        ),
+    ],
+    "lookup": [
+        (
+            ["enwiki", "Marie Curie", "No such page"],
+            r"Marie Curie\thttps://en\S+Curie\nNo such page\tno such page\n",
+        ),
+    ],
+    "snapshot_to_ndjson": [
+        (["simplewiki_namespace_0", "pages.ndjson"], r"20 records of \d members, 0 bad, 20 pages in pages\.ndjson\n"),
+    ],
+    "resume_download": [
+        (["simplewiki_namespace_0", "data"], r"data/simple\S+: \d+ bytes, 0 of them from before, MD5 verified: True\n"),
+        (["simplewiki_namespace_0", "data"], r"data/simplewiki_namespace_0\.tar\.gz is already the newest\n"),
+    ],
+}
+STREAMS = {"follow_stream"}
+SERVICES = {"in_aiohttp", "in_fastapi", "in_starlette", "in_litestar"}
+
+
+def test_every_example_is_run_here():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *STREAMS, *SERVICES}
+
+
+@pytest.fixture
+def simulator():
+    with Simulator.run_in_thread(articles=10) as running:
+        yield running
+
+
+@pytest.fixture
+def environment(simulator, monkeypatch):
+    for name, value in simulator.environment().items():
+        monkeypatch.setenv(name, value)
+    return simulator
+
+
+def run(name, *words, cwd):
+    """Run a script as a user would, except that a warning is an error."""
+    command = [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *words]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=50)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_a_script_prints_what_it_should(name, environment, tmp_path):
+    for arguments, expected in SCRIPTS[name]:
+        words = [each.format(hour=environment.hours[-1]) for each in arguments]
+        printed = run(name, *words, cwd=tmp_path)
+        assert re.search(expected, printed, re.DOTALL), printed
+
+
+@pytest.fixture
+def published(simulator):
+    """Events are published all the time, so that a reader that asks for what is new is given something."""
+    over = threading.Event()
+
+    def publish():
+        while not over.wait(0.02):
+            simulator.firehose.publish_many(4)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    yield simulator.firehose
+    over.set()
+    thread.join()
+
+
+def test_the_script_that_follows_the_stream_goes_on_where_it_stopped(environment, published, tmp_path):
+    for count in ("30", "40"):
+        printed = run("follow_stream", "offsets.db", count, cwd=tmp_path)
+        assert re.match(rf"{count} events; \w+ \d+", printed), printed
+    first, second = published.connections
+    asked = second.request.offsets
+    assert sum(second.start[number] - first.start[number] for number in asked) == 30
+
+
+def loaded(name):
+    specification = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where frameworks look annotations up
+    specification.loader.exec_module(module)
+    return module
+
+
+class Asgi:
+    """As much of an ASGI server as is needed: start-up, one request after the other, shut-down."""
+
+    def __init__(self, app):
+        self.app = app
+        self.state = {}
+        self.inbox = asyncio.Queue()
+        self.told = asyncio.Queue()
+
+    async def __aenter__(self):
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
+        self.task = asyncio.create_task(self.app(scope, self.inbox.get, self.told.put))
+        await self.inbox.put({"type": "lifespan.startup"})
+        assert (await self.told.get())["type"] == "lifespan.startup.complete"
+        return self
+
+    async def __aexit__(self, *_):
+        await self.inbox.put({"type": "lifespan.shutdown"})
+        assert (await self.told.get())["type"] == "lifespan.shutdown.complete"
+        await self.task
+
+    async def get(self, path):
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(b"host", b"test")],
+            "client": ("127.0.0.1", 1),
+            "server": ("test", 80),
+            "state": dict(self.state),
+        }
+        sent, body = [], iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+        async def receive():
+            for message in body:
+                return message
+            return await asyncio.Future()
+
+        async def send(message):
+            sent.append(message)
+
+        async with asyncio.timeout(20):
+            await self.app(scope, receive, send)
+        return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+@pytest.mark.filterwarnings("default")  # other people's packages, imported here for the first time
+@pytest.mark.parametrize("name", ["fastapi", "starlette", "litestar"])
+async def test_an_asgi_service_looks_pages_up_with_one_client(name, environment):
+    pytest.importorskip(name)
+    async with Asgi(loaded(f"in_{name}").app) as served:
+        for _ in range(2):
+            status, body = await served.get("/pages/enwiki/Marie Curie")
+            assert status == 200, body
+            assert PAGE.items() <= json.loads(body).items()
+        assert (await served.get("/pages/enwiki/No such page"))[0] == 404
+        if name == "fastapi":
+            status, body = await served.get("/titles/simplewiki_namespace_0")
+            assert (status, len(body.splitlines())) == (200, 20)
+            environment.faults.inject("status", role="api", status=403)
+            assert (await served.get("/pages/enwiki/NATO"))[0] == 502
+    assert environment.requests.count("auth", path="login") == 1
+
+
+async def test_an_aiohttp_service_looks_pages_up_with_one_client(environment):
+    async with TestClient(TestServer(loaded("in_aiohttp").make_app())) as served:
+        for _ in range(2):
+            async with served.get("/pages/enwiki/Marie%20Curie") as response:
+                assert response.status == 200
+                assert PAGE.items() <= (await response.json()).items()
+        async with served.get("/pages/enwiki/No%20such%20page") as response:
+            assert response.status == 404
+        async with served.get("/titles/simplewiki_namespace_0") as response:
+            assert len((await response.text()).splitlines()) == 20
+        environment.faults.inject("status", role="api", status=403)
+        async with served.get("/pages/enwiki/NATO") as response:
+            assert response.status == 502
+    assert environment.requests.count("auth", path="login") == 1
