@@ -1,0 +1,274 @@
+"""Answers that are kept: bounded, fetched once however many ask, and never an error."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from wme_async import Cache, Client, Retry
+from wme_async._transport import Response
+from wme_async.errors import NotFound, ServerError
+from wme_async.simulator import Simulator
+
+EN = {"is_part_of.identifier": "enwiki"}
+HEADERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
+
+
+def answer(size=10):
+    return Response(status=200, headers=HEADERS, body=b"x" * size, url="http://x/")
+
+
+class Source:
+    """Answers when it is told to, and counts."""
+
+    def __init__(self, *, held=False, size=10, error=None):
+        self.calls = 0
+        self.cancelled = 0
+        self.size = size
+        self.error = error
+        self.began = asyncio.Event()
+        self.go = asyncio.Event()
+        if not held:
+            self.go.set()
+
+    async def __call__(self):
+        self.calls += 1
+        self.began.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return answer(self.size)
+
+
+class Now:
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def fetch(cache, source, key="k", *, ttl=100.0, now=None):
+    return cache.fetch(key, source, ttl=ttl, monotonic=now or Now())
+
+
+async def test_an_answer_is_kept_until_its_time_is_over():
+    cache, source, now = Cache(), Source(), Now()
+    first = await fetch(cache, source, now=now)
+    now.seconds = 99.9
+    assert await fetch(cache, source, now=now) is first
+    now.seconds = 100.0
+    assert await fetch(cache, source, now=now) is not first
+    assert source.calls == 2
+    assert (cache.hits, cache.misses, len(cache)) == (1, 2, 1)
+    assert "1 entries" in repr(cache)
+
+
+async def test_many_that_ask_at_once_are_one_request():
+    cache, source = Cache(), Source(held=True)
+    asking = [asyncio.create_task(fetch(cache, source)) for _ in range(20)]
+    await source.began.wait()
+    source.go.set()
+    answers = [await task for task in asking]
+    assert source.calls == 1
+    assert all(each is answers[0] for each in answers)
+
+
+async def test_an_error_reaches_all_that_wait_and_is_not_kept():
+    cache, source = Cache(), Source(held=True, error=NotFound("no", status=404))
+    asking = [asyncio.create_task(fetch(cache, source)) for _ in range(3)]
+    await source.began.wait()
+    source.go.set()
+    for task in asking:
+        with pytest.raises(NotFound):
+            await task
+    assert source.calls == 1
+    assert len(cache) == 0
+    source.error = None
+    assert (await fetch(cache, source)).status == 200
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_one_that_is_cancelled_does_not_cancel_the_others(which):
+    cache, source = Cache(), Source(held=True)
+    asking = [asyncio.create_task(fetch(cache, source)) for _ in range(2)]
+    await source.began.wait()
+    asking[which].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking[which]
+    source.go.set()
+    assert (await asking[1 - which]).status == 200
+    assert source.cancelled == 0
+
+
+async def test_the_last_that_is_cancelled_cancels_the_request_and_leaves_nothing():
+    cache, source = Cache(), Source(held=True)
+    asking = [asyncio.create_task(fetch(cache, source)) for _ in range(2)]
+    await source.began.wait()
+    for task in asking:
+        task.cancel()
+    await asyncio.wait(asking)
+    assert source.cancelled == 1
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "wme-cache-fetch"]
+    source.go.set()
+    assert (await fetch(cache, source)).status == 200
+    assert source.calls == 2
+
+
+async def test_whoever_comes_while_a_request_is_being_cancelled_gets_one_of_his_own():
+    cache, source = Cache(), Source(held=True)
+    first = asyncio.create_task(fetch(cache, source))
+    await source.began.wait()
+    first.cancel()
+    second = asyncio.create_task(fetch(cache, source))
+    await asyncio.wait([first])
+    source.go.set()
+    assert (await second).status == 200
+
+
+async def test_clearing_forgets_what_is_kept_and_not_what_is_on_its_way():
+    cache, source = Cache(), Source()
+    await fetch(cache, source)
+    cache.clear()
+    assert (len(cache), cache.size) == (0, 0)
+    source.go.clear()
+    asking = asyncio.create_task(fetch(cache, source))
+    await asyncio.sleep(0)
+    cache.clear()
+    source.go.set()
+    await asking
+    assert len(cache) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 30_000)), max_size=40), st.integers(1, 6))
+def test_bounds_hold_whatever_is_asked_and_the_least_used_goes_first(asked, most):
+    async def run():
+        cache = Cache(max_entries=most, max_bytes=50_000)
+        recent: list[int] = []
+        for key, size in asked:
+            source = Source(size=size)
+            hit = key in recent
+            await fetch(cache, source, key)
+            assert source.calls == (not hit)
+            recent = [*(each for each in recent if each != key), key]
+            assert len(cache) <= most
+            assert cache.size <= 50_000
+            kept = list(cache._entries)
+            assert recent[len(recent) - len(kept) :] == kept
+            recent = kept
+            assert cache.size == sum(entry.size for entry in cache._entries.values())
+
+    asyncio.run(run())
+
+
+async def test_an_answer_beyond_all_bounds_is_not_kept_and_pushes_nothing_out():
+    cache = Cache(max_bytes=10_000)
+    await fetch(cache, Source(), "small")
+    await fetch(cache, Source(size=10_001), "large")
+    assert list(cache._entries) == ["small"]
+
+
+@pytest.mark.parametrize("name", ["max_entries", "max_bytes", "ttl", "metadata_ttl"])
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
+def test_bounds_that_are_none_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        Cache(**{name: value})
+
+
+def test_a_flight_of_another_loop_is_not_joined():
+    cache = Cache()
+
+    async def leave():
+        cache._flights["k"] = type("Flight", (), {"loop": object(), "task": None, "waiting": 0})()
+
+    async def ask():
+        return await fetch(cache, Source())
+
+    asyncio.run(leave())
+    assert asyncio.run(ask()).status == 200
+
+
+# In a client
+
+
+@pytest.fixture
+async def wme(sim):
+    async with Client(**sim.client_options(), cache=Cache(), retry=Retry(base=0, cap=0)) as client:
+        yield client
+
+
+async def test_a_repeated_lookup_costs_nothing(sim, wme):
+    first = await wme.articles.lookup("NATO", limit=3)
+    assert await wme.articles.lookup("NATO", limit=3) == first
+    assert await wme.articles.lookup("NATO", limit=2) != first
+    assert sim.requests.count("api", path="NATO") == 2
+    assert (await wme.auth.quota()).ondemand.used == 2
+
+
+async def test_a_thousand_repeats_at_once_are_one_request(sim, wme):
+    async with wme.articles.lookup_many(["NATO"] * 300, filters=EN, concurrency=100) as results:
+        assert [each.found for each in [looked async for looked in results]] == [True] * 300
+    assert sim.requests.count("api") == 1
+
+
+async def test_entities_files_and_metadata_are_kept_and_archives_are_not(sim, wme):
+    for _ in range(2):
+        await wme.wikidata.items.get("Q42")
+        await wme.wikidata.labels.get("Q42")
+        await wme.files.get("Ottawa 0757.jpg")
+        for name in ("codes", "languages", "projects", "namespaces"):
+            await getattr(wme, name).list()
+        await wme.projects.get("enwiki")
+        await wme.snapshots.list()
+        await wme.batches(sim.hours[-1]).get("enwiki_namespace_0")
+    counts = {each.path: sim.requests.count(path=f"{each.path}$") for each in sim.requests if each.role == "api"}
+    assert counts.pop("/v2/snapshots") == 2
+    assert [counts.pop(path) for path in list(counts) if path.startswith("/v2/batches")] == [2]
+    assert set(counts.values()) == {1}
+    assert len(counts) == 8
+
+
+async def test_errors_are_asked_again(sim, wme):
+    for _ in range(2):
+        assert await wme.articles.lookup("No such page") == []
+    assert sim.requests.count("api") == 2
+    sim.faults.inject("status", role="api", status=500, times=5)
+    with pytest.raises(ServerError):
+        await wme.projects.list()
+    assert await wme.projects.list()
+
+
+async def test_accounts_that_share_a_cache_do_not_see_each_others_answers():
+    async with Simulator() as sim:
+        sim.add_user("other", "pw", ["group_3"])
+        options, cache = sim.client_options(), Cache()
+        async with (
+            Client(**options, cache=cache) as one,
+            Client(**options, cache=cache) as same,
+            Client("other", "pw", hosts=options["hosts"], cache=cache) as other,
+        ):
+            token = await one._transport.tokens.token()
+            async with (
+                Client(access_token=token, hosts=options["hosts"], cache=cache) as third,
+                Client(access_token=token, hosts=options["hosts"], cache=cache) as fourth,
+            ):
+                for wme, total in ((one, 1), (same, 1), (other, 2), (third, 3), (fourth, 4)):
+                    await wme.articles.lookup("NATO")
+                    assert sim.requests.count("api") == total
+
+
+async def test_times_are_those_of_the_kind(sim, monkeypatch):
+    async with Client(**sim.client_options(), cache=Cache(ttl=10, metadata_ttl=1000)) as wme:
+        start = wme._transport.monotonic()
+        for seconds, total in ((0, 3), (9, 3), (11, 5), (999, 7), (1001, 8)):
+            monkeypatch.setattr(wme._transport, "monotonic", lambda at=start + seconds: at)
+            await wme.articles.lookup("NATO")
+            await wme.projects.list()
+            await wme.files.get("Ottawa 0757.jpg")
+            assert sim.requests.count("api") == total, seconds

@@ -1,0 +1,259 @@
+"""Wikidata and media files against the simulator: look-ups, labels, archives, and bytes that are proven."""
+
+import asyncio
+import hashlib
+
+import msgspec
+import pytest
+
+from wme_async import Client, Retry
+from wme_async.errors import DecodeError, Forbidden, IntegrityError, NotFound
+from wme_async.models import WikidataArticle
+from wme_async.simulator import Simulator
+
+AT_ONCE = Retry(base=0, cap=0)
+
+
+@pytest.fixture
+async def wme(sim):
+    async with Client(**sim.client_options(), retry=AT_ONCE) as client:
+        yield client
+
+
+async def test_items_and_properties_are_got_by_identifier(wme):
+    item = await wme.wikidata.items.get("Q42")
+    assert isinstance(item, WikidataArticle)
+    assert (item.name, item.entity.type) == ("Q42", "item")
+    assert item.entity.labels["en"]
+    prop = await wme.wikidata.properties.get("P31")
+    assert (prop.name, prop.entity.type) == ("P31", "property")
+
+
+@pytest.mark.parametrize("shape", ["maps", "lists", "single", "mixed"])
+async def test_an_entity_has_one_form_in_each_shape_that_the_beta_leaves_open(sim, wme, shape):
+    sim.entities.shape = shape
+    entity = (await wme.wikidata.items.get("Q42")).entity
+    assert entity.statements
+    for name, group in entity.statements.items():
+        assert isinstance(group, tuple)
+        assert {each.property.identifier for each in group} == {name}
+        assert all(isinstance(each.qualifiers, tuple) and isinstance(each.references, tuple) for each in group)
+
+
+async def test_fields_are_asked_for_and_nothing_else_is_handed_out(sim, wme):
+    item = await wme.wikidata.items.get("Q42", fields=["name", "entity.labels.en"])
+    assert sim.requests.last.body == b'{"fields":["name","entity.labels.en"]}'
+    assert item == WikidataArticle(name="Q42", entity=msgspec.structs.replace(item.entity, labels=item.entity.labels))
+    assert list(item.entity.labels) == ["en"]
+    assert not item.entity.statements
+
+
+class Named(msgspec.Struct):
+    name: str
+
+
+async def test_a_type_of_the_callers_is_decoded_into(sim, wme):
+    assert await wme.wikidata.items.get("Q42", type=Named) == Named("Q42")
+    async with wme.wikidata.items.get_many(["Q42", "Q43"], type=Named) as results:
+        assert [each.first async for each in results] == [Named("Q42"), Named("Q43")]
+
+
+@pytest.mark.parametrize(
+    ("where", "identifier", "words"),
+    [
+        ("items", "P31", "is a property: ask wme.wikidata.properties"),
+        ("properties", "Q42", "is an item: ask wme.wikidata.items"),
+        ("items", "q42", "looks like 'Q42'"),
+        ("items", "Q042", "looks like"),
+        ("items", "Q", "looks like"),
+        ("items", "42", "looks like"),
+        ("items", "Q42/../P31", "looks like"),
+        ("items", "Q42\n", "looks like"),
+        ("labels", "L42", "looks like 'Q42' or 'P42'"),
+        ("items", "Q٤٢", "looks like"),
+    ],
+)
+async def test_identifiers_of_another_form_are_refused_before_anything_is_sent(sim, wme, where, identifier, words):
+    with pytest.raises(ValueError, match=words):
+        await getattr(wme.wikidata, where).get(identifier)
+    with pytest.raises(TypeError):
+        await getattr(wme.wikidata, where).get(42)
+    assert sim.requests.count("api") == 0
+
+
+async def test_filters_are_not_offered_and_unknown_fields_refused(sim, wme):
+    with pytest.raises(TypeError):
+        await wme.wikidata.items.get("Q42", filters={"name": "Q42"})
+    with pytest.raises(ValueError, match="no field 'nam'"):
+        await wme.wikidata.items.get("Q42", fields=["nam"])
+    assert sim.requests.count("api") == 0
+
+
+async def test_what_is_not_in_the_main_graph_is_not_found(sim, wme, monkeypatch):
+    scholarly = next(f"Q{n}" for n in range(1, 2000) if sim.entities.generator.get(f"Q{n}") is None)
+    with pytest.raises(NotFound, match=f"{scholarly} in the main graph"):
+        await wme.wikidata.items.get(scholarly)
+    async with wme.wikidata.items.get_many(["Q42", scholarly, "P31"]) as results:
+        looked = [each async for each in results]
+    assert [(each.found, type(each.error)) for each in looked] == [
+        (True, type(None)), (False, type(None)), (False, ValueError),
+    ]  # fmt: skip
+
+    async def at_once(seconds):
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(wme._transport, "sleep", at_once)
+    sim.faults.inject("status", role="api", status=404)
+    assert (await wme.wikidata.items.get("Q42", recheck=True)).name == "Q42"
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+async def test_labels_are_a_dict_whichever_form_they_come_in(sim, wme, as_list):
+    sim.entities.labels_as_list = as_list
+    everything = await wme.wikidata.labels.get("Q42")
+    assert everything["en"]
+    assert len(everything) > 3
+    some = await wme.wikidata.labels.get("Q42", fields=["en", "de", "tlh"])
+    assert some == {language: everything[language] for language in ("en", "de")}
+    async with wme.wikidata.labels.get_many(["P31", "Q42"], fields=["en"]) as results:
+        assert [list(each.first) async for each in results] == [["en"], ["en"]]
+
+
+@pytest.mark.parametrize("body", [b"[]", b'[{"name":"Q1"},{"name":"Q2"}]', b"7", b"<html>", b"", b'{"name":1}'])
+async def test_what_is_no_single_entity_is_told_with_its_bytes(sim, wme, body):
+    sim.faults.inject("status", role="api", status=200, body=body, times=None)
+    for fields in (None, ["name"]):
+        with pytest.raises(DecodeError) as caught:
+            await wme.wikidata.items.get("Q1", fields=fields)
+        assert caught.value.record == body
+    if body not in {b"[]", b'[{"name":"Q1"},{"name":"Q2"}]'}:
+        with pytest.raises(DecodeError, match="labels"):
+            await wme.wikidata.labels.get("Q1")
+
+
+async def test_archives_of_wikidata_have_the_same_verbs(sim, wme, tmp_path):
+    first = (await wme.wikidata.snapshots.list())[0]
+    done = await wme.wikidata.snapshots.download(first.identifier, tmp_path)
+    assert done.verified
+    chunks = wme.wikidata.snapshots.chunks(first.identifier)
+    identifier = (await chunks.list())[0].identifier
+    async with chunks.read(identifier) as records:
+        found = [record async for record in records]
+    assert found
+    assert all(isinstance(record, WikidataArticle) for record in found)
+    hour = wme.wikidata.batches(sim.hours[-1])
+    batch = (await hour.list())[0]
+    async with hour.read(batch.identifier) as records:
+        assert [record async for record in records]
+    assert chunks.cost(identifier).pool == "chunk"
+
+
+@pytest.mark.parametrize("identifier", ["wikidata", "structured-contents"])
+async def test_names_of_other_resources_are_no_identifiers(sim, wme, identifier):
+    with pytest.raises(ValueError, match="not an identifier here"):
+        await wme.snapshots.get(identifier)
+    assert sim.requests.count("api") == 0
+
+
+async def test_the_path_of_a_beta_can_be_moved(sim):
+    paths = {"wikidata.batches": "/v2/moved/{hour}", "wikidata.items": "/v2/moved-items"}
+    async with Client(**sim.client_options(), paths=paths) as wme:
+        for asking in (wme.wikidata.batches("2026-01-01T00").list(), wme.wikidata.items.get("Q42")):
+            with pytest.raises(Forbidden, match="or the path has changed"):
+                await asking
+    assert [each.path for each in sim.requests if each.role == "api"] == [
+        "/v2/moved/2026-01-01/00", "/v2/moved-items/Q42",
+    ]  # fmt: skip
+
+
+async def test_the_free_plan_has_wikidata_lookups_and_not_its_batches():
+    async with Simulator() as sim:
+        sim.add_user("free", "pw", ["group_1"])
+        async with Client("free", "pw", hosts=sim.client_options()["hosts"]) as wme:
+            await wme.wikidata.items.get("Q42")
+            await wme.wikidata.labels.get("Q42")
+            assert (await wme.auth.quota()).ondemand.used == 2
+            with pytest.raises(Forbidden, match="plan does not include Wikidata hourly batches"):
+                await wme.wikidata.batches(sim.hours[-1]).list()
+
+
+def test_nothing_secret_is_shown():
+    client = Client("user", "a-password")
+    shown = " ".join(map(repr, (client.wikidata, client.wikidata.items, client.articles, client.files, client.auth)))
+    assert "password" not in shown
+
+
+# Media files
+
+
+@pytest.mark.parametrize("name", ["Ottawa 0757.jpg", "Ottawa_0757.jpg"])
+async def test_the_page_of_a_file_is_got(wme, name):
+    page = await wme.files.get(name)
+    assert page.name == "File:Ottawa 0757.jpg"
+    assert page.files[0].mime == "image/jpeg"
+    assert (await wme.files.get(name, fields=["files"])).name == ""
+    assert (await wme.files.get(name, type=Named)).name == page.name
+
+
+@pytest.mark.parametrize("name", ["a/b.jpg", "..", "", "a\\b", "a\nb"])
+async def test_what_no_file_can_be_called_is_refused_before_anything_is_sent(sim, wme, tmp_path, name):
+    with pytest.raises(ValueError, match="file name"):
+        await wme.files.get(name)
+    with pytest.raises(ValueError, match="file name"):
+        await wme.files.download(name, tmp_path)
+    assert sim.requests.count("api") == 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["", "new.jpg"])
+async def test_a_file_is_downloaded_from_the_store_and_proven(sim, wme, tmp_path, to):
+    told = []
+    done = await wme.files.download("Ottawa 0757.jpg", tmp_path / to if to else tmp_path, progress=told.append)
+    assert done.path == tmp_path / (to or "Ottawa_0757.jpg")
+    page = await wme.files.get("Ottawa 0757.jpg")
+    assert hashlib.sha1(done.path.read_bytes()).hexdigest() == page.files[0].sha1
+    assert done.verified
+    assert done.size == done.path.stat().st_size == page.files[0].size.value
+    assert told
+    assert [each.name for each in tmp_path.iterdir()] == [done.path.name]
+    assert all(each.header("Authorization") is None for each in sim.requests if each.role == "store")
+    assert wme.files.cost("a", "b").requests == 0
+
+
+async def test_a_file_that_is_there_already_is_not_fetched_again(sim, wme, tmp_path):
+    assert not (await wme.files.download("Ottawa 0757.jpg", tmp_path, if_changed=True)).unchanged
+    before = sim.requests.count("store")
+    done = await wme.files.download("Ottawa 0757.jpg", tmp_path, if_changed=True)
+    assert done.unchanged
+    assert done.verified
+    assert sim.requests.count("store") == before
+    done.path.write_bytes(b"something else")
+    assert not (await wme.files.download("Ottawa 0757.jpg", tmp_path, if_changed=True)).unchanged
+
+
+async def test_a_file_with_another_checksum_never_gets_its_name(sim, wme, tmp_path):
+    old = tmp_path / "Ottawa_0757.jpg"
+    old.write_bytes(b"the old one")
+    sim.faults.inject("corrupt", role="store", times=None)
+    with pytest.raises(IntegrityError, match="SHA-1") as caught:
+        await wme.files.download("Ottawa 0757.jpg", tmp_path)
+    assert caught.value.expected != caught.value.got
+    assert [each.name for each in tmp_path.iterdir()] == ["Ottawa_0757.jpg"]
+    assert old.read_bytes() == b"the old one"
+    done = await wme.files.download("Ottawa 0757.jpg", tmp_path, verify=False)
+    assert done.verified is None
+
+
+async def test_a_file_without_a_page_cannot_be_proven(sim, wme, tmp_path):
+    del sim.commons.pages["Ottawa_0757.jpg"]
+    done = await wme.files.download("Ottawa 0757.jpg", tmp_path)
+    assert done.verified is None
+    assert done.path.exists()
+
+
+async def test_a_file_that_is_not_there_is_not_found(wme, tmp_path):
+    with pytest.raises(NotFound):
+        await wme.files.get("Nothing.jpg")
+    with pytest.raises(NotFound):
+        await wme.files.download("Nothing.jpg", tmp_path)
+    assert not [each for each in tmp_path.iterdir() if not each.name.endswith(".part.lock")]
