@@ -741,6 +741,18 @@ def test_a_limit_that_has_no_effect_is_refused(backend: str) -> None:
         build(backend, limit=3)
 
 
+def test_values_that_are_equal_and_not_the_same_are_told_apart() -> None:
+    assert build("realtime", filters={"watchers_count": 1}).body()["filters"][0]["value"] is not True
+    with pytest.raises(ValueError, match="whole number"):
+        build("realtime", filters={"watchers_count": True})
+    with pytest.raises(ValueError, match="whole number"):
+        build("realtime", filters={"watchers_count": 1.0})
+    assert build("ondemand", limit=1).limit == 1
+    with pytest.raises(TypeError, match="whole number"):
+        build("ondemand", limit=True)
+    assert build("ondemand", limit=1) is build("ondemand", limit=1)
+
+
 def test_an_unknown_back_end_is_refused() -> None:
     with pytest.raises(ValueError, match="graphql"):
         build("graphql")

@@ -111,30 +111,14 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
                 exactly, a filter by an object, a list, a time or a value of another type; a limit that is out of range
                 or has no effect.
         """
-        backend = Backend(backend)
-        selected = _selected(backend, model, fields, type)
-        conditions = _conditions(backend, model, filters)
-        needed = list(selected or ())
-        if selected is not None:
-            here = [condition.field for condition in conditions if condition.here is not None]
-            needed += [resolve(model, rules.evidence(backend, resolve(model, name))) for name in here]
-        fetched = _outermost(name for place in needed for name in rules.reach(backend, place))
-        if len(fetched) > rules.MAX_ITEMS:
-            raise ValueError(f"{len(fetched)} fields, {rules.MAX_ITEMS} at most: name whole objects instead")
-        names = None if selected is None else tuple(place.name for place in selected)
-        return cls(
-            backend=backend,
-            model=model,
-            fields=names,
-            fetched=fetched,
-            sent_fields=tuple(rules.spelled(backend, resolve(model, name)) for name in fetched),
-            conditions=conditions,
-            limit=_limit(backend, limit),
-            result=model if type is None else type,
-            _restore=_flat_names(fetched) if backend is Backend.METADATA else {},
-            _wanted=None if names is None else _wanted(backend, names, fetched),
-            _required=required_objects(cast("Any", type)) if names and backend is not Backend.REALTIME else {},
-        )
+        names = None if fields is None else _checked_names(fields)
+        given = _checked_filters(filters)
+        user: Any = type
+        try:
+            return _plan(Backend(backend), model, names, given, limit, user)
+        except TypeError:
+            # Either an argument is wrong, which is told again, or it cannot be a key of the cache, and is refused then.
+            return _plan.__wrapped__(Backend(backend), model, names, given, limit, user)
 
     @property
     def selects(self) -> bool:
@@ -241,6 +225,41 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
         return "\n".join(lines)
 
 
+# A service asks the same of many names: a plan is made once. The types of values are part of the key, since True == 1.
+@lru_cache(maxsize=512, typed=True)
+def _plan(
+    backend: Backend,
+    model: Any,
+    fields: tuple[str, ...] | None,
+    filters: tuple[tuple[str, Any, Any], ...],
+    limit: int | None,
+    user: Any,
+) -> Query:
+    selected = _selected(backend, model, fields, user)
+    conditions = _conditions(backend, model, filters)
+    needed = list(selected or ())
+    if selected is not None:
+        here = [condition.field for condition in conditions if condition.here is not None]
+        needed += [resolve(model, rules.evidence(backend, resolve(model, name))) for name in here]
+    fetched = _outermost(name for place in needed for name in rules.reach(backend, place))
+    if len(fetched) > rules.MAX_ITEMS:
+        raise ValueError(f"{len(fetched)} fields, {rules.MAX_ITEMS} at most: name whole objects instead")
+    names = None if selected is None else tuple(place.name for place in selected)
+    return Query(
+        backend=backend,
+        model=model,
+        fields=names,
+        fetched=fetched,
+        sent_fields=tuple(rules.spelled(backend, resolve(model, name)) for name in fetched),
+        conditions=conditions,
+        limit=_limit(backend, limit),
+        result=model if user is None else user,
+        _restore=_flat_names(fetched) if backend is Backend.METADATA else {},
+        _wanted=None if names is None else _wanted(backend, names, fetched),
+        _required=required_objects(user) if names and backend is not Backend.REALTIME else {},
+    )
+
+
 def filterable(model: Any, backend: Backend | str) -> dict[str, type]:
     """Return the names that can be filtered by, and the type of the value each takes.
 
@@ -265,15 +284,12 @@ def filterable(model: Any, backend: Backend | str) -> dict[str, type]:
     return found
 
 
-def _selected(backend: Backend, model: Any, fields: Iterable[str] | None, user: Any) -> list[Place] | None:
+def _selected(backend: Backend, model: Any, fields: tuple[str, ...] | None, user: Any) -> list[Place] | None:
     """The places that the caller wants, none inside another; `None` for everything."""
     derived = fields_of(user, model) if user is not None else []
-    if fields is None:
-        names = derived
-        if not names:
-            return None
-    else:
-        names = _checked_names(fields)
+    names = derived if fields is None else fields
+    if not names:
+        return None
     places = [_field(backend, model, name) for name in names if name != "*"]
     if "*" in names:
         return None
@@ -283,10 +299,10 @@ def _selected(backend: Backend, model: Any, fields: Iterable[str] | None, user: 
     return [resolve(model, name) for name in outermost]
 
 
-def _checked_names(fields: Iterable[str]) -> list[str]:
+def _checked_names(fields: Iterable[str]) -> tuple[str, ...]:
     if isinstance(fields, str | bytes | Mapping) or not isinstance(fields, Iterable):
         raise TypeError(f"fields is a list of names, got {fields!r}")
-    names = list(fields)
+    names = tuple(fields)
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"fields is a list of names, and {name!r} is none")
@@ -331,19 +347,25 @@ def _outermost(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in distinct if not any(name.startswith(f"{other}.") for other in distinct))
 
 
-def _conditions(backend: Backend, model: Any, filters: Mapping[str, Value] | None) -> tuple[Condition, ...]:
+def _checked_filters(filters: Mapping[str, Value] | None) -> tuple[tuple[str, Any, Any], ...]:
+    """The filters as names, types of values, and values."""
     if filters is None:
         return ()
     if not isinstance(filters, Mapping):
         raise TypeError(f"filters is a dict of name and value, got {filters!r}")
+    for name in filters:
+        if not isinstance(name, str):
+            raise TypeError(f"filters is a dict of name and value, and {name!r} is no name")
+    return tuple((name, type(value), value) for name, value in filters.items())
+
+
+def _conditions(backend: Backend, model: Any, filters: tuple[tuple[str, Any, Any], ...]) -> tuple[Condition, ...]:
     if filters and backend is Backend.LOOKUP_FIELDS_ONLY:
         raise ValueError("Wikidata look-ups take fields only: the server has no filters for them")
     if len(filters) > rules.MAX_ITEMS:
         raise ValueError(f"{len(filters)} filters, {rules.MAX_ITEMS} at most")
     conditions: dict[str, Condition] = {}
-    for name, given in filters.items():
-        if not isinstance(name, str):
-            raise TypeError(f"filters is a dict of name and value, and {name!r} is no name")
+    for name, _, given in filters:
         place = resolve(model, _alias(backend, name))
         rules.served(backend, place.name)
         value = _checked_value(place, given)
