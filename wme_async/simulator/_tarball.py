@@ -73,7 +73,7 @@ def build_archive(
     owner 0 and no directories; no member at all is a valid archive of a few bytes.
 
     Args:
-        members: Pairs of a name and the content in pieces, or `ArchiveMember`s.
+        members: Pairs of a name and the content in pieces, or `ArchiveMember` objects.
         member_mode: Permission bits of each member: 0o766 in snapshots and batches, 0o644 in chunks, 0o600 in Commons
             archives.
         level: Compression, 0 to 9.
