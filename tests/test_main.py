@@ -237,6 +237,46 @@ def test_a_query_is_explained_without_being_sent(run, world):
     assert len(world.requests) == before
 
 
+def test_batches_run_without_a_service(run, world, tmp_path):
+    folder = ["batch", "--directory", str(tmp_path / "here"), "--allow-host", "127.0.0.1"]
+    hour = world.hours[-1].replace("T", "/")
+    urls = [f"wme:batches/{hour}/{ARCHIVE}", f"{world.store_url}/nothing"]
+    result = run(*folder, "submit", *urls, code=1)
+    identifier = result.stdout.split()[0]
+    assert "1 succeeded, 1 failed" in result.stdout
+    assert "nothing" in result.stderr
+    found = lines(run(*folder, "status", identifier))[0]
+    assert [job["status"] for job in found["jobs"]] == ["completed", "failed"]
+    assert (tmp_path / "here" / found["jobs"][0]["file_info"]["filepath"]).is_file()
+    assert lines(run(*folder, "status"))[0]["batch_id"] == identifier
+    assert "batch_" in run(*folder, "retry", identifier).stdout
+    assert "cannot be cancelled" in run(*folder, "cancel", identifier, code=1).stderr
+    run(*folder, "status", "batch_none", code=3)
+    run(*folder, "submit", "ftp://x", code=2)
+
+
+def test_batches_run_with_a_service(run, world, environment, tmp_path):
+    command = [sys.executable, "-m", "wme_async", "serve", "--port", "0", "--directory", str(tmp_path)]
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        key = process.stdout.readline().split()[1]
+        url = process.stdout.readline().split()[2]
+        service = ["batch", "--server", url, "--api-key", key]
+        result = run(*service, "submit", f"wme:batches/{world.hours[-1].replace('T', '/')}/{ARCHIVE}")
+        identifier = result.stdout.split()[0]
+        assert "completed: 1 succeeded" in result.stdout
+        assert lines(run(*service, "status", identifier))[0]["completed_jobs"] == 1
+        assert lines(run(*service, "status"))
+        run(*service, "status", "batch_none", code=3)
+        assert "Unauthorized" in run("batch", "--server", url, "status", code=4).stderr
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
 def test_every_command_explains_itself(run):
     for name in root.list_commands(click.Context(root)):
         assert run(name, "--help").stdout.startswith("Usage:")

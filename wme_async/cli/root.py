@@ -13,6 +13,8 @@ __all__ = ["main"]
 
 # Loaded when called for: some need an extra, all take time to import.
 _LATER = {
+    "batch": ("wme_async.cli.batch", "Download many URLs as one job, here or with a service."),
+    "serve": ("wme_async.cli.batch", "Run the batch service: REST API, live events, files, and a page."),
     "demo": ("wme_async.cli.demo", "Show the whole job on a simulator: no account, well under a minute."),
     "stream": ("wme_async.cli.stream", "Follow the firehose as JSON lines; resumes with nothing lost."),
     "simulate": ("wme_async.cli.simulate", "Run a simulator of all WME services on this machine."),
@@ -29,7 +31,9 @@ class _Root(base.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Return a command, loading it if need be."""
         if name in _LATER:
-            command: click.Command = importlib.import_module(_LATER[name][0]).command
+            # The one module with two commands calls each by its name.
+            module = importlib.import_module(_LATER[name][0])
+            command: click.Command = getattr(module, name if hasattr(module, name) else "command")
             return command
         return super().get_command(context, name)
 

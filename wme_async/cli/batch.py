@@ -1,0 +1,323 @@
+"""`wme-async batch` and `wme-async serve`: many downloads as one job, with a service or without one."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import click
+import msgspec
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+
+from wme_async import web
+from wme_async._client import Client
+from wme_async._transport import Request, Transport
+from wme_async.cli import base
+from wme_async.errors import DecodeError, NotFound
+from wme_async.jobs import Batch, BatchManager, Listing, Status, UnknownBatch, WrongState, from_csv
+
+__all__ = ["batch", "serve"]
+
+_POLL = 0.5
+_ENDED = {Status.COMPLETED, Status.FAILED, Status.CANCELLED}
+
+
+class _Batches(Protocol):
+    """What the commands need, of a manager in this process or of a service elsewhere."""
+
+    async def submit(self, urls: Sequence[str], **options: Any) -> Batch: ...
+    async def status(self, batch_id: str) -> Batch: ...
+    async def list(self) -> Listing: ...
+    async def cancel(self, batch_id: str) -> Batch: ...
+    async def pause(self, batch_id: str) -> Batch: ...
+    async def resume(self, batch_id: str) -> Batch: ...
+    async def retry(self, batch_id: str) -> Batch: ...
+
+
+class _Service:
+    """The REST API of a service.
+
+    Args:
+        url: Where it is.
+        key: The API key, if it asks for one.
+    """
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self._url = f"{url.rstrip('/')}/api/v1/batch"
+        self._headers = {"Accept": "application/json", **({} if key is None else {"X-API-Key": key})}
+        self._transport = Transport(None)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._transport.aclose()
+
+    async def submit(self, urls: Sequence[str], **options: Any) -> Batch:
+        body = msgspec.json.encode({"urls": list(urls), **options})
+        made = await self._ask("POST", "/download", body, type=dict[str, Any])
+        return await self.status(made["batch_id"])
+
+    async def status(self, batch_id: str) -> Batch:
+        return await self._ask("GET", f"/{quote(batch_id, safe='')}", type=Batch)
+
+    async def list(self) -> Listing:
+        return await self._ask("GET", "", type=Listing)
+
+    async def cancel(self, batch_id: str) -> Batch:
+        return await self._ask("DELETE", f"/{quote(batch_id, safe='')}", type=Batch)
+
+    async def pause(self, batch_id: str) -> Batch:
+        return await self._ask("POST", f"/{quote(batch_id, safe='')}/pause", type=Batch)
+
+    async def resume(self, batch_id: str) -> Batch:
+        return await self._ask("POST", f"/{quote(batch_id, safe='')}/resume", type=Batch)
+
+    async def retry(self, batch_id: str) -> Batch:
+        made = await self._ask("POST", f"/{quote(batch_id, safe='')}/retry", type=dict[str, Any])
+        return await self.status(made["batch_id"])
+
+    async def _ask(self, method: str, path: str, body: bytes | None = None, *, type: Any) -> Any:
+        headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
+        response = await self._transport.request(
+            Request(
+                method=method,
+                role="public",
+                path=f"{self._url}{path}",
+                headers=headers,
+                body=body,
+                repeatable=method == "GET",
+            )
+        )
+        try:
+            return msgspec.json.decode(response.body, type=type)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise DecodeError(f"{self._url} is no batch service: {error}", record=response.body) from error
+
+
+@contextlib.asynccontextmanager
+async def _open(context: click.Context) -> AsyncIterator[_Batches]:
+    """Reach the service, or open the manager of a folder here."""
+    options = context.find_object(dict) or {}
+    if options["server"]:
+        remote = _Service(options["server"], options["api_key"])
+        try:
+            yield remote
+        finally:
+            await remote.aclose()
+        return
+    async with (
+        _account() as client,
+        BatchManager(options["directory"], client=client, allow_hosts=options["hosts"]) as manager,
+    ):
+        try:
+            yield manager
+        except UnknownBatch as error:
+            raise NotFound(str(error), status=404) from error
+        except WrongState as error:
+            raise click.ClickException(str(error)) from error
+
+
+@contextlib.asynccontextmanager
+async def _account() -> AsyncIterator[Client | None]:
+    """Open a client for `wme:` URLs, if there are credentials."""
+    if not (os.environ.get("WME_ACCESS_TOKEN") or os.environ.get("WME_USERNAME")):
+        yield None
+        return
+    async with Client.from_env() as client:
+        yield client
+
+
+@click.group("batch", cls=base.Group)
+@click.option("--server", metavar="URL", help="A service, as `wme-async serve` runs it. Without: a folder here.")
+@click.option("--api-key", metavar="KEY", help="Of the service; also WME_BATCH_API_KEY.")
+@click.option("--directory", default="downloads", show_default=True, help="Without a service: where files go.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="HOST", help="May be fetched although it is private.")
+@click.pass_context
+def batch(context: click.Context, /, **options: Any) -> None:
+    """Download many URLs as one job, here or with a service.
+
+    What was submitted is kept: interrupted at any point, `wme-async batch watch` goes on with it.
+    """
+    context.obj = options
+
+
+@batch.command()
+@click.argument("urls", nargs=-1, metavar="URL…")
+@click.option("--csv", type=click.Path(exists=True, dir_okay=False), help="Take the URLs from a CSV file.")
+@click.option("--column", default="url", show_default=True, help="Its column.")
+@click.option("--concurrent-limit", type=click.IntRange(1, 10), default=3, show_default=True)
+@click.option("--stop-on-error", is_flag=True, help="The first failure cancels the rest.")
+@click.option("--fail-on-error", is_flag=True, help="A failed job makes the batch failed.")
+@click.option(
+    "--path-template", metavar="TEMPLATE", help="Of {batch_id} {safe_title} {id} {ext} {uploader} {upload_date}."
+)
+@click.option("--timeout", type=click.FloatRange(min=1), help="Seconds that one job may run.")
+@click.option("--webhook-url", metavar="URL", help="Told when the batch ends.")
+@click.option("--detach", is_flag=True, help="With a service: do not wait for the end.")
+@click.pass_context
+def submit(
+    context: click.Context,
+    /,
+    *,
+    urls: Sequence[str],
+    csv: str | None,
+    column: str,
+    fail_on_error: bool,
+    detach: bool,
+    **options: Any,
+) -> None:
+    """Submit a batch, and wait for its end.
+
+    URLs are http(s):// or wme:, such as wme:batches/2025-07-16/05/enwiki_namespace_0 or
+    wme:batches/2025-07-16/05?in_language.identifier=en for all of a list.
+    """
+    named = [*urls, *(from_csv(Path(csv), column=column) if csv else ())]
+    given = {name: value for name, value in options.items() if value is not None}
+
+    async def run() -> Batch:
+        async with _open(context) as batches:
+            made = await batches.submit(named, ignore_errors=not fail_on_error, **given)
+            click.echo(made.batch_id)
+            return made if detach else await _wait(batches, made.batch_id)
+
+    done = base.run(run())
+    if not detach:
+        _finish(context, done)
+
+
+@batch.command()
+@click.argument("batch_id", required=False)
+@base.json_option
+@click.pass_context
+def status(context: click.Context, /, *, batch_id: str | None, as_json: bool) -> None:
+    """Show a batch and its jobs, or all batches."""
+
+    async def ask() -> Any:
+        async with _open(context) as batches:
+            return await (batches.list() if batch_id is None else batches.status(batch_id))
+
+    found = base.run(ask())
+    if isinstance(found, Batch):
+        if as_json or not base.stdout.is_terminal:
+            base.line(found)
+            return
+        columns = ("job_id", "status", "progress.percent", "url", "error")
+        base.show(found.jobs, as_json=False, columns=columns, title=f"{found.batch_id}: {found.status}")
+        return
+    columns = ("batch_id", "status", "total_jobs", "completed_jobs", "failed_jobs", "created_at")
+    base.show(found.batches, as_json=as_json, columns=columns, title="batches")
+
+
+@batch.command()
+@click.argument("batch_id")
+@click.pass_context
+def watch(context: click.Context, /, *, batch_id: str) -> None:
+    """Wait for the end of a batch; without a service, go on with it."""
+
+    async def run() -> Batch:
+        async with _open(context) as batches:
+            return await _wait(batches, batch_id)
+
+    _finish(context, base.run(run()))
+
+
+def _simple(name: str, description: str) -> None:
+    @batch.command(name, help=description)
+    @click.argument("batch_id")
+    @click.pass_context
+    def command(context: click.Context, /, *, batch_id: str) -> None:
+        async def run() -> Batch:
+            async with _open(context) as batches:
+                changed: Batch = await getattr(batches, name)(batch_id)
+                return changed
+
+        changed = base.run(run())
+        click.echo(f"{changed.batch_id}  {changed.status}")
+
+
+for _name, _description in (
+    ("cancel", "Cancel a batch; what is finished stays."),
+    ("pause", "Pause a batch."),
+    ("resume", "Go on with a paused batch."),
+    ("retry", "Submit the failed jobs of a batch again, as a new batch."),
+):
+    _simple(_name, _description)
+
+
+async def _wait(batches: _Batches, batch_id: str) -> Batch:
+    with _bar(batch_id) as move:
+        while True:
+            now = await batches.status(batch_id)
+            move(now)
+            if now.status in _ENDED:
+                return now
+            await asyncio.sleep(_POLL)
+
+
+@contextlib.contextmanager
+def _bar(batch_id: str) -> Iterator[Callable[[Batch], None]]:
+    if not base.stderr.is_terminal:
+        yield lambda _: None
+        return
+    parts = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars(TextColumn("{task.description}"), BarColumn(), *parts, console=base.stderr) as bars:
+        task = bars.add_task(batch_id, total=None)
+
+        def move(now: Batch) -> None:
+            ended = now.completed_jobs + now.failed_jobs + now.cancelled_jobs
+            label = f"{batch_id} {ended}/{now.total_jobs} {now.status}"
+            bars.update(task, description=label, completed=now.progress.done, total=now.progress.total)
+
+        yield move
+
+
+def _finish(context: click.Context, done: Batch) -> None:
+    click.echo(
+        f"{done.status}: {done.completed_jobs} succeeded, {done.failed_jobs} failed, {done.cancelled_jobs} cancelled"
+    )
+    for job in done.jobs:
+        if job.status is Status.FAILED:
+            base.stderr.print(f"[red]failed[/] {job.url}: {job.error}", highlight=False)
+    if done.status is not Status.COMPLETED or done.failed_jobs:
+        context.exit(1)
+
+
+@click.command("serve")
+@click.option("--directory", default="downloads", show_default=True, help="Where files go.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option("--api-key", "keys", metavar="KEY", multiple=True, help="Ask callers for it; also WME_SERVE_API_KEY.")
+@click.option("--no-key", is_flag=True, help="Ask for none: on loopback only.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="HOST", help="May be fetched although it is private.")
+def serve(
+    *,
+    directory: str,
+    host: str,
+    port: int,
+    keys: Sequence[str],
+    no_key: bool,
+    hosts: Sequence[str],
+) -> None:
+    """Run the batch service: a REST API, live events, files, metrics, and a page to look at.
+
+    Without a key and without --no-key it makes one and prints it.
+    """
+    if no_key and keys:
+        raise click.UsageError("--no-key and --api-key exclude each other")
+    if not no_key and not keys:
+        keys = (web.new_key(),)
+        click.echo(f"X-API-Key: {keys[0]}")
+
+    async def run() -> None:
+        async with _account() as client, BatchManager(directory, client=client, allow_hosts=hosts) as manager:
+            ready: Callable[[str], None] = _ready
+            await web.serve(manager, host=host, port=port, api_keys=None if no_key else keys, on_ready=ready)
+
+    base.run(run())
+
+
+def _ready(url: str) -> None:
+    click.echo(f"serving at {url}")
