@@ -5,7 +5,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import click
@@ -22,20 +22,10 @@ from wme_async.jobs import Batch, BatchManager, Listing, Status, UnknownBatch, W
 
 __all__ = ["batch", "serve"]
 
+_T = TypeVar("_T")
+
 _POLL = 0.5
 _ENDED = {Status.COMPLETED, Status.FAILED, Status.CANCELLED}
-
-
-class _Batches(Protocol):
-    """What the commands need, of a manager in this process or of a service elsewhere."""
-
-    async def submit(self, urls: Sequence[str], **options: Any) -> Batch: ...
-    async def status(self, batch_id: str) -> Batch: ...
-    async def list(self) -> Listing: ...
-    async def cancel(self, batch_id: str) -> Batch: ...
-    async def pause(self, batch_id: str) -> Batch: ...
-    async def resume(self, batch_id: str) -> Batch: ...
-    async def retry(self, batch_id: str) -> Batch: ...
 
 
 class _Service:
@@ -79,7 +69,7 @@ class _Service:
         made = await self._ask("POST", f"/{quote(batch_id, safe='')}/retry", type=dict[str, Any])
         return await self.status(made["batch_id"])
 
-    async def _ask(self, method: str, path: str, body: bytes | None = None, *, type: Any) -> Any:
+    async def _ask(self, method: str, path: str, body: bytes | None = None, *, type: type[_T]) -> _T:
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
         response = await self._transport.request(
             Request(
@@ -98,7 +88,7 @@ class _Service:
 
 
 @contextlib.asynccontextmanager
-async def _open(context: click.Context) -> AsyncIterator[_Batches]:
+async def _open(context: click.Context) -> AsyncIterator["BatchManager | _Service"]:
     """Reach the service, or open the manager of a folder here."""
     options = context.find_object(dict) or {}
     if options["server"]:
@@ -204,8 +194,8 @@ def status(context: click.Context, /, *, batch_id: str | None, as_json: bool) ->
         if as_json or not base.stdout.is_terminal:
             base.line(found)
             return
-        columns = ("job_id", "status", "progress.percent", "url", "error")
-        base.show(found.jobs, as_json=False, columns=columns, title=f"{found.batch_id}: {found.status}")
+        of_job = ("job_id", "status", "progress.percent", "url", "error")
+        base.show(found.jobs, as_json=False, columns=of_job, title=f"{found.batch_id}: {found.status}")
         return
     columns = ("batch_id", "status", "total_jobs", "completed_jobs", "failed_jobs", "created_at")
     base.show(found.batches, as_json=as_json, columns=columns, title="batches")
@@ -247,7 +237,7 @@ for _name, _description in (
     _simple(_name, _description)
 
 
-async def _wait(batches: _Batches, batch_id: str) -> Batch:
+async def _wait(batches: "BatchManager | _Service", batch_id: str) -> Batch:
     with _bar(batch_id) as move:
         while True:
             now = await batches.status(batch_id)
