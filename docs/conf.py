@@ -1,5 +1,9 @@
 """How the documentation is built: `nox -s docs`."""
 
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
 from wme_async import __version__
 
 project = "wme_async"
@@ -9,7 +13,7 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
@@ -24,3 +28,35 @@ autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
+
+# Figures are drawn by `nox -s bench` and kept beside the pages; a page without them says so.
+_figures = sorted((Path(__file__).parent / "figures").glob("*.svg"))
+myst_substitutions = {
+    "figures": "\n\n".join(f"![{path.stem.replace('-', ' ')}](figures/{path.name})" for path in _figures)
+    or "No figures are kept with this copy of the documentation.",
+}
+
+
+def setup(app: Sphinx) -> None:
+    """Let docstrings be read as they are written here."""
+    app.connect("autodoc-process-docstring", _as_written, priority=100)
+
+
+def _as_written(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Show fenced blocks, and blocks indented behind a blank line, as the code or drawing that they are."""
+    del app, what, name, obj, options
+    made: list[str] = []
+    fenced = literal = False
+    for line in lines:
+        if line.startswith("```"):
+            fenced = not fenced
+            made += ["", ".. code-block:: python", ""] if fenced else [""]
+            continue
+        indented = line.startswith("    ")
+        if indented and not literal and not fenced and made and not made[-1]:
+            literal = True
+            made += [".. code-block:: text", ""]
+        elif line and not indented:
+            literal = False
+        made.append(f"    {line}" if fenced and line else line)
+    lines[:] = made

@@ -236,6 +236,13 @@ def test_every_fault_is_in_the_catalogue():
     assert sorted(kind for kind in kinds if f"`{kind}`" not in text) == []
 
 
+def test_the_tests_that_are_named_as_proofs_are_there():
+    there = {name for path in ROOT.glob("tests/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    named = re.findall(r"`(test_\w+)`", (DOCS / "why.md").read_text())
+    assert len(named) > 10
+    assert set(named) - there == set()
+
+
 PUBLIC = ["wme_async", "wme_async.errors", "wme_async.models", "wme_async.offsets", "wme_async.simulator"]
 
 
