@@ -1,0 +1,197 @@
+"""The table of endpoints against the client, the documentation, the simulator and the published definition."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from wme_async import Client
+from wme_async._protocol.resources import RESOURCES, resource_table
+from wme_async.simulator import Simulator
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _load():
+    found = importlib.util.spec_from_file_location("make_endpoints", ROOT / "docs" / "make_endpoints.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+DOCS = _load()
+ENDPOINTS = list(DOCS.endpoints())
+
+# What the published definition has in another way, and why.
+GET_OF_A_QUESTION = "the same question in the address: POST is asked instead, whose body has no limit of length"
+NEWER = "announced after this definition was made"
+HIDDEN = "the server has it, no definition names it"
+
+
+def plain(path):
+    """A path with its variables made equal; a day and an hour are two."""
+    return re.sub(r"\{[^}]*\}", "{}", path.replace("{hour}", "{}/{}"))
+
+
+def definition(shared_data):
+    """The paths and methods of the published definition, read by their indentation."""
+    found = set()
+    path = None
+    for line in (shared_data / "wme-openapi-2026-05.yaml").read_text("utf-8").splitlines():
+        if re.match(r"^\S", line):
+            inside = line.startswith("paths:")
+        if match := re.match(r"^  (/\S+):", line):
+            path = match[1]
+        elif inside and path and (match := re.match(r"^    (get|post|head|put|delete|patch):", line)):
+            found.add((match[1].upper(), re.sub(r"\{[^}]*\}", "{}", path)))
+    return found
+
+
+def test_the_page_of_endpoints_is_in_step_with_the_table():
+    assert DOCS.TARGET.read_text("utf-8") == DOCS.render(), "run python docs/make_endpoints.py"
+
+
+def test_every_row_is_on_the_page_and_nothing_is_both_served_and_left_out():
+    assert {each.resource.name for each in ENDPOINTS} == set(RESOURCES)
+    served = {(each.role, plain(each.path)) for each in ENDPOINTS}
+    left = {(role, plain(path)) for role, paths in DOCS.LEFT_OUT.items() for path in paths}
+    assert not served & left
+    assert len(served) == len({each.path for each in ENDPOINTS if each.role == "api"}) + 6
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: f"{each.method} {each.role} {each.path}")
+async def test_every_call_of_the_page_is_there(endpoint):
+    if not endpoint.call.startswith("wme."):
+        assert endpoint.resource.name == "auth.refresh"
+        return
+    async with Client("user", "password") as wme:
+        first, *others = endpoint.call.split(", .")
+        *steps, verb = re.findall(r"(\w+)(?:\((\w*)\))?", first)[1:]
+        at = wme
+        for name, argument in steps:
+            at = getattr(at, name)
+            at = at({"hour": "2025-07-16T05", "id": "enwiki_namespace_0"}[argument]) if argument else at
+        for name in (verb[0], *(each.partition("(")[0] for each in others)):
+            assert callable(getattr(at, name))
+
+
+def test_every_path_of_the_published_definition_is_served_and_what_differs_has_its_reason(shared_data):
+    published = definition(shared_data)
+    assert len({path for _, path in published}) == 25
+    ours = {(each.method, plain(each.path)): each for each in ENDPOINTS if each.role == "api"}
+    lacking = {key: GET_OF_A_QUESTION for key in published - set(ours) if key[0] == "GET"}
+    assert all(("POST", path) in ours for _, path in lacking)
+    assert published - set(ours) - set(lacking) == set()
+    extra = {key: reason(ours[key]) for key in set(ours) - published}
+    assert all(extra.values()), extra
+    assert set(extra.values()) == {NEWER, HIDDEN}
+
+
+def reason(endpoint):
+    if endpoint.resource.undocumented:
+        return HIDDEN
+    name = endpoint.resource.name
+    return NEWER if name.startswith(("wikidata.snapshots", "wikidata.batches")) else None
+
+
+def filled(path):
+    """A path of the simulator's world."""
+    values = {"hour": None, "snapshot": "enwiki_namespace_0", "name": "NATO"}
+    if "/wikidata/" in path:
+        values["snapshot"] = "wikidatawiki_namespace_0"
+    identifiers = {
+        "codes": "wiki",
+        "languages": "en",
+        "projects": "enwiki",
+        "namespaces": "0",
+        "files": "Ottawa_0757.jpg",
+        "items": "Q42",
+        "properties": "P31",
+        "labels": "Q42",
+        "chunks": "chunk_0",
+    }
+    pieces = path.split("/")
+    if "{id}" in pieces:
+        known = identifiers.get(pieces[pieces.index("{id}") - 1])
+        values["id"] = known or ("wikidatawiki" if "/wikidata" in path else "enwiki") + "_namespace_0"
+    return path, values
+
+
+async def answered(sim, session, token, method, path):
+    path, values = filled(path)
+    values["hour"] = sim.hours[-1].replace("T", "/")
+    url = sim.api_url + path.format(**values)
+    headers = {"Authorization": f"Bearer {token}"}
+    async with session.request(method, url, headers=headers, allow_redirects=False) as response:
+        return response.status
+
+
+async def test_the_simulator_serves_every_endpoint_of_the_table(sim):
+    async with Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
+        token = await wme._transport.tokens.token()
+        for each in ENDPOINTS:
+            if each.role == "api":
+                expected = 307 if each.method == "GET" else 200
+                assert await answered(sim, session, token, each.method, each.path) == expected, each
+
+
+async def test_the_simulator_serves_every_path_of_the_published_definition(shared_data):
+    async with Simulator() as sim, Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
+        token = await wme._transport.tokens.token()
+        by_plain = {plain(each.path): each.path for each in ENDPOINTS if each.role == "api"}
+        for method, path in sorted(definition(shared_data)):
+            status = await answered(sim, session, token, method, by_plain[path])
+            # The definition promises 200 for downloads too; in fact they are redirected to the object store.
+            assert status == (307 if method == "GET" and path.endswith("/download") else 200), (method, path)
+
+
+@pytest.mark.parametrize(("group", "tiers"), [("group_1", {"any", "free"}), ("group_2", {"any", "free", "paid"})])
+async def test_the_tiers_of_the_table_are_those_of_the_simulators_plans(group, tiers):
+    async with Simulator() as sim:
+        sim.add_user("someone", "pw", [group])
+        async with (
+            Client("someone", "pw", hosts=sim.client_options()["hosts"]) as wme,
+            aiohttp.ClientSession() as session,
+        ):
+            token = await wme._transport.tokens.token()
+            for each in ENDPOINTS:
+                # Single files are for the highest group alone, which the table counts as paid.
+                if each.role != "api" or (each.resource.name == "files" and group == "group_2"):
+                    continue
+                status = await answered(sim, session, token, each.method, each.path)
+                assert (status != 403) is (each.resource.tier in tiers), each
+
+
+async def test_what_the_table_says_is_metered_is_what_the_simulator_counts(sim):
+    pools = {"ondemand": "ondemand", "snapshot": "snapshots", "chunk": "chunks"}
+    async with Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
+        token = await wme._transport.tokens.token()
+        for each in ENDPOINTS:
+            if each.role != "api":
+                continue
+            before = {pool: sim.caps.used("simulated", pool) for pool in pools.values()}
+            await answered(sim, session, token, each.method, each.path)
+            spent = {pool for pool in pools.values() if sim.caps.used("simulated", pool) > before[pool]}
+            said = re.findall(r"metered: (\w+)", DOCS.notes(each))
+            assert spent == {pools[pool] for pool in said}, each
+
+
+def test_a_path_can_be_replaced_and_only_by_one_with_the_same_placeholders():
+    table = resource_table({"wikidata.batches": "/v2/other/{hour}/"})
+    assert table["wikidata.batches"].path == "/v2/other/{hour}"
+    assert [each.path for each in DOCS.endpoints(table) if each.path.startswith("/v2/other")]
+    for wrong in ({"nothing": "/v2/x"}, {"batches": "/v2/x"}, {"codes": "v2/codes"}, {"codes": "/v2/{hour}"}):
+        with pytest.raises(ValueError, match=r"no resource|begins with a slash"):
+            resource_table(wrong)
+
+
+def test_the_script_writes_and_checks(tmp_path, monkeypatch):
+    monkeypatch.setattr(DOCS, "TARGET", tmp_path / "endpoints.md")
+    monkeypatch.setattr("sys.argv", ["make_endpoints.py"])
+    assert DOCS.main() == 0
+    monkeypatch.setattr("sys.argv", ["make_endpoints.py", "--check"])
+    assert DOCS.main() == 0
+    DOCS.TARGET.write_text("something else")
+    assert DOCS.main() == 1
