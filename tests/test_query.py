@@ -859,8 +859,13 @@ def test_a_filter_on_a_field_that_the_struct_lacks_is_an_error_not_an_answer() -
     class Slim(msgspec.Struct):
         name: str
 
+    filters = {"identifier": 1_234_567}
     with pytest.raises(TypeError, match="Slim has no field for 'identifier'"):
-        build("realtime", filters={"identifier": 1_234_567}).keep(Slim("x"))
+        build("realtime", filters=filters).keep(Slim("x"))
+    with pytest.raises(ValueError, match="give Slim that field"):
+        build("realtime", filters=filters, type=Slim)
+    assert build("realtime", filters={"identifier": 5}, type=Slim).body()["filters"]
+    assert build("metadata", filters=filters, type=Slim).apply({"name": "x", "identifier": 1_234_567}) == {"name": "x"}
 
 
 def test_a_renamed_struct_is_kept_by_its_names_on_the_wire() -> None:

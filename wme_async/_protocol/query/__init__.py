@@ -237,6 +237,8 @@ def _plan(
 ) -> Query:
     selected = _selected(backend, model, fields, user)
     conditions = _conditions(backend, model, filters)
+    if backend is Backend.REALTIME and user is not None:
+        _shows(user, conditions)
     needed = list(selected or ())
     if selected is not None:
         here = [condition.field for condition in conditions if condition.here is not None]
@@ -339,6 +341,19 @@ def _covers(user: Any, names: Iterable[str]) -> None:
     missing = [f.encode_name for f in getattr(described, "fields", ()) if f.required and f.encode_name not in tops]
     if missing:
         raise ValueError(f"{user.__name__} cannot do without {', '.join(map(repr, missing))}, which fields leave out")
+
+
+def _shows(user: Any, conditions: Iterable[Condition]) -> None:
+    """Check that records of a type, which the stream decodes at once, still have what is compared here."""
+    for condition in conditions:
+        if condition.here is not None:
+            try:
+                resolve(user, condition.field)
+            except ValueError:
+                raise ValueError(
+                    f"the filter on {condition.field!r} is applied here, because {condition.here}: give"
+                    f" {user.__name__} that field, to have something to compare"
+                ) from None
 
 
 def _outermost(names: Iterable[str]) -> tuple[str, ...]:
