@@ -78,8 +78,8 @@ class Cache:
         self._entries: OrderedDict[object, _Entry] = OrderedDict()
         self._flights: dict[object, _Flight] = {}
         self._size = 0
-        self.hits = 0
-        self.misses = 0
+        self.hits: int = 0
+        self.misses: int = 0
 
     def __repr__(self) -> str:
         return f"<Cache {len(self)} entries, {self._size} bytes, {self.hits} hits, {self.misses} misses>"

@@ -93,7 +93,7 @@ class Client:
             on_retry=on_retry,
         )
         self._closed = False
-        self.auth = Account(self._transport, allowances=allowances)
+        self.auth: Account = Account(self._transport, allowances=allowances)
         self.codes: Collection[Code] = self._collection("codes")
         self.languages: Collection[Language] = self._collection("languages")
         self.projects: Collection[Project] = self._collection("projects")
@@ -104,9 +104,9 @@ class Client:
         self.structured_snapshots: Files[StructuredSnapshot, StructuredContent] = self._files("structured_snapshots")
         self.articles: Lookup[Article] = self._lookup("articles")
         self.structured_contents: Lookup[StructuredContent] = self._lookup("structured_contents")
-        self.wikidata = Wikidata(self._transport, self._resources, cache=cache)
-        self.realtime = Realtime(self._transport, self._resources, self.batches, self.wikidata.batches)
-        self.files = MediaFiles(self._transport, self._resources["files"], cache=cache)
+        self.wikidata: Wikidata = Wikidata(self._transport, self._resources, cache=cache)
+        self.realtime: Realtime = Realtime(self._transport, self._resources, self.batches, self.wikidata.batches)
+        self.files: MediaFiles = MediaFiles(self._transport, self._resources["files"], cache=cache)
 
     @classmethod
     def from_env(cls, env_file: str | os.PathLike[str] | None = None, **options: Any) -> Self:

@@ -306,7 +306,7 @@ class Wikidata:
         row = resources.__getitem__
         self.items: Entities[WikidataArticle] = Entities(transport, row("wikidata.items"), "Q", cache=cache)
         self.properties: Entities[WikidataArticle] = Entities(transport, row("wikidata.properties"), "P", cache=cache)
-        self.labels = Labels(transport, row("wikidata.labels"), "QP", cache=cache)
+        self.labels: Labels = Labels(transport, row("wikidata.labels"), "QP", cache=cache)
         self.snapshots: ChunkedFiles[Snapshot, WikidataArticle] = ChunkedFiles(
             transport, row("wikidata.snapshots"), row("wikidata.snapshots.chunks")
         )

@@ -23,9 +23,9 @@ class Budget:
     """
 
     def __init__(self, connections: int = 16, *, start: int = 8, max_rate: float | None = None) -> None:
-        self.governor = Governor(start=start, most=connections)
-        self.bucket = Bucket(max_rate, 0.0)
-        self.rate = 0.0
+        self.governor: Governor = Governor(start=start, most=connections)
+        self.bucket: Bucket = Bucket(max_rate, 0.0)
+        self.rate: float = 0.0
         self.files = 0
         self._in_use = 0
         self._moved = 0

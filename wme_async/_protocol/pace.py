@@ -54,7 +54,7 @@ class Bucket:
     def __init__(self, rate: float | None, now: float, *, burst: float = 0.1) -> None:
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"max_rate must be a number of bytes per second above 0, not {rate!r}")
-        self.rate = rate
+        self.rate: float | None = rate
         self._burst = burst
         self._level = 0.0
         self._at = now
@@ -102,8 +102,8 @@ class Governor:
     def __init__(self, *, start: int = 8, most: int = 16, period: float = 0.5) -> None:
         if most < 1:
             raise ValueError("connections must be at least 1")
-        self.most = most
-        self.allowed = max(1, min(start, most))
+        self.most: int = most
+        self.allowed: int = max(1, min(start, most))
         self._period = period
         self._looked: float | None = None
         self._work = 0.0

@@ -54,9 +54,9 @@ class Credentials:
                 raise ValueError(f"{name} is empty")
             if value is not None and name != "password" and (not value.isprintable() or value != value.strip()):
                 raise ValueError(f"{name} has blanks around it or characters that cannot be sent")
-        self.username = username.lower() if username is not None else None
+        self.username: str | None = username.lower() if username is not None else None
         self._password = password
-        self.access_token = access_token
+        self.access_token: str | None = access_token
 
     def __repr__(self) -> str:
         return "<Credentials>"

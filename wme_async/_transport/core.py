@@ -180,12 +180,12 @@ class Transport:
         on_retry: Callable[[Retrying], None] | None = None,
         random: random_module.Random | None = None,
     ) -> None:
-        self.hosts = hosts or Hosts()
-        self.timeouts = timeouts or (pool.timeouts if pool else Timeouts())
-        self.retry = retry or Retry()
-        self.limits = limits or (pool.limits if pool else Limits())
-        self.random = random or random_module.Random()  # noqa: S311  # jitter, not secrets
-        self.pool = pool or SessionPool(limits=self.limits, timeouts=self.timeouts)
+        self.hosts: Hosts = hosts or Hosts()
+        self.timeouts: Timeouts = timeouts or (pool.timeouts if pool else Timeouts())
+        self.retry: Retry = retry or Retry()
+        self.limits: Limits = limits or (pool.limits if pool else Limits())
+        self.random: random_module.Random = random or random_module.Random()  # noqa: S311  # jitter, not secrets
+        self.pool: SessionPool = pool or SessionPool(limits=self.limits, timeouts=self.timeouts)
         self._owns_pool = pool is None
         self._on_retry = on_retry
         self._bodies: set[Body] = set()

@@ -57,8 +57,8 @@ class SessionPool:
         guard: Guard | None = None,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
-        self.limits = limits or Limits()
-        self.timeouts = timeouts or Timeouts()
+        self.limits: Limits = limits or Limits()
+        self.timeouts: Timeouts = timeouts or Timeouts()
         self._ssl = ssl
         self._proxy = proxy
         self._trust_env = trust_env

@@ -39,8 +39,8 @@ __all__ = [
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-stdout = Console()
-stderr = Console(stderr=True, soft_wrap=True)
+stdout: Console = Console()
+stderr: Console = Console(stderr=True, soft_wrap=True)
 
 # What a shell script can tell apart. click itself uses 2 for wrong usage.
 _EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
@@ -54,14 +54,16 @@ _EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
     (ValueError, 2),
 )
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, also on a terminal.")
-fields_option = click.option(
+json_option: Callable[[Any], Any] = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a line, also on a terminal."
+)
+fields_option: Callable[[Any], Any] = click.option(
     "--fields",
     metavar="A,B.C",
     help="Only these fields, as dotted names separated by commas.",
     callback=lambda *a: _split(a[2]),
 )
-where_option = click.option(
+where_option: Callable[[Any], Any] = click.option(
     "--where",
     "filters",
     metavar="FIELD=VALUE",

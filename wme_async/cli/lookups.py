@@ -94,12 +94,12 @@ def _out(records: Sequence[Any], field: str | None, *, as_json: bool) -> list[An
     return list(records)
 
 
-lookup = _look_up(
+lookup: click.Command = _look_up(
     "lookup",
     "articles",
     "Look articles up by exact title; without titles they are read from standard input, one a line.",
 )
-structured = _look_up("structured", "structured_contents", "The same for structured contents.")
+structured: click.Command = _look_up("structured", "structured_contents", "The same for structured contents.")
 
 
 @click.group("wikidata", cls=base.Group)

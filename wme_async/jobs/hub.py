@@ -62,8 +62,8 @@ class Hub:
         self._dirty: dict[tuple[str, int], JobProgress] = {}
         self._changed = asyncio.Event()
         self._count = 0
-        self.last = 0
-        self.closed = False
+        self.last: int = 0
+        self.closed: bool = False
         self._epoch = 0
 
     @property

@@ -27,7 +27,7 @@ from wme_async.jobs.webhooks import DELAYS
 
 __all__ = ["BatchManager", "UnknownBatch", "from_csv"]
 
-logger = logging.getLogger("wme_async.jobs")
+logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 
 class BatchManager:
@@ -77,9 +77,9 @@ class BatchManager:
     ) -> None:
         if isinstance(allow_hosts, str):
             raise TypeError("allow_hosts is a list of host names, not one string")
-        self.directory = Path(directory).absolute()
-        self.limits = limits or JobLimits()
-        self.media = media is not None
+        self.directory: Path = Path(directory).absolute()
+        self.limits: JobLimits = limits or JobLimits()
+        self.media: bool = media is not None
         self._allow = tuple(allow_hosts)
         self._client = client
         self._media = media

@@ -19,7 +19,7 @@ from wme_async.jobs.webhooks import WebhookMessage, new_secret, retry_delay, sig
 
 __all__ = ["Delivery"]
 
-logger = logging.getLogger("wme_async.jobs")
+logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _AT_ONCE = 8
 _TIMEOUT = 20.0

@@ -80,7 +80,7 @@ class UrlSource:
 
     def __init__(self, url: str, *, transport: Transport, allow: Iterable[str]) -> None:
         self.url = url
-        self.final_url = url
+        self.final_url: str = url
         self.disposition: str | None = None
         self._transport = transport
         self._allow = frozenset(allow)

@@ -35,7 +35,7 @@ class FileOffsets:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
         self._mutex = threading.Lock()  # a save reads, merges and writes
 
     def __repr__(self) -> str:

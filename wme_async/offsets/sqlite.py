@@ -50,7 +50,7 @@ class SQLiteOffsets:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if os.fspath(path) in {":memory:", ""}:
             raise ValueError("SQLiteOffsets needs a file; MemoryOffsets keeps positions in memory")
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._limiter = anyio.CapacityLimiter(1)
 
     def __repr__(self) -> str:

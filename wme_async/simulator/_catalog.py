@@ -100,17 +100,17 @@ class Catalog:
         self.seed = seed
         self.articles = articles
         self.article_size = article_size
-        self.archive_bytes = dict(archive_bytes or {})
+        self.archive_bytes: dict[str, int] = dict(archive_bytes or {})
         self.duplicates = duplicates
         self.part_size = part_size
         self.batch_delay = batch_delay
         self.retention = retention
         folder = None if data is None else Path(data)
-        self.real = real_articles(folder)
-        self.generator = ArticleGenerator(seed, base=self.real or None)
-        self.entities = EntityGenerator(seed, self.generator)
-        self.static = static_world(folder)
-        self.languages = {
+        self.real: list[dict[str, Any]] = real_articles(folder)
+        self.generator: ArticleGenerator = ArticleGenerator(seed, base=self.real or None)
+        self.entities: EntityGenerator = EntityGenerator(seed, self.generator)
+        self.static: dict[str, list[dict[str, Any]]] = static_world(folder)
+        self.languages: dict[str, str] = {
             str(row["identifier"]): str(row.get("in_language", {}).get("identifier", ""))
             for row in self.static["projects"]
         }

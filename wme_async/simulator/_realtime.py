@@ -110,17 +110,17 @@ class Firehose:
     ) -> None:
         self.clock = clock
         self._tiny = tiny or _tiny_article
-        self.random = Random(seed)
+        self.random: Random = Random(seed)
         self.parts = parts
         self.retention = retention
         self.rate = rate
         self.schema = schema
         self.flush_each = flush_each
         self.burst = burst
-        self.log = [PartitionLog() for _ in range(partitions)]
+        self.log: list[PartitionLog] = [PartitionLog() for _ in range(partitions)]
         self.connections: deque[Connection] = deque(maxlen=10_000)
         self.refused: deque[Refused] = deque(maxlen=10_000)
-        self.published = 0
+        self.published: int = 0
         self._options = dict({"size": "small"} if options is None and make is None else options or {})
         self._make: Callable[..., dict[str, Any]] = make or ArticleGenerator(seed).article
         self._index = 0

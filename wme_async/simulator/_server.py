@@ -125,14 +125,16 @@ class Simulator:
         ports: Mapping[str, int] | None = None,
     ) -> None:
         table, allowances = _TABLES[access] if isinstance(access, str) else (tuple(access), CAPS_2026)
-        self.clock = Clock(start, frozen=frozen)
-        self.faults = Faults(seed)
-        self.requests = Requests(keep_requests)
+        self.clock: Clock = Clock(start, frozen=frozen)
+        self.faults: Faults = Faults(seed)
+        self.requests: Requests = Requests(keep_requests)
         self.access: Sequence[AccessRow] = table
-        self.caps = Caps(self.clock, {group: dict(pools) for group, pools in (caps or allowances).items()})
-        self.limiter = Limiter(self.clock, dict(rate_limits or {}))
-        self.accounts = Accounts(self.clock, seed=seed, expires_in=expires_in, max_access_tokens=max_access_tokens)
-        self.catalog = Catalog(
+        self.caps: Caps = Caps(self.clock, {group: dict(pools) for group, pools in (caps or allowances).items()})
+        self.limiter: Limiter = Limiter(self.clock, dict(rate_limits or {}))
+        self.accounts: Accounts = Accounts(
+            self.clock, seed=seed, expires_in=expires_in, max_access_tokens=max_access_tokens
+        )
+        self.catalog: Catalog = Catalog(
             self.clock,
             seed=seed,
             data=data,
@@ -143,21 +145,21 @@ class Simulator:
             part_size=part_size,
             batch_delay=batch_delay,
         )
-        self.store = ObjectStore(
+        self.store: ObjectStore = ObjectStore(
             self.clock, self.catalog.find, part_size=part_size, validity=presign_seconds, objects=self.catalog.objects
         )
-        self.auth = AuthHost(self.accounts, self.caps, lambda: self.access)
-        self.api = Api(self.accounts, self.catalog, self.store, self.limiter, self.caps, lambda: self.access)
-        self.pages = Pages(self.catalog)
-        self.commons = Commons(self.store, seed)
+        self.auth: AuthHost = AuthHost(self.accounts, self.caps, lambda: self.access)
+        self.api: Api = Api(self.accounts, self.catalog, self.store, self.limiter, self.caps, lambda: self.access)
+        self.pages: Pages = Pages(self.catalog)
+        self.commons: Commons = Commons(self.store, seed)
         self.commons.load()
-        self.entities = Entities(self.catalog.entities, Random(seed))
+        self.entities: Entities = Entities(self.catalog.entities, Random(seed))
         self._route(Lookups(self.pages, Random(seed)))
-        self.firehose = Firehose(
+        self.firehose: Firehose = Firehose(
             self.clock,
             **{"seed": seed, "make": self.catalog.generator.article, "options": {"size": "small"}, **(stream or {})},
         )
-        self.wikidata = Firehose.wikidata(self.clock, **{"seed": seed, **_stream_pace(stream)})
+        self.wikidata: Firehose = Firehose.wikidata(self.clock, **{"seed": seed, **_stream_pace(stream)})
         self._streams = {"/v2/articles": self.firehose, "/v2/wikidata": self.wikidata}
         self.errors: list[Exception] = []
         self._first = self.add_user(username, password, groups)

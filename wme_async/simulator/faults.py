@@ -169,7 +169,7 @@ class Faults:
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self.random = Random(seed)
+        self.random: Random = Random(seed)
         self._active: list[Fault] = []
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ from wme_async.web.wire import Call, Refused, Reply, json_reply
 
 __all__ = ["BatchRequest", "Created", "FileLink", "Route", "Service"]
 
-logger = logging.getLogger("wme_async.web")
+logger: logging.Logger = logging.getLogger("wme_async.web")
 
 _MAX_BODY = 1 << 20
 _BEAT = 15.0
@@ -235,7 +235,7 @@ class Service:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.manager = manager
-        self.keys = Keys(api_keys, hosts=allowed_hosts)
+        self.keys: Keys = Keys(api_keys, hosts=allowed_hosts)
         self._links = Links(now)
         self._throttle = Throttle(create_rate, create_burst, clock)
         self._routes = [(route, _pattern(route.path)) for route in ROUTES]

@@ -95,10 +95,10 @@ class Refused(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.problems = Problems(
+        self.problems: Problems = Problems(
             status=status, code=code, message=message, details=tuple(Detail(*each) for each in details)
         )
-        self.headers = dict(headers or {})
+        self.headers: dict[str, str] = dict(headers or {})
 
     def reply(self) -> Reply:
         """Return the answer."""
