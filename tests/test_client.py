@@ -380,3 +380,14 @@ async def test_many_clients_share_one_pool(sim):
             assert await one.projects.list() == await two.projects.list()
         assert "open" in repr(pool)
     assert "closed" in repr(pool)
+
+
+@pytest.mark.parametrize("skew", [-3 * 86_400, -120, 120, 3 * 86_400])
+async def test_a_server_whose_clock_is_wrong_is_served_all_the_same(sim, tmp_path, skew):
+    sim.clock.advance(skew)
+    async with Client(**sim.client_options(), retry=AT_ONCE) as wme:
+        assert (await wme.snapshots.download("simplewiki_namespace_0", tmp_path)).verified
+        async with wme.snapshots.read("simplewiki_namespace_0") as articles:
+            assert len([article async for article in articles]) > 0
+        assert wme._transport.server_now("api") == pytest.approx(wme._transport.now() + skew, abs=5)
+    assert sum(each.path == "/v1/login" for each in sim.requests) == 1
