@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -50,11 +49,9 @@ class Feed(io.RawIOBase):
         taken: Bytes given so far.
     """
 
-    def __init__(self, tee: Path | None) -> None:
+    def __init__(self) -> None:
         self.taken = 0
         self._head = b""
-        self._tee = tee
-        self._copy: io.BufferedWriter | None = None
 
     def open(self) -> None:
         """Get ready, in the thread.
@@ -62,35 +59,6 @@ class Feed(io.RawIOBase):
         Raises:
             OSError: A file cannot be opened.
         """
-        if self._tee is not None:
-            self._copy = self._part().open("wb")
-
-    def close(self) -> None:
-        """Let go of all, and of a copy that was not kept."""
-        if self._copy is not None:
-            self._copy.close()
-            self._copy = None
-            self._part().unlink(missing_ok=True)
-        super().close()
-
-    def keep_copy(self) -> None:
-        """Give the copy its name: the archive is whole."""
-        assert self._copy is not None
-        assert self._tee is not None
-        self._copy.flush()
-        os.fsync(self._copy.fileno())
-        self._copy.close()
-        self._part().replace(self._tee)
-        self._copy = None
-
-    @property
-    def copies(self) -> bool:
-        """Whether a copy is being written."""
-        return self._copy is not None
-
-    def _part(self) -> Path:
-        assert self._tee is not None
-        return self._tee.with_name(f"{self._tee.name}.{os.getpid()}.{id(self):x}.part")
 
     def readable(self) -> bool:
         """Return `True`: inflaters ask."""
@@ -106,8 +74,6 @@ class Feed(io.RawIOBase):
             return count
         count = self.fetch(view)
         self.taken += count
-        if self._copy is not None:
-            self._copy.write(view[:count])
         return count
 
     def peek(self, count: int) -> bytes:
@@ -133,15 +99,14 @@ class Feed(io.RawIOBase):
 class FileFeed(Feed):
     """A file on disk, read in the thread."""
 
-    def __init__(self, path: Path, tee: Path | None) -> None:
-        super().__init__(tee)
+    def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path = path
         self._file: io.FileIO | None = None
 
     def open(self) -> None:
         """Open the file."""
         self._file = io.FileIO(self._path)
-        super().open()
 
     def close(self) -> None:
         """Close the file."""
@@ -164,11 +129,10 @@ class WindowFeed(Feed):
 
     Args:
         limit: Bytes that the window may hold before `put` waits.
-        tee: Where to keep a copy.
     """
 
-    def __init__(self, limit: int, tee: Path | None) -> None:
-        super().__init__(tee)
+    def __init__(self, limit: int) -> None:
+        super().__init__()
         self._limit = limit
         self._chunks: deque[bytes] = deque()
         self._arrived = 0  # written by the loop alone, as `taken` is by the thread: no lock is needed

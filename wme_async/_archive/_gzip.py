@@ -77,11 +77,13 @@ def by_zlib(feed: Feed) -> Iterator[bytes]:
                     members += 1
                 if block := _inflate_piece(engine, piece):
                     yield block
-                size = max(_PIECE // 32, min(_PIECE, len(piece) * _TARGET // max(1, len(block))))
+                if len(piece) >= _PIECE // 32:  # a shorter one says nothing
+                    size = max(_PIECE // 32, min(_PIECE, len(piece) * _TARGET // max(1, len(block))))
                 piece = b""
                 if engine.eof:
                     piece, engine = engine.unused_data, None
     if engine is not None:
+        engine.decompress(b"")  # `flush` keeps errors to itself: a stream that met one says so here
         raise EOFError
 
 

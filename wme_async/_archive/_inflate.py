@@ -47,8 +47,6 @@ class Inflater:
         self._made = 0  # written by the thread alone
         self._taken = 0  # written by the loop alone
         self._room = threading.Event()
-        self._verdict = threading.Event()
-        self._whole = False
         self._stopped = False
         self._waiter: asyncio.Future[None] | None = None
         self._asleep = False
@@ -98,18 +96,6 @@ class Inflater:
             self._asleep = False
             self._waiter = None
 
-    async def accept(self) -> None:
-        """Say that the archive is whole, and wait until a copy of it has its name.
-
-        Raises:
-            OSError: The copy could not be finished.
-        """
-        self._whole = True
-        self._verdict.set()
-        await self.join()
-        if self.error is not None:
-            raise self.error
-
     async def stop(self) -> None:
         """Make the thread end and wait for it."""
         self.abandon()
@@ -120,7 +106,6 @@ class Inflater:
         self._stopped = True
         self.feed.stop()
         self._room.set()
-        self._verdict.set()
 
     async def join(self) -> None:
         """Wait for the end of the thread."""
@@ -133,11 +118,6 @@ class Inflater:
                 self.feed.open()
                 call(self._loop, _settle, self._opened)
                 self._inflate()
-                self._end()
-                if self.feed.copies:
-                    self._verdict.wait()
-                    if self._whole:
-                        self.feed.keep_copy()
         except Stopped:
             pass
         except SourceFailed as failed:

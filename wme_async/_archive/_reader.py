@@ -66,7 +66,8 @@ class ArchiveReader(Generic[T]):
     the task that read it, and ends the thread.
 
     The end of the iteration means that the archive is whole: every gzip checksum fits, the tar has its end marker and
-    nothing comes after it. All records before a damage are given before its error is raised.
+    nothing comes after it. The records before a damage are given before its error is raised, but for those in the last
+    MiB before it, which the inflater may have taken with it.
 
     Args:
         source: A path, or what gives the bytes of the archive in order. If it has `aclose`, that is called.
@@ -75,7 +76,6 @@ class ArchiveReader(Generic[T]):
         on_bad_record: `raise` a `DecodeError`, after which the iteration can go on with the next record; `skip` and
             count it; or a function, sync or async, that is called with the `DecodeError`.
         select: Called with the name of each member, says whether to read it. To go on where an earlier run stopped.
-        tee: Also write the compressed bytes to this path. The file gets its name when the archive proved whole.
         window: Bytes that may be taken from an async source before they are inflated.
         label: What the archive is called in errors; a path's name by default.
         use_isal: Inflate with isal where it is installed.
@@ -94,7 +94,6 @@ class ArchiveReader(Generic[T]):
         max_record: int = DEFAULT_MAX_RECORD,
         on_bad_record: OnBadRecord = "raise",
         select: Callable[[str], bool] | None = None,
-        tee: "str | os.PathLike[str] | None" = None,
         window: int = _WINDOW,
         label: str | None = None,
         use_isal: bool = True,
@@ -112,7 +111,6 @@ class ArchiveReader(Generic[T]):
         self._scanner = TarScanner(max_record=max_record, select=select)
         self._max_record = max_record
         self._on_bad_record = on_bad_record
-        self._tee = None if tee is None else Path(tee)
         self._window = window
         self._use_isal = use_isal
         self._inflater: Inflater | None = None
@@ -142,11 +140,8 @@ class ArchiveReader(Generic[T]):
         loop = asyncio.get_running_loop()
         self._now = loop.time
         self._since = loop.time()
-        feed: Feed
-        if isinstance(self._source, str | os.PathLike):
-            feed = FileFeed(Path(self._source), self._tee)
-        else:
-            feed = WindowFeed(self._window, self._tee)
+        source = self._source
+        feed: Feed = FileFeed(Path(source)) if isinstance(source, str | os.PathLike) else WindowFeed(self._window)
         self._inflater = Inflater(feed, self._label, use_isal=self._use_isal)
         try:
             await self._inflater.start()
@@ -154,8 +149,8 @@ class ArchiveReader(Generic[T]):
             self._closed = True
             raise
         if isinstance(feed, WindowFeed):
-            assert isinstance(self._source, AsyncIterable)
-            self._pump = loop.create_task(_pump(self._source, feed), name=f"read {self._label}")
+            assert isinstance(source, AsyncIterable)
+            self._pump = loop.create_task(_pump(source, feed), name=f"read {self._label}")
         return self
 
     async def __aexit__(
@@ -342,17 +337,16 @@ class ArchiveReader(Generic[T]):
                 self._since = self._now()
                 self._credit = _CREDIT
             elif (block := inflater.take()) is None:  # the last block may have come before the end was seen
-                await self._finish(inflater)
+                self._finish(inflater)
         if block is not None:
             self._items = self._scanner.feed(block)
             self._credit -= len(block) // 16  # bytes that are passed over cost little, but not nothing
 
-    async def _finish(self, inflater: Inflater) -> None:
+    def _finish(self, inflater: Inflater) -> None:
         if inflater.error is not None:
             self._over = inflater.error
             raise self._over
         self._scanner.close()
-        await inflater.accept()
         self._over = StopAsyncIteration()
         raise self._over
 
