@@ -40,6 +40,7 @@ FOR_EVER = Retry(attempts=2**62, total=1e300)
 _GUARD = timedelta(seconds=2)  # a `Date` header has whole seconds
 _WIDE_GUARD = timedelta(minutes=2)  # after a time was refused although the server's clock is known
 _HEADSTART = timedelta(seconds=30)
+_ASLEEP = 60.0  # seconds that the server's clock may have run on without ours
 _REFUSALS = 5  # tokens refused in a row after the stream had worked, before it gives up
 _ACCEPT: Mapping[Framing, str] = {"ndjson": "application/x-ndjson", "sse": "text/event-stream"}
 
@@ -193,6 +194,7 @@ class Connection:
         self._backoff = Backoff(settings.retry, transport.random.random)
         self._progressed = transport.monotonic()
         self._guard = _GUARD
+        self._at_once = False
         self._accepted = False  # a request has been accepted: with a head, or at least with silence
         self._refusals = 0
         self._probes: dict[int, int] = {}
@@ -227,8 +229,6 @@ class Connection:
         while True:
             session = Session(self, self._transport.monotonic())
             error = await self._once(session)
-            # What was received is decoded first: the next request starts after it.
-            await self._buffer.drained(session)
             await self._recover(session, error)
 
     async def _once(self, session: Session) -> WMEError:
@@ -242,11 +242,12 @@ class Connection:
             error = caught
         finally:
             self.session = None
-        # A scope that was cancelled ends here as if nothing had happened; the reason lies in the session.
-        error = session.abandoned or error
-        assert error is not None
         now = self._transport.monotonic()
         seconds = now - session.began
+        # What was received is decoded first: the next request starts after it, and an error may be in it.
+        await self._buffer.drained(session)
+        error = session.abandoned or error
+        assert error is not None
         if session.records:
             self._backoff.reset()
             self._progressed = now
@@ -257,9 +258,11 @@ class Connection:
         )
         return error
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> tuple[Plan, float]:
+        """Decide what to ask for; also return what time it was thought to be."""
         settings = self._settings
-        now = datetime.fromtimestamp(self._transport.server_now("realtime"), UTC)
+        clock = self._transport.server_now("realtime")
+        now = datetime.fromtimestamp(clock, UTC)
         wanted = plan(
             settings.resource,
             self.parts,
@@ -272,11 +275,11 @@ class Connection:
             filters=settings.filters,
         )
         self._progress.connecting(wanted, at=now, probes=self._probes)
-        return wanted
+        return wanted, clock
 
     async def _read(self, session: Session) -> None:
         settings = self._settings
-        wanted = self._plan()
+        wanted, clock = self._plan()
         request = Request(
             method="POST",
             role="realtime",
@@ -287,6 +290,11 @@ class Connection:
             product=settings.resource.product,
         )
         async with self._transport.open(request, retry=False, read_timeout=settings.idle_timeout) as body:
+            asleep = self._transport.server_now("realtime") - clock - (self._transport.monotonic() - session.began)
+            if asleep > _ASLEEP and wanted.offsets:
+                # This machine slept, or its clock was behind: what looked fresh may have run out meanwhile.
+                self._at_once = True
+                raise Interrupted(f"it is {asleep:.0f} s later than thought; asking again by the server's clock")
             framer = framer_for(_framing_of(body, settings.framing), settings.max_record)
             self._connected(session, wanted)
             async with contextlib.aclosing(cast("AsyncGenerator[bytes]", body.chunks())) as chunks:
@@ -321,8 +329,9 @@ class Connection:
 
     async def _recover(self, session: Session, error: WMEError) -> None:
         """Wait as long as the failure asks for, or raise it."""
-        if session.abandoned is not None and self._probes:
-            return  # the consumer wants a second look, at once
+        if self._at_once or (session.abandoned is not None and self._probes):
+            self._at_once = False  # a second look, by other means
+            return
         if isinstance(error, Unprocessable) and "future" in error.message and self._guard < _WIDE_GUARD:
             # The refusal brought the server's clock with it; the margin is for what that does not explain.
             self._guard = _WIDE_GUARD

@@ -140,8 +140,12 @@ class Runs(Generic[T]):
         """Let go of a value that has been acknowledged."""
         self._handed.pop(id(item), None)
 
-    def decode(self) -> None:
-        """Decode the next run of the block. When it returns without `stops`, the block is finished."""
+    def decode(self) -> bool:
+        """Decode the next run of the block.
+
+        Returns:
+            Whether the block is finished; if not, something is in `stops`, or the next run will raise.
+        """
         items: list[Any] = []
         events: list[PlaceLike] = []
         self.items, self.events = items, events
@@ -159,7 +163,7 @@ class Runs(Generic[T]):
             except (*DECODE_ERRORS, TypeError, ValueError, AttributeError) as error:
                 if self._odd(record, error):
                     continue
-                break
+                return self._ran(items)
             if closer:
                 verdict = self._progress_of(partition, event)
                 if verdict is False:
@@ -167,22 +171,29 @@ class Runs(Generic[T]):
                 if verdict is not True:
                     if verdict is not None:
                         self.stops.append(Gap(verdict, item, event, record))
-                    break
-            if (keep is not None or note is not None) and not self._wanted(item, record):
-                item = SKIP
+                    return self._ran(items)
+            if keep is not None or note is not None:
+                try:
+                    if not self._wanted(item, record):
+                        item = SKIP
+                except BaseException:
+                    # The caller's own mistake: it comes out behind what was good, and the record is not lost over it.
+                    self._records = itertools.chain((record,), self._records)
+                    if not items:
+                        raise
+                    return self._ran(items)
             seen[partition] = event
             items.append(item)
             events.append(event)
+        self._ran(items)
+        return True
+
+    def _ran(self, items: list[Any]) -> bool:
         self.decoded += len(items)
+        return False
 
     def _wanted(self, item: T, record: Record) -> bool:
-        try:
-            wanted = self._keep is None or self._keep(item)
-        except BaseException:
-            # The caller's own mistake; the record is not lost over it, should the stream be asked again.
-            self._records = itertools.chain((record,), self._records)
-            raise
-        if not wanted:
+        if self._keep is not None and not self._keep(item):
             self.filtered += 1
             return False
         return self._note is None or isinstance(record, Oversize) or self._note(record)

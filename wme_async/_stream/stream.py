@@ -168,7 +168,7 @@ class Stream(Generic[T]):
         self._backfilled = 0
         self._ready = 0
         self._state: Literal["new", "open", "closed"] = "new"
-        self.backfilled = False
+        self.backfilled: bool = False
         """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
 
     def __repr__(self) -> str:
@@ -421,8 +421,7 @@ class Stream(Generic[T]):
             if self._ready > _TURN:
                 self._ready = 0
                 await asyncio.sleep(0)
-        runs.decode()
-        if not runs.stops:
+        if runs.decode():
             block = runs.end()
             assert block is not None
             self._buffer.decoded(block)
