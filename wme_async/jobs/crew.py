@@ -33,7 +33,7 @@ from wme_async.jobs.views import batch_error, live_progress, words
 
 __all__ = ["Crew", "UnknownBatch"]
 
-logger = logging.getLogger("wme_async.jobs")
+logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _T = TypeVar("_T")
 _Key = tuple[str, int]
@@ -73,9 +73,9 @@ class Crew:
         show: Callable[[BatchRow], Batch],
     ) -> None:
         self.rows: dict[str, BatchRow] = {}
-        self.hub = Hub(store, now)
+        self.hub: Hub = Hub(store, now)
         self.now = now
-        self.moved = 0
+        self.moved: int = 0
         self._directory = directory
         self._parts = directory / ".wme-jobs" / "parts"
         self._store = store
@@ -212,6 +212,8 @@ class Crew:
             self.rows[row.batch_id] = new
         for change in changes:
             self._follow(row.batch_id, change)
+        if gone := [change.position for change in changes if change.new is Status.CANCELLED]:
+            self._chore(self._discard(row.batch_id, gone))
         self.hub.publish(stored)
         if message is not None:
             self._delivery.wake()
@@ -245,8 +247,6 @@ class Crew:
             task = self._tasks.get(key)
             if task is not None and change.new not in {Status.COMPLETED, Status.FAILED}:
                 task.cancel()
-        if change.new is Status.CANCELLED:
-            self._chore(self._discard(key))
 
     def _chore(self, work: Any) -> None:
         if self._group is None:
@@ -256,10 +256,11 @@ class Crew:
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    async def _discard(self, key: _Key) -> None:
-        """Remove what a job leaves behind, once nobody writes to it."""
-        await self._idle([key])
-        await anyio.to_thread.run_sync(staging.remove, self._folder(key))
+    async def _discard(self, batch_id: str, positions: list[int]) -> None:
+        """Remove what jobs leave behind, once nobody writes to it."""
+        await self._idle((batch_id, position) for position in positions)
+        folders = [self._folder((batch_id, position)) for position in positions]
+        await anyio.to_thread.run_sync(staging.remove, *folders)
 
     async def _idle(self, keys: Iterable[_Key]) -> None:
         tasks = [task for key in keys if (task := self._tasks.get(key)) is not None]

@@ -37,7 +37,8 @@ class BatchProgress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a batch is, weighted by bytes. A job of unknown size counts like the average of the known ones.
 
     Args:
-        percent: 0.0 to 100.0, over the jobs that were not cancelled; failed ones count as done with.
+        percent: 0.0 to 100.0. Failed jobs count as done with; cancelled ones do not count until the batch has ended,
+            and then as what is missing.
         done: Bytes that are there.
         total: Bytes of all jobs whose size is known.
         rate: Bytes per second of late, None while nothing runs.

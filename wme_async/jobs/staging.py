@@ -31,7 +31,7 @@ __all__ = [
     "remove_files",
 ]
 
-logger = logging.getLogger("wme_async.jobs")
+logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 WHOLE = "whole"
 """The name of a finished download in its folder."""
@@ -55,12 +55,13 @@ def adopt(old: Path, new: Path) -> None:
             old.rename(new)
 
 
-def remove(folder: Path) -> None:
-    """Remove a folder of unfinished files, and the one above it if that was the last."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if _BATCH.fullmatch(folder.parent.name):
+def remove(*folders: Path) -> None:
+    """Remove folders of unfinished files, and the one above them if they were the last."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for above in {folder.parent for folder in folders if _BATCH.fullmatch(folder.parent.name)}:
         with contextlib.suppress(OSError):
-            folder.parent.rmdir()
+            above.rmdir()
 
 
 def folders(parts: Path) -> list[str]:

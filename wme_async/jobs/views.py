@@ -113,8 +113,10 @@ class _Group(NamedTuple):
 def total_progress(jobs: Iterable[tuple[Status, JobProgress]]) -> BatchProgress:
     """Add up the progress of jobs, weighted by bytes."""
     return _add_up(
-        _Group(status, 1, progress.total is not None, progress.done, progress.total or 0, progress.rate or 0.0)
-        for status, progress in jobs
+        [
+            _Group(status, 1, progress.total is not None, progress.done, progress.total or 0, progress.rate or 0.0)
+            for status, progress in jobs
+        ]
     )
 
 
@@ -137,8 +139,11 @@ def _summed(row: BatchRow, live: Mapping[int, JobProgress]) -> BatchProgress:
     return _add_up(groups)
 
 
-def _add_up(all_groups: Iterable[_Group]) -> BatchProgress:
-    groups = [group for group in all_groups if group.status is not Status.CANCELLED]
+def _add_up(groups: list[_Group]) -> BatchProgress:
+    ended = all(group.status in FINAL for group in groups)
+    if not ended:
+        # Nobody waits for what was cancelled. In the end it is what is missing.
+        groups = [group for group in groups if group.status is not Status.CANCELLED]
     known = sum(group.known for group in groups)
     total = sum(group.total for group in groups)
     average = total / known if known else 0.0
@@ -147,11 +152,12 @@ def _add_up(all_groups: Iterable[_Group]) -> BatchProgress:
         # An empty file is a job too, so each weighs at least a byte.
         size = max(group.total + (group.number - group.known) * average, float(group.done), float(group.number))
         weight += size
-        finished += size if group.status in FINAL else min(size, float(group.done))
+        through = group.status in {Status.COMPLETED, Status.FAILED}
+        finished += size if through else min(size, float(group.done))
         rate += group.rate
-    ended = all(group.status in FINAL for group in groups)
+    percent = 100.0 if finished >= weight and ended else min(99.9, round(100.0 * finished / weight, 1))
     return BatchProgress(
-        percent=100.0 if ended else min(99.9, round(100.0 * finished / weight, 1)),
+        percent=percent,
         done=sum(group.done for group in groups),
         total=total if known else None,
         rate=rate or None,

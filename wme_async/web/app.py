@@ -17,7 +17,7 @@ from wme_async.web.wire import Call, Refused, Reply
 
 __all__ = ["MANAGER", "create_app", "create_asgi", "serve"]
 
-logger = logging.getLogger("wme_async.web")
+logger: logging.Logger = logging.getLogger("wme_async.web")
 
 MANAGER: web.AppKey[BatchManager] = web.AppKey("wme_batch_manager", BatchManager)
 """Where the aiohttp application keeps its manager."""
@@ -131,10 +131,10 @@ async def _limited(pieces: AsyncIterator[bytes], limit: int, said: int | None) -
 
 async def _to_aiohttp(request: web.Request, reply: Reply) -> web.StreamResponse:
     if isinstance(reply.body, bytes):
-        response = web.Response(status=reply.status, headers=reply.headers, body=reply.body)
-        if reply.length is not None:
-            response.content_length = reply.length
-        return response
+        if reply.length is None:
+            return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+        # The answer to a HEAD says a length that it does not have.
+        return web.Response(status=reply.status, headers={**reply.headers, "Content-Length": str(reply.length)})
     stream = web.StreamResponse(status=reply.status, headers=reply.headers)
     if reply.length is not None:
         stream.content_length = reply.length

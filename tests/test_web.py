@@ -1,0 +1,958 @@
+"""The batch service over HTTP: the guide's words and examples, who may ask, streams, files, and hostile callers."""
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from email.utils import format_datetime
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web as aiohttp_web
+from aiohttp.test_utils import TestClient, TestServer
+from hypothesis import given
+from hypothesis import strategies as st
+from jobs_server import FileServer
+
+from wme_async import web
+from wme_async._protocol.settings import Retry
+from wme_async.jobs import BatchManager, JobLimits, sources
+from wme_async.web import MANAGER, create_app, create_asgi, hash_key, new_key, serve
+from wme_async.web.files import parse_range
+from wme_async.web.wire import Refused
+
+KEY = "your-api-key"
+HEAD = {"X-API-Key": KEY}
+GUIDE = next(iter(sorted((Path(__file__).resolve().parents[2] / "shared" / "docs").glob("002_*.txt"))), None)
+
+
+def make_manager(directory, **options):
+    options.setdefault("limits", JobLimits(free_space=0))
+    return BatchManager(directory, allow_hosts=["127.0.0.1"], retry=Retry(attempts=1), **options)
+
+
+@contextlib.asynccontextmanager
+async def running(manager, *, prefix="", **options):
+    options.setdefault("api_keys", [KEY])
+    app = create_app(manager, **options)
+    if prefix:
+        parent = aiohttp_web.Application()
+        parent.add_subapp(prefix, app)
+        app = parent
+    async with TestClient(TestServer(app)) as client:
+        yield client
+
+
+@pytest.fixture
+async def files():
+    async with FileServer().running() as server:
+        yield server
+
+
+@pytest.fixture
+async def manager(tmp_path):
+    async with make_manager(tmp_path / "files") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client(manager):
+    async with running(manager) as opened:
+        yield opened
+
+
+async def ask(client, method, path, **more):
+    more["headers"] = {**HEAD, **more.get("headers", {})}
+    async with client.request(method, path, **more) as answer:
+        return answer.status, await answer.json(), answer.headers
+
+
+async def submit(client, urls, **more):
+    status, said, _ = await ask(client, "POST", "/api/v1/batch/download", json={"urls": urls, **more})
+    assert status == 201, said
+    return said["batch_id"]
+
+
+# The guide
+
+
+def blocks(language):
+    if GUIDE is None:
+        pytest.skip("the batch guide does not lie beside the repository")
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+class Mapped(sources.UrlSource):
+    """example.com, on loopback."""
+
+    server = ""
+
+    async def _first_byte(self, url, *, ranged):
+        found = await super()._first_byte(url.replace("https://example.com/", self.server), ranged=ranged)
+        self.mapped = url.replace("https://example.com/", self.server)
+        return found
+
+    async def sign(self):
+        signed = await super().sign()
+        return msgspec.structs.replace(signed, url=self.mapped)
+
+
+@pytest.fixture
+async def example_com(files, monkeypatch):
+    """Serve the URLs of the guide, some of which fail, and let nothing else be looked up."""
+    import socket
+
+    for name in ("video1", "video2", "video3", "watch", *(f"csv{number}" for number in range(120))):
+        files.add(name, 500, Content_Type="video/mp4")
+    files.rules["video3"] = 404
+    resolve = socket.getaddrinfo
+
+    def only_here(host, *rest, **more):
+        if host not in {"127.0.0.1", None}:
+            raise socket.gaierror(socket.EAI_NONAME, "no such host")
+        return resolve(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", only_here)
+    monkeypatch.setattr(sources, "UrlSource", Mapped)
+    monkeypatch.setattr(Mapped, "server", f"{files.url}/f/")
+    return files
+
+
+async def test_the_python_examples_of_the_guide_run_unchanged(manager, client, example_com, tmp_path):
+    pytest.importorskip("requests")
+    code = []
+    for block in blocks("python"):
+        try:
+            compile(block, "guide", "exec")
+        except SyntaxError:
+            # One sketch of the guide has comments where statements should be.
+            assert "# Cancel and retry if needed" in block
+            continue
+        code.append(block)
+    assert len(code) == 11
+    rows = "\n".join(f"https://example.com/csv{number}" for number in range(120))
+    (tmp_path / "downloads.csv").write_text(f"url\n{rows}\n")
+    script = tmp_path / "guide.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import json, socket, sys, time
+        connect, sleep = socket.socket.connect, time.sleep
+        def here(self, address):
+            assert address[1] == 8080
+            if self.family != socket.AF_INET:
+                raise ConnectionRefusedError("not over IPv6")
+            connect(self, ("127.0.0.1", {client.port}))
+        socket.socket.connect = here
+        time.sleep = lambda seconds: sleep(min(seconds, 0.05))
+        space = {{"all_urls": [f"https://example.com/csv{{n}}" for n in range(119)]}}
+        blocks = json.load(sys.stdin)
+        for block in blocks:
+            exec(compile(block, "guide", "exec"), space)
+            if "def progress_callback" in block:
+                print("final", space["final_status"]["status"], space["final_status"]["failed_jobs"])
+            # What the next one presupposes: the three URLs, and a batch of which one failed.
+            given = given if block is not blocks[0] else {{"urls": space["urls"]}}
+            if "final_status" in space:
+                given["batch_id"] = space["final_status"]["batch_id"]
+            space.update(given)
+        """)
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(script)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=tmp_path,
+    )
+    async with asyncio.timeout(40):
+        said, _ = await process.communicate(json.dumps(code).encode())
+    text = said.decode()
+    assert process.returncode == 0, text
+    assert "Complete: 2 succeeded, 1 failed" in text
+    assert "final completed 1" in text
+    assert "Retrying 1 failed downloads" in text
+    assert "Failed: https://example.com/video3 - HTTP 404" in text
+    assert "Created batch 3: batch_" in text
+    for batch in (await manager.list(limit=100)).batches:
+        if not batch.ended:
+            await manager.cancel(batch.batch_id)
+
+
+async def test_the_curl_examples_of_the_guide_run_unchanged(manager, client, example_com, tmp_path):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    (tmp_path / ".curlrc").write_text(f'connect-to = "localhost:8080:127.0.0.1:{client.port}"\nsilent\n')
+    create, status, cancel = blocks("bash")
+
+    async def bash(text):
+        environment = {"PATH": os.environ["PATH"], "CURL_HOME": str(tmp_path)}
+        process = await asyncio.create_subprocess_exec("bash", "-c", text, stdout=subprocess.PIPE, env=environment)
+        async with asyncio.timeout(20):
+            said, _ = await process.communicate()
+        return json.loads(said)
+
+    example_com.rules.update(dict.fromkeys(("video1", "video2", "video3"), "hang"))
+    made = await bash(create)
+    [expected] = [json.loads(block) for block in blocks("json") if '"status": "queued"' in block]
+    assert list(made) == list(expected)
+    assert {**made, "batch_id": "batch_abc123"} == expected
+    said = await bash(status.replace("batch_abc123", made["batch_id"]))
+    assert (said["batch_id"], said["total_jobs"]) == (made["batch_id"], 3)
+    assert (await bash(cancel.replace("batch_abc123", made["batch_id"])))["status"] == "cancelled"
+    assert (await bash(status))["code"] == "no_such_batch"
+
+
+def same_shape(expected, got, path="status"):
+    """Check that all that the guide shows is there, under the same name and as the same kind of value."""
+    if isinstance(expected, dict):
+        for name, value in expected.items():
+            assert name in got, f"{path}.{name} is missing"
+            same_shape(value, got[name], f"{path}.{name}")
+    elif isinstance(expected, list):
+        same_shape(expected[0], got[0], f"{path}[0]")
+    elif expected is not None and got is not None:
+        assert type(expected) is type(got), f"{path} is {got!r}"
+
+
+async def test_the_status_has_every_field_of_the_guide_in_its_order(manager, client, example_com):
+    [expected] = [json.loads(block) for block in blocks("json") if '"duration_sec"' in block]
+    batch_id = await submit(client, ["https://example.com/video1", "https://example.com/video3"])
+    await manager.wait(batch_id, timeout=10)
+    _, said, _ = await ask(client, "GET", f"/api/v1/batch/{batch_id}")
+    same_shape(expected, said)
+    assert [name for name in said if name in expected] == list(expected)
+    job = said["jobs"][0]
+    assert [name for name in job if name in expected["jobs"][0]] == list(expected["jobs"][0])
+    assert job["job_id"] == f"job_{batch_id}_0"
+    assert job["file_info"]["filename"] == "video1.mp4"
+    assert job["file_info"]["filepath"] == f"batch/{batch_id}/video1.mp4"
+    base = str(client.make_url("/")).rstrip("/")
+    assert job["file_info"]["download_url"] == f"{base}/files/batch/{batch_id}/video1.mp4"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", said["created_at"])
+    assert said["total_jobs"] == sum(said[f"{name}_jobs"] for name in ("completed", "failed", "running", "queued"))
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"X-API-Key": ""}, 401),
+        ({"X-API-Key": KEY + "x"}, 401),
+        ({"X-API-Key": KEY[:-1]}, 401),
+        ({"X-API-Key": hash_key(KEY)}, 401),
+        ({"X-API-Key": "ключ"}, 401),
+        ({"Authorization": "Basic " + KEY}, 401),
+        ({"X-API-Key": KEY}, 200),
+        ({"Authorization": f"Bearer {KEY}"}, 200),
+    ],
+)
+async def test_only_who_has_a_key_is_answered(client, headers, status):
+    for path in ("/api/v1/batch", "/metrics"):
+        async with client.get(path, headers=headers) as answer:
+            assert answer.status == status
+            if status == 401:
+                said = await answer.json()
+                assert set(said) == {"status", "code", "message", "details"}
+    async with client.get("/files/x", headers=headers) as answer:
+        assert answer.status == (404 if status == 200 else 401)
+
+
+async def test_keys_may_be_given_hashed_and_are_kept_hashed(manager):
+    key = new_key()
+    async with running(manager, api_keys=[hash_key(key), KEY]) as client:
+        for good in (key, KEY):
+            async with client.get("/api/v1/batch", headers={"X-API-Key": good}) as answer:
+                assert answer.status == 200
+    assert len({new_key() for _ in range(5)}) == 5
+    for bad, kind in (([], ValueError), (["short"], ValueError), (KEY, TypeError)):
+        with pytest.raises(kind):
+            create_app(manager, api_keys=bad)
+
+
+async def test_the_open_addresses_need_no_key(client):
+    for path in ("/", "/healthz", "/api/v1/openapi.json"):
+        async with client.get(path) as answer:
+            assert answer.status == 200
+
+
+async def test_without_keys_only_loopback_names_are_answered_and_no_other_site_may_write(manager, files):
+    async with running(manager, api_keys=None) as client:
+        async with client.get("/api/v1/batch") as answer:
+            assert answer.status == 200
+        for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example"):
+            async with client.get("/api/v1/batch", headers={"Host": host}) as answer:
+                assert (answer.status, (await answer.json())["code"]) == (421, "wrong_host")
+        body = {"urls": [files.add("a")]}
+        async with client.post(
+            "/api/v1/batch/download", json=body, headers={"Origin": "https://evil.example"}
+        ) as answer:
+            assert (answer.status, (await answer.json())["code"]) == (403, "other_origin")
+        origin = str(client.make_url("/")).rstrip("/")
+        async with client.post("/api/v1/batch/download", json=body, headers={"Origin": origin}) as answer:
+            assert answer.status == 201
+        # What a form of another site can send is not JSON.
+        async with client.post("/api/v1/batch/download", data=json.dumps(body)) as answer:
+            assert (answer.status, (await answer.json())["code"]) == (415, "not_json")
+
+
+async def test_it_does_not_listen_to_everybody_without_keys(manager):
+    with pytest.raises(ValueError, match="loopback only"):
+        await serve(manager, host="0.0.0.0", api_keys=None)
+
+
+async def test_new_batches_are_limited_for_each_key(manager, files):
+    url = files.add("a")
+    async with running(manager, api_keys=[KEY, "another-key"], create_rate=0.5, create_burst=3) as client:
+        for _ in range(3):
+            await submit(client, [url])
+        status, said, headers = await ask(client, "POST", "/api/v1/batch/download", json={"urls": [url]})
+        assert (status, said["code"]) == (429, "too_many_batches")
+        assert 1 <= int(headers["Retry-After"]) <= 3
+        status, _, _ = await ask(
+            client, "POST", "/api/v1/batch/download", json={"urls": [url]}, headers={"X-API-Key": "another-key"}
+        )
+        assert status == 201
+    with pytest.raises(ValueError, match="create_rate"):
+        create_app(manager, api_keys=[KEY], create_rate=0)
+
+
+# What may be asked
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"urls": []}, "at least 1 URL"),
+        ({"urls": [f"https://example.com/{number}" for number in range(101)]}, "Maximum 100 URLs per batch"),
+        ({"urls": ["https://example.com/", "https://EXAMPLE.com"]}, "Duplicate URL"),
+        ({"urls": ["nonsense"]}, "Invalid URL"),
+        ({"urls": ["https://example.com/"], "concurrent_limit": 0}, "1-10, not 0"),
+        ({"urls": ["https://example.com/"], "concurrent_limit": 11}, "Maximum 10 concurrent downloads"),
+        ({"urls": ["https://example.com/"], "path_template": "/etc/{id}"}, "path_template"),
+        ({"urls": ["https://example.com/"], "path_template": "{secret}"}, "is unknown"),
+        ({"urls": ["https://example.com/"], "webhook_url": "http://localhost/"}, "a local name"),
+        ({"urls": ["https://example.com/"], "timeout": 0}, "timeout"),
+        ({"urls": "https://example.com/"}, "Expected `array`"),
+        ({"urls": [1]}, "Expected `str`"),
+        ({"urls": ["https://example.com/"], "concurrent_limit": "3"}, "Expected `int`"),
+        ({"urls": ["https://example.com/"], "concurent_limit": 3}, "unknown field"),
+        ({}, "missing required field `urls`"),
+        ([], "Expected `object`"),
+    ],
+)
+async def test_a_bad_batch_is_refused_in_words(client, body, words):
+    status, said, _ = await ask(client, "POST", "/api/v1/batch/download", json=body)
+    assert status == 422
+    assert words in said["message"]
+    assert set(said) == {"status", "code", "message", "details"}
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "status"),
+    [
+        (b"", "application/json", 400),
+        (b"{", "application/json", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b'{"urls": ["' + b"\xff" + b'"]}', "application/json", 400),
+        (b"[" * 100_000, "application/json", 422),
+        (b'{"urls":' * 100_000, "application/json", 422),
+        (b"null", "application/json", 422),
+        (b"{}", "text/plain", 415),
+        (b"urls=a", "application/x-www-form-urlencoded", 415),
+        (b" " * ((1 << 20) + 1), "application/json", 413),
+        (b'{"urls": ["https://example.com/"], "timeout": 1e999}', "application/json", 422),
+        (b'{"urls": ["https://example.com/"], "timeout": NaN}', "application/json", 400),
+        (b'{"urls": ["https://example.com/"], "priority": 99999999999999999999}', "application/json", 422),
+        (b'{"urls": ["\\ud800"]}', "application/json", 400),
+        (b'{"urls": ["https://example.com/\\u0000"]}', "application/json", 422),
+    ],
+)
+async def test_a_body_that_is_no_batch_is_an_error_of_the_caller(client, data, kind, status):
+    headers = {**HEAD, "Content-Type": kind}
+    async with client.post("/api/v1/batch/download", data=io.BytesIO(data), headers=headers) as answer:
+        assert answer.status == status, await answer.text()
+        assert (await answer.json())["status"] == status
+
+
+async def test_a_body_of_no_said_length_is_limited_too(client):
+    async def endless():
+        for _ in range(40):
+            yield b" " * 65_536
+
+    headers = {**HEAD, "Content-Type": "application/json"}
+    with contextlib.suppress(aiohttp.ClientConnectionError):
+        async with client.post("/api/v1/batch/download", data=endless(), headers=headers) as answer:
+            assert answer.status == 413
+
+
+HOSTILE_CALLS = [
+    ("GET", "/api/v1/batch/" + "a" * 6000, 404),
+    ("GET", "/api/v1/batch/%00", 404),
+    ("GET", "/api/v1/batch/%FF%FE", 404),
+    ("GET", "/api/v1/batch/%ED%A0%80", 404),
+    ("GET", "/api/v1/batch/'%20OR%201=1--", 404),
+    ("GET", "/api/v1/batch/..%2f..%2fetc", 404),
+    ("GET", "/api/v1/batch/a/b/c", 404),
+    ("GET", "/api/v1/batch?limit=0", 422),
+    ("GET", "/api/v1/batch?limit=-1", 422),
+    ("GET", "/api/v1/batch?limit=1e3", 422),
+    ("GET", "/api/v1/batch?limit=%D9%A3", 422),
+    ("GET", "/api/v1/batch?limit=999999999999999999999", 422),
+    ("GET", "/api/v1/batch?status=odd", 422),
+    ("GET", "/api/v1/batch?before=%00", 200),
+    ("GET", "/api/v1/batch?before=';DROP%20TABLE%20batches--", 200),
+    ("DELETE", "/api/v1/batch/x?purge=perhaps", 422),
+    ("DELETE", "/api/v1/batch/x?files=true", 422),
+    ("DELETE", "/api/v1/batch/x?purge=true", 404),
+    ("DELETE", "/api/v1/batch/x/jobs/job_x_0", 404),
+    ("DELETE", "/api/v1/batch/x/jobs/job_y_0", 404),
+    ("POST", "/api/v1/batch/x/pause", 404),
+    ("POST", "/api/v1/batch/x/resume", 404),
+    ("POST", "/api/v1/batch/x/retry", 404),
+    ("POST", "/api/v1/batch/x/retry?cancelled=2", 422),
+    ("POST", "/api/v1/batch/x/jobs/y/link", 404),
+    ("GET", "/api/v1/batch/x/events", 404),
+    ("PUT", "/api/v1/batch/x", 405),
+    ("PATCH", "/", 405),
+    ("TRACE", "/healthz", 405),
+    ("DELETE", "/metrics", 405),
+    ("GET", "/api/v1/batch/download", 405),
+    ("GET", "/api/v2/batch", 404),
+    ("GET", "/.git/config", 404),
+    ("GET", "//healthz", 404),
+    ("GET", "/files/", 404),
+    ("GET", "/files/.wme-jobs/jobs.sqlite", 404),
+    ("GET", "/files/../../etc/passwd", 404),
+    ("GET", "/files/..%2f..%2fetc%2fpasswd", 404),
+    ("GET", "/files/%2e%2e/%2e%2e/etc/passwd", 404),
+    ("GET", "/files//etc/passwd", 404),
+    ("GET", "/files/%2fetc%2fpasswd", 404),
+    ("GET", "/files/batch", 404),
+    ("GET", "/files/a%00b", 404),
+    ("GET", "/files/" + "a/" * 2000, 404),
+    ("GET", "/files/C:%5Cboot.ini", 404),
+    ("GET", "/files/..%5c..%5cboot.ini", 404),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), HOSTILE_CALLS, ids=[f"{row[0]} {row[1][:40]}" for row in HOSTILE_CALLS]
+)
+async def test_a_hostile_call_gets_nothing_and_breaks_nothing(client, method, path, status):
+    from yarl import URL
+
+    url = URL(str(client.make_url("/")).rstrip("/") + path, encoded=True)
+    async with client.session.request(method, url, headers=HEAD) as answer:
+        assert answer.status == status, await answer.text()
+        if status >= 400:
+            assert set(await answer.json()) == {"status", "code", "message", "details"}
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Host: ",
+        "Host: a b",
+        "Host: evil/../x",
+        'Host: "><script>alert(1)</script>',
+        "Host: \xff\xfe",
+        "Host: [::1",
+        "Host: localhost\r\nX-API-Key: a\r\nX-API-Key: b",
+        "Host: localhost\r\nAuthorization: Bearer ",
+        "Host: localhost\r\nLast-Event-ID: -1\r\nRange: bytes=0-",
+        "Host: localhost\r\nContent-Length: 99999999999",
+        "Host: localhost\r\nOrigin: null",
+        "Host: localhost\r\nCookie: " + "a" * 4000,
+    ],
+    ids=lambda head: ascii(head[:40]),
+)
+@pytest.mark.parametrize("path", ["/api/v1/batch", "/healthz"])
+async def test_hostile_headers_get_an_answer_and_no_fault(client, head, path):
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\n{head}\r\nConnection: close\r\n\r\n".encode("latin-1"))
+        async with asyncio.timeout(5):
+            said = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    status = int(said.split(" ", 2)[1])
+    assert status in {200, 400, 401}
+    assert "<script>" not in said
+
+
+async def test_link_answers_are_not_taken_from_a_forged_host(client, manager, files):
+    batch_id = await submit(client, [files.add("a")])
+    await manager.wait(batch_id, timeout=10)
+    status, _, _ = await ask(client, "GET", f"/api/v1/batch/{batch_id}", headers={"Host": "x/../y"})
+    assert status == 400
+
+
+# Doing things
+
+
+async def test_batches_are_paused_resumed_cancelled_repeated_and_forgotten(client, manager, files):
+    urls = [files.add("hang", 300_000, "hang"), files.add("bad", rule=500)]
+    batch_id = await submit(client, urls)
+    path = f"/api/v1/batch/{batch_id}"
+    async with asyncio.timeout(5):
+        await files.hanging.wait()
+    assert (await ask(client, "POST", f"{path}/pause"))[1]["status"] == "paused"
+    assert (await ask(client, "POST", f"{path}/resume"))[1]["status"] in {"queued", "running"}
+    status, said, _ = await ask(client, "DELETE", f"{path}/jobs/job_{batch_id}_0")
+    assert (status, said["jobs"][0]["status"]) == (200, "cancelled")
+    await manager.wait(batch_id, timeout=10)
+    for verb, where in (("POST", f"{path}/pause"), ("DELETE", f"{path}/jobs/job_{batch_id}_1")):
+        status, said, _ = await ask(client, verb, where)
+        assert (status, said["code"]) == (409, "wrong_state")
+    files.rules.clear()
+    status, made, headers = await ask(client, "POST", f"{path}/retry?cancelled=true")
+    assert (status, made["total_jobs"]) == (201, 2)
+    assert headers["Location"].endswith(f"/api/v1/batch/{made['batch_id']}")
+    done = await manager.wait(made["batch_id"], timeout=10)
+    assert (done.status, done.retry_of) == ("completed", batch_id)
+    assert (await ask(client, "DELETE", f"/api/v1/batch/{made['batch_id']}"))[0] == 409
+    status, said, _ = await ask(client, "DELETE", f"/api/v1/batch/{made['batch_id']}?purge=true&files=true")
+    assert (status, said["status"]) == (200, "completed")
+    assert (await ask(client, "GET", f"/api/v1/batch/{made['batch_id']}"))[0] == 404
+    assert not (manager.directory / done.jobs[0].file_info.filepath).exists()
+    _, listed, _ = await ask(client, "GET", "/api/v1/batch?status=completed")
+    assert [each["batch_id"] for each in listed["batches"]] == [batch_id]
+
+
+async def test_a_service_that_is_being_closed_says_so(tmp_path):
+    manager = make_manager(tmp_path)
+    async with running(manager) as client:
+        await manager.aclose()
+        for path in ("/healthz", "/api/v1/batch", "/metrics"):
+            status, said, _ = await ask(client, "GET", path)
+            assert (status, said["code"]) == (503, "closing")
+        await manager.start()
+        assert (await ask(client, "GET", "/healthz"))[0] == 200
+
+
+async def test_figures_are_told_to_prometheus(client, manager, files):
+    await manager.wait(await submit(client, [files.add("a", 5000)]), timeout=10)
+    async with client.get("/metrics", headers=HEAD) as answer:
+        assert answer.content_type == "text/plain"
+        text = await answer.text()
+    for line in text.splitlines():
+        assert re.fullmatch(r"# (HELP|TYPE) wme_\w+ .+|wme_\w+(\{(\w+=\"[^\"]*\",?)+\})? [0-9.e+]+", line), line
+    assert 'wme_batches{state="completed"} 1' in text
+    assert "wme_download_bytes_total 5000" in text
+    assert 'wme_http_requests_total{method="POST",address="create",status="201"} 1' in text
+
+
+# Events
+
+
+async def events(client, path, *, after=None, until="end"):
+    """Read a stream until an event of a kind, by the rules of the format."""
+    found = []
+    headers = {**HEAD, **({} if after is None else {"Last-Event-ID": str(after)})}
+    async with asyncio.timeout(10), client.get(path, headers=headers) as answer:
+        assert answer.status == 200
+        assert answer.content_type == "text/event-stream"
+        entry = {}
+        async for raw in answer.content:
+            line = raw.decode().rstrip("\n")
+            if line:
+                name, _, value = line.partition(": ")
+                entry[name] = value
+                continue
+            if "event" in entry:
+                found.append(entry)
+                if entry["event"] == until:
+                    return found
+            entry = {}
+    return found
+
+
+async def test_events_of_a_batch_have_ids_and_go_on_after_the_last_one_seen(client, manager, files):
+    batch_id = await submit(client, [files.add("a"), files.add("b", rule=404)])
+    seen = await events(client, f"/api/v1/batch/{batch_id}/events")
+    told = [json.loads(each["data"]) for each in seen if each["event"] in {"batch", "job"}]
+    assert told[-1]["status"] == "completed"
+    assert [each["id"] for each in told] == sorted(each["id"] for each in told)
+    assert [str(each["id"]) for each in told] == [each["id"] for each in seen if each["event"] in {"batch", "job"}]
+    middle = told[2]["id"]
+    rest = await events(client, f"/api/v1/batch/{batch_id}/events", after=middle)
+    assert rest[0] == {"retry": "1000", "id": str(middle), "event": "hello", "data": "{}"}
+    assert [json.loads(each["data"])["id"] for each in rest if each["event"] in {"batch", "job"}] == [
+        each["id"] for each in told[3:]
+    ]
+
+
+@pytest.mark.parametrize("after", ["nonsense", "-5", "9" * 40, "99999999", "1.5", ""])
+async def test_a_last_event_id_that_is_none_is_no_error(client, manager, files, after):
+    batch_id = await submit(client, [files.add("a", 60_000, "slow")])
+    assert (await events(client, f"/api/v1/batch/{batch_id}/events", after=after))[-1]["event"] == "end"
+
+
+async def test_events_of_all_batches_begin_now_and_miss_nothing_over_a_restart(tmp_path, files):
+    manager = make_manager(tmp_path)
+    async with running(manager) as client:
+        await manager.wait(await submit(client, [files.add("early")]), timeout=10)
+        hello = await events(client, "/api/v1/events", until="hello")
+        last = int(hello[0]["id"])
+        assert last > 0
+        second = await submit(client, [files.add("second")])
+        await manager.wait(second, timeout=10)
+    async with running(make_manager(tmp_path)) as client:
+        third = await submit(client, [files.add("third")])
+        seen = []
+        async with asyncio.timeout(10):
+            while [third, "completed"] not in seen:
+                found = await events(client, "/api/v1/events", after=last, until="batch")
+                last = int(found[-1]["id"])
+                told = [json.loads(each["data"]) for each in found if each["event"] == "batch"]
+                seen += [[said["batch_id"], said["status"]] for said in told]
+    assert [second, "completed"] in seen
+    assert seen.count([third, "completed"]) == 1
+
+
+async def test_a_stream_ends_when_the_server_does(tmp_path, files):
+    manager = make_manager(tmp_path)
+    async with running(manager) as client:
+        await submit(client, [files.add("hang", 100_000, "hang")])
+        answer = await client.get("/api/v1/events", headers=HEAD)
+        await answer.content.readline()
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+
+
+# Files
+
+
+@pytest.fixture
+async def stored(client, manager, files):
+    """A finished file: its address, and its bytes."""
+    batch_id = await submit(client, [files.add("ä b.html", 600_000, Content_Type="text/html")])
+    done = await manager.wait(batch_id, timeout=10)
+    _, said, _ = await ask(client, "GET", f"/api/v1/batch/{batch_id}")
+    path = said["jobs"][0]["file_info"]["download_url"].partition(f":{client.port}")[2]
+    return path, (manager.directory / done.jobs[0].file_info.filepath).read_bytes(), done
+
+
+async def test_a_file_is_served_whole_and_harmless(client, stored):
+    path, data, _ = stored
+    async with client.get(path, headers=HEAD) as answer:
+        assert (answer.status, await answer.read()) == (200, data)
+        assert answer.headers["Content-Disposition"] == "attachment; filename*=UTF-8''%C3%A4%20b.html"
+        assert "sandbox" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["Accept-Ranges"] == "bytes"
+        etag, modified = answer.headers["ETag"], answer.headers["Last-Modified"]
+    async with client.head(path, headers=HEAD) as answer:
+        assert (answer.status, answer.content_length, await answer.read()) == (200, len(data), b"")
+    for condition in ({"If-None-Match": etag}, {"If-None-Match": f'"x", W/{etag}'}, {"If-Modified-Since": modified}):
+        async with client.get(path, headers={**HEAD, **condition}) as answer:
+            assert (answer.status, await answer.read(), answer.headers["ETag"]) == (304, b"", etag)
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "stop"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=10-19", 10, 20),
+        ("bytes=599990-", 599_990, 600_000),
+        ("bytes=-5", 599_995, 600_000),
+        ("bytes=599999-999999999", 599_999, 600_000),
+        ("bytes=0-", 0, 600_000),
+        ("bytes=-9999999", 0, 600_000),
+    ],
+)
+async def test_a_range_of_a_file_is_served(client, stored, asked, start, stop):
+    path, data, _ = stored
+    async with client.get(path, headers={**HEAD, "Range": asked}) as answer:
+        assert (answer.status, await answer.read()) == (206, data[start:stop])
+        assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/600000"
+
+
+@pytest.mark.parametrize("asked", ["bytes=600000-", "bytes=-0", "bytes=999999-1000000"])
+async def test_a_range_outside_the_file_is_said_to_be(client, stored, asked):
+    async with client.get(stored[0], headers={**HEAD, "Range": asked}) as answer:
+        assert (answer.status, answer.headers["Content-Range"]) == (416, "bytes */600000")
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=5-1", "bytes=0-1,3-4", "lines=0-1", "bytes", "bytes=", "bytes=a-b", "bytes=--1"]
+)
+async def test_a_range_that_makes_no_sense_is_ignored(client, stored, asked):
+    async with client.get(stored[0], headers={**HEAD, "Range": asked}) as answer:
+        assert (answer.status, len(await answer.read())) == (200, 600_000)
+
+
+async def test_a_range_of_another_version_is_the_whole_file(client, stored):
+    path, data, done = stored
+    async with client.head(path, headers=HEAD) as answer:
+        etag = answer.headers["ETag"]
+    old = format_datetime(done.created_at.replace(year=2001), usegmt=True)
+    for condition, status in ((etag, 206), ('"other"', 200), (old, 200), ("W/" + etag, 200), ("nonsense", 200)):
+        headers = {**HEAD, "Range": "bytes=0-9", "If-Range": condition}
+        async with client.get(path, headers=headers) as answer:
+            assert answer.status == status
+
+
+@given(st.text(max_size=30), st.integers(0, 10_000))
+def test_any_range_header_is_bytes_of_the_file_or_nothing(text, size):
+    for header in (text, f"bytes={text}"):
+        with contextlib.suppress(Refused):
+            found = parse_range(header, size)
+            assert found is None or 0 <= found[0] < found[1] <= size
+
+
+async def test_a_link_opens_one_file_without_a_key_for_a_while(manager, files, monkeypatch):
+    clock = [1_000_000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    async with running(manager) as client:
+        batch_id = await submit(client, [files.add("a"), files.add("b", rule=404)])
+        await manager.wait(batch_id, timeout=10)
+        jobs = f"/api/v1/batch/{batch_id}/jobs"
+        _, said, _ = await ask(client, "POST", f"{jobs}/job_{batch_id}_0/link")
+        assert said["expires_at"] == 1_000_300.0
+        async with client.session.get(said["url"]) as answer:
+            assert (answer.status, await answer.read()) == (200, files.files["a"])
+        for bad in (
+            said["url"].replace("a.bin", "b.bin"),
+            said["url"][:-1] + "x",
+            said["url"].replace("1000300", "9000300"),
+        ):
+            async with client.session.get(bad) as answer:
+                assert answer.status == 401
+        clock[0] += 301
+        async with client.session.get(said["url"]) as answer:
+            assert answer.status == 401
+        assert (await ask(client, "POST", f"{jobs}/job_{batch_id}_1/link"))[0] == 409
+        assert (await ask(client, "POST", f"{jobs}/job_{batch_id}_7/link"))[0] == 404
+
+
+async def test_only_finished_files_are_served_and_no_links_are_followed(client, manager, stored, files):
+    path, _, done = stored
+    (manager.directory / "mine.txt").write_text("not a download")
+    (manager.directory.parent / "secret.txt").write_text("secret")
+    for other in ("/files/mine.txt", "/files/../secret.txt"):
+        async with client.get(other, headers=HEAD) as answer:
+            assert answer.status == 404
+    place = manager.directory / done.jobs[0].file_info.filepath
+    place.unlink()
+    async with client.get(path, headers=HEAD) as answer:
+        assert answer.status == 404
+    place.symlink_to(manager.directory.parent / "secret.txt")
+    async with client.get(path, headers=HEAD) as answer:
+        assert answer.status == 404
+    place.unlink()
+    place.parent.rmdir()
+    place.parent.symlink_to(manager.directory.parent)
+    (manager.directory.parent / place.name).write_text("secret")
+    async with client.get(path, headers=HEAD) as answer:
+        assert answer.status == 404
+
+
+async def test_a_file_is_not_leaked_when_its_reader_goes_away(client, stored):
+    path, _, _ = stored
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else None
+    for _ in range(5):
+        answer = await client.get(path, headers=HEAD)
+        await answer.content.readany()
+        answer.close()
+    if before is None:
+        return
+    async with asyncio.timeout(5):
+        while len(os.listdir("/proc/self/fd")) > before + 2:  # noqa: ASYNC110  # no event tells that a file was closed
+            await asyncio.sleep(0.01)
+
+
+# The document
+
+
+async def test_the_openapi_document_is_made_of_the_types_and_names_every_address(client):
+    _, document, _ = await ask(client, "GET", "/api/v1/openapi.json")
+    assert document["openapi"] == "3.1.0"
+    body = document["components"]["schemas"]["BatchRequest"]
+    assert body["required"] == ["urls"]
+    assert body["properties"]["urls"]["maxItems"] == 100
+    assert body["properties"]["concurrent_limit"] == {"type": "integer", "minimum": 1, "maximum": 10, "default": 3}
+    assert {"/api/v1/batch/download", "/api/v1/batch/{batch_id}", "/healthz"} <= set(document["paths"])
+    operations = [each for path in document["paths"].values() for each in path.values()]
+    assert len({each["operationId"] for each in operations}) == len(operations)
+    text = json.dumps(document)
+    for reference in re.findall(r'"#/components/schemas/(\w+)"', text):
+        assert reference in document["components"]["schemas"]
+    for path, verbs in document["paths"].items():
+        for operation in verbs.values():
+            named = [each["name"] for each in operation["parameters"] if each["in"] == "path"]
+            assert named == re.findall(r"{(\w+)}", path)
+    validator = pytest.importorskip("openapi_spec_validator", reason="openapi-spec-validator is not installed")
+    validator.validate(document)
+
+
+# Mounting
+
+
+async def test_it_works_below_a_prefix_of_another_application(tmp_path, files):
+    manager = make_manager(tmp_path)
+    async with running(manager, prefix="/tools/downloads/") as client:
+        status, made, headers = await ask(
+            client, "POST", "/tools/downloads/api/v1/batch/download", json={"urls": [files.add("a")]}
+        )
+        assert status == 201
+        assert headers["Location"].startswith(str(client.make_url("/tools/downloads/api/v1/batch/batch_")))
+        await manager.wait(made["batch_id"], timeout=10)
+        _, said, _ = await ask(client, "GET", f"/tools/downloads/api/v1/batch/{made['batch_id']}")
+        async with client.session.get(said["jobs"][0]["file_info"]["download_url"], headers=HEAD) as answer:
+            assert await answer.read() == files.files["a"]
+        async with client.get("/tools/downloads/") as answer:
+            assert "Batch downloads" in await answer.text()
+    with pytest.raises(RuntimeError, match="not open"):
+        await manager.list()
+
+
+async def test_an_open_manager_stays_open_when_the_application_ends(manager):
+    app = create_app(manager, api_keys=[KEY])
+    assert app[MANAGER] is manager
+    async with TestClient(TestServer(app)) as client:
+        assert (await ask(client, "GET", "/healthz"))[0] == 200
+    assert (await manager.list()).batches == ()
+
+
+async def test_links_follow_the_public_url_where_one_is_given(tmp_path, files):
+    async with running(make_manager(tmp_path), public_url="https://files.example/x/") as client:
+        status, made, headers = await ask(client, "POST", "/api/v1/batch/download", json={"urls": [files.add("a")]})
+        assert status == 201
+        assert headers["Location"] == f"https://files.example/x/api/v1/batch/{made['batch_id']}"
+
+
+class AsgiCall:
+    """One call of an ASGI application, as a server would make it."""
+
+    def __init__(self, app, method, path, *, body=b"", headers=(), root=""):
+        self.app = app
+        self.scope = {
+            "type": "http", "method": method, "path": root + path.partition("?")[0], "root_path": root,
+            "query_string": path.partition("?")[2].encode(), "scheme": "http", "client": ("127.0.0.1", 1),
+            "headers": [(b"host", b"localhost"), *((k.lower().encode(), v.encode()) for k, v in headers)],
+        }
+        self.inbox = asyncio.Queue()
+        self.inbox.put_nowait({"type": "http.request", "body": body[:10], "more_body": True})
+        self.inbox.put_nowait({"type": "http.request", "body": body[10:], "more_body": False})
+        self.sent = []
+        self.got = asyncio.Event()
+
+    async def send(self, message):
+        self.sent.append(message)
+        self.got.set()
+
+    async def run(self):
+        await self.app(self.scope, self.inbox.get, self.send)
+        return self
+
+    @property
+    def status(self):
+        return self.sent[0]["status"]
+
+    @property
+    def body(self):
+        return b"".join(message["body"] for message in self.sent[1:])
+
+
+async def test_asgi_gives_the_same_answers(manager, files):
+    app = create_asgi(manager, api_keys=[KEY])
+    head = [("x-api-key", KEY), ("content-type", "application/json")]
+    body = json.dumps({"urls": [files.add("a", 300_000)]}).encode()
+    made = await AsgiCall(app, "POST", "/api/v1/batch/download", body=body, headers=head, root="/mounted").run()
+    assert made.status == 201
+    batch_id = json.loads(made.body)["batch_id"]
+    await manager.wait(batch_id, timeout=10)
+    said = await AsgiCall(app, "GET", f"/api/v1/batch/{batch_id}", headers=head, root="/mounted").run()
+    path = json.loads(said.body)["jobs"][0]["file_info"]["download_url"].removeprefix("http://localhost/mounted")
+    file = await AsgiCall(app, "GET", path, headers=head).run()
+    assert file.body == files.files["a"]
+    assert (b"content-length", b"300000") in file.sent[0]["headers"]
+    part = await AsgiCall(app, "GET", path, headers=[*head, ("range", "bytes=1-2")]).run()
+    assert (part.status, part.body) == (206, files.files["a"][1:3])
+    assert (await AsgiCall(app, "GET", "/api/v1/batch").run()).status == 401
+    assert (await AsgiCall(app, "HEAD", "/", headers=head).run()).body == b""
+    large = [*head, ("content-length", str(1 << 30))]
+    assert (await AsgiCall(app, "POST", "/api/v1/batch/download", headers=large).run()).status == 413
+    stream = AsgiCall(app, "GET", f"/api/v1/batch/{batch_id}/events", headers=head)
+    assert (await stream.run()).body.endswith(b"event: end\ndata: {}\n\n")
+    with pytest.raises(RuntimeError, match="not websocket"):
+        await app({"type": "websocket"}, stream.inbox.get, stream.send)
+
+
+async def test_an_asgi_stream_ends_when_its_reader_leaves(manager):
+    app = create_asgi(manager, api_keys=[KEY])
+    call = AsgiCall(app, "GET", "/api/v1/events", headers=[("x-api-key", KEY)])
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(call.run())
+        while len(call.sent) < 2:
+            call.got.clear()
+            await call.got.wait()
+        call.inbox.put_nowait({"type": "http.disconnect"})
+    assert manager.statistics()["watchers"] == 0
+
+
+async def test_an_asgi_server_opens_and_closes_the_manager(tmp_path):
+    manager = make_manager(tmp_path)
+    app = create_asgi(manager, api_keys=[KEY])
+    inbox, sent = asyncio.Queue(), asyncio.Queue()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(app({"type": "lifespan"}, inbox.get, sent.put))
+        inbox.put_nowait({"type": "lifespan.startup"})
+        assert (await sent.get())["type"] == "lifespan.startup.complete"
+        assert (await manager.list()).batches == ()
+        blocked = create_asgi(make_manager(tmp_path), api_keys=[KEY])
+        other_in, other_out = asyncio.Queue(), asyncio.Queue()
+        other_in.put_nowait({"type": "lifespan.startup"})
+        await blocked({"type": "lifespan"}, other_in.get, other_out.put)
+        failed = await other_out.get()
+        assert failed["type"] == "lifespan.startup.failed"
+        assert "another batch manager" in failed["message"]
+        inbox.put_nowait({"type": "lifespan.shutdown"})
+        assert (await sent.get())["type"] == "lifespan.shutdown.complete"
+
+
+# Under load
+
+
+async def test_many_watchers_and_queued_jobs_leave_the_loop_free(tmp_path, files):
+    files.add("load", 40_000, "slow")
+    urls = [f"{files.url}/f/load?{number}" for number in range(100)]
+    async with make_manager(tmp_path) as manager, running(manager, create_rate=None) as client:
+        for number in range(3):
+            await submit(client, [f"{url}.{number}" for url in urls], concurrent_limit=10)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session, asyncio.timeout(20):
+            streams = []
+            for _ in range(100):
+                streams.append(await session.get(client.make_url("/api/v1/events"), headers=HEAD))
+                assert streams[-1].status == 200
+            assert manager.statistics()["watchers"] == 100
+            took = []
+            for _ in range(30):
+                began = time.perf_counter()
+                async with client.get("/healthz") as answer:
+                    assert answer.status == 200
+                took.append(time.perf_counter() - began)
+            for answer in streams:
+                answer.close()
+        for row in (await manager.list()).batches:
+            await manager.cancel(row.batch_id)
+    # Client, readers, file server and service share one loop here; the torture run measures the service alone.
+    assert sorted(took)[-2] < 1.0
+
+
+def test_everything_public_is_exported():
+    assert all(getattr(web, name) for name in web.__all__)
