@@ -20,7 +20,7 @@ from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
 from wme_async._transport import Request, Transport
 from wme_async.errors import NotFound, TransportError
-from wme_async.models import Archive
+from wme_async.models import Archive, Chunk
 
 __all__ = ["ArchiveSource", "ChunkedFiles", "Files"]
 
@@ -280,7 +280,7 @@ class ChunkedFiles(Files[M, R]):
         super().__init__(transport, resource, resource.path)
         self._chunks = chunks
 
-    def chunks(self, identifier: str) -> "Files[Any, R]":
+    def chunks(self, identifier: str) -> "Files[Chunk, R]":
         """Return the chunks of an archive: the same records in pieces of some hundred megabytes.
 
         Args:
@@ -292,7 +292,7 @@ class ChunkedFiles(Files[M, R]):
         return _Chunks(self._transport, self._chunks, self._chunks.at(snapshot=self._quoted(identifier)), identifier)
 
 
-class _Chunks(Files[Any, R]):
+class _Chunks(Files[Chunk, R]):
     """The chunks of one archive; the server reads the last number of an identifier and nothing else."""
 
     def __init__(self, transport: Transport, resource: Resource, path: str, snapshot: str) -> None:
