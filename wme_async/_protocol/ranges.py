@@ -273,7 +273,7 @@ class Plan:
             # it must be out of balance, by what it has been seen to bring.
             worth = max(5.0, elapsed / 20)
             return self.steal(now, setup=setup, least=least, gain=worth) if self._imbalance(now) > worth else None
-        return self.steal(now, setup=setup, least=least, gain=max(0.25, setup))
+        return self.steal(now, setup=setup, least=least, gain=max(0.5, setup))
 
     def steal(self, now: float, *, setup: float, least: int = MIB, gain: float = 0.5) -> tuple[Claim, Claim] | None:
         """Take over the end of the claim that would be the last to finish.
@@ -415,7 +415,7 @@ def part_size(
     share = -(-unclaimed // connections)
     if rate <= 0:
         # The first ranges measure the way; small enough that a decision can still be made while the URL is fresh.
-        return min(most, max(_PART_LEAST, min(share, 16 * MIB)))
+        return min(most, max(_PART_LEAST, min(share, 64 * MIB if lifetime is None else 16 * MIB)))
     if lifetime is not None and unclaimed / (rate * connections) > lifetime:
         return max(_PART_LEAST, -(-unclaimed // max(1, connections - served)))
     # At the end parts get smaller, but not so small that asking takes longer than the bytes: idle connections take

@@ -28,6 +28,10 @@ _BUFFER = 256 * 1024
 _LEAST_ROOM = 64 * 1024
 # A connection that is closed afterwards has to be opened anew; short bodies are better left to aiohttp, which keeps it.
 _LEAST_BODY = 8 * 1024 * 1024
+# Buffers kept for the next connections.
+_MOST_SPARE = 16
+_SPARE: list[bytearray] = []
+_SCRATCH = memoryview(bytearray(1))
 # Bytes do not wait longer than this in the buffer, so that what is on its way is also seen and accounted for.
 _FLUSH_SECONDS = 0.25
 
@@ -124,7 +128,8 @@ class _Reader(asyncio.BufferedProtocol):
         self._sink = sink
         self._rest = rest
         self._read_timeout = read_timeout
-        self._view = memoryview(bytearray(_BUFFER))
+        self._buffer = _SPARE.pop() if _SPARE else bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
         self._filled = 0
         self._heard = self._flushed = loop.time()
         self._pending: Awaitable[None] | None = None
@@ -148,7 +153,12 @@ class _Reader(asyncio.BufferedProtocol):
                 self._filled = 0
                 self._heard = self._flushed = self._loop.time()
             if self._error is not None:
-                raise self._error
+                # Its traceback leads back here; an error that is kept would keep the whole connection.
+                error, self._error = self._error, None
+                try:
+                    raise error
+                finally:
+                    del error
             if self._rest == 0 and self._filled == 0:
                 return
             if self._stopped:
@@ -172,6 +182,11 @@ class _Reader(asyncio.BufferedProtocol):
             self._pending.close()
         self._pending = None
         self._filled = 0
+        # Connections come and go, and what belongs to one may be collected late: its buffer serves the next.
+        self._view = _SCRATCH
+        if len(_SPARE) < _MOST_SPARE:
+            _SPARE.append(self._buffer)
+        self._buffer = bytearray()
         if not self._lost:
             self._transport.abort()
 
@@ -206,6 +221,9 @@ class _Reader(asyncio.BufferedProtocol):
             self._cause = exc
         self._stop()
         self._handler.connection_lost(exc if isinstance(exc, Exception) else None)
+        # asyncio's TLS protocol keeps hold of this object, so a way back would make a cycle; with what a connection's
+        # buffers weigh, waiting for the collector shows.
+        del self._transport, self._handler
 
     def pause_writing(self) -> None:
         """Nothing is written."""
