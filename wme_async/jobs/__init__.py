@@ -1,10 +1,12 @@
 """Many downloads as one job: batches of URLs that are kept in SQLite, watched, paused, repeated, and told by webhook.
 
-async with BatchManager("downloads", client=wme) as manager:
-    batch = await manager.submit(["https://example.com/a.zip", "wme:snapshots/enwiki_namespace_0"])
-    async for event in manager.watch(batch.batch_id):
-        ...
-    done = await manager.wait(batch.batch_id)
+    async with BatchManager("downloads", client=wme) as manager:
+        batch = await manager.submit(["https://example.com/a.zip", "wme:snapshots/enwiki_namespace_0"])
+        async for event in manager.watch(batch.batch_id):
+            ...
+        done = await manager.wait(batch.batch_id)
+
+A batch that was taken is downloaded, whatever happens to the process meanwhile.
 """
 
 from wme_async.jobs.guard import AddressRefused

@@ -1,8 +1,10 @@
 """The batch manager as a service: a REST API with events, files, figures and a page, in aiohttp or any ASGI framework.
 
-app.add_subapp("/downloads/", create_app(manager, api_keys=[key]))      # aiohttp
-app.mount("/downloads", create_asgi(manager, api_keys=[key]))           # Starlette, FastAPI
-await serve(manager, port=8080, api_keys=[key])                         # alone
+    app.add_subapp("/downloads/", create_app(manager, api_keys=[key]))      # aiohttp
+    app.mount("/downloads", create_asgi(manager, api_keys=[key]))           # Starlette, FastAPI
+    await serve(manager, port=8080, api_keys=[key])                         # alone
+
+All three serve the same addresses; `/api/v1/openapi.json` describes them.
 """
 
 import secrets
