@@ -125,7 +125,7 @@ def publishing(firehose):
 @pytest.mark.parametrize("page", with_python(PAGES), ids=name_of)
 def test_what_a_page_shows_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    start = AT if "2025-07-16T05" in page.read_text() else None
+    start = AT if "2025-07-16" in page.read_text() else None
     namespace = {"__name__": "__docs__"}
     with contextlib.ExitStack() as stack:
         simulator = stack.enter_context(Simulator.run_in_thread(start=start))
@@ -244,6 +244,7 @@ def test_the_tests_that_are_named_as_proofs_are_there():
 
 
 PUBLIC = ["wme_async", "wme_async.errors", "wme_async.models", "wme_async.offsets", "wme_async.simulator"]
+PUBLIC += ["wme_async.jobs", "wme_async.web"]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

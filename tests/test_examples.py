@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -40,7 +41,7 @@ SCRIPTS = {
     ],
 }
 STREAMS = {"follow_stream"}
-SERVICES = {"in_aiohttp", "in_fastapi", "in_starlette", "in_litestar"}
+SERVICES = {"batch_service", "in_aiohttp", "in_fastapi", "in_starlette", "in_litestar"}
 
 
 def test_every_example_is_run_here():
@@ -193,3 +194,21 @@ async def test_an_aiohttp_service_looks_pages_up_with_one_client(environment):
         async with served.get("/pages/enwiki/NATO") as response:
             assert response.status == 502
     assert environment.requests.count("auth", path="login") == 1
+
+
+async def test_the_batch_service_takes_a_batch_and_serves_its_file(environment, tmp_path):
+    key, hour = "wme_" + "k" * 43, environment.hours[-1].replace("T", "/")
+    app = loaded("batch_service").make_app(str(tmp_path), key)
+    async with TestClient(TestServer(app), headers={"X-API-Key": key}) as served:
+        urls = [f"wme:batches/{hour}/simplewiki_namespace_0"]
+        async with served.post("/downloads/api/v1/batch/download", json={"urls": urls}) as response:
+            assert response.status == 201, await response.text()
+            made = await response.json()
+        async with asyncio.timeout(20):
+            async with served.get(f"/downloads/api/v1/batch/{made['batch_id']}/events") as response:
+                events = (await response.text()).count("completed")  # the stream ends with the batch
+        assert events >= 2
+        async with served.get(f"/downloads/api/v1/batch/{made['batch_id']}") as response:
+            (job,) = (await response.json())["jobs"]
+        async with served.get(urlsplit(job["file_info"]["download_url"]).path) as response:
+            assert len(await response.read()) == job["file_info"]["size_bytes"]
