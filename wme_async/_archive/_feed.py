@@ -3,6 +3,7 @@
 import asyncio
 import io
 import threading
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -84,13 +85,13 @@ class Feed(io.RawIOBase):
         self._head = head + self._head
         return head
 
+    @abstractmethod
     def fetch(self, view: memoryview) -> int:
         """Write at least a byte into the view, waiting for it, or return 0 at the end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ready(self) -> int:
         """Return about how many bytes can be had without waiting."""
-        raise NotImplementedError
 
     def stop(self) -> None:
         """Wake the thread, which shall end; called in the loop."""

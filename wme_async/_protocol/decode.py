@@ -15,7 +15,7 @@ from msgspec import inspect
 
 from wme_async.models._tolerant import mend
 
-__all__ = ["DECODE_ERRORS", "LONG_RECORD", "Buffer", "Decoder", "make_decoder", "why"]
+__all__ = ["DECODE_ERRORS", "LONG_RECORD", "Buffer", "Decoder", "make_decoder", "plain_data", "why"]
 
 T = TypeVar("T")
 
@@ -79,6 +79,11 @@ def _plain(judge: msgspec.json.Decoder[T], *, copy: bool) -> Decoder[T]:
             return mend(judge, record, error)
 
     return decode
+
+
+def plain_data(type: Any) -> bool:
+    """Say whether values of a type are the same in any format: no `Any`, `Raw`, `bytes`, `Decimal` or foreign types."""
+    return not _traits(type)
 
 
 class _Choosing:

@@ -1,0 +1,252 @@
+"""Many archives at once, in worker processes."""
+
+import asyncio
+import contextlib
+import inspect
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar
+
+import anyio.to_thread
+import msgspec
+
+from wme_async._archive._feed import outlast
+from wme_async._archive._reader import ArchiveReader, ArchiveStatistics, OnBadRecord
+from wme_async._protocol.decode import plain_data
+from wme_async.errors import WMEError
+
+__all__ = ["ManyReader", "ManyResult"]
+
+R = TypeVar("R")
+
+_HEAD: Final = struct.Struct(">cQ")  # kind and length of what follows
+_PACKED, _PICKLED, _BAD, _DONE, _FAILED = b"m", b"p", b"b", b"d", b"e"
+
+
+class ManyResult(msgspec.Struct, Generic[R], frozen=True):
+    """Something that a worker process has to tell.
+
+    Attributes:
+        path: The archive.
+        records: A list of records of one member, in their order, or what `each` made of it. Empty in the last result.
+        statistics: Set in the last result of an archive, which proved whole.
+    """
+
+    path: str
+    records: list[R]
+    statistics: ArchiveStatistics | None = None
+
+
+class _Job(msgspec.Struct, frozen=True):
+    """What a worker process is told once."""
+
+    type: Any
+    each: Callable[[list[Any]], list[Any]] | None
+    count_only: bool
+    report_bad: bool
+    options: dict[str, Any]
+
+
+class ManyReader(Generic[R]):
+    """An async context manager and an async iterator of `ManyResult`; made by `read_many`."""
+
+    def __init__(
+        self,
+        paths: "Iterable[str | os.PathLike[str]]",
+        *,
+        type: Any,
+        each: Callable[[list[Any]], list[R]] | None,
+        count_only: bool,
+        workers: int | None,
+        on_bad_record: OnBadRecord,
+        **options: Any,
+    ) -> None:
+        if isinstance(paths, str | os.PathLike):
+            raise TypeError("paths is a list of paths")
+        names = [os.fspath(path) for path in paths]
+        if workers is not None and workers < 1:
+            raise ValueError("workers is a number of processes above 0")
+        if each is not None and count_only:
+            raise ValueError("with count_only nothing is there for `each` to see")
+        report = callable(on_bad_record)
+        # The reader checks the rest, here rather than in the worker.
+        ArchiveReader("", type=type, on_bad_record=on_bad_record, **options)
+        options["on_bad_record"] = "skip" if report else on_bad_record
+        self._job = _Job(type, each, count_only, report, options)
+        self._on_bad_record = on_bad_record
+        self._workers = min(len(names), workers or os.cpu_count() or 1)
+        self._paths: Iterator[str] = iter(names)
+        self._decoder = msgspec.msgpack.Decoder(list[type])
+        self._results: asyncio.Queue[ManyResult[R] | BaseException | None] = asyncio.Queue(max(1, self._workers))
+        self._task: asyncio.Task[None] | None = None
+        self._over: BaseException | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        """Start the workers.
+
+        Raises:
+            RuntimeError: It was entered before.
+        """
+        if self._task is not None or self._closed:
+            raise RuntimeError("archives can be read once: call read_many again")
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="read many archives")
+        return self
+
+    async def __aexit__(
+        self, kind: "type[BaseException] | None", error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Kill the workers that are still at work, and wait for them."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await outlast(self._task)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ManyResult[R]:
+        """Return the next result of any worker.
+
+        Raises:
+            ArchiveError: An archive is damaged, cut short, or none.
+            DecodeError: A bad record, if `on_bad_record` is `raise`.
+            OSError: An archive cannot be read.
+            WMEError: A worker process died.
+            RuntimeError: Not open.
+        """
+        if self._closed or self._task is None:
+            raise RuntimeError("the archives are not open: use `async with`")
+        if self._over is None:
+            result = await self._results.get()
+            if isinstance(result, ManyResult):
+                return result
+            self._over = StopAsyncIteration() if result is None else result
+        raise self._over
+
+    async def _run(self) -> None:
+        """Run the workers, and tell how it ended; an error of one ends all."""
+        end: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._workers):
+                    group.create_task(self._serve())
+        except BaseExceptionGroup as errors:
+            end = errors.exceptions[0]
+        await self._results.put(end)
+
+    async def _serve(self) -> None:
+        """Keep one worker process at work until no path is left."""
+        path = next(self._paths, None)
+        if path is None:
+            return
+        ours, theirs = socket.socketpair()
+        process = multiprocessing.get_context("spawn").Process(
+            target=_work, args=(theirs, self._job), name="wme_async read_many", daemon=True
+        )
+        try:
+            with theirs:
+                starting = asyncio.ensure_future(anyio.to_thread.run_sync(process.start))
+                await outlast(starting)
+                starting.result()
+            reader, writer = await asyncio.open_connection(sock=ours)
+            try:
+                while path is not None:
+                    writer.write(path.encode("utf-8", "surrogateescape") + b"\0")
+                    await self._receive(path, reader)
+                    path = next(self._paths, None)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                await anyio.to_thread.run_sync(process.join)
+                code = process.exitcode
+                raise WMEError(f"a worker process died (exit code {code}) while it read {path}") from None
+            finally:
+                writer.close()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
+        finally:
+            ours.close()
+            if process.pid is not None:
+                process.kill()
+                await outlast(asyncio.ensure_future(anyio.to_thread.run_sync(process.join)))
+                process.close()
+
+    async def _receive(self, path: str, reader: asyncio.StreamReader) -> None:
+        while True:
+            kind, length = _HEAD.unpack(await reader.readexactly(_HEAD.size))
+            data = await reader.readexactly(length)
+            if kind == _PACKED:
+                await self._results.put(ManyResult(path, self._decoder.decode(data)))
+                continue
+            found = pickle.loads(data)  # noqa: S301 - of a process that this one has started
+            if kind == _PICKLED:
+                await self._results.put(ManyResult(path, found))
+            elif kind == _BAD:
+                assert callable(self._on_bad_record)
+                answer = self._on_bad_record(found)
+                if inspect.isawaitable(answer):
+                    await answer
+            elif kind == _DONE:
+                await self._results.put(ManyResult(path, [], found))
+                return
+            else:
+                raise found
+
+
+def _work(connection: socket.socket, job: _Job) -> None:
+    """Be a worker process: read paths, one at a time, and tell what comes of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which kills this process
+    connection.settimeout(None)  # sockets come non-blocking from a process with an event loop
+    with connection, connection.makefile("rb") as requests:
+        while path := _until_zero(requests):
+            try:
+                statistics = asyncio.run(_read(connection, path, job))
+            except ConnectionError:
+                return  # nobody listens any more
+            except Exception as error:  # noqa: BLE001 - it is raised in the parent
+                _send(connection, _FAILED, _pickled(error))
+            else:
+                _send(connection, _DONE, pickle.dumps(statistics))
+
+
+def _until_zero(requests: Any) -> str:
+    name = b""
+    while (byte := requests.read(1)) not in {b"", b"\0"}:
+        name += byte
+    return name.decode("utf-8", "surrogateescape")
+
+
+async def _read(connection: socket.socket, path: str, job: _Job) -> ArchiveStatistics:
+    options = dict(job.options)
+    if job.report_bad:
+        options["on_bad_record"] = lambda error: _send(connection, _BAD, pickle.dumps(error))
+    pack = None if job.each is not None or not plain_data(job.type) else msgspec.msgpack.Encoder().encode
+    async with ArchiveReader(path, type=job.type, **options) as reader:
+        async for records in reader.batches():
+            if job.count_only:
+                continue
+            if pack is not None:
+                _send(connection, _PACKED, pack(records))
+            elif made := records if job.each is None else job.each(records):
+                _send(connection, _PICKLED, pickle.dumps(made, pickle.HIGHEST_PROTOCOL))
+        return reader.statistics()
+
+
+def _send(connection: socket.socket, kind: bytes, data: bytes) -> None:
+    """Send a frame; it waits while the parent does not read, which bounds what lies between the two."""
+    connection.sendall(_HEAD.pack(kind, len(data)))
+    connection.sendall(data)
+
+
+def _pickled(error: Exception) -> bytes:
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)  # noqa: S301 - just made; some exceptions pickle and do not come back
+    except Exception:  # noqa: BLE001 - whatever a foreign exception does
+        return pickle.dumps(WMEError(f"{type(error).__name__} in a worker process: {error}"))
+    return data
