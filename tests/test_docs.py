@@ -13,14 +13,15 @@ import shlex
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from wme_async import Client, errors
-from wme_async.simulator import Simulator, faults
+from wme_async.simulator import Firehose, Simulator, faults
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -42,7 +43,7 @@ class Block(NamedTuple):
     gap: str  # what stands between it and the block before
 
 
-def blocks(page):
+def blocks(page: Path) -> list[Block]:
     text = page.read_text()
     found, end = [], 0
     for match in _FENCE.finditer(text):
@@ -52,15 +53,15 @@ def blocks(page):
     return found
 
 
-def name_of(page):
+def name_of(page: Path) -> str:
     return page.stem.lower()
 
 
-def with_python(pages):
+def with_python(pages: list[Path]) -> list[Path]:
     return [page for page in pages if any(block.language == "python" for block in blocks(page))]
 
 
-def run(block, page, namespace, runner):
+def run(block: Block, page: Path, namespace: dict[str, Any], runner: asyncio.Runner) -> str:
     """Run one block as `python -m asyncio` would, and return what it printed."""
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     code = compile("\n" * block.line + block.body, str(page), "exec", flags=flags, dont_inherit=True)
@@ -72,7 +73,7 @@ def run(block, page, namespace, runner):
     return printed.getvalue()
 
 
-def run_page(page, namespace, runner):
+def run_page(page: Path, namespace: dict[str, Any], runner: asyncio.Runner) -> None:
     """Run the blocks of a page in turn; a block of text right behind one is what it prints."""
     checker, printed = doctest.OutputChecker(), None
     for block in blocks(page):
@@ -89,7 +90,7 @@ def run_page(page, namespace, runner):
             printed = None
 
 
-def run_with_pytest(block):
+def run_with_pytest(block: Block) -> None:
     """Run tests that are shown, away from our own configuration."""
     Path("test_shown.py").write_text(block.body)
     Path("pytest.ini").write_text("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
@@ -105,11 +106,11 @@ def run_with_pytest(block):
 
 
 @contextlib.contextmanager
-def publishing(firehose):
+def publishing(firehose: Firehose) -> Iterator[None]:
     """Publish some events a second from another thread, as `wme-async simulate --rate` does."""
     over = threading.Event()
 
-    def publish():
+    def publish() -> None:
         while not over.wait(0.01):
             firehose.publish_many(5)
 
@@ -123,10 +124,12 @@ def publishing(firehose):
 
 
 @pytest.mark.parametrize("page", with_python(PAGES), ids=name_of)
-def test_what_a_page_shows_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
+def test_what_a_page_shows_runs_and_prints_what_it_says(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     start = AT if "2025-07-16" in page.read_text() else None
-    namespace = {"__name__": "__docs__"}
+    namespace: dict[str, Any] = {"__name__": "__docs__"}
     with contextlib.ExitStack() as stack:
         simulator = stack.enter_context(Simulator.run_in_thread(start=start))
         runner = stack.enter_context(asyncio.Runner())
@@ -142,7 +145,7 @@ def test_what_a_page_shows_runs_and_prints_what_it_says(page, tmp_path, monkeypa
                     runner.run(value.aclose())
 
 
-def test_what_is_not_run_says_why():
+def test_what_is_not_run_says_why() -> None:
     for page in PAGES:
         for block in blocks(page):
             if block.language == "python" and block.body.startswith("# not run"):
@@ -150,7 +153,7 @@ def test_what_is_not_run_says_why():
                 assert len(reason.split()) >= 3, f"{page.name}, line {block.line + 1}"
 
 
-def test_every_fence_has_a_language():
+def test_every_fence_has_a_language() -> None:
     for page in PAGES:
         for block in blocks(page):
             assert block.language in {"python", "text", "sh", "toml", "json"} or block.language.startswith("{"), (
@@ -159,14 +162,14 @@ def test_every_fence_has_a_language():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_to_files_lead_somewhere(page):
+def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_command_lines_name_commands_and_options_that_exist(page):
+def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
     pytest.importorskip("click")
     for block in blocks(page):
         if block.language == "sh":
@@ -178,13 +181,14 @@ def test_command_lines_name_commands_and_options_that_exist(page):
                     assert _unknown_words(words[1:]) is None, line
 
 
-def _unknown_words(words):
+def _unknown_words(words: list[str]) -> str | None:
     """Return the first word that the command line would not know; None if there is none."""
     import click
 
     from wme_async.cli.root import root
 
-    command, context = root, click.Context(root)
+    command: click.Command = root
+    context = click.Context(root)
     for word in words:
         if word.startswith("-"):
             known = {option for parameter in command.params for option in parameter.opts}
@@ -198,9 +202,10 @@ def _unknown_words(words):
     return None
 
 
-def drawn(text):
+def drawn(text: str) -> dict[str, str]:
     """Read a tree that is drawn by indentation: name to parent."""
-    parents, above = {}, []
+    parents: dict[str, str] = {}
+    above: list[tuple[int, str]] = []
     for line in text.splitlines():
         names = re.match(r"\s*((?:[A-Z]\w+(?: \d(?:\d\d|xx))?(?:\s{1,2}|$))+)", line)
         if names is None:
@@ -214,29 +219,28 @@ def drawn(text):
     return parents
 
 
-def test_the_tree_of_errors_is_drawn_as_it_is():
-    real = {name: kind.__base__.__name__ for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)}
-    page = next(
-        block.body for block in blocks(DOCS / "errors.md") if "WMEError" in block.body and block.language == "text"
-    )
-    docstring = errors.__doc__.partition("Misuse")[0]
+def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
+    kinds = [kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)]
+    real = {kind.__name__: kind.__bases__[0].__name__ for kind in kinds}
+    page = next(block.body for block in blocks(DOCS / "errors.md") if block.body.startswith("WMEError"))
+    docstring = (errors.__doc__ or "").partition("Misuse")[0]
     assert drawn(docstring.partition("\n")[2]) == real
     assert drawn(page) == real
 
 
-def test_every_error_is_explained():
+def test_every_error_is_explained() -> None:
     text = (DOCS / "errors.md").read_text()
     leaves = [name for name in errors.__all__ if name[0].isupper()]
     assert [name for name in leaves if f"`{name}`" not in text] == []
 
 
-def test_every_fault_is_in_the_catalogue():
+def test_every_fault_is_in_the_catalogue() -> None:
     text = " ".join((faults.__doc__, (DOCS / "testing.md").read_text()))
     kinds = {*faults._DETAILS, *faults._STREAM}
     assert sorted(kind for kind in kinds if f"`{kind}`" not in text) == []
 
 
-def test_the_tests_that_are_named_as_proofs_are_there():
+def test_the_tests_that_are_named_as_proofs_are_there() -> None:
     there = {name for path in ROOT.glob("tests/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
     named = re.findall(r"`(test_\w+)`", (DOCS / "why.md").read_text())
     assert len(named) > 10
@@ -248,7 +252,7 @@ PUBLIC += ["wme_async.jobs", "wme_async.web"]
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_is_on_the_api_page(name):
+def test_every_public_name_is_on_the_api_page(name: str) -> None:
     module = importlib.import_module(name)
     text = (DOCS / "api.md").read_text()
     whole = re.findall(r"automodule:: ([\w.]+)\n(?: +:(?!no-members)[\w-]+:.*\n)* +:members:", text)
@@ -259,6 +263,6 @@ def test_every_public_name_is_on_the_api_page(name):
     assert sorted(set(module.__all__) - shown - {"__version__"}) == []
 
 
-def test_every_page_is_in_the_table_of_contents():
+def test_every_page_is_in_the_table_of_contents() -> None:
     listed = set(re.findall(r"^(\w[\w-]*)$", (DOCS / "index.md").read_text(), re.MULTILINE))
     assert sorted(page.stem for page in DOCS.glob("*.md") if page.stem not in {*listed, "index"}) == []

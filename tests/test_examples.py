@@ -7,13 +7,15 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from wme_async.simulator import Simulator
+from wme_async.simulator import Firehose, Simulator
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGE = {"name": "Marie Curie", "url": "https://en.wikipedia.org/wiki/Marie_Curie"}
@@ -44,33 +46,33 @@ STREAMS = {"follow_stream"}
 SERVICES = {"batch_service", "in_aiohttp", "in_fastapi", "in_starlette", "in_litestar"}
 
 
-def test_every_example_is_run_here():
+def test_every_example_is_run_here() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *STREAMS, *SERVICES}
 
 
 @pytest.fixture
-def simulator():
+def simulator() -> Iterator[Simulator]:
     with Simulator.run_in_thread(articles=10) as running:
         yield running
 
 
 @pytest.fixture
-def environment(simulator, monkeypatch):
+def environment(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Simulator:
     for name, value in simulator.environment().items():
         monkeypatch.setenv(name, value)
     return simulator
 
 
-def run(name, *words, cwd):
+def run(name: str, *words: str, cwd: Path) -> str:
     """Run a script as a user would, except that a warning is an error."""
-    command = [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *words]
+    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py"), *words]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=50)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_a_script_prints_what_it_should(name, environment, tmp_path):
+def test_a_script_prints_what_it_should(name: str, environment: Simulator, tmp_path: Path) -> None:
     for arguments, expected in SCRIPTS[name]:
         words = [each.format(hour=environment.hours[-1]) for each in arguments]
         printed = run(name, *words, cwd=tmp_path)
@@ -78,11 +80,11 @@ def test_a_script_prints_what_it_should(name, environment, tmp_path):
 
 
 @pytest.fixture
-def published(simulator):
+def published(simulator: Simulator) -> Iterator[Firehose]:
     """Events are published all the time, so that a reader that asks for what is new is given something."""
     over = threading.Event()
 
-    def publish():
+    def publish() -> None:
         while not over.wait(0.02):
             simulator.firehose.publish_many(4)
 
@@ -93,7 +95,9 @@ def published(simulator):
     thread.join()
 
 
-def test_the_script_that_follows_the_stream_goes_on_where_it_stopped(environment, published, tmp_path):
+def test_the_script_that_follows_the_stream_goes_on_where_it_stopped(
+    environment: Simulator, published: Firehose, tmp_path: Path
+) -> None:
     for count in ("30", "40"):
         printed = run("follow_stream", "offsets.db", count, cwd=tmp_path)
         assert re.match(rf"{count} events; \w+ \d+", printed), printed
@@ -102,8 +106,10 @@ def test_the_script_that_follows_the_stream_goes_on_where_it_stopped(environment
     assert sum(second.start[number] - first.start[number] for number in asked) == 30
 
 
-def loaded(name):
+def loaded(name: str) -> Any:
     specification = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module  # where frameworks look annotations up
     specification.loader.exec_module(module)
@@ -113,25 +119,25 @@ def loaded(name):
 class Asgi:
     """As much of an ASGI server as is needed: start-up, one request after the other, shut-down."""
 
-    def __init__(self, app):
+    def __init__(self, app: Any) -> None:
         self.app = app
-        self.state = {}
-        self.inbox = asyncio.Queue()
-        self.told = asyncio.Queue()
+        self.state: dict[str, Any] = {}
+        self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> Self:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
         self.task = asyncio.create_task(self.app(scope, self.inbox.get, self.told.put))
         await self.inbox.put({"type": "lifespan.startup"})
         assert (await self.told.get())["type"] == "lifespan.startup.complete"
         return self
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, *_: object) -> None:
         await self.inbox.put({"type": "lifespan.shutdown"})
         assert (await self.told.get())["type"] == "lifespan.shutdown.complete"
         await self.task
 
-    async def get(self, path):
+    async def get(self, path: str) -> tuple[int, bytes]:
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -147,14 +153,16 @@ class Asgi:
             "server": ("test", 80),
             "state": dict(self.state),
         }
-        sent, body = [], iter([{"type": "http.request", "body": b"", "more_body": False}])
+        sent: list[dict[str, Any]] = []
+        body = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
-        async def receive():
+        async def receive() -> dict[str, Any]:
             for message in body:
                 return message
-            return await asyncio.Future()
+            await asyncio.Event().wait()  # the caller stays
+            raise AssertionError
 
-        async def send(message):
+        async def send(message: dict[str, Any]) -> None:
             sent.append(message)
 
         async with asyncio.timeout(20):
@@ -164,7 +172,7 @@ class Asgi:
 
 @pytest.mark.filterwarnings("default")  # other people's packages, imported here for the first time
 @pytest.mark.parametrize("name", ["fastapi", "starlette", "litestar"])
-async def test_an_asgi_service_looks_pages_up_with_one_client(name, environment):
+async def test_an_asgi_service_looks_pages_up_with_one_client(name: str, environment: Simulator) -> None:
     pytest.importorskip(name)
     async with Asgi(loaded(f"in_{name}").app) as served:
         for _ in range(2):
@@ -180,7 +188,7 @@ async def test_an_asgi_service_looks_pages_up_with_one_client(name, environment)
     assert environment.requests.count("auth", path="login") == 1
 
 
-async def test_an_aiohttp_service_looks_pages_up_with_one_client(environment):
+async def test_an_aiohttp_service_looks_pages_up_with_one_client(environment: Simulator) -> None:
     async with TestClient(TestServer(loaded("in_aiohttp").make_app())) as served:
         for _ in range(2):
             async with served.get("/pages/enwiki/Marie%20Curie") as response:
@@ -196,7 +204,7 @@ async def test_an_aiohttp_service_looks_pages_up_with_one_client(environment):
     assert environment.requests.count("auth", path="login") == 1
 
 
-async def test_the_batch_service_takes_a_batch_and_serves_its_file(environment, tmp_path):
+async def test_the_batch_service_takes_a_batch_and_serves_its_file(environment: Simulator, tmp_path: Path) -> None:
     key, hour = "wme_" + "k" * 43, environment.hours[-1].replace("T", "/")
     app = loaded("batch_service").make_app(str(tmp_path), key)
     async with TestClient(TestServer(app), headers={"X-API-Key": key}) as served:
