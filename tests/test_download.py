@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio.to_thread
 import pytest
 
-from wme_async._download import Budget, Download, FileInfo, Progress, SignedUrl, download, ordered
+from wme_async._download import Budget, Download, FileInfo, Progress, SignedUrl, download, ordered, partfile
 from wme_async._download.ledger import Ledger, boot_id
 from wme_async._download.partfile import PartFile, etag_of
+from wme_async._download.threads import in_thread
 from wme_async._protocol.ranges import Plan
 from wme_async._protocol.settings import Retry, Timeouts
 from wme_async._transport import Transport
@@ -433,13 +433,13 @@ async def test_a_slow_disk_is_written_to_by_a_thread(
     sim.put_object(KEY, data)
     monkeypatch.setattr("wme_async._download.partfile._SLOW_WRITE", 0.0)
     threads: list[object] = []
-    real = anyio.to_thread.run_sync
+    real = in_thread
 
-    async def watched(function: Any, *args: Any, **options: Any) -> Any:
+    async def watched(function: Any, *args: Any) -> Any:
         threads.append(getattr(function, "__name__", None))
-        return await real(function, *args, **options)
+        return await real(function, *args)
 
-    monkeypatch.setattr(anyio.to_thread, "run_sync", watched)
+    monkeypatch.setattr("wme_async._download.partfile.in_thread", watched)
     await download(StoreSource(sim, transport), tmp_path / "x", transport=transport, part_size=300_000)
     assert (tmp_path / "x").read_bytes() == data
     assert threads.count("_write") > 5

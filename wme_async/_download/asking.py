@@ -3,12 +3,11 @@
 import contextlib
 from collections.abc import AsyncIterator
 
-import anyio.to_thread
-
 from wme_async._download.budget import Ticket
 from wme_async._download.engine import Replaced
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import FileInfo, Source
+from wme_async._download.threads import in_thread
 from wme_async._protocol.ranges import etag_matches, strong_etag
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, NotFound, StatusError
@@ -70,7 +69,7 @@ async def verify(source: Source, md5: str | None, promised: str | None, info: Fi
         return True
     etag = strong_etag(info.etag)
     size = info.size
-    if etag is not None and size is not None and await anyio.to_thread.run_sync(part.etag, etag, size) == etag:
+    if etag is not None and size is not None and await in_thread(part.etag, etag, size) == etag:
         return None
     raise IntegrityError(
         "the file does not have the MD5 that its metadata promises; nothing was kept, so download it again",

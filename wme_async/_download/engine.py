@@ -5,8 +5,6 @@ import contextlib
 from collections.abc import Awaitable, Iterator
 from typing import NoReturn, Protocol
 
-import anyio
-
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.source import SignedUrl
 from wme_async._protocol.ranges import Claim, Plan, Verdict, judge
@@ -107,7 +105,7 @@ class Crew:
         self._began = transport.monotonic()
         self._patience = _PATIENCE / 3 if in_order else _PATIENCE
         self._setup = 0.1
-        self._scopes: dict[Claim, anyio.CancelScope] = {}
+        self._scopes: dict[Claim, asyncio.Timeout] = {}
         self._news = asyncio.Event()
         self._answered = False
 
@@ -198,21 +196,26 @@ class Crew:
     async def _serve(self, claim: Claim, victim: Claim | None) -> None:
         if victim is not None and victim.lost:
             self._abort(victim)
-        scope = self._scopes[claim] = anyio.CancelScope()
+        # Not for a time limit, but because it can be made to expire from outside.
+        scope = asyncio.timeout(None)
         try:
             self._store.open_claim(claim)
-            with scope:
+            async with scope:
+                self._scopes[claim] = scope
                 await self._fetch(claim)
+        except TimeoutError:
+            if not scope.expired():
+                raise
         finally:
-            del self._scopes[claim]
+            self._scopes.pop(claim, None)
             self.plan.release(claim, self._transport.monotonic())
             self._store.close_claim(claim)
             self.tell()
 
     def _abort(self, claim: Claim) -> None:
-        scope = self._scopes.get(claim)
+        scope = self._scopes.pop(claim, None)
         if scope is not None:
-            scope.cancel()
+            scope.reschedule(asyncio.get_running_loop().time())
 
     async def _fetch(self, claim: Claim) -> None:
         backoff = Backoff(self._transport.retry, self._transport.random.random)

@@ -6,13 +6,12 @@ import inspect
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import anyio.to_thread
-
 from wme_async._download.asking import ask_whole, checksum_or_none, head_of, pause, verify
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced, check_ticket, only_cause
 from wme_async._download.partfile import PartFile, check_target, known_version
 from wme_async._download.source import Download, FileInfo, Progress, ProgressHook, Source
+from wme_async._download.threads import in_thread
 from wme_async._protocol.pace import Meter
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
@@ -192,7 +191,7 @@ class Job:
             OSError: As `download`.
         """
         began = self.transport.monotonic()
-        await anyio.to_thread.run_sync(check_target, self.to)
+        await in_thread(check_target, self.to)
         info, self.promised = await self._ask()
         if self.if_changed:
             known = await self._unchanged(info)
@@ -203,13 +202,13 @@ class Job:
                     path=self.to, size=size, etag=info.etag, version=md5, verified=verified, unchanged=True,
                     seconds=self.transport.monotonic() - began,
                 )  # fmt: skip
-        part = self.part = await anyio.to_thread.run_sync(lambda: PartFile(self.to, durable=self.durable))
+        part = self.part = await in_thread(lambda: PartFile(self.to, durable=self.durable))
         try:
             if self.on_open is not None:
                 self.on_open(part)
             info, md5 = await self._fetch(info)
             verified = await self._verified(info, md5, part)
-            size = await anyio.to_thread.run_sync(lambda: part.finish(md5=md5, verified=verified))
+            size = await in_thread(lambda: part.finish(md5=md5, verified=verified))
         finally:
             # Threads that were at work have been waited for by now; closing takes no time.
             part.close()
@@ -230,7 +229,7 @@ class Job:
         return info.result(), promised.result() if promised else None
 
     async def _unchanged(self, info: FileInfo) -> tuple[str | None, bool | None] | None:
-        return await anyio.to_thread.run_sync(
+        return await in_thread(
             lambda: known_version(
                 self.to, identity=self.source.identity, size=info.size, etag=info.etag, promised=self.promised
             )
@@ -261,7 +260,7 @@ class Job:
     async def _fetch_ranges(self, size: int, etag: str) -> str | None:
         part = self.part
         assert part is not None
-        plan = await anyio.to_thread.run_sync(
+        plan = await in_thread(
             lambda: part.resume(
                 identity=self.source.identity, size=size, etag=etag, keep=size > _SMALL, rate=self.budget.rate
             )
@@ -334,7 +333,7 @@ class Job:
                 continue
             # What is written by now is on the disk when this returns, and only that is noted.
             spans, flushed = plan.written, plan.done
-            await anyio.to_thread.run_sync(part.checkpoint, spans)
+            await in_thread(part.checkpoint, spans)
 
     async def _fetch_stream(self, info: FileInfo) -> str | None:
         """Fetch the file in one answer: nothing proves that two answers hold the same bytes."""
@@ -345,7 +344,7 @@ class Job:
         await self.budget.acquire()
         try:
             while True:
-                await anyio.to_thread.run_sync(part.empty)
+                await in_thread(part.empty)
                 self.streamed, self.total = 0, info.size
                 digest = hashlib.md5(usedforsecurity=False) if self.verify and self.promised else None
                 try:
@@ -417,7 +416,7 @@ async def _hash_behind(digest: "hashlib._Hash", plan: Plan, part: PartFile, crew
             await crew.news()
             continue
         stop = min(front, at + _HASH_MOST)
-        await anyio.to_thread.run_sync(part.hash_into, digest, at, stop)
+        await in_thread(part.hash_into, digest, at, stop)
         at = stop
 
 

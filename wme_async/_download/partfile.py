@@ -10,10 +10,10 @@ import time
 from collections.abc import Awaitable
 from pathlib import Path
 
-import anyio.to_thread
 import msgspec
 
 from wme_async._download.ledger import Ledger, boot_id
+from wme_async._download.threads import in_thread
 from wme_async._protocol.ranges import Claim, Plan, Spans, strong_etag
 
 __all__ = ["PartFile", "check_target", "etag_of", "hash_range", "known_version"]
@@ -188,7 +188,7 @@ class PartFile:
         """
         began = time.perf_counter()
         if began < self._slow_until:
-            return anyio.to_thread.run_sync(self._write, offset, data)
+            return in_thread(self._write, offset, data)
         self._write(offset, data)
         if time.perf_counter() - began > _SLOW_WRITE:
             self._slow_period = (

@@ -10,14 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import anyio.to_thread
-
 from wme_async._download.asking import ask_whole, checksum_or_none, head_of, pause
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
 from wme_async._download.job import Job, after
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import Download, FileInfo, Source
+from wme_async._download.threads import in_thread
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
 from wme_async._transport import Transport
@@ -372,7 +371,7 @@ class _Windowed(Ordered):
             for piece in pieces:
                 self._digest.update(piece)
 
-        await anyio.to_thread.run_sync(update)
+        await in_thread(update)
         self._hashed += sum(map(len, pieces))
 
     async def _check(self, info: FileInfo) -> None:
