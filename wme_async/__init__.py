@@ -11,7 +11,7 @@ the error tree, `wme_async.offsets` for where streams keep their positions, `wme
 account, `wme_async.jobs` and `wme_async.web` for many downloads as one job.
 """
 
-from wme_async._archive import ArchiveReader, read_archive
+from wme_async._archive import ArchiveReader, ManyReader, ManyResult, read_archive, read_many
 from wme_async._client import Cache, Client, Collection, Files, Looked, Lookup, LookupProgress, Lookups
 from wme_async._download import Budget, Download, FileInfo, Progress
 from wme_async._protocol.quota import Allowances, Cost, Quota
@@ -75,6 +75,8 @@ __all__ = [
     "Lookup",
     "LookupProgress",
     "Lookups",
+    "ManyReader",
+    "ManyResult",
     "MemoryOffsets",
     "NotFound",
     "OffsetGap",
@@ -102,4 +104,5 @@ __all__ = [
     "WMEError",
     "__version__",
     "read_archive",
+    "read_many",
 ]
