@@ -1,5 +1,6 @@
 """Filling a gap from the hourly batches: what they still have, once, and not what the stream brought itself."""
 
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -117,10 +118,12 @@ class Filler(Generic[T]):
         last = _floor(min(missing.before or now, now)) + _HOUR
         while hour <= last:
             if hour not in self._hours:
-                async for record in self._backfill(hour):
-                    item = self._wanted(record, after)
-                    if item is not None:
-                        yield item
+                # Closed at once if the consumer leaves: it may hold a download.
+                async with contextlib.aclosing(_closable(self._backfill(hour))) as records:
+                    async for record in records:
+                        item = self._wanted(record, after)
+                        if item is not None:
+                            yield item
                 self._hours.add(hour)
             hour += _HOUR
 
@@ -140,6 +143,16 @@ class Filler(Generic[T]):
             return None
         self._remember(identity, filled=True)
         return item
+
+
+async def _closable(records: AsyncIterator[Buffer]) -> AsyncGenerator[Buffer]:
+    try:
+        async for record in records:
+            yield record
+    finally:
+        close = getattr(records, "aclose", None)
+        if close is not None:
+            await close()
 
 
 def _floor(time: datetime) -> datetime:
