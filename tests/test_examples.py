@@ -1,9 +1,11 @@
 """Every example runs as it stands, against a simulator, and prints what it says."""
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from wme_async.simulator import Firehose, Simulator
+from wme_async.simulator import Firehose, Simulator, build_archive
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGE = {"name": "Marie Curie", "url": "https://en.wikipedia.org/wiki/Marie_Curie"}
@@ -42,12 +44,13 @@ SCRIPTS = {
         (["simplewiki_namespace_0", "data"], r"data/simplewiki_namespace_0\.tar\.gz is already the newest\n"),
     ],
 }
-STREAMS = {"follow_stream"}
+FILES = {"short_pages"}
+STREAMS = {"follow_stream", "exactly_once"}  # the latter is killed at random in test_stream_torture
 SERVICES = {"batch_service", "in_aiohttp", "in_fastapi", "in_starlette", "in_litestar"}
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *STREAMS, *SERVICES}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *FILES, *STREAMS, *SERVICES}
 
 
 @pytest.fixture
@@ -79,6 +82,16 @@ def test_a_script_prints_what_it_should(name: str, environment: Simulator, tmp_p
         assert re.search(expected, printed, re.DOTALL), printed
 
 
+def test_the_script_that_uses_all_processors_finds_what_is_short(tmp_path: Path) -> None:
+    lengths = {"a": (99, 100, 5000), "b": (1, 100)}
+    for name, found in lengths.items():
+        pages = [{"name": f"{name}{length}", "version": {"number_of_characters": length}} for length in found]
+        lines = [json.dumps(page).encode() + b"\n" for page in pages]
+        (tmp_path / f"{name}.tar.gz").write_bytes(build_archive([("x.ndjson", lines)]))
+    printed = run("short_pages", "a.tar.gz", "b.tar.gz", cwd=tmp_path)
+    assert sorted(printed.splitlines()) == ["1\tb1\tb.tar.gz", "99\ta99\ta.tar.gz"]
+
+
 @pytest.fixture
 def published(simulator: Simulator) -> Iterator[Firehose]:
     """Events are published all the time, so that a reader that asks for what is new is given something."""
@@ -104,6 +117,22 @@ def test_the_script_that_follows_the_stream_goes_on_where_it_stopped(
     first, second = published.connections
     asked = second.request.offsets
     assert sum(second.start[number] - first.start[number] for number in asked) == 30
+
+
+def test_the_script_that_copies_the_stream_has_no_event_twice_and_none_missing(
+    environment: Simulator, published: Firehose, tmp_path: Path
+) -> None:
+    for rows in (30, 90):
+        printed = run("exactly_once", "edits.db", str(rows), cwd=tmp_path)
+        found = re.fullmatch(r"(\d+) rows, 50 positions\n", printed)
+        assert found is not None, printed
+        assert int(found[1]) >= rows
+    with contextlib.closing(sqlite3.connect(tmp_path / "edits.db")) as db:
+        copied = db.execute("SELECT partition, offset FROM edits").fetchall()
+    assert len(copied) == len(set(copied))
+    for partition, first in published.connections[0].start.items():
+        offsets = sorted(offset for each, offset in copied if each == partition)
+        assert offsets == list(range(first, first + len(offsets)))
 
 
 def loaded(name: str) -> Any:

@@ -168,6 +168,63 @@ def kill_at_random(tmp_path: Path, *, kills: int, events: int, rate: float, pati
     assert answer["refused"] == []
 
 
+def copy_exactly_once(tmp_path: Path, *, kills: int, events: int, rate: float) -> None:
+    """Kill the example so often, then let it finish, and count its rows."""
+    chance = random.Random(3)
+    example = Path(__file__).parents[1] / "examples" / "exactly_once.py"
+    database = tmp_path / "edits.db"
+
+    def rows() -> list[tuple[int, int]]:
+        if not database.exists():
+            return []
+        with closing(sqlite3.connect(database)) as connection:
+            try:
+                return connection.execute("SELECT partition, offset FROM edits").fetchall()
+            except sqlite3.OperationalError:  # it was killed before it had made its tables
+                return []
+
+    with server(events=events, rate=rate, cuts=["reset", "clean"], bytes=20_000) as serving:
+        hosts = serving.client["hosts"]
+        environment = {
+            **os.environ,
+            "WME_USERNAME": serving.client["username"],
+            "WME_PASSWORD": serving.client["password"],
+            **{f"WME_{role.upper()}_URL": hosts[role] for role in ("auth", "api", "realtime")},
+        }
+
+        def start(limit: int) -> "subprocess.Popen[bytes]":
+            command = [sys.executable, str(example), str(database), str(limit)]
+            return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+
+        for _ in range(kills):
+            before = len(rows())
+            with start(events + 1) as copying:
+                until = time.monotonic() + 30
+                while len(rows()) <= before and not serving.ask("status")["done"] and time.monotonic() < until:
+                    time.sleep(0.02)
+                time.sleep(chance.uniform(0, 0.1))
+                os.kill(copying.pid, signal.SIGKILL)
+        while not serving.ask("status")["done"]:
+            time.sleep(0.05)
+        expected = [tuple(place) for places in serving.ask("expected")["expected"].values() for place in places]
+        with start(len(expected)) as copying:
+            try:
+                printed, _ = copying.communicate(timeout=60)
+            finally:
+                copying.kill()
+    assert printed == f"{len(expected)} rows, 50 positions\n".encode()
+    assert Counter(rows()) == Counter(expected)
+
+
+def test_the_example_copies_each_event_exactly_once_although_it_is_killed(tmp_path: Path) -> None:
+    copy_exactly_once(tmp_path, kills=2, events=400, rate=300)
+
+
+@pytest.mark.torture
+def test_the_example_copies_each_event_exactly_once_through_fifty_kills(tmp_path: Path) -> None:
+    copy_exactly_once(tmp_path, kills=50, events=5000, rate=60)
+
+
 RUNS = pytest.mark.parametrize(
     ("framing", "connections", "query"),
     [("ndjson", 1, FILTERED), ("ndjson", 10, {}), ("sse", 1, {}), ("sse", 10, FILTERED)],
