@@ -181,6 +181,20 @@ def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
                     assert _unknown_words(words[1:]) is None, line
 
 
+def test_every_command_and_exit_code_is_described() -> None:
+    pytest.importorskip("click")
+    import click
+
+    from wme_async.cli.base import _EXIT_CODES
+    from wme_async.cli.root import root
+
+    text = (DOCS / "cli.md").read_text()
+    commands = root.list_commands(click.Context(root))
+    assert [name for name in commands if not re.search(rf"(`|wme-async ){name}[` ]", text)] == []
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert codes == {0, 2, 130, *(code for _, code in _EXIT_CODES)}
+
+
 def _unknown_words(words: list[str]) -> str | None:
     """Return the first word that the command line would not know; None if there is none."""
     import click
@@ -189,11 +203,15 @@ def _unknown_words(words: list[str]) -> str | None:
 
     command: click.Command = root
     context = click.Context(root)
-    for word in words:
+    rest = iter(words)
+    for word in rest:
         if word.startswith("-"):
-            known = {option for parameter in command.params for option in parameter.opts}
-            if word.partition("=")[0] not in {*known, "--help", "--version"}:
+            known = {option: parameter for parameter in command.params for option in parameter.opts}
+            name, has_value, _ = word.partition("=")
+            if name not in {*known, "--help", "--version"}:
                 return word
+            if not has_value and not getattr(known.get(name), "is_flag", True):
+                next(rest, None)
         elif isinstance(command, click.Group):
             found = command.get_command(context, word)
             if found is None:
