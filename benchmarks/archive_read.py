@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 - scripts, not a package
 """Read an archive in a given way and print counts and seconds, as one line of JSON.
 
     python benchmarks/archive_read.py ARCHIVE [--mode full|slim|batches|slim-batches|skip|inflate|decode]
@@ -86,7 +85,7 @@ def inflate(path: Path, *, use_isal: bool) -> dict[str, Any]:
     begun = time.perf_counter()
     total = 0
     if use_isal:
-        from isal import igzip  # noqa: PLC0415 - an extra
+        from isal import igzip
 
         with igzip.open(path, "rb") as file:
             while block := file.read1(1024 * 1024):
@@ -142,7 +141,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=0, metavar="N")
     args = parser.parse_args()
     if args.uvloop:
-        import uvloop  # noqa: PLC0415 - an extra
+        import uvloop
 
         run: Any = uvloop.run
     else:

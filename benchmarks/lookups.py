@@ -74,7 +74,7 @@ def server() -> Iterator[str]:
         probe.close()
         path = Path(folder, "nginx.conf")
         path.write_text(CONFIG.format(folder=folder, port=port, login=LOGIN, answer=ANSWER))
-        process = subprocess.Popen([program, "-c", str(path), "-p", folder])  # noqa: S603  # our own configuration
+        process = subprocess.Popen([program, "-c", str(path), "-p", folder])  # our own configuration
         try:
             for _ in range(100):
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.1):
@@ -157,7 +157,7 @@ async def single(base: str, names: list[str], concurrency: int) -> int:
     return found
 
 
-async def watched(base: str, names: list[str], concurrency: int) -> dict[str, int]:
+async def watched(base: str, names: list[str], concurrency: int) -> dict[str, float]:
     """Look up with an eye on sockets and memory."""
     most = done = 0
     marks: list[int] = []
@@ -224,8 +224,9 @@ def main() -> None:
         seen = asyncio.run(watched(base, names, options.concurrency))
     medians = {name: statistics.median(values) for name, values in spent.items()}
     ratios = {f"{name}/bare": round(medians[name] / medians["bare"], 3) for name in ("lookup_many", "lookup")}
-    figures = {"cpu_us": {name: round(value, 1) for name, value in medians.items()}, **ratios, **seen}
-    print(json.dumps({"count": options.count, "concurrency": options.concurrency, **figures}))  # noqa: T201
+    seen["growth"] = round((seen["rss_end_kb"] - seen["rss_fifth_kb"]) / 1e3, 1)
+    figures = {f"{name}_us": round(value, 1) for name, value in medians.items()} | ratios | seen
+    print(json.dumps({"count": options.count, "concurrency": options.concurrency, **figures}))
 
 
 if __name__ == "__main__":
