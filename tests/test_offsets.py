@@ -1,6 +1,7 @@
 # ruff: noqa: ASYNC220, ASYNC240  # nothing else runs in the loop while these tests look at files and processes
 """Stores of positions: each passes the suite that users can run on theirs, and none is torn by a kill."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -8,11 +9,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
 from wme_async.errors import DataError, DecodeError, StreamError
@@ -257,3 +261,48 @@ def test_the_stores_are_stores_to_a_type_checker(tmp_path: Path) -> None:
     stores: list[ClaimingStore] = [MemoryOffsets(), FileOffsets(tmp_path), SQLiteOffsets(tmp_path / "x.db")]
     assert all(isinstance(store, ClaimingStore) for store in stores)
     assert [claim_of(store) for store in stores]
+
+
+@pytest.mark.parametrize("kind", [file, sqlite])
+@pytest.mark.parametrize("scope", ["asyncio", "anyio"])
+async def test_a_cancelled_save_is_over_when_it_says_so(
+    kind: Callable[[Path], OpenStore], scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = kind(tmp_path)()
+    began, go = asyncio.Event(), threading.Event()
+    loop, save = asyncio.get_running_loop(), store._save
+
+    def slow(*args: Any) -> None:
+        loop.call_soon_threadsafe(began.set)
+        assert go.wait(20)
+        save(*args)
+
+    monkeypatch.setattr(store, "_save", slow)
+    inner = anyio.CancelScope()
+
+    async def saving() -> None:
+        with inner:
+            await store.save(NAME, {0: Position(1)})
+
+    task = asyncio.ensure_future(saving())
+    await began.wait()
+    if scope == "asyncio":
+        task.cancel()
+    else:
+        inner.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    # Were it over, the next save could be overtaken by this one, and positions would go back.
+    assert not task.done()
+    go.set()
+    await asyncio.wait([task])
+    assert task.cancelled() == (scope == "asyncio")
+    assert await kind(tmp_path)().load(NAME) == {0: Position(1)}
+
+
+async def test_one_store_serves_one_event_loop_after_the_other(tmp_path: Path) -> None:
+    for kind in (file, sqlite):
+        store = kind(tmp_path)()
+        await store.save(NAME, {0: Position(1)})
+        with asyncio.Runner() as runner:
+            assert await asyncio.to_thread(runner.run, store.load(NAME)) == {0: Position(1)}

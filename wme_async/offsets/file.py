@@ -7,10 +7,10 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-import anyio.to_thread
 import msgspec
 
 from wme_async._protocol.positions import Position
+from wme_async._threads import in_thread
 from wme_async.errors import DecodeError
 from wme_async.offsets._lock import file_name, locked
 
@@ -48,7 +48,7 @@ class FileOffsets:
             DecodeError: The file is not one of ours.
             OSError: It cannot be read.
         """
-        return await anyio.to_thread.run_sync(self._load, name)
+        return await in_thread(self._load, name)
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:
         """Keep these positions, leaving other partitions as they are. When it returns, they are on the disk.
@@ -59,7 +59,7 @@ class FileOffsets:
         """
         if positions:
             # The thread is waited for even if the caller is cancelled: the rename either happened or did not.
-            await anyio.to_thread.run_sync(self._save, name, dict(positions))
+            await in_thread(self._save, name, dict(positions))
 
     @contextlib.asynccontextmanager
     async def claim(self, name: str) -> AsyncIterator[None]:

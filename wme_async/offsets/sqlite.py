@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 
 from wme_async._protocol.positions import Position
+from wme_async._threads import in_thread
 from wme_async.errors import DataError
 from wme_async.offsets._lock import file_name, locked
 
@@ -63,7 +63,8 @@ class SQLiteOffsets:
             DataError: The file is no database, or the table is not ours.
             sqlite3.OperationalError: The database is locked for long, or cannot be opened.
         """
-        return await anyio.to_thread.run_sync(self._load, name, limiter=self._limiter)
+        async with self._limiter:
+            return await in_thread(self._load, name)
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:
         """Keep these positions, leaving other partitions as they are, in one transaction.
@@ -73,7 +74,8 @@ class SQLiteOffsets:
             sqlite3.OperationalError: The database is locked for long, or the disk is full.
         """
         if positions:
-            await anyio.to_thread.run_sync(self._save, name, dict(positions), limiter=self._limiter)
+            async with self._limiter:
+                await in_thread(self._save, name, dict(positions))
 
     @contextlib.asynccontextmanager
     async def claim(self, name: str) -> AsyncIterator[None]:
