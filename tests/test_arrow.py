@@ -1,0 +1,325 @@
+"""Records as Arrow and Parquet, read back by pyarrow and by DuckDB."""
+
+import asyncio
+import dataclasses
+import datetime as dt
+import enum
+import io
+import subprocess
+import sys
+import tarfile
+import uuid
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wme_async._archive import read_archive
+from wme_async.errors import ArchiveError, DecodeError
+from wme_async.models import Article, StructuredContent, WikidataEntity
+
+pa = pytest.importorskip("pyarrow", reason="the extra `arrow` is not installed")
+pq = pytest.importorskip("pyarrow.parquet", reason="the extra `arrow` is not installed")
+
+from wme_async.integrations.arrow import (  # noqa: E402 - not importable without the extra
+    parquet_chunks,
+    record_batches,
+    schema_of,
+    unwritten,
+    write_parquet,
+)
+
+
+class Kind(enum.Enum):
+    OLD = "old"
+    NEW = "new"
+
+
+class Inner(msgspec.Struct):
+    number: int = 0
+    names: list[str] = []
+
+
+class Empty(msgspec.Struct):
+    pass
+
+
+@dataclasses.dataclass
+class Plain:
+    x: int = 0
+
+
+class Typed(TypedDict, total=False):
+    y: str
+
+
+class Record(msgspec.Struct, kw_only=True):
+    text: str = ""
+    renamed: int = msgspec.field(default=0, name="re-named")
+    real: float = 0.0
+    either: int | float = 0
+    flag: bool = False
+    when: dt.datetime | None = None
+    day: dt.date | None = None
+    clock: dt.time | None = None
+    raw: bytes = b""
+    key: uuid.UUID | None = None
+    kind: Kind = Kind.OLD
+    word: Literal["a", "b"] = "a"
+    inner: Inner | None = None
+    inners: list[Inner | None] | None = None
+    pairs: tuple[str, ...] = ()
+    table: dict[str, float] = {}
+    anything: Any = None
+    both: str | int = 0
+    numbered: dict[int, str] = {}
+    level: Literal[1, 2] = 1
+    exact: Decimal | None = None
+    again: "Record | None" = None
+    empty: Empty | None = None
+    plain: Plain | None = None
+    typed: Typed | None = None
+    maybe: str | msgspec.UnsetType = msgspec.UNSET
+    _spelling: int = 0
+
+
+def plain(value: Any) -> Any:
+    """Return what a value should come back as."""
+    if isinstance(value, Record):
+        return {
+            field.encode_name: plain_field(field.name, getattr(value, field.name))
+            for field in msgspec.structs.fields(Record)
+            if not field.name.startswith("_")
+        }
+    if isinstance(value, Inner):
+        return {"number": value.number, "names": value.names}
+    if isinstance(value, Plain):
+        return {"x": value.x}
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def plain_field(name: str, value: Any) -> Any:
+    if value is None or value is msgspec.UNSET:
+        return None
+    if name in {"anything", "both", "numbered", "level", "exact", "again", "empty"}:
+        return msgspec.json.encode(value).decode()
+    if name == "typed":
+        return {"y": value.get("y")}
+    if name == "key":
+        return str(value)
+    return plain(value)
+
+
+inners = st.builds(Inner, number=st.integers(-(2**63), 2**63 - 1), names=st.lists(st.text(max_size=3), max_size=2))
+records = st.builds(
+    Record,
+    text=st.text(max_size=5),
+    renamed=st.integers(-(2**63), 2**63 - 1),
+    real=st.floats(allow_nan=False),
+    either=st.integers(-1000, 1000) | st.floats(allow_nan=False),
+    flag=st.booleans(),
+    when=st.none() | st.datetimes(timezones=st.just(dt.UTC)),
+    day=st.none() | st.dates(),
+    clock=st.none() | st.times(),
+    raw=st.binary(max_size=3),
+    key=st.none() | st.uuids(),
+    kind=st.sampled_from(Kind),
+    word=st.sampled_from(["a", "b"]),
+    inner=st.none() | inners,
+    inners=st.none() | st.lists(st.none() | inners, max_size=3),
+    pairs=st.lists(st.text(max_size=2), max_size=2).map(tuple),
+    table=st.dictionaries(st.text(max_size=2), st.floats(allow_nan=False), max_size=2),
+    anything=st.none() | st.integers(0, 9) | st.lists(st.integers(0, 9), max_size=2),
+    both=st.text(max_size=2) | st.integers(0, 9),
+    numbered=st.dictionaries(st.integers(0, 9), st.text(max_size=2), max_size=2),
+    exact=st.none() | st.just(Decimal("1.50")),
+    again=st.none() | st.just(Record(text="x")),
+    empty=st.none() | st.just(Empty()),
+    plain=st.none() | st.builds(Plain, st.integers(0, 9)),
+    typed=st.none() | st.just({"y": "z"}) | st.just({}),
+    maybe=st.just(msgspec.UNSET) | st.text(max_size=2),
+)
+
+
+async def each(values: list[Any]) -> AsyncIterator[Any]:
+    for value in values:
+        yield value
+
+
+async def batches_of(values: list[Any], type_: Any) -> list[Any]:
+    return [batch async for batch in record_batches(each(values), type_)]
+
+
+@settings(max_examples=30)
+@given(values=st.lists(records, max_size=4))
+def test_every_value_comes_back_as_it_was(values: list[Record]) -> None:
+    table = pa.Table.from_batches(asyncio.run(batches_of(values, Record)), schema_of(Record))
+    table.validate(full=True)
+    assert table.to_pylist() == [plain(value) for value in values]
+
+
+def test_the_schema_has_the_names_of_the_wire_and_a_type_for_each_field() -> None:
+    schema = schema_of(Record)
+    assert schema.field("re-named").type == pa.int64()
+    assert schema.field("either").type == pa.float64()
+    assert schema.field("when").type == pa.timestamp("us", tz="UTC")
+    assert schema.field("inners").type == pa.list_(
+        pa.struct([("number", pa.int64()), ("names", pa.list_(pa.string()))])
+    )
+    assert schema.field("table").type == pa.map_(pa.string(), pa.float64())
+    assert schema.field("again").type == pa.string()
+    assert "_spelling" not in schema.names
+
+
+@pytest.mark.parametrize("type_", [Article, StructuredContent, WikidataEntity])
+def test_all_record_types_of_the_service_have_a_schema(type_: Any) -> None:
+    table = pa.Table.from_batches(asyncio.run(batches_of([type_()], type_)), schema_of(type_))
+    table.validate(full=True)
+
+
+def test_a_type_without_fields_is_misuse() -> None:
+    for type_ in (int, dict[str, int]):
+        with pytest.raises(TypeError, match="a type with fields"):
+            schema_of(type_)
+
+
+async def test_a_number_that_arrow_cannot_hold_is_an_error_of_ours() -> None:
+    with pytest.raises(DecodeError, match="Arrow cannot hold"):
+        await batches_of([Inner(2**63)], Inner)
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir())
+
+
+def archive(path: Path, *members: tuple[str, bytes]) -> Path:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w:gz") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    path.write_bytes(sink.getvalue())
+    return path
+
+
+def lines(numbers: range) -> bytes:
+    return b"".join(b'{"number":%d,"names":["n%d"]}\n' % (number, number) for number in numbers)
+
+
+async def test_duckdb_reads_the_counts_and_values_of_real_articles(tmp_path: Path, shared_data: Path) -> None:
+    duckdb = pytest.importorskip("duckdb", reason="DuckDB is not installed")
+    raw = (shared_data / "articles.ndjson").read_bytes()
+    path = archive(tmp_path / "x.tar.gz", ("a.ndjson", raw * 3))
+    target = tmp_path / "x.parquet"
+    async with read_archive(path) as articles:
+        done = await write_parquet(articles, target, type=Article)
+    expected = [msgspec.json.decode(line, type=Article) for line in raw.splitlines()] * 3
+    assert done.rows == len(expected)
+    assert done.files == (str(target),)
+    assert done.bytes == target.stat().st_size
+    found = duckdb.execute(
+        f"SELECT identifier, name, epoch_us(date_modified), article_body.html, version.size.value, len(categories),"
+        f" version.is_minor_edit, is_part_of.identifier FROM '{target}'"
+    ).fetchall()
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    assert found == [
+        (
+            article.identifier,
+            article.name,
+            (article.date_modified - epoch) // dt.timedelta(microseconds=1) if article.date_modified else None,
+            article.article_body.html if article.article_body else None,
+            article.version.size.value,
+            len(article.categories),
+            article.version.is_minor_edit,
+            article.is_part_of.identifier,
+        )
+        for article in expected
+    ]
+
+
+async def test_row_groups_are_bounded_by_bytes(tmp_path: Path) -> None:
+    path = archive(tmp_path / "x.tar.gz", ("a", lines(range(40_000))))
+    target = tmp_path / "x.parquet"
+    async with read_archive(path, type=Inner) as records_:
+        await write_parquet(records_, target, type=Inner, row_group_bytes=200_000, compression="snappy")
+    facts = pq.ParquetFile(target).metadata
+    assert facts.num_rows == 40_000
+    assert facts.num_row_groups > 3
+    assert facts.row_group(0).column(0).compression == "SNAPPY"
+    assert pq.read_table(target).column("number").to_pylist() == list(range(40_000))
+
+
+async def test_the_bytes_can_be_had_without_a_file() -> None:
+    values = [Inner(number) for number in range(2000)]
+    chunks = [chunk async for chunk in parquet_chunks(each(values), Inner, row_group_bytes=1)]
+    assert len(chunks) == 5
+    assert pq.read_table(io.BytesIO(b"".join(chunks))).num_rows == 2000
+
+
+async def test_no_records_make_a_file_without_rows(tmp_path: Path) -> None:
+    done = await write_parquet(each([]), tmp_path / "x.parquet", type=Inner)
+    assert done.rows == 0
+    assert pq.read_schema(tmp_path / "x.parquet") == schema_of(Inner)
+
+
+async def test_a_file_that_is_not_whole_has_no_name(tmp_path: Path) -> None:
+    path = archive(tmp_path / "x.tar.gz", ("a", lines(range(5000))))
+    path.write_bytes(path.read_bytes()[:-20])
+
+    async def write() -> None:
+        async with read_archive(path, type=Inner, use_isal=False) as records_:
+            await write_parquet(records_, tmp_path / "x.parquet", type=Inner)
+
+    with pytest.raises(ArchiveError):
+        await write()
+    assert contents(tmp_path) == [path.name]
+
+
+async def test_a_folder_gets_a_file_for_each_member_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    whole = [("m_0.ndjson", lines(range(100))), ("m_1.ndjson", lines(range(100, 200)))]
+    path = archive(tmp_path / "x.tar.gz", *whole, ("m_2.ndjson", lines(range(200, 250)) + b"bad\n"))
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    async def write() -> Any:
+        async with read_archive(path, type=Inner, select=unwritten(folder)) as records_:
+            return await write_parquet(records_, folder, type=Inner)
+
+    with pytest.raises(DecodeError):
+        await write()
+    assert contents(folder) == ["m_0.parquet", "m_1.parquet"]
+    archive(path, *whole, ("m_2.ndjson", lines(range(200, 300))))
+    done = await write()
+    assert (done.rows, done.files) == (100, (str(folder / "m_2.parquet"),))
+    assert sorted(pq.read_table(folder).column("number").to_pylist()) == list(range(300))
+    assert (await write()).files == ()
+
+
+async def test_a_folder_is_for_archives(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="archive"):
+        await write_parquet(each([]), tmp_path, type=Inner)
+
+
+async def test_a_target_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        await write_parquet(each([Inner()]), tmp_path / "missing" / "x.parquet", type=Inner)
+
+
+def test_without_the_extra_the_import_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "try: import wme_async.integrations.arrow\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'wme-async[arrow]'" in done.stdout

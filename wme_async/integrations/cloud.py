@@ -1,0 +1,195 @@
+"""Bytes to S3, Google Cloud Storage, Azure and files, by obstore (extra `cloud`: `pip install 'wme-async[cloud]'`).
+
+    from wme_async.integrations.cloud import upload
+
+    await upload(chunks, "s3://bucket/enwiki_namespace_0.tar.gz")
+
+Bytes go in parts, several at a time, as they arrive: nothing is written to the disk and little is held in memory. The
+object is there when all of it was sent; whatever ends the upload earlier leaves none.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+try:
+    import obstore
+    from obstore import exceptions
+    from obstore.store import from_url
+except ImportError as _error:
+    raise ImportError("cloud storage needs the extra `cloud`: pip install 'wme-async[cloud]'") from _error
+
+__all__ = ["Uploaded", "upload"]
+
+_SCHEMES: Final = frozenset({"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "file"})
+_PART: Final = 8 * 1024 * 1024
+_GRACE: Final = 10.0  # seconds for the store to take an upload back
+
+
+class Uploaded(msgspec.Struct, frozen=True):
+    """An object that was written.
+
+    Attributes:
+        url: Where it is; the path inside the store, where a store was given.
+        size: Bytes.
+        etag: The store's ETag, as it writes it.
+        version: The store's version of the object, where the bucket keeps versions.
+    """
+
+    url: str
+    size: int
+    etag: str | None = None
+    version: str | None = None
+
+
+async def upload(
+    chunks: AsyncIterable[bytes],
+    to: "str | os.PathLike[str]",
+    *,
+    store: Any = None,
+    part_size: int = _PART,
+    connections: int = 4,
+    **options: Any,
+) -> Uploaded:
+    """Send bytes to an object as they arrive.
+
+    The source is read and closed in the task that calls this, and only as fast as the store takes its bytes.
+
+    Args:
+        chunks: The bytes, in order: a download, `arrow.parquet_chunks`, or any other async iterable.
+        to: `s3://bucket/key`, `gs://bucket/key`, `az://container/key`, `file:///path`. Credentials are found where the
+            tools of each cloud look for them, such as `AWS_ACCESS_KEY_ID`. With `store`, the path inside it.
+        store: An obstore store of your own, such as one with its own credentials.
+        part_size: Bytes of one part; S3 wants 5 MiB at least.
+        connections: Parts on their way at a time.
+        **options: For `obstore.store.from_url`, such as `region="eu-west-1"`, `endpoint=` or `client_options=`.
+
+    Raises:
+        ValueError: A URL without a key, or of a kind that is not known.
+        OSError: The store refused; `PermissionError` and `FileNotFoundError` where it says so.
+        Exception: What the source raises.
+    """
+    if part_size < 1 or connections < 1:
+        raise ValueError("part_size and connections are numbers above 0")
+    name = os.fspath(to)
+    if store is None:
+        store, key = _store(name, options)
+    elif options:
+        raise ValueError(f"a store has its options already: {sorted(options)}")
+    else:
+        key = name
+    taken = _Taken()
+    putting = asyncio.ensure_future(_put(store, key, taken, part_size, connections))
+    size = 0
+    source = aiter(chunks)
+    try:
+        try:
+            async for chunk in source:
+                size += len(chunk)
+                await taken.give(bytes(chunk), putting)
+        finally:
+            close = getattr(source, "aclose", None)
+            if close is not None:
+                await close()
+        await taken.give(None, putting)
+        result = await asyncio.shield(putting)
+    except BaseException:
+        await _take_back(taken, putting)
+        raise
+    return Uploaded(url=name, size=size, etag=result.get("e_tag"), version=result.get("version"))
+
+
+class _Taken:
+    """What obstore reads from. Its task is not ours, so it must never be left waiting."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(1)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        item = await self._queue.get()
+        if item is None:
+            raise StopAsyncIteration
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    async def give(self, chunk: bytes | None, putting: "asyncio.Future[Any]") -> None:
+        """Hand over a chunk, or the end; raise what ended the upload, if anything did."""
+        if chunk == b"":
+            return
+        giving = asyncio.ensure_future(self._queue.put(chunk))
+        try:
+            await asyncio.wait([giving, putting], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            giving.cancel()
+        if putting.done():
+            putting.result()
+
+    def refuse(self) -> None:
+        """Make the upload fail."""
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put_nowait(_TakenBackError())
+
+
+class _TakenBackError(Exception):
+    """The source has ended before its end."""
+
+
+async def _take_back(taken: _Taken, putting: "asyncio.Future[Any]") -> None:
+    """End an upload so that the store forgets its parts, even while this task is being cancelled."""
+    if not putting.done():
+        taken.refuse()
+    deadline = asyncio.get_running_loop().time() + _GRACE
+    while not putting.done():
+        try:
+            left = deadline - asyncio.get_running_loop().time()
+            await asyncio.wait([putting], timeout=max(0.0, left))
+        except asyncio.CancelledError:
+            continue  # the caller raises what it is raising
+        if asyncio.get_running_loop().time() >= deadline:
+            putting.cancel()
+            deadline += _GRACE
+    if not putting.cancelled():
+        putting.exception()
+
+
+async def _put(store: Any, key: str, taken: _Taken, part_size: int, connections: int) -> Any:
+    try:
+        return await obstore.put_async(
+            store, key, taken, use_multipart=True, chunk_size=part_size, max_concurrency=connections
+        )
+    except exceptions.NotFoundError as error:
+        raise FileNotFoundError(_first_line(error)) from error
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+        raise PermissionError(_first_line(error)) from error
+    except exceptions.BaseError as error:
+        raise OSError(_first_line(error)) from error
+
+
+def _store(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    """Return a store and the key in it for a URL."""
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(f"{url!r} must be one of {', '.join(sorted(f'{each}://' for each in _SCHEMES))}")
+    folder, _, last = parts.path.rpartition("/")
+    if not last or (parts.scheme != "file" and not parts.netloc) or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} must name an object: a bucket and a key, without a query")
+    try:
+        if parts.scheme == "file":
+            return from_url(f"file://{folder or '/'}", mkdir=True, **options), unquote(last)
+        return from_url(f"{parts.scheme}://{parts.netloc}", **options), unquote(parts.path.lstrip("/"))
+    except exceptions.BaseError as error:
+        raise OSError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return what happened without the debugging output that follows it."""
+    return str(error).split("\n", 1)[0]
