@@ -12,7 +12,7 @@ project_copyright = author
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "figures"]
 myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
 myst_heading_anchors = 3
 
@@ -29,11 +29,14 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 
-# Figures are drawn by `nox -s bench` and kept beside the pages; a page without them says so.
-_figures = sorted((Path(__file__).parent / "figures").glob("*.svg"))
+# Figures and tables are made by `nox -s bench` and kept beside the pages; a page without them says so.
+_kept = sorted((Path(__file__).parent / "figures").glob("*"))
+_shown = [path.read_text() for path in _kept if path.suffix == ".md"]
+_shown += [
+    f"![{path.stem.replace('-', ' ')}](figures/{path.name})" for path in _kept if path.suffix in {".svg", ".png"}
+]
 myst_substitutions = {
-    "figures": "\n\n".join(f"![{path.stem.replace('-', ' ')}](figures/{path.name})" for path in _figures)
-    or "No figures are kept with this copy of the documentation.",
+    "figures": "\n\n".join(_shown) or "No figures are kept with this copy of the documentation.",
 }
 
 
