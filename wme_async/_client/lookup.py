@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, overload
 from wme_async._client.cache import Cache, cached
 from wme_async._client.collection import Value
 from wme_async._client.many import Looked, LookupProgress, Lookups
-from wme_async._client.plan import Plan, plan_key, planned, read_answer
+from wme_async._client.plan import Plan, planned, read_answer
 from wme_async._protocol.paths import article_path
 from wme_async._protocol.query import Query
 from wme_async._protocol.quota import Cost
@@ -31,9 +31,6 @@ _HEADERS: Final = {"Content-Type": "application/json", "Accept": "application/x-
 # How long the API is thought to be in trouble after a request of ours failed, and how long to wait before asking again.
 _TROUBLE = 60.0
 _RECHECK_AFTER = 1.0
-
-# Questions that are remembered as checked, since the same one is often put about one title after the other.
-_PLANS = 64
 
 _MANY = 2000
 _HOUR = 3600.0
@@ -133,7 +130,6 @@ class Lookup(Generic[T]):
         self._resource = resource
         self._cache = cache
         self._hint = Hint("snapshots")
-        self._plans: dict[Any, Plan] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._resource.path}>"
@@ -361,24 +357,6 @@ class Lookup(Generic[T]):
         return await asked(self._transport, request, cache=self._cache, recheck=recheck)
 
     def _plan(
-        self,
-        fields: Sequence[str] | None,
-        filters: Mapping[str, Value] | None,
-        limit: int | None,
-        type: type[Any] | None,
-        order: Order,
-    ) -> Plan:
-        key = plan_key(fields, filters, limit, type, order)
-        plan = self._plans.get(key) if key is not None else None
-        if plan is None:
-            plan = self._made(fields, filters, limit, type, order)
-            if key is not None:
-                if len(self._plans) >= _PLANS:
-                    self._plans.clear()
-                self._plans[key] = plan
-        return plan
-
-    def _made(
         self,
         fields: Sequence[str] | None,
         filters: Mapping[str, Value] | None,

@@ -15,7 +15,7 @@ from wme_async.errors import DecodeError
 from wme_async.models import StructuredContent
 from wme_async.models._tolerant import decode_record
 
-__all__ = ["Plan", "plan_key", "planned", "read_answer"]
+__all__ = ["Plan", "planned", "read_answer"]
 
 _PROJECT: Final = "is_part_of.identifier"
 _LANGUAGE: Final = "in_language.identifier"
@@ -50,24 +50,6 @@ class Plan(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     tells: bool
 
 
-def plan_key(fields: Any, filters: Any, limit: Any, type: Any, order: Any) -> Any:
-    """Return what a checked question is remembered by; None for what cannot be, or is not worth it."""
-    try:
-        key = (
-            None if fields is None else tuple(fields) if isinstance(fields, list | tuple) else None,
-            # 1, 1.0 and True are equal, and different questions.
-            None if filters is None else tuple((name, value, value.__class__) for name, value in filters.items()),
-            (limit, limit.__class__),
-            type,
-            order if order is None or isinstance(order, str) else None,
-        )
-        hash(key)
-    except (TypeError, AttributeError):
-        return None
-    odd = (fields is not None and key[0] is None) or (order is not None and key[4] is None)
-    return None if odd else key
-
-
 def planned(query: Query, order: Any) -> Plan:
     """Decide what to send for a query, and how to read the answers.
 
@@ -78,6 +60,16 @@ def planned(query: Query, order: Any) -> Plan:
     Raises:
         ValueError: The order is none of these.
     """
+    # The same question is often put about one title after the other, and is then the same object.
+    return _usual(query, order) if order is None or isinstance(order, str) else _made(query, order)
+
+
+@lru_cache(maxsize=256)
+def _usual(query: Query, order: str | None) -> Plan:
+    return _made(query, order)
+
+
+def _made(query: Query, order: Any) -> Plan:
     order = _order(order)
     body = query.body()
     notes = []
