@@ -1,6 +1,7 @@
 """The transport against the simulator: retries, tokens, limits, errors, and that nothing stays open."""
 
 import asyncio
+import base64
 import inspect
 import json
 import logging
@@ -16,6 +17,7 @@ from aiohttp import client_exceptions
 from yarl import URL
 
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
+from wme_async._protocol.token import Tokens
 from wme_async._transport import Credentials, Request, SessionPool, Transport
 from wme_async._transport.throttle import Throttle
 from wme_async._transport.wire import translate
@@ -229,6 +231,117 @@ async def test_a_token_is_refreshed_ahead_of_its_end(sim):
     transport.ahead = 86_400 - 299 + 86_400 - 200
     assert (await transport.request(PROJECTS)).status == 200
     await transport.aclose()
+
+
+class Counting(Transport):
+    """A transport that counts what it sends, and whose clock can be set."""
+
+    sent = 0
+    ahead = 0.0
+
+    async def _send(self, *arguments, **options):
+        self.sent += 1
+        return await super()._send(*arguments, **options)
+
+    def now(self):
+        return super().now() + self.ahead
+
+
+async def test_attempts_to_reach_the_auth_host_do_not_multiply(sim, unused_port):
+    hosts = Hosts.of({"auth": f"http://127.0.0.1:{unused_port}"})
+    transport = make(sim, kind=Counting, hosts=hosts, retry=Retry(attempts=3, base=0))
+    with pytest.raises(ConnectFailed) as caught:
+        await transport.request(PROJECTS)
+    assert transport.sent == 3
+    assert len(caught.value.__notes__) == 1
+    transport.sent = 0
+    with pytest.raises(ConnectFailed):
+        await transport.tokens.login()
+    assert transport.sent == 3
+    await transport.aclose()
+
+
+async def test_a_wrong_password_is_sent_once_however_many_wait_for_the_token(sim):
+    transport = make(sim, credentials=Credentials("simulated", "wrong"))
+    results = []
+
+    async def ask():
+        try:
+            await transport.request(PROJECTS)
+        except Unauthorized as error:
+            results.append(error)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(20):
+            group.create_task(ask())
+    assert len(results) == len({id(error) for error in results}) == 20
+    assert all("Incorrect username" in str(error) for error in results)
+    assert len(asked(sim, "/v1/login")) == 1
+    # Who comes later is no one who waited, and may know that the account was put right.
+    with pytest.raises(Unauthorized):
+        await transport.request(PROJECTS)
+    assert len(asked(sim, "/v1/login")) == 2
+    await transport.aclose()
+
+
+async def test_a_sign_in_that_is_cancelled_is_taken_up_by_the_next_who_waits(sim, transport):
+    with pytest.raises(ServerError):
+        sim.faults.inject("status", role="auth", status=500, times=5)
+        await transport.request(PROJECTS)
+    hung = sim.faults.inject("hang_head", role="auth")
+    first = asyncio.create_task(transport.request(PROJECTS))
+    await until(lambda: hung.hits)
+    others = [asyncio.create_task(transport.request(PROJECTS)) for _ in range(3)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    first.cancel()
+    others[0].cancel()
+    done, _ = await asyncio.wait([first, *others], timeout=10)
+    assert len(done) == 4
+    assert [each.cancelled() for each in (first, *others)] == [True, True, False, False]
+    assert {each.result().status for each in others[1:]} == {200}
+
+
+async def test_a_token_that_is_about_to_end_serves_until_there_is_another(sim):
+    transport = make(sim, kind=Counting)
+    await transport.request(PROJECTS)
+    transport.ahead = 86_400 - 200
+    hung = sim.faults.inject("hang_head", role="auth", path="token-refresh")
+    first = asyncio.create_task(transport.request(PROJECTS))
+    await until(lambda: hung.hits)
+    # The auth host is not heard of, and nobody but the first has to wait for it.
+    assert (await asyncio.wait_for(transport.request(PROJECTS), 5)).status == 200
+    first.cancel()
+    await asyncio.wait([first])
+    sim.faults.inject("status", role="auth", status=500, times=None)
+    before = len(asked(sim, "/v1/token-refresh"))
+    for _ in range(5):
+        assert (await transport.request(PROJECTS)).status == 200
+    assert len(asked(sim, "/v1/token-refresh")) == before + 1
+    transport.ahead += 31
+    assert (await transport.request(PROJECTS)).status == 200
+    assert len(asked(sim, "/v1/token-refresh")) == before + 2
+    # It is over: there is nothing to go on with.
+    transport.ahead = 86_401
+    with pytest.raises(ServerError):
+        await transport.request(PROJECTS)
+    await transport.aclose()
+
+
+async def test_a_token_that_works_is_used_although_no_other_can_be_had(sim, transport):
+    await transport.request(PROJECTS)
+    token = await transport.tokens.token()
+    payload = base64.urlsafe_b64encode(json.dumps({"exp": transport.now() + 60}).encode()).decode()
+    alone = make(sim, credentials=Credentials(access_token=f"a.{payload}.c"))
+    # Its own clock may be wrong; only the server's counts.
+    assert await alone.tokens.token() == f"a.{payload}.c"
+    await alone.aclose()
+    sim.users["simulated"].password = "changed"
+    both = make(sim, credentials=Credentials("simulated", "simulated-password", access_token=token))
+    both.tokens._tokens = Tokens(access_token=token, access_expires=both.now() + 60)
+    assert (await both.request(PROJECTS)).status == 200
+    assert len(asked(sim, "/v1/login")) == 2
+    await both.aclose()
 
 
 async def test_the_91st_refresh_and_a_revoked_refresh_token_fall_back_to_a_sign_in(sim, transport):

@@ -56,6 +56,10 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         yield "access_expires", self.access_expires
         yield "refreshes", self.refreshes
 
+    def works(self, *, now: float) -> bool:
+        """Say whether the access token has not ended yet, so far as is known."""
+        return bool(self.access_token) and (self.access_expires is None or now < self.access_expires)
+
     def refreshed(self, access_token: str, expires_in: float | None, *, now: float) -> "Tokens":
         """Return these tokens after a refresh."""
         return msgspec.structs.replace(

@@ -2,13 +2,15 @@
 
 import asyncio
 import contextlib
+import copy
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
 
 import msgspec
-from anyio import to_thread
 
 from wme_async._protocol.token import REFRESH_LIFETIME, Step, Tokens, jwt_expiry, next_step, renewal
+from wme_async._threads import in_thread
 from wme_async._transport.tokenfile import TokenFile
 from wme_async._transport.wire import Request, Response
 from wme_async.errors import (
@@ -23,6 +25,9 @@ from wme_async.errors import (
 __all__ = ["Credentials", "TokenKeeper"]
 
 logger = logging.getLogger("wme_async.auth")
+
+# Seconds without another try, after a token could not be replaced ahead of its end.
+_NOT_AGAIN_FOR = 30.0
 
 
 class Credentials:
@@ -81,14 +86,20 @@ class _Answer(msgspec.Struct):
     challenge_name: str = ""
 
 
-Send = Callable[[Request], Awaitable[Response]]
+class Send(Protocol):
+    """Sends a request to the auth host."""
+
+    def __call__(self, request: Request, *, retry: bool) -> Awaitable[Response]: ...
 
 
 class TokenKeeper:
     """Keeps one valid access token.
 
     However many requests find the token missing, old or refused at the same time, one of them gets a new one and all
-    use it: the step is taken under a lock and only if the token that failed is still the current one.
+    use it: the step is taken under a lock and only if the token that failed is still the current one. Where it fails, it
+    has failed for all who waited for it: a wrong password is sent once, since the server locks accounts out for less.
+
+    A token that is only about to end goes on being used while somebody replaces it, and while that cannot be done.
 
     Args:
         credentials: To sign in with.
@@ -114,10 +125,13 @@ class TokenKeeper:
         self._file = file
         self._lock = asyncio.Lock()
         self._tokens: Tokens | None = None
+        self._steps = 0
+        self._failure: WMEError | None = None
+        self._resting_until = 0.0
         if credentials.access_token is not None:
-            self._tokens = Tokens(
-                access_token=credentials.access_token, access_expires=jwt_expiry(credentials.access_token)
-            )
+            # Where there is no other one to be had, only the server can say that it has ended.
+            ends = jwt_expiry(credentials.access_token) if credentials.can_sign_in else None
+            self._tokens = Tokens(access_token=credentials.access_token, access_expires=ends)
 
     def __repr__(self) -> str:
         return f"<TokenKeeper {self._tokens!r}>" if self._tokens else "<TokenKeeper signed out>"
@@ -129,9 +143,12 @@ class TokenKeeper:
             Unauthorized: The sign-in was refused, or wants a step that only a person can take.
             WMEError: The auth host could not be asked.
         """
-        tokens = self._tokens
-        if tokens is not None and next_step(tokens, now=self._now()) is Step.USE:
-            return tokens.access_token
+        tokens, now = self._tokens, self._now()
+        if tokens is not None:
+            if next_step(tokens, now=now) is Step.USE:
+                return tokens.access_token
+            if tokens.works(now=now) and (self._lock.locked() or now < self._resting_until):
+                return tokens.access_token
         return await self._renew(None)
 
     async def replace(self, failed: str) -> str:
@@ -152,7 +169,7 @@ class TokenKeeper:
             Unauthorized: The user name or password is wrong, or only an access token was given.
         """
         async with self._lock, self._shared():
-            await self._keep(await self._sign_in())
+            await self._keep(await self._sign_in(retry=True))
 
     async def revoke(self) -> None:
         """Give the refresh token back and forget all tokens.
@@ -165,13 +182,13 @@ class TokenKeeper:
             try:
                 if tokens is not None and tokens.refresh_token:
                     body = msgspec.json.encode({"refresh_token": tokens.refresh_token})
-                    await self._send(_auth_request("/v1/token-revoke", body))
+                    await self._send(_auth_request("/v1/token-revoke", body), retry=True)
             except Unauthorized:
                 logger.debug("the refresh token was no longer valid")
             finally:
                 self._tokens = None
                 if self._file is not None:
-                    await to_thread.run_sync(self._file.save, None)
+                    await in_thread(self._file.save, None)
 
     @contextlib.asynccontextmanager
     async def _shared(self) -> AsyncIterator[None]:
@@ -182,21 +199,33 @@ class TokenKeeper:
             yield
 
     async def _renew(self, failed: str | None) -> str:
+        steps = self._steps
         async with self._lock:
             current = self._good(self._tokens, failed)
             if current is not None:
                 return current
-            async with self._shared():
-                # Another process may have been faster.
-                stored = await self._stored()
-                current = self._good(stored, failed)
-                if current is not None:
-                    self._tokens = stored
-                    return current
-                tokens = stored or self._tokens
-                await self._keep(await self._next(tokens, failed))
-        assert self._tokens is not None
-        return self._tokens.access_token
+            if self._failure is not None and self._steps != steps:
+                raise _another(self._failure)
+            try:
+                tokens = await self._replaced(failed)
+            except WMEError as error:
+                # A copy: with the error itself its frames would be kept, and what is in them.
+                self._failure = _another(error)
+                self._steps += 1
+                raise
+            self._failure = None
+            return tokens.access_token
+
+    async def _replaced(self, failed: str | None) -> Tokens:
+        async with self._shared():
+            # Another process may have been faster.
+            stored = await self._stored()
+            if stored is not None and self._good(stored, failed) is not None:
+                self._tokens = stored
+                return stored
+            tokens = await self._next(stored or self._tokens, failed)
+            await self._keep(tokens)
+            return tokens
 
     def _good(self, tokens: Tokens | None, failed: str | None) -> str | None:
         if tokens is None or tokens.access_token == failed:
@@ -204,6 +233,21 @@ class TokenKeeper:
         return tokens.access_token if next_step(tokens, now=self._now()) is Step.USE else None
 
     async def _next(self, tokens: Tokens | None, failed: str | None) -> Tokens:
+        try:
+            return await self._obtained(tokens)
+        except WMEError as error:
+            now = self._now()
+            if tokens is None or tokens.access_token == failed or not tokens.works(now=now):
+                raise
+            # A token that still works is better than an error.
+            logger.warning(
+                "could not get a new token ahead of time (%s); the present one goes on until it ends",
+                type(error).__name__,
+            )
+            self._resting_until = now + _NOT_AGAIN_FOR
+            return tokens
+
+    async def _obtained(self, tokens: Tokens | None) -> Tokens:
         if renewal(tokens, now=self._now()) is Step.REFRESH:
             assert tokens is not None
             try:
@@ -211,27 +255,23 @@ class TokenKeeper:
             except (Unauthorized, RateLimited, Unprocessable, Forbidden) as error:
                 # The 91st refresh, a revoked or expired refresh token: only a sign-in helps.
                 logger.info("the refresh was refused (%s); signing in", type(error).__name__)
-            except WMEError:
-                # The auth host is in trouble, but a token that still works is better than an error.
-                if tokens.access_token != failed and (tokens.access_expires or 0) > self._now():
-                    logger.warning("could not refresh ahead of time; the present token goes on until it ends")
-                    return tokens
-                raise
-        return await self._sign_in()
+        return await self._sign_in(retry=False)
 
     async def _refresh(self, tokens: Tokens) -> Tokens:
         body = msgspec.json.encode({"username": self._credentials.username, "refresh_token": tokens.refresh_token})
-        answer = _read(await self._send(_auth_request("/v1/token-refresh", body)))
+        answer = _read(await self._send(_auth_request("/v1/token-refresh", body), retry=False))
         return tokens.refreshed(answer.access_token, answer.expires_in, now=self._now())
 
-    async def _sign_in(self) -> Tokens:
+    async def _sign_in(self, *, retry: bool) -> Tokens:
+        # On the way of another request it is that one which is tried again, or attempts would multiply.
         if not self._credentials.can_sign_in:
             raise Unauthorized(
                 "the access_token is no longer accepted, and there is no user name and password to get another one",
                 status=401,
             )
         try:
-            answer = _read(await self._send(_auth_request("/v1/login", self._credentials.login_body())))
+            request = _auth_request("/v1/login", self._credentials.login_body())
+            answer = _read(await self._send(request, retry=retry))
         except Unprocessable as error:
             raise Unauthorized("the user name or password has a form the server does not take", status=422) from error
         now = self._now()
@@ -244,13 +284,13 @@ class TokenKeeper:
         )
 
     async def _stored(self) -> Tokens | None:
-        return None if self._file is None else await to_thread.run_sync(self._file.load)
+        return None if self._file is None else await in_thread(self._file.load)
 
     async def _keep(self, tokens: Tokens) -> None:
         self._tokens = tokens
         if self._file is not None:
             try:
-                await to_thread.run_sync(self._file.save, tokens)
+                await in_thread(self._file.save, tokens)
             except OSError as error:
                 logger.warning("could not write %s: %s", self._file.path, error.strerror)
 
@@ -281,3 +321,11 @@ def _read(response: Response) -> _Answer:
             status=response.status,
         )
     raise DecodeError("the auth host answered without an access token")
+
+
+def _another(error: WMEError) -> WMEError:
+    """Return an error of its own for another task, with notes of its own and without a traceback."""
+    made = copy.copy(error)
+    if hasattr(error, "__notes__"):
+        made.__notes__ = [*error.__notes__]
+    return made
