@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import inspect
 import json
 import logging
@@ -474,6 +475,68 @@ async def test_a_folder_that_cannot_be_written_to_costs_only_the_sharing(sim, tm
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert (await transport.request(PROJECTS)).status == 200
     assert [each.name for each in tmp_path.iterdir()] == ["tokens.json.lock"]
+    await transport.aclose()
+
+
+@pytest.mark.parametrize("kind", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+async def test_a_folder_without_room_or_right_for_a_lock_costs_only_the_sharing(
+    sim, tmp_path, monkeypatch, kind, caplog
+):
+    path = tmp_path / "tokens.json"
+    first = make(sim, token_file=path)
+    await first.request(PROJECTS)
+    await first.aclose()
+    really = os.open
+
+    def refusing(name, *arguments, **options):
+        if str(name).endswith(".lock") or ".tokens.json." in str(name):
+            raise OSError(kind, os.strerror(kind), str(name))
+        return really(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    transport = make(sim, token_file=path)
+    # What is there is used all the same, and what is new is kept in memory.
+    assert (await transport.request(PROJECTS)).status == 200
+    assert len(asked(sim, "/v1/login")) == 1
+    sim.clock.advance(90_000)
+    assert (await transport.request(PROJECTS)).status == 200
+    assert len(asked(sim, "/v1/token-refresh")) == 1
+    assert "cannot be shared" in caplog.text
+    await transport.aclose()
+
+
+async def test_a_folder_that_is_not_there_is_a_mistake_that_is_told(sim, tmp_path):
+    transport = make(sim, token_file=tmp_path / "none" / "tokens.json")
+    with pytest.raises(FileNotFoundError):
+        await transport.request(PROJECTS)
+    await transport.aclose()
+
+
+async def test_a_file_system_without_locks_costs_only_the_lock(sim, tmp_path, monkeypatch, caplog):
+    import fcntl
+
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
+    transport = make(sim, token_file=tmp_path / "tokens.json")
+    assert (await transport.request(PROJECTS)).status == 200
+    assert "has no locks" in caplog.text
+    assert "access_token" in (tmp_path / "tokens.json").read_text()
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        await transport.tokens.login()
+    await transport.aclose()
+
+
+async def test_a_token_file_of_somebody_else_is_read_although_its_mode_stays(sim, tmp_path, monkeypatch, caplog):
+    path = tmp_path / "tokens.json"
+    first = make(sim, token_file=path)
+    await first.request(PROJECTS)
+    await first.aclose()
+    path.chmod(0o644)
+    monkeypatch.setattr(os, "fchmod", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not yours")))
+    transport = make(sim, token_file=path)
+    assert (await transport.request(PROJECTS)).status == 200
+    assert len(asked(sim, "/v1/login")) == 1
+    assert "can be read by others" in caplog.text
     await transport.aclose()
 
 

@@ -96,8 +96,8 @@ class TokenKeeper:
     """Keeps one valid access token.
 
     However many requests find the token missing, old or refused at the same time, one of them gets a new one and all
-    use it: the step is taken under a lock and only if the token that failed is still the current one. Where it fails, it
-    has failed for all who waited for it: a wrong password is sent once, since the server locks accounts out for less.
+    use it: the step is taken under a lock and only if the token that failed is still the current one. Where it fails,
+    it has failed for all who waited for it, so that a wrong password is sent once.
 
     A token that is only about to end goes on being used while somebody replaces it, and while that cannot be done.
 

@@ -20,6 +20,10 @@ logger = logging.getLogger("wme_async.auth")
 
 _LOCK_POLL = 0.05
 
+# What is no mistake in the path: a folder that is only read from, a full disk, and file systems without locks.
+_NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
+
 
 class _Content(msgspec.Struct, omit_defaults=True):
     version: int = 1
@@ -68,10 +72,10 @@ class TokenFile:
     def count(self, month: str, counts: dict[str, int]) -> dict[str, int]:
         """Add metered requests of a month (`YYYY-MM`) by pool, and return the month's sums. Call it under `locked()`.
 
-        Older months are dropped.
+        Older months are dropped; newer ones stay, since some processes count what they did a month ago late.
         """
         content = self._read()
-        kept = {key: n for key, n in content.usage.get(self._key, {}).items() if key.endswith(f"/{month}")}
+        kept = {key: n for key, n in content.usage.get(self._key, {}).items() if key.rpartition("/")[2] >= month}
         for pool, n in counts.items():
             kept[f"{pool}/{month}"] = kept.get(f"{pool}/{month}", 0) + n
         content.usage[self._key] = kept
@@ -86,8 +90,19 @@ class TokenFile:
             sleep: Waits between two attempts.
             patience: Seconds to wait for another holder before going on without: a hung process must not hang others,
                 and the worst of it is a token too many.
+
+        Raises:
+            OSError: The folder is not there.
         """
-        descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in _NO_WRITING:
+                raise
+            # Where nothing can be written, nothing has to be kept from others either.
+            logger.warning("%s cannot be shared: %s", self.path, error.strerror)
+            yield
+            return
         try:
             waited = 0.0
             while not _try_lock(descriptor):
@@ -108,8 +123,7 @@ class TokenFile:
         with os.fdopen(descriptor, "rb") as file:
             mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
             if mode & 0o077:
-                logger.warning("%s could be read by others (mode %o); it is now 600", self.path, mode)
-                os.fchmod(descriptor, 0o600)
+                self._make_private(descriptor, mode)
             data = file.read()
         try:
             return msgspec.json.decode(data, type=_Content)
@@ -117,6 +131,14 @@ class TokenFile:
             # Whatever it was, it is no token of ours: sign in again and write it anew.
             logger.warning("%s is not a token file and will be written anew", self.path)
             return _Content()
+
+    def _make_private(self, descriptor: int, mode: int) -> None:
+        try:
+            os.fchmod(descriptor, 0o600)
+        except OSError as error:
+            logger.warning("%s can be read by others (mode %o): %s", self.path, mode, error.strerror)
+        else:
+            logger.warning("%s could be read by others (mode %o); it is now 600", self.path, mode)
 
     def _write(self, content: _Content) -> None:
         # mkstemp makes the file with mode 0600 from the start.
@@ -137,6 +159,9 @@ def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno in _NO_LOCKS:
+            logger.warning("the file system of the token file has no locks")
+            return True
         if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
             return False
         raise
