@@ -1,19 +1,25 @@
 """The client against the simulator: the five verbs of every archive, real lists and real articles."""
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
+import json
 import os
+import threading
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 
 from wme_async import Allowances, Client, Cost, Hosts, Limits, Retry, SessionPool, Timeouts, read_archive
+from wme_async._transport import TokenFile
 from wme_async.errors import (
     DecodeError,
     Forbidden,
     NotFound,
     QuotaExceeded,
+    TimedOut,
     TransportError,
     Unauthorized,
 )
@@ -280,6 +286,105 @@ async def test_metered_requests_are_counted_shared_and_warned_of(sim, tmp_path, 
         for number in (3, 4):
             await chunks.download(0, tmp_path / f"{number}.tar.gz")
     assert sum("4 chunk requests" in record.getMessage() for record in caplog.records) == 1
+
+
+def counted(path):
+    (usage,) = json.loads(path.read_bytes())["usage"].values()
+    return usage
+
+
+async def test_counts_outlive_a_save_that_was_cancelled_or_failed(sim, tmp_path, monkeypatch):
+    path = tmp_path / "tokens"
+    async with Client(**sim.client_options(), token_file=path) as wme:
+        account, file = wme.auth, wme._transport.token_file
+        began, go = asyncio.Event(), threading.Event()
+        loop, count = asyncio.get_running_loop(), file.count
+
+        def slow(*args):
+            loop.call_soon_threadsafe(began.set)
+            assert go.wait(20)
+            return count(*args)
+
+        month = account._this_month()
+        monkeypatch.setattr(file, "count", slow)
+        saving = asyncio.create_task(account._count("chunk"))
+        await began.wait()
+        saving.cancel()
+        await asyncio.sleep(0)
+        # Counted while the thread writes, and the file's lock is held as long as it does.
+        account._counts[f"ondemand/{month}"] = account._unsaved[f"ondemand/{month}"] = 7
+        assert not saving.done()
+        go.set()
+        await asyncio.wait([saving])
+        assert saving.cancelled()
+        assert counted(path) == {f"chunk/{month}": 1}
+        assert account._unsaved == {f"ondemand/{month}": 7}
+        monkeypatch.setattr(file, "count", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        await account._count("chunk")
+        assert account._unsaved == {f"ondemand/{month}": 7, f"chunk/{month}": 1}
+        monkeypatch.setattr(file, "count", count)
+        with (tmp_path / "tokens.lock").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            waiting = asyncio.create_task(account._count("chunk"))
+            await until(lambda: account._lock.locked() and not account._unsaved)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        # Another process counts too, and what is not written here comes on top of it.
+        count(month, {"chunk": 100})
+        assert (await wme.auth.quota()).chunk.used == 103
+    assert counted(path) == {f"chunk/{month}": 103, f"ondemand/{month}": 7}
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  # nobody tells when
+            await asyncio.sleep(0)
+
+
+def test_a_new_month_begins_at_nothing_and_late_counts_of_the_old_one_do_not_end_it(tmp_path):
+    one, two = TokenFile(tmp_path / "tokens", "a"), TokenFile(tmp_path / "tokens", "a")
+    other = TokenFile(tmp_path / "tokens", "b")
+    assert one.count("2026-11", {"chunk": 5}) == {"chunk/2026-11": 5}
+    assert other.count("2026-11", {"chunk": 1}) == {"chunk/2026-11": 1}
+    assert one.count("2026-12", {"chunk": 1}) == {"chunk/2026-12": 1}
+    # A process that has counted since before the month's end writes after it.
+    two.count("2026-11", {"chunk": 2, "ondemand": 3})
+    assert two.usage()["chunk/2026-12"] == 1
+    assert one.count("2027-01", {}) == {}
+    assert other.usage() == {"chunk/2026-11": 1}
+
+
+@pytest.mark.parametrize("answer", [None, QuotaExceeded("used up", pool="chunk"), TimedOut("no answer")])
+async def test_of_requests_that_are_refused_together_one_asks_whether_the_month_is_used_up(wme, monkeypatch, answer):
+    calls, go = [], asyncio.Event()
+
+    async def ask(pool):
+        calls.append(pool)
+        await go.wait()
+        if isinstance(answer, TimedOut):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(wme.auth, "_ask_exhausted", ask)
+    tasks = [asyncio.create_task(wme._transport.quota_check("chunk")) for _ in range(20)]
+    await until(lambda: calls)
+    # One that is cancelled while it asks leaves it to another.
+    tasks[0].cancel()
+    await until(lambda: len(calls) == 2)
+    go.set()
+    done, _ = await asyncio.wait(tasks[1:], timeout=5)
+    assert len(done) == 19
+    assert len(calls) == 2
+    errors = [each for each in done if each.exception() is not None]
+    assert len(errors) == isinstance(answer, TimedOut)
+    if isinstance(answer, QuotaExceeded):
+        assert {str(each.result()) for each in done} == {"used up"}
+    else:
+        assert all(each.result() is None for each in done if each.exception() is None)
+        # A later refusal is asked about anew.
+        with contextlib.suppress(TimedOut):
+            await wme._transport.quota_check("chunk")
+        assert len(calls) == 3
 
 
 async def test_the_account_is_shown(sim, wme):

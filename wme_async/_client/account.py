@@ -4,11 +4,11 @@ import asyncio
 import logging
 
 import msgspec
-from anyio import to_thread
 
 from wme_async._protocol.quota import FREE_PLAN, POOLS, Allowances, Cost, Quota, month_of, quota_of
+from wme_async._threads import in_thread
 from wme_async._transport import Request, TokenKeeper, Transport
-from wme_async.errors import DecodeError, QuotaExceeded
+from wme_async.errors import DecodeError, QuotaExceeded, WMEError
 from wme_async.models import User
 
 __all__ = ["Account"]
@@ -17,6 +17,9 @@ logger = logging.getLogger("wme_async.auth")
 
 # Look-ups come in thousands, and a file is written for each save: they are saved a hundred at a time.
 _SAVE_EVERY = 100
+
+# Seconds to wait for another process that writes: a request waits with us.
+_LOCK_PATIENCE = 5.0
 
 _FREE_GROUP = "group_1"
 
@@ -49,6 +52,7 @@ class Account:
         self._month = (-1, "")
         self._lock = asyncio.Lock()
         self._asking = asyncio.Lock()
+        self._answers: dict[str, int] = {}
         file = transport.token_file
         self._file = file
         transport.on_metered = self._count
@@ -151,15 +155,16 @@ class Account:
             await self._save()
 
     async def _counted(self) -> dict[str, int]:
-        stored = {} if self._file is None else await to_thread.run_sync(self._file.usage)
-        counts = {key: max(n, stored.get(key, 0)) for key, n in self._counts.items()}
-        return {**stored, **counts}
+        stored = {} if self._file is None else await in_thread(self._file.usage)
+        # What is not written yet comes on top of what all processes have.
+        ours = {key: max(n, stored.get(key, 0) + self._unsaved.get(key, 0)) for key, n in self._counts.items()}
+        return {**stored, **ours}
 
     async def _count(self, pool: str) -> None:
         key = f"{pool}/{self._this_month()}"
         self._counts[key] = self._counts.get(key, 0) + 1
         self._unsaved[key] = self._unsaved.get(key, 0) + 1
-        if pool != "ondemand" or self._unsaved[key] >= _SAVE_EVERY:
+        if pool != "ondemand" or self._unsaved[key] % _SAVE_EVERY == 0:
             async with self._lock:
                 await self._save()
         self._warn(pool, key)
@@ -180,19 +185,33 @@ class Account:
         logger.warning("%d of %d %s requests of this month are used", self._counts[key], limit, pool)
 
     async def _save(self) -> None:
-        if self._file is None or not self._unsaved:
+        file = self._file
+        if file is None or not self._unsaved:
             return
         unsaved, self._unsaved = self._unsaved, {}
         months: dict[str, dict[str, int]] = {}
         for key, n in unsaved.items():
             pool, month = key.split("/")
             months.setdefault(month, {})[pool] = n
+        written: dict[str, int] = {}
+
+        def write(month: str, counts: dict[str, int]) -> None:
+            written.update(file.count(month, counts))
+            for pool in counts:
+                del unsaved[f"{pool}/{month}"]
+
         try:
-            async with self._file.locked(self._transport.sleep):
+            async with file.locked(self._transport.sleep, patience=_LOCK_PATIENCE):
                 for month, counts in sorted(months.items()):
-                    self._counts.update(await to_thread.run_sync(self._file.count, month, counts))
+                    await in_thread(write, month, counts)
         except OSError as error:
-            logger.warning("could not write the usage to %s: %s", self._file.path, error.strerror)
+            logger.warning("could not write the usage to %s: %s", file.path, error.strerror)
+        finally:
+            # Nothing is lost where the writing failed or was cancelled, and what was counted meanwhile is on top.
+            for key, n in unsaved.items():
+                self._unsaved[key] = self._unsaved.get(key, 0) + n
+            for key, n in written.items():
+                self._counts[key] = n + self._unsaved.get(key, 0)
 
     def _known_exhausted(self, pool: str) -> QuotaExceeded | None:
         """Say what was found out a moment ago, so that an exhausted allowance is not asked for again and again."""
@@ -208,12 +227,19 @@ class Account:
 
     async def _exhausted(self, pool: str) -> QuotaExceeded | None:
         """Say whether a 429 means that the month's allowance is gone; the answer itself does not tell."""
+        answers = self._answers.get(pool, 0)
         async with self._asking:
             # Of many requests that were refused together, one asks.
             known = self._known_exhausted(pool)
-            if known is not None:
+            if known is not None or self._answers.get(pool, 0) != answers:
                 return known
-            error = await self._ask_exhausted(pool)
+            try:
+                error = await self._ask_exhausted(pool)
+            except WMEError:
+                # Nobody who waited for this answer gets a better one.
+                self._answers[pool] = answers + 1
+                raise
+            self._answers[pool] = answers + 1
             if error is not None:
                 self._gone[pool] = (self._transport.monotonic(), self._this_month(), error)
             return error
