@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wme_async._protocol.positions import Position, StreamResource
 from wme_async._protocol.settings import Hosts, Retry
@@ -25,6 +27,12 @@ from wme_async._stream import (
     StreamGap,
     StreamRetrying,
 )
+from wme_async._stream import backfill as backfill_module
+from wme_async._stream.backfill import Filler
+from wme_async._stream.connection import _framing_of as framing_of
+from wme_async._stream.meter import Meter
+from wme_async._stream.progress import Missing, Progress
+from wme_async._stream.shapes import Place, Shape, published_of
 from wme_async._transport import Credentials, Request, Transport
 from wme_async.errors import (
     DecodeError,
@@ -34,6 +42,7 @@ from wme_async.errors import (
     OffsetGap,
     ServerError,
     StreamError,
+    TransportError,
     Unauthorized,
     Unprocessable,
 )
@@ -321,7 +330,7 @@ async def test_progress_makes_the_attempts_begin_anew(world: World) -> None:
 @pytest.mark.parametrize("fault", ["stall", "hang_head"])
 async def test_a_dead_connection_is_noticed_within_the_idle_timeout(fault: str, world: World) -> None:
     sim, transport = world
-    details = {"after": 700} if fault == "stall" else {}
+    details: dict[str, Any] = {"after": 700} if fault == "stall" else {}
     sim.faults.inject(fault, role="realtime", **details)
     hook: list[StreamEvent] = []
     check = Checker()
@@ -336,7 +345,7 @@ async def test_a_dead_connection_is_noticed_within_the_idle_timeout(fault: str, 
 async def test_silence_is_an_error_only_if_the_attempts_are_bounded(world: World) -> None:
     _, transport = world
     async with articles(transport, idle_timeout=0.05, retry=SHORT) as stream:
-        with pytest.raises(IdleTimeout, match="nothing for 0.05 s, 2 times"):
+        with pytest.raises(IdleTimeout, match=r"nothing for 0\.05 s, 2 times"):
             await anext(stream)
 
 
@@ -526,7 +535,7 @@ async def test_a_since_out_of_reach_is_refused_by_the_servers_clock() -> None:
     start = datetime(2025, 7, 16, 5, tzinfo=UTC)
     async with world(start=start) as (_, transport):
         for since in (start + timedelta(hours=1), start - timedelta(hours=49)):
-            with pytest.raises(ValueError, match="future|older"):
+            with pytest.raises(ValueError, match=r"future|older"):
                 async with articles(transport, since=since):
                     pass
         async with articles(transport, since=start - timedelta(hours=47)):
@@ -689,7 +698,7 @@ async def test_dead_letters_get_the_bytes_and_the_position_moves_on(bad: bytes, 
         await anext(stream)
         waiting = asyncio.ensure_future(anext(stream))
         async with asyncio.timeout(5):
-            while stream.positions[7].offset < 1:
+            while stream.positions[7].offset < 1:  # noqa: ASYNC110  # nothing tells when a position moves
                 await asyncio.sleep(0.001)
         # It is not met again after a cut, though nothing has come behind it.
         sim.firehose.disconnect("reset")
@@ -1205,3 +1214,174 @@ async def test_blank_lines_and_spaces_of_an_older_build_are_no_records(world: Wo
         sim.firehose.publish_many(20)
         await Checker().read(stream, 20)
         assert stream.statistics().bad_records == 0
+
+
+async def test_a_time_that_stays_in_the_future_is_fatal(world: World) -> None:
+    sim, transport = world
+    text = "since_per_partition for partition 1 has future time 2026-11-22T08:00:00Z"
+    fault = sim.faults.inject("status", role="realtime", status=422, message=text, times=2)
+    async with articles(transport) as stream:
+        with pytest.raises(Unprocessable, match="future time"):
+            await anext(stream)
+    assert fault.hits == 2
+
+
+async def test_a_gap_before_a_bad_record_is_told_too(world: World) -> None:
+    sim, transport = world
+    store = MemoryOffsets()
+    async with articles(transport, offsets=store, parts=[1]) as stream:
+        sim.firehose.publish(partition=7)
+        stream.ack(await anext(stream))
+    sim.clock.advance(49 * 3600)
+    await learn_the_time(transport)
+    sim.firehose.skip(7, 3)
+    sim.firehose.publish(BAD[0].replace(b'"offset":1', b'"offset":4'), partition=7)
+    sim.firehose.publish(partition=7)
+    gaps: list[OffsetGap] = []
+    async with articles(transport, offsets=store, parts=[1], on_gap=gaps.append, on_bad_record="skip") as stream:
+        assert (await anext(stream)).event.offset == 5
+        assert stream.statistics().bad_records == 1
+    assert [(gap.expected, gap.got) for gap in gaps] == [(1, 4)]
+
+
+# Pure parts
+
+
+class Answer:
+    """An answer with a content type."""
+
+    def __init__(self, kind: str) -> None:
+        self.headers = {"Content-Type": kind} if kind else {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "framing"),
+    [
+        ("text/event-stream; charset=utf-8", "ndjson", "sse"),
+        ("application/x-ndjson", "sse", "ndjson"),
+        ("; charset=utf-8", "ndjson", "ndjson"),  # what the server says to an Accept that it does not know
+        ("", "sse", "sse"),
+    ],
+)
+def test_the_framing_is_the_one_that_the_answer_names(kind: str, asked: Any, framing: str) -> None:
+    assert framing_of(Answer(kind), asked) == framing  # type: ignore[arg-type]  # it has what is looked at
+
+
+def test_a_page_of_a_proxy_is_no_stream() -> None:
+    with pytest.raises(TransportError, match="text/html"):
+        framing_of(Answer("text/html"), "ndjson")  # type: ignore[arg-type]  # it has what is looked at
+
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def progress_of(positions: Mapping[int, Position], **options: Any) -> Progress:
+    options = {"start": NOON, "retention": 48 * 3600.0, "filtered": True, **options}
+    return Progress([0, 1], positions, **options)
+
+
+def test_a_quiet_partition_is_known_to_be_whole_after_ten_connected_minutes() -> None:
+    progress = progress_of({0: Position(5, NOON)})
+    for minute in range(1, 12):
+        progress.tick(60.0, now=NOON + timedelta(hours=1, minutes=minute), connected=[0])
+        reached = progress.positions()[0].reached
+        assert (reached is not None) == (minute >= 10)
+    assert reached == NOON + timedelta(hours=1, minutes=1)
+    assert progress.positions()[1].reached is None, "it was not connected"
+    # An event ends the silence; the position is then that of the event.
+    event = Place(0, 9, NOON + timedelta(hours=2))
+    progress.seen[0] = progress.done[0] = event
+    progress.tick(60.0, now=NOON + timedelta(hours=2), connected=[0])
+    assert progress.positions()[0] == Position(9, NOON + timedelta(hours=2))
+
+
+def test_what_is_read_and_not_processed_is_not_counted_as_whole() -> None:
+    progress = progress_of({0: Position(5, NOON)})
+    progress.seen[0] = Place(0, 9, NOON)
+    for minute in range(12):
+        progress.tick(60.0, now=NOON + timedelta(minutes=minute), connected=[0])
+    assert progress.positions()[0] == Position(5, NOON)
+    assert progress.read([0])[0].offset == 9
+
+
+@given(st.permutations(range(12)), st.integers(0, 12))
+def test_a_partition_never_moves_ahead_of_an_event_that_is_not_acknowledged(order: list[int], count: int) -> None:
+    progress = progress_of({})
+    events = [Place(0, 10 + 3 * number, None) for number in range(12)]
+    for event in events:
+        progress.handed_out(event)
+        progress.seen[0] = event
+    acknowledged = set()
+    for number in order[:count]:
+        progress.acknowledge_one(events[number])
+        acknowledged.add(number)
+        whole = next((number for number in range(12) if number not in acknowledged), 12)
+        expected = events[whole - 1].offset if whole else -1
+        assert progress.positions()[0].offset == expected
+        assert progress.unacknowledged == 12 - whole
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2025-04-11T04:59:23.77047Z", datetime(2025, 4, 11, 4, 59, 23, 770470, tzinfo=UTC)),
+        (NOON, NOON),
+        ("yesterday", None),
+        ("0001-01-01T00:00:00Z", None),
+        (None, None),
+        (5, None),
+        (datetime(2026, 1, 1), None),  # noqa: DTZ001  # without a zone it says nothing
+    ],
+)
+def test_times_of_events_are_read_in_any_form_or_not_at_all(value: Any, expected: datetime | None) -> None:
+    assert published_of(Place(0, 0, value)) == expected
+
+
+class Decoded:
+    """As much of a run as a meter looks at."""
+
+    def __init__(self, decoded: int, published: datetime) -> None:
+        self.decoded = decoded
+        self.filtered = self.bad = 0
+        self.events = [Place(0, decoded, published)]
+
+
+def test_the_time_to_catch_up_follows_from_the_speed_of_the_last_minute() -> None:
+    meter = Meter()
+    progress = progress_of({})
+
+    def measure(at: float, decoded: int, published: datetime, now: datetime) -> tuple[float | None, float]:
+        runs: Any = Decoded(decoded, published)
+        numbers = meter.read(at, now, runs=runs, progress=progress, connections=[], buffered=0, backfilled=0)
+        return numbers.catch_up, numbers.rate
+
+    assert measure(0.0, 0, NOON - timedelta(hours=1), NOON) == (None, 0.0)
+    # In ten seconds it came eleven minutes further: 65 times as fast as new events come.
+    then = NOON + timedelta(seconds=10)
+    catch_up, rate = measure(10.0, 500, NOON - timedelta(minutes=49), then)
+    assert rate == 50.0
+    assert catch_up == pytest.approx((49 * 60 + 10) / (66 - 1))
+    # It goes no faster than the world: there is no catching up.
+    assert measure(100.0, 600, NOON - timedelta(minutes=49), NOON)[0] is None
+    assert measure(200.0, 600, NOON, NOON)[0] == 0.0
+
+
+async def test_keys_of_what_was_handed_out_are_forgotten_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfill_module, "_REMEMBERED", 2)
+    hour = NOON.replace(minute=0)
+
+    async def batches(hour: datetime) -> AsyncIterator[bytes]:
+        for number in (1, 2, 3, 1):
+            yield batch_record(number, hour)
+        yield b"not JSON"
+
+    filler = Filler(batches, Shape(Article), None)
+    missing = Missing(OffsetGap(partition=0), hour - timedelta(minutes=1), hour)
+    got = [
+        item.name if isinstance(item, Article) else item
+        async for item in filler.fill(missing, now=hour + timedelta(minutes=1))
+    ]
+    names = [name for name in got if isinstance(name, str)]
+    assert names[:4] == ["Batch 1", "Batch 2", "Batch 3", "Batch 1"]
+    assert all(isinstance(item, str | DecodeError) for item in got)
+    assert filler.note(b"not JSON")

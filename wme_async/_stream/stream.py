@@ -450,12 +450,12 @@ class Stream(Generic[T]):
         stop.told = True
         gap = stop.missing.gap
         self._tell(StreamGap(gap=gap))
-        if self._on_gap == "raise":
-            raise gap
-        if self._on_gap == "log":
-            logger.warning("%s", gap)
-        else:
+        if callable(self._on_gap):
             await call(self._on_gap, gap)
+        elif self._on_gap == "raise":
+            raise gap
+        else:
+            logger.warning("%s", gap)
 
     async def _next_aside(self) -> T | None:
         """Return the next article of a gap's batches; None if there is none, or it did not decode."""
