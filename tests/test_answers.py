@@ -149,7 +149,7 @@ class World:
         self.sim = Simulator(seed=5)
         self.run(self._open())
         self.collections = self.run(self._lists())
-        self.seen = Counter()
+        self.seen: Counter[tuple[str, object]] = Counter()
 
     async def _open(self):
         await self.sim.__aenter__()
@@ -168,7 +168,7 @@ class World:
             ("structured-snapshots", StructuredSnapshot, self.wme.structured_snapshots),
             (f"batches/{hour.replace('T', '/')}", Batch, self.wme.batches(hour)),
         ):
-            rows = [json.loads(json.dumps(row)) for row in await self.sim.catalog.rows(key)]
+            rows = [json.loads(json.dumps(row)) for row in await self.sim.catalog.rows(key) or []]
             made[key.partition("/")[0]] = (Ground(rows, "metadata", model), collection)
         return made
 
@@ -190,15 +190,14 @@ class World:
 def world():
     made = World()
     # Pages with what the server leaves out, and with an object that is not there at all.
-    for number, (project, more) in enumerate(
-        [
-            ("enwiki", {"version": {"identifier": 5_000_000, "is_minor_edit": True, "comment": "it's"}}),
-            ("dewiki", {"version": {"identifier": 7}, "watchers_count": 12}),
-            ("frwiki", {}),
-            ("frwiktionary", {"version": {"identifier": 7, "comment": "x"}}),
-            ("simplewiki", {"abstract": "short", "protection": [{"type": "edit", "level": "sysop"}]}),
-        ]
-    ):
+    odd: list[tuple[str, dict[str, Any]]] = [
+        ("enwiki", {"version": {"identifier": 5_000_000, "is_minor_edit": True, "comment": "it's"}}),
+        ("dewiki", {"version": {"identifier": 7}, "watchers_count": 12}),
+        ("frwiki", {}),
+        ("frwiktionary", {"version": {"identifier": 7, "comment": "x"}}),
+        ("simplewiki", {"abstract": "short", "protection": [{"type": "edit", "level": "sysop"}]}),
+    ]
+    for number, (project, more) in enumerate(odd):
         language = project.removesuffix("wiki").removesuffix("wiktionary")
         made.sim.catalog.languages[project] = language
         if project not in made.sim.pages.projects:
@@ -405,7 +404,7 @@ async def test_a_number_filters_metadata_by_equality(wme):
 
 async def test_a_boolean_filter_of_metadata_is_not_dropped(sim, wme):
     # No record of metadata has one today; the models of pages do, and follow the same rules.
-    rows = [{"version": {"is_minor_edit": True}}, {"version": {}}, {}]
+    rows: list[dict[str, Any]] = [{"version": {"is_minor_edit": True}}, {"version": {}}, {}]
     query = Query.build("metadata", Article, filters={"version.is_minor_edit": False})
     assert "filters" not in query.body()
     assert [query.apply(row) for row in rows] == [None, {"version": {}}, None]

@@ -150,7 +150,7 @@ async def test_clearing_forgets_what_is_kept_and_not_what_is_on_its_way():
 def test_bounds_hold_whatever_is_asked_and_the_least_used_goes_first(asked, most):
     async def run():
         cache = Cache(max_entries=most, max_bytes=50_000)
-        recent: list[int] = []
+        recent: list[object] = []
         for key, size in asked:
             source = Source(size=size)
             hit = key in recent
@@ -253,6 +253,7 @@ async def test_accounts_that_share_a_cache_do_not_see_each_others_answers():
             Client(**options, cache=cache) as same,
             Client("other", "pw", hosts=options["hosts"], cache=cache) as other,
         ):
+            assert one._transport.tokens is not None
             token = await one._transport.tokens.token()
             async with (
                 Client(access_token=token, hosts=options["hosts"], cache=cache) as third,

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def _load():
     found = importlib.util.spec_from_file_location("make_endpoints", ROOT / "docs" / "make_endpoints.py")
+    assert found is not None
+    assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
@@ -119,6 +121,11 @@ def filled(path):
     return path, values
 
 
+async def signed_in(wme):
+    assert wme._transport.tokens is not None
+    return await wme._transport.tokens.token()
+
+
 async def answered(sim, session, token, method, path):
     path, values = filled(path)
     values["hour"] = sim.hours[-1].replace("T", "/")
@@ -130,7 +137,7 @@ async def answered(sim, session, token, method, path):
 
 async def test_the_simulator_serves_every_endpoint_of_the_table(sim):
     async with Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
-        token = await wme._transport.tokens.token()
+        token = await signed_in(wme)
         for each in ENDPOINTS:
             if each.role == "api":
                 expected = 307 if each.method == "GET" else 200
@@ -139,7 +146,7 @@ async def test_the_simulator_serves_every_endpoint_of_the_table(sim):
 
 async def test_the_simulator_serves_every_path_of_the_published_definition(shared_data):
     async with Simulator() as sim, Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
-        token = await wme._transport.tokens.token()
+        token = await signed_in(wme)
         by_plain = {plain(each.path): each.path for each in ENDPOINTS if each.role == "api"}
         for method, path in sorted(definition(shared_data)):
             status = await answered(sim, session, token, method, by_plain[path])
@@ -155,7 +162,7 @@ async def test_the_tiers_of_the_table_are_those_of_the_simulators_plans(group, t
             Client("someone", "pw", hosts=sim.client_options()["hosts"]) as wme,
             aiohttp.ClientSession() as session,
         ):
-            token = await wme._transport.tokens.token()
+            token = await signed_in(wme)
             for each in ENDPOINTS:
                 # Single files are for the highest group alone, which the table counts as paid.
                 if each.role != "api" or (each.resource.name == "files" and group == "group_2"):
@@ -167,7 +174,7 @@ async def test_the_tiers_of_the_table_are_those_of_the_simulators_plans(group, t
 async def test_what_the_table_says_is_metered_is_what_the_simulator_counts(sim):
     pools = {"ondemand": "ondemand", "snapshot": "snapshots", "chunk": "chunks"}
     async with Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
-        token = await wme._transport.tokens.token()
+        token = await signed_in(wme)
         for each in ENDPOINTS:
             if each.role != "api":
                 continue

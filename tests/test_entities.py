@@ -6,7 +6,7 @@ import hashlib
 import msgspec
 import pytest
 
-from wme_async import Client, Retry
+from wme_async import Client, Progress, Retry
 from wme_async.errors import DecodeError, Forbidden, IntegrityError, NotFound
 from wme_async.models import WikidataArticle
 from wme_async.simulator import Simulator
@@ -207,7 +207,7 @@ async def test_what_no_file_can_be_called_is_refused_before_anything_is_sent(sim
 
 @pytest.mark.parametrize("to", ["", "new.jpg"])
 async def test_a_file_is_downloaded_from_the_store_and_proven(sim, wme, tmp_path, to):
-    told = []
+    told: list[Progress] = []
     done = await wme.files.download("Ottawa 0757.jpg", tmp_path / to if to else tmp_path, progress=told.append)
     assert done.path == tmp_path / (to or "Ottawa_0757.jpg")
     page = await wme.files.get("Ottawa 0757.jpg")

@@ -86,7 +86,10 @@ def _made(query: Query, order: Any) -> Plan:
     if names and query.backend is Backend.STRUCTURED:
         # The server knows these fields by name, and ignores what it does not know: whether a part of one counts as
         # known has never been seen. Asked for whole and reduced here, the answer is the same and certain.
-        names = body["fields"] = [*dict.fromkeys(name.partition(".")[0] for name in names)]
+        whole = [*dict.fromkeys(name.partition(".")[0] for name in names)]
+        if whole != names:
+            notes.append(f"sent: instead, whole fields {', '.join(whole)}; here: reduced")
+        names = body["fields"] = whole
     ordered = order is not None and not callable(order) and not (single and cut is None)
     if ordered and names and not _covered(names):
         extra = "is_part_of" if query.backend is Backend.STRUCTURED else _PROJECT
