@@ -194,7 +194,7 @@ class Connection:
         self._backoff = Backoff(settings.retry, transport.random.random)
         self._progressed = transport.monotonic()
         self._guard = _GUARD
-        self._at_once = False
+        self._at_once = False  # the next request follows without a wait
         self._accepted = False  # a request has been accepted: with a head, or at least with silence
         self._refusals = 0
         self._probes: dict[int, int] = {}
@@ -205,13 +205,14 @@ class Connection:
         return self.session is not None
 
     def look_again(self, partition: int, offset: int) -> None:
-        """Ask for a partition by time at the next request.
+        """Ask for a partition by time, until it has been heard from.
 
         Args:
             partition: Which.
             offset: What came when it was asked for by offset.
         """
         self._probes[partition] = offset
+        self._at_once = True
 
     def abandon(self, session: Session, error: WMEError) -> None:
         """End a session from the consumer's side, dropping what it brought and nobody has looked at yet."""
@@ -229,7 +230,7 @@ class Connection:
         while True:
             session = Session(self, self._transport.monotonic())
             error = await self._once(session)
-            await self._recover(session, error)
+            await self._recover(error)
 
     async def _once(self, session: Session) -> WMEError:
         """Make one request and read its answer to its end, which is always a failure; return it."""
@@ -263,6 +264,7 @@ class Connection:
         settings = self._settings
         clock = self._transport.server_now("realtime")
         now = datetime.fromtimestamp(clock, UTC)
+        self._probes = {p: offset for p, offset in self._probes.items() if p not in self._progress.seen}
         wanted = plan(
             settings.resource,
             self.parts,
@@ -291,7 +293,7 @@ class Connection:
         )
         async with self._transport.open(request, retry=False, read_timeout=settings.idle_timeout) as body:
             asleep = self._transport.server_now("realtime") - clock - (self._transport.monotonic() - session.began)
-            if asleep > _ASLEEP and wanted.offsets:
+            if asleep > _ASLEEP:
                 # This machine slept, or its clock was behind: what looked fresh may have run out meanwhile.
                 self._at_once = True
                 raise Interrupted(f"it is {asleep:.0f} s later than thought; asking again by the server's clock")
@@ -302,8 +304,6 @@ class Connection:
                     self.bytes += len(data)
                     records = framer.feed(data)
                     if records:
-                        if not session.records:
-                            self._probes.clear()
                         session.records += len(records)
                         await self._buffer.put(Block(session, records, len(data)))
         cut = f", in the middle of a record of {framer.pending} bytes so far" if framer.pending else ""
@@ -327,9 +327,9 @@ class Connection:
             )
         )
 
-    async def _recover(self, session: Session, error: WMEError) -> None:
+    async def _recover(self, error: WMEError) -> None:
         """Wait as long as the failure asks for, or raise it."""
-        if self._at_once or (session.abandoned is not None and self._probes):
+        if self._at_once:
             self._at_once = False  # a second look, by other means
             return
         if isinstance(error, Unprocessable) and "future" in error.message and self._guard < _WIDE_GUARD:
