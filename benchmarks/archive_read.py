@@ -87,7 +87,7 @@ def inflate(path: Path, *, use_isal: bool) -> dict[str, Any]:
     if use_isal:
         from isal import igzip
 
-        with igzip.open(path, "rb") as file:
+        with igzip.IGzipFile(path, "rb") as file:
             while block := file.read1(1024 * 1024):
                 total += len(block)
     else:

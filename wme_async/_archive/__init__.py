@@ -152,6 +152,9 @@ def read_many(
             async for result in results:
                 ...  # result.path, result.records, result.statistics
 
+    What brings something is work that stays in the workers: with `each` that leaves most out, or with `count_only`. To
+    send all records over costs about as much as to decode them here.
+
     Lists of one archive come in order; those of different archives come as they are made. Memory is bounded: a worker
     waits until its last list was taken. The first error ends all. Leaving the block kills the workers.
 

@@ -13,9 +13,9 @@ __all__ = ["DAMAGE", "by_isal", "by_zlib", "has_isal"]
 DAMAGE: Final = (gzip.BadGzipFile, zlib.error)
 """What inflaters raise for damaged bytes, beside EOFError where they end too early."""
 
-_BLOCK: Final = 1024 * 1024  # bytes inflated at most in one go
+_BLOCK: Final = 2 * 1024 * 1024  # bytes inflated at most in one go
 _TRICKLE: Final = 16 * 1024  # bytes inflated at a time while the source is slow
-_INPUT: Final = 2 * 1024 * 1024  # compressed bytes taken at a time: a refill amid a block waits for the lock once more
+_INPUT: Final = 4 * 1024 * 1024  # compressed bytes taken at a time: a refill amid a block waits for the lock once more
 _PIECE: Final = 64 * 1024  # compressed bytes for one call of zlib; at most 1032 times as much can come out
 _TARGET: Final = 512 * 1024  # bytes that a call of zlib should make, so that a bomb gets small pieces
 

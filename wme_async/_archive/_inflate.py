@@ -18,7 +18,7 @@ from wme_async.errors import ArchiveError
 
 __all__ = ["Inflater"]
 
-_READY: Final = 4 * 1024 * 1024  # bytes inflated ahead of the reader
+_READY: Final = 8 * 1024 * 1024  # bytes inflated ahead of the reader
 
 
 class Inflater:

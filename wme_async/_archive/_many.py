@@ -26,6 +26,7 @@ __all__ = ["ManyReader", "ManyResult"]
 R = TypeVar("R")
 
 _HEAD: Final = struct.Struct(">cQ")  # kind and length of what follows
+_AHEAD: Final = 2 * 1024 * 1024  # bytes of a worker that may wait in this process
 _PACKED, _PICKLED, _BAD, _DONE, _FAILED = b"m", b"p", b"b", b"d", b"e"
 
 
@@ -155,7 +156,7 @@ class ManyReader(Generic[R]):
                 starting = asyncio.ensure_future(anyio.to_thread.run_sync(process.start))
                 await outlast(starting)
                 starting.result()
-            reader, writer = await asyncio.open_connection(sock=ours)
+            reader, writer = await asyncio.open_connection(sock=ours, limit=_AHEAD)
             try:
                 while path is not None:
                     writer.write(path.encode("utf-8", "surrogateescape") + b"\0")

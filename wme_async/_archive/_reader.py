@@ -67,7 +67,7 @@ class ArchiveReader(Generic[T]):
 
     The end of the iteration means that the archive is whole: every gzip checksum fits, the tar has its end marker and
     nothing comes after it. The records before a damage are given before its error is raised, but for those in the last
-    MiB before it, which the inflater may have taken with it.
+    2 MiB before it, which the inflater may have taken with it.
 
     Args:
         source: A path, or what gives the bytes of the archive in order. If it has `aclose`, that is called.
