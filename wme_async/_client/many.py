@@ -1,6 +1,7 @@
 """One request for each of many names: bounded, in order or as completed, one result or error for each name."""
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
@@ -226,8 +227,9 @@ class _Crew(Generic[T]):
         if self._task is None or self._task.done() or self._loop is None or self._loop.is_closed():
             return
         logger.debug("look-ups were dropped before their end; what was under way is cancelled")
-        # Garbage is collected in whatever thread happens to be running.
-        self._loop.call_soon_threadsafe(self._task.cancel)
+        # Garbage is collected in whatever thread happens to be running, perhaps while the loop is being closed.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._task.cancel)
 
     async def _run(self) -> None:
         try:
