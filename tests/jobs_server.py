@@ -16,10 +16,12 @@ class FileServer:
     Attributes:
         files: Name to bytes.
         rules: Name to what to do instead: a status, `hang` (send half, then wait for `gate`), `whole` (no ranges, no
-            ETag), `chunked` (no length either), `slow` (pieces with pauses), or a URL to redirect to.
+            ETag), `chunked` (no length either), `slow` (pieces with pauses), `faulty` (answers 503 or breaks off twice,
+            then serves), or a URL to redirect to.
         heads: Name to further headers.
         asked: How often each name was asked for.
         hooks: Webhooks that arrived: headers and body.
+        hook_faults: Every so many webhooks are refused, 0 for none.
         answers: Statuses with which to answer webhooks, the last one for ever.
     """
 
@@ -28,12 +30,14 @@ class FileServer:
         self.rules: dict[str, int | str] = {}
         self.heads: dict[str, dict[str, str]] = {}
         self.asked: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
         self.sent = 0
         self.gate = asyncio.Event()
         self.hanging = asyncio.Event()
         self.hooks: list[tuple[dict[str, str], bytes]] = []
         self.hooked = asyncio.Event()
         self.answers = [204]
+        self.hook_faults = 0
         self.url = ""
 
     def add(self, name: str, size: int = 1000, rule: int | str | None = None, **headers: str) -> str:
@@ -53,6 +57,10 @@ class FileServer:
             return web.Response(status=rule, text="no")
         if isinstance(rule, str) and "/" in rule:
             return web.Response(status=302, headers={"Location": rule})
+        if rule == "faulty":
+            self.faults[name] += 1
+            if self.faults[name] <= 2 and len(name) % 2:
+                return web.Response(status=503, headers={"Retry-After": "0"})
         data = self.files.get(name)
         if data is None:
             return web.Response(status=404, text="no such file")
@@ -76,16 +84,20 @@ class FileServer:
         else:
             response.content_length = stop - start
         await response.prepare(request)
-        await self._send(response, data[start:stop], rule)
+        await self._send(response, data[start:stop], rule, name)
         return response
 
-    async def _send(self, response: web.StreamResponse, data: bytes, rule: int | str | None) -> None:
+    async def _send(self, response: web.StreamResponse, data: bytes, rule: int | str | None, name: str) -> None:
         if rule == "hang" and len(data) > 1:
             await response.write(data[: len(data) // 2])
             self.sent += len(data) // 2
             self.hanging.set()
             await self.gate.wait()
             data = data[len(data) // 2 :]
+        if rule == "faulty" and self.faults[name] <= 2 and len(data) > 1:
+            await response.write(data[: len(data) // 2])
+            self.sent += len(data) // 2
+            raise ConnectionResetError("broken off on purpose")
         step = 16_384 if rule == "slow" else len(data)
         for at in range(0, len(data), max(1, step)):
             await response.write(data[at : at + step])
@@ -96,6 +108,8 @@ class FileServer:
     async def _hook(self, request: web.Request) -> web.Response:
         self.hooks.append((dict(request.headers), await request.read()))
         self.hooked.set()
+        if self.hook_faults and len(self.hooks) % self.hook_faults == 0:
+            return web.Response(status=503)
         status = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return web.Response(status=status, headers={"Location": "http://169.254.169.254/"})
 

@@ -442,7 +442,7 @@ async def test_progress_is_told_while_bytes_arrive_and_weighs_them(manager, serv
     assert len(big) >= 2
     assert [progress.done for progress in big] == sorted(progress.done for progress in big)
     assert all(0 <= progress.percent < 100 for progress in big)
-    reports = []
+    reports: list[jobs.Batch] = []
     again = await manager.submit([url + "?2" for url in urls])
     await manager.wait(again.batch_id, progress=reports.append, timeout=20)
     percents = [report.progress.percent for report in reports]

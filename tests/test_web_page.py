@@ -108,11 +108,13 @@ class Page:
 
     async def picture(self, path):
         shot = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        Path(path).write_bytes(base64.b64decode(shot["data"]))
+        with open(path, "wb") as file:  # noqa: ASYNC230, PTH123  # a picture for people, at their request
+            file.write(base64.b64decode(shot["data"]))
 
 
 @contextlib.asynccontextmanager
 async def chromium(profile):
+    assert CHROMIUM is not None
     process = await asyncio.create_subprocess_exec(
         CHROMIUM,
         *FLAGS[:-1],
@@ -122,6 +124,7 @@ async def chromium(profile):
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
+    assert process.stderr is not None
     try:
         async with asyncio.timeout(30):
             url = None

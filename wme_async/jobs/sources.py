@@ -63,7 +63,14 @@ class MediaFetcher(Protocol):
     """Gets the medium behind a page. `wme_async.integrations.media.Media` does."""
 
     async def fetch(
-        self, url: str, folder: Path, *, options: Options, moved: Moved, titled: Callable[[str, int | None], None]
+        self,
+        url: str,
+        folder: Path,
+        *,
+        options: Options,
+        moved: Moved,
+        titled: Callable[[str, int | None], None],
+        allow: Iterable[str],
     ) -> Fetched:
         """Download what a page shows into a folder, going on with what is there."""
         ...
@@ -263,7 +270,14 @@ class Fetcher:
         kind = (info.content_type or "").partition(";")[0].strip().lower()
         if kind in _PAGES:
             if self._media is not None:
-                return await self._media.fetch(source.final_url, folder, options=options, moved=moved, titled=titled)
+                return await self._media.fetch(
+                    source.final_url,
+                    folder,
+                    options=options,
+                    moved=self._bounded(moved),
+                    titled=titled,
+                    allow=self._allow,
+                )
             if options.quality or options.video_format or options.download_subtitles:
                 raise DataError(
                     "this is a web page, and media are not taken out of pages here: that needs the extra `media` and"

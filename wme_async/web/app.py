@@ -45,8 +45,8 @@ def create_app(
 
     Args:
         manager: Opened when the application starts and closed when it ends, unless it is open already.
-        api_keys: Keys that callers send as `X-API-Key`, or their hashes (`hash_key`); whoever has one may do everything.
-            None asks for none: for loopback, and behind something that asks.
+        api_keys: Keys that callers send as `X-API-Key`, or their hashes (`hash_key`); whoever has one may do all there
+            is. None asks for none: for loopback, and behind something that asks.
         allowed_hosts: Names that callers may use for this service. By default any with keys, and only those of
             loopback without: otherwise every web page that somebody reads on this machine could call it.
         create_rate: New batches per second and key, None for no limit.
