@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from wme_async._download import Budget, Download, FileInfo, Progress, SignedUrl, download, ordered, partfile
+from wme_async._download import Budget, Download, FileInfo, Progress, SignedUrl, download, ordered
 from wme_async._download.ledger import Ledger, boot_id
 from wme_async._download.partfile import PartFile, etag_of
 from wme_async._download.threads import in_thread
@@ -853,6 +853,10 @@ ZYGOTE = textwrap.dedent(
 )
 
 
+# aiohttp lets half a megabyte pile up before it stops reading, and a read may bring as much as a quarter on top.
+PIECE = 768 * 1024
+
+
 def written_and_claimed(folder: Path, data: bytes, etag: str) -> tuple[int, int]:
     """Return how many bytes a killed process had written and how many its ledger knows of, all of them true."""
     part = (folder / "x.part").read_bytes()
@@ -900,10 +904,14 @@ async def check_kills(sim: Simulator, folder: Path, kills: int, seed: int) -> No
                 (folder / "x").unlink()
                 continue
             deaths += 1
-            if (folder / "x.part.ledger").exists():
+            if (folder / "x").exists():
+                # It had just given the file its name, and died before it had cleared up.
+                assert (folder / "x").read_bytes() == data
+                (folder / "x").unlink()
+            elif (folder / "x.part.ledger").exists():
                 written, claimed = written_and_claimed(folder, data, etag)
-                # What had been written but not noted: at most one buffer for each connection.
-                assert written - claimed <= 4 * (256 * 1024 + 4096)
+                # What had been written but not noted: at most the piece that each connection had in hand.
+                assert written - claimed <= 4 * PIECE
                 lost += max(0, written - claimed)
         await start()
         assert int(await zygote.stdout.readline()) in {0, 7}
@@ -912,7 +920,8 @@ async def check_kills(sim: Simulator, folder: Path, kills: int, seed: int) -> No
     finally:
         zygote.stdin.close()
         await zygote.wait()
-    assert lost <= deaths * 4 * (256 * 1024 + 4096)
+    # It takes bad luck to die between the two writes, so most deaths cost nothing at all.
+    assert lost <= deaths * PIECE
 
 
 async def test_a_process_killed_50_times_ends_with_the_whole_file(sim: Simulator, tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ class Crew:
         try:
             # One connection a part, and one to spare that may take over the end of another's.
             parts = -(-self.plan.unclaimed // max(self._least, 1))
+            if parts == 1:
+                # One small range, over and over for thousands of files: nothing to take over, nothing to measure.
+                await self._work()
+                self._budget.tick(self._transport.monotonic())
+                return
             with only_cause():
                 async with asyncio.TaskGroup() as group:
                     workers = [group.create_task(self._work()) for _ in range(max(1, min(self._connections, parts)))]
