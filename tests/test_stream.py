@@ -32,7 +32,7 @@ from wme_async._stream.backfill import Filler
 from wme_async._stream.connection import _framing_of as framing_of
 from wme_async._stream.meter import Meter
 from wme_async._stream.progress import Missing, Progress
-from wme_async._stream.shapes import Place, Shape, published_of
+from wme_async._stream.shapes import Shape, Spot, published_of
 from wme_async._transport import Credentials, Request, Transport
 from wme_async.errors import (
     DecodeError,
@@ -1289,7 +1289,7 @@ def test_a_quiet_partition_is_known_to_be_whole_after_ten_connected_minutes() ->
     assert reached == NOON + timedelta(hours=1, minutes=1)
     assert progress.positions()[1].reached is None, "it was not connected"
     # An event ends the silence; the position is then that of the event.
-    event = Place(0, 9, NOON + timedelta(hours=2))
+    event = Spot(0, 9, NOON + timedelta(hours=2))
     progress.seen[0] = progress.done[0] = event
     progress.tick(60.0, now=NOON + timedelta(hours=2), connected=[0])
     assert progress.positions()[0] == Position(9, NOON + timedelta(hours=2))
@@ -1297,7 +1297,7 @@ def test_a_quiet_partition_is_known_to_be_whole_after_ten_connected_minutes() ->
 
 def test_what_is_read_and_not_processed_is_not_counted_as_whole() -> None:
     progress = progress_of({0: Position(5, NOON)})
-    progress.seen[0] = Place(0, 9, NOON)
+    progress.seen[0] = Spot(0, 9, NOON)
     for minute in range(12):
         progress.tick(60.0, now=NOON + timedelta(minutes=minute), connected=[0])
     assert progress.positions()[0] == Position(5, NOON)
@@ -1307,7 +1307,7 @@ def test_what_is_read_and_not_processed_is_not_counted_as_whole() -> None:
 @given(st.permutations(range(12)), st.integers(0, 12))
 def test_a_partition_never_moves_ahead_of_an_event_that_is_not_acknowledged(order: list[int], count: int) -> None:
     progress = progress_of({})
-    events = [Place(0, 10 + 3 * number, None) for number in range(12)]
+    events = [Spot(0, 10 + 3 * number, None) for number in range(12)]
     for event in events:
         progress.handed_out(event)
         progress.seen[0] = event
@@ -1334,7 +1334,7 @@ def test_a_partition_never_moves_ahead_of_an_event_that_is_not_acknowledged(orde
     ],
 )
 def test_times_of_events_are_read_in_any_form_or_not_at_all(value: Any, expected: datetime | None) -> None:
-    assert published_of(Place(0, 0, value)) == expected
+    assert published_of(Spot(0, 0, value)) == expected
 
 
 class Decoded:
@@ -1343,7 +1343,7 @@ class Decoded:
     def __init__(self, decoded: int, published: datetime) -> None:
         self.decoded = decoded
         self.filtered = self.bad = 0
-        self.events = [Place(0, decoded, published)]
+        self.events = [Spot(0, decoded, published)]
 
 
 def test_the_time_to_catch_up_follows_from_the_speed_of_the_last_minute() -> None:

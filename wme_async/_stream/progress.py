@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from wme_async._protocol.positions import Plan, Position, Resume, explain_jump
-from wme_async._stream.shapes import Place, PlaceLike, published_of
+from wme_async._stream.shapes import PlaceLike, Spot, published_of
 from wme_async.errors import OffsetGap
 
 __all__ = ["TOP", "LookAgain", "Missing", "Progress"]
@@ -172,9 +172,9 @@ class Progress:
         )
         return Missing(gap, position.safe_until, published)
 
-    def _from_base(self, partition: int) -> Place:
+    def _from_base(self, partition: int) -> Spot:
         base = self.base[partition]
-        return Place(partition, base.offset, base.published)
+        return Spot(partition, base.offset, base.published)
 
     def tick(self, seconds: float, *, now: datetime, connected: Iterable[int]) -> None:
         """Note that time has passed.

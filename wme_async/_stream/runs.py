@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
-from wme_async._protocol.decode import DECODE_ERRORS, Buffer, why
+from wme_async._protocol.decode import DECODE_ERRORS, LONG_RECORD, Buffer, why
 from wme_async._protocol.framing import Oversize, Record
 from wme_async._stream.connection import Block
 from wme_async._stream.progress import TOP, LookAgain, Missing, Progress
@@ -100,6 +100,7 @@ class Runs(Generic[T]):
         self._tell_bad = tell_bad
         self._handed: dict[int, tuple[T, PlaceLike]] = {}
         self._block: Block | None = None
+        self._decode = shape.decode
         self._records: Iterator[Record] = iter(())
 
     @property
@@ -111,6 +112,9 @@ class Runs(Generic[T]):
         """Take the next block."""
         self._block = block
         self._records = iter(block.records)
+        short = self._shape.short
+        long = block.size > LONG_RECORD * len(block.records)
+        self._decode = self._shape.decode if short is None or long else short
 
     def end(self) -> Block | None:
         """Let go of the block, decoded or not, and return it."""
@@ -144,13 +148,13 @@ class Runs(Generic[T]):
         """Decode the next run of the block.
 
         Returns:
-            Whether the block is finished; if not, something is in `stops`, or the next run will raise.
+            Whether the block is finished; if not, something is in `stops`, or there is another run.
         """
         items: list[Any] = []
         events: list[PlaceLike] = []
         self.items, self.events = items, events
         self.pairs = zip(items, events, strict=True)
-        decode, finish, keep, note = self._shape.decode, self._shape.finish, self._keep, self._note
+        decode, finish, keep, note = self._decode, self._shape.finish, self._keep, self._note
         seen = self._progress.seen
         last = seen.get
         for record in self._records:
@@ -161,7 +165,11 @@ class Runs(Generic[T]):
                 closer = event.offset <= last(partition, TOP).offset
                 item = raw if finish is None else finish(raw)
             except (*DECODE_ERRORS, TypeError, ValueError, AttributeError) as error:
-                if self._odd(record, error):
+                if decode is not self._shape.decode:
+                    # It may be in need of patience; so has what follows, as likely as not.
+                    self._decode = self._shape.decode
+                    self._records = itertools.chain((record,), self._records)
+                elif self._odd(record, error):
                     continue
                 return self._ran(items)
             if closer:

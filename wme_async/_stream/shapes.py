@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
-from wme_async._protocol.decode import Buffer, make_decoder
+from wme_async._protocol.decode import Buffer, make_decoder, plain_data
 from wme_async._protocol.framing import Oversize, Record
 
 __all__ = ["Place", "PlaceLike", "Shape", "Spot", "error_line", "published_of", "recover"]
@@ -25,7 +25,7 @@ class Place(msgspec.Struct, gc=False):
 
     partition: int | None = None
     offset: int | None = None
-    date_published: Any = None
+    date_published: str | float | bool | None = None
 
 
 class PlaceLike(Protocol):
@@ -65,6 +65,8 @@ class Shape(Generic[T]):
 
     Attributes:
         decode: Returns an object with `event` for the bytes of a record.
+        short: The same for records that are short and in order: nothing but msgspec, which saves a tenth of the time of
+            a small event. What it refuses may still be something to `decode`. None where the type does not allow it.
         finish: Makes the user's value of that object; None where it is the same.
 
     Args:
@@ -79,16 +81,18 @@ class Shape(Generic[T]):
         self.finish: Callable[[Any], T] | None = None
         self.direct = False
         self.decode: Callable[[Buffer], Any]
+        self.short: Callable[[Buffer], Any] | None = None
         kind: Any = type  # what it is, is found out here
         if inspect.isclass(kind) and issubclass(kind, msgspec.Struct):
             fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
             if "event" in fields and _has_place(fields["event"].type) and fields["event"].name == "event":
                 self.direct = True
-                self.decode = make_decoder(type)
+                self.decode, self.short = _decoders(type)
                 return
             names = {field.name for field in fields.values()}
             if "event" not in fields and "event" not in names and not kind.__struct_config__.array_like:
-                self.decode, self.finish = _derived(type)
+                tracked, self.finish = _derived(type)
+                self.decode, self.short = _decoders(tracked)
                 return
         self.decode, self.finish = _two_passes(type)
 
@@ -102,8 +106,13 @@ def _has_place(annotation: Any) -> bool:
     return False
 
 
-def _derived(type: type[T]) -> tuple[Callable[[Buffer], Any], Callable[[Any], T]]:
-    """Decode into a subclass that has an event, and build the real thing from it.
+def _decoders(type: Any) -> tuple[Callable[[Buffer], Any], Callable[[Buffer], Any] | None]:
+    # A value with a Raw in it would be a view of the caller's block; the patient way copies.
+    return make_decoder(type), msgspec.json.Decoder(type).decode if plain_data(type) else None
+
+
+def _derived(type: type[T]) -> tuple[Any, Callable[[Any], T]]:
+    """Return a subclass that has an event, to decode into, and what builds the real thing from its values.
 
     The user's `__post_init__` runs once, on the real thing.
     """
@@ -123,7 +132,7 @@ def _derived(type: type[T]) -> tuple[Callable[[Buffer], Any], Callable[[Any], T]
     # Written out once for the type: a loop over the fields would take three times as long for each event.
     arguments = [f"raw.{name}" for name in first] + [f"{name}=raw.{name}" for name in rest]
     finish: Callable[[Any], T] = eval(f"lambda raw: make({', '.join(arguments)})", {"make": type})  # noqa: S307  # names of fields are identifiers
-    return make_decoder(tracked), finish
+    return tracked, finish
 
 
 def _two_passes(type: type[T]) -> tuple[Callable[[Buffer], Any], Callable[[Any], T]]:
