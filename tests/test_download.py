@@ -908,7 +908,7 @@ async def check_kills(sim: Simulator, folder: Path, kills: int, seed: int) -> No
                 # It had just given the file its name, and died before it had cleared up.
                 assert (folder / "x").read_bytes() == data
                 (folder / "x").unlink()
-            elif (folder / "x.part.ledger").exists():
+            elif {"x.part", "x.part.ledger"} <= set(leftovers(folder)):
                 written, claimed = written_and_claimed(folder, data, etag)
                 # What had been written but not noted: at most the piece that each connection had in hand.
                 assert written - claimed <= 4 * PIECE
