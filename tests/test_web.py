@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -245,29 +246,28 @@ async def test_the_status_has_every_field_of_the_guide_in_its_order(manager, cli
 # Who may ask
 
 
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({}, 401),
-        ({"X-API-Key": ""}, 401),
-        ({"X-API-Key": KEY + "x"}, 401),
-        ({"X-API-Key": KEY[:-1]}, 401),
-        ({"X-API-Key": hash_key(KEY)}, 401),
-        ({"X-API-Key": "ключ"}, 401),
-        ({"Authorization": "Basic " + KEY}, 401),
-        ({"X-API-Key": KEY}, 200),
-        ({"Authorization": f"Bearer {KEY}"}, 200),
-    ],
-)
-async def test_only_who_has_a_key_is_answered(client, headers, status):
-    for path in ("/api/v1/batch", "/metrics"):
-        async with client.get(path, headers=headers) as answer:
-            assert answer.status == status
-            if status == 401:
-                said = await answer.json()
-                assert set(said) == {"status", "code", "message", "details"}
-    async with client.get("/files/x", headers=headers) as answer:
-        assert answer.status == (404 if status == 200 else 401)
+CALLERS = [
+    ({}, 401),
+    ({"X-API-Key": ""}, 401),
+    ({"X-API-Key": KEY + "x"}, 401),
+    ({"X-API-Key": KEY[:-1]}, 401),
+    ({"X-API-Key": hash_key(KEY)}, 401),
+    ({"X-API-Key": "ключ"}, 401),
+    ({"Authorization": "Basic " + KEY}, 401),
+    ({"X-API-Key": KEY}, 200),
+    ({"Authorization": f"Bearer {KEY}"}, 200),
+]
+
+
+async def test_only_who_has_a_key_is_answered(client):
+    for headers, status in CALLERS:
+        for path in ("/api/v1/batch", "/metrics"):
+            async with client.get(path, headers=headers) as answer:
+                assert answer.status == status, headers
+                if status == 401:
+                    assert set(await answer.json()) == {"status", "code", "message", "details"}
+        async with client.get("/files/x", headers=headers) as answer:
+            assert answer.status == (404 if status == 200 else 401)
 
 
 async def test_keys_may_be_given_hashed_and_are_kept_hashed(manager):
@@ -332,59 +332,61 @@ async def test_new_batches_are_limited_for_each_key(manager, files):
 # What may be asked
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ({"urls": []}, "at least 1 URL"),
-        ({"urls": [f"https://example.com/{number}" for number in range(101)]}, "Maximum 100 URLs per batch"),
-        ({"urls": ["https://example.com/", "https://EXAMPLE.com"]}, "Duplicate URL"),
-        ({"urls": ["nonsense"]}, "Invalid URL"),
-        ({"urls": ["https://example.com/"], "concurrent_limit": 0}, "1-10, not 0"),
-        ({"urls": ["https://example.com/"], "concurrent_limit": 11}, "Maximum 10 concurrent downloads"),
-        ({"urls": ["https://example.com/"], "path_template": "/etc/{id}"}, "path_template"),
-        ({"urls": ["https://example.com/"], "path_template": "{secret}"}, "is unknown"),
-        ({"urls": ["https://example.com/"], "webhook_url": "http://localhost/"}, "a local name"),
-        ({"urls": ["https://example.com/"], "timeout": 0}, "timeout"),
-        ({"urls": "https://example.com/"}, "Expected `array`"),
-        ({"urls": [1]}, "Expected `str`"),
-        ({"urls": ["https://example.com/"], "concurrent_limit": "3"}, "Expected `int`"),
-        ({"urls": ["https://example.com/"], "concurent_limit": 3}, "unknown field"),
-        ({}, "missing required field `urls`"),
-        ([], "Expected `object`"),
-    ],
-)
-async def test_a_bad_batch_is_refused_in_words(client, body, words):
-    status, said, _ = await ask(client, "POST", "/api/v1/batch/download", json=body)
-    assert status == 422
-    assert words in said["message"]
-    assert set(said) == {"status", "code", "message", "details"}
+BAD_BATCHES = [
+    ({"urls": []}, "at least 1 URL"),
+    ({"urls": [f"https://example.com/{number}" for number in range(101)]}, "Maximum 100 URLs per batch"),
+    ({"urls": ["https://example.com/", "https://EXAMPLE.com"]}, "Duplicate URL"),
+    ({"urls": ["nonsense"]}, "Invalid URL"),
+    ({"urls": ["https://example.com/"], "concurrent_limit": 0}, "1-10, not 0"),
+    ({"urls": ["https://example.com/"], "concurrent_limit": 11}, "Maximum 10 concurrent downloads"),
+    ({"urls": ["https://example.com/"], "path_template": "/etc/{id}"}, "path_template"),
+    ({"urls": ["https://example.com/"], "path_template": "{secret}"}, "is unknown"),
+    ({"urls": ["https://example.com/"], "webhook_url": "http://localhost/"}, "a local name"),
+    ({"urls": ["https://example.com/"], "timeout": 0}, "timeout"),
+    ({"urls": "https://example.com/"}, "Expected `array`"),
+    ({"urls": [1]}, "Expected `str`"),
+    ({"urls": ["https://example.com/"], "concurrent_limit": "3"}, "Expected `int`"),
+    ({"urls": ["https://example.com/"], "concurent_limit": 3}, "unknown field"),
+    ({}, "missing required field `urls`"),
+    ([], "Expected `object`"),
+]
 
 
-@pytest.mark.parametrize(
-    ("data", "kind", "status"),
-    [
-        (b"", "application/json", 400),
-        (b"{", "application/json", 400),
-        (b"\xff\xfe", "application/json", 400),
-        (b'{"urls": ["' + b"\xff" + b'"]}', "application/json", 400),
-        (b"[" * 100_000, "application/json", 422),
-        (b'{"urls":' * 100_000, "application/json", 422),
-        (b"null", "application/json", 422),
-        (b"{}", "text/plain", 415),
-        (b"urls=a", "application/x-www-form-urlencoded", 415),
-        (b" " * ((1 << 20) + 1), "application/json", 413),
-        (b'{"urls": ["https://example.com/"], "timeout": 1e999}', "application/json", 422),
-        (b'{"urls": ["https://example.com/"], "timeout": NaN}', "application/json", 400),
-        (b'{"urls": ["https://example.com/"], "priority": 99999999999999999999}', "application/json", 422),
-        (b'{"urls": ["\\ud800"]}', "application/json", 400),
-        (b'{"urls": ["https://example.com/\\u0000"]}', "application/json", 422),
-    ],
-)
-async def test_a_body_that_is_no_batch_is_an_error_of_the_caller(client, data, kind, status):
-    headers = {**HEAD, "Content-Type": kind}
-    async with client.post("/api/v1/batch/download", data=io.BytesIO(data), headers=headers) as answer:
-        assert answer.status == status, await answer.text()
-        assert (await answer.json())["status"] == status
+async def test_a_bad_batch_is_refused_in_words(manager):
+    async with running(manager, create_rate=None) as client:
+        for body, words in BAD_BATCHES:
+            status, said, _ = await ask(client, "POST", "/api/v1/batch/download", json=body)
+            assert status == 422, body
+            assert words in said["message"]
+            assert set(said) == {"status", "code", "message", "details"}
+
+
+NO_BATCHES = [
+    (b"", "application/json", 400),
+    (b"{", "application/json", 400),
+    (b"\xff\xfe", "application/json", 400),
+    (b'{"urls": ["' + b"\xff" + b'"]}', "application/json", 400),
+    (b"[" * 100_000, "application/json", 422),
+    (b'{"urls":' * 100_000, "application/json", 422),
+    (b"null", "application/json", 422),
+    (b"{}", "text/plain", 415),
+    (b"urls=a", "application/x-www-form-urlencoded", 415),
+    (b" " * ((1 << 20) + 1), "application/json", 413),
+    (b'{"urls": ["https://example.com/"], "timeout": 1e999}', "application/json", 422),
+    (b'{"urls": ["https://example.com/"], "timeout": NaN}', "application/json", 400),
+    (b'{"urls": ["https://example.com/"], "priority": 99999999999999999999}', "application/json", 422),
+    (b'{"urls": ["\\ud800"]}', "application/json", 400),
+    (b'{"urls": ["https://example.com/\\u0000"]}', "application/json", 422),
+]
+
+
+async def test_a_body_that_is_no_batch_is_an_error_of_the_caller(manager):
+    async with running(manager, create_rate=None) as client:
+        for data, kind, status in NO_BATCHES:
+            headers = {**HEAD, "Content-Type": kind}
+            async with client.post("/api/v1/batch/download", data=io.BytesIO(data), headers=headers) as answer:
+                assert answer.status == status, (data[:80], await answer.text())
+                assert (await answer.json())["status"] == status
 
 
 async def test_a_body_of_no_said_length_is_limited_too(client):
@@ -448,51 +450,48 @@ HOSTILE_CALLS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"), HOSTILE_CALLS, ids=[f"{row[0]} {row[1][:40]}" for row in HOSTILE_CALLS]
-)
-async def test_a_hostile_call_gets_nothing_and_breaks_nothing(client, method, path, status):
+async def test_a_hostile_call_gets_nothing_and_breaks_nothing(client):
     from yarl import URL
 
-    url = URL(str(client.make_url("/")).rstrip("/") + path, encoded=True)
-    async with client.session.request(method, url, headers=HEAD) as answer:
-        assert answer.status == status, await answer.text()
-        if status >= 400:
-            assert set(await answer.json()) == {"status", "code", "message", "details"}
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    base = str(client.make_url("/")).rstrip("/")
+    for method, path, status in HOSTILE_CALLS:
+        async with client.session.request(method, URL(base + path, encoded=True), headers=HEAD) as answer:
+            assert answer.status == status, (method, path, await answer.text())
+            if status >= 400:
+                assert set(await answer.json()) == {"status", "code", "message", "details"}
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    async with client.get("/healthz") as answer:
+        assert answer.status == 200
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        "Host: ",
-        "Host: a b",
-        "Host: evil/../x",
-        'Host: "><script>alert(1)</script>',
-        "Host: \xff\xfe",
-        "Host: [::1",
-        "Host: localhost\r\nX-API-Key: a\r\nX-API-Key: b",
-        "Host: localhost\r\nAuthorization: Bearer ",
-        "Host: localhost\r\nLast-Event-ID: -1\r\nRange: bytes=0-",
-        "Host: localhost\r\nContent-Length: 99999999999",
-        "Host: localhost\r\nOrigin: null",
-        "Host: localhost\r\nCookie: " + "a" * 4000,
-    ],
-    ids=lambda head: ascii(head[:40]),
-)
-@pytest.mark.parametrize("path", ["/api/v1/batch", "/healthz"])
-async def test_hostile_headers_get_an_answer_and_no_fault(client, head, path):
-    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\n{head}\r\nConnection: close\r\n\r\n".encode("latin-1"))
-        async with asyncio.timeout(5):
-            said = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    finally:
-        writer.close()
-        await writer.wait_closed()
-    status = int(said.split(" ", 2)[1])
-    assert status in {200, 400, 401}
-    assert "<script>" not in said
+HOSTILE_HEADS = [
+    "Host: ",
+    "Host: a b",
+    "Host: evil/../x",
+    'Host: "><script>alert(1)</script>',
+    "Host: \xff\xfe",
+    "Host: [::1",
+    "Host: localhost\r\nX-API-Key: a\r\nX-API-Key: b",
+    "Host: localhost\r\nAuthorization: Bearer ",
+    "Host: localhost\r\nLast-Event-ID: -1\r\nRange: bytes=0-",
+    "Host: localhost\r\nContent-Length: 99999999999",
+    "Host: localhost\r\nOrigin: null",
+    "Host: localhost\r\nCookie: " + "a" * 4000,
+]
+
+
+async def test_hostile_headers_get_an_answer_and_no_fault(client):
+    for head, path in itertools.product(HOSTILE_HEADS, ["/api/v1/batch", "/healthz"]):
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        try:
+            writer.write(f"GET {path} HTTP/1.1\r\n{head}\r\nConnection: close\r\n\r\n".encode("latin-1"))
+            async with asyncio.timeout(5):
+                said = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        finally:
+            writer.close()
+            await writer.wait_closed()
+        assert int(said.split(" ", 2)[1]) in {200, 400, 401}, head
+        assert "<script>" not in said
 
 
 async def test_link_answers_are_not_taken_from_a_forged_host(client, manager, files):
@@ -663,37 +662,33 @@ async def test_a_file_is_served_whole_and_harmless(client, stored):
             assert (answer.status, await answer.read(), answer.headers["ETag"]) == (304, b"", etag)
 
 
-@pytest.mark.parametrize(
-    ("asked", "start", "stop"),
-    [
-        ("bytes=0-0", 0, 1),
-        ("bytes=10-19", 10, 20),
-        ("bytes=599990-", 599_990, 600_000),
-        ("bytes=-5", 599_995, 600_000),
-        ("bytes=599999-999999999", 599_999, 600_000),
-        ("bytes=0-", 0, 600_000),
-        ("bytes=-9999999", 0, 600_000),
-    ],
-)
-async def test_a_range_of_a_file_is_served(client, stored, asked, start, stop):
+RANGES = [
+    ("bytes=0-0", 0, 1),
+    ("bytes=10-19", 10, 20),
+    ("bytes=599990-", 599_990, 600_000),
+    ("bytes=-5", 599_995, 600_000),
+    ("bytes=599999-999999999", 599_999, 600_000),
+    ("bytes=0-", 0, 600_000),
+    ("bytes=-9999999", 0, 600_000),
+]
+NO_RANGES = ["bytes=5-1", "bytes=0-1,3-4", "lines=0-1", "bytes", "bytes=", "bytes=a-b", "bytes=--1"]
+
+
+async def test_a_range_of_a_file_is_served(client, stored):
     path, data, _ = stored
-    async with client.get(path, headers={**HEAD, "Range": asked}) as answer:
-        assert (answer.status, await answer.read()) == (206, data[start:stop])
-        assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/600000"
+    for asked, start, stop in RANGES:
+        async with client.get(path, headers={**HEAD, "Range": asked}) as answer:
+            assert (answer.status, await answer.read()) == (206, data[start:stop])
+            assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/600000"
 
 
-@pytest.mark.parametrize("asked", ["bytes=600000-", "bytes=-0", "bytes=999999-1000000"])
-async def test_a_range_outside_the_file_is_said_to_be(client, stored, asked):
-    async with client.get(stored[0], headers={**HEAD, "Range": asked}) as answer:
-        assert (answer.status, answer.headers["Content-Range"]) == (416, "bytes */600000")
-
-
-@pytest.mark.parametrize(
-    "asked", ["bytes=5-1", "bytes=0-1,3-4", "lines=0-1", "bytes", "bytes=", "bytes=a-b", "bytes=--1"]
-)
-async def test_a_range_that_makes_no_sense_is_ignored(client, stored, asked):
-    async with client.get(stored[0], headers={**HEAD, "Range": asked}) as answer:
-        assert (answer.status, len(await answer.read())) == (200, 600_000)
+async def test_a_range_outside_the_file_is_said_to_be_and_one_without_sense_is_ignored(client, stored):
+    for asked in ("bytes=600000-", "bytes=-0", "bytes=999999-1000000"):
+        async with client.get(stored[0], headers={**HEAD, "Range": asked}) as answer:
+            assert (answer.status, answer.headers["Content-Range"]) == (416, "bytes */600000")
+    for asked in NO_RANGES:
+        async with client.get(stored[0], headers={**HEAD, "Range": asked}) as answer:
+            assert (answer.status, len(await answer.read())) == (200, 600_000)
 
 
 async def test_a_range_of_another_version_is_the_whole_file(client, stored):
