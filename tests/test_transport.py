@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import ssl
 import stat
 import traceback
@@ -614,9 +615,13 @@ def all_aiohttp_errors():
     return sorted(found, key=lambda each: each.__name__)
 
 
+INFO = aiohttp.RequestInfo(URL("http://h/p?secret"), "GET", {"Authorization": "Bearer secret"}, URL("http://h"))
+
+
 def instance_of(kind):
-    info = aiohttp.RequestInfo(URL("http://h/p?secret"), "GET", {"Authorization": "Bearer secret"}, URL("http://h"))
-    key = aiohttp.client_reqrep.ConnectionKey("h", 80, False, True, None, None, None)
+    info = INFO
+    proxy = URL("http://me:secret@proxy:3128")
+    key = aiohttp.client_reqrep.ConnectionKey("h", 80, False, True, proxy, None, None)
     if issubclass(kind, aiohttp.ClientResponseError):
         candidates = [(info, ())]
     elif issubclass(kind, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
@@ -647,7 +652,8 @@ def test_every_aiohttp_error_becomes_one_of_ours(kind):
     ours = translate(error, url="http://h/p?X-Amz-Signature=secret")
     assert isinstance(ours, TransportError)
     assert "secret" not in repr(ours) + str(ours.__dict__)
-    assert "secret" not in repr(error)
+    # It stays in the chain of causes, is formatted there, and may be kept by whoever collects errors.
+    assert "secret" not in repr(error) + str(error) + repr(error.args) + repr(error.__dict__)
 
 
 @pytest.mark.parametrize("error", [OSError(5, "io"), TimeoutError(), EOFError(), ConnectionResetError()])
@@ -803,6 +809,118 @@ async def test_strangers_urls_meet_the_guard_by_address_and_by_name(sim):
         # Our own hosts are not strangers.
         assert (await transport.request(PROJECTS)).status == 200
         await transport.aclose()
+
+
+async def test_what_will_fail_again_is_tried_once(sim, tmp_path):
+    told = []
+    pools = [
+        SessionPool(guard=lambda host, address: "private" if address == "127.0.0.1" else None),
+        SessionPool(guard=lambda *_: None, trust_env=True),
+        SessionPool(),
+    ]
+    port = URL(sim.store_url).port
+    for pool, path in (
+        (pools[0], f"http://127.0.0.1:{port}/x"),
+        (pools[0], f"http://localhost:{port}/x"),
+        (pools[1], f"http://localhost:{port}/x"),
+        (pools[2], "nonsense"),
+    ):
+        transport = make(sim, pool=pool, on_retry=told.append)
+        with pytest.raises(TransportError) as caught:
+            await transport.request(Request(role="public", path=path))
+        assert caught.value.permanent
+        assert pickle.loads(pickle.dumps(caught.value)).permanent
+        await transport.aclose()
+    assert not told
+    for pool in pools:
+        await pool.aclose()
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (aiohttp.ClientHttpProxyError(INFO, (), status=407, message="Proxy Authentication Required"), True),
+        (aiohttp.ClientHttpProxyError(INFO, (), status=502, message="Bad Gateway"), False),
+        (ssl.SSLCertVerificationError(1, "self-signed"), True),
+        (aiohttp.ServerFingerprintMismatch(b"e", b"g", "h", 1), True),
+        (aiohttp.InvalidURL("x"), True),
+        (ConnectionResetError(), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_only_what_stays_as_it_is_is_permanent(error, permanent):
+    assert translate(error, url="http://h").permanent is permanent
+
+
+@pytest.mark.parametrize(
+    "proxy", ["nonsense", "socks5://u:hunter2@h:1", "http://u:hunter2@h:port", "http://[u:hunter2@"]
+)
+def test_a_proxy_that_is_none_is_refused_without_its_password(proxy):
+    with pytest.raises(ValueError, match="a proxy is a URL such as") as caught:
+        SessionPool(proxy=proxy)
+    assert "hunter2" not in str(caught.value) + repr(caught.value.__cause__)
+
+
+async def test_passwords_of_netrc_go_to_proxies_and_nowhere_else(sim, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine localhost login me password proxy-secret\ndefault login me password default-secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with SessionPool(trust_env=True) as pool:
+        transport = make(sim, pool=pool)
+        assert (await transport.request(PROJECTS)).status == 200
+        with pytest.raises(WMEError):
+            await transport.request(Request(role="store", path=f"{sim.store_url}/none"))
+        sent = [value for each in sim.requests for name, value in each.headers if name.lower() == "authorization"]
+        assert all(value.startswith("Bearer ") for value in sent)
+        assert len(sent) == 1
+        await transport.aclose()
+
+    heads = []
+
+    async def serve(reader, writer):
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1")
+    port = server.sockets[0].getsockname()[1]
+    for proxy, secret in ((f"http://localhost:{port}", "proxy-secret"), (f"http://a:b@localhost:{port}", "b")):
+        monkeypatch.setenv("http_proxy", proxy)
+        async with SessionPool(trust_env=True) as pool:
+            transport = make(sim, pool=pool)
+            await transport.request(Request(role="store", path="http://store.invalid/x"))
+            await transport.aclose()
+        head = heads.pop().decode()
+        assert head.startswith("GET http://store.invalid/x ")
+        lines = [line.split(": ", 1) for line in head.lower().split("\r\n") if "authorization" in line]
+        assert [name for name, _ in lines] == ["proxy-authorization"]
+        given = re.search(r"Proxy-Authorization: Basic (\S+)", head)[1]
+        assert base64.b64decode(given).decode().endswith(f":{secret}")
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_session_that_wants_errors_for_statuses_still_gives_ours(sim):
+    async with aiohttp.ClientSession(raise_for_status=True) as session, SessionPool(session=session) as pool:
+        transport = make(sim, pool=pool)
+        with pytest.raises(NotFound):
+            await transport.request(Request(path="/v2/codes/nope", token=True))
+        await transport.aclose()
+
+
+async def test_a_stranger_who_wants_us_to_wait_does_not_slow_the_api(sim):
+    transport = make(sim, kind=Patient)
+    sim.faults.inject("status", role="store", status=429, headers={"Retry-After": "77"})
+    with pytest.raises(WMEError):
+        await transport.request(Request(role="public", path=f"{sim.store_url}/x"))
+    assert 77.0 in transport.waits
+    transport.waits.clear()
+    await transport.request(PROJECTS)
+    assert transport.waits == []
+    await transport.aclose()
 
 
 async def test_the_client_side_limit_spreads_requests():

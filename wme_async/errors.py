@@ -86,7 +86,14 @@ def _rebuild(kind: type[WMEError], message: str, facts: dict[str, Any]) -> WMEEr
 
 
 class TransportError(WMEError):
-    """An HTTP exchange that did not finish. Most are worth another attempt."""
+    """An HTTP exchange that did not finish. Most are worth another attempt.
+
+    Attributes:
+        permanent: Another attempt would fail in the same way, so that none is made: a certificate that does not verify,
+            an address that is refused, a URL that is none.
+    """
+
+    permanent: bool = False
 
 
 class ConnectFailed(TransportError):

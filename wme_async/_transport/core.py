@@ -7,7 +7,6 @@ import platform
 import random as random_module
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +15,7 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from wme_async._protocol.answer import bare_url, error_of
-from wme_async._protocol.retry import Backoff, Retrying, gave_up, is_transient
+from wme_async._protocol.retry import Backoff, Retrying, gave_up, http_date, is_transient
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
 from wme_async._transport._takeover import Sink, take_over
 from wme_async._transport.auth import Credentials, TokenKeeper
@@ -343,7 +342,8 @@ class Transport:
                 if wait is None:
                     gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
                     raise
-                if isinstance(error, RateLimited):
+                if isinstance(error, RateLimited) and request.role == "api":
+                    # What another host asks for does not concern the API.
                     self._throttle.pause(wait)
                 self._tell(
                     Retrying(
@@ -434,13 +434,18 @@ class Transport:
                 total=None, connect=self.timeouts.pool, sock_connect=self.timeouts.connect, sock_read=silence
             )
         try:
+            target = URL(url, encoded=True)
+            proxy = await self.pool.proxy_of(target)
             asking = session.request(
                 request.method,
-                URL(url, encoded=True),
+                target,
                 data=request.body,
                 headers=headers,
                 allow_redirects=False,
                 timeout=timeout,
+                proxy=proxy,
+                # A session of the user's own may want errors for statuses; ours say more.
+                raise_for_status=False,
             )
             if head_timeout is None:
                 return await asking
@@ -481,10 +486,11 @@ class Transport:
             # Of the many answers of one second the first told the time best.
             return
         self._date_texts[role] = (value, now)
-        try:
-            self._dates[role] = parsedate_to_datetime(value).timestamp() - now
-        except (ValueError, TypeError, OverflowError):
+        date = http_date(value)
+        if date is None:
             logger.debug("%s sent an unreadable Date", role)
+        else:
+            self._dates[role] = date.timestamp() - now
 
     def _tell(self, event: Retrying) -> None:
         logger.info("%s failed (%s); attempt %d in %.1f s", event.what, event.error, event.attempt + 1, event.wait)
@@ -508,4 +514,4 @@ async def _beginning(body: Body) -> bytes:
 def _worth_repeating(error: WMEError, request: Request) -> bool:
     if request.repeatable:
         return is_transient(error)
-    return isinstance(error, ConnectFailed)
+    return isinstance(error, ConnectFailed) and is_transient(error)

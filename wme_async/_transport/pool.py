@@ -10,9 +10,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.helpers import get_env_proxy_for_url
+from yarl import URL
 
+from wme_async._protocol.answer import bare_url
 from wme_async._protocol.settings import Limits, Timeouts
-from wme_async._transport.wire import Role
+from wme_async._threads import in_thread
+from wme_async._transport.wire import Refused, Role
 from wme_async.errors import ConnectFailed
 
 __all__ = ["SessionPool"]
@@ -39,11 +43,15 @@ class SessionPool:
         timeouts: Only `connect` and `pool` matter here.
         ssl: A TLS context, such as one that knows a company's authority; None verifies by the system's.
         proxy: URL of an HTTP proxy for all requests.
-        trust_env: Take proxies from `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY` and `~/.netrc`.
+        trust_env: Take proxies from `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`, and passwords for them from `~/.netrc`;
+            what that has for other hosts is not used.
         guard: For addresses behind URLs that strangers name: says why an IP address is refused, or None. It is asked
             about the very addresses that are connected to, so a name cannot change its mind in between. With a proxy it
             cannot be kept, so URLs of strangers are then refused.
         session: An aiohttp session to use for all roles. It is never closed here, and its own settings win.
+
+    Raises:
+        ValueError: The proxy's URL is none, or of another scheme than `http` and `https`.
     """
 
     def __init__(
@@ -57,6 +65,8 @@ class SessionPool:
         guard: Guard | None = None,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
+        if proxy is not None:
+            _check_proxy(proxy)
         self.limits: Limits = limits or Limits()
         self.timeouts: Timeouts = timeouts or Timeouts()
         self._ssl = ssl
@@ -106,6 +116,17 @@ class SessionPool:
             session = self._sessions[role] = self._open(role)
         return session
 
+    async def proxy_of(self, url: URL) -> URL | None:
+        """Return the proxy that the environment names for a URL, with its password; None where there is none."""
+        if not self._trust_env or self._proxy is not None or self._injected is not None:
+            return None
+        try:
+            # It may read a file.
+            proxy, password = await in_thread(get_env_proxy_for_url, url)
+        except LookupError:
+            return None
+        return proxy if password is None else proxy.with_user(password.login).with_password(password.password)
+
     def refuse(self, url: str) -> None:
         """Apply the guard to a URL that names an address outright, which no resolver ever sees.
 
@@ -114,14 +135,16 @@ class SessionPool:
         """
         if self._guard is None:
             return
-        if self._proxy is not None or self._trust_env:
-            raise ConnectFailed(
-                "a proxy resolves names itself, so URLs of strangers cannot be fetched safely through it"
-            )
         host = urlsplit(url).hostname or ""
-        reason = self._guard(host, host) if _is_address(host) else None
-        if reason:
-            raise ConnectFailed(f"{host} is refused: {reason}")
+        if self._proxy is not None or self._trust_env:
+            words = "a proxy resolves names itself, so URLs of strangers cannot be fetched safely through it"
+        elif _is_address(host) and (reason := self._guard(host, host)):
+            words = f"{host} is refused: {reason}"
+        else:
+            return
+        error = ConnectFailed(words, url=bare_url(url))
+        error.permanent = True
+        raise error
 
     async def aclose(self) -> None:
         """Close all sessions that were opened here. Once is enough, twice does no harm.
@@ -169,7 +192,8 @@ class SessionPool:
             requote_redirect_url=False,
             # Ranges count the bytes on the wire.
             auto_decompress=role not in {"store", "public"},
-            trust_env=self._trust_env,
+            # aiohttp would also send what `~/.netrc` has for a host or for any, to the object store too.
+            trust_env=False,
             proxy=self._proxy,
             read_bufsize=_READ_BUFFER.get(role, 1 << 16),
             max_line_size=_MAX_HEADER,
@@ -192,11 +216,22 @@ class _GuardedResolver(AbstractResolver):
             reason = self._guard(host, result["host"])
             if reason:
                 # One bad address condemns the name: a mix of public and private ones is how rebinding is done.
-                raise OSError(None, f"{host} is refused: it resolves to {result['host']}, {reason}")
+                raise Refused(None, f"{host} is refused: it resolves to {result['host']}, {reason}")
         return results
 
     async def close(self) -> None:
         await self._inner.close()
+
+
+def _check_proxy(proxy: str) -> None:
+    try:
+        parts = urlsplit(proxy)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        # It may have a password in it, so it is not repeated.
+        raise ValueError("a proxy is a URL such as http://host:3128 or http://user:password@host:3128")
 
 
 def _is_address(host: str) -> bool:

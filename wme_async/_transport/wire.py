@@ -1,18 +1,18 @@
 """What crosses the transport: requests, whole answers, and aiohttp's exceptions in our words."""
 
-import asyncio
 import ssl
 from collections.abc import Mapping
 from typing import Literal
 
 import aiohttp
 import msgspec
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from wme_async._protocol.answer import bare_url
 from wme_async.errors import ConnectFailed, Interrupted, TimedOut, TransportError
 
-__all__ = ["Request", "Response", "Role", "translate"]
+__all__ = ["Refused", "Request", "Response", "Role", "translate"]
 
 Role = Literal["auth", "api", "realtime", "store", "public"]
 """Whom a request is for: the three WME hosts, the object store behind them, or a URL that a user named."""
@@ -65,6 +65,10 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     url: str
 
 
+class Refused(OSError):
+    """A name resolves to an address that must not be connected to."""
+
+
 def translate(error: BaseException, *, url: str, timeout: float | None = None) -> TransportError | None:
     """Say one of aiohttp's exceptions in our words; None where it is not the network's doing.
 
@@ -77,13 +81,40 @@ def translate(error: BaseException, *, url: str, timeout: float | None = None) -
     text = str(error) or type(error).__name__
     if isinstance(error, aiohttp.ClientResponseError):
         # It carries the request's headers, the token among them.
-        error.request_info = None  # type: ignore[assignment]  # its own formatting does not need it
+        none: CIMultiDict[str] = CIMultiDict()
+        address = URL(shown)
+        error.request_info = aiohttp.RequestInfo(address, error.request_info.method, CIMultiDictProxy(none), address)
         error.headers = None
         error.history = ()
+        error.args = (error.request_info, ())
         text = f"{type(error).__name__}: {error.message}"
+    key = getattr(error, "_conn_key", None)
+    if isinstance(error, aiohttp.ClientConnectorError) and key is not None:
+        # It carries the proxy with its password.
+        error._conn_key = key._replace(proxy=None, proxy_auth=None)  # noqa: SLF001  # there is no other way in
+        error.args = (error._conn_key, *error.args[1:])  # noqa: SLF001  # same
+    ours = _ours(error, text, shown, timeout)
+    if ours is not None and _permanent(error):
+        ours.permanent = True
+    return ours
+
+
+def _permanent(error: BaseException) -> bool:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return error.status == 407
+    return isinstance(
+        error,
+        aiohttp.InvalidURL
+        | aiohttp.NonHttpUrlClientError
+        | aiohttp.ServerFingerprintMismatch
+        | ssl.SSLCertVerificationError,
+    ) or isinstance(getattr(error, "os_error", None), Refused | ssl.SSLCertVerificationError)
+
+
+def _ours(error: BaseException, text: str, shown: str, timeout: float | None) -> TransportError | None:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return ConnectFailed(f"could not connect to {shown} in time", url=shown)
-    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+    if isinstance(error, TimeoutError):
         silence = f" for {timeout:g} s" if timeout else ""
         return TimedOut(f"{shown} sent nothing{silence}", url=shown)
     if isinstance(
