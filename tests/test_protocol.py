@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+import time
 from email.utils import formatdate
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from wme_async import errors
 from wme_async._protocol.answer import bare_url, error_of, words_of
 from wme_async._protocol.quota import Allowances, Cost, month_of, quota_of
-from wme_async._protocol.retry import Backoff, is_transient, parse_retry_after
+from wme_async._protocol.retry import Backoff, http_date, is_transient, parse_retry_after
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
 from wme_async._protocol.token import REFRESH_LIMIT, Step, Tokens, jwt_expiry, next_step, renewal
 
@@ -52,6 +53,13 @@ def test_a_repr_shows_facts_but_not_the_raw_record():
         lambda: Hosts(api="https://x/v2"),
         lambda: Hosts(api="https://user:pw@x"),
         lambda: Hosts(realtime="nowhere"),
+        lambda: Hosts(api="http://host:99999"),
+        lambda: Hosts(api="http://host:port"),
+        lambda: Hosts(api="http://[::1"),
+        lambda: Hosts(api=" http://host"),
+        lambda: Hosts(api="http://host\n"),
+        lambda: Hosts(api="http://ho st"),
+        lambda: Hosts(api="http://@host"),
         lambda: Hosts.of({"auht": "https://x"}),
         lambda: Timeouts(read=0),
         lambda: Timeouts(connect=float("nan")),
@@ -75,6 +83,8 @@ def test_a_password_in_a_host_is_not_repeated_in_the_refusal():
 
 def test_hosts_are_made_of_mappings_and_lose_a_slash_at_the_end():
     assert Hosts.of({"api": "http://127.0.0.1:8080/"}).api == "http://127.0.0.1:8080"
+    assert Hosts(api="HTTP://Host?", auth="http://[::1]:80/#").api == "http://host"
+    assert Hosts(auth="http://[::1]:80/#").auth == "http://[::1]:80"
     assert Hosts.of(None) == Hosts()
     assert Hosts.of(Hosts()) == Hosts()
     assert Timeouts(pool=None).pool is None
@@ -128,6 +138,34 @@ def test_retry_after_is_seconds_or_nothing(value, seconds):
 def test_retry_after_may_be_a_date():
     assert parse_retry_after(formatdate(1_000_030, usegmt=True), now=1_000_000) == 30
     assert parse_retry_after(formatdate(1_000_000, usegmt=True), now=1_000_030) == 0
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Los_Angeles"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 784111777),
+        ("Sun, 06 Nov 1994 08:49:37 UTC", 784111777),
+        ("Sun, 06 Nov 1994 08:49:37 -0000", 784111777),
+        ("Sun, 06 Nov 1994 08:49:37", 784111777),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 784111777),
+        ("Sun Nov  6 08:49:37 1994", 784111777),
+        ("Sun, 06 Nov 99999 08:49:37 GMT", None),
+        ("soon", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_dates_of_http_do_not_depend_on_the_zone_of_the_machine(monkeypatch, zone, text, expected):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        found = http_date(text)
+        assert (None if found is None else found.timestamp()) == expected
+        assert parse_retry_after(text, now=784111770) == (None if expected is None else 7)
+    finally:
+        monkeypatch.delenv("TZ")
+        time.tzset()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 from urllib.parse import parse_qs, urljoin, urlsplit
@@ -12,12 +11,13 @@ from multidict import CIMultiDictProxy
 
 from wme_async._archive import ArchiveReader, OnBadRecord
 from wme_async._client.collection import Collection
-from wme_async._download import Budget, Download, FileInfo, ProgressHook, SignedUrl, download, ordered
+from wme_async._download import Budget, Download, FileInfo, Ordered, ProgressHook, SignedUrl, download, ordered
 from wme_async._protocol.answer import bare_url
 from wme_async._protocol.archive import DEFAULT_MAX_RECORD
 from wme_async._protocol.paths import chunk_path
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
+from wme_async._protocol.retry import http_date
 from wme_async._transport import Request, Transport
 from wme_async.errors import NotFound, TransportError
 from wme_async.models import Archive, Chunk
@@ -180,6 +180,7 @@ class Files(Collection[M], Generic[M, R]):
         tee: str | os.PathLike[str] | None = None,
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
+        select: Callable[[str], bool] | None = None,
         connections: int | None = None,
         window: int = 16 << 20,
         max_rate: float | None = None,
@@ -194,6 +195,7 @@ class Files(Collection[M], Generic[M, R]):
         tee: str | os.PathLike[str] | None = None,
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
+        select: Callable[[str], bool] | None = None,
         connections: int | None = None,
         window: int = 16 << 20,
         max_rate: float | None = None,
@@ -207,6 +209,7 @@ class Files(Collection[M], Generic[M, R]):
         tee: str | os.PathLike[str] | None = None,
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
+        select: Callable[[str], bool] | None = None,
         connections: int | None = None,
         window: int = 16 << 20,
         max_rate: float | None = None,
@@ -225,6 +228,7 @@ class Files(Collection[M], Generic[M, R]):
             on_bad_record: What to do with a line that does not decode: `"raise"`, `"skip"` and count, or a function
                 that is given the `DecodeError` with member, line, offset and raw bytes.
             max_record: Bytes of one record above which it is a bad record.
+            select: Called with the name of each member, says whether to read it: to go on where an earlier run stopped.
             connections: Concurrent byte ranges at most; not given, as many as bring something.
             window: Bytes held in memory ahead of the reader.
             max_rate: Bytes a second at most.
@@ -236,7 +240,52 @@ class Files(Collection[M], Generic[M, R]):
         Raises:
             ValueError: The identifier is none.
         """
-        source = ordered(
+        source = self.content(
+            identifier, tee=tee, connections=connections, window=window, max_rate=max_rate, budget=budget
+        )
+        record = type if type is not None else self._resource.record
+        assert record is not None
+        return ArchiveReader(
+            source,
+            type=record,
+            on_bad_record=on_bad_record,
+            max_record=max_record,
+            select=select,
+            label=str(identifier),
+        )
+
+    def content(
+        self,
+        identifier: str | int,
+        *,
+        tee: str | os.PathLike[str] | None = None,
+        connections: int | None = None,
+        window: int = 16 << 20,
+        max_rate: float | None = None,
+        budget: Budget | None = None,
+    ) -> Ordered:
+        """Return the bytes of an archive in order, fetched by several connections, to pass them on.
+
+        Example:
+            >>> async with hour.content("enwiki_namespace_0") as content:  # doctest: +SKIP
+            ...     await upload(content, "s3://bucket/enwiki_namespace_0.tar.gz")
+
+        Args:
+            identifier: As the list has it.
+            tee: Keep the archive too: a folder or the path of a file.
+            connections: Concurrent byte ranges at most; not given, as many as bring something.
+            window: Bytes held in memory ahead of the reader.
+            max_rate: Bytes a second at most.
+            budget: Connections and bandwidth to share with other downloads.
+
+        Returns:
+            An async context manager that is an async iterator of `bytes`. Its end means that the MD5 is the one of the
+            metadata; what differs is an `IntegrityError` there.
+
+        Raises:
+            ValueError: The identifier is none, or an option is out of range.
+        """
+        return ordered(
             self._source(identifier),
             transport=self._transport,
             tee=None if tee is None else _target(tee, f"{identifier}.tar.gz"),
@@ -244,11 +293,6 @@ class Files(Collection[M], Generic[M, R]):
             window=window,
             max_rate=max_rate,
             budget=budget,
-        )
-        record = type if type is not None else self._resource.record
-        assert record is not None
-        return ArchiveReader(
-            source, type=record, on_bad_record=on_bad_record, max_record=max_record, label=str(identifier)
         )
 
     def cost(self, *identifiers: str | int) -> Cost:
@@ -314,14 +358,10 @@ def _target(to: str | os.PathLike[str], name: str) -> Path:
 
 def _file_info(headers: CIMultiDictProxy[str]) -> FileInfo:
     length = headers.get("Content-Length", "")
-    try:
-        modified = parsedate_to_datetime(headers["Last-Modified"])
-    except (KeyError, ValueError, TypeError):
-        modified = None
     return FileInfo(
         size=int(length) if length.isascii() and length.isdigit() else None,
         etag=headers.get("ETag"),
-        last_modified=modified,
+        last_modified=http_date(headers.get("Last-Modified")),
         content_type=headers.get("Content-Type"),
         accept_ranges=headers.get("Accept-Ranges", "").lower() == "bytes",
         headers=dict(headers),

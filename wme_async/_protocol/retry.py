@@ -1,6 +1,7 @@
 """When to try again, and after how long. No clock and no randomness of its own: both are passed in."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import msgspec
@@ -15,7 +16,7 @@ from wme_async.errors import (
     WMEError,
 )
 
-__all__ = ["Backoff", "Retrying", "gave_up", "is_transient", "parse_retry_after"]
+__all__ = ["Backoff", "Retrying", "gave_up", "http_date", "is_transient", "parse_retry_after"]
 
 
 class Retrying(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,14 +40,26 @@ class Retrying(msgspec.Struct, frozen=True, kw_only=True):
 def is_transient(error: WMEError) -> bool:
     """Say whether another attempt at the same thing may succeed.
 
-    Transport trouble, 5xx, and 429 that is not an exhausted quota. 408, 425 and 499 come from proxies, which mean the
-    same by them.
+    Transport trouble that is not known to stay, 5xx, and 429 that is not an exhausted quota. 408, 425 and 499 come from
+    proxies, which mean the same by them.
     """
-    if isinstance(error, QuotaExceeded):
+    if isinstance(error, QuotaExceeded) or (isinstance(error, TransportError) and error.permanent):
         return False
     if isinstance(error, TransportError | ServerError | RateLimited):
         return True
     return isinstance(error, StatusError) and error.status in {408, 425, 499}
+
+
+def http_date(value: str | None) -> datetime | None:
+    """Read a date of HTTP, in any of its forms; None where it is absent or unreadable.
+
+    HTTP knows no zone but GMT: a date without one is in it, and not in that of this machine.
+    """
+    try:
+        found = parsedate_to_datetime(value or "")
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def parse_retry_after(value: str | None, *, now: float) -> float | None:
@@ -65,10 +78,10 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
     try:
         seconds = float(text)
     except ValueError:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - now
-        except (ValueError, TypeError, OverflowError):
+        date = http_date(text)
+        if date is None:
             return None
+        seconds = date.timestamp() - now
     # NaN compares false with everything, so it is dropped here too.
     return max(0.0, seconds) if -1e9 < seconds < 1e9 else None
 

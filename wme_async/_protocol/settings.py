@@ -28,16 +28,10 @@ class Hosts(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Refuse what would send credentials to a wrong place."""
         for name in self.__struct_fields__:
-            value = getattr(self, name)
-            parts = urlsplit(value)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError(f"Hosts.{name} must be a URL such as https://host or http://host:8080")
-            if parts.path.strip("/") or parts.query or parts.fragment or parts.username or parts.password:
-                raise ValueError(
-                    f"Hosts.{name} must be a scheme and a host without path, query or user: {parts.hostname!r}"
-                )
-            if value.endswith("/"):
-                msgspec.structs.force_setattr(self, name, value.rstrip("/"))
+            scheme, host, rest = _origin(name, getattr(self, name))
+            if rest or "@" in host:
+                raise ValueError(f"Hosts.{name} must be a scheme and a host without path, query or user")
+            msgspec.structs.force_setattr(self, name, f"{scheme}://{host}")
 
     @classmethod
     def of(cls, value: "Hosts | Mapping[str, str] | None") -> "Hosts":
@@ -139,6 +133,19 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"Limits.{name} must be at least 1")
         if self.requests_per_second is not None:
             _positive("Limits", "requests_per_second", self.requests_per_second)
+
+
+def _origin(name: str, value: str) -> tuple[str, str, bool]:
+    """Return scheme and host of a URL, and whether there is something behind them."""
+    try:
+        parts = urlsplit(value)
+        # Reading the port checks it.
+        well_formed = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        well_formed = False
+    if not well_formed or not value.isprintable() or " " in value:
+        raise ValueError(f"Hosts.{name} must be a URL such as https://host or http://host:8080")
+    return parts.scheme, parts.netloc.lower(), bool(parts.path.strip("/") or parts.query or parts.fragment)
 
 
 def _positive(owner: str, name: str, value: float) -> None:
