@@ -236,7 +236,7 @@ async def test_answers_that_are_no_records_are_told_and_kept(sim, wme, fault, de
     with pytest.raises(DecodeError, match=words) as caught:
         await wme.projects.list(fields=fields)
     assert caught.value.record is not None
-    assert "?" not in caught.value.url
+    assert "?" not in str(caught.value.url)
 
 
 async def test_an_account_without_the_right_group_is_told_what_its_plan_lacks(sim):
@@ -496,3 +496,15 @@ async def test_a_server_whose_clock_is_wrong_is_served_all_the_same(sim, tmp_pat
             assert len([article async for article in articles]) > 0
         assert wme._transport.server_now("api") == pytest.approx(wme._transport.now() + skew, abs=5)
     assert sum(each.path == "/v1/login" for each in sim.requests) == 1
+
+
+async def test_the_bytes_of_an_archive_are_passed_on(sim, wme, tmp_path):
+    hour = wme.batches(hour_of(sim))
+    async with hour.content("enwiki_namespace_0", tee=tmp_path) as content:
+        data = b"".join([piece async for piece in content])
+    assert hashlib.md5(data).hexdigest() == (await hour.get("enwiki_namespace_0")).version
+    assert (tmp_path / "enwiki_namespace_0.tar.gz").read_bytes() == data
+    async with hour.read("enwiki_namespace_0", select=lambda name: name.endswith("_0.ndjson")) as articles:
+        some = len([article async for article in articles])
+    async with hour.read("enwiki_namespace_0") as articles:
+        assert 0 < some <= len([article async for article in articles])

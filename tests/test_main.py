@@ -86,6 +86,20 @@ def test_batches_are_listed_asked_for_downloaded_and_read(run, world, tmp_path, 
     assert (tmp_path / "tee" / f"{ARCHIVE}.tar.gz").stat().st_size == size
 
 
+def test_an_archive_is_written_to_parquet(run, world, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("obstore")
+    count = int(run("batches", "read", "latest", ARCHIVE, "--count").stdout)
+    target = tmp_path / "out.parquet"
+    assert f"{count} records" in run("batches", "read", "latest", ARCHIVE, "--to", str(target)).stdout
+    assert parquet.read_table(target).num_rows == count
+    folder = f"{tmp_path}/members/"
+    assert f"{count} records" in run("batches", "read", "latest", ARCHIVE, "--to", folder).stdout
+    assert "0 records" in run("batches", "read", "latest", ARCHIVE, "--to", folder).stdout
+    run("batches", "read", "latest", ARCHIVE, "--to", f"file://{tmp_path}/by-url.parquet")
+    assert parquet.read_table(tmp_path / "by-url.parquet").num_rows == count
+
+
 def test_snapshots_and_their_chunks(run, tmp_path):
     assert ARCHIVE in {row["identifier"] for row in lines(run("snapshots", "ls"))}
     chunks = lines(run("chunks", "ls", ARCHIVE))
@@ -261,6 +275,7 @@ def test_batches_run_with_a_service(run, world, environment, tmp_path):
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
+        assert process.stdout is not None
         key = process.stdout.readline().split()[1]
         url = process.stdout.readline().split()[2]
         service = ["batch", "--server", url, "--api-key", key]

@@ -12,6 +12,7 @@ because it is false, zero or empty is false, zero or empty, as in the Struct; on
 """
 
 import contextlib
+import functools
 import io
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
@@ -141,7 +142,7 @@ async def write_parquet(
 
     Args:
         records: An open archive, a stream, or any other async iterable of records. With a folder, an open archive.
-        to: A file, an existing folder, or the URL of an object (`s3://bucket/name.parquet`, `gs://`, `az://`; extra
+        to: A file, a folder (there already, or ending in a slash), or the URL of an object (`s3://bucket/name.parquet`, `gs://`, `az://`; extra
             `cloud`).
         type: What the records are.
         row_group_bytes: Bytes in memory, before compression, after which a row group is written.
@@ -157,6 +158,9 @@ async def write_parquet(
         return await _to_cloud(records, target, type, row_group_bytes, compression)
     writer = _Writer(Path(target), type, row_group_bytes, compression)
     source: Any = records
+    if target.endswith(("/", os.sep)):
+        # Somebody who writes the slash means a folder, there or not yet.
+        await anyio.to_thread.run_sync(functools.partial(writer.path.mkdir, parents=True, exist_ok=True))
     folder = await anyio.to_thread.run_sync(writer.path.is_dir)
     if folder and not hasattr(source, "statistics"):
         raise TypeError("a folder takes the records of an archive: its files are named after the members")
