@@ -1,0 +1,117 @@
+"""`wme:` URLs: archives of the SDK as jobs of a batch, against the simulator."""
+
+import asyncio
+import hashlib
+
+import pytest
+
+from wme_async import Client, Retry
+from wme_async.errors import NotFound
+from wme_async.jobs import BatchManager, InvalidBatch, JobLimits
+
+AT_ONCE = Retry(attempts=2, base=0, cap=0)
+
+
+@pytest.fixture
+async def wme(sim):
+    async with Client(**sim.client_options(), retry=AT_ONCE) as client:
+        yield client
+
+
+@pytest.fixture
+async def manager(tmp_path, wme):
+    async with BatchManager(tmp_path / "files", client=wme, limits=JobLimits(free_space=0), retry=AT_ONCE) as opened:
+        yield opened
+
+
+def hour_of(sim):
+    day, _, hour = sim.hours[-2].partition("T")
+    return f"{day}/{hour}"
+
+
+async def test_every_kind_of_archive_is_a_job_with_its_checksum(sim, wme, manager):
+    [chunk, *_] = await wme.snapshots.chunks("enwiki_namespace_0").list()
+    identifiers = {
+        f"wme:batches/{hour_of(sim)}/enwiki_namespace_0": wme.batches(sim.hours[-2]),
+        "wme:snapshots/dewiki_namespace_0": wme.snapshots,
+        f"wme:snapshots/enwiki_namespace_0/chunks/{chunk.identifier}": wme.snapshots.chunks("enwiki_namespace_0"),
+        "wme:structured-snapshots/enwiki_namespace_0": wme.structured_snapshots,
+    }
+    batch = await manager.submit(list(identifiers), path_template="{upload_date}/{safe_title}-{id}.{ext}")
+    done = await manager.wait(batch.batch_id, timeout=30)
+    assert (done.status, done.completed_jobs) == ("completed", 4)
+    for job in done.jobs:
+        name = job.url.rpartition("/")[2]
+        path = manager.directory / job.file_info.filepath
+        assert path.name.startswith(name)
+        assert path.name.endswith(".tar.gz")
+        assert job.title == name
+        version = (await identifiers[job.url].get(name)).version
+        assert hashlib.md5(path.read_bytes()).hexdigest() == version
+
+
+async def test_a_list_stands_for_all_that_it_answers(sim, wme, manager):
+    url = f"wme:batches/{hour_of(sim)}?in_language.identifier=en&namespace.identifier=0"
+    expected = await wme.batches(sim.hours[-2]).list(
+        filters={"in_language.identifier": "en", "namespace.identifier": 0}, fields=["identifier"]
+    )
+    # The same archive, named and listed, is one job.
+    also = f"wme:batches/{hour_of(sim)}/{expected[0].identifier}"
+    batch = await manager.submit([also, url])
+    assert [job.url.rpartition("/")[2] for job in batch.jobs] == [each.identifier for each in expected]
+    done = await manager.wait(batch.batch_id, timeout=30)
+    assert done.completed_jobs == len(expected) > 0
+    whole = await manager.submit(["wme:snapshots"])
+    assert whole.total_jobs == len(await wme.snapshots.list())
+    await manager.cancel(whole.batch_id)
+
+
+async def test_entities_are_archives_too(sim, wme, manager):
+    [first, *_] = await wme.wikidata.snapshots.list()
+    batch = await manager.submit([f"wme:wikidata/snapshots/{first.identifier}"])
+    done = await manager.wait(batch.batch_id, timeout=30)
+    assert done.jobs[0].error is None
+
+
+async def test_a_list_that_is_wrong_empty_or_too_long_is_refused_and_nothing_is_stored(sim, wme, tmp_path):
+    limits = JobLimits(free_space=0, expanded=2)
+    async with BatchManager(tmp_path, client=wme, limits=limits, retry=AT_ONCE) as manager:
+        for url, words in (
+            ("wme:snapshots?no.such.field=1", "Invalid URL"),
+            ("wme:snapshots?in_language.identifier=zz", "the list is empty"),
+            ("wme:snapshots", "and 2 are allowed: add filters"),
+        ):
+            with pytest.raises(InvalidBatch, match=words):
+                await manager.submit([url])
+        with pytest.raises(NotFound):
+            await manager.submit(["wme:batches/2001-01-01/00"])
+        assert (await manager.list()).batches == ()
+
+
+async def test_an_archive_that_is_not_there_fails_alone(sim, manager):
+    good = f"wme:batches/{hour_of(sim)}/enwiki_namespace_0"
+    batch = await manager.submit(["wme:snapshots/nowiki_namespace_99", good])
+    done = await manager.wait(batch.batch_id, timeout=30)
+    assert [str(job.status) for job in done.jobs] == ["failed", "completed"]
+    assert "404" in done.jobs[0].error
+
+
+async def test_credentials_go_to_wikimedia_and_nowhere_else(sim, wme, tmp_path):
+    seen = []
+
+    async def answer(reader, writer):
+        seen.append((await reader.readuntil(b"\r\n\r\n")).decode().lower())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        BatchManager(tmp_path, client=wme, allow_hosts=["127.0.0.1"], limits=JobLimits(free_space=0)) as manager,
+    ):
+        batch = await manager.submit(["wme:snapshots/dewiki_namespace_0", f"http://127.0.0.1:{port}/a"])
+        assert (await manager.wait(batch.batch_id, timeout=30)).completed_jobs == 2
+    assert seen
+    assert all("authorization" not in head and "cookie" not in head for head in seen)
