@@ -84,7 +84,8 @@ def create_app(
     app[MANAGER] = manager
     app.cleanup_ctx.append(life)
     app.on_shutdown.append(_end_streams)
-    app.router.add_route("*", "/{tail:.*}", handle)
+    # Newlines too, which a full stop would leave to aiohttp's own answer.
+    app.router.add_route("*", r"/{tail:[\s\S]*}", handle)
     return app
 
 

@@ -36,6 +36,9 @@ def _schema(**facts: Any) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema=facts)
 
 
+Url = Annotated[str, _schema(pattern="^(https?://|wme:)", minLength=5, maxLength=8192)]
+
+
 class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What creates a batch.
 
@@ -53,7 +56,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         priority: Higher ones start first.
     """
 
-    urls: Annotated[list[str], _schema(minItems=1, maxItems=100, uniqueItems=True)]
+    urls: Annotated[list[Url], _schema(minItems=1, maxItems=100, uniqueItems=True)]
     quality: Annotated[str, _schema(pattern="^(best|worst|[1-9][0-9]{1,3}p?)$")] | None = None
     concurrent_limit: Annotated[int, _schema(minimum=1, maximum=10)] = 3
     stop_on_error: bool = False
@@ -63,7 +66,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     path_template: Annotated[
         str, _schema(minLength=1, maxLength=500, description="Of " + " ".join(f"{{{name}}}" for name in VARIABLES))
     ] = "batch/{batch_id}/{safe_title}.{ext}"
-    webhook_url: str | None = None
+    webhook_url: Annotated[str, _schema(pattern="^https?://", maxLength=8192)] | None = None
     timeout: Annotated[float, _schema(exclusiveMinimum=0, maximum=86400)] = 1800.0
     priority: Annotated[int, _schema(minimum=-100, maximum=100)] = 0
 
@@ -164,8 +167,8 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", _BATCH, "status", "Status of a batch and its jobs", (200, Batch), errors=(404,)),
     Route(
-        *("DELETE", _BATCH, "cancel", "Cancel a batch; with purge, forget it", (200, Batch)),
-        query=(("purge", _FLAG), ("files", _FLAG)),
+        *("DELETE", _BATCH, "cancel", "Cancel a batch; with purge, forget it, and its files too", (200, Batch)),
+        query=(("purge", {"type": "string", "enum": ["false", "true", "files"], "default": "false"}),),
         errors=(404, 409, 422),
     ),
     Route("POST", _BATCH + "/pause", "pause", "Pause a batch", (200, Batch), errors=(404, 409)),
@@ -313,13 +316,13 @@ class Service:
         return json_reply(_with_urls(await self.manager.status(batch_id), call))
 
     async def _cancel(self, call: Call, _who: str, batch_id: str) -> Reply:
-        purge, files = _flag(call, "purge"), _flag(call, "files")
-        if files and not purge:
-            raise Refused(422, "invalid_request", "files goes with purge=true")
-        if not purge:
+        purge = call.query.get("purge", "false")
+        if purge not in {"false", "true", "files"}:
+            raise Refused(422, "invalid_request", "purge is false, true, or files")
+        if purge == "false":
             return json_reply(_with_urls(await self.manager.cancel(batch_id), call))
         batch = await self.manager.status(batch_id)
-        await self.manager.delete(batch_id, files=files)
+        await self.manager.delete(batch_id, files=purge == "files")
         return json_reply(_with_urls(batch, call))
 
     async def _pause(self, call: Call, _who: str, batch_id: str) -> Reply:
