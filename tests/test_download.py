@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -600,6 +602,138 @@ async def test_an_idle_connection_takes_over_from_a_slow_one(
     assert (tmp_path / "x").read_bytes() == data
     # Alone it would take 17 s.
     assert transport.monotonic() - began < 6
+
+
+async def test_a_server_that_wants_less_gets_fewer_connections(
+    sim: Simulator, transport: Transport, tmp_path: Path
+) -> None:
+    sim.put_object(KEY, noise(3_000_000))
+    sim.faults.inject("status", role="store", status=503, times=2, skip=2)
+    budget = Budget(8, start=8)
+    await download(StoreSource(sim, transport), tmp_path / "x", transport=transport, budget=budget, part_size=200_000)
+    assert budget.governor.allowed == 4
+
+
+async def test_whoever_waits_for_a_connection_and_gives_up_takes_none(sim: Simulator) -> None:
+    budget = Budget(1, start=1)
+    await budget.acquire()
+    one, two = (asyncio.ensure_future(budget.acquire()) for _ in range(2))
+    await asyncio.sleep(0)
+    assert budget.contended
+    one.cancel()
+    await asyncio.wait([one])
+    budget.release()
+    await two
+    assert not budget.try_acquire()
+    # Cancelled in the very moment in which it got one.
+    three = asyncio.ensure_future(budget.acquire())
+    await asyncio.sleep(0)
+    budget.release()
+    three.cancel()
+    await asyncio.wait([three])
+    assert budget.try_acquire()
+
+
+async def test_a_thread_at_work_is_waited_for_by_whoever_is_cancelled() -> None:
+    began, go, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        go.wait(10)
+        ended.set()
+
+    task = asyncio.ensure_future(in_thread(work))
+    assert await asyncio.to_thread(began.wait, 10)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+    go.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert ended.is_set()
+
+
+# --- the disk, continued
+
+
+async def test_file_systems_without_locks_and_attributes_will_do(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, "not here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(os, "setxattr", refuse)
+    monkeypatch.setattr(os, "getxattr", refuse)
+    data = noise(200_000)
+    sim.put_object(KEY, data)
+    source = StoreSource(sim, transport)
+    await download(source, tmp_path / "x", transport=transport)
+    assert (await download(source, tmp_path / "x", transport=transport, if_changed=True)).unchanged
+    source.promised = [None]
+    assert not (await download(source, tmp_path / "x", transport=transport, if_changed=True)).unchanged
+
+
+async def test_what_fails_on_the_disk_is_said_in_a_sentence(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim.put_object(KEY, noise(2_000))
+    source = StoreSource(sim, transport)
+    (tmp_path / "x.part").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="unfinished file cannot be created"):
+        await download(source, tmp_path / "x", transport=transport)
+    (tmp_path / "x.part").unlink()
+    assert not (tmp_path / "elsewhere").exists()
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PermissionError, match="could not be given its name"):
+        await download(source, tmp_path / "x", transport=transport)
+    monkeypatch.undo()
+    assert not (tmp_path / "x").exists()
+
+
+async def test_what_was_flushed_is_noted_while_it_goes_on(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wme_async._download.job._CHECKPOINT_SECONDS", 0.05)
+    monkeypatch.setattr("wme_async._download.job._CHECKPOINT_BYTES", 1)
+    sim.put_object(KEY, noise(3_000_000))
+    sim.faults.inject("slow", role="store", rate=1_500_000, times=None)
+    sim.faults.inject("status", role="store", status=404, skip=4, times=None)
+    with pytest.raises(NotFound):
+        await download(
+            StoreSource(sim, transport), tmp_path / "x", transport=transport, part_size=500_000, connections=2
+        )
+    ledger = Ledger(tmp_path / "x.part.ledger", boot="another boot: after a power failure")
+    spans = ledger.load(identity=KEY, size=3_000_000, etag=f'"{sim.store.objects[KEY].etag}"')
+    ledger.close()
+    assert spans.total > 100_000
+
+
+async def test_a_part_file_that_was_finished_by_another_is_not_written_to(tmp_path: Path) -> None:
+    first = PartFile(tmp_path / "x", durable=False)
+    first.resume(identity="a", size=0, etag=None, keep=False)
+    real = os.open
+    opened: list[int] = []
+
+    def late(path: Any, *args: Any) -> int:
+        fd = real(path, *args)
+        if not opened:
+            # Between our opening and our lock, the other one is done.
+            opened.append(fd)
+            first.finish(md5=None, verified=None)
+        return fd
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", late)
+        second = PartFile(tmp_path / "x", durable=False)
+    assert (tmp_path / "x.part").exists()
+    second.close()
+    assert leftovers(tmp_path) == ["x"]
 
 
 # --- the ledger
