@@ -1,6 +1,8 @@
 """From blocks of records to runs of values: decoding, duplicates, filters, and everything that interrupts a run."""
 
+import contextlib
 import itertools
+import operator
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, TypeVar
@@ -18,6 +20,9 @@ T = TypeVar("T")
 
 SKIP: Final[Any] = object()
 """Stands for a value that is not handed out, so that its position moves on in its turn."""
+
+
+_event: Final = operator.attrgetter("event")
 
 
 class Bad:
@@ -102,6 +107,7 @@ class Runs(Generic[T]):
         self._block: Block | None = None
         self._decode = shape.decode
         self._records: Iterator[Record] = iter(())
+        self._untouched = False
 
     @property
     def block(self) -> Block | None:
@@ -112,6 +118,7 @@ class Runs(Generic[T]):
         """Take the next block."""
         self._block = block
         self._records = iter(block.records)
+        self._untouched = self._keep is None and self._note is None
         short = self._shape.short
         long = block.size > LONG_RECORD * len(block.records)
         self._decode = self._shape.decode if short is None or long else short
@@ -157,6 +164,9 @@ class Runs(Generic[T]):
         decode, finish, keep, note = self._decode, self._shape.finish, self._keep, self._note
         seen = self._progress.seen
         last = seen.get
+        if self._untouched:
+            self._untouched = False
+            self._decode_plain(items, events)
         for record in self._records:
             try:
                 raw = decode(record)  # type: ignore[arg-type]  # what is no buffer fails, and is looked at below
@@ -195,6 +205,39 @@ class Runs(Generic[T]):
             events.append(event)
         self._ran(items)
         return True
+
+    def _decode_plain(self, items: list[Any], events: list[PlaceLike]) -> None:
+        """Take what is in order at the beginning of a block, in few steps of the interpreter for each event.
+
+        What is not, and all behind it, is left for a closer look. That it may be decoded twice then is of no harm.
+        """
+        assert self._block is not None
+        records = self._block.records
+        try:
+            values = list(map(self._decode, records))  # type: ignore[arg-type]  # what is no buffer fails
+            places = list(map(_event, values))
+            if self._shape.finish is not None:
+                values = list(map(self._shape.finish, values))
+        except (*DECODE_ERRORS, TypeError, ValueError, AttributeError):
+            return
+        seen = self._progress.seen
+        last = seen.get
+        place = None
+        with contextlib.suppress(TypeError, AttributeError):  # it has no place; that is for the closer look to say
+            for place in places:
+                partition = place.partition
+                if place.offset <= last(partition, TOP).offset:
+                    break
+                seen[partition] = place
+            else:
+                items += values
+                events += places
+                self._records = iter(())
+                return
+        taken = next(number for number, each in enumerate(places) if each is place)
+        items += values[:taken]
+        events += places[:taken]
+        self._records = iter(records[taken:])
 
     def _ran(self, items: list[Any]) -> bool:
         self.decoded += len(items)
