@@ -142,8 +142,8 @@ async def write_parquet(
 
     Args:
         records: An open archive, a stream, or any other async iterable of records. With a folder, an open archive.
-        to: A file, a folder (there already, or ending in a slash), or the URL of an object (`s3://bucket/name.parquet`, `gs://`, `az://`; extra
-            `cloud`).
+        to: A file, a folder (there already, or ending in a slash), or the URL of an object: `s3://bucket/name.parquet`,
+            `gs://`, `az://` (extra `cloud`).
         type: What the records are.
         row_group_bytes: Bytes in memory, before compression, after which a row group is written.
         compression: As pyarrow knows it: `zstd`, `snappy`, `none`, ...
