@@ -141,8 +141,8 @@ def expected_bytes(sim, hour_text):
 @pytest.mark.parametrize("times", [1, None])
 async def test_no_answer_to_a_range_makes_a_wrong_file(tmp_path, kind, details, times):
     async with Simulator(archive_bytes={ARCHIVE: 60_000}) as sim:
-        options = {"retry": Retry(attempts=3, base=0), "timeouts": Timeouts(read=0.5)}
-        async with Client(**sim.client_options(), **options) as wme:
+        retry = Retry(attempts=3, base=0)
+        async with Client(**sim.client_options(), retry=retry, timeouts=Timeouts(read=0.5)) as wme:
             hour = wme.batches(sim.hours[-2])
             fault = sim.faults.inject(kind, role="store", times=times, **details)
             target = tmp_path / "a.tar.gz"
@@ -300,7 +300,7 @@ async def test_environment_proxies_are_used_when_asked_for(sim, monkeypatch):
 
 def test_misspelt_options_are_refused():
     with pytest.raises(TypeError):
-        Client("a", "b", download_concurency=99)
+        Client("a", "b", download_concurency=99)  # type: ignore[call-arg]  # the point
     with pytest.raises(ValueError, match="no credentials"):
         Client()
     with pytest.raises(ValueError, match="unknown host"):
