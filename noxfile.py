@@ -17,7 +17,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 
 def groups(*names: str) -> list[str]:
     """Return the requirements of dependency groups."""
-    return nox.project.dependency_groups(PROJECT, *names)
+    return list(nox.project.dependency_groups(PROJECT, *names))
 
 
 @nox.session

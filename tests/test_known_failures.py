@@ -93,16 +93,20 @@ async def test_a_server_error_is_retried(sim, wme):
 
 
 def test_scores_are_read_under_the_keys_of_the_wire():
-    scores = {
+    sent = {
         "revertrisk": {"prediction": True, "probability": {"true": 0.75, "false": 0.25}},
         "referencerisk": {"reference_risk_score": 0.5},
         "referenceneed": {"reference_need_score": 0.25},
     }
-    body = {"version": {"scores": scores, "noindex": True, "maintenance_tags": {"pov_count": 2}}}
+    body = {"version": {"scores": sent, "noindex": True, "maintenance_tags": {"pov_count": 2}}}
     version = msgspec.json.decode(json.dumps(body).encode(), type=Article).version
-    assert version.scores.revertrisk.probability.true == 0.75
-    assert version.scores.referencerisk.reference_risk_score == 0.5
-    assert version.scores.referenceneed.reference_need_score == 0.25
+    scores = version.scores
+    assert scores.revertrisk is not None
+    assert scores.revertrisk.probability.true == 0.75
+    assert scores.referencerisk is not None
+    assert scores.referencerisk.reference_risk_score == 0.5
+    assert scores.referenceneed is not None
+    assert scores.referenceneed.reference_need_score == 0.25
     assert version.noindex
     assert version.maintenance_tags.pov_count == 2
 
