@@ -46,7 +46,7 @@ SCRIPTS = {
 }
 FILES = {"short_pages"}
 STREAMS = {"follow_stream", "exactly_once"}  # the latter is killed at random in test_stream_torture
-SERVICES = {"batch_service", "in_aiohttp", "in_fastapi", "in_starlette", "in_litestar"}
+SERVICES = {"batch_service", "batch_service_asgi", "in_aiohttp", "in_fastapi", "in_starlette", "in_litestar"}
 
 
 def test_every_example_is_run_here() -> None:

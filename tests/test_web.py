@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import io
 import itertools
 import json
@@ -34,6 +35,8 @@ from wme_async.web.wire import Refused
 
 KEY = "your-api-key"
 HEAD = {"X-API-Key": KEY}
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 GUIDE = next(iter(sorted((Path(__file__).resolve().parents[2] / "shared" / "docs").glob("002_*.txt"))), None)
 
 
@@ -241,6 +244,21 @@ async def test_the_status_has_every_field_of_the_guide_in_its_order(manager, cli
     assert job["file_info"]["download_url"] == f"{base}/files/batch/{batch_id}/video1.mp4"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", said["created_at"])
     assert said["total_jobs"] == sum(said[f"{name}_jobs"] for name in ("completed", "failed", "running", "queued"))
+
+
+def test_every_row_of_the_table_names_tests_that_are_there():
+    rows = [line for line in (DOCS / "batch-guide.md").read_text().splitlines() if line.startswith("| ")]
+    tests = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    checked = 0
+    for row in rows:
+        if "---" in row or row.endswith("| shown by |"):
+            continue
+        named = re.findall(r"`(test_\w+)`", row.rstrip(" |").rpartition(" | ")[2])
+        assert named, row
+        for name in named:
+            assert f"def {name}(" in tests, name
+            checked += 1
+    assert checked > 50
 
 
 # Who may ask
@@ -852,6 +870,11 @@ class AsgiCall:
             "query_string": path.partition("?")[2].encode(),
             "scheme": "http",
             "client": ("127.0.0.1", 1),
+            "http_version": "1.1",
+            "asgi": {"version": "3.0"},
+            "server": ("localhost", 80),
+            "state": {},
+            "raw_path": (root + path.partition("?")[0]).encode(),
             "headers": [(b"host", b"localhost"), *((k.lower().encode(), v.encode()) for k, v in headers)],
         }
         self.inbox: asyncio.Queue[Any] = asyncio.Queue()
@@ -916,7 +939,7 @@ async def test_an_asgi_stream_ends_when_its_reader_leaves(manager):
 
 async def served(app, inbox, sent):
     """Let an application live, as an ASGI server does."""
-    await app({"type": "lifespan"}, inbox.get, sent.put)
+    await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, inbox.get, sent.put)
 
 
 async def test_an_asgi_server_opens_and_closes_the_manager(tmp_path):
@@ -936,6 +959,42 @@ async def test_an_asgi_server_opens_and_closes_the_manager(tmp_path):
         failed = await second.get()
         assert failed["type"] == "lifespan.startup.failed"
         assert "another batch manager" in failed["message"]
+        inbox.put_nowait({"type": "lifespan.shutdown"})
+        assert (await sent.get())["type"] == "lifespan.shutdown.complete"
+
+
+@pytest.mark.filterwarnings("default")  # other people's packages, imported here for the first time
+@pytest.mark.parametrize("name", ["fastapi", "starlette", "litestar"])
+async def test_it_lives_beside_the_routes_of_other_frameworks(name, sim, files, tmp_path, monkeypatch):
+    for package in ("fastapi", "starlette", "litestar"):
+        pytest.importorskip(package)
+    for variable, value in {**sim.environment(), "WME_SERVE_API_KEY": KEY, "WME_DOWNLOADS": str(tmp_path)}.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    app = getattr(importlib.import_module("batch_service_asgi"), f"{name}_app")()
+    head = [("x-api-key", KEY), ("content-type", "application/json")]
+    inbox: asyncio.Queue[Any] = asyncio.Queue()
+    sent: asyncio.Queue[Any] = asyncio.Queue()
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        group.create_task(served(app, inbox, sent))
+        inbox.put_nowait({"type": "lifespan.startup"})
+        assert (await sent.get())["type"] == "lifespan.startup.complete"
+        hour = sim.hours[-2].replace("T", "/")
+        body = json.dumps({"urls": [f"wme:batches/{hour}/enwiki_namespace_0"]}).encode()
+        made = await AsgiCall(app, "POST", "/downloads/api/v1/batch/download", body=body, headers=head).run()
+        assert made.status == 201, made.body
+        batch_id = json.loads(made.body)["batch_id"]
+        stream = await AsgiCall(app, "GET", f"/downloads/api/v1/batch/{batch_id}/events", headers=head).run()
+        assert stream.body.endswith(b"event: end\ndata: {}\n\n")
+        said = json.loads((await AsgiCall(app, "GET", f"/downloads/api/v1/batch/{batch_id}", headers=head).run()).body)
+        assert said["status"] == "completed", said
+        url = said["jobs"][0]["file_info"]["download_url"]
+        assert url.startswith("http://localhost/downloads/files/")
+        file = await AsgiCall(app, "GET", url.removeprefix("http://localhost"), headers=head).run()
+        assert len(file.body) == said["jobs"][0]["file_info"]["size_bytes"]
+        assert b"Batch downloads" in (await AsgiCall(app, "GET", "/downloads/").run()).body
+        assert (await AsgiCall(app, "GET", "/downloads/metrics").run()).status == 401
+        assert json.loads((await AsgiCall(app, "GET", "/unfinished", headers=head).run()).body) == 0
         inbox.put_nowait({"type": "lifespan.shutdown"})
         assert (await sent.get())["type"] == "lifespan.shutdown.complete"
 

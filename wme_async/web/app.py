@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping
 from typing import Any
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, unquote
 
 from aiohttp import web
 
@@ -223,11 +223,7 @@ async def _lifespan(manager: BatchManager, receive: Receive, send: Send) -> None
 def _from_asgi(scope: Scope, receive: Receive, public_url: str | None) -> Call | Refused:
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
     host = headers.get("host", "")
-    root = quote(scope.get("root_path", ""))
-    raw = scope.get("raw_path")
-    path = raw.partition(b"?")[0].decode("latin-1") if raw else quote(scope["path"])
-    # Some frameworks leave the place of the mount in the path, others take it away.
-    path = path.removeprefix(root) if root else path
+    path, root = _place(scope)
     if not _HOST.fullmatch(host):
         return Refused(400, "bad_request", "the request has no proper Host header")
     length = headers.get("content-length", "")
@@ -254,6 +250,22 @@ def _from_asgi(scope: Scope, receive: Receive, public_url: str | None) -> Call |
         read=read,
         client=client[0] if client else "",
     )
+
+
+def _place(scope: Scope) -> tuple[str, str]:
+    """Return the path below the mount, percent-encoded, and the path of the mount.
+
+    Starlette leaves the mount in `path` and names it in `root_path`; Litestar takes it away and names it nowhere. All
+    leave `raw_path` as it came, if they have it.
+    """
+    root = scope.get("root_path", "")
+    below = scope["path"].removeprefix(root).rstrip("/") if root else scope["path"].rstrip("/")
+    raw = (scope.get("raw_path") or b"").partition(b"?")[0].decode("latin-1")
+    whole = unquote(raw).rstrip("/")
+    if not whole.endswith(below):
+        return quote(below) or "/", quote(root)
+    mount = quote(whole[: len(whole) - len(below)])
+    return (raw.removeprefix(mount), mount) if raw.startswith(mount) else (quote(below), mount)
 
 
 async def _to_asgi(reply: Reply, receive: Receive, send: Send) -> None:
