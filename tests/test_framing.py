@@ -230,3 +230,9 @@ def test_a_record_of_64_mib_passes_and_one_byte_more_does_not() -> None:
     (record,) = framer.feed(b"y\n")
     assert isinstance(record, Oversize)
     assert record.size == (64 << 20) + 1
+
+
+def test_a_long_last_line_of_data_after_a_long_first_one_keeps_its_own_end() -> None:
+    framer = SSEFramer(100)
+    (record,) = framer.feed(b"data: " + b"y" * 200 + b"\ndata: " + b"z" * 9000 + b"\n\n")
+    assert record == Oversize(b"y" * 200, b"z" * 8192, 200 + 1 + 9000)

@@ -276,3 +276,8 @@ def test_the_second_look_tells_a_lost_offset_from_a_natural_hole() -> None:
     assert judge(LAST, 100, by_offset=False, probe=150) == "none"
     assert judge(LAST, 102, by_offset=False, probe=102) == "none"
     assert judge(LAST, 150, by_offset=False, probe=150) == "unknown"
+
+
+def test_filters_and_fields_are_left_out_where_there_are_none() -> None:
+    wanted = plan(ARTICLES, [0], {p: Position(1) for p in range(5)}, now=NOW, guard=timedelta(0), start=NOW)
+    assert json.loads(wanted.body()) == {"parts": [0], "offsets": {str(p): 2 for p in range(5)}}

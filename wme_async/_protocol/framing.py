@@ -231,11 +231,11 @@ class SSEFramer:
 def _regular(lines: list[Record], at: int) -> list[Record]:
     """Return the data of the events from here on if they all look as the service writes them, else nothing."""
     end = at + (len(lines) - at) // 3 * 3
-    kinds, datas, ends = lines[at:end:3], lines[at + 1 : end : 3], lines[at + 2 : end : 3]
+    kinds, bodies, ends = lines[at:end:3], lines[at + 1 : end : 3], lines[at + 2 : end : 3]
     count = len(kinds)
     if kinds.count(b"event: message") != count or ends.count(b"") != count:
         return []
-    values: list[Record] = [line[6:] for line in datas if not isinstance(line, Oversize) and line[:6] == b"data: "]
+    values: list[Record] = [line[6:] for line in bodies if not isinstance(line, Oversize) and line[:6] == b"data: "]
     return values if len(values) == count and all(values) else []
 
 
