@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit codes, and that being stopped leaves something to go on from."""
 
+import fcntl
 import json
 import os
 import signal
@@ -120,6 +121,8 @@ def test_snapshots_and_their_chunks(run, tmp_path):
         (("projects", "ls", "--where", "code=wiki", "--where", "code=x"), 2, "given twice"),
         (("batches", "ls", "latest", "--where", "namespace.identifier=zero"), 2, "is a number"),
         (("stream", "--since", "noon"), 2, "neither a time"),
+        (("stream", "--since", f"{'9' * 20}h"), 2, "neither a time"),
+        (("stream", "--since", "²h"), 2, "neither a time"),
         (("stream", "--parts", "a"), 2, "no list of numbers"),
         (("stream", "--parts", "10"), 2, "part"),
         (("nonsense",), 2, "No such command"),
@@ -197,6 +200,131 @@ def test_a_download_that_is_interrupted_goes_on_with_the_same_command(environmen
         again = subprocess.run(command, env=values, capture_output=True, text=True, check=True)
         assert "were there already" in again.stdout
         assert "MD5 matches" in again.stdout
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(run, tmp_path):
+    result = run("lookup", "[/x]", "[bold]y", ":heart:", code=3)
+    assert [line for line in result.stderr.splitlines() if "no such page" in line] == [
+        "[/x]: no such page",
+        "[bold]y: no such page",
+        ":heart:: no such page",
+    ]
+    assert "got 'a[/b]'" in run("batches", "get", "latest", "a[/b]", code=2).stderr
+    assert "../[/x].jpg" in run("files", "get", "../[/x].jpg", code=2).stderr
+    assert "[/x]" in run("batch", "--directory", str(tmp_path), "submit", "[/x]", code=2).stderr
+
+
+def test_titles_are_read_line_by_line_whatever_ends_them(run, monkeypatch):
+    result = CliRunner().invoke(root, ["lookup", "--limit", "1"], input="Squirrel\r\n\n  No such page at all  \n")
+    assert result.exit_code == 3
+    assert "No such page at all: no such page" in result.stderr
+    assert "1 of 2 titles" in result.stderr
+
+
+def test_a_home_that_cannot_be_written_to_costs_only_the_kept_tokens(run, monkeypatch, caplog):
+    monkeypatch.delenv("WME_TOKEN_FILE")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", os.devnull)
+    assert lines(run("codes", "get", "wiki"))
+    assert "not kept for the next command" in caplog.text
+    # What was asked for by name is not left out in silence.
+    assert "NotADirectoryError" in run("--token-file", f"{os.devnull}/x/tokens.json", "codes", "ls", code=1).stderr
+
+
+def test_batches_use_the_credentials_of_the_file_that_is_named(run, world, environment, tmp_path, monkeypatch):
+    env_file = tmp_path / "env"
+    env_file.write_text("".join(f"{name}={value}\n" for name, value in world.environment().items()))
+    for name in world.environment():
+        # Empty is as good as not set, and does not hide what the file says.
+        monkeypatch.setenv(name, "")
+    folder = ["batch", "--directory", str(tmp_path / "here"), "--allow-host", "127.0.0.1"]
+    url = f"wme:batches/{world.hours[-1].replace('T', '/')}/{ARCHIVE}"
+    result = run("--env-file", str(env_file), *folder, "submit", url)
+    assert "1 succeeded" in result.stdout
+    assert "access_token" in Path(environment["WME_TOKEN_FILE"]).read_text()
+    assert "there is no file" in run("--env-file", str(tmp_path / "none"), *folder, "submit", url, code=1).stderr
+
+
+COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "wme_async"]
+
+
+def shell(script, *arguments, environment):
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script, "bash", *COMMAND, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_letters_that_the_terminal_does_not_know_are_no_reason_to_stop(environment, tmp_path):
+    environment = {**environment, "PYTHONIOENCODING": "ascii"}
+    labels = '"$@" wikidata labels Q42'
+    download = f'"$@" batches download latest {ARCHIVE} --quiet --to "{tmp_path}/ü/"'
+    result = shell(f"{labels} && {download}", environment=environment)
+    assert result.returncode == 0, result.stderr
+    assert r"/\xfc/" in result.stdout
+    assert (tmp_path / "ü" / f"{ARCHIVE}.tar.gz").is_file()
+
+
+@pytest.mark.parametrize(("closed", "heard"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)])
+def test_a_command_runs_without_the_streams_that_are_closed(environment, closed, heard):
+    result = shell(f'"$@" {closed}', "codes", "get", "wiki", environment=environment)
+    assert result.returncode == 0, result.stderr
+    assert bool(result.stdout) == heard
+
+
+def test_who_stops_reading_ends_the_command_in_silence(environment):
+    result = shell('"$@" | head -1', "projects", "ls", environment=environment)
+    assert json.loads(result.stdout)["identifier"]
+    assert "Error" not in result.stderr
+    assert "Traceback" not in result.stderr
+    full = shell('"$@" > /dev/full', "codes", "ls", environment=environment)
+    assert full.returncode == 1
+    assert "No space left" in full.stderr
+    assert "Traceback" not in full.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "role", "number"),
+    [
+        (["projects", "ls"], "auth", signal.SIGINT),
+        (["projects", "ls"], "api", signal.SIGINT),
+        (["projects", "ls"], "api", signal.SIGTERM),
+        (["stream"], "realtime", signal.SIGINT),
+        (["stream"], "realtime", signal.SIGTERM),
+        (["lookup"], None, signal.SIGINT),
+    ],
+)
+def test_a_command_can_be_stopped_wherever_it_hangs(world, environment, arguments, role, number):
+    fault = None if role is None else world.faults.inject("hang_head", role=role, times=1)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wme_async", "-vv", *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if fault is None:
+        # It says nothing, so it is heard that it reads: a full pipe is emptied.
+        size = fcntl.fcntl(process.stdin, fcntl.F_GETPIPE_SZ)
+        process.stdin.write("x\n" * size)
+        process.stdin.flush()
+    else:
+        deadline = time.monotonic() + 30
+        while not fault.hits:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)  # another process: there is nothing to wait on
+    process.send_signal(number)
+    # Its input stays open all the while.
+    process.wait(timeout=20)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
 
 
 def test_without_the_extra_there_is_a_hint(tmp_path):

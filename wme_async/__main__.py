@@ -1,6 +1,9 @@
 """`python -m wme_async`: the command line, or a hint how to install it."""
 
+import io
+import os
 import sys
+from pathlib import Path
 
 __all__ = ["main"]
 
@@ -11,6 +14,25 @@ def main() -> None:
     Raises:
         SystemExit: Always, with the exit code.
     """
+    _open_what_is_closed()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A letter that a terminal cannot show is no reason to stop; what is JSON is written as UTF-8 in any case.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        _main()
+    except KeyboardInterrupt:
+        # So early that nothing had begun.
+        raise SystemExit(130) from None
+
+
+def _open_what_is_closed() -> None:
+    """Open the standard streams that we were started without: the next socket would get their number otherwise."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # while the process lives
+
+
+def _main() -> None:
     try:
         from wme_async.cli.root import main as run  # noqa: PLC0415  # an extra
     except ImportError as error:

@@ -125,7 +125,8 @@ class Client:
             FileNotFoundError: `env_file` is not there.
             ImportError: `env_file` is given and python-dotenv is not installed.
         """
-        found = {**_env_file(env_file), **os.environ}
+        # An empty variable is one that is not set.
+        found = {**_env_file(env_file), **{name: value for name, value in os.environ.items() if value}}
         if not {"username", "password", "access_token"} & options.keys():
             for name, variable in (
                 ("username", "WME_USERNAME"),

@@ -117,14 +117,13 @@ class TokenFile:
 
     def _read(self) -> _Content:
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            with self.path.open("rb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                if mode & 0o077:
+                    self._make_private(file.fileno(), mode)
+                data = file.read()
         except FileNotFoundError:
             return _Content()
-        with os.fdopen(descriptor, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-            if mode & 0o077:
-                self._make_private(descriptor, mode)
-            data = file.read()
         try:
             return msgspec.json.decode(data, type=_Content)
         except (msgspec.DecodeError, ValueError):

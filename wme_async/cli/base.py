@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from wme_async._client import Client
 from wme_async._download import Progress
@@ -27,6 +28,7 @@ __all__ = [
     "bar",
     "connect",
     "fields_option",
+    "has_account",
     "json_option",
     "run",
     "show",
@@ -36,11 +38,14 @@ __all__ = [
     "where_option",
 ]
 
+logger = logging.getLogger("wme_async.cli")
+
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-stdout: Console = Console()
-stderr: Console = Console(stderr=True, soft_wrap=True)
+# Titles, paths and what servers say may look like markup, and are printed as they are.
+stdout: Console = Console(markup=False, emoji=False)
+stderr: Console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
 
 # What a shell script can tell apart. click itself uses 2 for wrong usage.
 _EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
@@ -86,7 +91,7 @@ class Group(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             context.exit(0)
         except KeyboardInterrupt:
-            stderr.print("[yellow]stopped[/]; what there is so far is kept: the same command goes on from there")
+            stderr.print("stopped; what there is so far is kept: the same command goes on from there", style="yellow")
             context.exit(130)
         except (WMEError, OSError, ValueError) as error:
             fail(error, context)
@@ -94,7 +99,7 @@ class Group(click.Group):
 
 def fail(error: BaseException, context: click.Context) -> None:
     """Print an error in one line and leave with its exit code."""
-    stderr.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False, markup=True)
+    stderr.print(Text.assemble((type(error).__name__, "bold red"), f": {error}"), highlight=False)
     for note in getattr(error, "__notes__", ()):
         stderr.print(f"  {note}", style="dim", highlight=False)
     context.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
@@ -134,14 +139,28 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def connect(context: click.Context) -> AsyncIterator[Client]:
     """Open a client with the options of the command line."""
     options = context.find_root().params
-    token_file = Path(options["token_file"]) if options.get("token_file") else _token_file()
-    token_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    token_file = _token_file(options.get("token_file"))
     async with Client.from_env(options.get("env_file"), token_file=token_file) as client:
         yield client
 
 
-def _token_file() -> Path:
-    return platformdirs.user_state_path("wme-async") / "tokens.json"
+def has_account(context: click.Context) -> bool:
+    """Say whether there are credentials: in the environment, or in a file that is named."""
+    named = context.find_root().params.get("env_file")
+    return bool(named or os.environ.get("WME_ACCESS_TOKEN") or os.environ.get("WME_USERNAME"))
+
+
+def _token_file(named: str | None) -> Path | None:
+    """Return where tokens are kept for the next command; None where the usual place cannot be written to."""
+    path = Path(named) if named else platformdirs.user_state_path("wme-async") / "tokens.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        if named:
+            raise
+        logger.warning("tokens are not kept for the next command: %s", error)
+        return None
+    return path
 
 
 def configure_logging(verbosity: int) -> None:
@@ -234,7 +253,7 @@ def bar(label: str, *, shown: bool = True) -> Iterator[Callable[[Progress], None
         yield lambda _: None
         return
     bars = Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ import click
 import msgspec
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from wme_async import web
 from wme_async._client import Client
@@ -99,7 +99,7 @@ async def _open(context: click.Context) -> AsyncIterator["BatchManager | _Servic
             await remote.aclose()
         return
     async with (
-        _account() as client,
+        _account(context) as client,
         BatchManager(options["directory"], client=client, allow_hosts=options["hosts"]) as manager,
     ):
         try:
@@ -111,12 +111,12 @@ async def _open(context: click.Context) -> AsyncIterator["BatchManager | _Servic
 
 
 @contextlib.asynccontextmanager
-async def _account() -> AsyncIterator[Client | None]:
+async def _account(context: click.Context) -> AsyncIterator[Client | None]:
     """Open a client for `wme:` URLs, if there are credentials."""
-    if not (os.environ.get("WME_ACCESS_TOKEN") or os.environ.get("WME_USERNAME")):
+    if not base.has_account(context):
         yield None
         return
-    async with Client.from_env() as client:
+    async with base.connect(context) as client:
         yield client
 
 
@@ -253,7 +253,7 @@ def _bar(batch_id: str) -> Iterator[Callable[[Batch], None]]:
         yield lambda _: None
         return
     parts = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bars(TextColumn("{task.description}"), BarColumn(), *parts, console=base.stderr) as bars:
+    with Bars(TextColumn("{task.description}", markup=False), BarColumn(), *parts, console=base.stderr) as bars:
         task = bars.add_task(batch_id, total=None)
 
         def move(now: Batch) -> None:
@@ -270,7 +270,7 @@ def _finish(context: click.Context, done: Batch) -> None:
     )
     for job in done.jobs:
         if job.status is Status.FAILED:
-            base.stderr.print(f"[red]failed[/] {job.url}: {job.error}", highlight=False)
+            base.stderr.print(Text.assemble(("failed", "red"), f" {job.url}: {job.error}"), highlight=False)
     if done.status is not Status.COMPLETED or done.failed_jobs:
         context.exit(1)
 
@@ -282,7 +282,10 @@ def _finish(context: click.Context, done: Batch) -> None:
 @click.option("--api-key", "keys", metavar="KEY", multiple=True, help="Ask callers for it; also WME_SERVE_API_KEY.")
 @click.option("--no-key", is_flag=True, help="Ask for none: on loopback only.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="HOST", help="May be fetched although it is private.")
+@click.pass_context
 def serve(
+    context: click.Context,
+    /,
     *,
     directory: str,
     host: str,
@@ -302,7 +305,7 @@ def serve(
         click.echo(f"X-API-Key: {keys[0]}")
 
     async def run() -> None:
-        async with _account() as client, BatchManager(directory, client=client, allow_hosts=hosts) as manager:
+        async with _account(context) as client, BatchManager(directory, client=client, allow_hosts=hosts) as manager:
             ready: Callable[[str], None] = _ready
             await web.serve(manager, host=host, port=port, api_keys=None if no_key else keys, on_ready=ready)
 

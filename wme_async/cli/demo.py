@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import msgspec
+from rich.text import Text
 
 from wme_async._archive import read_archive
 from wme_async._client import Client
@@ -51,10 +52,10 @@ class _Checks:
         """Count one claim and show it."""
         if holds:
             self.passed += 1
-            base.stdout.print(f"   [green]✓[/] {claim}", highlight=False)
+            base.stdout.print(Text.assemble("   ", ("✓", "green"), f" {claim}"), highlight=False)
         else:
             self.failed.append(claim)
-            base.stdout.print(f"   [bold red]✗ {claim}[/]", highlight=False)
+            base.stdout.print(f"   ✗ {claim}", style="bold red", highlight=False)
 
 
 class _Demo:
@@ -224,12 +225,12 @@ async def _run(megabytes: float, checks: _Checks) -> None:
             async with Client(**simulator.client_options(), token_file=Path(folder) / "tokens.json") as client:
                 demo = _Demo(simulator, client, Path(folder), checks)
                 for step in demo.steps():
-                    base.stdout.print(f"[bold]{step.__doc__}[/]", highlight=False)
+                    base.stdout.print(step.__doc__, style="bold", highlight=False)
                     await step()
 
 
 @click.command("demo")
-@click.option("--megabytes", type=click.FloatRange(1, 2000), default=24.0, show_default=True, help="Archive size.")
+@click.option("--megabytes", type=click.FloatRange(2, 2000), default=24.0, show_default=True, help="Archive size.")
 def command(megabytes: float) -> None:
     """Show the whole job on a simulator: no account, well under a minute.
 
@@ -241,6 +242,10 @@ def command(megabytes: float) -> None:
     base.run(_run(megabytes, checks))
     seconds = time.monotonic() - began
     if checks.failed:
-        base.stdout.print(f"[bold red]{len(checks.failed)} of {checks.passed + len(checks.failed)} checks failed[/]")
+        base.stdout.print(
+            f"{len(checks.failed)} of {checks.passed + len(checks.failed)} checks failed", style="bold red"
+        )
         raise SystemExit(1)
-    base.stdout.print(f"[bold green]all {checks.passed} checks passed[/] in {seconds:.1f} s", highlight=False)
+    base.stdout.print(
+        Text.assemble((f"all {checks.passed} checks passed", "bold green"), f" in {seconds:.1f} s"), highlight=False
+    )

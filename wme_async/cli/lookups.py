@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 import msgspec
+from rich.text import Text
 
 from wme_async._protocol.query import Query, filterable
 from wme_async._protocol.resources import RESOURCES
@@ -47,12 +48,13 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
         assert resource.backend is not None
         wanted = base.conditions(filters, filterable(resource.model, resource.backend))
         asked = [field] if field else fields
+        # Before the event loop runs: reading may wait for somebody who types, and Ctrl-C has to end it.
+        titles = names or [title for line in sys.stdin if (title := line.strip())]
 
         async def find() -> None:
             missing, failures, found = 0, [], []
             async with base.connect(context) as client:
                 lookups = getattr(client, attribute)
-                titles = names or [line.rstrip("\n") for line in sys.stdin if line.strip()]
                 async with lookups.lookup_many(
                     titles, filters=wanted or None, fields=asked, limit=limit, concurrency=concurrency
                 ) as results:
@@ -66,7 +68,7 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
             if found:
                 base.show(found, as_json=False, columns=fields or _COLUMNS, title=attribute)
             for looked in failures:
-                base.stderr.print(f"[red]{looked.name}[/]: {looked.error}", highlight=False)
+                base.stderr.print(Text.assemble((looked.name, "red"), f": {looked.error}"), highlight=False)
             if failures:
                 assert failures[0].error is not None
                 raise failures[0].error

@@ -151,11 +151,11 @@ def _summary(now: StreamStatistics) -> str:
 def _time(text: str | None) -> datetime | None:
     if text is None:
         return None
-    if text[-1:] in _UNITS and text[:-1].replace(".", "", 1).isdigit():
-        return datetime.now(UTC) - timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
     try:
+        if text[-1:] in _UNITS and text[:-1].replace(".", "", 1).isdecimal():
+            return datetime.now(UTC) - timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
         return datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise click.BadParameter(
             f"{text!r} is neither a time such as 2025-07-16T05:00:00Z nor one such as 2h"
         ) from None
