@@ -17,6 +17,7 @@ from wme_async._download import Budget, Download, FileInfo, Progress
 from wme_async._protocol.quota import Allowances, Cost, Quota
 from wme_async._protocol.retry import Retrying
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
+from wme_async._stream import Stream, StreamStatistics
 from wme_async._transport import SessionPool
 from wme_async._version import __version__
 from wme_async.errors import (
@@ -94,7 +95,9 @@ __all__ = [
     "SessionPool",
     "Snapshot",
     "StatusError",
+    "Stream",
     "StreamError",
+    "StreamStatistics",
     "StructuredContent",
     "TimedOut",
     "Timeouts",

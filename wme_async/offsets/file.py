@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import aiofiles
 import msgspec
 
 from wme_async._protocol.positions import Position
@@ -48,7 +49,12 @@ class FileOffsets:
             DecodeError: The file is not one of ours.
             OSError: It cannot be read.
         """
-        return await in_thread(self._load, name)
+        path = self._path(name)
+        try:
+            async with aiofiles.open(path, "rb") as file:
+                return _positions(path, await file.read())
+        except FileNotFoundError:
+            return {}
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:
         """Keep these positions, leaving other partitions as they are. When it returns, they are on the disk.
@@ -72,24 +78,15 @@ class FileOffsets:
         with locked(self.folder / f"{file_name(name)}.lock", name):
             yield
 
-    def _load(self, name: str) -> dict[int, Position]:
-        path = self.folder / f"{file_name(name)}.json"
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return {}
-        try:
-            return msgspec.json.decode(data, type=_Content).positions
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise DecodeError(
-                f"{path} does not hold positions ({error}); move it away to start anew", record=data
-            ) from None
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{file_name(name)}.json"
 
     def _save(self, name: str, positions: dict[int, Position]) -> None:
-        path = self.folder / f"{file_name(name)}.json"
+        path = self._path(name)
         with self._mutex:
             self.folder.mkdir(parents=True, exist_ok=True)
-            content = _Content(name, {**self._load(name), **positions})
+            saved = _positions(path, path.read_bytes()) if path.exists() else {}
+            content = _Content(name, {**saved, **positions})
             descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.folder)
             try:
                 with os.fdopen(descriptor, "wb") as file:
@@ -110,3 +107,12 @@ class FileOffsets:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _positions(path: Path, data: bytes) -> dict[int, Position]:
+    try:
+        return msgspec.json.decode(data, type=_Content).positions
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DecodeError(
+            f"{path} does not hold positions ({error}); move it away to start anew", record=data
+        ) from None
