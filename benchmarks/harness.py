@@ -7,6 +7,7 @@ counts them. Beside each run stands how much of the machine others used meanwhil
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +117,14 @@ Run = dict[str, Any]
 
 
 def measure(
-    group: Group, *, rounds: int, warm_up: int = 1, calm: float = 0.0, servers: Iterable[int] = (), timeout: float = 600
+    group: Group,
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    calm: float = 0.0,
+    servers: Iterable[int] = (),
+    timeout: float = 600,
+    lock: Path | None = None,
 ) -> dict[str, Any]:
     """Run the cases of a group round by round.
 
@@ -127,6 +135,7 @@ def measure(
         calm: Seconds to wait before each run, at most, for others to leave the machine alone.
         servers: Processes whose CPU time is not somebody else's.
         timeout: Seconds after which a process is ended and its case given up.
+        lock: A file to hold locked during each round.
 
     Returns:
         The group with all runs, as JSON takes it.
@@ -136,18 +145,19 @@ def measure(
     rounds = group.rounds or rounds
     begun = os.getloadavg()[0]
     for number in range(-warm_up, rounds):
-        for case in group.cases:
-            if case.name in failed:
-                continue
-            _say(f"{group.name}: {'warm-up' if number < 0 else f'round {number + 1}/{rounds}'}: {case.name}")
-            waited = _wait_for_calm(calm)
-            try:
-                run = _run(case, servers, timeout)
-            except (RuntimeError, OSError, ValueError) as error:
-                failed[case.name] = str(error)
-                continue
-            if number >= 0:
-                runs[case.name].append(run | {"waited": round(waited, 1)})
+        with _turn(lock):
+            for case in group.cases:
+                if case.name in failed:
+                    continue
+                _say(f"{group.name}: {'warm-up' if number < 0 else f'round {number + 1}/{rounds}'}: {case.name}")
+                waited = _wait_for_calm(calm)
+                try:
+                    run = _run(case, servers, timeout)
+                except (RuntimeError, OSError, ValueError) as error:
+                    failed[case.name] = str(error)
+                    continue
+                if number >= 0:
+                    runs[case.name].append(run | {"waited": round(waited, 1)})
     _say("")
     return {
         "name": group.name,
@@ -190,11 +200,18 @@ def _run(case: Case, servers: Iterable[int], timeout: float) -> Run:
         os.close(writing)
         # An over-long run is ended with all its children; the pipe closes then.
         watchdog = threading.Timer(timeout, lambda: _end(process.pid))
+        watchdog.daemon = True
         watchdog.start()
         assert process.stdout is not None
-        output = process.stdout.read().decode(errors="replace").strip()
-        process.wait()
-        watchdog.cancel()
+        try:
+            output = process.stdout.read().decode(errors="replace").strip()
+            process.wait()
+        except BaseException:
+            # Who ends the harness ends what it runs.
+            _end(process.pid)
+            raise
+        finally:
+            watchdog.cancel()
         told = report.read().split()
     if len(told) != 5 or told[4] != "0":
         raise RuntimeError(f"ended with {told[4] if len(told) == 5 else 'a signal'}: {output[-400:]}")
@@ -290,7 +307,20 @@ def _wait_for_calm(patience: float) -> float:
 def _say(text: str) -> None:
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\033[K{text}")
-        sys.stderr.flush()
+    elif text:
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _turn(lock: Path | None) -> Iterator[None]:
+    """Hold a lock that other benchmarks on this machine hold too while they measure."""
+    if lock is None:
+        yield
+        return
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds that count; 5, or 3 with --quick")
     parser.add_argument("--quick", action="store_true", help="small inputs; nothing is judged by them")
     parser.add_argument("--calm", type=float, default=0.0, metavar="SECONDS", help="wait so long for an idle machine")
+    parser.add_argument("--lock", type=Path, metavar="FILE", help="to hold during each round: benchmarks take turns")
     parser.add_argument(
         "--inputs", type=Path, metavar="FOLDER",
         default=os.environ.get("WME_BENCH_INPUTS") or Path(tempfile.gettempdir()) / "wme-async-bench",
@@ -92,7 +93,7 @@ def main() -> int:
                 if options.only and group.name not in options.only:
                     continue
                 result = harness.measure(
-                    group, rounds=options.rounds, calm=options.calm, servers=bench.servers,
+                    group, rounds=options.rounds, calm=options.calm, servers=bench.servers, lock=options.lock,
                     warm_up=0 if group.rounds else 1,
                 )  # fmt: skip
                 result["part"] = name
