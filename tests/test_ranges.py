@@ -23,6 +23,14 @@ from wme_async._protocol.ranges import (
     strong_etag,
 )
 
+
+def test_what_a_planner_holds_can_be_read() -> None:
+    plan = Plan(100)
+    claim = plan.claim(0.0, most=10)
+    assert repr(claim) == "<Claim 0..0..10>"
+    assert repr(Spans([(0, 3), (5, 6)])) == "Spans([(0, 3), (5, 6)])"
+
+
 intervals = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200)), max_size=20)
 
 

@@ -156,7 +156,7 @@ async def test_a_file_that_is_replaced_before_the_first_byte_is_simply_read(
 async def test_wrong_bytes_are_told_at_the_end(sim: Simulator, transport: Transport) -> None:
     data = noise(900_000)
     sim.put_object(KEY, data)
-    sim.faults.inject("corrupt", role="store")
+    sim.faults.inject("corrupt", role="store", at=0)
     with pytest.raises(IntegrityError, match="MD5"):
         await read(ordered(Source(sim, transport), transport=transport))
     # Metadata that are older than the object are no reason to distrust it.

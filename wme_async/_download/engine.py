@@ -190,7 +190,8 @@ class Crew:
             now,
             connections=min(self._budget.share, self._connections),
             lifetime=None if self._in_order else self._ticket.lifetime,
-            setup=self._setup,
+            # Where `max_rate` makes all wait, nobody is to blame for being silent.
+            setup=self._setup + self._budget.moved(0, now),
             limit=self._store.limit(),
             most=self._most,
             least=self._least,

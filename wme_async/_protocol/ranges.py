@@ -283,7 +283,7 @@ class Plan:
         Args:
             now: Seconds.
             setup: Seconds until a new connection brings its first byte.
-            least: Bytes below which a new request is not worth it.
+            least: Bytes below which four times as many seconds must be won.
             gain: Seconds that must be won.
 
         Returns:
@@ -293,26 +293,27 @@ class Plan:
         usual = self.rate(now)
         victim, longest = None, 0.0
         for claim in self.claims:
-            rate = self._expected(claim, now, usual)
+            rate = self._expected(claim, now, usual, setup)
             left = claim.rest / rate if rate > 0 else float("inf")
             if claim.rest >= 2 and left > longest:
                 victim, longest = claim, left
         if victim is None:
             return None
-        rate = self._expected(victim, now, usual)
+        rate = self._expected(victim, now, usual, setup)
         fast = max(usual, rate)
         if rate <= 0 or fast <= 0:
-            # Nothing is known, or it stands still: half between strangers, all from a sleeper.
-            asleep = now - victim.moved > (4 * setup + 1) * 2**victim.tries
+            # It stands still: all of it. Or nothing is known of anybody: half.
+            asleep = now - victim.moved > (1 + 4 * setup) * 2**victim.tries
             cut = victim.at if asleep else victim.at + victim.rest // 2
-            won = float("inf")
+            won = float("inf") if asleep else gain
         else:
             together = (victim.rest + fast * setup) / (rate + fast)
             cut = victim.at + int(rate * together)
             won = longest - together
         cut = cut if cut == victim.at else max(victim.at, -(-cut // _PAGE) * _PAGE)
         taken = victim.stop - cut
-        if taken < min(least, victim.rest) or taken <= 0 or won < gain:
+        # Few bytes are worth a request only if they would come very slowly otherwise.
+        if taken <= 0 or won < (gain if taken >= least else 4 * gain):
             return None
         stop, victim.stop = victim.stop, cut
         victim.lost = victim.rest == 0
@@ -371,9 +372,11 @@ class Plan:
             else self._rate + (came / seconds - self._rate) * min(0.3, came / (_PART_SECONDS * self._rate))
         )
 
-    def _expected(self, claim: Claim, now: float, usual: float) -> float:
-        young = now - claim.began <= 2.0 * 2**claim.tries
-        return claim.meter.rate(now) if claim.at > claim.start or not young else usual
+    def _expected(self, claim: Claim, now: float, usual: float, setup: float) -> float:
+        """Return the rate at which a claim will go on: nothing if it has been silent for longer than it should."""
+        if now - claim.moved > (4 * setup + 2.0) * 2**claim.tries:
+            return 0.0
+        return claim.meter.rate(now) if claim.at > claim.start else usual
 
     def _hand_out(self, start: int, stop: int, now: float) -> Claim:
         claim = Claim(start, stop, now)

@@ -1,0 +1,370 @@
+"""What a download leaves on the disk: bad targets, full and slow disks, the ledger."""
+
+import asyncio
+import errno
+import fcntl
+import os
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from download_store import KEY, StoreSource, clean, leftovers, noise, store_requests
+
+from wme_async._download import Download, download
+from wme_async._download.ledger import Ledger
+from wme_async._download.partfile import PartFile
+from wme_async._download.threads import in_thread
+from wme_async._protocol.ranges import Plan
+from wme_async._protocol.settings import Retry, Timeouts
+from wme_async._transport import Transport
+from wme_async.errors import NotFound
+from wme_async.simulator import Simulator
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[Simulator]:
+    async with Simulator() as running:
+        yield running
+
+
+@pytest.fixture
+async def transport() -> AsyncIterator[Transport]:
+    retry = Retry(attempts=5, base=0.002, cap=0.01)
+    made = Transport(None, retry=retry, timeouts=Timeouts(read=0.4, connect=2.0), random=random.Random(1))
+    yield made
+    assert made.open_bodies == 0, "a body was left open"
+    await made.aclose()
+
+
+# --- the disk
+
+
+async def test_bad_targets_are_told_before_anything_is_asked_for(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim.put_object(KEY, noise(1000))
+    source = StoreSource(sim, transport)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")
+    for target, kind in [
+        (tmp_path / "folder", IsADirectoryError),
+        (tmp_path / "missing" / "x", FileNotFoundError),
+        (tmp_path / "file" / "x", NotADirectoryError),
+        (tmp_path / "pipe", OSError),
+    ]:
+        with pytest.raises(kind) as caught:
+            await download(source, target, transport=transport)
+        assert caught.value.strerror
+        assert "arget" in caught.value.strerror
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError):
+        await download(source, tmp_path / "x", transport=transport)
+    assert source.heads == source.signed == 0
+
+
+async def test_too_little_space_is_told_before_a_metered_request(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim.put_object(KEY, noise(3_000_000))
+    source = StoreSource(sim, transport)
+    real = os.fstatvfs
+
+    def full(fd: int) -> Any:
+        there = real(fd)
+        return os.statvfs_result([there[0], there[1], there[2], 1, 1, *there[5:]])
+
+    monkeypatch.setattr(os, "fstatvfs", full)
+    with pytest.raises(OSError, match="are free") as caught:
+        await download(source, tmp_path / "x", transport=transport)
+    assert caught.value.errno == errno.ENOSPC
+    assert source.signed == 0
+    assert leftovers(tmp_path) == []
+
+
+async def test_a_disk_that_fills_up_leaves_what_can_be_resumed(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = noise(4_000_000)
+    sim.put_object(KEY, data)
+    source = StoreSource(sim, transport)
+    real, budget = PartFile._write, [12]
+
+    def full(self: PartFile, offset: int, view: memoryview) -> None:
+        budget[0] -= 1
+        if budget[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, offset, view)
+
+    monkeypatch.setattr(PartFile, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        await download(source, tmp_path / "x", transport=transport, part_size=500_000)
+    assert leftovers(tmp_path) == ["x.part", "x.part.ledger"]
+    monkeypatch.undo()
+    done = await download(source, tmp_path / "x", transport=transport, part_size=500_000)
+    assert (tmp_path / "x").read_bytes() == data
+    assert done.resumed > 100_000
+    assert done.bytes_fetched <= len(data) - done.resumed + 500_000
+
+
+async def test_a_slow_disk_is_written_to_by_a_thread(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = noise(3_000_000)
+    sim.put_object(KEY, data)
+    monkeypatch.setattr("wme_async._download.partfile._SLOW_WRITE", 0.0)
+    threads: list[object] = []
+    real = in_thread
+
+    async def watched(function: Any, *args: Any) -> Any:
+        threads.append(getattr(function, "__name__", None))
+        return await real(function, *args)
+
+    monkeypatch.setattr("wme_async._download.partfile.in_thread", watched)
+    await download(StoreSource(sim, transport), tmp_path / "x", transport=transport, part_size=300_000)
+    assert (tmp_path / "x").read_bytes() == data
+    assert threads.count("_write") > 5
+
+
+async def test_two_downloads_of_one_target_do_not_meet(sim: Simulator, transport: Transport, tmp_path: Path) -> None:
+    sim.put_object(KEY, noise(2_000_000))
+    sim.faults.inject("stall", role="store", after=1000)
+    started = asyncio.Event()
+
+    async def first() -> Download:
+        return await download(
+            StoreSource(sim, transport), tmp_path / "x", transport=transport, progress=lambda _: started.set()
+        )
+
+    async with asyncio.TaskGroup() as group:
+        one = group.create_task(first())
+        await started.wait()
+        with pytest.raises(BlockingIOError, match="another download"):
+            await download(StoreSource(sim, transport), tmp_path / "x", transport=transport)
+    assert one.result().verified is True
+    assert leftovers(tmp_path) == ["x"]
+
+
+async def test_if_changed_fetches_only_another_version(sim: Simulator, transport: Transport, tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    sim.put_object(KEY, noise(200_000))
+    source = StoreSource(sim, transport)
+    await download(source, target, transport=transport, if_changed=True)
+    count = len(store_requests(sim))
+    again = await download(source, target, transport=transport, if_changed=True)
+    assert again.unchanged
+    assert again.verified is True
+    assert again.api_requests == 0
+    assert len(store_requests(sim)) == count
+    # Without the note that was kept with it, the file is hashed.
+    target.write_bytes(target.read_bytes())
+    assert (await download(source, target, transport=transport, if_changed=True)).unchanged
+    # Another file of the same size.
+    target.write_bytes(noise(200_000, 9))
+    assert not (await download(source, target, transport=transport, if_changed=True)).unchanged
+    sim.put_object(KEY, noise(200_000, 3))
+    done = await download(source, target, transport=transport, if_changed=True)
+    assert not done.unchanged
+    assert target.read_bytes() == noise(200_000, 3)
+
+
+# --- the disk, continued
+
+
+async def test_file_systems_without_locks_and_attributes_will_do(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, "not here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(os, "setxattr", refuse)
+    monkeypatch.setattr(os, "getxattr", refuse)
+    data = noise(200_000)
+    sim.put_object(KEY, data)
+    source = StoreSource(sim, transport)
+    await download(source, tmp_path / "x", transport=transport)
+    assert (await download(source, tmp_path / "x", transport=transport, if_changed=True)).unchanged
+    source.promised = [None]
+    assert not (await download(source, tmp_path / "x", transport=transport, if_changed=True)).unchanged
+
+
+async def test_what_fails_on_the_disk_is_said_in_a_sentence(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim.put_object(KEY, noise(2_000))
+    source = StoreSource(sim, transport)
+    (tmp_path / "x.part").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="unfinished file cannot be created"):
+        await download(source, tmp_path / "x", transport=transport)
+    (tmp_path / "x.part").unlink()
+    assert not (tmp_path / "elsewhere").exists()
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PermissionError, match="could not be given its name"):
+        await download(source, tmp_path / "x", transport=transport)
+    monkeypatch.undo()
+    assert not (tmp_path / "x").exists()
+
+
+async def test_what_was_flushed_is_noted_while_it_goes_on(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wme_async._download.job._CHECKPOINT_SECONDS", 0.05)
+    monkeypatch.setattr("wme_async._download.job._CHECKPOINT_BYTES", 1)
+    sim.put_object(KEY, noise(3_000_000))
+    sim.faults.inject("slow", role="store", rate=1_500_000, times=None)
+    sim.faults.inject("status", role="store", status=404, skip=4, times=None)
+    with pytest.raises(NotFound):
+        await download(
+            StoreSource(sim, transport), tmp_path / "x", transport=transport, part_size=500_000, connections=2
+        )
+    ledger = Ledger(tmp_path / "x.part.ledger", boot="another boot: after a power failure")
+    spans = ledger.load(identity=KEY, size=3_000_000, etag=f'"{sim.store.objects[KEY].etag}"')
+    ledger.close()
+    assert spans.total > 100_000
+
+
+async def test_a_part_file_that_was_finished_by_another_is_not_written_to(tmp_path: Path) -> None:
+    first = PartFile(tmp_path / "x", durable=False)
+    first.resume(identity="a", size=0, etag=None, keep=False)
+    real = os.open
+    opened: list[int] = []
+
+    def late(path: Any, *args: Any) -> int:
+        fd = real(path, *args)
+        if not opened:
+            # Between our opening and our lock, the other one is done.
+            opened.append(fd)
+            first.finish(md5=None, verified=None)
+        return fd
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", late)
+        second = PartFile(tmp_path / "x", durable=False)
+    assert (tmp_path / "x.part").exists()
+    second.close()
+    assert leftovers(tmp_path) == ["x"]
+
+
+# --- the ledger
+
+
+def test_a_ledger_claims_nothing_of_another_version_or_boot(tmp_path: Path) -> None:
+    names: dict[str, Any] = {"identity": "a", "size": 10_000, "etag": '"v1"'}
+    plan = Plan(10_000)
+    ledger = Ledger(tmp_path / "l", boot="boot-1")
+    assert not ledger.load(**names)
+    ledger.begin(plan, **names)
+    claim = plan.claim(0.0, most=4096)
+    assert claim is not None
+    ledger.open(claim, plan)
+    claim.at = 3000
+    ledger.advance(claim)
+    ledger.close()
+
+    def read(boot: str | None, **other: Any) -> list[tuple[int, int]]:
+        reader = Ledger(tmp_path / "l", boot=boot)
+        try:
+            return list(reader.load(**(names | other)))
+        finally:
+            reader.close()
+
+    assert read("boot-1") == [(0, 3000)]
+    # After a power failure only what was flushed is believed: nothing yet.
+    assert read("boot-2") == []
+    assert read(None) == []
+    for other in ({"identity": "b"}, {"size": 10_001}, {"etag": '"v2"'}):
+        assert read("boot-1", **other) == []
+
+    ledger = Ledger(tmp_path / "l", boot="boot-1")
+    plan = Plan(10_000, ledger.load(**names))
+    ledger.begin(plan, **names)
+    ledger.synced(plan.written)
+    claim = plan.claim(0.0, most=100_000)
+    assert claim is not None
+    ledger.open(claim, plan)
+    claim.at = 5000
+    ledger.advance(claim)
+    ledger.close()
+    assert read("boot-1") == [(0, 5000)]
+    assert read("boot-2") == [(0, 3000)]
+    # Going on in a new boot does not bring the old table back to life.
+    ledger = Ledger(tmp_path / "l", boot="boot-2")
+    plan = Plan(10_000, ledger.load(**names))
+    ledger.begin(plan, **names)
+    ledger.close()
+    assert read("boot-2") == [(0, 3000)]
+
+
+def test_a_ledger_with_very_many_claims_stays_true_and_small(tmp_path: Path) -> None:
+    names: dict[str, Any] = {"identity": "a", "size": 1_000_000, "etag": '"v1"'}
+    plan = Plan(1_000_000)
+    ledger = Ledger(tmp_path / "l", boot="b")
+    ledger.begin(plan, **names)
+    rng = random.Random(5)
+    for _ in range(2000):
+        claim = plan.claim(0.0, most=rng.randrange(1, 600))
+        if claim is None:
+            break
+        ledger.open(claim, plan)
+        claim.at += rng.randrange(claim.rest + 1)
+        ledger.advance(claim)
+        if rng.random() < 0.9:
+            plan.release(claim, 0.0)
+            ledger.forget(claim)
+        if len(plan.claims) > 40:
+            for old in list(plan.claims):
+                plan.release(old, 0.0)
+                ledger.forget(old)
+    said = set(ledger.load(**names))
+    written = plan.written
+    assert all(written.reach(start) >= stop for start, stop in said)
+    ledger.close()
+    assert (tmp_path / "l").stat().st_size < 64 * 1024
+
+
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "empty"])
+async def test_a_damaged_ledger_or_part_means_a_fresh_start(
+    sim: Simulator, transport: Transport, tmp_path: Path, damage: str
+) -> None:
+    data = noise(2_000_000)
+    sim.put_object(KEY, data)
+    source = StoreSource(sim, transport)
+    sim.faults.inject("status", role="store", status=404, skip=3, times=None)
+    with pytest.raises(NotFound):
+        await download(source, tmp_path / "x", transport=transport, part_size=400_000)
+    clean(sim)
+    ledger, part = tmp_path / "x.part.ledger", tmp_path / "x.part"
+    assert ledger.exists()
+    if damage == "truncate":
+        os.truncate(part, 100_000)
+    elif damage == "garbage":
+        raw = bytearray(ledger.read_bytes())
+        raw[4096:] = noise(len(raw) - 4096)
+        ledger.write_bytes(raw)
+    else:
+        part.unlink()
+    done = await download(source, tmp_path / "x", transport=transport)
+    assert done.resumed == 0
+    assert (tmp_path / "x").read_bytes() == data
+
+
+async def test_another_file_under_the_same_name_is_not_gone_on_with(
+    sim: Simulator, transport: Transport, tmp_path: Path
+) -> None:
+    sim.put_object(KEY, noise(2_000_000))
+    sim.put_object("snapshots/y.tar.gz", noise(2_000_000))
+    sim.faults.inject("status", role="store", status=404, skip=3, times=None)
+    with pytest.raises(NotFound):
+        await download(StoreSource(sim, transport), tmp_path / "x", transport=transport, part_size=400_000)
+    clean(sim)
+    other = StoreSource(sim, transport, "snapshots/y.tar.gz")
+    done = await download(other, tmp_path / "x", transport=transport)
+    assert done.resumed == 0
+    assert done.verified is True
