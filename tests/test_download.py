@@ -142,7 +142,7 @@ async def test_wrong_bytes_under_a_right_head_are_found_and_nothing_is_left(
     sim: Simulator, transport: Transport, tmp_path: Path, kind: str
 ) -> None:
     sim.put_object(KEY, noise(2_500_000))
-    details = {"at": 0} if kind == "corrupt" else {}
+    details: dict[str, Any] = {"at": 0} if kind == "corrupt" else {}
     sim.faults.inject(kind, role="store", skip=1, **details)
     source = StoreSource(sim, transport)
     with pytest.raises(IntegrityError, match="MD5") as caught:
