@@ -234,7 +234,9 @@ class _Work:
 
         settings = {**self._settings, "progress_hooks": [hook]}
         try:
-            with yt_dlp.YoutubeDL(settings) as downloader:
+            # Its own annotations are private to it.
+            maker: Any = yt_dlp.YoutubeDL
+            with maker(settings) as downloader:
                 info = downloader.extract_info(url, download=False)
                 info = _only(info)
                 self._tell(self._titled, str(info.get("title") or ""), info.get("filesize"))

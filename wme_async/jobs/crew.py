@@ -12,23 +12,23 @@ import secrets
 import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import anyio.to_thread
 import msgspec
 
 from wme_async.errors import WMEError
-from wme_async.jobs import staging
 from wme_async.jobs.hub import Hub, job_id
 from wme_async.jobs.model import Batch, JobProgress
 from wme_async.jobs.names import expand
 from wme_async.jobs.outbox import Delivery
+from wme_async.jobs.rows import BatchRow, EventRow, JobRow
 from wme_async.jobs.rules import JobLimits, Options
+from wme_async.jobs.shelf import Shelf
 from wme_async.jobs.sources import Fetched, Fetcher
 from wme_async.jobs.states import FINAL, BatchState, Cause, Change, Status, Waiting, WrongState, choose
-from wme_async.jobs.store import BatchRow, EventRow, JobRow, Store
+from wme_async.jobs.store import Store
 from wme_async.jobs.views import batch_error, live_progress, words
 
 __all__ = ["Crew", "UnknownBatch"]
@@ -76,8 +76,7 @@ class Crew:
         self.hub: Hub = Hub(store, now)
         self.now = now
         self.moved: int = 0
-        self._directory = directory
-        self._parts = directory / ".wme-jobs" / "parts"
+        self._shelf = Shelf(directory, store)
         self._store = store
         self._fetcher = fetcher
         self._limits = limits
@@ -259,16 +258,12 @@ class Crew:
     async def _discard(self, batch_id: str, positions: list[int]) -> None:
         """Remove what jobs leave behind, once nobody writes to it."""
         await self._idle((batch_id, position) for position in positions)
-        folders = [self._folder((batch_id, position)) for position in positions]
-        await anyio.to_thread.run_sync(staging.remove, *folders)
+        await self._shelf.discard((batch_id, position) for position in positions)
 
     async def _idle(self, keys: Iterable[_Key]) -> None:
         tasks = [task for key in keys if (task := self._tasks.get(key)) is not None]
         if tasks:
             await asyncio.wait(tasks)
-
-    def _folder(self, key: _Key) -> Path:
-        return self._parts / key[0] / str(key[1])
 
     # What is asked for
 
@@ -343,8 +338,7 @@ class Crew:
             new_id = f"batch_{secrets.token_hex(8)}"
             await self._idle((batch_id, job.position) for job in again)
             for position, job in enumerate(again):
-                old, new = self._folder((batch_id, job.position)), self._folder((new_id, position))
-                await anyio.to_thread.run_sync(staging.adopt, old, new)
+                await self._shelf.adopt((batch_id, job.position), (new_id, position))
             return await self._create([job.url for job in again], row.options, batch_id=new_id, retry_of=batch_id)
 
         return await self._ask(change)
@@ -357,11 +351,7 @@ class Crew:
             if row.status not in FINAL:
                 row = await self._commit(row, *row.state.cancel())
             await self._idle((batch_id, job.position) for job in row.jobs)
-            await anyio.to_thread.run_sync(staging.remove, self._parts / batch_id)
-            if files:
-                paths = [job.filepath for job in row.jobs if job.status is Status.COMPLETED and job.filepath]
-                paths += [extra for job in row.jobs for extra in job.extras]
-                await anyio.to_thread.run_sync(staging.remove_files, self._directory, paths)
+            await self._shelf.forget(row, files=files)
             event = await self._store.delete(EventRow(batch_id=batch_id, kind="deleted", at=self.now()))
             self.hub.publish([event])
 
@@ -435,14 +425,13 @@ class Crew:
 
     async def _run(self, key: _Key, url: str, options: Options, previous: asyncio.Task[None] | None) -> None:
         """Download one job, and report how it went. Whoever cancels it has stored that already."""
-        if previous is not None and not previous.done():
-            # A job that was paused and resumed at once is still putting its file down.
-            await asyncio.wait([previous])
-        folder = self._folder(key)
+        if previous is not None:
+            await _ended(previous)
         why: str | None = None
         fetched: Fetched | None = None
+        clock: asyncio.Timeout | None = None
         try:
-            await anyio.to_thread.run_sync(staging.prepare, folder)
+            folder = await self._shelf.prepare(key)
             async with asyncio.timeout(options.timeout) as clock:
                 fetched = await self._fetcher.fetch(
                     url,
@@ -454,7 +443,7 @@ class Crew:
         except TimeoutError as error:
             why = (
                 f"timed out after {options.timeout:g} s{self._reached(key)}"
-                if clock.expired()
+                if clock is not None and clock.expired()
                 else words(error, silence=self._silence)
             )
         except (WMEError, OSError) as error:
@@ -529,45 +518,14 @@ class Crew:
             return
         wanted = expand(row.options.path_template, fetched.name, batch_id=key[0])
         try:
-            staged = await anyio.to_thread.run_sync(staging.collect, self._folder(key), fetched.path, fetched.extras)
-            facts = await self._place(key, wanted, staged, title=fetched.name.title, etag=fetched.etag)
+            staged = await self._shelf.collect(key, fetched.path, fetched.extras)
+            facts = await self._shelf.place(key, wanted, staged, title=fetched.name.title, etag=fetched.etag)
         except OSError as error:
             await self._store.release(*key)
             await self._fail(key, words(error, silence=self._silence))
             return
         after, changes = row.state.apply(key[1], Cause.COMPLETE)
         await self._commit(row, after, changes, {key[1]: facts})
-
-    async def _place(
-        self, key: _Key, wanted: PurePosixPath, staged: Path, *, title: str | None, etag: str | None
-    ) -> dict[str, Any]:
-        """Move a staged file, and what belongs to it, to a name of its own.
-
-        Returns:
-            Fields of the job.
-
-        Raises:
-            OSError: The disk refused.
-        """
-        while True:
-            candidates = staging.candidates(self._directory, wanted)
-            chosen = await self._store.reserve(*key, candidates, title=title, etag=etag)
-            try:
-                size = await anyio.to_thread.run_sync(staging.move, staged, self._directory / chosen)
-            except (FileExistsError, NotADirectoryError):
-                # Somebody else took the name between the look and the move; the next look sees it.
-                continue
-            extras = await anyio.to_thread.run_sync(staging.move_extras, staged.parent, self._directory, chosen)
-            await anyio.to_thread.run_sync(staging.remove, staged.parent)
-            return {
-                "filepath": chosen,
-                "moving": False,
-                "done": size,
-                "total": size,
-                "extras": extras,
-                "title": title,
-                "etag": etag,
-            }
 
     # After a kill
 
@@ -578,46 +536,32 @@ class Crew:
             self.rows[row.batch_id] = row
             for job in row.jobs:
                 if job.status is Status.RUNNING and job.moving:
-                    await self._settle((row.batch_id, job.position), job)
+                    facts = await self._shelf.settle((row.batch_id, job.position), job)
+                    if facts is not None:
+                        now = self.rows[row.batch_id]
+                        after, changes = now.state.apply(job.position, Cause.COMPLETE)
+                        await self._commit(now, after, changes, {job.position: facts})
             if row.batch_id in self.rows:
-                row = self.rows[row.batch_id]  # noqa: PLW2901  # settling made a new one
-                after, changes = row.state.interrupt()
+                now = self.rows[row.batch_id]
+                after, changes = now.state.interrupt()
                 if changes:
-                    await self._commit(row, after, changes)
-        await self._sweep()
+                    await self._commit(now, after, changes)
+        await self._shelf.sweep()
 
-    async def _settle(self, key: _Key, job: JobRow) -> None:
-        """Finish the move of a file that a kill interrupted."""
-        assert job.filepath is not None
-        target = self._directory / job.filepath
-        staged = self._folder(key) / staging.WHOLE
-        where = await anyio.to_thread.run_sync(staging.find, staged, target)
-        facts: dict[str, Any]
-        if where == "moved":
-            extras = await anyio.to_thread.run_sync(staging.move_extras, staged.parent, self._directory, job.filepath)
-            size = (await anyio.to_thread.run_sync(target.stat)).st_size
-            facts = {"moving": False, "done": size, "total": size, "extras": extras}
-        elif where == "staged":
-            facts = await self._place(key, PurePosixPath(job.filepath), staged, title=job.title, etag=job.etag)
-        else:
-            # Neither: somebody tidied up. It is downloaded again.
-            await self._store.release(*key)
-            job.moving, job.filepath = False, None
-            return
-        row = self.rows[key[0]]
-        after, changes = row.state.apply(key[1], Cause.COMPLETE)
-        await self._commit(row, after, changes, {key[1]: facts})
 
-    async def _sweep(self) -> None:
-        """Remove what no job will ask for again."""
-        for batch_id in await anyio.to_thread.run_sync(staging.folders, self._parts):
-            row = await self._store.batch(batch_id)
-            if row is None:
-                await anyio.to_thread.run_sync(staging.remove, self._parts / batch_id)
-                continue
-            for job in row.jobs:
-                if job.status in {Status.COMPLETED, Status.CANCELLED}:
-                    await anyio.to_thread.run_sync(staging.remove, self._folder((batch_id, job.position)))
+async def _ended(previous: asyncio.Task[None]) -> None:
+    """Wait for the last run of a job, which is still putting its file down if it was paused and resumed at once.
+
+    Whoever is cancelled here waits all the same: the run after this one relies on there being one at a time.
+    """
+    cancelled = False
+    while not previous.done():
+        try:
+            await asyncio.wait([previous])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 def _event(batch_id: str, at: float, job: JobRow) -> EventRow:

@@ -11,8 +11,9 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from itertools import takewhile
 
 from wme_async.jobs.model import Event, JobProgress, utc
+from wme_async.jobs.rows import EventRow
 from wme_async.jobs.states import FINAL
-from wme_async.jobs.store import EventRow, Store
+from wme_async.jobs.store import Store
 
 __all__ = ["Hub", "event_of", "job_id"]
 

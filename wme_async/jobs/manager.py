@@ -19,6 +19,7 @@ from wme_async.jobs.guard import guard
 from wme_async.jobs.model import Batch, Event, Listing, Outbox, utc
 from wme_async.jobs.outbox import Delivery
 from wme_async.jobs.rules import InvalidBatch, JobLimits, Options, Problem, check_options, check_urls
+from wme_async.jobs.shelf import HIDDEN
 from wme_async.jobs.sources import Fetcher, MediaFetcher
 from wme_async.jobs.states import Status
 from wme_async.jobs.store import Store
@@ -83,7 +84,7 @@ class BatchManager:
         self._allow = tuple(allow_hosts)
         self._client = client
         self._media = media
-        self._database = Path(database) if database is not None else self.directory / ".wme-jobs" / "jobs.sqlite"
+        self._database = Path(database) if database is not None else self.directory / HIDDEN / "jobs.sqlite"
         self._secrets = None if webhook_secrets is None else tuple(webhook_secrets)
         self._delays = webhook_delays
         self._file_url = file_url.rstrip("/") if file_url else None

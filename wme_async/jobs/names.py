@@ -98,16 +98,18 @@ def _disposition_name(header: str) -> str | None:
             name = unquote_to_bytes(extended[2].strip('"')).decode(charset, "replace")
     if not name:
         plain = re.search(r';\s*filename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s]+))', header, re.IGNORECASE)
-        if plain:
-            name = re.sub(r"\\(.)", r"\1", plain[1]) if plain[1] is not None else plain[2]
-            # Servers that put UTF-8 into a plain header arrive here as Latin-1, or with surrogates.
-            raw = name.encode("utf-8", "surrogateescape") if not name.isascii() else b""
-            name = raw.decode("utf-8", "replace") if raw else name
-            if re.search(r"%[0-9A-Fa-f]{2}", name):
-                name = unquote(name, errors="replace")
+        name = _unescaped(plain[1], plain[2]) if plain else None
     if not name:
         return None
     return re.split(r"[/\\]", name)[-1].strip() or None
+
+
+def _unescaped(quoted: str | None, token: str) -> str:
+    name = token if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+    if not name.isascii():
+        # Servers that put UTF-8 into a plain header arrive here with surrogates.
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return unquote(name, errors="replace") if re.search(r"%[0-9A-Fa-f]{2}", name) else name
 
 
 def _split_extension(name: str) -> tuple[str, str]:

@@ -13,7 +13,8 @@ from wme_async._transport import Request, Transport
 from wme_async.errors import StatusError, WMEError
 from wme_async.jobs.guard import AddressRefused
 from wme_async.jobs.model import Batch
-from wme_async.jobs.store import BatchRow, MessageRow, Store
+from wme_async.jobs.rows import BatchRow, MessageRow
+from wme_async.jobs.store import Store
 from wme_async.jobs.views import plain
 from wme_async.jobs.webhooks import WebhookMessage, new_secret, retry_delay, sign_webhook
 

@@ -9,8 +9,8 @@ import msgspec
 from wme_async.errors import IntegrityError, TimedOut, WMEError
 from wme_async.jobs.hub import job_id
 from wme_async.jobs.model import Batch, BatchProgress, Job, JobFile, JobProgress, utc
+from wme_async.jobs.rows import BatchRow, JobRow
 from wme_async.jobs.states import FINAL, Status
-from wme_async.jobs.store import BatchRow, JobRow
 
 __all__ = ["batch_error", "live_progress", "plain", "show", "stored_progress", "total_progress", "words"]
 
