@@ -185,7 +185,7 @@ class SessionPool:
             ssl=True if self._ssl is None else self._ssl,
             resolver=resolver,
         )
-        return aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             # The signature of a URL covers its exact bytes.
@@ -199,6 +199,10 @@ class SessionPool:
             max_line_size=_MAX_HEADER,
             max_field_size=_MAX_HEADER,
         )
+        if role in {"auth", "api", "realtime"} and hasattr(session, "_retry_connection"):
+            # aiohttp asks again by itself when a connection breaks: twice our attempts, and maybe two metered requests.
+            session._retry_connection = False  # noqa: SLF001  # the only way to have it off
+        return session
 
 
 class _GuardedResolver(AbstractResolver):
