@@ -458,6 +458,8 @@ async def test_paths_of_beta_resources_can_be_moved(sim):
         Client("a", "b", paths={"nothing": "/x"})
     with pytest.raises(ValueError, match="begins with a slash"):
         Client("a", "b", paths={"batches": "/v2/batches"})
+    with pytest.raises(ValueError, match="not one to replace"):
+        Client("a", "b", paths={"auth.user": "/v2/get-user"})
     client = Client(**sim.client_options(), paths={"projects": "/v2/languages"})
     assert isinstance((await client.projects.list())[0], Project)
     await client.aclose()

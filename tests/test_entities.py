@@ -220,6 +220,12 @@ async def test_a_file_is_downloaded_from_the_store_and_proven(sim, wme, tmp_path
     assert wme.files.cost("a", "b").requests == 0
 
 
+async def test_a_folder_that_is_named_as_one_is_made(wme, tmp_path):
+    done = await wme.files.download("Ottawa 0757.jpg", f"{tmp_path}/new/deep/")
+    assert done.path == tmp_path / "new" / "deep" / "Ottawa_0757.jpg"
+    assert done.path.is_file()
+
+
 async def test_a_file_that_is_there_already_is_not_fetched_again(sim, wme, tmp_path):
     assert not (await wme.files.download("Ottawa 0757.jpg", tmp_path, if_changed=True)).unchanged
     before = sim.requests.count("store")

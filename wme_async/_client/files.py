@@ -22,7 +22,7 @@ from wme_async._transport import Request, Transport
 from wme_async.errors import NotFound, TransportError
 from wme_async.models import Archive, Chunk
 
-__all__ = ["ArchiveSource", "ChunkedFiles", "Files"]
+__all__ = ["ArchiveSource", "ChunkedFiles", "Files", "target_of"]
 
 M = TypeVar("M", bound=Archive)
 R = TypeVar("R", bound=msgspec.Struct)
@@ -158,7 +158,7 @@ class Files(Collection[M], Generic[M, R]):
             QuotaExceeded: The month's allowance is used up.
             WMEError: Whatever else went wrong.
         """
-        path = _target(to, f"{identifier}.tar.gz")
+        path = target_of(to, f"{identifier}.tar.gz")
         return await download(
             self._source(identifier),
             path,
@@ -288,7 +288,7 @@ class Files(Collection[M], Generic[M, R]):
         return ordered(
             self._source(identifier),
             transport=self._transport,
-            tee=None if tee is None else _target(tee, f"{identifier}.tar.gz"),
+            tee=None if tee is None else target_of(tee, f"{identifier}.tar.gz"),
             connections=connections,
             window=window,
             max_rate=max_rate,
@@ -347,7 +347,8 @@ class _Chunks(Files[Chunk, R]):
         return chunk_path(self._snapshot, identifier)
 
 
-def _target(to: str | os.PathLike[str], name: str) -> Path:
+def target_of(to: str | os.PathLike[str], name: str) -> Path:
+    """Return the path of a file that is to go to a folder, or to have this path itself."""
     text = os.fspath(to)
     path = Path(text)
     if text.endswith(("/", os.sep)):

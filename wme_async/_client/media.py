@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import msgspec
-from anyio import to_thread
 
 from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
-from wme_async._client.files import ArchiveSource
+from wme_async._client.files import ArchiveSource, target_of
 from wme_async._download import Download, FileInfo, ProgressHook, download
 from wme_async._protocol.paths import file_path
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
+from wme_async._threads import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, IntegrityError, NotFound
 from wme_async.models import FilePage
@@ -82,7 +82,7 @@ class MediaFiles:
         Args:
             name: As it reads, without `File:` before it.
             to: A folder, in which the file has its name with underscores, or the path of the file. What ends in a slash
-                is a folder.
+                is a folder, and made where it is not there.
             progress: Receives `Progress` about ten times a second and once at the end.
             verify: Check the SHA-1. Where the page has none, `verified` is None.
             if_changed: Do nothing if the file is already there with this SHA-1.
@@ -95,19 +95,19 @@ class MediaFiles:
             WMEError: Whatever else went wrong.
         """
         path = f"{self._resource.path}/{file_path(name)}"
-        target = _target(to, name)
+        target = target_of(to, name.replace(" ", "_"))
         known = await self._checksums(name) if verify or if_changed else frozenset[str]()
-        if if_changed and known and await to_thread.run_sync(_sha1_or_none, target) in known:
-            size = (await to_thread.run_sync(target.stat)).st_size
+        if if_changed and known and await in_thread(_sha1_or_none, target) in known:
+            size = (await in_thread(target.stat)).st_size
             return Download(path=target, size=size, verified=True, unchanged=True)
         source = _MediaSource(self._transport, self._resource, path, _no_md5)
         unproven = target.with_name(f"{target.name}.unproven")
         done = await download(source, unproven, transport=self._transport, progress=progress, verify=False)
         try:
             verified = await self._verified(unproven, known) if verify else None
-            await to_thread.run_sync(unproven.replace, target)
+            await in_thread(unproven.replace, target)
         finally:
-            await to_thread.run_sync(lambda: unproven.unlink(missing_ok=True))
+            await in_thread(lambda: unproven.unlink(missing_ok=True))
         return msgspec.structs.replace(done, path=target, verified=verified)
 
     def cost(self, *names: str) -> Cost:
@@ -124,7 +124,7 @@ class MediaFiles:
     async def _verified(self, path: Path, known: frozenset[str]) -> bool | None:
         if not known:
             return None
-        got = await to_thread.run_sync(_sha1_or_none, path)
+        got = await in_thread(_sha1_or_none, path)
         if got not in known:
             raise IntegrityError(
                 f"what arrived has another SHA-1 than {path.name.removesuffix('.unproven')} should have",
@@ -154,12 +154,6 @@ class _MediaSource(ArchiveSource):
 
 async def _no_md5() -> str:
     return ""
-
-
-def _target(to: str | os.PathLike[str], name: str) -> Path:
-    text = os.fspath(to)
-    path = Path(text)
-    return path / name.replace(" ", "_") if text.endswith(("/", os.sep)) or path.is_dir() else path
 
 
 def _sha1_or_none(path: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 The verbs are written once; a resource is data: where it is, what it holds, which back end's rules apply to queries, who
 may use it and what it costs. Paths that the published reference does not show in full are marked as a guess, and every
-path can be replaced without touching code (`Client(paths={"wikidata.batches": "/v2/…"})`).
+path but those of the sign-in can be replaced without touching code (`Client(paths={"wikidata.batches": "/v2/…"})`).
 """
 
 import re
@@ -287,13 +287,16 @@ def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, R
         overrides: Path templates by resource name, for beta paths that have moved.
 
     Raises:
-        ValueError: There is no such resource, or the template lacks a placeholder or has another one.
+        ValueError: There is no such resource, it belongs to the sign-in, or the template lacks a placeholder or has
+            another one.
     """
     table = dict(RESOURCES)
     for name, path in (overrides or {}).items():
         row = table.get(name)
         if row is None:
             raise ValueError(f"there is no resource {name!r}; resources are {', '.join(sorted(table))}")
+        if row.role == "auth":
+            raise ValueError(f"the path of {name} is not one to replace: passwords are sent there")
         if not path.startswith("/") or sorted(_PLACEHOLDER.findall(path)) != sorted(row.placeholders):
             wanted = ", ".join(f"{{{each}}}" for each in row.placeholders) or "no placeholder"
             raise ValueError(f"the path of {name} begins with a slash and has {wanted} in it, not {path!r}")
