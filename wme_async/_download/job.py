@@ -202,8 +202,11 @@ class Job:
                     path=self.to, size=size, etag=info.etag, version=md5, verified=verified, unchanged=True,
                     seconds=self.transport.monotonic() - began,
                 )  # fmt: skip
-        part = self.part = await in_thread(lambda: PartFile(self.to, durable=self.durable))
+        opened: list[PartFile] = []
         try:
+            # Whoever is cancelled while it is opened has it open and locked all the same, and closes it.
+            await in_thread(lambda: opened.append(PartFile(self.to, durable=self.durable)))
+            part = self.part = opened[0]
             if self.on_open is not None:
                 self.on_open(part)
             info, md5 = await self._fetch(info)
@@ -211,7 +214,8 @@ class Job:
             size = await in_thread(lambda: part.finish(md5=md5, verified=verified))
         finally:
             # Threads that were at work have been waited for by now; closing takes no time.
-            part.close()
+            for each in opened:
+                each.close()
         await self._show(size, size)
         return Download(
             path=self.to, size=size, etag=info.etag, version=md5 or self.promised, verified=verified,

@@ -23,9 +23,11 @@ logger = logging.getLogger("wme_async.download")
 _BLOCK = 256 * 1024
 _XATTR = "user.wme_async.version"
 
-# A write into the page cache takes some 50 microseconds; one that takes this long met a disk that cannot keep up, and
-# the next ones go to a thread for a while. The event loop stands still for one such write, not for all.
+# A write into the page cache takes some 50 microseconds. Where two of the last eight took this long, the disk cannot
+# keep up, and the next ones go to a thread for a while: the event loop stands still for two such writes, not for all.
+# A single one means little, since on a busy machine the scheduler does that too.
 _SLOW_WRITE = 0.020
+_RECENT = 0xFF
 _SLOW_PERIOD = 5.0
 _SLOW_MOST = 60.0
 
@@ -86,6 +88,7 @@ class PartFile:
         self._etag = ""
         self._fd = -1
         self._slow_until = 0.0
+        self._slow_writes = 0
         self._slow_period = _SLOW_PERIOD
         self._open()
 
@@ -190,7 +193,10 @@ class PartFile:
         if began < self._slow_until:
             return in_thread(self._write, offset, data)
         self._write(offset, data)
-        if time.perf_counter() - began > _SLOW_WRITE:
+        slow = time.perf_counter() - began > _SLOW_WRITE
+        self._slow_writes = (self._slow_writes << 1 | slow) & _RECENT
+        if slow and self._slow_writes.bit_count() > 1:
+            self._slow_writes = 0
             self._slow_period = (
                 min(_SLOW_MOST, 2 * self._slow_period)
                 if began - self._slow_until < 2 * self._slow_period

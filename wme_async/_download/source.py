@@ -58,6 +58,7 @@ class Source(Protocol):
     @property
     def identity(self) -> str:
         """What names the file, without credentials and signatures; a half-done download is resumed only under it."""
+        ...  # pyright takes a body of words alone for one that returns nothing
 
     async def head(self) -> FileInfo:
         """Ask for size and version. Free.
@@ -65,12 +66,15 @@ class Source(Protocol):
         Raises:
             NotFound: The file is not there; the server also says so when it has trouble of its own.
         """
+        ...  # pyright takes a body of words alone for one that returns nothing
 
     async def sign(self) -> SignedUrl:
         """Get an address of the bytes. One request that counts against the month's allowance."""
+        ...  # pyright takes a body of words alone for one that returns nothing
 
     async def checksum(self) -> str | None:
         """Return the MD5 that the metadata promises, in hexadecimal, or None. Asked again after a mismatch."""
+        ...  # pyright takes a body of words alone for one that returns nothing
 
 
 class Progress(msgspec.Struct, frozen=True):

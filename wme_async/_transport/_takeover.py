@@ -10,7 +10,7 @@ What is relied upon is looked at first; where anything is other than expected, a
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import aiohttp
@@ -178,7 +178,7 @@ class _Reader(asyncio.BufferedProtocol):
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._pending is not None and hasattr(self._pending, "close"):
+        if isinstance(self._pending, Coroutine):
             self._pending.close()
         self._pending = None
         self._filled = 0
