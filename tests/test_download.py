@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from download_store import KEY, MIB, StoreSource, fetched_ranges, leftovers, noise, our_tasks, store_requests
 
-from wme_async._download import Budget, Progress, download, ordered
+from wme_async._download import Budget, Progress, download, job, ordered
 from wme_async._download.partfile import etag_of
 from wme_async._download.threads import in_thread
 from wme_async._protocol.settings import Retry, Timeouts
@@ -486,3 +486,27 @@ async def test_a_range_below_min_rate_is_asked_for_again_from_its_last_byte(
     first = next(span for span in ranges if span[0] == 0)
     # Begun anew in the middle, with the same end, although most of the file was still to be had.
     assert any(0 < start < first[1] and stop == first[1] for start, stop in ranges)
+
+
+async def test_whoever_is_cancelled_while_the_unfinished_file_is_opened_leaves_no_lock(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = noise(3 * MIB)
+    sim.put_object(KEY, data)
+    begun, go_on = threading.Event(), threading.Event()
+    real = job.PartFile
+
+    def slow(target: Path, *, durable: bool) -> Any:
+        begun.set()
+        go_on.wait(10)
+        return real(target, durable=durable)
+
+    monkeypatch.setattr(job, "PartFile", slow)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        task = group.create_task(download(StoreSource(sim, transport), tmp_path / "a", transport=transport))
+        await in_thread(begun.wait, 10)
+        task.cancel()
+        go_on.set()
+    assert task.cancelled()
+    await download(StoreSource(sim, transport), tmp_path / "a", transport=transport)
+    assert (tmp_path / "a").read_bytes() == data
