@@ -502,6 +502,8 @@ async def test_closing_wakes_a_reader_that_waits(sim, wme):
         ("NATO", {}, TypeError),
         (7, {}, TypeError),
         (["NATO"], {"concurrency": 0}, ValueError),
+        (["NATO"], {"concurrency": 2.5}, ValueError),
+        (["NATO"], {"concurrency": "3"}, ValueError),
         (["NATO"], {"fields": ["nam"]}, ValueError),
         (["NATO"], {"order": 5}, TypeError),
     ],

@@ -75,6 +75,11 @@ def test_settings_that_cannot_work_are_refused_when_made(make):
         make()
 
 
+def test_one_address_for_all_hosts_is_no_mapping():
+    with pytest.raises(TypeError, match="hosts are"):
+        Hosts.of("https://user:hunter2@x")  # type: ignore[arg-type]
+
+
 def test_a_password_in_a_host_is_not_repeated_in_the_refusal():
     with pytest.raises(ValueError, match="without path, query or user") as caught:
         Hosts(api="https://user:hunter2@x")

@@ -38,10 +38,13 @@ class Hosts(msgspec.Struct, frozen=True, kw_only=True):
         """Make `Hosts` of a mapping with any of the keys `auth`, `api`, `realtime`.
 
         Raises:
+            TypeError: It is neither.
             ValueError: An unknown key, or a bad URL.
         """
         if isinstance(value, Hosts):
             return value
+        if value is not None and not isinstance(value, Mapping):
+            raise TypeError('hosts are Hosts(api=...) or a mapping such as {"api": "https://host"}, not one address')
         unknown = set(value or ()) - set(cls.__struct_fields__)
         if unknown:
             raise ValueError(f"unknown host role {sorted(unknown)}; roles are {list(cls.__struct_fields__)}")
