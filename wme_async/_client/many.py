@@ -117,7 +117,7 @@ class Lookups(Generic[T]):
     ) -> None:
         if isinstance(names, str | bytes) or not (hasattr(names, "__iter__") or hasattr(names, "__aiter__")):
             raise TypeError(f"names are several, got {names!r}")
-        if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
+        if type(concurrency) is not int or concurrency < 1:
             raise ValueError(f"concurrency is a whole number of 1 or more, got {concurrency!r}")
         self._crew = _Crew(names, ask, concurrency, progress, monotonic, ordered=ordered)
 
