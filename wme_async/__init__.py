@@ -11,40 +11,45 @@ the error tree, `wme_async.offsets` for where streams keep their positions, `wme
 account, `wme_async.jobs` and `wme_async.web` for many downloads as one job.
 """
 
-from wme_async._archive import ArchiveReader, ManyReader, ManyResult, read_archive, read_many
-from wme_async._client import Cache, Client, Collection, Files, Looked, Lookup, LookupProgress, Lookups
-from wme_async._download import Budget, Download, FileInfo, Progress
-from wme_async._protocol.quota import Allowances, Cost, Quota
-from wme_async._protocol.retry import Retrying
-from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
-from wme_async._stream import Stream, StreamStatistics
-from wme_async._transport import SessionPool
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from wme_async._version import __version__
-from wme_async.errors import (
-    ArchiveError,
-    BadRequest,
-    ConnectFailed,
-    DataError,
-    DecodeError,
-    Forbidden,
-    IdleTimeout,
-    IntegrityError,
-    Interrupted,
-    NotFound,
-    OffsetGap,
-    QuotaExceeded,
-    RateLimited,
-    ServerError,
-    StatusError,
-    StreamError,
-    TimedOut,
-    TransportError,
-    Unauthorized,
-    Unprocessable,
-    WMEError,
-)
-from wme_async.models import Article, Batch, Event, Project, Snapshot, StructuredContent
-from wme_async.offsets import FileOffsets, MemoryOffsets, OffsetStore, Position, SQLiteOffsets
+
+if TYPE_CHECKING:
+    from wme_async._archive import ArchiveReader, ManyReader, ManyResult, read_archive, read_many
+    from wme_async._client import Cache, Client, Collection, Files, Looked, Lookup, LookupProgress, Lookups
+    from wme_async._download import Budget, Download, FileInfo, Progress
+    from wme_async._protocol.quota import Allowances, Cost, Quota
+    from wme_async._protocol.retry import Retrying
+    from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
+    from wme_async._stream import Stream, StreamStatistics
+    from wme_async._transport import SessionPool
+    from wme_async.errors import (
+        ArchiveError,
+        BadRequest,
+        ConnectFailed,
+        DataError,
+        DecodeError,
+        Forbidden,
+        IdleTimeout,
+        IntegrityError,
+        Interrupted,
+        NotFound,
+        OffsetGap,
+        QuotaExceeded,
+        RateLimited,
+        ServerError,
+        StatusError,
+        StreamError,
+        TimedOut,
+        TransportError,
+        Unauthorized,
+        Unprocessable,
+        WMEError,
+    )
+    from wme_async.models import Article, Batch, Event, Project, Snapshot, StructuredContent
+    from wme_async.offsets import FileOffsets, MemoryOffsets, OffsetStore, Position, SQLiteOffsets
 
 __all__ = [
     "Allowances",
@@ -109,3 +114,54 @@ __all__ = [
     "read_archive",
     "read_many",
 ]
+
+# Each name is loaded when it is first asked for: whoever needs the simulator, the errors or a download alone does not
+# wait for the rest. The imports above tell type checkers the same.
+_HOMES = {
+    "wme_async._archive": ("ArchiveReader", "ManyReader", "ManyResult", "read_archive", "read_many"),
+    "wme_async._client": ("Cache", "Client", "Collection", "Files", "Looked", "Lookup", "LookupProgress", "Lookups"),
+    "wme_async._download": ("Budget", "Download", "FileInfo", "Progress"),
+    "wme_async._protocol.quota": ("Allowances", "Cost", "Quota"),
+    "wme_async._protocol.retry": ("Retrying",),
+    "wme_async._protocol.settings": ("Hosts", "Limits", "Retry", "Timeouts"),
+    "wme_async._stream": ("Stream", "StreamStatistics"),
+    "wme_async._transport": ("SessionPool",),
+    "wme_async.errors": (
+        "ArchiveError",
+        "BadRequest",
+        "ConnectFailed",
+        "DataError",
+        "DecodeError",
+        "Forbidden",
+        "IdleTimeout",
+        "IntegrityError",
+        "Interrupted",
+        "NotFound",
+        "OffsetGap",
+        "QuotaExceeded",
+        "RateLimited",
+        "ServerError",
+        "StatusError",
+        "StreamError",
+        "TimedOut",
+        "TransportError",
+        "Unauthorized",
+        "Unprocessable",
+        "WMEError",
+    ),
+    "wme_async.models": ("Article", "Batch", "Event", "Project", "Snapshot", "StructuredContent"),
+    "wme_async.offsets": ("FileOffsets", "MemoryOffsets", "OffsetStore", "Position", "SQLiteOffsets"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

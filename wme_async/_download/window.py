@@ -92,7 +92,7 @@ class Ordered(AsyncIterator[bytes], abc.ABC):
     """
 
     def __init__(self) -> None:
-        self.position = 0
+        self.position: int = 0
         self.size: int | None = None
         self.verified: bool | None = None
         self._task: asyncio.Task[None] | None = None
