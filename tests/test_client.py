@@ -13,12 +13,15 @@ import msgspec
 import pytest
 
 from wme_async import Allowances, Client, Cost, Hosts, Limits, Retry, SessionPool, Timeouts, read_archive
-from wme_async._transport import TokenFile
+from wme_async._client.realtime import _Batches
+from wme_async._protocol.query import Backend, Query
+from wme_async._transport import Request, TokenFile
 from wme_async.errors import (
     DecodeError,
     Forbidden,
     NotFound,
     QuotaExceeded,
+    RateLimited,
     TimedOut,
     TransportError,
     Unauthorized,
@@ -510,3 +513,87 @@ async def test_the_bytes_of_an_archive_are_passed_on(sim, wme, tmp_path):
         some = len([article async for article in articles])
     async with hour.read("enwiki_namespace_0") as articles:
         assert 0 < some <= len([article async for article in articles])
+
+
+async def test_gaps_are_filled_with_what_the_stream_would_have_sent(sim, wme):
+    hour = datetime.fromisoformat(f"{sim.hours[-1]}:00:00+00:00")
+
+    async def filled(**question):
+        query = Query.build(Backend.REALTIME, Article, **question)
+        return [json.loads(bytes(record)) async for record in _Batches(wme.batches, query)(hour)]
+
+    everything = []
+    for batch in await wme.batches(hour).list():
+        async with wme.batches(hour).read(batch.identifier, type=msgspec.Raw) as records:
+            everything += [json.loads(bytes(record)) async for record in records]
+    assert await filled() == everything
+    # Only the archives that can have something are fetched.
+    before = sim.requests.count("store")
+    english = [each for each in everything if each["is_part_of"]["identifier"] == "enwiki"]
+    assert await filled(filters={"is_part_of.identifier": "enwiki"}) == english
+    assert sim.requests.count("store") - before <= 4
+    # What the server could not compare, and what it could but an archive does not.
+    number = english[0]["version"]["identifier"]
+    assert number >= 1_000_000
+    for filters in ({"version.identifier": number}, {"name": english[0]["name"]}):
+        expected = [
+            each
+            for each in everything
+            if all(value in {each["version"]["identifier"], each["name"]} for value in filters.values())
+        ]
+        assert expected
+        found = await filled(filters=filters, fields=["name", "version.identifier"])
+        assert [each["name"] for each in found] == [each["name"] for each in expected]
+        assert all("abstract" not in each and each["event"] for each in found)
+    # An hour that is gone has nothing.
+    query = Query.build(Backend.REALTIME, Article)
+    assert [each async for each in _Batches(wme.batches, query)(hour - timedelta(hours=500))] == []
+
+
+async def test_a_stream_is_opened_with_its_batches_behind_it(sim, wme, monkeypatch):
+    assert "here: filter version.identifier" in wme.realtime.explain(filters={"version.identifier": 5_000_000})
+    assert "backfill" not in repr(wme.realtime)
+    monkeypatch.setitem(wme.realtime._hours, "realtime.wikidata", None)
+    with pytest.raises(ValueError, match="no batches to fill gaps"):
+        wme.realtime.wikidata(backfill=True)
+    numbers = {}
+    async with asyncio.timeout(20):
+        for kind in (Article, msgspec.Raw):
+            options = {"filters": {"version.identifier": 7_000_001}, "type": kind, "backfill": True}
+            async with wme.realtime.articles(name=kind.__name__, **options) as stream:
+                await sim.firehose.wait_open(1)
+                for number in (7_000_000, 7_000_001):
+                    sim.firehose.publish({"name": "x", "version": {"identifier": number}, "event": {}}, partition=0)
+                record = await anext(stream)
+                if kind is msgspec.Raw:
+                    record = msgspec.json.decode(record, type=Article)
+                numbers[kind] = record.version.identifier
+    assert set(numbers.values()) == {7_000_001}
+
+
+async def test_nothing_shows_a_secret(sim, wme):
+    await wme.auth.login()
+    source = wme.snapshots._source("enwiki_namespace_0")
+    signed = await source.sign()
+    transport = wme._transport
+    async with transport.open(Request(role="store", path=signed.url)) as body:
+        shown = repr(body)
+    everything = [repr(each) for each in (wme, wme.auth, wme.snapshots, wme.realtime, wme.files, wme.articles, source)]
+    for secret in ("Signature", "simulated-password", await transport.tokens.token()):
+        assert secret not in " ".join([*everything, shown, repr(vars(wme.auth)), repr(vars(transport))])
+    assert "<Body 200 http://127.0.0.1" in shown
+
+
+async def test_a_limit_of_requests_can_be_the_accounts_own(sim):
+    for cap, kind in ((5, QuotaExceeded), (6, RateLimited)):
+        user = f"capped{cap}"
+        sim.add_user(user, "pw")
+        allowances = Allowances(ondemand=cap)
+        async with Client(
+            user, "pw", hosts=sim.client_options()["hosts"], retry=Retry(attempts=1), allowances=allowances
+        ) as wme:
+            for number in range(5):
+                await wme.articles.lookup(f"T{number}")
+            sim.faults.inject("status", role="api", path="/v2/articles", status=429)
+            with pytest.raises(kind):
+                await wme.articles.lookup("T")

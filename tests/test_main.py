@@ -1,9 +1,12 @@
 """The command line: what it prints, its exit codes, and that being stopped leaves something to go on from."""
 
 import fcntl
+import io
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +20,10 @@ from wme_async.simulator import Simulator
 click = pytest.importorskip("click")
 pytest.importorskip("rich")
 
-from wme_async.cli.root import root  # noqa: E402  # behind its extra
+from rich.console import Console  # noqa: E402  # behind its extra
+
+from wme_async.cli import base  # noqa: E402  # same
+from wme_async.cli.root import root  # noqa: E402  # same
 
 ARCHIVE = "enwiki_namespace_0"
 
@@ -423,3 +429,126 @@ def test_batches_run_with_a_service(run, world, environment, tmp_path):
 def test_every_command_explains_itself(run):
     for name in root.list_commands(click.Context(root)):
         assert run(name, "--help").stdout.startswith("Usage:")
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """What is printed where a person looks at it: wide, without colours."""
+
+    def console(**options):
+        file = io.StringIO()
+        options.update(file=file, force_terminal=True, color_system=None, width=200, markup=False, emoji=False)
+        return file, Console(**options)
+
+    (out, stdout), (err, stderr) = console(), console(soft_wrap=True)
+    monkeypatch.setattr(base, "stdout", stdout)
+    monkeypatch.setattr(base, "stderr", stderr)
+    return out, err
+
+
+def test_on_a_terminal_lists_are_tables_and_records_are_indented(run, terminal):
+    out, err = terminal
+    run("projects", "ls", "--where", "in_language.identifier=de")
+    assert "identifier" in out.getvalue()
+    assert re.search(r"\bdewiki\b.*\bWikipedia\b.*\bwiki\b", out.getvalue())
+    assert " in all" in out.getvalue()
+    run("languages", "get", "en")
+    assert '  "identifier": "en"' in out.getvalue()
+    run("batches", "ls", "latest", "--where", "namespace.identifier=0")
+    run("quota")
+    assert re.search(r"chunk +\S? *\d+", out.getvalue())
+    run("lookup", "Squirrel", "[/x]", "--limit", "1", code=3)
+    assert "Squirrel" in out.getvalue()
+    assert "[/x]: no such page" in err.getvalue()
+    assert "{" not in run("projects", "ls").stdout
+
+
+def test_on_a_terminal_downloads_have_a_bar(run, terminal, tmp_path):
+    _, err = terminal
+    run("batches", "download", "latest", ARCHIVE, "--to", f"{tmp_path}/")
+    assert ARCHIVE in err.getvalue()
+    run("files", "download", "Ottawa 0757.jpg", "--to", f"{tmp_path}/media/")
+    assert "Ottawa 0757.jpg" in err.getvalue()
+    assert (tmp_path / "media" / "Ottawa_0757.jpg").is_file()
+    assert "unchanged" in run("batches", "download", "latest", ARCHIVE, "--to", f"{tmp_path}/", "--if-changed").stdout
+
+
+def test_on_a_terminal_batches_have_a_bar_and_a_table(run, world, terminal, tmp_path):
+    out, err = terminal
+    folder = ["batch", "--directory", str(tmp_path), "--allow-host", "127.0.0.1"]
+    url = f"wme:batches/{world.hours[-1].replace('T', '/')}/{ARCHIVE}"
+    identifier = run(*folder, "submit", url).stdout.split()[0]
+    assert f"{identifier} 1/1 completed" in err.getvalue()
+    assert "1 succeeded" in run(*folder, "watch", identifier).stdout
+    run(*folder, "status", identifier)
+    run(*folder, "status")
+    assert "total_jobs" in out.getvalue()
+    assert url in out.getvalue()
+
+
+def test_a_media_file_is_described(run):
+    assert lines(run("files", "get", "Ottawa 0757.jpg"))[0]["name"]
+
+
+def test_the_commands_are_listed_without_being_loaded(run):
+    listed = run("-h").stdout
+    for name in ("batch", "demo", "lookup", "serve", "simulate", "stream"):
+        assert re.search(rf"^  {name} +\S", listed, re.MULTILINE)
+
+
+def test_hours_without_batches_are_passed_over_and_none_at_all_is_told(run, world):
+    late = world.faults.inject("status", role="api", path="/v2/batches/", status=404, times=1)
+    assert lines(run("batches", "ls", "latest"))
+    assert late.hits == 1
+    none = world.faults.inject("status", role="api", path="/v2/batches/", status=404, times=6)
+    assert "none of the last 6 hours" in run("batches", "ls", "latest", code=3).stderr
+    assert none.hits == 6
+
+
+@pytest.mark.parametrize("arguments", [(), ("--rate", "50", "--port")])
+def test_a_simulator_runs_until_it_is_stopped(arguments):
+    if arguments:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            # Four in a row are wanted, and these are as likely to be free as any.
+            arguments = (*arguments, str(min(free.getsockname()[1], 65_000)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wme_async", "simulate", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    found = dict(process.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in range(4))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert {"WME_AUTH_URL", "WME_API_URL"} & found.keys()
+    assert process.returncode == 130
+
+
+def test_a_service_is_told_what_to_do(run, world, tmp_path, monkeypatch):
+    assert "exclude each other" in run("serve", "--no-key", "--api-key", "k", code=2).stderr
+    monkeypatch.setenv("WME_USERNAME", "")
+    command = [sys.executable, "-m", "wme_async", "serve", "--port", "0", "--no-key", "--allow-host", "127.0.0.1"]
+    process = subprocess.Popen([*command, "--directory", str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        url = process.stdout.readline().split()[2]
+        service = ["batch", "--server", url]
+        stalled = world.faults.inject("hang_head", role="store", times=None)
+        submitted = run(*service, "submit", "--detach", f"{world.store_url}/a", f"{world.store_url}/b").stdout
+        identifier = submitted.split()[0]
+        assert "paused" in run(*service, "pause", identifier).stdout
+        assert re.search("queued|running", run(*service, "resume", identifier).stdout)
+        assert "cancelled" in run(*service, "cancel", identifier).stdout
+        stalled.remove()
+        run(*service, "retry", identifier, code=1)
+        failed = run(*service, "submit", f"{world.store_url}/nothing", code=1).stdout.split()[0]
+        again = run(*service, "retry", failed).stdout.split()[0]
+        assert again not in {failed, identifier}
+        run(*service, "watch", again, code=1)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    world.faults.inject("status", role="store", status=200, body=b"<html>")
+    assert "no batch service" in run("batch", "--server", world.store_url, "status", code=1).stderr
+
+
+def test_without_uvloop_the_usual_loop_runs(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert base._loop_factory() is None
+    assert lines(run("codes", "get", "wiki"))
