@@ -15,7 +15,7 @@ import pytest
 
 from wme_async import Client, Limits, Retry, SessionPool, Timeouts
 from wme_async._transport import Request, Transport
-from wme_async.errors import DataError, Interrupted, TimedOut, TransportError, WMEError
+from wme_async.errors import DataError, Interrupted, TimedOut, TransportError, Unprocessable, WMEError
 from wme_async.simulator import Simulator
 
 AT_ONCE = Retry(base=0, cap=0)
@@ -162,6 +162,7 @@ RAW_DEFLATE = DEFLATE.compress(b"[1]") + DEFLATE.flush()
         (response("Content-Encoding: deflate", body=RAW_DEFLATE), 1, b"[1]"),
         (response("Content-Encoding: identity", body=b"[1]"), 1, b"[1]"),
         (response("content-encoding: GZIP", body=gzip.compress(b"[1]")), 1, b"[1]"),
+        (response("Date: soon", body=b"[1]"), 1, b"[1]"),
         (response("Content-Encoding: gzip", body=b"no gzip"), 2, TransportError),
         (response("Content-Encoding: gzip", body=gzip.compress(b"x" * 1_000_000)), 1, DataError),
         (response(body=b"x" * 1001), 1, DataError),
@@ -193,6 +194,36 @@ async def test_odd_answers_are_read_or_are_errors_of_ours_and_leave_nothing_open
     odd.answer = response(body=b"ok")
     async with asyncio.timeout(5), plain.open(get()) as one, plain.open(get()) as two:
         assert await one.read(10) == await two.read(10) == b"ok"
+
+
+async def test_an_error_of_any_length_is_shown_in_part_and_leaves_nothing_open(odd, plain):
+    odd.answer = response(body=b"x" * 500_000).replace(b"200 OK", b"422 No")
+    for _ in range(3):
+        with pytest.raises(Unprocessable) as caught:
+            await plain.request(get())
+        assert caught.value.body == "x" * 2000
+    assert "realtime=0" in repr(plain.pool)
+
+
+async def test_a_count_that_fails_gives_the_connection_back(odd, plain):
+    odd.answer = response(body=b"[1]", length=9)
+
+    async def count(pool):
+        raise KeyError(pool)
+
+    plain.on_metered = count
+    for _ in range(5):
+        with pytest.raises(KeyError, match="chunk"):
+            await plain.request(Request(role="realtime", path="/x", pool="chunk"))
+    assert plain.open_bodies == 0
+    assert "realtime=0" in repr(plain.pool)
+
+
+async def test_any_number_of_timeouts_takes_little_memory(odd, plain):
+    odd.answer = response(body=b"ok")
+    for number in range(120):
+        await plain.request(get(), read_timeout=1 + number / 100)
+    assert len(plain._client_timeouts) <= 101
 
 
 async def test_a_request_that_is_cancelled_while_it_waits_for_a_connection_takes_none_away(odd, plain):

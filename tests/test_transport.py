@@ -391,6 +391,13 @@ async def test_wrong_credentials_are_asked_for_once(sim):
     await transport.aclose()
 
 
+async def test_a_sign_in_of_a_form_that_the_server_does_not_take_is_told_as_such(sim):
+    transport = make(sim, credentials=Credentials("a" * 300, "pw"))
+    with pytest.raises(Unauthorized, match="has a form the server does not take"):
+        await transport.request(PROJECTS)
+    await transport.aclose()
+
+
 async def test_user_names_are_lower_cased_once_for_sign_in_and_refresh(sim):
     transport = make(sim, credentials=Credentials("Simulated", "simulated-password"))
     await transport.request(PROJECTS)
@@ -661,11 +668,6 @@ def test_plain_network_errors_become_ours_too(error):
     assert isinstance(translate(error, url="http://h"), TransportError)
 
 
-def test_what_is_not_the_networks_doing_passes():
-    assert translate(KeyError("x"), url="http://h") is None
-    assert translate(asyncio.CancelledError(), url="http://h") is None
-
-
 async def test_a_body_is_released_whole_or_not(sim, transport):
     async with transport.open(PROJECTS) as body:
         assert transport.open_bodies == 1
@@ -850,6 +852,31 @@ async def test_what_will_fail_again_is_tried_once(sim, tmp_path):
 )
 def test_only_what_stays_as_it_is_is_permanent(error, permanent):
     assert translate(error, url="http://h").permanent is permanent
+
+
+def test_a_guard_is_asked_about_every_way_to_write_an_address():
+    pool = SessionPool(guard=lambda host, address: None if address == "8.8.8.8" else "private")
+    pool.refuse("http://name.example/x")
+    pool.refuse("http://8.8.8.8/x")
+    assert SessionPool(proxy="http://me:pw@proxy:3128").proxy == "http://me:pw@proxy:3128"
+    for address in ("127.0.0.1", "2130706433", "127.1", "[::1]", "[fe80::1%25eth0]"):
+        with pytest.raises(ConnectFailed, match="private"):
+            pool.refuse(f"http://{address}/x")
+
+
+async def test_a_guard_looks_at_every_address_of_a_name(sim):
+    seen = []
+
+    def guard(host, address):
+        seen.append((host, address))
+
+    async with SessionPool(guard=guard) as pool:
+        transport = make(sim, pool=pool)
+        port = URL(sim.store_url).port
+        with pytest.raises(WMEError):
+            await transport.request(Request(role="public", path=f"http://localhost:{port}/none"))
+        assert ("localhost", "127.0.0.1") in seen
+        await transport.aclose()
 
 
 @pytest.mark.parametrize(

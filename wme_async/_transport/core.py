@@ -84,7 +84,7 @@ class Body:
         while True:
             try:
                 piece = await content.readany()
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            except (aiohttp.ClientError, OSError) as error:
                 raise self._translated(error) from error
             if not piece:
                 return
@@ -136,7 +136,7 @@ class Body:
                         f"the answer is longer than the {limit} bytes that are allowed", url=bare_url(self.url)
                     )
                 pieces.append(piece)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise self._translated(error) from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -147,8 +147,8 @@ class Body:
         else:
             self._response.close()
 
-    def _translated(self, error: BaseException) -> WMEError:
-        return translate(error, url=self.url, timeout=self._read_timeout) or WMEError(str(error))
+    def _translated(self, error: aiohttp.ClientError | OSError) -> WMEError:
+        return translate(error, url=self.url, timeout=self._read_timeout)
 
 
 class Transport:
@@ -451,11 +451,8 @@ class Transport:
                 return await asking
             async with asyncio.timeout(head_timeout):
                 return await asking
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            ours = translate(error, url=url, timeout=head_timeout or silence)
-            if ours is None:
-                raise
-            raise ours from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise translate(error, url=url, timeout=head_timeout or silence) from error
         except ValueError as error:
             # A header or URL that HTTP cannot carry; the message may quote the header, so it is not kept.
             raise ValueError(f"{bare_url(url)} cannot be asked for: a header or the URL has illegal characters") from (

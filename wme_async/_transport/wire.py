@@ -69,8 +69,10 @@ class Refused(OSError):
     """A name resolves to an address that must not be connected to."""
 
 
-def translate(error: BaseException, *, url: str, timeout: float | None = None) -> TransportError | None:
-    """Say one of aiohttp's exceptions in our words; None where it is not the network's doing.
+def translate(
+    error: aiohttp.ClientError | OSError | EOFError, *, url: str, timeout: float | None = None
+) -> TransportError:
+    """Say one of the network's or aiohttp's exceptions in our words.
 
     Args:
         error: What was raised.
@@ -94,7 +96,7 @@ def translate(error: BaseException, *, url: str, timeout: float | None = None) -
         error._conn_key = key._replace(proxy=None, proxy_auth=None)  # noqa: SLF001  # there is no other way in
         error.args = (error._conn_key, *error.args[1:])  # noqa: SLF001  # same
     ours = _ours(error, text, shown, timeout)
-    if ours is not None and _permanent(error):
+    if _permanent(error):
         ours.permanent = True
     return ours
 
@@ -111,7 +113,7 @@ def _permanent(error: BaseException) -> bool:
     ) or isinstance(getattr(error, "os_error", None), Refused | ssl.SSLCertVerificationError)
 
 
-def _ours(error: BaseException, text: str, shown: str, timeout: float | None) -> TransportError | None:
+def _ours(error: BaseException, text: str, shown: str, timeout: float | None) -> TransportError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return ConnectFailed(f"could not connect to {shown} in time", url=shown)
     if isinstance(error, TimeoutError):
@@ -130,6 +132,4 @@ def _ours(error: BaseException, text: str, shown: str, timeout: float | None) ->
         return Interrupted(f"the connection to {shown} broke: {text}", url=shown)
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return TransportError(f"{shown} is not a URL that can be fetched", url=shown)
-    if isinstance(error, aiohttp.ClientError):
-        return TransportError(f"{shown} did not answer in proper HTTP: {text}", url=shown)
-    return None
+    return TransportError(f"{shown} did not answer in proper HTTP: {text}", url=shown)
