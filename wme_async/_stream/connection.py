@@ -103,10 +103,12 @@ class Buffer:
         return len(self._blocks)
 
     async def put(self, block: Block) -> None:
-        """Add a block, when there is room."""
+        """Add a block, when there is room; one of a session that was abandoned meanwhile is dropped."""
         while self.size >= self._limit:
             self._space.clear()
             await self._space.wait()
+        if block.session.abandoned is not None:
+            return  # what stood before it was dropped while this waited: behind a hole it would hide the hole
         block.session.waiting += 1
         self._blocks.append(block)
         self.size += block.size
