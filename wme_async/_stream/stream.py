@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
@@ -167,6 +169,9 @@ class Stream(Generic[T]):
         self._failure: BaseException | None = None
         self._backfilled = 0
         self._ready = 0
+        self._collecting = False
+        self._marks: dict[int, PlaceLike] = {}  # where the list that was handed out last brings the stream to
+        self._spare: deque[T] = deque()  # from batches, for a list that is not full yet
         self._state: Literal["new", "open", "closed"] = "new"
         self.backfilled: bool = False
         """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
@@ -300,7 +305,8 @@ class Stream(Generic[T]):
     def _events(self) -> AsyncGenerator[T]:
         """Return the generator of events: always the same, so that a loop that was left can be taken up again."""
         self._check_open()
-        if self._generator is None:
+        # One that was cancelled before its first step has ended without ever having run.
+        if self._generator is None or getattr(self._generator, "ag_frame", None) is None:
             self._generator = self._iterate()
         return self._generator
 
@@ -313,6 +319,7 @@ class Stream(Generic[T]):
         runs, done = self._runs, self._progress.done
         explicit = self._mode == "ack"
         try:
+            self._settle()
             while True:
                 if explicit:
                     for item, event in runs.pairs:
@@ -324,8 +331,8 @@ class Stream(Generic[T]):
                         if item is not SKIP:
                             yield item
                         done[event.partition] = event
-                while self._aside is not None:
-                    found = await self._next_aside()
+                while self._spare or self._aside is not None:
+                    found = self._spare.popleft() if self._spare else await self._next_aside()
                     if found is not None:
                         self.backfilled = True
                         yield found
@@ -338,8 +345,8 @@ class Stream(Generic[T]):
     async def batches(self, max_items: int = 1000, max_wait: float = 1.0) -> AsyncIterator[list[T]]:
         """Yield lists of events, for sinks that write many at once.
 
-        A list counts as processed when the next one is asked for. Events from batches (`backfilled`) come in lists of
-        their own.
+        A list counts as processed when the next one, or a single event, is asked for. Being cancelled while a list is
+        awaited loses nothing: ask again. Events from batches (`backfilled`) come in lists of their own.
 
         Args:
             max_items: At most so many.
@@ -347,36 +354,62 @@ class Stream(Generic[T]):
 
         Raises:
             ValueError: A bound below 1 event, or a negative time.
+            RuntimeError: Another task is reading.
         """
         if max_items < 1 or not max_wait >= 0:
             raise ValueError("max_items is at least 1 and max_wait at least 0 seconds")
         self._check_open()
         while True:
-            batch: list[T] = []
-            marks: dict[int, PlaceLike] = {}
-            await self._collect(batch, marks, max_items, max_wait)
-            yield batch
-            self.backfilled = False
-            self._progress.done.update(marks)
+            yield await self._collect(max_items, max_wait)
 
-    async def _collect(self, batch: list[T], marks: dict[int, PlaceLike], max_items: int, max_wait: float) -> None:
-        """Fill a batch, and note which positions it brings the stream to."""
+    async def _collect(self, max_items: int, max_wait: float) -> list[T]:
+        """Return the next list. Whatever ends this early, what it had taken is there for the next to ask."""
+        if self._collecting:
+            raise RuntimeError("a stream is read by one task at a time")
+        self._collecting = True
+        taken: list[tuple[T, PlaceLike]] = []
+        try:
+            if self._generator is not None:
+                # It holds the run that is taken from here; one that another task is iterating refuses.
+                await self._generator.aclose()
+            self._settle()
+            await self._gather(taken, max_items, max_wait)
+        except BaseException:
+            self._runs.pairs = itertools.chain(taken, self._runs.pairs)
+            raise
+        finally:
+            self._collecting = False
+        if not taken:
+            self.backfilled = True
+            return [self._spare.popleft() for _ in range(min(max_items, len(self._spare)))]
+        if self._mode == "ack":
+            for item, event in taken:
+                self._runs.hand_out(item, event)
+        else:
+            self._marks = {event.partition: event for _, event in taken}
+        return [item for item, _ in taken if item is not SKIP]
+
+    def _settle(self) -> None:
+        """Count the list that was handed out last as processed: the next thing is asked for."""
+        self.backfilled = False
+        self._progress.done.update(self._marks)
+        self._marks = {}
+
+    async def _gather(self, taken: list[tuple[T, PlaceLike]], max_items: int, max_wait: float) -> None:
+        """Fill a list of events; or, if it stays empty, `_spare`."""
         loop = asyncio.get_running_loop()
         deadline: float | None = None
         while True:
-            self._fill(batch, marks, max_items)
-            if len(batch) >= max_items or (batch and (self._aside is not None or self._runs.stops)):
+            count = self._fill(taken, max_items)
+            if count >= max_items or (count and (self._aside is not None or self._runs.stops)):
                 return
-            while self._aside is not None:
+            while self._aside is not None and len(self._spare) < max_items:
                 found = await self._next_aside()
                 if found is not None:
-                    self.backfilled = True
-                    batch.append(found)
-                if len(batch) >= max_items:
-                    return
-            if self.backfilled and batch:
+                    self._spare.append(found)
+            if self._spare and not count:
                 return
-            if batch and deadline is None:
+            if count and deadline is None:
                 deadline = loop.time() + max_wait
             try:
                 async with asyncio.timeout_at(deadline):
@@ -386,20 +419,25 @@ class Stream(Generic[T]):
                     raise
                 return
 
-    def _fill(self, batch: list[T], marks: dict[int, PlaceLike], max_items: int) -> None:
-        runs, explicit = self._runs, self._mode == "ack"
-        for item, event in runs.pairs:
-            if explicit:
-                runs.hand_out(item, event)
-            else:
-                marks[event.partition] = event
-            if item is not SKIP:
-                batch.append(item)
-                if len(batch) >= max_items:
-                    break
-        if not batch:
+    def _fill(self, taken: list[tuple[T, PlaceLike]], max_items: int) -> int:
+        """Take from the present run, and return how many values there are now."""
+        pairs = self._runs.pairs
+        count = sum(item is not SKIP for item, _ in taken)
+        while count < max_items:
+            more = list(itertools.islice(pairs, max_items - count))
+            if not more:
+                break
+            taken += more
+            count += sum(item is not SKIP for item, _ in more)
+        if not count and taken:
             # Nothing before these waits to be processed.
-            self._progress.done.update(marks)
+            for item, event in taken:
+                if self._mode == "ack":
+                    self._runs.hand_out(item, event)
+                else:
+                    self._progress.done[event.partition] = event
+            taken.clear()
+        return count
 
     async def _advance(self) -> None:
         """Make the next run available, deal with what interrupted the last one, or wait for a block."""
