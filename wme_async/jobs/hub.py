@@ -42,8 +42,8 @@ def event_of(row: EventRow) -> Event:
     )
 
 
-def _ends(row: EventRow) -> bool:
-    return row.position is None and (row.kind == "deleted" or row.status in FINAL)
+def _ends(event: Event) -> bool:
+    return event.job_id is None and (event.kind == "deleted" or event.status in FINAL)
 
 
 class Hub:
@@ -57,7 +57,7 @@ class Hub:
     def __init__(self, store: Store, now: Callable[[], float]) -> None:
         self._store = store
         self._now = now
-        self._recent: deque[EventRow] = deque(maxlen=_RECENT)
+        self._recent: deque[Event] = deque(maxlen=_RECENT)
         self._waking: dict[str | None, set[asyncio.Event]] = {}
         self._progress: dict[tuple[str, int], tuple[int, Event]] = {}
         self._dirty: dict[tuple[str, int], JobProgress] = {}
@@ -76,7 +76,8 @@ class Hub:
         """Tell of events that were stored, in the order of their ids."""
         batches: set[str | None] = {None}
         for row in rows:
-            self._recent.append(row)
+            # Made once, so that whoever passes it on can tell that it is the same.
+            self._recent.append(event_of(row))
             self.last = row.id
             batches.add(row.batch_id)
         self._wake(batches)
@@ -138,13 +139,13 @@ class Hub:
             while True:
                 wake.clear()
                 last = self.last
-                rows = await self._since(after, batch_id)
-                if rows:
-                    after = rows[-1].id
-                    yield tuple(event_of(row) for row in rows)
-                    if batch_id is not None and any(_ends(row) for row in rows):
+                events = await self._since(after, batch_id)
+                if events:
+                    after = events[-1].id or after
+                    yield events
+                    if batch_id is not None and any(_ends(event) for event in events):
                         return
-                    if len(rows) == _PAGE:
+                    if len(events) == _PAGE:
                         continue
                 # Events of other batches are behind it now too, so it never has to look for them again.
                 after = max(after, last)
@@ -167,10 +168,11 @@ class Hub:
             if not group:
                 del self._waking[batch_id]
 
-    async def _since(self, after: int, batch_id: str | None) -> list[EventRow]:
+    async def _since(self, after: int, batch_id: str | None) -> tuple[Event, ...]:
         if after >= self.last:
-            return []
-        if self._recent and self._recent[0].id <= after + 1:
-            newest = takewhile(lambda row: row.id > after, reversed(self._recent))
-            return [row for row in newest if batch_id in {None, row.batch_id}][::-1][:_PAGE]
-        return await self._store.events(after=after, batch_id=batch_id, limit=_PAGE)
+            return ()
+        if self._recent and (self._recent[0].id or 0) <= after + 1:
+            newest = takewhile(lambda event: (event.id or 0) > after, reversed(self._recent))
+            return tuple([event for event in newest if batch_id in {None, event.batch_id}][::-1][:_PAGE])
+        rows = await self._store.events(after=after, batch_id=batch_id, limit=_PAGE)
+        return tuple(event_of(row) for row in rows)

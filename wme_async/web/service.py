@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from wme_async.errors import StatusError, WMEError
-from wme_async.jobs import Batch, BatchManager, InvalidBatch, Listing, Status, UnknownBatch, WrongState
+from wme_async.jobs import Batch, BatchManager, Event, InvalidBatch, Listing, Status, UnknownBatch, WrongState
 from wme_async.jobs.names import VARIABLES
 from wme_async.web.access import Keys, Links, Throttle, same_origin
 from wme_async.web.files import file_reply
@@ -28,6 +28,7 @@ logger: logging.Logger = logging.getLogger("wme_async.web")
 
 _MAX_BODY = 1 << 20
 _BEAT = 15.0
+_PIECES = 500
 _EVENT_ID = re.compile(r"[0-9]{1,15}")
 
 
@@ -243,6 +244,7 @@ class Service:
         self._throttle = Throttle(create_rate, create_burst, clock)
         self._routes = [(route, _pattern(route.path)) for route in ROUTES]
         self._document = openapi_document(ROUTES, keys=self.keys.required)
+        self._pieces: dict[int, tuple[Event, bytes]] = {}
         self.answered: Counter[tuple[str, str, int]] = Counter()
 
     async def handle(self, call: Call) -> Reply:
@@ -377,13 +379,21 @@ class Service:
         yield f"retry: 1000\nid: {first}\nevent: hello\ndata: {{}}\n\n".encode()
         async with contextlib.aclosing(self.manager.follow(batch_id, after=start, beat=_BEAT)) as groups:
             async for group in groups:
-                pieces = []
-                for event in group:
-                    number = f"id: {event.id}\n" if event.id is not None else ""
-                    pieces.append(f"{number}event: {event.kind}\ndata: {msgspec.json.encode(event).decode()}\n\n")
-                yield "".join(pieces).encode() or b": still here\n\n"
+                yield b"".join(map(self._piece, group)) or b": still here\n\n"
         if batch_id is not None:
             yield b"event: end\ndata: {}\n\n"
+
+    def _piece(self, event: Event) -> bytes:
+        """Return an event as it is sent. It goes to many readers, and is written once."""
+        known = self._pieces.get(id(event))
+        if known is not None and known[0] is event:
+            return known[1]
+        number = b"id: %d\n" % event.id if event.id is not None else b""
+        piece = b"%sevent: %s\ndata: %s\n\n" % (number, event.kind.encode(), msgspec.json.encode(event))
+        if len(self._pieces) >= _PIECES:
+            self._pieces.clear()
+        self._pieces[id(event)] = event, piece
+        return piece
 
     async def _file(self, call: Call, _who: str, filepath: str) -> Reply:
         path = None if "\0" in filepath else await self.manager.finished_file(filepath)
