@@ -411,6 +411,36 @@ async def test_names_may_come_from_an_async_iterator(wme):
         assert [each.name async for each in results] == ["NATO", "Earth", "C++", "AC/DC"]
 
 
+async def test_an_async_iterator_that_ends_late_is_drawn_from_by_one_at_a_time(wme):
+    drawing = 0
+
+    async def names():
+        nonlocal drawing
+        for name in ("NATO", "Earth", None):
+            drawing += 1
+            assert drawing == 1
+            for _ in range(20):
+                await asyncio.sleep(0)
+            drawing -= 1
+            if name is not None:
+                yield name
+
+    async with wme.articles.lookup_many(names(), filters=EN, type=Slim, concurrency=5) as results:
+        assert [looked.name async for looked in results] == ["NATO", "Earth"]
+
+
+async def test_what_progress_raises_on_the_way_ends_the_others(wme, monkeypatch):
+    monkeypatch.setattr(many_module, "_REPORT_EVERY", 0.0)
+
+    def progress(now):
+        raise KeyError(now.done)
+
+    async with wme.articles.lookup_many(["NATO"] * 9, filters=EN, type=Slim, progress=progress) as results:
+        with pytest.raises(KeyError):
+            [looked async for looked in results]
+        assert [looked async for looked in results] == []
+
+
 async def test_a_wait_that_is_cancelled_loses_nothing(sim, wme):
     await wme.auth.login()
     hang = sim.faults.inject("delay", role="api", path="NATO", seconds=0.2)

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -313,3 +314,29 @@ def _load_in_a_loop(store: OffsetStore) -> Mapping[int, Position]:
         return await store.load(NAME)
 
     return asyncio.run(load())
+
+
+async def test_a_lock_file_that_is_removed_while_it_is_waited_for_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, flock = FileOffsets(tmp_path), fcntl.flock
+    gone: list[Path] = []
+
+    def late(descriptor: int, operation: int) -> None:
+        # Its last holder removes it between our opening and our locking it.
+        if len(gone) < 2:
+            gone.extend(tmp_path.glob("*.lock"))
+            gone[-1].unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    async with store.claim(NAME):
+        assert len(gone) == 2
+        with pytest.raises(StreamError):
+            async with FileOffsets(tmp_path).claim(NAME):
+                pass
+    assert not list(tmp_path.glob("*.lock"))
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(5, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        async with store.claim(NAME):
+            pass
