@@ -1044,6 +1044,7 @@ async def test_a_fuzzer_that_reads_the_openapi_document_finds_nothing(manager, f
             *("--exclude-path-regex", "events$", "--exclude-checks", "positive_data_acceptance"),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            cwd=manager.directory,
         )
         said, _ = await process.communicate()
     assert process.returncode == 0, said.decode()[-5000:]
