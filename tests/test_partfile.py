@@ -15,9 +15,9 @@ from download_store import KEY, StoreSource, clean, leftovers, noise, store_requ
 from wme_async._download import Download, download
 from wme_async._download.ledger import Ledger
 from wme_async._download.partfile import PartFile
-from wme_async._download.threads import in_thread
 from wme_async._protocol.ranges import Plan
 from wme_async._protocol.settings import Retry, Timeouts
+from wme_async._threads import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import NotFound
 from wme_async.simulator import Simulator

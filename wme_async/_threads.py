@@ -1,40 +1,47 @@
 """Blocking work in a thread that is waited for, whatever becomes of the task."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-import anyio
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 __all__ = ["in_thread"]
 
-_T = TypeVar("_T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-async def in_thread(function: Callable[..., _T], *args: Any) -> _T:
-    """Run a function in a worker thread and return what it returns.
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a function in a thread of the loop's executor and return what it returns.
 
     A thread cannot be cancelled. If the task is, that takes effect once the function has ended: until then its locks
-    are held, and nothing that comes later overtakes it.
+    are held, no file is closed and no buffer used again under its hands, and nothing that comes later overtakes it.
 
     Args:
         function: What to run.
         *args: Its arguments.
+        **kwargs: More of them.
 
     Raises:
         BaseException: What the function raises; nothing of it where the task was cancelled meanwhile.
     """
-    work = asyncio.get_running_loop().run_in_executor(None, function, *args)
-    cancelled: asyncio.CancelledError | None = None
-    # anyio's cancellation would come again with every turn of the loop.
-    with anyio.CancelScope(shield=True):
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError as error:
-                cancelled = error
-    if cancelled is not None:
-        if not work.cancelled():
-            work.exception()  # looked at, so that nobody complains about it
-        raise cancelled
+    work = asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
+    try:
+        await asyncio.wait([work])
+    except asyncio.CancelledError:
+        await _outlast(work)
+        raise
     return work.result()
+
+
+async def _outlast(work: "asyncio.Future[T]") -> None:
+    from anyio import CancelScope  # noqa: PLC0415  # seldom needed, and slow to import
+
+    # anyio's own cancellation would come again with every turn of the loop.
+    with CancelScope(shield=True):
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+    if not work.cancelled():
+        work.exception()  # looked at, so that nobody complains about it

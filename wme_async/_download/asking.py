@@ -7,8 +7,8 @@ from wme_async._download.budget import Ticket
 from wme_async._download.engine import Replaced
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import FileInfo, Source
-from wme_async._download.threads import in_thread
 from wme_async._protocol.ranges import etag_matches, strong_etag
+from wme_async._threads import in_thread
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, NotFound, StatusError
 

@@ -11,10 +11,10 @@ from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced, check_ticket, only_cause
 from wme_async._download.partfile import PartFile, check_target, known_version
 from wme_async._download.source import Download, FileInfo, Progress, ProgressHook, Source
-from wme_async._download.threads import in_thread
 from wme_async._protocol.pace import Meter
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._threads import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from wme_async._download.ledger import Ledger, boot_id
-from wme_async._download.threads import in_thread
 from wme_async._protocol.ranges import Claim, Plan, Spans, strong_etag
+from wme_async._threads import in_thread
 
 __all__ = ["PartFile", "check_target", "etag_of", "hash_range", "known_version"]
 

@@ -16,9 +16,9 @@ from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
 from wme_async._download.job import Job, after
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import Download, FileInfo, Source
-from wme_async._download.threads import in_thread
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._threads import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, Interrupted, WMEError
 
