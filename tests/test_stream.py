@@ -1089,8 +1089,9 @@ async def test_a_gap_is_filled_from_the_hourly_batches_once_and_marked(world: Wo
         assert stream.positions[7].offset in {10, 11}
         assert stream.statistics().backfilled == 2
     assert len(bad) == 1
-    assert asked == sorted(set(asked))
-    assert asked[-1] >= end
+    old = [hour for hour in asked if hour < end - timedelta(hours=3)]
+    assert old == sorted(set(old))  # the others may not have been ready
+    assert max(asked) >= end
 
 
 async def test_a_backfill_in_batches_of_its_own(world: World) -> None:

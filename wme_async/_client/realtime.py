@@ -17,7 +17,7 @@ from wme_async._protocol.resources import Resource
 from wme_async._protocol.settings import Retry
 from wme_async._stream import Commit, OnBadRecord, OnGap, Stream, StreamEvent
 from wme_async._transport import Transport
-from wme_async.errors import NotFound
+from wme_async.errors import DecodeError, NotFound
 from wme_async.models import Article, WikidataArticle
 from wme_async.offsets import OffsetStore
 
@@ -271,8 +271,14 @@ class _Batches:
             return
         for batch in batches:
             async with files.read(batch.identifier, type=msgspec.Raw, connections=1) as records:
-                async for record in records:
-                    wanted = self._wanted(record)
+                while True:
+                    try:
+                        wanted = self._wanted(await anext(records))
+                    except StopAsyncIteration:
+                        break
+                    except DecodeError as error:
+                        # As it is: what becomes of it is for the stream's `on_bad_record` to say.
+                        wanted = error.record
                     if wanted is not None:
                         yield wanted
 

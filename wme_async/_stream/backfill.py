@@ -22,6 +22,9 @@ Backfill: TypeAlias = Callable[[datetime], AsyncIterator[Buffer]]
 _REMEMBERED: Final = 500_000  # keys; about 50 MB, and several hours of all projects
 _SPAN: Final = timedelta(hours=72)  # batches are kept for two days; more hours than that are not worth asking for
 _HOUR: Final = timedelta(hours=1)
+_READY: Final = timedelta(hours=3)  # after its beginning an hour's batches are there, or will never be
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class _Id(msgspec.Struct, gc=False):
@@ -79,7 +82,8 @@ class Filler(Generic[T]):
         self._backfill = backfill
         self._shape = shape
         self._keep = keep
-        self._hours: set[datetime] = set()
+        self._hours: dict[datetime, datetime] = {}  # those that were fetched whole, and from which time on
+        self._early = False  # something of the present hour was left out since it was before the gap
         # Whether a record was taken from a batch, by identity, in the order of arrival so that the oldest can go.
         self._known: dict[int, bool] = {}
 
@@ -104,9 +108,10 @@ class Filler(Generic[T]):
             del self._known[next(iter(self._known))]
 
     async def fill(self, missing: Missing, *, now: datetime) -> AsyncGenerator[T | DecodeError]:
-        """Yield what the batches have of the time of a gap; an hour that was fetched before is not fetched again.
+        """Yield what the batches have of the time of a gap.
 
-        A record that does not decode is yielded as the error.
+        An hour that was fetched before is fetched again only if this gap began earlier, or if it had nothing and may
+        not have been ready. A record that does not decode is yielded as the error.
 
         Args:
             missing: The gap.
@@ -117,26 +122,36 @@ class Filler(Generic[T]):
         hour = _floor(after) - _HOUR
         last = _floor(min(missing.before or now, now)) + _HOUR
         while hour <= last:
-            if hour not in self._hours:
+            if self._hours.get(hour, _NEVER) > after:
+                found = self._early = False
                 # Closed at once if the consumer leaves: it may hold a download.
                 async with contextlib.aclosing(_closable(self._backfill(hour))) as records:
                     async for record in records:
+                        found = True
                         item = self._wanted(record, after)
                         if item is not None:
                             yield item
-                self._hours.add(hour)
+                if found or hour <= now - _READY:
+                    self._hours[hour] = after if self._early else _EVER
             hour += _HOUR
 
     def _wanted(self, record: Buffer, after: datetime) -> T | DecodeError | None:
         try:
             key = _key_of(record)
             event = key.event or _NO_EVENT
-            time = event.date_published or event.date_created or key.date_modified
+            times = (event.date_published, event.date_created, key.date_modified)
+            # Where the service has no time it may write that of the year 1.
+            time = next((each for each in times if each is not None and each.year > 1), None)
             if time is not None and time.tzinfo is not None and time <= after:
+                self._early = True
                 return None
             raw = self._shape.decode(record)
             item: T = raw if self._shape.finish is None else self._shape.finish(raw)
         except (*DECODE_ERRORS, ValueError, TypeError) as error:
+            identity = hash(bytes(record))
+            if identity in self._known:
+                return None
+            self._remember(identity, filled=False)
             return DecodeError(f"a record of an hourly batch does not decode: {why(error)}", record=bytes(record))
         identity = _identity(key)
         if identity in self._known or (self._keep is not None and not self._keep(item)):

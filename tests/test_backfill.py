@@ -1,0 +1,157 @@
+"""Gaps of the stream and what the hourly batches have for them."""
+
+import asyncio
+import io
+import tarfile
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+from test_stream import batch_record
+
+from wme_async import ArchiveReader, Client
+from wme_async._client.realtime import _Batches
+from wme_async._protocol.query import Backend, Query
+from wme_async._stream.backfill import Filler
+from wme_async._stream.progress import Missing
+from wme_async._stream.shapes import Shape
+from wme_async.errors import OffsetGap
+from wme_async.models import Article
+from wme_async.offsets import MemoryOffsets
+from wme_async.simulator import Simulator
+
+HOUR = datetime(2025, 4, 11, 10, tzinfo=UTC)
+
+
+def minutes(number: int) -> datetime:
+    return HOUR + timedelta(minutes=number)
+
+
+class Batches:
+    """Batches of one hour, counting how often they are fetched."""
+
+    def __init__(self, *records: bytes) -> None:
+        self.records = list(records)
+        self.asked: list[datetime] = []
+        self.filler: Filler[Article] = Filler(self.read, Shape(Article), None)
+
+    async def read(self, hour: datetime) -> AsyncIterator[bytes]:
+        self.asked.append(hour)
+        if hour == HOUR:
+            for record in self.records:
+                yield record
+
+    async def fill(self, after: datetime, before: datetime, *, now: datetime) -> list[str]:
+        missing = Missing(OffsetGap(partition=0), after, before)
+        return [item.name async for item in self.filler.fill(missing, now=now) if isinstance(item, Article)]
+
+
+async def test_a_gap_that_began_earlier_than_one_before_it_gets_what_lies_between() -> None:
+    """Connections die at different times, so that the gaps of their partitions begin at different times."""
+    batches = Batches(batch_record(20, HOUR), batch_record(55, HOUR))
+    now = minutes(1000)
+    assert await batches.fill(minutes(50), minutes(59), now=now) == ["Batch 55"]
+    assert await batches.fill(minutes(10), minutes(59), now=now) == ["Batch 20"]
+    count = len(batches.asked)
+    assert await batches.fill(minutes(12), minutes(59), now=now) == []
+    assert len(batches.asked) == count
+
+
+async def test_an_hour_whose_batches_were_not_ready_is_asked_for_again() -> None:
+    batches = Batches()
+    assert await batches.fill(minutes(10), minutes(50), now=minutes(61)) == []
+    batches.records.append(batch_record(20, HOUR))
+    assert await batches.fill(minutes(10), minutes(50), now=minutes(95)) == ["Batch 20"]
+    count = batches.asked.count(HOUR)
+    assert await batches.fill(minutes(10), minutes(50), now=minutes(96)) == []
+    assert batches.asked.count(HOUR) == count
+
+
+async def test_a_record_without_a_time_worth_the_name_is_not_taken_for_an_old_one() -> None:
+    record = msgspec.json.decode(batch_record(20, HOUR))
+    record["event"]["date_published"] = record["event"]["date_created"] = "0001-01-01T00:00:00Z"
+    batches = Batches(msgspec.json.encode(record))
+    assert await batches.fill(minutes(10), minutes(50), now=minutes(1000)) == ["Batch 20"]
+
+
+async def test_an_hour_of_which_nothing_was_left_out_is_not_fetched_again() -> None:
+    batches = Batches(batch_record(20, HOUR), b"not JSON")
+    assert await batches.fill(minutes(10), minutes(50), now=minutes(1000)) == ["Batch 20"]
+    assert await batches.fill(minutes(5), minutes(50), now=minutes(1000)) == []
+    assert batches.asked.count(HOUR) == 1
+
+
+async def test_a_broken_line_of_a_batch_comes_where_bad_records_go(tmp_path: Path) -> None:
+    """Raised on the way it would be met again with every new attempt, and the stream would never get past the gap."""
+    path = tmp_path / "enwiki_namespace_0.tar.gz"
+    path.write_bytes(packed(b'{"name":"A"}\n{"name":\n{"name":"B"}\n'))
+
+    class Files:
+        async def list(self, **question: Any) -> list[Any]:
+            return [SimpleNamespace(identifier="enwiki_namespace_0")]
+
+        def read(self, name: str, **options: Any) -> ArchiveReader[msgspec.Raw]:
+            return ArchiveReader(path, type=options["type"])
+
+    files: Any = Files()
+    batches = _Batches(lambda hour: files, Query.build(Backend.REALTIME, Article))
+    assert [bytes(record) async for record in batches(HOUR)] == [b'{"name":"A"}', b'{"name":', b'{"name":"B"}']
+
+
+async def test_a_gap_longer_than_retention_is_filled_through_the_client_without_duplicates() -> None:
+    english = {"is_part_of.identifier": "enwiki", "namespace.identifier": 14}
+    shared = {"is_part_of": {"identifier": "enwiki"}, "namespace": {"identifier": 14}}
+    async with Simulator() as sim, Client(**sim.client_options()) as wme:
+        store = MemoryOffsets()
+
+        def publish() -> None:
+            now = datetime.fromtimestamp(sim.clock.now(), UTC).isoformat()
+            record = {"name": "x", "event": {"date_published": now}, **shared}
+            sim.firehose.publish(record, partition=7)
+
+        async with wme.realtime.articles(offsets=store, parts=[1], filters=english) as stream:
+            publish()
+            first = await anext(stream)
+            stream.ack(first)
+        sim.firehose.publish_many(5, partition=7)
+        sim.clock.advance(50 * 3600)
+        async with (
+            asyncio.timeout(30),
+            wme.realtime.articles(offsets=store, parts=[1], filters=english, backfill=True, type=msgspec.Raw) as stream,
+        ):
+            await sim.firehose.wait_open(1)
+            publish()
+            found = []
+            async for raw in stream:
+                if not stream.backfilled:
+                    break
+                found.append(msgspec.json.decode(raw))
+            assert stream.statistics().gaps >= 1
+            last = msgspec.json.decode(raw)["event"]
+        assert last["offset"] == 6
+        expected = []
+        for hour in sim.hours:
+            files = wme.batches(hour)
+            for batch in await files.list(filters=english):
+                async with files.read(batch.identifier, type=msgspec.Raw) as records:
+                    expected += [msgspec.json.decode(each) async for each in records]
+        keys = [key_of(each) for each in found]
+        assert len(keys) == len(set(keys))
+        assert set(keys) == {key_of(each) for each in expected}
+        assert len(keys) > 20
+
+
+def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["identifier"], record["version"]["identifier"], record["event"]["type"], record["name"]
+
+
+def packed(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz", format=tarfile.USTAR_FORMAT) as tar:
+        info = tarfile.TarInfo("enwiki_namespace_0_0.ndjson")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
