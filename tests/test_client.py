@@ -8,6 +8,7 @@ import json
 import os
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -299,7 +300,8 @@ def counted(path):
 async def test_counts_outlive_a_save_that_was_cancelled_or_failed(sim, tmp_path, monkeypatch):
     path = tmp_path / "tokens"
     async with Client(**sim.client_options(), token_file=path) as wme:
-        account, file = wme.auth, wme._transport.token_file
+        account = wme.auth
+        file: Any = wme._transport.token_file
         began, go = asyncio.Event(), threading.Event()
         loop, count = asyncio.get_running_loop(), file.count
 

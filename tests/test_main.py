@@ -11,10 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
+from wme_async import Retry
+from wme_async import __main__ as entry
 from wme_async.simulator import Simulator
 
 click = pytest.importorskip("click")
@@ -138,6 +142,36 @@ def test_what_is_wrong_is_said_in_one_line_with_an_exit_code(run, arguments, cod
     result = run(*arguments, code=code)
     assert words in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.output
+
+
+def test_values_of_filters_have_the_type_of_their_field(run):
+    told = run("explain", "articles", "--where", "version.is_minor_edit=True", "--where", "is_part_of.identifier=x")
+    assert "version.is_minor_edit = True" in told.stdout
+    wrong = run("explain", "articles", "--where", "version.is_minor_edit=maybe", code=2)
+    assert "is true or false, not 'maybe'" in wrong.stderr
+
+
+def test_what_was_tried_is_told_with_the_error(run, world, monkeypatch):
+    world.faults.inject("status", role="api", status=500, times=5)
+    monkeypatch.setattr(Retry, "__post_init__", lambda self: msgspec.structs.force_setattr(self, "base", 0.0))
+    assert "gave up after 5 attempts" in run("projects", "ls", code=1).stderr
+
+
+def test_being_stopped_before_it_begins_is_no_traceback(monkeypatch):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wme_async.cli.root.main", stopped)
+    with pytest.raises(SystemExit) as caught:
+        entry.main()
+    assert caught.value.code == 130
+
+    def broken():
+        raise ImportError("of something else", name="elsewhere")
+
+    monkeypatch.setattr("wme_async.cli.root.main", broken)
+    with pytest.raises(ImportError, match="of something else"):
+        entry.main()
 
 
 def test_wrong_credentials_have_an_exit_code_of_their_own(run, monkeypatch):
@@ -283,8 +317,19 @@ def test_a_command_runs_without_the_streams_that_are_closed(environment, closed,
 
 
 def test_who_stops_reading_ends_the_command_in_silence(environment):
-    result = shell('"$@" | head -1', "projects", "ls", environment=environment)
-    assert json.loads(result.stdout)["identifier"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [*COMMAND, "projects", "ls"],
+        env={**os.environ, **environment},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert result.returncode == 0
     assert "Error" not in result.stderr
     assert "Traceback" not in result.stderr
     full = shell('"$@" > /dev/full', "codes", "ls", environment=environment)
@@ -306,7 +351,7 @@ def test_who_stops_reading_ends_the_command_in_silence(environment):
 )
 def test_a_command_can_be_stopped_wherever_it_hangs(world, environment, arguments, role, number):
     fault = None if role is None else world.faults.inject("hang_head", role=role, times=1)
-    process = subprocess.Popen(
+    process: Any = subprocess.Popen(
         [sys.executable, "-m", "wme_async", "-vv", *arguments],
         env={**os.environ, **environment},
         stdin=subprocess.PIPE,
@@ -511,13 +556,13 @@ def test_a_simulator_runs_until_it_is_stopped(arguments):
         with socket.create_server(("127.0.0.1", 0)) as free:
             # Four in a row are wanted, and these are as likely to be free as any.
             arguments = (*arguments, str(min(free.getsockname()[1], 65_000)))
-    process = subprocess.Popen(
+    process: Any = subprocess.Popen(
         [sys.executable, "-m", "wme_async", "simulate", *arguments], stdout=subprocess.PIPE, text=True
     )
-    found = dict(process.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in range(4))
+    found = {process.stdout.readline().removeprefix("export ").partition("=")[0] for _ in range(4)}
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
-    assert {"WME_AUTH_URL", "WME_API_URL"} & found.keys()
+    assert {"WME_AUTH_URL", "WME_API_URL"} & found
     assert process.returncode == 130
 
 
@@ -525,7 +570,7 @@ def test_a_service_is_told_what_to_do(run, world, tmp_path, monkeypatch):
     assert "exclude each other" in run("serve", "--no-key", "--api-key", "k", code=2).stderr
     monkeypatch.setenv("WME_USERNAME", "")
     command = [sys.executable, "-m", "wme_async", "serve", "--port", "0", "--no-key", "--allow-host", "127.0.0.1"]
-    process = subprocess.Popen([*command, "--directory", str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process: Any = subprocess.Popen([*command, "--directory", str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         url = process.stdout.readline().split()[2]
         service = ["batch", "--server", url]

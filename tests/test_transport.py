@@ -734,6 +734,13 @@ async def test_the_servers_clock_is_known_from_its_answers(sim, transport):
     assert transport.server_now("api") == pytest.approx(transport.now() + 5000, abs=3)
 
 
+async def test_a_token_needs_an_account(sim):
+    transport = Transport(None, hosts=Hosts.of(sim.client_options()["hosts"]))
+    with pytest.raises(RuntimeError, match="has no credentials"):
+        await transport.request(PROJECTS)
+    await transport.aclose()
+
+
 async def test_a_closed_client_says_so(sim, transport):
     await transport.request(PROJECTS)
     await transport.aclose()
