@@ -75,7 +75,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def torture(session: nox.Session) -> None:
     """Cut, kill and starve it for minutes, and count what was lost."""
-    session.install("-e", ".[cli,fast,media]", *groups("tests", "integrations"))
+    session.install("-e", ".[cli,fast,media]", *groups("tests", "integrations", "fuzz"))
     session.run("pytest", "-q", "-m", "torture", "--timeout=3600", *session.posargs)
 
 
