@@ -1,6 +1,7 @@
 """The shape of requests, aiohttp's own request method replaced: what is asked of whom, with which headers and body."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -73,7 +74,8 @@ async def test_a_sign_in_is_json_and_says_so(wme, net):
     ],
 )
 async def test_each_verb_posts_its_query_as_json_to_its_path(wme, net, verb, path, body):
-    net.post(f"{API}{path}", body=b'[{"name":"x"}]', repeat=True)
+    # By pattern, since a URL given as text would be quoted anew.
+    net.post(re.compile(re.escape(API)), body=b'[{"name":"x"}]', repeat=True)
     await verb(wme)
     (calls,) = [calls for (method, to), calls in net.requests.items() if method == "POST" and to.host == API[8:]]
     call = calls[0].kwargs
