@@ -3,13 +3,18 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from test_stream import Checker, World, articles, take, world
+from test_stream import Checker, World, articles, learn_the_time, take, world
 
+from wme_async._protocol.positions import Plan
 from wme_async._stream.connection import Block, Buffer, Session
-from wme_async.errors import StreamError
+from wme_async._stream.progress import LookAgain, Missing, Progress
+from wme_async._stream.shapes import Spot
+from wme_async.errors import OffsetGap, StreamError
+from wme_async.offsets import MemoryOffsets
 
 
 @pytest.fixture(name="world")
@@ -137,3 +142,82 @@ async def test_a_request_that_is_cancelled_before_its_first_step_does_not_end_th
             await asking
         sim.firehose.publish(partition=7)
         assert [article.event.offset async for article in take(stream, 1)] == [0]
+
+
+# Partitions that are numbered anew
+
+
+async def test_a_partition_that_is_made_anew_is_read_from_its_new_beginning(world: World) -> None:
+    """Its events have numbers that were seen before; dropped as duplicates, nothing of it would come for years."""
+    sim, transport = world
+    store = MemoryOffsets()
+    async with articles(transport, offsets=store, parts=[1]) as stream:
+        sent = sim.firehose.publish_many(20, partition=7)
+        async for article in take(stream, len(sent)):
+            stream.ack(article)
+    sim.clock.advance(3600)
+    sim.firehose.log[7] = type(sim.firehose.log[7])()
+    sim.firehose.publish_many(3, partition=7)
+    sim.clock.advance(600)
+    await learn_the_time(transport)
+    gaps: list[OffsetGap] = []
+    async with articles(transport, offsets=store, parts=[1], on_gap=gaps.append) as stream:
+        asking = asyncio.ensure_future(anext(stream))
+        await sim.firehose.wait_open(1)
+        sim.firehose.publish(partition=7)
+        async with asyncio.timeout(10):
+            got = [(await asking).event.offset]
+        got += [article.event.offset async for article in take(stream, 3)]
+        sim.firehose.disconnect()
+        sim.firehose.publish(partition=7)
+        last = await anext(stream)
+        stream.ack(last)
+        assert stream.positions[7].offset == 4
+    assert [*got, last.event.offset] == [0, 1, 2, 3, 4]
+    (gap,) = gaps
+    assert (gap.expected, gap.got, gap.reason) == (20, 0, "out_of_range")
+    assert (await store.load("default/articles"))[7].offset == 4
+
+
+def test_acknowledgements_across_a_new_numbering_never_mix_the_two() -> None:
+    noon = datetime(2025, 4, 11, 12, tzinfo=UTC)
+    progress = Progress([7], {}, start=noon, retention=48 * 3600.0, filtered=True)
+    old = [Spot(7, number, noon + timedelta(seconds=number)) for number in (100, 101)]
+    new = [Spot(7, number, noon + timedelta(hours=1, seconds=number)) for number in (0, 1)]
+    for event in old:
+        progress.seen[7] = event
+        progress.handed_out(event)
+    assert progress.judge(Spot(7, 101, old[1].date_published)) is False
+    for event in new:
+        progress.seen[7] = event
+        progress.handed_out(event)
+    progress.acknowledge_one(old[0])
+    assert 7 not in progress.done
+    progress.acknowledge_one(new[0])
+    assert progress.positions()[7].offset == 0
+    progress.done[7] = old[1]
+    progress.acknowledge(old[0])
+    progress.acknowledge(new[1])
+    assert progress.positions()[7].offset == 1
+    with pytest.raises(ValueError, match="not from this stream"):
+        progress.acknowledge(Spot(7, 5, noon + timedelta(hours=1, minutes=1)))
+
+
+def test_a_partition_that_is_made_anew_while_it_is_read_is_asked_for_once_more() -> None:
+    noon = datetime(2025, 4, 11, 12, tzinfo=UTC)
+    progress = Progress([7], {}, start=noon, retention=48 * 3600.0, filtered=False)
+    progress.seen[7] = Spot(7, 100, noon)
+    # Too near in time to be told from repetitions; then far enough.
+    assert progress.judge(Spot(7, 0, noon + timedelta(minutes=5))) is False
+    with pytest.raises(LookAgain):
+        progress.judge(Spot(7, 2, noon + timedelta(minutes=15)))
+    wanted = Plan(parts=(1,), offsets={}, since={7: noon - timedelta(minutes=1)})
+    progress.connecting(wanted, at=noon + timedelta(minutes=16), probes={7: 2})
+    assert progress.judge(Spot(7, 99, noon - timedelta(seconds=30))) is False
+    missing = progress.judge(Spot(7, 0, noon + timedelta(minutes=5)))
+    assert isinstance(missing, Missing)
+    assert (missing.gap.expected, missing.gap.got) == (101, 0)
+    progress.seen[7] = Spot(7, 0, noon + timedelta(minutes=5))
+    assert progress.judge(Spot(7, 0, noon + timedelta(minutes=5))) is False
+    assert progress.judge(Spot(7, 1, noon + timedelta(minutes=10))) is True
+    assert progress.gaps == 1

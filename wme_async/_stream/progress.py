@@ -13,6 +13,7 @@ from wme_async.errors import OffsetGap
 __all__ = ["TOP", "LookAgain", "Missing", "Progress"]
 
 _QUIET: Final = 600.0  # seconds of silence after which a connected partition counts as caught up
+_ANEW: Final = timedelta(minutes=10)  # by which publication times may contradict the order of the offsets
 
 _WORDS: Final = {
     "retention": "the reader was away for longer than the server keeps events",
@@ -141,7 +142,13 @@ class Progress:
         resume = self._resumes.get(partition)
         last: PlaceLike | Position | None = self.last(partition) or self.base.get(partition)
         if last is not None and offset <= last.offset:
-            if partition in self._resumes:
+            # Asked for again since its numbers had begun anew: what is newer is taken without a margin.
+            sure = resume is not None and resume.probe is not None and resume.probe <= last.offset
+            if _began_anew(event, last, timedelta(0) if sure else _ANEW):
+                if not sure and (resume is None or resume.by_offset):
+                    raise LookAgain(partition, offset)
+                return self._anew(event, last)
+            if partition in self._resumes and not sure:
                 # The server went back far enough: nothing is missing.
                 del self._resumes[partition]
                 if partition not in self.seen:
@@ -171,6 +178,20 @@ class Progress:
             reason=jump,
         )
         return Missing(gap, position.safe_until, published)
+
+    def _anew(self, event: PlaceLike, last: PlaceLike | Position) -> Missing:
+        """Tell that the server numbers the events of a partition from the beginning again."""
+        self._resumes.pop(event.partition, None)
+        self.gaps += 1
+        gap = OffsetGap(
+            f"partition {event.partition} goes on at offset {event.offset} instead of {last.offset + 1}, with newer "
+            f"events: the server numbers them anew, and some of those in between may be missing",
+            partition=event.partition,
+            expected=last.offset + 1,
+            got=event.offset,
+            reason="out_of_range",
+        )
+        return Missing(gap, _time_of(last), published_of(event))
 
     def _from_base(self, partition: int) -> Spot:
         base = self.base[partition]
@@ -219,16 +240,32 @@ class Progress:
         Raises:
             ValueError: It was never handed out.
         """
-        last = self.last(event.partition)
-        if last is None or event.offset > last.offset:
-            raise _not_ours(event)
+        if not self._ours(event):
+            return
         done = self.done.get(event.partition)
-        if done is None or event.offset > done.offset:
+        if done is None or event.offset > done.offset or _began_anew(event, done, _ANEW):
             self.done[event.partition] = event
+
+    def _ours(self, event: PlaceLike) -> bool:
+        """Say whether an event is from the present numbering of its partition, and not from an earlier one.
+
+        Raises:
+            ValueError: It was never handed out.
+        """
+        last = self.last(event.partition)
+        if last is not None and event.offset <= last.offset:
+            return True
+        if last is None or not _began_anew(last, event, _ANEW):
+            raise _not_ours(event)
+        return False
 
     def handed_out(self, event: PlaceLike) -> None:
         """Note that an event waits for its acknowledgement."""
-        self._open.setdefault(event.partition, _Unacknowledged()).events.append(event)
+        waiting = self._open.setdefault(event.partition, _Unacknowledged())
+        if waiting.events and event.offset <= waiting.events[-1].offset:
+            # Numbered anew: the server cannot send again what was handed out before that.
+            waiting = self._open[event.partition] = _Unacknowledged()
+        waiting.events.append(event)
 
     def acknowledge_one(self, event: PlaceLike) -> None:
         """Count a single event as processed; its partition moves on to where everything before was.
@@ -237,10 +274,9 @@ class Progress:
             ValueError: It was never handed out.
         """
         waiting = self._open.get(event.partition)
-        last = self.last(event.partition)
-        if waiting is None or last is None or event.offset > last.offset:
+        if waiting is None:
             raise _not_ours(event)
-        if not waiting.events or event.offset < waiting.events[0].offset:
+        if not self._ours(event) or not waiting.events or event.offset < waiting.events[0].offset:
             return
         waiting.acknowledged.add(event.offset)
         while waiting.events and waiting.events[0].offset in waiting.acknowledged:
@@ -252,6 +288,22 @@ class Progress:
     def unacknowledged(self) -> int:
         """How many events were handed out and wait for their acknowledgement or that of an earlier one."""
         return sum(len(each.events) for each in self._open.values())
+
+
+def _time_of(event: PlaceLike | Position) -> datetime | None:
+    return event.published if isinstance(event, Position) else published_of(event)
+
+
+def _began_anew(event: PlaceLike, last: PlaceLike | Position, margin: timedelta) -> bool:
+    """Say whether an event that is not above the last one by number is after it by time.
+
+    A partition that was made anew counts from 0 again. Taken for duplicates, its events would be dropped until their
+    numbers have grown past the old ones.
+    """
+    if event.offset > last.offset:
+        return False
+    now, before = published_of(event), _time_of(last)
+    return now is not None and before is not None and now > before + margin
 
 
 def _not_ours(event: PlaceLike) -> ValueError:
