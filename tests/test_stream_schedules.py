@@ -221,3 +221,54 @@ def test_a_partition_that_is_made_anew_while_it_is_read_is_asked_for_once_more()
     assert progress.judge(Spot(7, 0, noon + timedelta(minutes=5))) is False
     assert progress.judge(Spot(7, 1, noon + timedelta(minutes=10))) is True
     assert progress.gaps == 1
+
+
+# What counts as silence
+
+
+async def test_only_an_accepted_request_is_listening(world: World) -> None:
+    """A request on its way into nowhere hears nothing either, and what it misses must stay missing."""
+    sim, transport = world
+    async with articles(transport, parts=[1], idle_timeout=0.2) as stream:
+        (connection,) = stream._pool
+        assert not connection.listening
+        async with asyncio.timeout(10):
+            await sim.firehose.wait_open(1)
+            assert connection.connected
+            assert not connection.listening
+            sim.firehose.publish(partition=7)
+            await anext(stream)
+            assert connection.listening
+            first = connection.session
+            while connection.session is first or connection.session is None:
+                await asyncio.sleep(0.02)
+        assert connection.listening, "silence was the answer"
+
+
+def test_silence_does_not_span_the_time_without_a_connection() -> None:
+    noon = datetime(2025, 4, 11, 12, tzinfo=UTC)
+    progress = Progress([7], {}, start=noon, retention=48 * 3600.0, filtered=True)
+    progress.tick(0.0, now=noon, connected=[7])
+    progress.tick(500.0, now=noon, connected=[7])
+    progress.tick(50_000.0, now=noon + timedelta(hours=14), connected=[])
+    progress.tick(500.0, now=noon + timedelta(hours=14), connected=[7])
+    assert progress.positions()[7].reached is None
+    progress.tick(500.0, now=noon + timedelta(hours=14, minutes=10), connected=[7])
+    assert progress.positions()[7].reached == noon + timedelta(hours=14)
+
+
+async def test_nothing_is_silence_while_the_consumer_holds_the_stream_up(world: World) -> None:
+    sim, transport = world
+    async with articles(transport, parts=[1], max_buffer=1) as stream:
+        sim.firehose.publish_many(300, partition=7)
+        await anext(stream)
+        async with asyncio.timeout(10):
+            while not stream._buffer.full:
+                await asyncio.sleep(0.01)
+        stream._tick(0.0)
+        stream._tick(5000.0)
+        assert stream.positions[8].reached is None
+        await Checker().read(stream, 299)
+        stream._tick(0.0)
+        stream._tick(5000.0)
+        assert stream.positions[8].reached is not None

@@ -65,6 +65,7 @@ class Session:
         connection: Whose it is.
         abandoned: Why the consumer wants no more of it.
         records: How many came.
+        answered: Whether the head of the answer has come.
     """
 
     def __init__(self, connection: "Connection", began: float) -> None:
@@ -73,6 +74,7 @@ class Session:
         self.scope = anyio.CancelScope()
         self.abandoned: WMEError | None = None
         self.records = 0
+        self.answered = False
         self.waiting = 0  # blocks that are not decoded yet
 
 
@@ -102,9 +104,14 @@ class Buffer:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    @property
+    def full(self) -> bool:
+        """Whether nothing is read at present, whatever the server may have to say."""
+        return self.size >= self._limit
+
     async def put(self, block: Block) -> None:
         """Add a block, when there is room; one of a session that was abandoned meanwhile is dropped."""
-        while self.size >= self._limit:
+        while self.full:
             self._space.clear()
             await self._space.wait()
         if block.session.abandoned is not None:
@@ -120,7 +127,7 @@ class Buffer:
             return None
         block = self._blocks.popleft()
         self.size -= block.size
-        if self.size < self._limit:
+        if not self.full:
             self._space.set()
         return block
 
@@ -197,6 +204,7 @@ class Connection:
         self._progressed = transport.monotonic()
         self._guard = _GUARD
         self._at_once = False  # the next request follows without a wait
+        self._silent = False  # the last request was accepted and met with silence, which is an answer too
         self._accepted = False  # a request has been accepted: with a head, or at least with silence
         self._refusals = 0
         self._probes: dict[int, int] = {}
@@ -205,6 +213,13 @@ class Connection:
     def connected(self) -> bool:
         """Whether a request is out or its answer is being read."""
         return self.session is not None
+
+    @property
+    def listening(self) -> bool:
+        """Whether what is not heard has not been said, as far as can be told: a request may also be on its way into
+        nowhere.
+        """
+        return self.session is not None and (self.session.answered or self._silent)
 
     def look_again(self, partition: int, offset: int) -> None:
         """Ask for a partition by time, until it has been heard from.
@@ -254,7 +269,8 @@ class Connection:
         if session.records:
             self._backoff.reset()
             self._progressed = now
-        self._accepted = self._accepted or isinstance(error, TimedOut)
+        self._silent = isinstance(error, TimedOut)
+        self._accepted = self._accepted or self._silent
         logger.info("connection %d ended after %.1f s and %d records: %s", self.number, seconds, session.records, error)
         self._settings.tell(
             StreamDisconnected(connection=self.number, error=error, records=session.records, seconds=seconds)
@@ -312,6 +328,7 @@ class Connection:
         raise Interrupted(f"the server ended the stream{cut}")
 
     def _connected(self, session: Session, wanted: Plan) -> None:
+        session.answered = True
         self.connects += 1
         self.reconnects += self.connects > 1
         self._accepted = True

@@ -203,7 +203,7 @@ class Progress:
         Args:
             seconds: How much.
             now: The server's clock.
-            connected: Partitions whose connection is up.
+            connected: Partitions that are listened to.
         """
         up = set(connected)
         for partition in self.partitions:
@@ -217,6 +217,9 @@ class Progress:
                 self._quiet[partition] = quiet
                 if quiet >= _QUIET:
                     self._reached[partition] = now - timedelta(seconds=_QUIET)
+            else:
+                # Silence on both sides of a time without a connection does not make that time silent.
+                self._quiet[partition] = max(0.0, self._quiet.get(partition, 0.0) - seconds)
 
     # Processing
 

@@ -287,7 +287,8 @@ class Stream(Generic[T]):
                 await self._keeper.save_or_tell()
 
     def _tick(self, seconds: float) -> None:
-        up = [p for connection in self._pool if connection.connected for p in connection.partitions]
+        listening = () if self._buffer.full else self._pool
+        up = [p for connection in listening if connection.listening for p in connection.partitions]
         self._progress.tick(seconds, now=self._server_now(), connected=up)
         self._meter.sample(self._transport.monotonic(), self._runs)
 
