@@ -1,0 +1,1 @@
+"""Outside systems, one module each; each needs its extra: `arrow`, `cloud`, `media`."""
