@@ -1,7 +1,7 @@
 """A process that submits batches and sees them through, made to be killed.
 
-It is called `jobs_child.py DIRECTORY SERVER BATCHES JOBS`. Started again, it goes on: what was submitted is not submitted
-twice. It ends with 0 when all is done and told.
+It is called `jobs_child.py DIRECTORY SERVER BATCHES JOBS`. Started again, it goes on: what was submitted is not
+submitted twice. It ends with 0 when all is done and told.
 """
 
 import asyncio

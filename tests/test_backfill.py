@@ -102,7 +102,7 @@ async def test_a_broken_line_of_a_batch_comes_where_bad_records_go(tmp_path: Pat
 
 
 async def test_a_gap_longer_than_retention_is_filled_through_the_client_without_duplicates() -> None:
-    english = {"is_part_of.identifier": "enwiki", "namespace.identifier": 14}
+    english: dict[str, str | int | float | bool] = {"is_part_of.identifier": "enwiki", "namespace.identifier": 14}
     shared = {"is_part_of": {"identifier": "enwiki"}, "namespace": {"identifier": 14}}
     async with Simulator() as sim, Client(**sim.client_options()) as wme:
         store = MemoryOffsets()
@@ -114,22 +114,21 @@ async def test_a_gap_longer_than_retention_is_filled_through_the_client_without_
 
         async with wme.realtime.articles(offsets=store, parts=[1], filters=english) as stream:
             publish()
-            first = await anext(stream)
-            stream.ack(first)
+            stream.ack(await anext(stream))
         sim.firehose.publish_many(5, partition=7)
         sim.clock.advance(50 * 3600)
         async with (
             asyncio.timeout(30),
-            wme.realtime.articles(offsets=store, parts=[1], filters=english, backfill=True, type=msgspec.Raw) as stream,
+            wme.realtime.articles(offsets=store, parts=[1], filters=english, backfill=True, type=msgspec.Raw) as filled,
         ):
             await sim.firehose.wait_open(1)
             publish()
             found = []
-            async for raw in stream:
-                if not stream.backfilled:
+            async for raw in filled:
+                if not filled.backfilled:
                     break
                 found.append(msgspec.json.decode(raw))
-            assert stream.statistics().gaps >= 1
+            assert filled.statistics().gaps >= 1
             last = msgspec.json.decode(raw)["event"]
         assert last["offset"] == 6
         expected = []

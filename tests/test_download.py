@@ -494,7 +494,7 @@ async def test_whoever_is_cancelled_while_the_unfinished_file_is_opened_leaves_n
     data = noise(3 * MIB)
     sim.put_object(KEY, data)
     begun, go_on = threading.Event(), threading.Event()
-    real = job.PartFile
+    real = job.PartFile  # type: ignore[attr-defined]  # where the download takes it from
 
     def slow(target: Path, *, durable: bool) -> Any:
         begun.set()
