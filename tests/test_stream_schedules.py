@@ -2,14 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from test_stream import Checker, World, articles, learn_the_time, take, world
 
-from wme_async._protocol.positions import Plan
+from wme_async._protocol.positions import Plan, Position
+from wme_async._stream import stream as stream_module
 from wme_async._stream.connection import Block, Buffer, Session
 from wme_async._stream.progress import LookAgain, Missing, Progress
 from wme_async._stream.shapes import Spot
@@ -29,6 +30,14 @@ async def _world() -> AsyncIterator[World]:
 async def turns(count: int = 10) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(5_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise TimeoutError
 
 
 async def test_a_block_that_waited_for_room_is_dropped_with_those_before_it() -> None:
@@ -102,20 +111,18 @@ async def test_lists_that_are_cancelled_at_any_turn_lose_nothing_and_repeat_noth
 async def test_a_second_task_that_reads_is_told_so(world: World) -> None:
     sim, transport = world
     async with articles(transport) as stream:
-        async with asyncio.TaskGroup() as tasks:
-            first = tasks.create_task(anext(stream.batches(10, 0)))
-            await turns()
-            with pytest.raises(RuntimeError, match="one task"):
-                await anext(stream.batches())
-            sim.firehose.publish(partition=7)
-        assert len(first.result()) == 1
-        async with asyncio.TaskGroup() as tasks:
-            single = tasks.create_task(anext(stream))
-            await turns()
-            with pytest.raises(RuntimeError):
-                await anext(stream.batches())
-            sim.firehose.publish(partition=7)
-        assert single.result().event.offset == 1
+        first = asyncio.ensure_future(anext(stream.batches(10, 0)))
+        await turns()
+        with pytest.raises(RuntimeError, match="one task"):
+            await anext(stream.batches())
+        sim.firehose.publish(partition=7)
+        assert len(await first) == 1
+        single = asyncio.ensure_future(anext(stream))
+        await turns()
+        with pytest.raises(RuntimeError):
+            await anext(stream.batches())
+        sim.firehose.publish(partition=7)
+        assert (await single).event.offset == 1
 
 
 async def test_lists_and_single_events_in_turn_never_take_a_position_back(world: World) -> None:
@@ -240,8 +247,7 @@ async def test_only_an_accepted_request_is_listening(world: World) -> None:
             await anext(stream)
             assert connection.listening
             first = connection.session
-            while connection.session is first or connection.session is None:
-                await asyncio.sleep(0.02)
+            await until(lambda: connection.session not in {first, None})
         assert connection.listening, "silence was the answer"
 
 
@@ -262,9 +268,7 @@ async def test_nothing_is_silence_while_the_consumer_holds_the_stream_up(world: 
     async with articles(transport, parts=[1], max_buffer=1) as stream:
         sim.firehose.publish_many(300, partition=7)
         await anext(stream)
-        async with asyncio.timeout(10):
-            while not stream._buffer.full:
-                await asyncio.sleep(0.01)
+        await until(lambda: stream._buffer.full)
         stream._tick(0.0)
         stream._tick(5000.0)
         assert stream.positions[8].reached is None
@@ -272,3 +276,70 @@ async def test_nothing_is_silence_while_the_consumer_holds_the_stream_up(world: 
         stream._tick(0.0)
         stream._tick(5000.0)
         assert stream.positions[8].reached is not None
+
+
+# Beginnings and ends that fail
+
+
+class Store(MemoryOffsets):
+    """Positions that cannot be read, or whose saving hangs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = False
+        self.hangs = False
+
+    async def load(self, name: str) -> Mapping[int, Position]:
+        if self.fails:
+            raise OSError("no disk")
+        return await super().load(name)
+
+    async def save(self, name: str, positions: Mapping[int, Position]) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
+        await super().save(name, positions)
+
+
+async def test_a_stream_that_could_not_be_opened_can_be_closed(world: World) -> None:
+    _, transport = world
+    store = Store()
+    store.fails = True
+    stream = articles(transport, offsets=store)
+    with pytest.raises(OSError, match="no disk"):
+        async with stream:
+            pass
+    await stream.aclose()
+    with pytest.raises(RuntimeError, match="closed"):
+        stream.statistics()
+
+
+async def test_a_save_that_hangs_does_not_hold_a_cancelled_reader_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "_GRACE", 0.05)
+    sim, transport = world
+    store = Store()
+    stream = articles(transport, offsets=store)
+    await stream.__aenter__()
+    sim.firehose.publish(partition=7)
+    stream.ack(await anext(stream))
+    store.hangs = True
+    closing = asyncio.ensure_future(stream.aclose())
+    await turns()
+    closing.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+    assert not store._claimed
+
+
+async def test_a_stream_whose_task_was_cancelled_from_outside_says_so(world: World) -> None:
+    _, transport = world
+    async with articles(transport) as stream:
+        asking = asyncio.ensure_future(anext(stream))
+        await turns()
+        (task,) = (each for each in asyncio.all_tasks() if each.get_name().startswith("wme stream"))
+        task.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(StreamError, match="cancelled"):
+                await asking

@@ -216,9 +216,7 @@ class Connection:
 
     @property
     def listening(self) -> bool:
-        """Whether what is not heard has not been said, as far as can be told: a request may also be on its way into
-        nowhere.
-        """
+        """Whether silence means that nothing is said; a request may also be on its way into nowhere."""
         return self.session is not None and (self.session.answered or self._silent)
 
     def look_again(self, partition: int, offset: int) -> None:

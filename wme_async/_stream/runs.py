@@ -129,6 +129,27 @@ class Runs(Generic[T]):
         self._records = iter(())
         return block
 
+    def take(self, taken: list[tuple[T, PlaceLike]], limit: int, *, explicit: bool) -> int:
+        """Move pairs of the present run to a list and return how many values that has then.
+
+        Args:
+            taken: The list. If there is no value in it, it is emptied: nothing before these places is to be processed.
+            limit: Values that it may have.
+            explicit: Whether values are acknowledged one by one.
+        """
+        count = sum(item is not SKIP for item, _ in taken)
+        while count < limit and (more := list(itertools.islice(self.pairs, limit - count))):
+            taken += more
+            count += sum(item is not SKIP for item, _ in more)
+        if not count:
+            for item, event in taken:
+                if explicit:
+                    self.hand_out(item, event)
+                else:
+                    self._progress.done[event.partition] = event
+            taken.clear()
+        return count
+
     def hand_out(self, item: T, event: PlaceLike) -> None:
         """Note that a value waits for its own acknowledgement."""
         self._progress.handed_out(event)

@@ -11,26 +11,19 @@ from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 
 from wme_async._protocol.framing import MAX_RECORD, Framing
-from wme_async._protocol.positions import (
-    Position,
-    StreamResource,
-    check_aware,
-    check_parts,
-    deal,
-    partitions_of,
-)
+from wme_async._protocol.positions import Position, StreamResource, check_aware, check_parts, deal, partitions_of
 from wme_async._protocol.settings import Retry
 from wme_async._stream.arguments import Commit, OnBadRecord, OnGap, call, check_choices, check_numbers
 from wme_async._stream.backfill import Backfill, Filler
 from wme_async._stream.connection import FOR_EVER, Buffer, Connection, Settings, begin_at, first_failure
-from wme_async._stream.keeper import Keeper
+from wme_async._stream.keeper import Keeper, hurry
 from wme_async._stream.meter import Meter
 from wme_async._stream.progress import Progress
 from wme_async._stream.records import StreamBadRecord, StreamEvent, StreamGap, StreamStatistics
 from wme_async._stream.runs import SKIP, Bad, Gap, Runs
 from wme_async._stream.shapes import PlaceLike, Shape
 from wme_async._transport import Transport
-from wme_async.errors import DecodeError
+from wme_async.errors import DecodeError, StreamError
 from wme_async.offsets import ClaimingStore, MemoryOffsets, OffsetStore
 
 __all__ = ["Stream"]
@@ -40,6 +33,7 @@ logger = logging.getLogger("wme_async.stream")
 T = TypeVar("T")
 
 _TICK: Final = 5.0
+_GRACE: Final = 5.0  # seconds that closing may take once its task has been cancelled
 _TURN: Final = 256 * 1024  # bytes that may be handed out before other tasks get their turn
 
 
@@ -184,7 +178,7 @@ class Stream(Generic[T]):
     async def __aenter__(self) -> Self:
         if self._state != "new":
             raise RuntimeError("a stream is opened once; make another one")
-        self._state = "open"
+        self._state = "closed"  # until it is open, and if it cannot be
         async with contextlib.AsyncExitStack() as stack:
             if isinstance(self._store, ClaimingStore):
                 await stack.enter_async_context(self._store.claim(self._key))
@@ -192,13 +186,8 @@ class Stream(Generic[T]):
             partitions = partitions_of(self.resource, self._parts)
             resumed = any(partition in positions for partition in partitions)
             start = await begin_at(self._transport, self.resource, self._since, resumed=resumed)
-            self._progress = Progress(
-                partitions,
-                positions,
-                start=start,
-                retention=self.resource.retention,
-                filtered=bool(self._settings.filters),
-            )
+            kept, filtered = self.resource.retention, bool(self._settings.filters)
+            self._progress = Progress(partitions, positions, start=start, retention=kept, filtered=filtered)
             self._keeper = Keeper(self._store, self._key, self._progress, tell=self._tell)
             # Without this, what a partition says for the first time while nobody reads would be lost.
             await self._keeper.begin(positions)
@@ -226,6 +215,7 @@ class Stream(Generic[T]):
             self._stack = stack.pop_all()
         # The connections live in a task of the stream's own: no scope is held across the user's block.
         self._task = asyncio.create_task(self._run(), name=f"wme stream {self._key}")
+        self._state = "open"
         return self
 
     async def __aexit__(
@@ -236,14 +226,11 @@ class Stream(Generic[T]):
         self._state = "closed"
         # In a task of its own, so that being cancelled meanwhile does not leave half of it undone.
         closing = asyncio.create_task(self._close(), name=f"wme stream {self._key} closing")
-        cancelled = None
-        while not closing.done():
-            try:
-                await asyncio.wait({closing})
-            except asyncio.CancelledError as caught:
-                cancelled = caught
-        if cancelled is not None:
-            raise cancelled
+        try:
+            await asyncio.wait({closing})
+        except asyncio.CancelledError:
+            await hurry(closing, _GRACE)
+            raise
         closing.result()
 
     async def aclose(self) -> None:
@@ -271,6 +258,9 @@ class Stream(Generic[T]):
                 tasks.create_task(self._keep_time())
         except BaseExceptionGroup as group:
             self._failure = first_failure(group.exceptions)
+        except asyncio.CancelledError:
+            self._failure = StreamError("the stream's task was cancelled")
+            raise
         finally:
             self._buffer.wake()
 
@@ -287,8 +277,7 @@ class Stream(Generic[T]):
                 await self._keeper.save_or_tell()
 
     def _tick(self, seconds: float) -> None:
-        listening = () if self._buffer.full else self._pool
-        up = [p for connection in listening if connection.listening for p in connection.partitions]
+        up = [p for each in self._pool if each.listening and not self._buffer.full for p in each.partitions]
         self._progress.tick(seconds, now=self._server_now(), connected=up)
         self._meter.sample(self._transport.monotonic(), self._runs)
 
@@ -386,8 +375,7 @@ class Stream(Generic[T]):
         if self._mode == "ack":
             for item, event in taken:
                 self._runs.hand_out(item, event)
-        else:
-            self._marks = {event.partition: event for _, event in taken}
+        self._marks = {} if self._mode == "ack" else {event.partition: event for _, event in taken}
         return [item for item, _ in taken if item is not SKIP]
 
     def _settle(self) -> None:
@@ -401,7 +389,7 @@ class Stream(Generic[T]):
         loop = asyncio.get_running_loop()
         deadline: float | None = None
         while True:
-            count = self._fill(taken, max_items)
+            count = self._runs.take(taken, max_items, explicit=self._mode == "ack")
             if count >= max_items or (count and (self._aside is not None or self._runs.stops)):
                 return
             while self._aside is not None and len(self._spare) < max_items:
@@ -420,31 +408,11 @@ class Stream(Generic[T]):
                     raise
                 return
 
-    def _fill(self, taken: list[tuple[T, PlaceLike]], max_items: int) -> int:
-        """Take from the present run, and return how many values there are now."""
-        pairs = self._runs.pairs
-        count = sum(item is not SKIP for item, _ in taken)
-        while count < max_items:
-            more = list(itertools.islice(pairs, max_items - count))
-            if not more:
-                break
-            taken += more
-            count += sum(item is not SKIP for item, _ in more)
-        if not count and taken:
-            # Nothing before these waits to be processed.
-            for item, event in taken:
-                if self._mode == "ack":
-                    self._runs.hand_out(item, event)
-                else:
-                    self._progress.done[event.partition] = event
-            taken.clear()
-        return count
-
     async def _advance(self) -> None:
         """Make the next run available, deal with what interrupted the last one, or wait for a block."""
+        self._check_open()
         if self._failure is not None:
             raise self._failure
-        self._check_open()
         runs = self._runs
         if runs.stops:
             await self._attend(runs.stops[0])
@@ -515,10 +483,10 @@ class Stream(Generic[T]):
             return found
         self._runs.bad += 1
         self._tell_bad(found)
-        if self._on_bad_record == "raise":
-            raise found
         if callable(self._on_bad_record):
             await call(self._on_bad_record, found)
+        elif self._on_bad_record == "raise":
+            raise found
         return None
 
     def _tell(self, event: StreamEvent) -> None:
