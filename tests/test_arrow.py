@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import anyio
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -323,3 +324,43 @@ def test_without_the_extra_the_import_says_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'wme-async[arrow]'" in done.stdout
+
+
+async def test_a_scope_that_is_cancelled_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    async def endless() -> AsyncIterator[Inner]:
+        for number in range(10_000):
+            yield Inner(number)
+        scope.cancel()
+        await anyio.sleep_forever()
+
+    with anyio.CancelScope() as scope:
+        await write_parquet(endless(), tmp_path / "x.parquet", type=Inner)
+    assert scope.cancelled_caught
+    assert contents(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+async def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+
+    def full(path: Path, mode: str = "r") -> Any:
+        real(path, mode).close()
+        return real(Path("/dev/full"), mode)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space"):
+        await write_parquet(each([Inner(1)]), tmp_path / "x.parquet", type=Inner)
+    assert contents(tmp_path) == []
+
+
+@pytest.mark.parametrize("names", [("a/m.ndjson", "a_m.ndjson"), ("m.ndjson", "n.ndjson", "m.ndjson")])
+async def test_members_whose_files_would_have_one_name_do_not_overwrite_each_other(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = archive(tmp_path / "x.tar.gz", *((name, lines(range(9))) for name in names))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    async with read_archive(path, type=Inner) as records_:
+        with pytest.raises(ArchiveError, match="two members"):
+            await write_parquet(records_, folder, type=Inner)
+    assert not [name for name in contents(folder) if name.endswith(".part")]

@@ -238,3 +238,11 @@ def test_without_the_extra_the_import_says_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'wme-async[cloud]'" in done.stdout
+
+
+async def test_what_cannot_be_iterated_starts_no_upload(tmp_path: Path) -> None:
+    chunks: Any = [b"not asynchronous"]
+    before = asyncio.all_tasks()
+    with pytest.raises(TypeError):
+        await upload(chunks, (tmp_path / "x").as_uri())
+    assert asyncio.all_tasks() == before

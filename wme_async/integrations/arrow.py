@@ -23,7 +23,8 @@ import anyio.to_thread
 import msgspec
 from msgspec import inspect
 
-from wme_async.errors import DecodeError
+from wme_async._threads import in_thread
+from wme_async.errors import ArchiveError, DecodeError
 
 try:
     import pyarrow as pa
@@ -149,6 +150,7 @@ async def write_parquet(
         compression: As pyarrow knows it: `zstd`, `snappy`, `none`, ...
 
     Raises:
+        ArchiveError: Two members of an archive whose files would have one name.
         DecodeError: A number that Arrow cannot hold, or what reading the records raises.
         OSError: It cannot be written.
         TypeError: A type without fields, or a folder for records that come from no archive.
@@ -172,7 +174,8 @@ async def write_parquet(
                 await writer.add(_batch(found, columns, schema), member)
         await writer.finish(empty=not folder)
     finally:
-        await anyio.to_thread.run_sync(writer.discard)
+        # Also in a scope that has been cancelled, where nothing else could be awaited any more.
+        await in_thread(writer.discard)
     return Parquet(rows=writer.rows, bytes=writer.bytes, files=tuple(writer.files))
 
 
@@ -301,11 +304,16 @@ class _Writer:
     def discard(self) -> None:
         """Remove a file that was not finished."""
         if self._out is not None and self._part is not None:
-            self._out.close()
-            self._part.unlink(missing_ok=True)
+            try:
+                # Not through the buffer: a disk that was full is full still, and what is in there is not wanted.
+                self._out.raw.close()
+            finally:
+                self._part.unlink(missing_ok=True)
 
     def _open(self) -> None:
         self._target = self.path if self._member is None else self.path / _file_name(self._member)
+        if str(self._target) in self.files:
+            raise ArchiveError(f"two members would both be written to {self._target}", member=self._member)
         self._part = self._target.with_name(f"{self._target.name}.{os.getpid()}.{id(self):x}.part")
         self._out = self._part.open("wb")
         self._file = _File(self._schema, self._row_group_bytes, self._compression)

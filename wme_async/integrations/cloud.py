@@ -82,10 +82,10 @@ async def upload(
         raise ValueError(f"a store has its options already: {sorted(options)}")
     else:
         key = name
+    source = aiter(chunks)
     taken = _Taken()
     putting = asyncio.ensure_future(_put(store, key, taken, part_size, connections))
     size = 0
-    source = aiter(chunks)
     try:
         try:
             async for chunk in source:
