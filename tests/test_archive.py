@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wme_async._archive import ArchiveReader, _gzip, _inflate, _reader, read_archive
@@ -335,6 +335,52 @@ def test_an_archive_cut_anywhere_is_an_error_after_the_records_before_it(cut: in
     got, error = asyncio.run(outcome(Source(data[: cut % len(data)]), use_isal=isal))
     assert error is ArchiveError
     assert got == found[: len(got)]
+
+
+def standard(data: bytes) -> list[Page] | None:
+    """Return what the standard library reads of an archive; None where it finds it damaged."""
+    found: list[Page] = []
+    try:
+        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(data)), mode="r:") as archive:
+            for member in archive:
+                file = archive.extractfile(member)
+                content = b"" if file is None else file.read()
+                if len(content) < member.size:
+                    return None
+                found += [msgspec.json.decode(line, type=Page) for line in content.split(b"\n") if line.strip()]
+    except (OSError, EOFError, zlib.error, tarfile.TarError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return found
+
+
+@given(
+    inside=st.booleans(),
+    at=st.integers(0, 10**6),
+    start=st.integers(0, 10**6),
+    size=st.integers(0, 1200),
+    gone=st.integers(0, 1200),
+    isal=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_bytes_moved_about_give_what_the_standard_library_reads_or_an_error(
+    inside: bool, at: int, start: int, size: int, gone: int, isal: bool
+) -> None:
+    """A run of the bytes is put over another one: headers, members, ends of gzip files in places they do not belong."""
+    whole = packed([("a", lines(*pages(20, size=40))), ("b", lines(*pages(5)))])
+    data = bytearray(whole if inside else gzip.compress(whole[:1500], 0) + gzip.compress(whole[1500:], 0))
+    at, start = at % len(data), start % len(data)
+    data[at : at + gone] = data[start : start + size]
+    spliced = gzip.compress(bytes(data), 1) if inside else bytes(data)
+
+    async def read() -> list[Page]:
+        async with ArchiveReader(Source(spliced, 700), type=Page, use_isal=isal) as reader:
+            return [page async for page in reader]
+
+    try:
+        found = asyncio.run(read())
+    except (ArchiveError, DecodeError):
+        return
+    assert found == standard(spliced)
 
 
 @given(at=st.integers(10, 10**6), value=st.integers(1, 255), isal=st.booleans())

@@ -240,8 +240,8 @@ def test_a_short_run_of_cuts_loses_nothing(
 ) -> None:
     cut_at_random(
         tmp_path,
-        cuts=40,
-        events=600,
+        cuts=25,
+        events=400,
         rate=2000,
         size=2500,
         patience=20,
