@@ -1329,6 +1329,7 @@ def test_a_partition_never_moves_ahead_of_an_event_that_is_not_acknowledged(orde
         (NOON, NOON),
         ("yesterday", None),
         ("0001-01-01T00:00:00Z", None),
+        ("9999-12-31T23:59:59-05:00", None),
         (None, None),
         (5, None),
         (datetime(2026, 1, 1), None),  # noqa: DTZ001  # without a zone it says nothing

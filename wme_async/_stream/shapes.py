@@ -204,6 +204,7 @@ def published_of(event: PlaceLike) -> datetime | None:
             value = msgspec.convert(value, datetime)
         except msgspec.ValidationError:
             return None
-    if not isinstance(value, datetime) or value.tzinfo is None:
+    # Years 1 and 9999 say that there is no time, and in another zone they may not even be dates.
+    if not isinstance(value, datetime) or value.tzinfo is None or not 1 < value.year < 9999:
         return None
-    return value.astimezone(UTC) if value.year > 1 else None
+    return value.astimezone(UTC)
