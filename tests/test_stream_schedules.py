@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import operator
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -106,6 +107,21 @@ async def test_lists_that_are_cancelled_at_any_turn_lose_nothing_and_repeat_noth
         for partition, position in stream.positions.items():
             assert position.offset <= max(check.last[partition] + 1, 0)
     assert sorted(check.got) == sorted(sent)
+
+
+async def test_lists_that_are_cancelled_again_and_again_do_not_pile_up(world: World) -> None:
+    sim, transport = world
+    async with articles(transport) as stream:
+        sim.firehose.publish(partition=7)
+        await until(lambda: stream._buffer.size > 0)
+        for _ in range(500):
+            asking = asyncio.ensure_future(anext(stream.batches(2, 60)))
+            await turns(2)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        assert operator.length_hint(stream._runs.pairs) == 1, "it is no plain list any more"
+        assert len(await anext(stream.batches(1, 0))) == 1
 
 
 async def test_a_second_task_that_reads_is_told_so(world: World) -> None:

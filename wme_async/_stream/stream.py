@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -365,7 +364,8 @@ class Stream(Generic[T]):
             self._settle()
             await self._gather(taken, max_items, max_wait)
         except BaseException:
-            self._runs.pairs = itertools.chain(taken, self._runs.pairs)
+            # Flat, since this may happen any number of times in a row.
+            self._runs.pairs = iter([*taken, *self._runs.pairs])
             raise
         finally:
             self._collecting = False
