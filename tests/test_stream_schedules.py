@@ -359,3 +359,18 @@ async def test_a_stream_whose_task_was_cancelled_from_outside_says_so(world: Wor
         async with asyncio.timeout(5):
             with pytest.raises(StreamError, match="cancelled"):
                 await asking
+
+
+@pytest.mark.parametrize("keep", [None, lambda article: True])
+async def test_events_of_partitions_that_belong_to_another_connection_are_left_to_it(keep: Any, world: World) -> None:
+    """Taken from a connection that is ahead, they would hide what comes before them on the one that has them all."""
+    sim, transport = world
+    async with articles(transport, connections=2, keep=keep) as stream:
+        await sim.firehose.wait_open(2)
+        ahead = b'{"name":"x","event":{"partition":7,"offset":5,"date_published":"2025-04-11T05:00:00Z"}}'
+        zeroth = stream._pool[0]
+        assert 7 not in zeroth.partitions
+        await stream._buffer.put(Block(Session(zeroth, 0.0), [ahead], len(ahead)))
+        sim.firehose.publish_many(6, partition=7)
+        assert [article.event.offset async for article in take(stream, 6)] == list(range(6))
+        assert stream.statistics().duplicates == 1

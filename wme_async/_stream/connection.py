@@ -191,6 +191,8 @@ class Connection:
         self.number = number
         self.parts = parts
         self.partitions = partitions_of(settings.resource, parts)
+        # What else it brings is not its own; one that reads everything takes whatever comes.
+        self.own = None if len(parts) == settings.resource.parts else frozenset(self.partitions)
         self.session: Session | None = None
         self.connects = 0
         self.reconnects = 0

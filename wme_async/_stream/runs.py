@@ -23,6 +23,7 @@ SKIP: Final[Any] = object()
 
 
 _event: Final = operator.attrgetter("event")
+_partition: Final = operator.attrgetter("partition")
 
 
 class Bad:
@@ -108,6 +109,7 @@ class Runs(Generic[T]):
         self._decode = shape.decode
         self._records: Iterator[Record] = iter(())
         self._untouched = False
+        self._own: frozenset[Any] | None = None
 
     @property
     def block(self) -> Block | None:
@@ -118,6 +120,7 @@ class Runs(Generic[T]):
         """Take the next block."""
         self._block = block
         self._records = iter(block.records)
+        self._own = block.session.connection.own
         self._untouched = self._keep is None and self._note is None
         short = self._shape.short
         long = block.size > LONG_RECORD * len(block.records)
@@ -183,6 +186,7 @@ class Runs(Generic[T]):
         self.items, self.events = items, events
         self.pairs = zip(items, events, strict=True)
         decode, finish, keep, note = self._decode, self._shape.finish, self._keep, self._note
+        own = self._own
         seen = self._progress.seen
         last = seen.get
         if self._untouched:
@@ -203,6 +207,10 @@ class Runs(Generic[T]):
                 elif self._odd(record, error):
                     continue
                 return self._ran(items)
+            if own is not None and partition not in own:
+                # Another connection brings it in its order. Taken from here, it would hide what comes there before it.
+                self._progress.duplicates += 1
+                continue
             if closer:
                 verdict = self._progress_of(partition, event)
                 if verdict is False:
@@ -239,6 +247,8 @@ class Runs(Generic[T]):
             places = list(map(_event, values))
             if self._shape.finish is not None:
                 values = list(map(self._shape.finish, values))
+            if self._own is not None and not self._own.issuperset(map(_partition, places)):
+                return
         except (*DECODE_ERRORS, TypeError, ValueError, AttributeError):
             return
         seen = self._progress.seen
