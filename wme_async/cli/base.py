@@ -38,7 +38,7 @@ __all__ = [
     "where_option",
 ]
 
-logger = logging.getLogger("wme_async.cli")
+logger: logging.Logger = logging.getLogger("wme_async.cli")
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
