@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -154,7 +153,7 @@ def test_values_of_filters_have_the_type_of_their_field(run):
 
 def test_what_was_tried_is_told_with_the_error(run, world, monkeypatch):
     world.faults.inject("status", role="api", status=500, times=5)
-    monkeypatch.setattr(Retry, "__post_init__", lambda self: msgspec.structs.force_setattr(self, "base", 0.0))
+    monkeypatch.setattr("wme_async._transport.core.Retry", lambda: Retry(base=0.0))
     assert "gave up after 5 attempts" in run("projects", "ls", code=1).stderr
 
 
