@@ -83,7 +83,7 @@ async def obstore_download(options: argparse.Namespace) -> None:
     from obstore.store import HTTPStore
 
     base, _, name = options.url.rpartition("/")
-    settings = {"allow_http": True, "allow_invalid_certificates": options.cafile is not None}
+    settings: Any = {"allow_http": True, "allow_invalid_certificates": options.cafile is not None}
     store = HTTPStore.from_url(base, client_options=settings)
     size = (await store.head_async(name))["size"]
     file = os.open(options.target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -104,7 +104,7 @@ async def obstore_download(options: argparse.Namespace) -> None:
 
 def parfive_download(options: argparse.Namespace) -> None:
     """Fetch a file by parfive in splits."""
-    from parfive import Downloader
+    from parfive import Downloader  # type: ignore[import-untyped]  # it has no types
 
     loader = Downloader(max_conn=1, max_splits=options.connections, progress=False, overwrite=True)
     target = Path(options.target)

@@ -92,7 +92,8 @@ async def serve(options: argparse.Namespace) -> dict[str, Any]:
         await transport.aclose()
     await runner.cleanup()
     output, _ = await asyncio.to_thread(asking.communicate)
-    return figures | json.loads(output)
+    figures.update(json.loads(output))
+    return figures
 
 
 def main() -> None:

@@ -111,6 +111,7 @@ class _Cases:
 def _plain(bench: Bench, nginx: Nginx) -> Group:
     make = _Cases(bench, bench.inputs.random_bytes(bench.inputs.sizes.plain), nginx.plain, None)
     return Group(
+        whole=True,
         name="plain",
         title=f"Download of {make.size / 1e9:.2f} GB, plain HTTP, nothing verified",
         cases=[
@@ -157,6 +158,7 @@ def _plain(bench: Bench, nginx: Nginx) -> Group:
 def _secure(bench: Bench, nginx: Nginx) -> Group:
     make = _Cases(bench, bench.inputs.random_bytes(bench.inputs.sizes.secure), nginx.secure, nginx.certificate)
     return Group(
+        whole=True,
         name="tls",
         title=f"Download of {make.size / 1e9:.2f} GB, TLS 1.3, nothing verified",
         cases=[
@@ -208,6 +210,7 @@ def _slow(bench: Bench, nginx: Nginx) -> Group:
         lacking=lacks(programs=("curl",)),
     )
     return Group(
+        whole=True,
         name="throttled",
         title=f"Download of {make.size / 1e9:.2f} GB, TLS, 8 connections of 20 MB/s each",
         cases=[
@@ -241,6 +244,7 @@ def _verified(bench: Bench, nginx: Nginx) -> Group:
     md5 = checksum(make.source)
     pipe = f"curl -sSf '{make.url}' | tee '{make.target}' | md5sum | grep -q {md5}"
     return Group(
+        whole=True,
         name="verified",
         title=f"Download of {make.size / 1e9:.2f} GB, plain HTTP, MD5 compared",
         cases=[
@@ -276,6 +280,7 @@ def _flushed(bench: Bench, nginx: Nginx) -> Group:
     make = _Cases(bench, bench.inputs.random_bytes(bench.inputs.sizes.secure), nginx.plain, None)
     pipe = f"curl -sSf -o '{make.target}' '{make.url}' && sync '{make.target}'"
     return Group(
+        whole=True,
         name="flushed",
         title=f"Download of {make.size / 1e9:.2f} GB, plain HTTP, flushed to the disk as the client does",
         cases=[
@@ -310,6 +315,7 @@ def _small(bench: Bench, nginx: Nginx) -> Group:
     aria2.write_text("".join(f"{base}/{path.name}\n" for path in files))
     arguments = (base, bench.work, "--list", names)
     return Group(
+        whole=True,
         name="files",
         title=f"{len(files)} small files, {total / 1e6:.0f} MB in all, plain HTTP, one pool, nothing verified",
         cases=[
