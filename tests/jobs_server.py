@@ -16,8 +16,8 @@ class FileServer:
     Attributes:
         files: Name to bytes.
         rules: Name to what to do instead: a status, `hang` (send half, then wait for `gate`), `whole` (no ranges, no
-            ETag), `chunked` (no length either), `slow` (pieces with pauses), `faulty` (answers 503 or breaks off twice,
-            then serves), or a URL to redirect to.
+            ETag), `chunked` (no length either), `slow` (pieces with pauses), `stepped` (quarters, each once `steps` is
+            released), `faulty` (answers 503 or breaks off twice, then serves), or a URL to redirect to.
         heads: Name to further headers.
         asked: How often each name was asked for.
         hooks: Webhooks that arrived: headers and body.
@@ -33,6 +33,7 @@ class FileServer:
         self.faults: Counter[str] = Counter()
         self.sent = 0
         self.gate = asyncio.Event()
+        self.steps = asyncio.Semaphore(0)
         self.hanging = asyncio.Event()
         self.hooks: list[tuple[dict[str, str], bytes]] = []
         self.hooked = asyncio.Event()
@@ -98,8 +99,10 @@ class FileServer:
             await response.write(data[: len(data) // 2])
             self.sent += len(data) // 2
             raise ConnectionResetError("broken off on purpose")
-        step = 16_384 if rule == "slow" else len(data)
+        step = {"slow": 16_384, "stepped": -(-len(data) // 4)}.get(str(rule), len(data))
         for at in range(0, len(data), max(1, step)):
+            if rule == "stepped":
+                await self.steps.acquire()
             await response.write(data[at : at + step])
             self.sent += len(data[at : at + step])
             if rule == "slow":

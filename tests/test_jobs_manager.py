@@ -435,17 +435,30 @@ async def test_watching_a_batch_tells_every_state_in_order_and_ends_with_it(mana
 
 
 async def test_progress_is_told_while_bytes_arrive_and_weighs_them(manager, server):
-    urls = [server.add("big", 400_000, "slow"), server.add("small", 1000)]
+    urls = [server.add("big", 400_000, "stepped"), server.add("small", 1000)]
     batch = await manager.submit(urls)
-    seen = [event.progress async for event in manager.watch(batch.batch_id) if event.kind == "progress"]
-    big = [progress for progress in seen if progress.total == 400_000]
+    server.steps.release()
+    big: list[jobs.JobProgress] = []
+    async for event in manager.watch(batch.batch_id):
+        if event.progress is not None and event.progress.total == 400_000:
+            if event.progress.done > (big[-1].done if big else 0):
+                server.steps.release()
+            big.append(event.progress)
     assert len(big) >= 2
     assert [progress.done for progress in big] == sorted(progress.done for progress in big)
     assert all(0 <= progress.percent < 100 for progress in big)
-    reports: list[jobs.Batch] = []
-    again = await manager.submit([url + "?2" for url in urls])
-    await manager.wait(again.batch_id, progress=reports.append, timeout=20)
-    percents = [report.progress.percent for report in reports]
+
+
+async def test_progress_of_a_batch_goes_from_nothing_to_all(manager, server):
+    percents: list[float] = []
+
+    def told(batch):
+        if batch.progress.percent > (percents[-1] if percents else -1.0):
+            server.steps.release()
+        percents.append(batch.progress.percent)
+
+    batch = await manager.submit([server.add("big", 400_000, "stepped"), server.add("small", 1000)])
+    await manager.wait(batch.batch_id, progress=told, timeout=20)
     assert percents[0] == 0.0
     assert percents[-1] == 100.0
     assert any(0 < percent < 100 for percent in percents)
