@@ -676,7 +676,7 @@ async def test_a_bad_record_is_raised_and_asking_again_goes_on(world: World) -> 
 
 BAD: list[bytes] = [
     b'{"name":5,"event":{"partition":7,"offset":1}}',
-    b'{"name":"cut","event":{"date_published":"2026-11-22T08:00:00.5Z","partition":7,"offset":1},"image":{"content',
+    b'{"name":"cut","event":{"date_published":"2021-11-22T08:00:00.5Z","partition":7,"offset":1},"image":{"content',
     b'{"name":"\xff","event":{"partition":7,"offset":1}}',
 ]
 

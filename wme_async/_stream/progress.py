@@ -193,6 +193,20 @@ class Progress:
         )
         return Missing(gap, _time_of(last), published_of(event))
 
+    def dated(self, event: Spot) -> Spot:
+        """Return the place of a record that did not decode, with a time that its partition can be asked for by.
+
+        Such a record is a poor witness. A time before that of the event in front of it, taken for the partition's,
+        could make the next request one by time, which brings again what has been read.
+        """
+        last: PlaceLike | Position | None = self.last(event.partition) or self.base.get(event.partition)
+        if last is None or event.offset <= last.offset:
+            return event
+        now, before = published_of(event), _time_of(last)
+        if before is None or (now is not None and now >= before):
+            return event
+        return Spot(event.partition, event.offset, before)
+
     def _from_base(self, partition: int) -> Spot:
         base = self.base[partition]
         return Spot(partition, base.offset, base.published)

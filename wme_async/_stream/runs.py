@@ -319,6 +319,7 @@ class Runs(Generic[T]):
             return False
         event = recover(record)
         if event is not None:
+            event = self._progress.dated(event)
             verdict: Missing | bool | None = True
             if event.offset <= self._progress.seen.get(event.partition, TOP).offset:
                 verdict = self._progress_of(event.partition, event)
