@@ -101,7 +101,7 @@ class FileServer:
             raise ConnectionResetError("broken off on purpose")
         step = {"slow": 16_384, "stepped": -(-len(data) // 4)}.get(str(rule), len(data))
         for at in range(0, len(data), max(1, step)):
-            if rule == "stepped":
+            if rule == "stepped" and len(data) > 1:
                 await self.steps.acquire()
             await response.write(data[at : at + step])
             self.sent += len(data[at : at + step])
