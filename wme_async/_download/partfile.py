@@ -138,7 +138,7 @@ class PartFile:
             if os.fstat(self._fd).st_size == size:
                 spans = self._ledger.load(identity=identity, size=size, etag=etag)
         if not spans.total:
-            os.ftruncate(self._fd, 0)
+            self._clear()
         self._check_space(size)
         plan = self.plan = Plan(size, spans, rate=rate)
         if self._ledger is not None:
@@ -151,7 +151,13 @@ class PartFile:
         """Begin again from nothing, without a ledger: for answers that can only be taken whole."""
         self._drop_ledger()
         self.plan = None
-        os.ftruncate(self._fd, 0)
+        self._clear()
+
+    def _clear(self) -> None:
+        # ext4 flushes a file that was cut to nothing when it is closed, for the sake of programs that replace a file
+        # that way; a new one is spared that.
+        if os.fstat(self._fd).st_size:
+            os.ftruncate(self._fd, 0)
 
     def _check_space(self, size: int) -> None:
         there = os.fstatvfs(self._fd)
