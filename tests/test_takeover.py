@@ -353,3 +353,25 @@ async def test_a_session_of_the_users_own_is_read_by_aiohttp_alone(
     async with aiohttp.ClientSession() as session, served(whole, None, session=session) as (transport, request, _):
         assert await fetch(transport, request) == DATA
     assert taken == []
+
+
+async def test_readers_take_turns_and_leave_the_loop_to_others() -> None:
+    turn, longest = _takeover._TURN, _takeover._ROUND
+    turns = _takeover._Turns.of(asyncio.get_running_loop())
+    assert turns is _takeover._Turns.of(asyncio.get_running_loop())
+    readers: list[Any] = [object() for _ in range(4)]
+    assert [turns.begin(each, 100.0) for each in readers[:2]] == [100.0 + turn] * 2
+    # The rest of the round is short, and then over.
+    assert turns.begin(readers[2], 100.0 + longest - turn / 4) == 100.0 + longest
+    assert turns.begin(readers[3], 100.0 + longest) == 100.0 + longest
+    await asyncio.sleep(0)
+    # In the next one those come first who had none, although the others are ready too.
+    later = 100.0 + longest + turn / 2
+    assert turns.begin(readers[2], later) == later
+    assert turns.begin(readers[3], later) == later + turn
+    await asyncio.sleep(0)
+    for each in readers:
+        turns.leave(each)
+    assert turns.begin(readers[2], later) == later + turn
+    turns.leave(readers[2])
+    await asyncio.sleep(0)

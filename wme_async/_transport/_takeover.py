@@ -10,8 +10,10 @@ What is relied upon is looked at first; where anything is other than expected, a
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -32,6 +34,11 @@ _LEAST_BODY = 8 * 1024 * 1024
 _MOST_SPARE = 16
 _SPARE: list[bytearray] = []
 _SCRATCH = memoryview(bytearray(1))
+# Where bytes come faster than they are taken, a connection that is read a little at a time never gets room for much at
+# once, and a small receive window costs both sides a third more. So each is drained in its turn, for this many seconds
+# at most; all turns in one round of the event loop together take no longer than a round may.
+_TURN = 0.002
+_ROUND = 0.004
 # Bytes do not wait longer than this in the buffer, so that what is on its way is also seen and accounted for.
 _FLUSH_SECONDS = 0.25
 
@@ -110,6 +117,54 @@ def _as_expected(handler: Any, transport: Any) -> bool:
     )
 
 
+def _plain_socket(transport: asyncio.Transport) -> int:
+    """Return the descriptor that the bytes of a body come out of as they are; -1 where TLS or anything else is between."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or transport.get_extra_info("sslcontext") is not None or not hasattr(os, "readv"):
+        return -1
+    return int(sock.fileno())
+
+
+class _Turns:
+    """Who may drain its socket, and how long: fair, and never so long that the loop's other tasks notice."""
+
+    _all: "WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]" = WeakKeyDictionary()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # It is kept in a dictionary by its loop, which it must not keep alive.
+        self._loop = ref(loop)
+        self._last: dict[_Reader, float] = {}
+        self._until: float | None = None
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> "_Turns":
+        """Return the one of an event loop."""
+        found = cls._all.get(loop)
+        if found is None:
+            found = cls._all[loop] = cls(loop)
+        return found
+
+    def begin(self, reader: "_Reader", now: float) -> float:
+        """Return until when a reader may go on: `now` where it has to wait for the others."""
+        if self._until is None:
+            self._until = now + _ROUND
+            loop = self._loop()
+            assert loop is not None
+            loop.call_soon(self._next_round)
+        # Others may be waiting in line, so nobody comes again before they had time for a turn of their own.
+        if now >= self._until or now - self._last.get(reader, 0.0) < _TURN * (len(self._last) - 1) / 2:
+            return now
+        self._last[reader] = now
+        return min(self._until, now + _TURN)
+
+    def leave(self, reader: "_Reader") -> None:
+        """Forget a reader."""
+        self._last.pop(reader, None)
+
+    def _next_round(self) -> None:
+        self._until = None
+
+
 class _Reader(asyncio.BufferedProtocol):
     """Reads a body of known length from a transport into a buffer."""
 
@@ -128,9 +183,12 @@ class _Reader(asyncio.BufferedProtocol):
         self._sink = sink
         self._rest = rest
         self._read_timeout = read_timeout
+        self._source = _plain_socket(transport)
+        self._turns = _Turns.of(loop)
         self._buffer = _SPARE.pop() if _SPARE else bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._filled = 0
+        self._least_room = 1 if self._source >= 0 else _LEAST_ROOM
         self._heard = self._flushed = loop.time()
         self._pending: Awaitable[None] | None = None
         self._error: BaseException | None = None
@@ -176,6 +234,8 @@ class _Reader(asyncio.BufferedProtocol):
     def detach(self) -> None:
         """Stop reading and close the connection at once: what else it may send is not wanted."""
         self._stopped = True
+        self._source = -1
+        self._turns.leave(self)
         if self._timer is not None:
             self._timer.cancel()
         if isinstance(self._pending, Coroutine):
@@ -198,16 +258,30 @@ class _Reader(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take note of bytes, and pass them on when there are enough."""
-        if self._stopped or not self._rest:
-            return
-        self._heard = self._loop.time()
-        self._filled += nbytes
-        self._rest -= nbytes
-        if (
-            not self._rest or _BUFFER - self._filled < _LEAST_ROOM or self._heard - self._flushed > _FLUSH_SECONDS
-        ) and self._flush():
-            self._transport.pause_reading()
-            self._notify()
+        until: float | None = None
+        while nbytes and not self._stopped and self._rest:
+            now = self._heard = self._loop.time()
+            self._filled += nbytes
+            self._rest -= nbytes
+            full = _BUFFER - self._filled < self._least_room
+            if (full or not self._rest or now - self._flushed > _FLUSH_SECONDS) and self._flush():
+                self._transport.pause_reading()
+                self._notify()
+                return
+            if self._source < 0:
+                return
+            if until is None:
+                until = self._turns.begin(self, now)
+            if now >= until:
+                return
+            nbytes = self._read()
+
+    def _read(self) -> int:
+        """Read more from the socket itself, without the loop between; 0 where nothing is there now."""
+        try:
+            return os.readv(self._source, [self.get_buffer(-1)])
+        except OSError:
+            return 0  # of all but waiting, the loop will learn too
 
     def eof_received(self) -> bool:
         """The peer has no more to say."""
