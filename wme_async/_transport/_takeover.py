@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
 import aiohttp
@@ -118,7 +118,7 @@ def _as_expected(handler: Any, transport: Any) -> bool:
 
 
 def _plain_socket(transport: asyncio.Transport) -> int:
-    """Return the descriptor that the bytes of a body come out of as they are; -1 where TLS or anything else is between."""
+    """Return the descriptor that bytes come out of as they were sent; -1 where TLS or anything else is between."""
     sock = transport.get_extra_info("socket")
     if sock is None or transport.get_extra_info("sslcontext") is not None or not hasattr(os, "readv"):
         return -1
@@ -128,7 +128,7 @@ def _plain_socket(transport: asyncio.Transport) -> int:
 class _Turns:
     """Who may drain its socket, and how long: fair, and never so long that the loop's other tasks notice."""
 
-    _all: "WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]" = WeakKeyDictionary()
+    _all: ClassVar["WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]"] = WeakKeyDictionary()
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # It is kept in a dictionary by its loop, which it must not keep alive.
