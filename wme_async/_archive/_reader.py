@@ -28,7 +28,7 @@ _SLICE: Final = 0.002  # seconds that decoding may keep the loop without letting
 _CREDIT: Final = 64 * 1024  # bytes decoded between two looks at the clock
 _EACH: Final = 64  # bytes that a record counts for beside its own
 _BATCH: Final = 1024 * 1024
-_WINDOW: Final = 4 * 1024 * 1024
+_WINDOW: Final = 2 * 1024 * 1024
 
 
 class ArchiveStatistics(msgspec.Struct, frozen=True):

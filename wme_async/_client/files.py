@@ -182,7 +182,7 @@ class Files(Collection[M], Generic[M, R]):
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
         connections: int | None = None,
-        window: int = 16 << 20,
+        window: int = 12 << 20,
         max_rate: float | None = None,
         budget: Budget | None = None,
     ) -> ArchiveReader[R]: ...
@@ -197,7 +197,7 @@ class Files(Collection[M], Generic[M, R]):
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
         connections: int | None = None,
-        window: int = 16 << 20,
+        window: int = 12 << 20,
         max_rate: float | None = None,
         budget: Budget | None = None,
     ) -> ArchiveReader[U]: ...
@@ -211,7 +211,7 @@ class Files(Collection[M], Generic[M, R]):
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
         connections: int | None = None,
-        window: int = 16 << 20,
+        window: int = 12 << 20,
         max_rate: float | None = None,
         budget: Budget | None = None,
     ) -> ArchiveReader[Any]:
@@ -260,7 +260,7 @@ class Files(Collection[M], Generic[M, R]):
         *,
         tee: str | os.PathLike[str] | None = None,
         connections: int | None = None,
-        window: int = 16 << 20,
+        window: int = 12 << 20,
         max_rate: float | None = None,
         budget: Budget | None = None,
     ) -> Ordered:

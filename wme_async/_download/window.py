@@ -26,7 +26,7 @@ __all__ = ["Ordered", "ordered"]
 
 MIB = 1 << 20
 
-_WINDOW = 16 * MIB
+_WINDOW = 12 * MIB
 _READ = 256 * 1024
 # Parts of a file that is read in order: what the reader waits for must not be spread over a large one.
 _TEE_PART = 16 * MIB
