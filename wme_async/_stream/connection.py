@@ -11,6 +11,7 @@ from typing import Any, cast
 import anyio
 import msgspec
 
+from wme_async._protocol.decode import LONG_RECORD
 from wme_async._protocol.framing import Framing, Record, framer_for
 from wme_async._protocol.positions import Plan, StreamResource, check_since, partitions_of, plan
 from wme_async._protocol.retry import Backoff, is_transient
@@ -42,6 +43,9 @@ _WIDE_GUARD = timedelta(minutes=2)  # after a time was refused although the serv
 _HEADSTART = timedelta(seconds=30)
 _ASLEEP = 60.0  # seconds that the server's clock may have run on without ours
 _REFUSALS = 5  # tokens refused in a row after the stream had worked, before it gives up
+# Bytes to read ahead where records are long. Short ones are best taken as soon as 64 KiB of them are there, before they
+# leave the processor's cache; for long ones that would be a wake-up for each or two.
+_LONG_READ = 256 * 1024
 _ACCEPT: Mapping[Framing, str] = {"ndjson": "application/x-ndjson", "sse": "text/event-stream"}
 
 
@@ -317,12 +321,16 @@ class Connection:
                 raise Interrupted(f"it is {asleep:.0f} s later than thought; asking again by the server's clock")
             framer = framer_for(_framing_of(body, settings.framing), settings.max_record)
             self._connected(session, wanted)
+            long = False
             async with contextlib.aclosing(cast("AsyncGenerator[bytes]", body.chunks())) as chunks:
                 async for data in chunks:
                     self.bytes += len(data)
                     records = framer.feed(data)
                     if records:
                         session.records += len(records)
+                        if not long and len(data) > LONG_RECORD * len(records):
+                            long = True
+                            body.read_ahead(_LONG_READ)
                         await self._buffer.put(Block(session, records, len(data)))
         cut = f", in the middle of a record of {framer.pending} bytes so far" if framer.pending else ""
         raise Interrupted(f"the server ended the stream{cut}")

@@ -73,6 +73,10 @@ class Body:
     def __repr__(self) -> str:
         return f"<Body {self.status} {bare_url(self.url)}>"
 
+    def read_ahead(self, size: int) -> None:
+        """Let `chunks` hand out up to about twice so many bytes at once. It can be raised, not lowered."""
+        self._response.content.set_read_chunk_size(size)
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the bytes as they come from the socket, in pieces of no particular size.
 
