@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 import time
 from datetime import UTC, datetime
 
@@ -13,7 +14,8 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from wme_async._protocol.settings import Retry
 from wme_async.errors import IntegrityError
-from wme_async.jobs import BatchManager, JobLimits, new_secret, sign_webhook, verify_webhook
+from wme_async.jobs import BatchManager, JobLimits, new_secret, outbox, sign_webhook, verify_webhook
+from wme_async.jobs.store import Store
 from wme_async.jobs.webhooks import DELAYS, retry_delay
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -230,3 +232,27 @@ async def test_a_cancelled_batch_is_told_too(tmp_path, server):
         await manager.cancel(batch.batch_id)
         await settled(manager, batch.batch_id)
     assert json.loads(server.hooks[0][1])["type"] == "batch.cancelled"
+
+
+@pytest.mark.parametrize("name", ["messages", "attempted", "next_message"])
+async def test_a_database_that_fails_for_a_moment_delays_a_webhook_and_ends_no_job(tmp_path, server, monkeypatch, name):
+    working = getattr(Store, name)
+    troubles = 0
+
+    async def failing(store, *given, **named):
+        nonlocal troubles
+        if server.hooks or name == "messages":
+            troubles += 1
+            if troubles == 1:
+                raise sqlite3.OperationalError("database or disk is full")
+        return await working(store, *given, **named)
+
+    monkeypatch.setattr(outbox, "_DISK_PAUSE", 0.0)
+    monkeypatch.setattr(Store, name, failing)
+    async with open_manager(tmp_path) as manager:
+        batch = await manager.submit([server.add("a")], webhook_url=f"{server.url}/hook")
+        told = await settled(manager, batch.batch_id)
+        assert (told.state, told.attempts, len(server.hooks)) == ("delivered", 1, 1)
+        later = await manager.submit([server.add("b")])
+        assert (await manager.wait(later.batch_id, timeout=10)).status == "completed"
+    assert troubles > 1

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import secrets as secrets_module
+import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -24,6 +25,8 @@ logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _AT_ONCE = 8
 _TIMEOUT = 20.0
+# How long to wait before the database is asked again that could not be read or written.
+_DISK_PAUSE = 2.0
 _SETTING = "webhook_secrets"
 
 
@@ -116,13 +119,18 @@ class Delivery:
         """Send what is due, for ever."""
         while True:
             self._news.clear()
-            now = self._transport.now()
-            due = await self._store.messages(due=now)
-            slots = asyncio.Semaphore(_AT_ONCE)
-            async with asyncio.TaskGroup() as group:
-                for message in due:
-                    group.create_task(self._attempt(message, slots))
-            upcoming = await self._store.next_message()
+            try:
+                due = await self._store.messages(due=self._transport.now())
+                slots = asyncio.Semaphore(_AT_ONCE)
+                async with asyncio.TaskGroup() as group:
+                    for message in due:
+                        group.create_task(self._attempt(message, slots))
+                upcoming = await self._store.next_message()
+            except sqlite3.Error as error:
+                # Jobs do without webhooks for a while; they must not end because of them.
+                logger.error("the outbox could not be read (%s); it is tried again", error)  # noqa: TRY400  # no bug of ours
+                await asyncio.sleep(_DISK_PAUSE)
+                continue
             if upcoming is not None and upcoming <= self._transport.now():
                 continue
             # The clock may be set; once a minute is soon enough to notice.
@@ -144,15 +152,18 @@ class Delivery:
         state = "delivered" if error is None else "given up" if delay is None else "waiting"
         if error is not None:
             logger.info("webhook %s, attempt %d: %s; %s", message.message_id, attempts, error, state)
-        await self._store.attempted(
-            msgspec.structs.replace(
-                message,
-                state=state,
-                attempts=attempts,
-                next_at=None if delay is None else now + delay,
-                error=error,
-            )
+        told = msgspec.structs.replace(
+            message, state=state, attempts=attempts, next_at=None if delay is None else now + delay, error=error
         )
+        while True:
+            try:
+                await self._store.attempted(told)
+            except sqlite3.Error as trouble:
+                # What is not stored would be sent again.
+                logger.error("how %s went could not be stored (%s); it is tried again", told.message_id, trouble)  # noqa: TRY400  # as above
+                await asyncio.sleep(_DISK_PAUSE)
+            else:
+                return
 
     async def _send(self, message: MessageRow) -> tuple[str | None, bool, float | None]:
         """Make one attempt.
