@@ -8,7 +8,8 @@ from jobs_server import FileServer
 
 from wme_async import jobs
 from wme_async._protocol.settings import Retry, Timeouts
-from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, Status, UnknownBatch, WrongState
+from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, Status, UnknownBatch, WrongState, crew
+from wme_async.jobs.store import Store
 
 QUICK = Retry(attempts=2, base=0.01, cap=0.02)
 
@@ -272,6 +273,29 @@ async def test_a_full_disk_is_told_in_words(tmp_path, server):
         batch = await manager.submit([server.add("a")])
         done = await manager.wait(batch.batch_id, timeout=10)
     assert (done.jobs[0].status, done.jobs[0].error) == ("failed", "the disk is full")
+
+
+@pytest.mark.parametrize("name", ["reserve", "save"])
+async def test_a_whole_file_gets_its_name_although_the_database_fails_for_a_moment(tmp_path, server, monkeypatch, name):
+    working = getattr(Store, name)
+    troubles = 0
+
+    async def failing(store, *given, **named):
+        nonlocal troubles
+        if name == "reserve" or any(job.status is Status.COMPLETED for job in given[1]):
+            troubles += 1
+            if troubles == 1:
+                raise sqlite3.OperationalError("database or disk is full")
+        return await working(store, *given, **named)
+
+    monkeypatch.setattr(crew, "_DISK_PAUSE", 0.0)
+    monkeypatch.setattr(Store, name, failing)
+    async with open_manager(tmp_path) as manager:
+        batch = await manager.submit([server.add("a")])
+        done = await manager.wait(batch.batch_id, timeout=10)
+    assert (done.jobs[0].status, done.jobs[0].error, troubles) == ("completed", None, 2)
+    assert [path.name for path in (tmp_path / "batch" / batch.batch_id).iterdir()] == ["a.bin"]
+    assert (tmp_path / done.jobs[0].file_info.filepath).read_bytes() == server.files["a"]
 
 
 @pytest.mark.parametrize("rule", [None, "chunked"])

@@ -46,6 +46,18 @@ class UnknownBatch(LookupError):
     """There is no batch, or no job, with this id."""
 
 
+class _Naming(msgspec.Struct):
+    """How far a whole file is on its way to its name. If the database refuses a step, those before it are not repeated.
+
+    Args:
+        staged: Where it waits for its name.
+        facts: Fields of the job, once it has its name.
+    """
+
+    staged: Path | None = None
+    facts: dict[str, Any] | None = None
+
+
 class Crew:
     """Makes changes and runs jobs.
 
@@ -452,12 +464,13 @@ class Crew:
             logger.exception("job %s failed in a way that is not foreseen", job_id(*key))
             why = f"{type(error).__name__}: {error}"
         me = asyncio.current_task()
+        naming = _Naming()
 
         async def report() -> None:
             if self._tasks.get(key) is not me:
                 return
             if fetched is not None:
-                await self._finish(key, fetched)
+                await self._finish(key, fetched, naming)
             else:
                 await self._fail(key, why or "unknown")
 
@@ -511,21 +524,25 @@ class Crew:
         }
         await self._commit(row, after, changes, {**facts, key[1]: {"error": why}})
 
-    async def _finish(self, key: _Key, fetched: Fetched) -> None:
+    async def _finish(self, key: _Key, fetched: Fetched, naming: _Naming) -> None:
         """Give a whole file its name. From the reservation on, a kill at any point is made good by `recover`."""
         row = self.rows.get(key[0])
         if row is None or self._running(key) is None:
             return
         wanted = expand(row.options.path_template, fetched.name, batch_id=key[0])
         try:
-            staged = await self._shelf.collect(key, fetched.path, fetched.extras)
-            facts = await self._shelf.place(key, wanted, staged, title=fetched.name.title, etag=fetched.etag)
+            if naming.staged is None:
+                naming.staged = await self._shelf.collect(key, fetched.path, fetched.extras)
+            if naming.facts is None:
+                naming.facts = await self._shelf.place(
+                    key, wanted, naming.staged, title=fetched.name.title, etag=fetched.etag
+                )
         except OSError as error:
             await self._store.release(*key)
             await self._fail(key, words(error, silence=self._silence))
             return
         after, changes = row.state.apply(key[1], Cause.COMPLETE)
-        await self._commit(row, after, changes, {key[1]: facts})
+        await self._commit(row, after, changes, {key[1]: naming.facts})
 
     # After a kill
 
