@@ -1,7 +1,9 @@
 """The batch manager, against a web server on loopback."""
 
 import asyncio
+import shutil
 import sqlite3
+from types import SimpleNamespace
 
 import pytest
 from jobs_server import FileServer
@@ -273,6 +275,20 @@ async def test_a_full_disk_is_told_in_words(tmp_path, server):
         batch = await manager.submit([server.add("a")])
         done = await manager.wait(batch.batch_id, timeout=10)
     assert (done.jobs[0].status, done.jobs[0].error) == ("failed", "the disk is full")
+
+
+async def test_bytes_that_are_there_need_no_room_a_second_time(manager, server, monkeypatch):
+    url = server.add("big", 6_000_000, "hang")
+    batch = await manager.submit([url])
+    await arrived(manager, batch.batch_id, 1_000_000)
+    await manager.pause(batch.batch_id)
+    server.rules.pop("big")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_500_000))
+    await manager.resume(batch.batch_id)
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert (done.jobs[0].status, done.jobs[0].error) == ("completed", None)
+    fresh = await manager.wait((await manager.submit([url])).batch_id, timeout=10)
+    assert fresh.jobs[0].error == "the disk is full"
 
 
 @pytest.mark.parametrize("name", ["reserve", "save"])

@@ -337,10 +337,20 @@ class Fetcher:
         return check
 
     async def _check_space(self, folder: Path, size: int | None) -> None:
-        usage = await anyio.to_thread.run_sync(shutil.disk_usage, folder)
-        need = (size or 0) + self._limits.free_space
-        if usage.free < need:
-            raise OSError(errno.ENOSPC, f"{need} bytes are needed and {usage.free} are free")
+        there, free = await anyio.to_thread.run_sync(_space, folder)
+        # What an earlier attempt has left takes no more room.
+        need = max(0, (size or 0) - there) + self._limits.free_space
+        if free < need:
+            raise OSError(errno.ENOSPC, f"{need} bytes are needed and {free} are free")
+
+
+def _space(folder: Path) -> tuple[int, int]:
+    """Return how many bytes an unfinished download takes up on the disk, and how many are free."""
+    try:
+        there = (folder / "data.part").stat().st_blocks * 512
+    except FileNotFoundError:
+        there = 0
+    return there, shutil.disk_usage(folder).free
 
 
 def _hook(moved: Moved) -> Callable[[Progress], None]:
