@@ -472,6 +472,8 @@ async def test_watching_a_batch_tells_every_state_in_order_and_ends_with_it(mana
     assert ids == sorted(set(ids))
     later = [event async for event in manager.watch(batch.batch_id, after=ids[3])]
     assert [event.id for event in later] == ids[4:]
+    async with asyncio.timeout(5):
+        assert [event async for event in manager.watch(batch.batch_id, after=ids[-1])] == []
 
 
 async def test_progress_is_told_while_bytes_arrive_and_weighs_them(manager, server):

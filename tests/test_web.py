@@ -614,6 +614,8 @@ async def test_events_of_a_batch_have_ids_and_go_on_after_the_last_one_seen(clie
     assert [json.loads(each["data"])["id"] for each in rest if each["event"] in {"batch", "job"}] == [
         each["id"] for each in told[3:]
     ]
+    over = await events(client, f"/api/v1/batch/{batch_id}/events", after=told[-1]["id"])
+    assert [each["event"] for each in over] == ["hello", "end"]
 
 
 @pytest.mark.parametrize("after", ["nonsense", "-5", "9" * 40, "99999999", "1.5", ""])

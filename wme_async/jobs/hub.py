@@ -123,7 +123,7 @@ class Hub:
                 event.set()
 
     async def watch(
-        self, batch_id: str | None, after: int, *, beat: float | None = None
+        self, batch_id: str | None, after: int, *, beat: float | None = None, ended: bool = False
     ) -> AsyncGenerator[tuple[Event, ...], None]:
         """Yield what happens after an event, in groups, until the batch ends or the manager closes.
 
@@ -131,6 +131,7 @@ class Hub:
             batch_id: Only of this batch; None for all.
             after: The id of the last event that was seen.
             beat: Seconds of silence after which an empty group is yielded; None for never.
+            ended: The batch has ended already: nothing is waited for.
         """
         wake, epoch = asyncio.Event(), self._epoch
         self._waking.setdefault(batch_id, set()).add(wake)
@@ -155,7 +156,7 @@ class Hub:
                 if fresh:
                     seen = max(count for count, _ in fresh)
                     yield tuple(event for _, event in fresh)
-                if self.closed or (beat is not None and epoch != self._epoch):
+                if ended or self.closed or (beat is not None and epoch != self._epoch):
                     return
                 try:
                     async with asyncio.timeout(beat):

@@ -356,10 +356,10 @@ class BatchManager:
             UnknownBatch: There is no such batch.
         """
         crew = self._open()
-        if batch_id is not None:
-            await self.status(batch_id)
+        # Whoever has seen the end of a batch would wait for another one.
+        ended = batch_id is not None and (await self.status(batch_id)).ended
         start = min(after, crew.hub.last) if after is not None else 0 if batch_id is not None else crew.hub.last
-        async with contextlib.aclosing(crew.hub.watch(batch_id, start, beat=beat)) as groups:
+        async with contextlib.aclosing(crew.hub.watch(batch_id, start, beat=beat, ended=ended)) as groups:
             async for group in groups:
                 yield group
 
