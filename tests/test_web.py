@@ -656,6 +656,18 @@ async def test_a_stream_ends_when_the_server_does(tmp_path, files):
     assert time.monotonic() - began < 5
 
 
+async def test_the_stream_of_a_batch_says_end_only_when_the_batch_has_ended(client, manager, files):
+    batch_id = await submit(client, [files.add("hang", 100_000, "hang")])
+    path = f"/api/v1/batch/{batch_id}/events"
+    async with asyncio.timeout(10), client.get(path, headers=HEAD) as answer:
+        while not (await answer.content.readline()).startswith(b"event: batch"):
+            pass
+        manager.end_streams()
+        assert b"event: end" not in await answer.content.read()
+    files.gate.set()
+    assert (await events(client, path))[-1]["event"] == "end"
+
+
 # Files
 
 

@@ -15,6 +15,7 @@ import msgspec
 from wme_async.errors import StatusError, WMEError
 from wme_async.jobs import Batch, BatchManager, Event, InvalidBatch, Listing, Status, UnknownBatch, WrongState
 from wme_async.jobs.names import VARIABLES
+from wme_async.jobs.states import FINAL
 from wme_async.web.access import Keys, Links, Throttle, same_origin
 from wme_async.web.files import file_reply
 from wme_async.web.metrics import metrics_text
@@ -357,21 +358,21 @@ class Service:
 
     async def _batch_events(self, call: Call, _who: str, batch_id: str) -> Reply:
         # An unknown batch is said now, while there is still a status to say it with.
-        await self.manager.status(batch_id)
-        return self._stream(call, batch_id)
+        batch = await self.manager.status(batch_id)
+        return self._stream(call, batch_id, ended=batch.ended)
 
     async def _all_events(self, call: Call, _who: str) -> Reply:
         return self._stream(call, None)
 
-    def _stream(self, call: Call, batch_id: str | None) -> Reply:
+    def _stream(self, call: Call, batch_id: str | None, *, ended: bool = False) -> Reply:
         # Neither is worth an error: a browser would ask for the same again and again.
         given = call.headers.get("last-event-id") or call.query.get("after") or ""
         after = int(given) if _EVENT_ID.fullmatch(given) else None
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        body = b"" if call.method == "HEAD" else self._events(batch_id, after)
+        body = b"" if call.method == "HEAD" else self._events(batch_id, after, ended)
         return Reply(headers=headers, body=body)
 
-    async def _events(self, batch_id: str | None, after: int | None) -> AsyncIterator[bytes]:
+    async def _events(self, batch_id: str | None, after: int | None, ended: bool) -> AsyncIterator[bytes]:
         last = int(self.manager.statistics()["last_event"])
         start = last if after is None and batch_id is None else after
         # The id says from where to go on, even if nothing happens before the connection breaks.
@@ -379,8 +380,10 @@ class Service:
         yield f"retry: 1000\nid: {first}\nevent: hello\ndata: {{}}\n\n".encode()
         async with contextlib.aclosing(self.manager.follow(batch_id, after=start, beat=_BEAT)) as groups:
             async for group in groups:
+                ended = ended or any(map(_ends, group))
                 yield b"".join(map(self._piece, group)) or b": still here\n\n"
-        if batch_id is not None:
+        # A stream that breaks off because the server closes says nothing: its reader should come back.
+        if batch_id is not None and ended:
             yield b"event: end\ndata: {}\n\n"
 
     def _piece(self, event: Event) -> bytes:
@@ -425,6 +428,10 @@ def _flag(call: Call, name: str) -> bool:
     if value not in {"true", "false", "1", "0"}:
         raise Refused(422, "invalid_request", f"{name} is true or false")
     return value in {"true", "1"}
+
+
+def _ends(event: Event) -> bool:
+    return event.job_id is None and (event.kind == "deleted" or event.status in FINAL)
 
 
 def _created(call: Call, batch: Batch) -> Reply:
