@@ -269,6 +269,15 @@ def test_options_out_of_range_are_refused_with_a_reason(changes, what, words):
     assert [problem.what for problem in caught.value.problems] == [what]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"stop_on_error": 1}, {"download_subtitles": "x"}, {"concurrent_limit": 2.5}, {"priority": 0.5}, {"quality": 720}],
+)
+def test_an_option_that_could_be_stored_and_not_be_read_again_is_refused(changes):
+    with pytest.raises(TypeError, match="not of its type"):
+        check_options(Options(**changes), limits=LIMITS)
+
+
 def test_the_defaults_are_those_of_the_guide():
     options = check_options(Options(), limits=LIMITS)
     assert (options.concurrent_limit, options.stop_on_error, options.ignore_errors) == (3, False, True)

@@ -361,7 +361,13 @@ def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] =
 
     Raises:
         InvalidBatch: All that is wrong with them.
+        TypeError: One is not of its type.
     """
+    try:
+        # They are stored as JSON. What cannot be read again would keep a manager from ever opening its database.
+        options = msgspec.convert(msgspec.to_builtins(options), type=Options)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise TypeError(f"an option of the batch is not of its type: {error}") from None
     problems: list[Problem] = []
     if not 1 <= options.concurrent_limit <= limits.concurrent:
         reason = (
