@@ -1,10 +1,13 @@
 """The batch manager, against a web server on loopback."""
 
 import asyncio
+import contextlib
+import json
 import shutil
 import sqlite3
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from jobs_server import FileServer
 
@@ -275,6 +278,40 @@ async def test_a_full_disk_is_told_in_words(tmp_path, server):
         batch = await manager.submit([server.add("a")])
         done = await manager.wait(batch.batch_id, timeout=10)
     assert (done.jobs[0].status, done.jobs[0].error) == ("failed", "the disk is full")
+
+
+@contextlib.asynccontextmanager
+async def answering(head):
+    """Answer every request with a head of raw bytes, and two bytes of body."""
+
+    async def answer(reader, writer):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + head + b"\r\n\r\nab")
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as odd:
+        yield f"http://127.0.0.1:{odd.sockets[0].getsockname()[1]}/odd"
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b'ETag: "a\xffb"\r\nContent-Length: 2', "completed"),
+        (b"Content-Length: %d" % (2**64 - 2), "failed"),
+        (b"Content-Length: %d" % (2**62), "failed"),
+    ],
+)
+async def test_what_a_database_cannot_hold_ends_no_other_job(manager, server, head, status):
+    async with answering(head) as url:
+        batch = await manager.submit([f"{url}{number}" for number in range(3)])
+        odd = await manager.wait(batch.batch_id, timeout=10)
+    assert states(odd) == [status] * 3
+    assert json.loads(msgspec.json.encode(odd))["batch_id"] == batch.batch_id
+    plain = await manager.submit([server.add("a")])
+    assert (await manager.wait(plain.batch_id, timeout=10)).status == "completed"
+    assert len((await manager.list()).batches) == 2
 
 
 async def test_bytes_that_are_there_need_no_room_a_second_time(manager, server, monkeypatch):

@@ -41,6 +41,9 @@ _Key = tuple[str, int]
 # How long to wait before a change is tried again that the disk did not take.
 _DISK_PAUSE = 2.0
 
+# No disk holds a file of this size. The sum of as many as a batch can have is still a number of the database.
+_MOST_BYTES = 1 << 50
+
 
 class UnknownBatch(LookupError):
     """There is no batch, or no job, with this id."""
@@ -497,14 +500,14 @@ class Crew:
         live = self._live[key[0]]
         before = live[key[1]].done
         self.moved += max(0, done - before)
-        live[key[1]] = progress = live_progress(done, total, rate, eta)
+        live[key[1]] = progress = live_progress(done, _size(total), rate, eta)
         self.hub.progress(*key, progress)
 
     def _titled(self, key: _Key, title: str, size: int | None) -> None:
         job = self._running(key)
         if job is not None:
             # Stored with the job's next change; until then it is only to be looked at.
-            job.title, job.total = title, size
+            job.title, job.total = _text(title), _size(size)
 
     def _reached(self, key: _Key) -> str:
         progress = self.live(key[0]).get(key[1])
@@ -522,7 +525,7 @@ class Crew:
             for change in changes
             if change.new is Status.CANCELLED
         }
-        await self._commit(row, after, changes, {**facts, key[1]: {"error": why}})
+        await self._commit(row, after, changes, {**facts, key[1]: {"error": _text(why)}})
 
     async def _finish(self, key: _Key, fetched: Fetched, naming: _Naming) -> None:
         """Give a whole file its name. From the reservation on, a kill at any point is made good by `recover`."""
@@ -534,9 +537,8 @@ class Crew:
             if naming.staged is None:
                 naming.staged = await self._shelf.collect(key, fetched.path, fetched.extras)
             if naming.facts is None:
-                naming.facts = await self._shelf.place(
-                    key, wanted, naming.staged, title=fetched.name.title, etag=fetched.etag
-                )
+                title, etag = _text(fetched.name.title), None if fetched.etag is None else _text(fetched.etag)
+                naming.facts = await self._shelf.place(key, wanted, naming.staged, title=title, etag=etag)
         except OSError as error:
             await self._store.release(*key)
             await self._fail(key, words(error, silence=self._silence))
@@ -579,6 +581,16 @@ async def _ended(previous: asyncio.Task[None]) -> None:
             cancelled = True
     if cancelled:
         raise asyncio.CancelledError
+
+
+def _text(said: str) -> str:
+    """Return what a server said as text: bytes of its headers that are none could be neither stored nor shown."""
+    return said.encode("utf-8", "replace").decode()
+
+
+def _size(said: int | None) -> int | None:
+    """Return the size that a server said; None where it cannot be."""
+    return said if said is not None and 0 <= said < _MOST_BYTES else None
 
 
 def _event(batch_id: str, at: float, job: JobRow) -> EventRow:
