@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -312,6 +313,26 @@ async def test_what_a_database_cannot_hold_ends_no_other_job(manager, server, he
     plain = await manager.submit([server.add("a")])
     assert (await manager.wait(plain.batch_id, timeout=10)).status == "completed"
     assert len((await manager.list()).batches) == 2
+
+
+class OddMedia:
+    """A fetcher of media whose answers are none."""
+
+    async def fetch(self, url, folder, **_):
+        (folder / "film").write_bytes(b"film")
+        nothing: Any = None
+        name = jobs.FileName(title="film", ext=nothing, id="1", uploader="x", upload_date="20251106")
+        return jobs.Fetched(path=folder / "film", name=name, size=4)
+
+
+async def test_an_answer_of_a_media_fetcher_that_is_none_ends_no_other_job(tmp_path, server):
+    async with open_manager(tmp_path, media=OddMedia()) as manager:
+        plain = await manager.submit([server.add("a", 100_000, "hang")])
+        page = await manager.submit([server.add("page", Content_Type="text/html")])
+        done = await manager.wait(page.batch_id, timeout=10)
+        assert done.jobs[0].error == "AttributeError: 'NoneType' object has no attribute 'lower'"
+        server.gate.set()
+        assert (await manager.wait(plain.batch_id, timeout=10)).status == "completed"
 
 
 async def test_bytes_that_are_there_need_no_room_a_second_time(manager, server, monkeypatch):

@@ -482,11 +482,16 @@ class Crew:
                 return await self._ask(report)
             except sqlite3.Error as error:
                 logger.error("how %s ended could not be stored (%s); it is tried again", job_id(*key), error)  # noqa: TRY400  # no bug of ours
-            except RuntimeError:
-                if not self._ended:
+            except Exception as error:
+                if self._ended and isinstance(error, RuntimeError):
+                    # Closed in the meantime: the next manager finds the job running, its bytes in place.
+                    return None
+                if fetched is None:
                     raise
-                # Closed in the meantime: the next manager finds the job running, its bytes in place.
-                return None
+                # Such as a media fetcher's answer that is none. It ends this job, and no other.
+                logger.exception("job %s failed in a way that is not foreseen", job_id(*key))
+                fetched, why = None, f"{type(error).__name__}: {error}"
+                continue
             await asyncio.sleep(_DISK_PAUSE)
 
     def _running(self, key: _Key) -> JobRow | None:
