@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -446,6 +447,19 @@ def test_batches_run_without_a_service(run, world, tmp_path):
     assert "cannot be cancelled" in run(*folder, "cancel", identifier, code=1).stderr
     run(*folder, "status", "batch_none", code=3)
     run(*folder, "submit", "ftp://x", code=2)
+
+
+@pytest.mark.parametrize("command", [("batch", "status"), ("serve", "--port", "0")])
+def test_a_folder_that_another_process_has_or_that_cannot_be_read_is_told_in_one_line(run, tmp_path, command):
+    hidden = tmp_path / "downloads" / ".wme-jobs"
+    hidden.mkdir(parents=True)
+    group, *rest = command
+    arguments = [group, "--directory", str(tmp_path / "downloads"), *rest]
+    with contextlib.closing(sqlite3.connect(hidden / "jobs.sqlite.lock", isolation_level=None)) as held:
+        held.execute("BEGIN EXCLUSIVE")
+        assert "Error: another batch manager is using" in run(*arguments, code=1).stderr
+    (hidden / "jobs.sqlite").write_bytes(b"no database" * 100)
+    assert "Error: file is not a database" in run(*arguments, code=1).stderr
 
 
 def test_batches_run_with_a_service(run, world, environment, tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,16 +99,27 @@ async def _open(context: click.Context) -> AsyncIterator["BatchManager | _Servic
         finally:
             await remote.aclose()
         return
-    async with (
-        _account(context) as client,
-        BatchManager(options["directory"], client=client, allow_hosts=options["hosts"]) as manager,
-    ):
+    async with _account(context) as client, _managing(options["directory"], client, options["hosts"]) as manager:
         try:
             yield manager
         except UnknownBatch as error:
             raise NotFound(str(error), status=404) from error
         except WrongState as error:
             raise click.ClickException(str(error)) from error
+
+
+@contextlib.asynccontextmanager
+async def _managing(directory: str, client: Client | None, hosts: Sequence[str]) -> AsyncIterator[BatchManager]:
+    """Open the manager of a folder; that another one has it, or that it cannot be read, is one line."""
+    manager = BatchManager(directory, client=client, allow_hosts=hosts)
+    try:
+        await manager.start()
+    except (RuntimeError, sqlite3.Error) as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        yield manager
+    finally:
+        await manager.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -305,7 +317,7 @@ def serve(
         click.echo(f"X-API-Key: {keys[0]}")
 
     async def run() -> None:
-        async with _account(context) as client, BatchManager(directory, client=client, allow_hosts=hosts) as manager:
+        async with _account(context) as client, _managing(directory, client, hosts) as manager:
             ready: Callable[[str], None] = _ready
             await web.serve(manager, host=host, port=port, api_keys=None if no_key else keys, on_ready=ready)
 
