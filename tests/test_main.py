@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit codes, and that being stopped leaves something to go on from."""
 
+import asyncio
 import contextlib
 import fcntl
 import io
@@ -18,8 +19,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from wme_async import Retry
+from wme_async import Client, Retry
 from wme_async import __main__ as entry
+from wme_async.jobs import BatchManager
 from wme_async.simulator import Simulator
 
 click = pytest.importorskip("click")
@@ -447,6 +449,29 @@ def test_batches_run_without_a_service(run, world, tmp_path):
     assert "cannot be cancelled" in run(*folder, "cancel", identifier, code=1).stderr
     run(*folder, "status", "batch_none", code=3)
     run(*folder, "submit", "ftp://x", code=2)
+
+
+def test_only_who_waits_for_a_batch_lets_its_jobs_run(run, world, tmp_path, monkeypatch):
+    folder = ["batch", "--directory", str(tmp_path / "here"), "--allow-host", "127.0.0.1"]
+    hour = world.hours[-1].replace("T", "/")
+
+    async def accept():
+        async with Client(**world.client_options()) as client:
+            manager = BatchManager(tmp_path / "here", client=client)
+            await manager.start(jobs=False)
+            batch = await manager.submit([f"wme:batches/{hour}/{ARCHIVE}"])
+            await manager.aclose()
+        return batch.batch_id
+
+    identifier = asyncio.run(accept())
+    before = len(world.requests)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("WME_USERNAME", "")
+        for command in (["status"], ["status", identifier], ["pause", identifier], ["resume", identifier]) * 2:
+            run(*folder, *command)
+        assert lines(run(*folder, "status", identifier))[0]["queued_jobs"] == 1
+    assert len(world.requests) == before
+    assert "1 succeeded" in run(*folder, "watch", identifier).stdout
 
 
 @pytest.mark.parametrize("command", [("batch", "status"), ("serve", "--port", "0")])

@@ -89,8 +89,11 @@ class _Service:
 
 
 @contextlib.asynccontextmanager
-async def _open(context: click.Context) -> AsyncIterator["BatchManager | _Service"]:
-    """Reach the service, or open the manager of a folder here."""
+async def _open(context: click.Context, *, jobs: bool = False) -> AsyncIterator["BatchManager | _Service"]:
+    """Reach the service, or open the manager of a folder here. Only who waits for jobs lets them run.
+
+    Others would start what they cannot end, or, without the account that it needs, let it fail.
+    """
     options = context.find_object(dict) or {}
     if options["server"]:
         remote = _Service(options["server"], options["api_key"])
@@ -99,7 +102,10 @@ async def _open(context: click.Context) -> AsyncIterator["BatchManager | _Servic
         finally:
             await remote.aclose()
         return
-    async with _account(context) as client, _managing(options["directory"], client, options["hosts"]) as manager:
+    async with (
+        _account(context) as client,
+        _managing(options["directory"], client, options["hosts"], jobs=jobs) as manager,
+    ):
         try:
             yield manager
         except UnknownBatch as error:
@@ -109,11 +115,13 @@ async def _open(context: click.Context) -> AsyncIterator["BatchManager | _Servic
 
 
 @contextlib.asynccontextmanager
-async def _managing(directory: str, client: Client | None, hosts: Sequence[str]) -> AsyncIterator[BatchManager]:
+async def _managing(
+    directory: str, client: Client | None, hosts: Sequence[str], *, jobs: bool = True
+) -> AsyncIterator[BatchManager]:
     """Open the manager of a folder; that another one has it, or that it cannot be read, is one line."""
     manager = BatchManager(directory, client=client, allow_hosts=hosts)
     try:
-        await manager.start()
+        await manager.start(jobs=jobs)
     except (RuntimeError, sqlite3.Error) as error:
         raise click.ClickException(str(error)) from error
     try:
@@ -180,7 +188,7 @@ def submit(
     given = {name: value for name, value in options.items() if value is not None}
 
     async def run() -> Batch:
-        async with _open(context) as batches:
+        async with _open(context, jobs=not detach) as batches:
             made = await batches.submit(named, ignore_errors=not fail_on_error, **given)
             click.echo(made.batch_id)
             return made if detach else await _wait(batches, made.batch_id)
@@ -220,7 +228,7 @@ def watch(context: click.Context, /, *, batch_id: str) -> None:
     """Wait for the end of a batch; without a service, go on with it."""
 
     async def run() -> Batch:
-        async with _open(context) as batches:
+        async with _open(context, jobs=True) as batches:
             return await _wait(batches, batch_id)
 
     _finish(context, base.run(run()))

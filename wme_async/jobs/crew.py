@@ -73,6 +73,7 @@ class Crew:
         now: Gives UTC epoch seconds.
         silence: Seconds after which a silent server counts as stalled, for messages.
         show: Makes of a row what webhooks say.
+        idle: Start no jobs.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Crew:
         now: Callable[[], float],
         silence: float,
         show: Callable[[BatchRow], Batch],
+        idle: bool = False,
     ) -> None:
         self.rows: dict[str, BatchRow] = {}
         self.hub: Hub = Hub(store, now)
@@ -98,6 +100,7 @@ class Crew:
         self._delivery = delivery
         self._silence = silence
         self._show = show
+        self._resting = idle
         self._hosts: dict[str, tuple[str, ...]] = {}
         self._live: dict[str, dict[int, JobProgress]] = {}
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
@@ -382,7 +385,7 @@ class Crew:
 
     async def _start_jobs(self) -> None:
         """Start what the limits allow."""
-        free = self._limits.running - self.running
+        free = 0 if self._resting else self._limits.running - self.running
         if free <= 0 or not self.rows:
             return
         busy = Counter(self._host_of(batch_id, position) for batch_id, live in self._live.items() for position in live)

@@ -113,8 +113,11 @@ class BatchManager:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def start(self) -> None:
+    async def start(self, *, jobs: bool = True) -> None:
         """Open the database, go on with what is unfinished, and take batches. `async with` does it too.
+
+        Args:
+            jobs: Run jobs. Otherwise batches are only looked at and changed, and jobs wait for the next manager.
 
         Raises:
             RuntimeError: It is open, or another manager has the database.
@@ -142,6 +145,7 @@ class BatchManager:
             now=self._transport.now,
             silence=timeouts.read,
             show=self._shown,
+            idle=not jobs,
         )
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # A task of our own, so that whoever opens may be another task than who closes.
