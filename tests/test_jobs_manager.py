@@ -485,6 +485,10 @@ async def test_lists_are_paged_and_filtered(manager, server):
     rest = await manager.list(limit=10, before=first.next)
     assert [batch.batch_id for batch in rest.batches] == made[2::-1]
     assert rest.next is None
+    assert (await manager.list(limit=10, before=made[3])).batches == rest.batches
+    for batch_id in made[3:]:
+        await manager.delete(batch_id)
+    assert (await manager.list(limit=10, before=first.next)).batches == rest.batches
     assert rest.batches[0].jobs == ()
     assert (rest.batches[0].completed_jobs, rest.batches[0].progress.percent) == (1, 100.0)
     assert (await manager.list(status="failed")).batches == ()

@@ -308,7 +308,7 @@ class BatchManager:
 
         Args:
             limit: How many at most, 1 to 500.
-            before: Only those older than this batch.
+            before: Only those older than this batch, or what comes after a page: its `next`.
             status: Only those in this state.
 
         Raises:
@@ -321,7 +321,8 @@ class BatchManager:
         wanted = None if status is None else Status(status)
         rows = await self._store.page(before=before, limit=limit + 1, status=wanted)
         batches = tuple(show(row, now=crew.now(), live=crew.live(row.batch_id)) for row in rows[:limit])
-        return Listing(batches=batches, next=batches[-1].batch_id if len(rows) > limit else None)
+        # Not the id: whoever deletes what is on a page still wants the page after it.
+        return Listing(batches=batches, next=str(rows[limit - 1].number) if len(rows) > limit else None)
 
     def watch(self, batch_id: str | None = None, *, after: int | None = None) -> AsyncGenerator[Event, None]:
         """Yield what happens, as it happens, until the batch ends.

@@ -330,7 +330,7 @@ class Store:
         """Return batches without their jobs, the newest first.
 
         Args:
-            before: Only those older than this batch.
+            before: Only those older than this batch, or than this number, under which a batch may be gone by now.
             limit: How many at most.
             status: Only those in this state.
         """
@@ -338,7 +338,8 @@ class Store:
 
     def _page(self, before: str | None, limit: int, status: Status | None) -> list[BatchRow]:
         rows = self._plain(
-            "WHERE (?1 IS NULL OR number < (SELECT number FROM batches WHERE batch_id = ?1))"
+            "WHERE (?1 IS NULL"
+            " OR number < COALESCE((SELECT number FROM batches WHERE batch_id = ?1), CAST(?1 AS INTEGER)))"
             " AND (?2 IS NULL OR status = ?2) ORDER BY number DESC LIMIT ?3",
             (before, status, limit),
         )

@@ -150,7 +150,7 @@ class Route(NamedTuple):
 
 
 _LIMIT = ("limit", {"type": "integer", "minimum": 1, "maximum": 500, "default": 50})
-_BEFORE = ("before", {"type": "string", "description": "Only batches older than this one"})
+_BEFORE = ("before", {"type": "string", "description": "Only batches older than this one, or `next` of a page"})
 _STATE = ("status", {"type": "string", "enum": [str(each) for each in Status]})
 _AFTER = ("after", {"type": "integer", "minimum": 0, "description": "The last event that was seen, as Last-Event-ID"})
 _FLAG = {"type": "boolean", "default": False}
