@@ -1,13 +1,16 @@
 """`wme:` URLs: archives of the SDK as jobs of a batch, against the simulator."""
 
 import asyncio
+import errno
 import hashlib
+import threading
 
 import pytest
 
 from wme_async import Client, Retry
+from wme_async._download.partfile import PartFile
 from wme_async.errors import NotFound
-from wme_async.jobs import BatchManager, InvalidBatch, JobLimits
+from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, staging
 
 AT_ONCE = Retry(attempts=2, base=0, cap=0)
 
@@ -94,6 +97,44 @@ async def test_an_archive_that_is_not_there_fails_alone(sim, manager):
     done = await manager.wait(batch.batch_id, timeout=30)
     assert [str(job.status) for job in done.jobs] == ["failed", "completed"]
     assert "404" in done.jobs[0].error
+
+
+async def test_a_file_that_is_whole_when_its_job_is_paused_is_not_fetched_again(sim, manager, monkeypatch):
+    loop, finishing, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    finish = PartFile.finish
+
+    def slow(part, **known):
+        loop.call_soon_threadsafe(finishing.set)
+        assert go_on.wait(10)
+        return finish(part, **known)
+
+    monkeypatch.setattr(PartFile, "finish", slow)
+    batch = await manager.submit([f"wme:batches/{hour_of(sim)}/enwiki_namespace_0"])
+    async with asyncio.timeout(10):
+        await finishing.wait()
+    await manager.pause(batch.batch_id)
+    go_on.set()
+    await manager.resume(batch.batch_id)
+    done = await manager.wait(batch.batch_id, timeout=30)
+    assert (done.jobs[0].status, done.jobs[0].error) == ("completed", None)
+    assert sim.requests.count("api", method="GET", path="/download") == 1
+
+
+async def test_a_whole_file_that_the_disk_gave_no_name_is_not_fetched_again(sim, manager, monkeypatch):
+    with monkeypatch.context() as full:
+
+        def refuse(staged, target):
+            raise OSError(errno.ENOSPC, "no space")
+
+        full.setattr(staging, "move", refuse)
+        batch = await manager.submit([f"wme:batches/{hour_of(sim)}/enwiki_namespace_0"])
+        failed = await manager.wait(batch.batch_id, timeout=30)
+        assert failed.jobs[0].error == "the disk is full"
+    again = await manager.retry(batch.batch_id)
+    done = await manager.wait(again.batch_id, timeout=30)
+    assert (done.jobs[0].status, done.jobs[0].error) == ("completed", None)
+    assert done.jobs[0].file_info.size_bytes > 0
+    assert sim.requests.count("api", method="GET", path="/download") == 1
 
 
 async def test_credentials_go_to_wikimedia_and_nowhere_else(sim, wme, tmp_path):

@@ -1,5 +1,6 @@
 """What the URLs of a batch lead to: web servers, WME archives, pages with media; each downloaded to a folder."""
 
+import contextlib
 import errno
 import shutil
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from wme_async._transport import Body, Request, Transport
 from wme_async.errors import DataError, StatusError
 from wme_async.jobs.names import FileName, name_file
 from wme_async.jobs.rules import JobLimits, Options, WmeUrl, check_url, parse_wme
+from wme_async.jobs.staging import DATA
 
 __all__ = ["Fetched", "Fetcher", "MediaFetcher", "UrlSource", "wme_files"]
 
@@ -293,8 +295,10 @@ class Fetcher:
         await self._check_space(folder, info.size)
         done = await download(
             source,
-            folder / "data",
+            folder / DATA,
             transport=self._transport,
+            # It is there whole if the last attempt was stopped before it got its name.
+            if_changed=True,
             progress=_hook(self._bounded(moved)),
             budget=self._budget,
         )
@@ -313,7 +317,8 @@ class Fetcher:
         await self._check_space(folder, info.size)
         done = await files.download(
             parts.identifier,
-            folder / "data",
+            folder / DATA,
+            if_changed=True,
             progress=_hook(moved),
             budget=self._budget,
         )
@@ -345,11 +350,11 @@ class Fetcher:
 
 
 def _space(folder: Path) -> tuple[int, int]:
-    """Return how many bytes an unfinished download takes up on the disk, and how many are free."""
-    try:
-        there = (folder / "data.part").stat().st_blocks * 512
-    except FileNotFoundError:
-        there = 0
+    """Return how many bytes a download takes up on the disk, and how many are free."""
+    there = 0
+    for name in (DATA, f"{DATA}.part"):
+        with contextlib.suppress(FileNotFoundError):
+            there += (folder / name).stat().st_blocks * 512
     return there, shutil.disk_usage(folder).free
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 from wme_async.jobs.names import file_key, numbered, safe_name
 
 __all__ = [
+    "DATA",
     "WHOLE",
     "adopt",
     "candidates",
@@ -33,6 +34,9 @@ __all__ = [
 
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
+DATA = "data"
+"""The name of a download in its folder, which goes on where it is."""
+
 WHOLE = "whole"
 """The name of a finished download in its folder."""
 
@@ -42,8 +46,10 @@ _BATCH = re.compile(r"batch_[0-9a-f]{16}")
 
 
 def prepare(folder: Path) -> None:
-    """Make a job's folder."""
+    """Make a job's folder. A download in it that was whole and got no name is where the next attempt looks for it."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / WHOLE).exists():
+        (folder / WHOLE).replace(folder / DATA)
 
 
 def adopt(old: Path, new: Path) -> None:
