@@ -315,6 +315,25 @@ async def test_what_a_database_cannot_hold_ends_no_other_job(manager, server, he
     assert len((await manager.list()).batches) == 2
 
 
+async def test_a_version_that_is_no_text_is_none_and_the_file_comes_all_the_same(manager):
+    data = bytes(range(256)) * 8192
+
+    async def answer(reader, writer):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            asked = await reader.readuntil(b"\r\n\r\n")
+            part = b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-0/%d" % len(data) if b"Range:" in asked else b""
+            writer.write((part or b"HTTP/1.1 200 OK") + b'\r\nETag: "a\xffb"\r\nConnection: close\r\n')
+            writer.write(b"Content-Length: %d\r\n\r\n" % (1 if part else len(data)) + data[: 1 if part else None])
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as odd:
+        batch = await manager.submit([f"http://127.0.0.1:{odd.sockets[0].getsockname()[1]}/odd"])
+        done = await manager.wait(batch.batch_id, timeout=10)
+    assert done.jobs[0].error is None
+    assert (manager.directory / done.jobs[0].file_info.filepath).read_bytes() == data
+
+
 class OddMedia:
     """A fetcher of media whose answers are none."""
 

@@ -166,11 +166,16 @@ def _info_of(body: Body) -> FileInfo:
     size = ranged.size if ranged else int(length) if length.isascii() and length.isdigit() else None
     return FileInfo(
         size=size,
-        etag=body.headers.get("ETag"),
+        etag=_etag(body.headers.get("ETag")),
         last_modified=_date(body.headers.get("Last-Modified")),
         content_type=body.headers.get("Content-Type"),
         accept_ranges=ranged is not None and ranged.size is not None,
     )
+
+
+def _etag(value: str | None) -> str | None:
+    """Return an ETag that can be kept and sent back; one whose bytes are no text counts as none."""
+    return value if value is None or value.encode("utf-8", "replace").decode() == value else None
 
 
 def _date(value: str | None) -> datetime | None:
