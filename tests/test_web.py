@@ -31,6 +31,7 @@ from wme_async._protocol.settings import Retry
 from wme_async.jobs import BatchManager, JobLimits, WrongState, sources
 from wme_async.web import MANAGER, create_app, create_asgi, hash_key, new_key, serve
 from wme_async.web.files import parse_range
+from wme_async.web.metrics import metrics_text
 from wme_async.web.wire import Refused
 
 KEY = "your-api-key"
@@ -574,6 +575,16 @@ async def test_figures_are_told_to_prometheus(client, manager, files):
     assert 'wme_batches{state="completed"} 1' in text
     assert "wme_download_bytes_total 5000" in text
     assert 'wme_http_requests_total{method="POST",address="create",status="201"} 1' in text
+
+
+def test_figures_are_told_to_the_last_digit():
+    counts = {"batches": {"completed": 1_234_567}, "jobs": {}, "outbox": {}}
+    facts = {"watchers": 2, "rate": 0.5, "bytes": 123_456_789_012}
+    told = metrics_text(counts, facts, {("GET", "status", 200): 10_000_001}).splitlines()
+    assert 'wme_batches{state="completed"} 1234567' in told
+    assert "wme_download_bytes_total 123456789012" in told
+    assert "wme_download_rate_bytes 0.5" in told
+    assert 'wme_http_requests_total{method="GET",address="status",status="200"} 10000001' in told
 
 
 # Events

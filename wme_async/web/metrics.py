@@ -24,9 +24,8 @@ def metrics_text(
     def family(name: str, kind: str, words: str, rows: list[tuple[str, float]]) -> None:
         lines.append(f"# HELP {name} {words}")
         lines.append(f"# TYPE {name} {kind}")
-        lines.extend(
-            f"{name}{labels} {value:g}" if value < 1e15 else f"{name}{labels} {value:.0f}" for labels, value in rows
-        )
+        # To the last digit: a counter that is rounded stands still, and then leaps.
+        lines.extend(f"{name}{labels} {value:.17g}" for labels, value in rows)
 
     for table, name in (("batches", "wme_batches"), ("jobs", "wme_jobs")):
         rows = [(f'{{state="{state}"}}', float(counts[table].get(state, 0))) for state in _STATES]
