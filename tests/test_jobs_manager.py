@@ -720,6 +720,9 @@ def test_csv_files_give_their_urls(tmp_path):
     assert jobs.from_csv(path, column="title") == ["a, b", "c", "d"]
     with pytest.raises(ValueError, match="no column 'link'; it has title, url"):
         jobs.from_csv(path, column="link")
+    path.write_text('url\nhttps://example.com/1\n"https://example.com/2\n' + "https://example.com/3\n" * 10_000)
+    with pytest.raises(ValueError, match=r"downloads.csv, line \d+: field larger than field limit"):
+        jobs.from_csv(path)
 
 
 def test_everything_public_is_exported():

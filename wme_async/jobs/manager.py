@@ -590,13 +590,16 @@ def from_csv(path: str | os.PathLike[str], column: str = "url") -> list[str]:
         The URLs in order; empty cells are left out.
 
     Raises:
-        ValueError: There is no such column.
+        ValueError: There is no such column, or it is no CSV file.
         OSError: The file cannot be read.
     """
     with Path(path).open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader(lines)
-        if column not in (rows.fieldnames or ()):
-            raise ValueError(
-                f"{os.fspath(path)} has no column {column!r}; it has {', '.join(rows.fieldnames or ['none'])}"
-            )
-        return [text for row in rows if (text := (row[column] or "").strip())]
+        try:
+            if column not in (rows.fieldnames or ()):
+                raise ValueError(
+                    f"{os.fspath(path)} has no column {column!r}; it has {', '.join(rows.fieldnames or ['none'])}"
+                )
+            return [text for row in rows if (text := (row[column] or "").strip())]
+        except csv.Error as error:
+            raise ValueError(f"{os.fspath(path)}, line {rows.line_num}: {error}; is a quote left open?") from None
