@@ -471,6 +471,9 @@ def test_only_who_waits_for_a_batch_lets_its_jobs_run(run, world, tmp_path, monk
             run(*folder, *command)
         assert lines(run(*folder, "status", identifier))[0]["queued_jobs"] == 1
     assert len(world.requests) == before
+    run(*folder, "pause", identifier)
+    assert "is paused; resume it first" in run(*folder, "watch", identifier, code=1).stderr
+    run(*folder, "resume", identifier)
     assert "1 succeeded" in run(*folder, "watch", identifier).stdout
 
 

@@ -229,6 +229,9 @@ def watch(context: click.Context, /, *, batch_id: str) -> None:
 
     async def run() -> Batch:
         async with _open(context, jobs=True) as batches:
+            # No other process can resume it while this one has the folder.
+            if isinstance(batches, BatchManager) and (await batches.status(batch_id)).status is Status.PAUSED:
+                raise click.ClickException(f"{batch_id} is paused; resume it first")
             return await _wait(batches, batch_id)
 
     _finish(context, base.run(run()))
