@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -22,6 +22,7 @@ from wme_async.jobs.states import FINAL, Status
 __all__ = ["Store"]
 
 _T = TypeVar("_T")
+_Values: TypeAlias = Sequence[object] | Mapping[str, object]
 
 # Enough for a page that was away for a weekend; older ones are of no use to anyone.
 _KEPT_EVENTS = 200_000
@@ -323,7 +324,7 @@ class Store:
             ]
         return rows
 
-    def _plain(self, clause: str, values: Sequence[object]) -> list[BatchRow]:
+    def _plain(self, clause: str, values: _Values) -> list[BatchRow]:
         return [_batch(columns) for columns in self._db.execute(f"{_SELECT_BATCH} {clause}", values)]
 
     async def page(self, *, before: str | None, limit: int, status: Status | None) -> list[BatchRow]:
@@ -338,10 +339,10 @@ class Store:
 
     def _page(self, before: str | None, limit: int, status: Status | None) -> list[BatchRow]:
         rows = self._plain(
-            "WHERE (?1 IS NULL"
-            " OR number < COALESCE((SELECT number FROM batches WHERE batch_id = ?1), CAST(?1 AS INTEGER)))"
-            " AND (?2 IS NULL OR status = ?2) ORDER BY number DESC LIMIT ?3",
-            (before, status, limit),
+            "WHERE (:before IS NULL"
+            " OR number < COALESCE((SELECT number FROM batches WHERE batch_id = :before), CAST(:before AS INTEGER)))"
+            " AND (:status IS NULL OR status = :status) ORDER BY number DESC LIMIT :limit",
+            {"before": before, "status": status, "limit": limit},
         )
         for row in rows:
             row.sums = {
@@ -357,19 +358,19 @@ class Store:
     async def finished_file(self, filepath: str) -> bool:
         """Say whether a path is the file of a completed job."""
         statement = (
-            "SELECT 1 FROM jobs WHERE filepath = ?1 AND status = 'completed' UNION ALL"
+            "SELECT 1 FROM jobs WHERE filepath = :path AND status = 'completed' UNION ALL"
             " SELECT 1 FROM jobs, json_each(jobs.extras) WHERE jobs.extras <> '[]' AND jobs.status = 'completed'"
-            " AND json_each.value = ?1 LIMIT 1"
+            " AND json_each.value = :path LIMIT 1"
         )
-        return bool(await self._run(self._read, statement, (filepath,)))
+        return bool(await self._run(self._read, statement, {"path": filepath}))
 
     async def events(self, *, after: int, batch_id: str | None, limit: int = 500) -> list[EventRow]:
         """Return what happened after an event, in order."""
         rows = await self._run(
             self._read,
             "SELECT id, batch_id, position, kind, status, at, error FROM events"
-            " WHERE id > ?1 AND (?2 IS NULL OR batch_id = ?2) ORDER BY id LIMIT ?3",
-            (after, batch_id, limit),
+            " WHERE id > :after AND (:batch IS NULL OR batch_id = :batch) ORDER BY id LIMIT :limit",
+            {"after": after, "batch": batch_id, "limit": limit},
         )
         return [
             EventRow(
@@ -402,7 +403,7 @@ class Store:
             for table, column in (("batches", "status"), ("jobs", "status"), ("outbox", "state"))
         }
 
-    def _read(self, statement: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+    def _read(self, statement: str, values: _Values) -> list[tuple[Any, ...]]:
         return self._db.execute(statement, values).fetchall()
 
     # Webhooks and settings
@@ -412,9 +413,9 @@ class Store:
         rows = await self._run(
             self._read,
             "SELECT message_id, batch_id, url, body, state, attempts, next_at, error FROM outbox"
-            " WHERE (?1 IS NULL OR (state = 'waiting' AND next_at <= ?1)) AND (?2 IS NULL OR batch_id = ?2)"
-            " ORDER BY next_at LIMIT 100",
-            (due, batch_id),
+            " WHERE (:due IS NULL OR (state = 'waiting' AND next_at <= :due))"
+            " AND (:batch IS NULL OR batch_id = :batch) ORDER BY next_at LIMIT 100",
+            {"due": due, "batch": batch_id},
         )
         names = ("message_id", "batch_id", "url", "body", "state", "attempts", "next_at", "error")
         return [MessageRow(**dict(zip(names, row, strict=True))) for row in rows]
