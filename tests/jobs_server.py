@@ -34,6 +34,7 @@ class FileServer:
         self.sent = 0
         self.gate = asyncio.Event()
         self.steps = asyncio.Semaphore(0)
+        self.asking = asyncio.Event()
         self.hanging = asyncio.Event()
         self.hooks: list[tuple[dict[str, str], bytes]] = []
         self.hooked = asyncio.Event()
@@ -50,9 +51,17 @@ class FileServer:
         self.heads[name] = {key.replace("_", "-"): value for key, value in headers.items()}
         return f"{self.url}/f/{quote(name)}"
 
+    async def further(self, count: int) -> None:
+        """Wait until files have been asked for so many times more."""
+        wanted = self.asked.total() + count
+        while self.asked.total() < wanted:
+            self.asking.clear()
+            await self.asking.wait()
+
     async def _file(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         self.asked[name] += 1
+        self.asking.set()
         rule = self.rules.get(name)
         if isinstance(rule, int):
             return web.Response(status=rule, text="no")
