@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from test_stream import Checker, World, articles, learn_the_time, take, world
 
@@ -16,6 +17,7 @@ from wme_async._stream.connection import Block, Buffer, Session
 from wme_async._stream.progress import LookAgain, Missing, Progress
 from wme_async._stream.shapes import Spot
 from wme_async.errors import OffsetGap, StreamError
+from wme_async.models import Article
 from wme_async.offsets import MemoryOffsets
 
 
@@ -39,6 +41,11 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.001)
     raise TimeoutError
+
+
+def record(partition: int, offset: int) -> bytes:
+    event = b'{"partition":%d,"offset":%d,"date_published":"2025-04-11T05:00:00Z"}' % (partition, offset)
+    return b'{"name":"x","event":%b}' % event
 
 
 async def test_a_block_that_waited_for_room_is_dropped_with_those_before_it() -> None:
@@ -154,6 +161,27 @@ async def test_lists_and_single_events_in_turn_never_take_a_position_back(world:
         assert [offset for offset, _ in reached] == [0, 2, 3, 5]
         # The single event was not counted where a list followed it at once; a later one of its partition does that.
         assert [done for _, done in reached] == [-1, -1, 2, 2]
+
+
+@pytest.mark.parametrize("commit", ["auto", "manual", "ack"])
+@pytest.mark.parametrize("kind", [Article, dict, msgspec.Raw])
+async def test_all_of_a_list_can_be_acknowledged_whatever_runs_it_is_made_of(
+    kind: Any, commit: Any, world: World
+) -> None:
+    _, transport = world
+    async with articles(transport, type=kind, commit=commit) as stream:
+        (connection,) = stream._pool
+        for offset in range(5):
+            await stream._buffer.put(Block(Session(connection, 0.0), [record(7, offset)], 100))
+        batches = stream.batches(4, 60)
+        batch = await anext(batches)
+        for offset, article in enumerate(batch):
+            stream.ack(article)
+            assert stream.positions[7].offset == offset
+        (last,) = await anext(stream.batches(1, 60))
+        stream.ack(last)
+        assert stream.positions[7].offset == 4
+        assert len(batch) == 4
 
 
 async def test_a_request_that_is_cancelled_before_its_first_step_does_not_end_the_stream(world: World) -> None:

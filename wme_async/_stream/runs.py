@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
 from wme_async._protocol.decode import DECODE_ERRORS, LONG_RECORD, Buffer, why
@@ -161,6 +161,11 @@ class Runs(Generic[T]):
         elif not self._shape.direct:
             # An object that waits is kept, so that its identity is not used again.
             self._handed[id(item)] = (item, event)
+
+    def hold(self, pairs: Iterable[tuple[T, PlaceLike]]) -> None:
+        """Know the places of a list that is handed out, which may be of several runs, until the next one is held."""
+        if not self._shape.direct:
+            self._handed = {id(item): (item, event) for item, event in pairs if item is not SKIP}
 
     def place_of(self, item: T) -> PlaceLike | None:
         """Return the place of a value that was handed out: by its own event, or by identity; None where unknown."""

@@ -375,14 +375,18 @@ class Stream(Generic[T]):
         if self._mode == "ack":
             for item, event in taken:
                 self._runs.hand_out(item, event)
-        self._marks = {} if self._mode == "ack" else {event.partition: event for _, event in taken}
+        else:
+            self._runs.hold(taken)
+            self._marks = {event.partition: event for _, event in taken}
         return [item for item, _ in taken if item is not SKIP]
 
     def _settle(self) -> None:
         """Count the list that was handed out last as processed: the next thing is asked for."""
         self.backfilled = False
-        self._progress.done.update(self._marks)
-        self._marks = {}
+        if self._marks:
+            self._progress.done.update(self._marks)
+            self._marks = {}
+            self._runs.hold(())
 
     async def _gather(self, taken: list[tuple[T, PlaceLike]], max_items: int, max_wait: float) -> None:
         """Fill a list of events; or, if it stays empty, `_spare`."""
