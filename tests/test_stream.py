@@ -969,6 +969,34 @@ async def test_a_gap_can_be_raised_and_asking_again_goes_on(world: World) -> Non
         assert (await anext(stream)).event.offset == 6
 
 
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_a_gap_whose_telling_did_not_come_to_an_end_is_told_again(how: str, filled: bool, world: World) -> None:
+    sim, transport = world
+    hook: list[StreamEvent] = []
+    calls: list[OffsetGap] = []
+
+    async def tell(gap: OffsetGap) -> None:
+        calls.append(gap)
+        if len(calls) == 1:
+            if how == "fails":
+                raise OSError("the table of gaps is locked")
+            asking.cancel()
+            await asyncio.sleep(60)
+
+    hours = {hour_of(sim, -49 * 3600): [batch_record(1, hour_of(sim, -49 * 3600))]} if filled else {}
+    stream, _ = await gap_world(sim, transport, hours, on_gap=tell, on_event=hook.append)
+    async with stream:
+        asking = asyncio.ensure_future(anext(stream))
+        with pytest.raises(OSError if how == "fails" else asyncio.CancelledError):
+            await asking
+        assert stream.positions[7].offset == 0
+        names = [article.name async for article in take(stream, 1 + filled)]
+        assert (names[0] == "Batch 1") is filled
+    assert calls == [calls[0]] * 2
+    assert [event.gap for event in hook if isinstance(event, StreamGap)] == [calls[0]]
+
+
 async def test_a_short_absence_is_no_gap_and_an_old_position_is_asked_for_by_time(world: World) -> None:
     sim, transport = world
     store = MemoryOffsets()

@@ -458,14 +458,14 @@ class Stream(Generic[T]):
             self._runs.accept()
         if stop.told:
             return
-        stop.told = True
         gap = stop.missing.gap
-        self._tell(StreamGap(gap=gap))
         if callable(self._on_gap):
             await call(self._on_gap, gap)
-        elif self._on_gap == "raise":
+        stop.told = True
+        self._tell(StreamGap(gap=gap))
+        if self._on_gap == "raise":
             raise gap
-        else:
+        if self._on_gap == "log":
             logger.warning("%s", gap)
 
     async def _next_aside(self) -> T | None:
