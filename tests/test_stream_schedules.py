@@ -16,7 +16,7 @@ from wme_async._stream import stream as stream_module
 from wme_async._stream.connection import Block, Buffer, Session
 from wme_async._stream.progress import LookAgain, Missing, Progress
 from wme_async._stream.shapes import Spot
-from wme_async.errors import OffsetGap, StreamError
+from wme_async.errors import DecodeError, OffsetGap, StreamError
 from wme_async.models import Article
 from wme_async.offsets import MemoryOffsets
 
@@ -402,3 +402,16 @@ async def test_events_of_partitions_that_belong_to_another_connection_are_left_t
         sim.firehose.publish_many(6, partition=7)
         assert [article.event.offset async for article in take(stream, 6)] == list(range(6))
         assert stream.statistics().duplicates == 1
+
+
+async def test_a_bad_record_of_a_partition_that_belongs_to_another_connection_hides_nothing_there(world: World) -> None:
+    sim, transport = world
+    bad: list[DecodeError] = []
+    async with articles(transport, connections=2, on_bad_record=bad.append) as stream:
+        await sim.firehose.wait_open(2)
+        ahead = record(7, 5).replace(b'"x"', b"5")
+        await stream._buffer.put(Block(Session(stream._pool[0], 0.0), [ahead], len(ahead)))
+        sim.firehose.publish_many(6, partition=7)
+        assert [article.event.offset async for article in take(stream, 6)] == list(range(6))
+    (error,) = bad
+    assert (error.record, error.partition, error.offset) == (ahead, 7, 5)

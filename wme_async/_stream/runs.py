@@ -322,9 +322,11 @@ class Runs(Generic[T]):
             status, message = told
             self._abandon(ServerError(f"the server wrote an error into the stream: {message}", status=status))
             return False
-        event = recover(record)
-        if event is not None:
-            event = self._progress.dated(event)
+        found = recover(record)
+        event = None
+        # As with any other: the place of a partition that another connection reads would hide what comes there before.
+        if found is not None and (self._own is None or found.partition in self._own):
+            event = self._progress.dated(found)
             verdict: Missing | bool | None = True
             if event.offset <= self._progress.seen.get(event.partition, TOP).offset:
                 verdict = self._progress_of(event.partition, event)
@@ -334,7 +336,7 @@ class Runs(Generic[T]):
             if verdict is not True:
                 self.stops.append(Gap(verdict, SKIP, None))
         self.bad += 1
-        self.stops.append(Bad(_describe(record, error, event), event))
+        self.stops.append(Bad(_describe(record, error, event or found), event))
         if not self._skip_bad or len(self.stops) > 1:
             return False
         self._skip()
