@@ -1125,6 +1125,28 @@ async def test_a_gap_is_filled_from_the_hourly_batches_once_and_marked(world: Wo
     assert max(asked) >= end
 
 
+@pytest.mark.parametrize("listed", [False, True])
+async def test_a_dead_letter_function_that_fails_keeps_the_record_of_a_batch(listed: bool, world: World) -> None:
+    sim, transport = world
+    hour = hour_of(sim, -49 * 3600)
+    calls: list[DecodeError] = []
+
+    def fails_once(error: DecodeError) -> None:
+        calls.append(error)
+        if len(calls) == 1:
+            raise OSError("the dead-letter disk is full")
+
+    bad = b'{"name":1}'
+    stream, _ = await gap_world(sim, transport, {hour: [bad, batch_record(1, hour)]}, on_bad_record=fails_once)
+    async with stream:
+        with pytest.raises(OSError, match="full"):
+            await (anext(stream.batches(1, 60)) if listed else anext(stream))
+        (article,) = await anext(stream.batches(1, 60)) if listed else [await anext(stream)]
+        assert (article.name, stream.backfilled) == ("Batch 1", True)
+        assert stream.statistics().bad_records == 1
+    assert [error.record for error in calls] == [bad, bad]
+
+
 async def test_a_backfill_in_batches_of_its_own(world: World) -> None:
     sim, transport = world
     end = hour_of(sim, -49 * 3600 - 60)

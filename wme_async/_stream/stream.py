@@ -165,6 +165,7 @@ class Stream(Generic[T]):
         self._collecting = False
         self._marks: dict[int, PlaceLike] = {}  # where the list that was handed out last brings the stream to
         self._spare: deque[T] = deque()  # from batches, for a list that is not full yet
+        self._letter: DecodeError | None = None  # from batches, until the user has been told of it
         self._state: Literal["new", "open", "closed"] = "new"
         self.backfilled: bool = False
         """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
@@ -471,26 +472,30 @@ class Stream(Generic[T]):
     async def _next_aside(self) -> T | None:
         """Return the next article of a gap's batches; None if there is none, or it did not decode."""
         assert self._aside is not None
-        try:
-            found = await anext(self._aside)
-        except StopAsyncIteration:
-            self._aside = None
-            return None
-        except BaseException:
-            # What was cut short is begun again; what was handed out is known and does not come twice.
-            self._aside = None
-            if self._runs.stops and isinstance(self._runs.stops[0], Gap):
-                self._runs.stops[0].filled = False
-            raise
-        if not isinstance(found, DecodeError):
-            self._backfilled += 1
-            return found
-        self._runs.bad += 1
-        self._tell_bad(found)
+        if self._letter is None:
+            try:
+                found = await anext(self._aside)
+            except StopAsyncIteration:
+                self._aside = None
+                return None
+            except BaseException:
+                # What was cut short is begun again; what was handed out is known and does not come twice.
+                self._aside = None
+                if self._runs.stops and isinstance(self._runs.stops[0], Gap):
+                    self._runs.stops[0].filled = False
+                raise
+            if not isinstance(found, DecodeError):
+                self._backfilled += 1
+                return found
+            self._letter = found
+        error = self._letter
         if callable(self._on_bad_record):
-            await call(self._on_bad_record, found)
-        elif self._on_bad_record == "raise":
-            raise found
+            await call(self._on_bad_record, error)
+        self._letter = None
+        self._runs.bad += 1
+        self._tell_bad(error)
+        if self._on_bad_record == "raise":
+            raise error
         return None
 
     def _tell(self, event: StreamEvent) -> None:
