@@ -10,11 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import pytest
 from test_stream import batch_record
 
 from wme_async import ArchiveReader, Client
 from wme_async._client.realtime import _Batches
 from wme_async._protocol.query import Backend, Query
+from wme_async._protocol.settings import Retry
 from wme_async._stream.backfill import Filler
 from wme_async._stream.progress import Missing
 from wme_async._stream.shapes import Shape
@@ -99,6 +101,30 @@ async def test_a_broken_line_of_a_batch_comes_where_bad_records_go(tmp_path: Pat
     files: Any = Files()
     batches = _Batches(lambda hour: files, Query.build(Backend.REALTIME, Article))
     assert [bytes(record) async for record in batches(HOUR)] == [b'{"name":"A"}', b'{"name":', b'{"name":"B"}']
+
+
+async def test_a_batch_that_is_gone_although_it_is_listed_does_not_hold_up_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quick = Retry(base=0.001, cap=0.001)
+    async with Simulator(articles=3) as sim, Client(**sim.client_options(), retry=quick) as wme:
+        here = wme.batches(min(sim.hours))
+        kept = await here.get("enwiki_namespace_0")
+
+        class Files:
+            async def list(self, **question: Any) -> list[Any]:
+                return [SimpleNamespace(identifier="gonewiki_namespace_0"), kept]
+
+            def read(self, name: str, **options: Any) -> ArchiveReader[msgspec.Raw]:
+                return here.read(name, **options)
+
+        files: Any = Files()
+        batches = _Batches(lambda hour: files, Query.build(Backend.REALTIME, Article))
+        async with asyncio.timeout(30), here.read(kept.identifier, type=msgspec.Raw) as records:
+            expected = [bytes(each) async for each in records]
+            assert [bytes(record) async for record in batches(HOUR)] == expected
+    assert len(expected) > 1
+    assert "gonewiki_namespace_0" in caplog.text
 
 
 async def test_a_gap_longer_than_retention_is_filled_through_the_client_without_duplicates() -> None:

@@ -1,6 +1,7 @@
 """`wme.realtime`: the firehose, one method for each kind of event."""
 
 import builtins
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar, overload
@@ -22,6 +23,8 @@ from wme_async.models import Article, WikidataArticle
 from wme_async.offsets import OffsetStore
 
 __all__ = ["Realtime"]
+
+logger = logging.getLogger("wme_async.stream")
 
 U = TypeVar("U")
 
@@ -270,17 +273,21 @@ class _Batches:
         except NotFound:
             return
         for batch in batches:
-            async with files.read(batch.identifier, type=msgspec.Raw, connections=1) as records:
-                while True:
-                    try:
-                        wanted = self._wanted(await anext(records))
-                    except StopAsyncIteration:
-                        break
-                    except DecodeError as error:
-                        # As it is: what becomes of it is for the stream's `on_bad_record` to say.
-                        wanted = error.record
-                    if wanted is not None:
-                        yield wanted
+            try:
+                async with files.read(batch.identifier, type=msgspec.Raw, connections=1) as records:
+                    while True:
+                        try:
+                            wanted = self._wanted(await anext(records))
+                        except StopAsyncIteration:
+                            break
+                        except DecodeError as error:
+                            # As it is: what becomes of it is for the stream's `on_bad_record` to say.
+                            wanted = error.record
+                        if wanted is not None:
+                            yield wanted
+            except NotFound:
+                # The list lags behind. Raised, it would be met again with every new attempt to get past the gap.
+                logger.warning("the batch %s of %s is gone, and with it what a gap lost", batch.identifier, hour)
 
     def _wanted(self, record: msgspec.Raw) -> Buffer | None:
         if not self._query.conditions and self._query.fields is None:
