@@ -239,6 +239,22 @@ async def test_a_database_that_cannot_be_opened_is_the_callers_to_see(tmp_path: 
         await SQLiteOffsets(tmp_path / "offsets.db").load(NAME)
 
 
+async def test_a_database_that_others_are_writing_to_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as others:
+        others.execute("CREATE TABLE edits (name TEXT)")
+        others.execute("BEGIN IMMEDIATE")
+        others.execute("INSERT INTO edits VALUES ('x')")
+        loading = asyncio.ensure_future(SQLiteOffsets(path).load("a"))
+        asyncio.get_running_loop().call_later(0.1, others.execute, "COMMIT")
+        assert await loading == {}
+    await SQLiteOffsets(path).save("a", {0: Position(1)})
+    assert await SQLiteOffsets(path).load("a") == {0: Position(1)}
+    with contextlib.closing(sqlite3.connect(path)) as others:
+        assert others.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert others.execute("SELECT count(*) FROM edits").fetchone() == (1,)
+
+
 def test_sqlite_in_memory_is_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match="MemoryOffsets"):
         SQLiteOffsets(":memory:")

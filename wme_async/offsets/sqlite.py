@@ -109,7 +109,10 @@ class SQLiteOffsets:
         try:
             connection = sqlite3.connect(self.path, timeout=30.0)
             try:
-                connection.execute("PRAGMA journal_mode=WAL")
+                # Refused at once, without the wait, while others are in a transaction. It can be had another time, and
+                # what is wrong beyond that comes up below.
+                with contextlib.suppress(sqlite3.OperationalError):
+                    connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute(_SCHEMA)
                 yield connection
