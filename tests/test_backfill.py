@@ -32,6 +32,10 @@ def minutes(number: int) -> datetime:
     return HOUR + timedelta(minutes=number)
 
 
+class Title(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+
+
 class Batches:
     """Batches of one hour, counting how often they are fetched."""
 
@@ -86,20 +90,50 @@ async def test_an_hour_of_which_nothing_was_left_out_is_not_fetched_again() -> N
     assert batches.asked.count(HOUR) == 1
 
 
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ({"fields": ["name"]}, [{"name": "A"}, {"name": "B"}]),
+        ({"fields": ["name"], "filters": {"identifier": 2_000_000}}, [{"name": "A", "identifier": 2_000_000}]),
+        ({"fields": ["name"], "filters": {"url": "b"}}, [{"name": "B"}]),
+        ({"fields": ["visibility.text"]}, [{}, {"visibility": {"text": True, "editor": False}}]),
+        ({"type": Title}, [{"name": "A"}, {"name": "B"}]),
+    ],
+)
+async def test_a_batch_gives_what_the_stream_would_have_sent(
+    question: dict[str, Any], expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    event = {"identifier": "x", "type": "update", "date_created": "2025-04-11T10:00:00Z"}
+    records: list[dict[str, Any]] = [
+        {"name": "A", "identifier": 2_000_000, "url": "a", "version": {"identifier": 1}},
+        {"name": "B", "identifier": 2_000_001, "url": "b", "visibility": {"text": True, "editor": False}},
+    ]
+    path = tmp_path / "enwiki_namespace_0.tar.gz"
+    path.write_bytes(packed(b"\n".join(msgspec.json.encode({**each, "event": event}) for each in records)))
+    query = Query.build(Backend.REALTIME, Article, **question)
+    batches = _Batches(lambda hour: files_of(path), query)
+    found = [msgspec.json.decode(record) async for record in batches(HOUR)]
+    assert found == [{**each, "event": event} for each in expected]
+    assert all(query.keep(each) for each in found)
+
+
+async def test_records_with_few_fields_are_told_apart_by_their_events() -> None:
+    def title(number: int, **event: Any) -> bytes:
+        event = {"identifier": str(number), "type": "update", "date_created": minutes(number), **event}
+        return msgspec.json.encode({"name": "Main Page", "event": event})
+
+    batches = Batches(title(20), title(21), title(21), title(22))
+    assert batches.filler.note(title(22, partition=0, offset=5))
+    assert await batches.fill(minutes(10), minutes(50), now=minutes(1000)) == ["Main Page"] * 2
+    assert not batches.filler.note(title(21, partition=0, offset=6)), "a batch has brought it"
+
+
 async def test_a_broken_line_of_a_batch_comes_where_bad_records_go(tmp_path: Path) -> None:
     """Raised on the way it would be met again with every new attempt, and the stream would never get past the gap."""
     path = tmp_path / "enwiki_namespace_0.tar.gz"
     path.write_bytes(packed(b'{"name":"A"}\n{"name":\n{"name":"B"}\n'))
 
-    class Files:
-        async def list(self, **question: Any) -> list[Any]:
-            return [SimpleNamespace(identifier="enwiki_namespace_0")]
-
-        def read(self, name: str, **options: Any) -> ArchiveReader[msgspec.Raw]:
-            return ArchiveReader(path, type=options["type"])
-
-    files: Any = Files()
-    batches = _Batches(lambda hour: files, Query.build(Backend.REALTIME, Article))
+    batches = _Batches(lambda hour: files_of(path), Query.build(Backend.REALTIME, Article))
     assert [bytes(record) async for record in batches(HOUR)] == [b'{"name":"A"}', b'{"name":', b'{"name":"B"}']
 
 
@@ -167,6 +201,19 @@ async def test_a_gap_longer_than_retention_is_filled_through_the_client_without_
         assert len(keys) == len(set(keys))
         assert set(keys) == {key_of(each) for each in expected}
         assert len(keys) > 5
+
+
+def files_of(path: Path) -> Any:
+    """Return the batches of an hour that has one."""
+
+    class Files:
+        async def list(self, **question: Any) -> list[Any]:
+            return [SimpleNamespace(identifier="enwiki_namespace_0")]
+
+        def read(self, name: str, **options: Any) -> ArchiveReader[msgspec.Raw]:
+            return ArchiveReader(path, type=options["type"])
+
+    return Files()
 
 
 def key_of(record: dict[str, Any]) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from wme_async._client.files import Files
 from wme_async._protocol.decode import Buffer
 from wme_async._protocol.framing import MAX_RECORD, Framing
 from wme_async._protocol.positions import StreamResource
-from wme_async._protocol.query import Condition, Query
+from wme_async._protocol.query import Query
 from wme_async._protocol.resources import Resource
 from wme_async._protocol.settings import Retry
 from wme_async._stream import Commit, OnBadRecord, OnGap, Stream, StreamEvent
@@ -259,10 +259,8 @@ class _Batches:
 
     def __init__(self, hour: Hour, query: Query) -> None:
         self._hour = hour
-        self._query = query
         # Nobody filters an archive but us, so what the server applied to the stream is applied here.
-        own = tuple(Condition(each.field, each.value, here="archives are not filtered") for each in query.conditions)
-        self._all = msgspec.structs.replace(query, conditions=own)
+        self._query = query.of_whole()
         self._narrow = {each.field: each.value for each in query.conditions if each.field in _TELLING}
 
     async def __call__(self, hour: datetime) -> AsyncIterator[Buffer]:
@@ -290,9 +288,9 @@ class _Batches:
                 logger.warning("the batch %s of %s is gone, and with it what a gap lost", batch.identifier, hour)
 
     def _wanted(self, record: msgspec.Raw) -> Buffer | None:
-        if not self._query.conditions and self._query.fields is None:
+        if not self._query.selects and not self._query.reshapes:
             return memoryview(record)
         plain = msgspec.json.decode(record)
-        if not self._all.keep(plain):
+        if not self._query.keep(plain):
             return None
         return msgspec.json.encode({**self._query.project(plain), "event": plain.get("event", {})})

@@ -32,6 +32,7 @@ class _Id(msgspec.Struct, gc=False):
 
 
 class _Event(msgspec.Struct, gc=False):
+    identifier: Any = None
     type: str = ""
     date_created: datetime | None = None
     date_published: datetime | None = None
@@ -55,18 +56,17 @@ def _identity(key: _Key) -> int:
     """Say what makes a record the same one, in the stream and in a batch.
 
     Updates and deletes of one title differ in the spelling of the name, a move has two events of the same page and
-    revision under two names.
+    revision under two names. Where fewer fields were asked for than tell a revision, its event does.
     """
+    event = key.event or _NO_EVENT
     version = (key.version or _NO_ID).identifier
-    return hash(
-        (
-            (key.is_part_of or _NO_ID).identifier,
-            key.identifier,
-            version if version is not None else key.date_modified,
-            (key.event or _NO_EVENT).type,
-            key.name.replace("_", " "),
-        )
+    revision = (
+        (key.is_part_of or _NO_ID).identifier,
+        key.identifier,
+        version if version is not None else key.date_modified,
     )
+    told = (event.identifier, event.date_created) if None in revision else ()
+    return hash((*revision, event.type, key.name.replace("_", " "), *told))
 
 
 class Filler(Generic[T]):

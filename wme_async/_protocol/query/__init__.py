@@ -197,6 +197,15 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
         record = self.restore(record)
         return self.project(record) if self.keep(record) else None
 
+    def of_whole(self) -> "Query":
+        """Return the query for records that nobody has filtered or reduced yet, such as those of an archive.
+
+        They are reduced to what would have been fetched: to `fields` and whatever else the filters compare here.
+        """
+        own = tuple(Condition(one.field, one.value, one.here or "nobody else does") for one in self.conditions)
+        wanted = _tree(rules.kept(self.backend, self.fetched)) if self.fetched else None
+        return msgspec.structs.replace(self, conditions=own, _wanted=wanted)
+
     def explain(self) -> str:
         """Say in words, one fact a line, what is sent where and what is applied here."""
         lines = [f"to {rules.TITLES[self.backend]}"]
