@@ -322,6 +322,23 @@ async def test_nothing_is_silence_while_the_consumer_holds_the_stream_up(world: 
         assert stream.positions[8].reached is not None
 
 
+async def test_what_nobody_has_looked_at_yet_is_not_silence(world: World) -> None:
+    """With a narrow filter the buffer never fills up, however long the consumer is away."""
+    sim, transport = world
+    async with articles(transport, parts=[1]) as stream:
+        sim.firehose.publish(partition=7)
+        stream.ack(await anext(stream))
+        sim.firehose.publish(partition=7)
+        await until(lambda: len(stream._buffer) > 0)
+        stream._tick(0.0)
+        stream._tick(5000.0)
+        assert {position.reached for position in stream.positions.values()} == {None}
+        stream.ack(await anext(stream))
+        stream._tick(0.0)
+        stream._tick(5000.0)
+        assert None not in {position.reached for position in stream.positions.values()}
+
+
 # Beginnings and ends that fail
 
 

@@ -222,8 +222,12 @@ class Connection:
 
     @property
     def listening(self) -> bool:
-        """Whether silence means that nothing is said; a request may also be on its way into nowhere."""
-        return self.session is not None and (self.session.answered or self._silent)
+        """Whether silence means that nothing is said.
+
+        A request may also be on its way into nowhere, and what was said may wait for the consumer to look at it.
+        """
+        session = self.session
+        return session is not None and not session.waiting and (session.answered or self._silent)
 
     def look_again(self, partition: int, offset: int) -> None:
         """Ask for a partition by time, until it has been heard from.
