@@ -49,8 +49,8 @@ def check_numbers(**given: float) -> None:
             raise ValueError(f"{word} must be above 0, not {value!r}")
 
 
-async def call(function: Callable[[Any], Awaitable[None] | None], argument: object) -> None:
-    """Call a function that may be a plain or an asynchronous one."""
-    result = function(argument)
+async def call(hook: Callable[[Any], Awaitable[None] | None] | str, argument: object) -> None:
+    """Call a function that may be a plain or an asynchronous one, or a word, which is none."""
+    result = hook(argument) if callable(hook) else None
     if inspect.isawaitable(result):
         await result

@@ -105,6 +105,7 @@ class Runs(Generic[T]):
         self._skip_bad = skip_bad
         self._tell_bad = tell_bad
         self._handed: dict[int, tuple[T, PlaceLike]] = {}
+        self._held: dict[int, tuple[T, PlaceLike]] = {}
         self._block: Block | None = None
         self._decode = shape.decode
         self._records: Iterator[Record] = iter(())
@@ -165,15 +166,16 @@ class Runs(Generic[T]):
     def hold(self, pairs: Iterable[tuple[T, PlaceLike]]) -> None:
         """Know the places of a list that is handed out, which may be of several runs, until the next one is held."""
         if not self._shape.direct:
-            self._handed = {id(item): (item, event) for item, event in pairs if item is not SKIP}
+            self._held = {id(item): (item, event) for item, event in pairs}
 
     def place_of(self, item: T) -> PlaceLike | None:
         """Return the place of a value that was handed out: by its own event, or by identity; None where unknown."""
         if self._shape.direct:
             event: PlaceLike | None = getattr(item, "event", None)
             return None if event is None or event.offset is None else event
-        if id(item) in self._handed:
-            return self._handed[id(item)][1]
+        known = self._handed.get(id(item)) or self._held.get(id(item))
+        if known is not None:
+            return known[1]
         return next((event for each, event in zip(self.items, self.events, strict=True) if each is item), None)
 
     def forget(self, item: T) -> None:

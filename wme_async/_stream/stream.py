@@ -165,7 +165,6 @@ class Stream(Generic[T]):
         self._collecting = False
         self._marks: dict[int, PlaceLike] = {}  # where the list that was handed out last brings the stream to
         self._spare: deque[T] = deque()  # from batches, for a list that is not full yet
-        self._letter: DecodeError | None = None  # from batches, until the user has been told of it
         self._state: Literal["new", "open", "closed"] = "new"
         self.backfilled: bool = False
         """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
@@ -376,18 +375,16 @@ class Stream(Generic[T]):
         if self._mode == "ack":
             for item, event in taken:
                 self._runs.hand_out(item, event)
-        else:
-            self._runs.hold(taken)
-            self._marks = {event.partition: event for _, event in taken}
+        self._marks = {} if self._mode == "ack" else {event.partition: event for _, event in taken}
+        self._runs.hold(taken)
         return [item for item, _ in taken if item is not SKIP]
 
     def _settle(self) -> None:
         """Count the list that was handed out last as processed: the next thing is asked for."""
         self.backfilled = False
-        if self._marks:
-            self._progress.done.update(self._marks)
-            self._marks = {}
-            self._runs.hold(())
+        self._progress.done.update(self._marks)
+        self._marks = {}
+        self._runs.hold(())
 
     async def _gather(self, taken: list[tuple[T, PlaceLike]], max_items: int, max_wait: float) -> None:
         """Fill a list of events; or, if it stays empty, `_spare`."""
@@ -445,8 +442,7 @@ class Stream(Generic[T]):
         if isinstance(stop, Gap):
             await self._attend_to_gap(stop)
             return
-        if callable(self._on_bad_record):
-            await call(self._on_bad_record, stop.error)
+        await call(self._on_bad_record, stop.error)
         self._runs.pass_over()
         if self._on_bad_record == "raise":
             raise stop.error
@@ -460,8 +456,7 @@ class Stream(Generic[T]):
         if stop.told:
             return
         gap = stop.missing.gap
-        if callable(self._on_gap):
-            await call(self._on_gap, gap)
+        await call(self._on_gap, gap)
         stop.told = True
         self._tell(StreamGap(gap=gap))
         if self._on_gap == "raise":
@@ -472,31 +467,27 @@ class Stream(Generic[T]):
     async def _next_aside(self) -> T | None:
         """Return the next article of a gap's batches; None if there is none, or it did not decode."""
         assert self._aside is not None
-        if self._letter is None:
-            try:
-                found = await anext(self._aside)
-            except StopAsyncIteration:
-                self._aside = None
-                return None
-            except BaseException:
-                # What was cut short is begun again; what was handed out is known and does not come twice.
-                self._aside = None
-                if self._runs.stops and isinstance(self._runs.stops[0], Gap):
-                    self._runs.stops[0].filled = False
-                raise
-            if not isinstance(found, DecodeError):
-                self._backfilled += 1
-                return found
-            self._letter = found
-        error = self._letter
-        if callable(self._on_bad_record):
-            await call(self._on_bad_record, error)
-        self._letter = None
-        self._runs.bad += 1
-        self._tell_bad(error)
-        if self._on_bad_record == "raise":
-            raise error
-        return None
+        stops = self._runs.stops
+        if stops and isinstance(stops[0], Bad):
+            await self._attend(stops[0])
+            return None
+        try:
+            found = await anext(self._aside)
+        except StopAsyncIteration:
+            self._aside = None
+            return None
+        except BaseException:
+            # What was cut short is begun again; what was handed out is known and does not come twice.
+            self._aside = None
+            if stops and isinstance(stops[0], Gap):
+                stops[0].filled = False
+            raise
+        if isinstance(found, DecodeError):
+            self._runs.bad += 1
+            stops.appendleft(Bad(found, None))
+            return None
+        self._backfilled += 1
+        return found
 
     def _tell(self, event: StreamEvent) -> None:
         if self._on_event is not None:
