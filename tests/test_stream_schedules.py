@@ -116,6 +116,23 @@ async def test_lists_that_are_cancelled_at_any_turn_lose_nothing_and_repeat_noth
     assert sorted(check.got) == sorted(sent)
 
 
+async def test_lists_can_be_asked_for_again_after_a_cancelled_wait_and_after_an_error(world: World) -> None:
+    sim, transport = world
+    async with articles(transport) as stream:
+        batches = stream.batches(1, 60)
+        asking = asyncio.ensure_future(anext(batches))
+        await turns()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        sim.firehose.publish(record(7, 0).replace(b'"x"', b"5"), partition=7)
+        sim.firehose.publish(partition=7)
+        with pytest.raises(DecodeError):
+            await anext(batches)
+        (article,) = await anext(batches)
+        assert article.event.offset == 1
+
+
 async def test_lists_that_are_cancelled_again_and_again_do_not_pile_up(world: World) -> None:
     sim, transport = world
     async with articles(transport) as stream:

@@ -4,8 +4,8 @@ import contextlib
 import itertools
 import operator
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any, Final, Generic, Self, TypeVar
 
 from wme_async._protocol.decode import DECODE_ERRORS, LONG_RECORD, Buffer, why
 from wme_async._protocol.framing import Oversize, Record
@@ -14,7 +14,7 @@ from wme_async._stream.progress import TOP, LookAgain, Missing, Progress
 from wme_async._stream.shapes import PlaceLike, Shape, Spot, error_line, recover
 from wme_async.errors import DecodeError, ServerError, StreamError, WMEError
 
-__all__ = ["SKIP", "Bad", "Gap", "Runs"]
+__all__ = ["SKIP", "Bad", "Gap", "Lists", "Runs"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,26 @@ class Gap:
         self.record = record
         self.told = False
         self.filled = False
+
+
+class Lists(Generic[T]):
+    """An iterator that is no generator, which an error or a cancelled wait would end for good.
+
+    Args:
+        collect: Returns the next list.
+    """
+
+    def __init__(self, collect: Callable[[], Awaitable[list[T]]]) -> None:
+        self._collect = collect
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[T]:
+        return await self._collect()
+
+    async def aclose(self) -> None:
+        """Do nothing: whatever there is belongs to the stream."""
 
 
 class Runs(Generic[T]):

@@ -19,7 +19,7 @@ from wme_async._stream.keeper import Keeper, hurry
 from wme_async._stream.meter import Meter
 from wme_async._stream.progress import Progress
 from wme_async._stream.records import StreamBadRecord, StreamEvent, StreamGap, StreamStatistics
-from wme_async._stream.runs import SKIP, Bad, Gap, Runs
+from wme_async._stream.runs import SKIP, Bad, Gap, Lists, Runs
 from wme_async._stream.shapes import PlaceLike, Shape
 from wme_async._transport import Transport
 from wme_async.errors import DecodeError, StreamError
@@ -331,8 +331,8 @@ class Stream(Generic[T]):
             # After an error the next request for an event begins a new one; all that matters is kept outside.
             self._generator = None
 
-    async def batches(self, max_items: int = 1000, max_wait: float = 1.0) -> AsyncIterator[list[T]]:
-        """Yield lists of events, for sinks that write many at once.
+    def batches(self, max_items: int = 1000, max_wait: float = 1.0) -> AsyncIterator[list[T]]:
+        """Return an iterator of lists of events, for sinks that write many at once.
 
         A list counts as processed when the next one, or a single event, is asked for. Being cancelled while a list is
         awaited loses nothing: ask again. Events from batches (`backfilled`) come in lists of their own.
@@ -348,8 +348,7 @@ class Stream(Generic[T]):
         if max_items < 1 or not max_wait >= 0:
             raise ValueError("max_items is at least 1 and max_wait at least 0 seconds")
         self._check_open()
-        while True:
-            yield await self._collect(max_items, max_wait)
+        return Lists(lambda: self._collect(max_items, max_wait))
 
     async def _collect(self, max_items: int, max_wait: float) -> list[T]:
         """Return the next list. Whatever ends this early, what it had taken is there for the next to ask."""
