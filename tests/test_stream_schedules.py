@@ -201,6 +201,22 @@ async def test_all_of_a_list_can_be_acknowledged_whatever_runs_it_is_made_of(
         assert len(batch) == 4
 
 
+async def test_what_a_cancelled_list_had_taken_can_be_acknowledged(world: World) -> None:
+    _, transport = world
+    async with articles(transport, type=dict) as stream:
+        (connection,) = stream._pool
+        for offset in range(2):
+            await stream._buffer.put(Block(Session(connection, 0.0), [record(7, offset)], 100))
+        asking = asyncio.ensure_future(anext(stream.batches(3, 60)))
+        await until(lambda: stream.statistics().events == 2)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        for offset in range(2):
+            stream.ack(await anext(stream))
+            assert stream.positions[7].offset == offset
+
+
 async def test_a_request_that_is_cancelled_before_its_first_step_does_not_end_the_stream(world: World) -> None:
     sim, transport = world
     async with articles(transport) as stream:

@@ -174,6 +174,13 @@ class Runs(Generic[T]):
             taken.clear()
         return count
 
+    def put_back(self, taken: list[tuple[T, PlaceLike]]) -> None:
+        """Have what was taken and not handed out come before the rest of the run, and be known as part of it."""
+        # Flat, since this may happen any number of times in a row.
+        pairs = [*taken, *self.pairs]
+        self.items, self.events = [item for item, _ in pairs], [event for _, event in pairs]
+        self.pairs = iter(pairs)
+
     def hand_out(self, item: T, event: PlaceLike) -> None:
         """Note that a value waits for its own acknowledgement."""
         self._progress.handed_out(event)

@@ -363,8 +363,7 @@ class Stream(Generic[T]):
             self._settle()
             await self._gather(taken, max_items, max_wait)
         except BaseException:
-            # Flat, since this may happen any number of times in a row.
-            self._runs.pairs = iter([*taken, *self._runs.pairs])
+            self._runs.put_back(taken)
             raise
         finally:
             self._collecting = False
