@@ -734,6 +734,19 @@ async def test_bad_records_can_be_skipped_and_are_counted_and_told(world: World)
     assert "no partition and offset" in str(told[None, None])
 
 
+async def test_a_record_that_was_cut_inside_its_offset_is_not_taken_for_an_earlier_one(world: World) -> None:
+    sim, transport = world
+    letters: list[DecodeError] = []
+    async with articles(transport, on_bad_record=letters.append) as stream:
+        sim.firehose.publish_many(12, partition=7)
+        bad = b'{"name":"cut","event":{"partition":7,"offset":1'
+        sim.firehose.publish(bad, partition=7)
+        sim.firehose.publish(partition=7)
+        assert [article.event.offset async for article in take(stream, 13)] == [*range(12), 13]
+        assert stream.statistics().duplicates == 0
+    assert [(letter.record, letter.offset) for letter in letters] == [(bad, None)]
+
+
 async def test_a_dead_letter_function_that_fails_keeps_the_record(world: World) -> None:
     sim, transport = world
     calls: list[DecodeError] = []

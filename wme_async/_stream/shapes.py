@@ -146,7 +146,8 @@ def _two_passes(type: type[T]) -> tuple[Callable[[Buffer], Any], Callable[[Any],
 
 
 _place: Final = msgspec.json.Decoder(_Placed).decode
-_PLACE: Final = re.compile(rb'"partition"\s*:\s*(\d{1,9})\s*,\s*"offset"\s*:\s*(\d{1,18})\b')
+# With what follows it: where a record was cut inside its offset, the digits that are left are another one.
+_PLACE: Final = re.compile(rb'"partition"\s*:\s*(\d{1,9})\s*,\s*"offset"\s*:\s*(\d{1,18})\s*[,}]')
 _PUBLISHED: Final = re.compile(rb'"date_published"\s*:\s*"([^"\\]{10,40})"')
 
 
