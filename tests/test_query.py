@@ -830,6 +830,18 @@ AT_COST = "what the filters above let through is fetched to look at, of the stre
                 "here: " + AT_COST,
             ],
         ),
+        (
+            "realtime",
+            ["name", "visibility.text"],
+            {"identifier": 4_712_345},
+            [
+                "to the stream",
+                "sent: fields name, visibility.*, identifier",
+                "here: filter identifier = 4712345, because the server never finds a whole number of 1,000,000 or more",
+                "here: everything is fetched to look at, of the stream's traffic and at its pace",
+                "here: not taken off again where the type has room for it: visibility, identifier",
+            ],
+        ),
     ],
 )
 def test_explain_says_what_is_done_where(

@@ -230,7 +230,12 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
             lines.append(f"here: {', '.join(self._restore)} become nested again")
         if self._wanted is not None:
             assert self.fields is not None
-            lines.append(f"here: reduced to {', '.join(rules.kept(self.backend, self.fields))}")
+            if self.backend is Backend.REALTIME:
+                # Taking it off would mean to decode and encode each event once more.
+                besides = [name for name in self.fetched if name not in {*self.fields, "event"}]
+                lines.append(f"here: not taken off again where the type has room for it: {', '.join(besides)}")
+            else:
+                lines.append(f"here: reduced to {', '.join(self.fields)}")
         return "\n".join(lines)
 
 
