@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async._protocol.positions import Position, StreamResource
-from wme_async._protocol.settings import Hosts, Retry
+from wme_async._protocol.settings import Hosts, Retry, Timeouts
 from wme_async._stream import (
     Stream,
     StreamBadRecord,
@@ -42,6 +42,7 @@ from wme_async.errors import (
     OffsetGap,
     ServerError,
     StreamError,
+    TimedOut,
     TransportError,
     Unauthorized,
     Unprocessable,
@@ -347,6 +348,25 @@ async def test_silence_is_an_error_only_if_the_attempts_are_bounded(world: World
     async with articles(transport, idle_timeout=0.05, retry=SHORT) as stream:
         with pytest.raises(IdleTimeout, match=r"nothing for 0\.05 s, 2 times"):
             await anext(stream)
+
+
+async def test_a_sign_in_that_hangs_is_not_taken_for_silence_of_the_stream() -> None:
+    async with Simulator() as sim:
+        made = sim.client_options()
+        transport = Transport(
+            Credentials(made["username"], made["password"]),
+            hosts=Hosts(**made["hosts"]),
+            timeouts=Timeouts(read=0.05),
+            retry=Retry(attempts=1),
+        )
+        sim.faults.inject("hang_head", role="auth", times=100)
+        try:
+            async with articles(transport, retry=SHORT) as stream:
+                with pytest.raises(TimedOut, match="login"):
+                    await anext(stream)
+                assert not stream._pool[0]._silent, "nobody has listened"
+        finally:
+            await transport.aclose()
 
 
 async def test_a_slow_consumer_slows_the_socket_and_is_not_taken_for_silence(world: World) -> None:

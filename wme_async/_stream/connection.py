@@ -277,7 +277,8 @@ class Connection:
         if session.records:
             self._backoff.reset()
             self._progressed = now
-        self._silent = isinstance(error, TimedOut)
+        # Not the sign-in, which may hang before the stream is asked for at all.
+        self._silent = isinstance(error, TimedOut) and (error.url or "").endswith(self._settings.resource.path)
         self._accepted = self._accepted or self._silent
         logger.info("connection %d ended after %.1f s and %d records: %s", self.number, seconds, session.records, error)
         self._settings.tell(
@@ -373,7 +374,7 @@ class Connection:
                 raise error
         elif not is_transient(error):
             raise error
-        if isinstance(error, TimedOut) and self._settings.retry is FOR_EVER:
+        if self._silent and self._settings.retry is FOR_EVER:
             self._backoff.reset()  # silence is legitimate; asking again after it is not a failure to be slowed down
         asked = error.retry_after if isinstance(error, StatusError) else None
         if asked is not None and self._settings.retry is FOR_EVER:
@@ -381,7 +382,7 @@ class Connection:
         elapsed = self._transport.monotonic() - self._progressed
         wait = self._backoff.failed(elapsed=elapsed, retry_after=asked)
         if wait is None:
-            raise _exhausted(error, self._backoff.attempts, self._settings.idle_timeout)
+            raise _exhausted(error, self._backoff.attempts, self._settings.idle_timeout if self._silent else None)
         self._settings.tell(
             StreamRetrying(connection=self.number, attempt=self._backoff.attempts, wait=wait, error=error)
         )
@@ -431,8 +432,8 @@ def _framing_of(body: Body, asked: Framing) -> Framing:
     return asked
 
 
-def _exhausted(error: WMEError, attempts: int, idle_timeout: float) -> WMEError:
-    if isinstance(error, TimedOut):
+def _exhausted(error: WMEError, attempts: int, idle_timeout: float | None) -> WMEError:
+    if idle_timeout is not None:
         idle = IdleTimeout(f"the stream sent nothing for {idle_timeout:g} s, {attempts} times in a row", url=error.url)
         idle.__cause__ = error
         return idle
