@@ -322,6 +322,7 @@ class Runs(Generic[T]):
             item = gap.item if self._wanted(gap.item, gap.record) else SKIP
             self._progress.seen[gap.event.partition] = gap.event
             self.items, self.events = [item], [gap.event]
+            self.decoded += 1
             self.pairs = iter([(item, gap.event)])
         self.stops.popleft()
 
