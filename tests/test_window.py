@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from wme_async._download import FileInfo, Ordered, SignedUrl, ordered
+from wme_async._download.partfile import PartFile
 from wme_async._protocol.settings import Retry, Timeouts
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, NotFound, WMEError
@@ -256,4 +258,42 @@ async def test_cancelling_a_reader_leaves_nothing(sim: Simulator, transport: Tra
     with pytest.raises(asyncio.CancelledError):
         await task
     assert transport.open_bodies == 0
+    assert not tasks()
+
+
+async def test_who_is_cancelled_while_a_reader_is_closed_stays_cancelled_and_leaves_nothing(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim.put_object(KEY, noise(2_000_000))
+    loop = asyncio.get_running_loop()
+    hashing, leaving, go_on = asyncio.Event(), asyncio.Event(), threading.Event()
+    whole = PartFile.hash_into
+
+    def slow(part: PartFile, digest: Any, start: int, stop: int) -> None:
+        loop.call_soon_threadsafe(hashing.set)
+        assert go_on.wait(20)
+        whole(part, digest, start, stop)
+
+    monkeypatch.setattr(PartFile, "hash_into", slow)
+    stream = ordered(Source(sim, transport), transport=transport, tee=tmp_path / "x")
+    went_on = False
+
+    async def leave_early() -> None:
+        nonlocal went_on
+        async with stream:
+            assert await anext(stream)
+            await hashing.wait()
+            leaving.set()
+        went_on = True
+
+    task = asyncio.create_task(leave_early())
+    await leaving.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert not went_on
     assert not tasks()

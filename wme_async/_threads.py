@@ -1,4 +1,4 @@
-"""Blocking work in a thread that is waited for, whatever becomes of the task."""
+"""Blocking work in a thread, and other work, that is waited for whatever becomes of the task."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-__all__ = ["in_thread"]
+__all__ = ["ended", "in_thread"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,12 +27,21 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         BaseException: What the function raises; nothing of it where the task was cancelled meanwhile.
     """
     work = asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
+    await ended(work)
+    return work.result()
+
+
+async def ended(work: "asyncio.Future[T]") -> None:
+    """Wait until a future is done. A cancellation meanwhile takes effect once it is.
+
+    Args:
+        work: What to wait for. Its result or error is left alone, unless the task was cancelled meanwhile.
+    """
     try:
         await asyncio.wait([work])
     except asyncio.CancelledError:
         await _outlast(work)
         raise
-    return work.result()
 
 
 async def _outlast(work: "asyncio.Future[T]") -> None:

@@ -2,7 +2,6 @@
 
 import abc
 import asyncio
-import contextlib
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable
@@ -18,7 +17,7 @@ from wme_async._download.partfile import PartFile
 from wme_async._download.source import Download, FileInfo, Source
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
-from wme_async._threads import in_thread
+from wme_async._threads import ended, in_thread
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, Interrupted, WMEError
 
@@ -141,11 +140,14 @@ class Ordered(AsyncIterator[bytes], abc.ABC):
         """Stop fetching and wait until all connections are closed. What `tee` has got so far can be resumed."""
         self._closed = True
         task = self._task
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, WMEError, OSError):
-                await asyncio.shield(_ended(task))
-        self._dispose()
+        try:
+            if task is not None:
+                task.cancel()
+                await ended(task)
+                if not task.cancelled():
+                    task.exception()  # whoever leaves before it is told has no use for it
+        finally:
+            self._dispose()
 
     @abc.abstractmethod
     async def _run(self) -> None:
@@ -157,10 +159,6 @@ class Ordered(AsyncIterator[bytes], abc.ABC):
 
     def _dispose(self) -> None:
         """Let go of what is held."""
-
-
-async def _ended(task: "asyncio.Task[None]") -> None:
-    await asyncio.wait([task])
 
 
 class _Followed(Ordered):
