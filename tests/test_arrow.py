@@ -8,6 +8,7 @@ import io
 import subprocess
 import sys
 import tarfile
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from decimal import Decimal
@@ -336,6 +337,35 @@ async def test_a_scope_that_is_cancelled_leaves_no_part_of_a_file(tmp_path: Path
     with anyio.CancelScope() as scope:
         await write_parquet(endless(), tmp_path / "x.parquet", type=Inner)
     assert scope.cancelled_caught
+    assert contents(tmp_path) == []
+
+
+async def test_a_cancelled_task_leaves_no_part_of_a_file_that_was_just_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    opening, opened, go_on = asyncio.Event(), asyncio.Event(), threading.Event()
+    real = Path.open
+
+    def slow(path: Path, mode: str = "r") -> Any:
+        loop.call_soon_threadsafe(opening.set)
+        assert go_on.wait(20)
+        file = real(path, mode)
+        loop.call_soon_threadsafe(opened.set)
+        return file
+
+    monkeypatch.setattr(Path, "open", slow)
+    task = asyncio.create_task(write_parquet(each([Inner(1)]), tmp_path / "x.parquet", type=Inner))
+    await opening.wait()
+    task.cancel()
+    # What the task does in the next turns, it does before there is a file.
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await loop.run_in_executor(None, int)
+    go_on.set()
+    await opened.wait()
+    await asyncio.wait([task])
+    assert task.cancelled()
     assert contents(tmp_path) == []
 
 

@@ -12,14 +12,12 @@ because it is false, zero or empty is false, zero or empty, as in the Struct; on
 """
 
 import contextlib
-import functools
 import io
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import anyio.to_thread
 import msgspec
 from msgspec import inspect
 
@@ -124,8 +122,8 @@ async def _chunks(
     async with contextlib.aclosing(batches):
         async for batch in batches:
             if file.add(batch):
-                yield await anyio.to_thread.run_sync(file.flush)
-    yield await anyio.to_thread.run_sync(file.finish)
+                yield await in_thread(file.flush)
+    yield await in_thread(file.finish)
 
 
 async def write_parquet(
@@ -162,8 +160,8 @@ async def write_parquet(
     source: Any = records
     if target.endswith(("/", os.sep)):
         # Somebody who writes the slash means a folder, there or not yet.
-        await anyio.to_thread.run_sync(functools.partial(writer.path.mkdir, parents=True, exist_ok=True))
-    folder = await anyio.to_thread.run_sync(writer.path.is_dir)
+        await in_thread(writer.path.mkdir, parents=True, exist_ok=True)
+    folder = await in_thread(writer.path.is_dir)
     if folder and not hasattr(source, "statistics"):
         raise TypeError("a folder takes the records of an archive: its files are named after the members")
     columns, schema = _columns(type), schema_of(type)
@@ -267,7 +265,10 @@ class _Sink(io.RawIOBase):
 
 
 class _Writer:
-    """Files on disk, one after the other; all that touches the disk or compresses runs in a thread."""
+    """Files on disk, one after the other; all that touches the disk or compresses runs in a thread.
+
+    Such a thread is waited for even by a task that is cancelled, or it would go on beside `discard`.
+    """
 
     def __init__(self, path: Path, type: Any, row_group_bytes: int, compression: str) -> None:
         self.path = path
@@ -285,21 +286,21 @@ class _Writer:
 
     async def add(self, batch: "pa.RecordBatch", member: str | None) -> None:
         if self._file is not None and member != self._member:
-            await anyio.to_thread.run_sync(self._close)
+            await in_thread(self._close)
         if self._file is None:
             self._member = member
-            await anyio.to_thread.run_sync(self._open)
+            await in_thread(self._open)
         assert self._file is not None
         self.rows += batch.num_rows
         if self._file.add(batch):
-            await anyio.to_thread.run_sync(self._flush)
+            await in_thread(self._flush)
 
     async def finish(self, *, empty: bool) -> None:
         """Finish the last file; make one without rows where there is none, if asked."""
         if self._file is None and empty:
-            await anyio.to_thread.run_sync(self._open)
+            await in_thread(self._open)
         if self._file is not None:
-            await anyio.to_thread.run_sync(self._close)
+            await in_thread(self._close)
 
     def discard(self) -> None:
         """Remove a file that was not finished."""
