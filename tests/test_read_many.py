@@ -56,6 +56,10 @@ def fail_oddly(_pages: list[Page]) -> list[Page]:
     raise Unpicklable(1, 2)
 
 
+def fail_to_connect(_pages: list[Page]) -> list[Page]:
+    raise ConnectionRefusedError("no database")
+
+
 def archive(path: Path, name: str, data: bytes) -> Path:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w:gz") as tar:
@@ -121,6 +125,20 @@ async def test_no_archives_give_nothing() -> None:
 async def test_a_worker_that_dies_is_an_error(paths: list[Path]) -> None:
     with pytest.raises(WMEError, match=r"died \(exit code -9\) while it read .*0.tar.gz"):
         await drain(read_many(paths[:1], type=Page, each=die))
+
+
+async def test_a_connection_of_the_users_own_that_fails_is_the_error(paths: list[Path]) -> None:
+    with pytest.raises(ConnectionRefusedError, match="no database"):
+        await drain(read_many(paths[:1], type=Page, each=fail_to_connect))
+
+
+async def test_a_connection_that_fails_where_bad_records_go_is_the_error(paths: list[Path]) -> None:
+    def tell(_error: DecodeError) -> None:
+        raise ConnectionResetError("no log")
+
+    archive(paths[0], "m", b"bad\n")
+    with pytest.raises(ConnectionResetError, match="no log"):
+        await drain(read_many(paths[:1], type=Page, on_bad_record=tell))
 
 
 async def test_leaving_early_kills_the_workers(tmp_path: Path) -> None:

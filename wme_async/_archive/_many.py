@@ -162,7 +162,7 @@ class ManyReader(Generic[R]):
                     writer.write(path.encode("utf-8", "surrogateescape") + b"\0")
                     await self._receive(path, reader)
                     path = next(self._paths, None)
-            except (asyncio.IncompleteReadError, ConnectionError):
+            except _GoneError:
                 await anyio.to_thread.run_sync(process.join)
                 code = process.exitcode
                 raise WMEError(f"a worker process died (exit code {code}) while it read {path}") from None
@@ -179,8 +179,7 @@ class ManyReader(Generic[R]):
 
     async def _receive(self, path: str, reader: asyncio.StreamReader) -> None:
         while True:
-            kind, length = _HEAD.unpack(await reader.readexactly(_HEAD.size))
-            data = await reader.readexactly(length)
+            kind, data = await _frame(reader)
             if kind == _PACKED:
                 await self._results.put(ManyResult(path, self._decoder.decode(data)))
                 continue
@@ -199,16 +198,29 @@ class ManyReader(Generic[R]):
                 raise found
 
 
+class _GoneError(Exception):
+    """The process at the other end is gone. Errors of connections may also be those of the user's own functions."""
+
+
+async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Receive what `_send` sent: its kind and the bytes."""
+    try:
+        kind, length = _HEAD.unpack(await reader.readexactly(_HEAD.size))
+        return kind, await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        raise _GoneError from None
+
+
 def _work(connection: socket.socket, job: _Job) -> None:
     """Be a worker process: read paths, one at a time, and tell what comes of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which kills this process
     connection.settimeout(None)  # sockets come non-blocking from a process with an event loop
-    with connection, connection.makefile("rb") as requests:
+    with connection, connection.makefile("rb") as requests, contextlib.suppress(_GoneError):
         while path := _until_zero(requests):
             try:
                 statistics = asyncio.run(_read(connection, path, job))
-            except ConnectionError:
-                return  # nobody listens any more
+            except _GoneError:
+                raise  # nobody listens any more
             except Exception as error:  # noqa: BLE001 - it is raised in the parent
                 _send(connection, _FAILED, _pickled(error))
             else:
@@ -240,8 +252,11 @@ async def _read(connection: socket.socket, path: str, job: _Job) -> ArchiveStati
 
 def _send(connection: socket.socket, kind: bytes, data: bytes) -> None:
     """Send a frame; it waits while the parent does not read, which bounds what lies between the two."""
-    connection.sendall(_HEAD.pack(kind, len(data)))
-    connection.sendall(data)
+    try:
+        connection.sendall(_HEAD.pack(kind, len(data)))
+        connection.sendall(data)
+    except ConnectionError:
+        raise _GoneError from None
 
 
 def _pickled(error: Exception) -> bytes:
