@@ -983,6 +983,54 @@ async def test_the_client_side_limit_spreads_requests():
     assert now[0] == before
 
 
+class Hours:
+    """A clock that goes on when everybody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    async def sleep(self, seconds: float) -> None:
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self.now + seconds, len(self._sleepers), woken))
+        await woken
+
+    async def run(self) -> None:
+        await asyncio.sleep(0)
+        while self._sleepers:
+            first = min(self._sleepers)
+            self._sleepers.remove(first)
+            self.now = first[0]
+            first[2].set_result(None)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(("paused_at", "starts"), [(0.0, [5.0, 5.0, 5.1, 5.2]), (0.15, [0.0, 0.0, 0.1, 5.15])])
+async def test_a_pause_holds_those_who_wait_already_and_lets_them_go_at_the_rate_of_the_limit(paused_at, starts):
+    clock = Hours()
+    throttle = Throttle(10.0, 2, monotonic=lambda: clock.now, sleep=clock.sleep)
+    started = []
+
+    async def one():
+        await throttle.wait()
+        started.append(round(clock.now, 6))
+
+    async def pause():
+        await clock.sleep(paused_at)
+        throttle.pause(5)
+
+    async with asyncio.TaskGroup() as group:
+        if paused_at:
+            group.create_task(pause())
+        else:
+            throttle.pause(5)
+        for _ in range(4):
+            group.create_task(one())
+        await clock.run()
+    assert started == starts
+
+
 async def test_illegal_headers_are_misuse_without_their_content(sim, transport):
     with pytest.raises(ValueError, match="illegal characters") as caught:
         await transport.request(Request(path="/v2/codes", headers={"X": "a\r\nsecret: b"}, token=True))

@@ -42,15 +42,20 @@ class Throttle:
 
     async def wait(self) -> None:
         """Wait for our turn. One that is cancelled while waiting is not given back: the limit errs on the slow side."""
-        now = self._monotonic()
-        # The schedule runs one interval a request; a request may start before its place in it by what a burst allows.
-        scheduled = max(self._next, now)
-        self._next = scheduled + self._interval
-        until = max(scheduled - self._tolerance, self._paused_until)
-        if until <= now:
-            return
-        self.waiting += 1
-        try:
-            await self._sleep(until - now)
-        finally:
-            self.waiting -= 1
+        while True:
+            now = self._monotonic()
+            # The schedule runs one interval a request, and stands still in a pause; a request may start before its
+            # place in it by what a burst allows.
+            scheduled = max(self._next, now, self._paused_until)
+            self._next = scheduled + self._interval
+            until = max(scheduled - self._tolerance, self._paused_until)
+            if until <= now:
+                return
+            self.waiting += 1
+            try:
+                await self._sleep(until - now)
+            finally:
+                self.waiting -= 1
+            # A pause that began meanwhile is for us too.
+            if self._paused_until <= until:
+                return
