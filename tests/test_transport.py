@@ -15,11 +15,13 @@ import traceback
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import client_exceptions
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from wme_async._client.account import Account
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
 from wme_async._protocol.token import Tokens
 from wme_async._transport import Credentials, Request, SessionPool, Transport
@@ -958,6 +960,21 @@ async def test_a_stranger_who_wants_us_to_wait_does_not_slow_the_api(sim):
     transport.waits.clear()
     await transport.request(PROJECTS)
     assert transport.waits == []
+    await transport.aclose()
+
+
+async def test_a_sign_in_that_is_limited_is_tried_as_often_as_any_request_and_does_not_slow_the_api(sim):
+    transport = make(sim, kind=Patient, retry=Retry(attempts=3))
+    account = Account(transport)
+    sim.faults.inject("status", role="auth", path="/v1/login", status=429, headers={"Retry-After": "77"}, times=3)
+    with pytest.raises(RateLimited):
+        await transport.request(msgspec.structs.replace(PROJECTS, pool="ondemand"))
+    assert len(asked(sim, "/v1/login")) == 3
+    assert transport.waits == [77.0, 77.0]
+    transport.waits.clear()
+    await transport.request(PROJECTS)
+    assert transport.waits == []
+    assert (await account.quota()).of("ondemand").used == 0
     await transport.aclose()
 
 

@@ -337,7 +337,9 @@ class Transport:
                     self._failed[request.role] = now
                 if not retry or not _worth_repeating(error, request):
                     raise
-                if isinstance(error, RateLimited):
+                # The auth host's, on the way to a token, says nothing of the allowance; asking for that needs one too.
+                limited = isinstance(error, RateLimited) and error.url == bare_url(self._url(request))
+                if limited:
                     exhausted = await self._exhausted(request)
                     if exhausted is not None:
                         raise exhausted from error
@@ -346,7 +348,7 @@ class Transport:
                 if wait is None:
                     gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
                     raise
-                if isinstance(error, RateLimited) and request.role == "api":
+                if limited and request.role == "api":
                     # What another host asks for does not concern the API.
                     self._throttle.pause(wait)
                 self._tell(
