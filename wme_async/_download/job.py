@@ -145,6 +145,7 @@ class Job:
         part: The unfinished file, once it is open.
         total: Bytes of the file, where known.
         restarts: How often it was begun again because it was replaced.
+        versions: How often what comes from then on was, or may have been, of another version.
     """
 
     verify = True
@@ -170,6 +171,7 @@ class Job:
         self.fetched = 0
         self.resumed = 0
         self.restarts = 0
+        self.versions = 0
         self.promised: str | None = None
         # For files that come in one stream; others have a plan.
         self.streamed = 0
@@ -254,6 +256,7 @@ class Job:
                     return info, await self._fetch_stream(info)
             except Replaced as change:
                 self.restarts += 1
+                self.versions += 1
                 if self.restarts > _RESTARTS:
                     raise IntegrityError(
                         f"the file kept changing on the server ({change}); try again later", expected=info.etag
@@ -356,6 +359,8 @@ class Job:
                     return digest.hexdigest() if digest else None
                 except WMEError as error:
                     wait = self._wait_after(error, backoff, self.transport.monotonic() - began)
+                    if strong_etag(info.etag) is None:
+                        self.versions += 1
                 await self.transport.sleep(wait)
         finally:
             self.budget.release()

@@ -183,10 +183,12 @@ class _Followed(Ordered):
 
     def _pop(self) -> bytes | None:
         job = self._job
-        if self._version != job.restarts:
+        if self._version != job.versions:
             if self.position:
-                raise IntegrityError("the file was replaced on the server while it was read; read it again")
-            self._version = job.restarts
+                raise IntegrityError(
+                    "the file was replaced on the server while it was read, or may have been; read it again"
+                )
+            self._version = job.versions
         self.size = job.total
         if self._fd < 0:
             return None
