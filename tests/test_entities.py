@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from typing import Any
 
 import msgspec
 import pytest
@@ -248,6 +249,29 @@ async def test_a_file_with_another_checksum_never_gets_its_name(sim, wme, tmp_pa
     assert old.read_bytes() == b"the old one"
     done = await wme.files.download("Ottawa 0757.jpg", tmp_path, verify=False)
     assert done.verified is None
+
+
+async def test_a_file_that_is_fetched_twice_at_once_is_proven_twice(wme, tmp_path):
+    others: list[Any] = []
+
+    async def again(_progress: Progress) -> None:
+        if not others and not list(tmp_path.glob("*.part")):
+            others.append(None)
+            others[0] = await wme.files.download("Ottawa 0757.jpg", tmp_path)
+
+    done = await wme.files.download("Ottawa 0757.jpg", tmp_path, progress=again)
+    assert done.verified
+    assert others[0].verified
+    assert [each.name for each in tmp_path.iterdir()] == ["Ottawa_0757.jpg"]
+
+
+async def test_a_file_with_the_longest_name_that_commons_has_can_be_kept(sim, wme, tmp_path):
+    name = "ы" * 118 + ".jpg"
+    assert len(name.encode()) == 240
+    sim.commons.add(name, b"bytes of a picture")
+    done = await wme.files.download(name, tmp_path)
+    assert done.verified
+    assert [each.name for each in tmp_path.iterdir()] == [name]
 
 
 async def test_a_file_without_a_page_cannot_be_proven(sim, wme, tmp_path):

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-import msgspec
-
 from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
 from wme_async._client.files import ArchiveSource, target_of
@@ -17,7 +15,7 @@ from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
 from wme_async._threads import in_thread
 from wme_async._transport import Transport
-from wme_async.errors import Forbidden, IntegrityError, NotFound
+from wme_async.errors import Forbidden, NotFound
 from wme_async.models import FilePage
 
 __all__ = ["MediaFiles"]
@@ -101,14 +99,14 @@ class MediaFiles:
             size = (await in_thread(target.stat)).st_size
             return Download(path=target, size=size, verified=True, unchanged=True)
         source = _MediaSource(self._transport, self._resource, path, _no_md5)
-        unproven = target.with_name(f"{target.name}.unproven")
-        done = await download(source, unproven, transport=self._transport, progress=progress, verify=False)
-        try:
-            verified = await self._verified(unproven, known) if verify else None
-            await in_thread(unproven.replace, target)
-        finally:
-            await in_thread(lambda: unproven.unlink(missing_ok=True))
-        return msgspec.structs.replace(done, path=target, verified=verified)
+        return await download(
+            source,
+            target,
+            transport=self._transport,
+            progress=progress,
+            verify=False,
+            sha1=known if verify else (),
+        )
 
     def cost(self, *names: str) -> Cost:
         """Return what downloading these will be charged: nothing, files are not metered."""
@@ -120,18 +118,6 @@ class MediaFiles:
         except NotFound:
             return frozenset()
         return frozenset(upload.sha1.lower() for upload in page.files if upload.sha1)
-
-    async def _verified(self, path: Path, known: frozenset[str]) -> bool | None:
-        if not known:
-            return None
-        got = await in_thread(_sha1_or_none, path)
-        if got not in known:
-            raise IntegrityError(
-                f"what arrived has another SHA-1 than {path.name.removesuffix('.unproven')} should have",
-                expected=" or ".join(sorted(known)),
-                got=got,
-            )
-        return True
 
 
 class _Pages(Collection[FilePage]):

@@ -1,7 +1,7 @@
 """What is asked of a source and its server beside the ranges: the version, the checksum, the whole file at once."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from wme_async._download.budget import Ticket
 from wme_async._download.engine import Replaced
@@ -12,7 +12,7 @@ from wme_async._threads import in_thread
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, NotFound, StatusError
 
-__all__ = ["ask_whole", "checksum_or_none", "head_of", "pause", "verify"]
+__all__ = ["ask_whole", "checksum_or_none", "head_of", "pause", "verify", "verify_sha1"]
 
 
 async def head_of(source: Source, transport: Transport) -> FileInfo:
@@ -76,6 +76,22 @@ async def verify(source: Source, md5: str | None, promised: str | None, info: Fi
         expected=promised,
         got=md5,
     )
+
+
+async def verify_sha1(known: Collection[str], part: PartFile) -> bool:
+    """Return True, for bytes that have one of these SHA-1.
+
+    Raises:
+        IntegrityError: They have another.
+    """
+    got = await in_thread(part.sha1)
+    if got not in known:
+        raise IntegrityError(
+            f"what arrived has another SHA-1 than {part.target.name} should have; nothing was kept",
+            expected=" or ".join(sorted(known)),
+            got=got,
+        )
+    return True
 
 
 @contextlib.asynccontextmanager

@@ -3,10 +3,10 @@
 import asyncio
 import hashlib
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
-from wme_async._download.asking import ask_whole, checksum_or_none, head_of, pause, verify
+from wme_async._download.asking import ask_whole, checksum_or_none, head_of, pause, verify, verify_sha1
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced, check_ticket, only_cause
 from wme_async._download.partfile import PartFile, check_target, known_version
@@ -39,6 +39,7 @@ async def download(
     *,
     transport: Transport,
     verify: bool = True,
+    sha1: Collection[str] = (),
     if_changed: bool = False,
     connections: int | None = None,
     part_size: int = _PART_MOST,
@@ -59,6 +60,7 @@ async def download(
         to: The name of the finished file. An older file of that name is replaced at the very end.
         transport: The door to the network.
         verify: Compare the MD5 of the file with the one that its metadata promises.
+        sha1: The file has to have one of these, in hexadecimal, where any are given; for sources that promise no MD5.
         if_changed: Fetch nothing if the target is already this version. That costs no allowance.
         connections: At most so many for this file; None leaves it to the budget.
         part_size: Bytes, the upper bound of a range. Where the signature would run out before the file is whole,
@@ -74,7 +76,7 @@ async def download(
         What was done.
 
     Raises:
-        IntegrityError: The bytes are not those that the metadata promises, or the file kept changing.
+        IntegrityError: The bytes are not those that are promised, or the file kept changing.
         NotFound: No such file.
         QuotaExceeded: The month's allowance of metered requests is used up.
         WMEError: It could not be had for another reason.
@@ -91,6 +93,7 @@ async def download(
         budget = Budget(connections or 16, max_rate=max_rate)
     job = Job(source, to, transport, budget, progress)
     job.verify, job.if_changed, job.min_rate, job.durable = verify, if_changed, min_rate, durable
+    job.sha1 = sha1
     job.connections = connections or budget.governor.most
     job.part_size = part_size
     return await job.run()
@@ -134,6 +137,7 @@ class Job:
 
     Attributes:
         verify: As in `download`.
+        sha1: As in `download`.
         if_changed: As in `download`.
         durable: As in `download`.
         min_rate: As in `download`.
@@ -149,6 +153,7 @@ class Job:
     """
 
     verify = True
+    sha1: Collection[str] = ()
     if_changed = False
     durable = True
     min_rate: float | None = None
@@ -410,7 +415,8 @@ class Job:
 
     async def _verified(self, info: FileInfo, md5: str | None, part: PartFile) -> bool | None:
         try:
-            return await verify(self.source, md5, self.promised, info, part)
+            verified = await verify(self.source, md5, self.promised, info, part)
+            return await verify_sha1(self.sha1, part) if self.sha1 else verified
         except IntegrityError:
             part.discard()
             raise

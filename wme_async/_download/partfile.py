@@ -244,6 +244,12 @@ class PartFile:
         """Compute the ETag that an object store would give the file. Blocks; meant for a thread."""
         return etag_of(self._fd, size, etag)
 
+    def sha1(self) -> str:
+        """Compute the SHA-1 of the whole file, in hexadecimal. Blocks; meant for a thread."""
+        digest = hashlib.sha1(usedforsecurity=False)
+        hash_range(self._fd, digest, 0, os.fstat(self._fd).st_size)
+        return digest.hexdigest()
+
     def finish(self, *, md5: str | None, verified: bool | None) -> int:
         """Give the file its name. Blocks; meant for a thread.
 
