@@ -359,6 +359,32 @@ def test_a_new_month_begins_at_nothing_and_late_counts_of_the_old_one_do_not_end
     assert other.usage() == {"chunk/2026-11": 1}
 
 
+async def test_the_tokens_are_free_again_though_another_process_has_inherited_the_lock(tmp_path, monkeypatch):
+    file = TokenFile(tmp_path / "tokens", "a")
+    inherited = []
+    real = os.open
+
+    def forked(path, *rest):
+        descriptor = real(path, *rest)
+        # A process that is forked meanwhile has the same.
+        inherited.append(os.dup(descriptor))
+        return descriptor
+
+    async def sleep(_seconds):
+        raise AssertionError("nobody holds it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", forked)
+        async with file.locked(sleep):
+            pass
+    try:
+        async with file.locked(sleep):
+            pass
+    finally:
+        for descriptor in inherited:
+            os.close(descriptor)
+
+
 @pytest.mark.parametrize("answer", [None, QuotaExceeded("used up", pool="chunk"), TimedOut("no answer")])
 async def test_of_requests_that_are_refused_together_one_asks_whether_the_month_is_used_up(wme, monkeypatch, answer):
     calls, go = [], asyncio.Event()

@@ -191,6 +191,28 @@ async def test_file_systems_without_locks_and_attributes_will_do(
     assert not (await download(source, tmp_path / "x", transport=transport, if_changed=True)).unchanged
 
 
+def test_a_file_is_free_again_though_another_process_has_inherited_its_descriptor(tmp_path: Path) -> None:
+    part = PartFile(tmp_path / "x", durable=False)
+    # A process that is forked meanwhile has the same.
+    inherited = part.duplicate()
+    try:
+        plan = part.resume(identity="x", size=4 << 20, etag='"x"', keep=True)
+        claim = plan.claim(0.0, most=4096)
+        assert claim is not None
+        part.open_claim(claim)
+        assert part.write(0, memoryview(bytes(4096))) is None
+        claim.at += 4096
+        part.advanced(claim)
+        with pytest.raises(BlockingIOError):
+            PartFile(tmp_path / "x", durable=False)
+        part.close()
+        again = PartFile(tmp_path / "x", durable=False)
+        assert again.resume(identity="x", size=4 << 20, etag='"x"', keep=True).done == 4096
+        again.close()
+    finally:
+        os.close(inherited)
+
+
 async def test_what_fails_on_the_disk_is_said_in_a_sentence(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """The unfinished file: locked, written in place, and given its name only when it is whole."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -304,6 +305,9 @@ class PartFile:
 
     def _shut(self) -> None:
         fd, self._fd = self._fd, -1
+        # Whoever has a duplicate, or was forked meanwhile, has the lock too, and closing would leave it to him.
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 

@@ -113,6 +113,9 @@ class TokenFile:
                 waited += _LOCK_POLL
             yield
         finally:
+            # Whoever was forked meanwhile has the lock too, and closing would leave it to him.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def _read(self) -> _Content:
