@@ -84,6 +84,42 @@ async def test_too_little_space_is_told_before_a_metered_request(
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("trouble", ["space", "descriptors"])
+async def test_what_an_earlier_download_left_stays_where_the_next_one_cannot_begin(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    data = noise(4_000_000)
+    sim.put_object(KEY, data)
+    source = StoreSource(sim, transport)
+    sim.faults.inject("drop", role="store", after=1_500_000)
+    sim.faults.inject("status", role="store", status=404, skip=1, times=None)
+    with pytest.raises(NotFound):
+        await download(source, tmp_path / "x", transport=transport, connections=1)
+    clean(sim)
+    real = os.fstatvfs, os.open
+
+    def full(fd: int) -> Any:
+        there = real[0](fd)
+        return os.statvfs_result([there[0], there[1], there[2], 1, 1, *there[5:]])
+
+    def too_many(path: Any, *rest: Any) -> int:
+        if str(path).endswith(".ledger"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real[1](path, *rest)
+
+    with monkeypatch.context() as patch:
+        if trouble == "space":
+            patch.setattr(os, "fstatvfs", full)
+        else:
+            patch.setattr(os, "open", too_many)
+        with pytest.raises(OSError, match=r"are free|Too many"):
+            await download(source, tmp_path / "x", transport=transport)
+    done = await download(source, tmp_path / "x", transport=transport)
+    assert done.resumed >= 1_000_000
+    assert done.path.read_bytes() == data
+    assert leftovers(tmp_path) == ["x"]
+
+
 async def test_a_disk_that_fills_up_leaves_what_can_be_resumed(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

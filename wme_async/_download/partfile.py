@@ -130,6 +130,7 @@ class PartFile:
             OSError: There is not enough free space.
         """
         spans = Spans()
+        self.plan = None
         self._identity, self._etag = identity, etag or ""
         if etag is None or not keep:
             self._drop_ledger()
@@ -291,10 +292,16 @@ class PartFile:
         """Leave a state that can be resumed, or nothing where nothing was fetched."""
         if self._fd < 0:
             return
-        if self._ledger is None or self.plan is None or not self.plan.written:
+        if self.plan is None:
+            # It could not be looked into, for want of space or of descriptors: what was there before stays.
+            worth = self.ledger_path.exists() and os.fstat(self._fd).st_size > 0
+        else:
+            worth = self._ledger is not None and bool(self.plan.written)
+        if not worth:
             self.discard()
             return
-        self._ledger.close()
+        if self._ledger is not None:
+            self._ledger.close()
         self._shut()
 
     def _drop_ledger(self) -> None:
