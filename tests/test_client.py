@@ -434,6 +434,31 @@ async def test_a_download_that_the_server_does_not_redirect_is_an_error(sim, wme
         await wme.batches(hour_of(sim)).download("enwiki_namespace_0", tmp_path)
 
 
+@pytest.mark.parametrize("verb", ["download", "read", "content", "file"])
+async def test_an_archive_that_the_plan_does_not_include_is_asked_for_once(sim, wme, tmp_path, verb):
+    hour = wme.batches(sim.hours[-2])
+    identifier = (await hour.list())[0].identifier
+    sim.faults.inject("status", role="api", path="/download", method="GET", status=403, times=None)
+
+    async def ask():
+        if verb == "download":
+            await hour.download(identifier, tmp_path)
+        elif verb == "file":
+            await wme.files.download("Ottawa 0757.jpg", tmp_path, verify=False)
+        elif verb == "read":
+            async with hour.read(identifier) as articles:
+                await anext(articles)
+        else:
+            async with hour.content(identifier, connections=1) as content:
+                await anext(content)
+
+    async with asyncio.timeout(20):
+        with pytest.raises(Forbidden):
+            await ask()
+    assert len([each for each in sim.requests if each.path.endswith("/download") and each.method == "GET"]) == 1
+    assert not list(tmp_path.iterdir())
+
+
 async def test_chunks_of_another_snapshot_are_refused(sim, wme):
     with pytest.raises(ValueError, match="is not a chunk of"):
         await wme.snapshots.chunks("enwiki_namespace_0").get("dewiki_namespace_0_chunk_1")

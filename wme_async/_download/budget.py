@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from wme_async._download.source import SignedUrl, Source
 from wme_async._protocol.pace import Bucket, Governor
+from wme_async.errors import Forbidden
 
 __all__ = ["Budget", "Ticket"]
 
@@ -100,6 +101,10 @@ class Ticket:
     Args:
         source: Who signs.
         clock: The transport's monotonic clock.
+
+    Attributes:
+        requests: How often it was signed.
+        denied: We may not have it signed, which no further attempt changes.
     """
 
     _STRIKES = 3
@@ -111,6 +116,7 @@ class Ticket:
         self._lock = asyncio.Lock()
         self._strikes = 0
         self.requests = 0
+        self.denied = False
 
     @property
     def lifetime(self) -> float | None:
@@ -129,7 +135,11 @@ class Ticket:
             signed = self._current()
             if signed is None:
                 self.requests += 1
-                signed = self._signed = await self._source.sign()
+                try:
+                    signed = self._signed = await self._source.sign()
+                except Forbidden:
+                    self.denied = True
+                    raise
             return signed
 
     def worked(self) -> None:

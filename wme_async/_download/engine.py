@@ -333,11 +333,13 @@ def range_request(signed: SignedUrl, start: int, stop: int, etag: str | None) ->
 
 
 def check_ticket(ticket: Ticket, error: WMEError) -> None:
-    """Let a refused address be renewed, unless new ones are refused too.
+    """Let a refused address be renewed, unless new ones are refused too, or none is to be had.
 
     Raises:
-        WMEError: They are.
+        WMEError: So it is.
     """
+    if ticket.denied:
+        raise error
     if ticket.hopeless:
         error.add_note("new signatures were refused too: is the clock of this machine or of a proxy wrong?")
         raise error
