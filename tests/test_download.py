@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from download_store import KEY, MIB, StoreSource, fetched_ranges, leftovers, noise, our_tasks, store_requests
 
-from wme_async._download import Budget, Progress, download, job, ordered
+from wme_async._download import Budget, Progress, SignedUrl, download, job, ordered
 from wme_async._download.partfile import etag_of
 from wme_async._protocol.settings import Retry, Timeouts
 from wme_async._threads import in_thread
 from wme_async._transport import Transport
-from wme_async.errors import Forbidden, IntegrityError, NotFound, WMEError
+from wme_async.errors import Forbidden, IntegrityError, NotFound, ServerError, WMEError
 from wme_async.simulator import Simulator
 
 
@@ -510,3 +510,31 @@ async def test_whoever_is_cancelled_while_the_unfinished_file_is_opened_leaves_n
     assert task.cancelled()
     await download(StoreSource(sim, transport), tmp_path / "a", transport=transport)
     assert (tmp_path / "a").read_bytes() == data
+
+
+@pytest.mark.parametrize("way", ["ranges", "stream", "read", "read in one stream"])
+async def test_an_address_that_cannot_be_had_is_asked_for_no_more_often_than_any_request(
+    sim: Simulator, transport: Transport, tmp_path: Path, way: str
+) -> None:
+    sim.put_object(KEY, noise(9_000_000))
+    source = StoreSource(sim, transport)
+    if "stream" in way:
+        source.info["etag"] = None
+
+    async def failing() -> SignedUrl:
+        source.signed += 1
+        # Whoever waits for the same answer is there by then.
+        for _ in range(10):
+            await asyncio.sleep(0)
+        raise ServerError("out of order", status=500)
+
+    source.sign = failing  # type: ignore[method-assign]  # the transport has tried it as often as it may
+    with pytest.raises(ServerError, match="out of order"):
+        if "read" in way:
+            async with ordered(source, transport=transport) as stream:
+                await anext(stream)
+        else:
+            await download(source, tmp_path / "x", transport=transport)
+    assert source.signed == 1
+    assert store_requests(sim) == []
+    assert leftovers(tmp_path) == []

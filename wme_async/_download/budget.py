@@ -1,12 +1,13 @@
 """What downloads share: connections, bandwidth, and the signature of an address."""
 
 import asyncio
+import copy
 from collections import deque
 from collections.abc import Callable
 
 from wme_async._download.source import SignedUrl, Source
 from wme_async._protocol.pace import Bucket, Governor
-from wme_async.errors import Forbidden
+from wme_async.errors import WMEError
 
 __all__ = ["Budget", "Ticket"]
 
@@ -104,7 +105,7 @@ class Ticket:
 
     Attributes:
         requests: How often it was signed.
-        denied: We may not have it signed, which no further attempt changes.
+        failure: Why it could not be signed. Whoever signs has tried as often as is allowed, so it is not tried again.
     """
 
     _STRIKES = 3
@@ -116,7 +117,7 @@ class Ticket:
         self._lock = asyncio.Lock()
         self._strikes = 0
         self.requests = 0
-        self.denied = False
+        self.failure: WMEError | None = None
 
     @property
     def lifetime(self) -> float | None:
@@ -127,18 +128,25 @@ class Ticket:
         return None if signed.expires_at is None else signed.expires_at - self._clock()
 
     async def get(self) -> SignedUrl:
-        """Return an address that works, as far as is known."""
+        """Return an address that works, as far as is known.
+
+        Raises:
+            WMEError: There is none.
+        """
         signed = self._current()
         if signed is not None:
             return signed
         async with self._lock:
             signed = self._current()
             if signed is None:
+                if self.failure is not None:
+                    raise copy.copy(self.failure)
                 self.requests += 1
                 try:
                     signed = self._signed = await self._source.sign()
-                except Forbidden:
-                    self.denied = True
+                except WMEError as error:
+                    # A copy: with the error itself its frames would be kept.
+                    self.failure = copy.copy(error)
                     raise
             return signed
 

@@ -241,6 +241,8 @@ class Crew:
 
     def _wait_after(self, error: WMEError, backoff: Backoff, elapsed: float) -> float:
         """Return the seconds to wait before the next attempt, or raise what ends the download."""
+        if self._ticket.failure is not None:
+            raise error
         status = error.status if isinstance(error, StatusError) else None
         if status in {412, 416}:
             raise Replaced(str(error)) from error
@@ -333,13 +335,11 @@ def range_request(signed: SignedUrl, start: int, stop: int, etag: str | None) ->
 
 
 def check_ticket(ticket: Ticket, error: WMEError) -> None:
-    """Let a refused address be renewed, unless new ones are refused too, or none is to be had.
+    """Let a refused address be renewed, unless new ones are refused too.
 
     Raises:
-        WMEError: So it is.
+        WMEError: They are.
     """
-    if ticket.denied:
-        raise error
     if ticket.hopeless:
         error.add_note("new signatures were refused too: is the clock of this machine or of a proxy wrong?")
         raise error

@@ -371,6 +371,8 @@ class Job:
             self.budget.release()
 
     def _wait_after(self, error: WMEError, backoff: Backoff, elapsed: float) -> float:
+        if self.ticket.failure is not None:
+            raise error
         status = error.status if isinstance(error, StatusError) else None
         if status == 412:
             raise Replaced(str(error)) from error

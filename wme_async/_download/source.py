@@ -69,7 +69,11 @@ class Source(Protocol):
         ...  # pyright takes a body of words alone for one that returns nothing
 
     async def sign(self) -> SignedUrl:
-        """Get an address of the bytes. One request that counts against the month's allowance."""
+        """Get an address of the bytes. One request that counts against the month's allowance.
+
+        Raises:
+            WMEError: There is none. It has been tried as often as is allowed, so the download ends with it.
+        """
         ...  # pyright takes a body of words alone for one that returns nothing
 
     async def checksum(self) -> str | None:

@@ -322,7 +322,7 @@ class _Windowed(Ordered):
                 try:
                     return await self._ask_stream(info)
                 except WMEError as error:
-                    if self.position or not is_transient(error):
+                    if self.position or self._ticket.failure is not None or not is_transient(error):
                         raise
                     elapsed = self._transport.monotonic() - began
                     wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
