@@ -9,7 +9,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from wme_async import Cache, Client, Retry
 from wme_async._transport import Response
-from wme_async.errors import NotFound, ServerError
+from wme_async.errors import DecodeError, NotFound, ServerError
 from wme_async.simulator import Simulator
 
 EN = {"is_part_of.identifier": "enwiki"}
@@ -242,6 +242,29 @@ async def test_errors_are_asked_again(sim, wme):
     with pytest.raises(ServerError):
         await wme.projects.list()
     assert await wme.projects.list()
+
+
+@pytest.mark.parametrize("what", ["list", "get", "lookup", "many", "entity", "labels", "page"])
+async def test_an_answer_that_cannot_be_read_is_asked_for_again(sim, wme, what):
+    async def many():
+        async with wme.articles.lookup_many(["NATO"], filters=EN) as results:
+            return [looked.unwrap() async for looked in results]
+
+    ask = {
+        "list": wme.projects.list,
+        "get": lambda: wme.projects.get("enwiki"),
+        "lookup": lambda: wme.articles.lookup("NATO", filters=EN),
+        "many": many,
+        "entity": lambda: wme.wikidata.items.get("Q42"),
+        "labels": lambda: wme.wikidata.labels.get("Q42"),
+        "page": lambda: wme.files.get("Ottawa 0757.jpg"),
+    }[what]
+    sim.faults.inject("status", role="api", status=200, body=b"<html><title>Pay for the Wi-Fi</title></html>")
+    with pytest.raises(DecodeError):
+        await ask()
+    assert await ask()
+    assert await ask()
+    assert sim.requests.count("api") == 2
 
 
 async def test_accounts_that_share_a_cache_do_not_see_each_others_answers():

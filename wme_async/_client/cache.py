@@ -1,14 +1,16 @@
 """Answers kept for a while, so that repeats cost neither quota nor time. Only what changes slowly is ever kept."""
 
 import asyncio
+import contextlib
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple
 
 from wme_async._transport import Request, Response, Transport
+from wme_async.errors import DecodeError
 
-__all__ = ["Cache", "cached"]
+__all__ = ["Cache", "cached", "usable"]
 
 # What an entry takes besides its body: key, headers and bookkeeping.
 _OVERHEAD = 2048
@@ -36,8 +38,8 @@ class Cache:
 
     Give it to a client as `Client(cache=Cache())`. It is used for what changes slowly: codes, languages, projects and
     namespaces, look-ups of articles, structured contents, entities and files. Lists of archives always come from the
-    server, and errors are never kept, a "not found" among them. Clients may share one; each account has answers of its
-    own, since what it is given depends on its plan.
+    server, and errors are never kept, a "not found" and what cannot be read among them. Clients may share one; each
+    account has answers of its own, since what it is given depends on its plan.
 
     An answer that is served from here is not metered. Where a look-up could find more than `limit` records, the server
     picks some of them at random; while it is kept, the pick is the same.
@@ -96,6 +98,13 @@ class Cache:
         """Forget all answers. Requests on their way are finished, and their answers are kept again."""
         self._entries.clear()
         self._size = 0
+
+    def forget(self, response: Response) -> None:
+        """Keep an answer no longer, since it turned out to be none."""
+        for key, entry in self._entries.items():
+            if entry.response is response:
+                self._drop(key)
+                return
 
     async def fetch(
         self, key: object, ask: Callable[[], Awaitable[Response]], *, ttl: float, monotonic: Callable[[], float]
@@ -168,6 +177,17 @@ class Cache:
 
 async def _asked(ask: Callable[[], Awaitable[Response]]) -> Response:
     return await ask()
+
+
+@contextlib.contextmanager
+def usable(cache: Cache | None, response: Response) -> Iterator[None]:
+    """Read an answer in this block: one that cannot be read is an error, and errors are not kept."""
+    try:
+        yield
+    except DecodeError:
+        if cache is not None:
+            cache.forget(response)
+        raise
 
 
 async def cached(

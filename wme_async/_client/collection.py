@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
-from wme_async._client.cache import Cache, cached
+from wme_async._client.cache import Cache, cached, usable
 from wme_async._protocol.answer import bare_url, words_of
 from wme_async._protocol.decode import DECODE_ERRORS, why
 from wme_async._protocol.paths import identifier_path
@@ -85,7 +85,9 @@ class Collection(Generic[T]):
             WMEError: Whatever else went wrong.
         """
         query = self._query(fields, filters, type)
-        return decoded(await self._ask(self._path, query), query)
+        response = await self._ask(self._path, query)
+        with usable(self._cache, response):
+            return decoded(response, query)
 
     @overload
     async def get(self, identifier: str | int, *, fields: Sequence[str] | None = None) -> T: ...
@@ -109,9 +111,10 @@ class Collection(Generic[T]):
         """
         query = self._query(fields, None, type)
         response = await self._ask(f"{self._path}/{self._quoted(identifier)}", query)
-        records = decoded(response, query)
-        if len(records) != 1:
-            raise DecodeError(f"{bare_url(response.url)} answered with {len(records)} records instead of one")
+        with usable(self._cache, response):
+            records = decoded(response, query)
+            if len(records) != 1:
+                raise DecodeError(f"{bare_url(response.url)} answered with {len(records)} records instead of one")
         return records[0]
 
     def explain(

@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, TypeVar, overload
 
 import msgspec
 
-from wme_async._client.cache import Cache
+from wme_async._client.cache import Cache, usable
 from wme_async._client.collection import decoded
 from wme_async._client.files import ChunkedFiles, Files
 from wme_async._client.lookup import Hint, asked, cost_of
@@ -209,12 +209,13 @@ class Entities(_ById[T]):
 
     async def _one(self, identifier: str, query: Query, recheck: bool | None) -> Any:
         response = await self._answer(identifier, query, recheck)
-        records = decoded(response, query)
-        if len(records) != 1:
-            shown = bare_url(response.url)
-            raise DecodeError(
-                f"{shown} answered with {len(records)} records instead of one", url=shown, record=response.body
-            )
+        with usable(self._cache, response):
+            records = decoded(response, query)
+            if len(records) != 1:
+                shown = bare_url(response.url)
+                raise DecodeError(
+                    f"{shown} answered with {len(records)} records instead of one", url=shown, record=response.body
+                )
         return records[0]
 
 
@@ -277,13 +278,14 @@ class Labels(_ById[dict[str, str]]):
 
     async def _one(self, identifier: str, query: Query, recheck: bool | None) -> dict[str, str]:
         response = await self._answer(identifier, query, recheck)
-        try:
-            labels = merge_labels(_labels.decode(response.body))
-        except DECODE_ERRORS as error:
-            shown = bare_url(response.url)
-            raise DecodeError(
-                f"{shown} did not answer with labels: {why(error)}", url=shown, record=response.body
-            ) from error
+        with usable(self._cache, response):
+            try:
+                labels = merge_labels(_labels.decode(response.body))
+            except DECODE_ERRORS as error:
+                shown = bare_url(response.url)
+                raise DecodeError(
+                    f"{shown} did not answer with labels: {why(error)}", url=shown, record=response.body
+                ) from error
         if query.fields is None:
             return labels
         # The server may ignore what was asked for: of this beta little is known.

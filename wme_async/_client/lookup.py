@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, overload
 
-from wme_async._client.cache import Cache, cached
+from wme_async._client.cache import Cache, cached, usable
 from wme_async._client.collection import Value
 from wme_async._client.many import Looked, LookupProgress, Lookups
 from wme_async._client.plan import Plan, planned, read_answer
@@ -210,9 +210,10 @@ class Lookup(Generic[T]):
             if missing == "raise":
                 raise _nothing(name, response) from response
             return []
-        records, error = read_answer(response, plan)
-        if error is not None:
-            raise error
+        with usable(self._cache, response):
+            records, error = read_answer(response, plan)
+            if error is not None:
+                raise error
         return records
 
     @overload
@@ -300,6 +301,8 @@ class Lookup(Generic[T]):
             if isinstance(response, NotFound):
                 return Looked(name=name, error=_nothing(name, response) if missing == "raise" else None)
             records, trouble = read_answer(response, plan)
+            if trouble is not None and self._cache is not None:
+                self._cache.forget(response)
             return Looked(name=name, records=tuple(records if trouble is None else trouble.records), error=trouble)
 
         return Lookups(
