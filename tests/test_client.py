@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import random
 import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -432,6 +433,23 @@ async def test_a_download_that_the_server_does_not_redirect_is_an_error(sim, wme
     sim.faults.inject("status", role="api", method="GET", path="/download", status=200, body=b"archive", times=None)
     with pytest.raises(TransportError, match="instead of redirecting"):
         await wme.batches(hour_of(sim)).download("enwiki_namespace_0", tmp_path)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_snapshot_costs_one_metered_request_however_long_it_is_read(sim, wme, tmp_path, monkeypatch, kept):
+    data = random.Random(0).randbytes(20_000_000)
+    sim.put_object("snapshots/enwiki_namespace_0.tar.gz", data)
+    seconds, real = 0.0, wme._transport.monotonic
+    monkeypatch.setattr(wme._transport, "monotonic", lambda: real() + seconds)
+    got = bytearray()
+    tee = tmp_path / "x" if kept else None
+    async with wme.snapshots.content("enwiki_namespace_0", window=400_000, tee=tee) as content:
+        async for piece in content:
+            got += piece
+            seconds += 10
+    assert got == data
+    assert seconds > 120
+    assert (await wme.auth.quota()).snapshot.used == 1
 
 
 @pytest.mark.parametrize("verb", ["download", "read", "content", "file"])

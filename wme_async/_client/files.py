@@ -229,7 +229,8 @@ class Files(Collection[M], Generic[M, R]):
                 that is given the `DecodeError` with member, line, offset and raw bytes.
             max_record: Bytes of one record above which it is a bad record.
             select: Called with the name of each member, says whether to read it: to go on where an earlier run stopped.
-            connections: Concurrent byte ranges at most; not given, as many as bring something.
+            connections: Concurrent byte ranges at most. Not given, one where the archive is metered, since several need
+                a metered request for every minute of reading; else as many as bring something.
             window: Bytes held in memory ahead of the reader.
             max_rate: Bytes a second at most.
             budget: Connections and bandwidth to share with other downloads.
@@ -264,7 +265,7 @@ class Files(Collection[M], Generic[M, R]):
         max_rate: float | None = None,
         budget: Budget | None = None,
     ) -> Ordered:
-        """Return the bytes of an archive in order, fetched by several connections, to pass them on.
+        """Return the bytes of an archive in order, to pass them on.
 
         Example:
             >>> async with hour.content("enwiki_namespace_0") as content:  # doctest: +SKIP
@@ -273,7 +274,8 @@ class Files(Collection[M], Generic[M, R]):
         Args:
             identifier: As the list has it.
             tee: Keep the archive too: a folder or the path of a file.
-            connections: Concurrent byte ranges at most; not given, as many as bring something.
+            connections: Concurrent byte ranges at most. Not given, one where the archive is metered, since several need
+                a metered request for every minute of reading; else as many as bring something.
             window: Bytes held in memory ahead of the reader.
             max_rate: Bytes a second at most.
             budget: Connections and bandwidth to share with other downloads.
@@ -289,7 +291,7 @@ class Files(Collection[M], Generic[M, R]):
             self._source(identifier),
             transport=self._transport,
             tee=None if tee is None else target_of(tee, f"{identifier}.tar.gz"),
-            connections=connections,
+            connections=1 if connections is None and self._resource.pool else connections,
             window=window,
             max_rate=max_rate,
             budget=budget,

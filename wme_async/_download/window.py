@@ -75,8 +75,10 @@ def ordered(
     limit = connections or shared.governor.most
     if tee is not None:
         job = Job(source, tee, transport, shared, None)
-        job.verify, job.durable, job.connections, job.in_order = verify, durable, limit, True
-        job.part_size = _TEE_PART
+        job.verify, job.durable, job.connections = verify, durable, limit
+        if limit > 1:
+            # One alone brings them in order anyway, and needs no further signature for a long part.
+            job.in_order, job.part_size = True, _TEE_PART
         return _Followed(job)
     return _Windowed(source, transport, shared, connections=limit, window=window, verify=verify)
 
