@@ -249,6 +249,21 @@ async def test_leaving_early_closes_everything(
     assert not (tmp_path / "kept").exists()
 
 
+@pytest.mark.parametrize("tee", [False, True])
+async def test_a_task_that_reads_what_another_one_closes_is_told_and_not_cancelled(
+    sim: Simulator, transport: Transport, tmp_path: Path, tee: bool
+) -> None:
+    sim.put_object(KEY, noise(6_000_000))
+    stall = sim.faults.inject("stall", role="store", after=0, times=None)
+    stream = ordered(Source(sim, transport), transport=transport, tee=tmp_path / "x" if tee else None)
+    reading = asyncio.create_task(anext(stream))
+    while not stall.hits:  # noqa: ASYNC110  # nobody tells when
+        await asyncio.sleep(0)
+    await stream.aclose()
+    with pytest.raises(RuntimeError, match="closed"):
+        await reading
+
+
 async def test_a_reader_that_is_never_started_asks_for_nothing(sim: Simulator, transport: Transport) -> None:
     sim.put_object(KEY, noise(1000))
     source = Source(sim, transport)

@@ -30,6 +30,7 @@ _READ = 256 * 1024
 # Parts of a file that is read in order: what the reader waits for must not be spread over a large one.
 _TEE_PART = 16 * MIB
 _HASH_BATCH = 2 * MIB
+_CLOSED = "this file is closed for reading; open it again"
 
 
 def ordered(
@@ -121,7 +122,7 @@ class Ordered(AsyncIterator[bytes], abc.ABC):
             RuntimeError: It is closed.
         """
         if self._closed:
-            raise RuntimeError("this file is closed for reading; open it again")
+            raise RuntimeError(_CLOSED)
         if self._task is None:
             # Its own task, since connections outlive a single call; `aclose` waits for it.
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -132,6 +133,9 @@ class Ordered(AsyncIterator[bytes], abc.ABC):
             if piece:
                 self.position += len(piece)
                 return piece
+            if self._closed:
+                # By another task: that its own was cancelled for it is no cancellation of this one.
+                raise RuntimeError(_CLOSED)
             if ended:
                 self._task.result()
                 raise StopAsyncIteration
