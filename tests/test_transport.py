@@ -638,7 +638,8 @@ def instance_of(kind):
     if issubclass(kind, aiohttp.ClientResponseError):
         candidates = [(info, ())]
     elif issubclass(kind, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
-        candidates = [(URL("http://h"), "bad"), (URL("http://h"),)]
+        bad = URL("http://me:secret@h/p?X-Amz-Signature=secret")
+        candidates = [(bad, "bad"), (bad,)]
     else:
         candidates = [
             (key, OSError(1, "refused")),
@@ -667,6 +668,15 @@ def test_every_aiohttp_error_becomes_one_of_ours(kind):
     assert "secret" not in repr(ours) + str(ours.__dict__)
     # It stays in the chain of causes, is formatted there, and may be kept by whoever collects errors.
     assert "secret" not in repr(error) + str(error) + repr(error.args) + repr(error.__dict__)
+
+
+@pytest.mark.parametrize("url", ["http://me:hunter2@/p?hunter2", "ftp://me:hunter2@h/p?hunter2", "/p?hunter2"])
+async def test_a_url_that_cannot_be_fetched_is_in_no_traceback_with_its_secrets(url):
+    transport = Transport(None)
+    with pytest.raises(TransportError, match="not a URL that can be fetched") as caught:
+        await transport.request(Request(role="public", path=url))
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+    await transport.aclose()
 
 
 @pytest.mark.parametrize("error", [OSError(5, "io"), TimeoutError(), EOFError(), ConnectionResetError()])

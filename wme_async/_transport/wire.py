@@ -90,6 +90,10 @@ def translate(
         error.history = ()
         error.args = (error.request_info, ())
         text = f"{type(error).__name__}: {error.message}"
+    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
+        # It says the whole URL, with a signature or a password in it.
+        error.args = (shown,)
+        vars(error).update({"_url": shown, "_description": None})
     key = getattr(error, "_conn_key", None)
     if isinstance(error, aiohttp.ClientConnectorError) and key is not None:
         # It carries the proxy with its password.
