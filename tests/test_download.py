@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import random
 import threading
 from collections.abc import AsyncIterator
@@ -538,3 +539,34 @@ async def test_an_address_that_cannot_be_had_is_asked_for_no_more_often_than_any
     assert source.signed == 1
     assert store_requests(sim) == []
     assert leftovers(tmp_path) == []
+
+
+async def test_a_cancelled_download_does_not_go_on_hashing_what_is_there(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = noise(9_000_000)
+    sim.put_object(KEY, data)
+    (tmp_path / "x").write_bytes(data)
+    loop = asyncio.get_running_loop()
+    hashing, go_on, blocks, real = asyncio.Event(), threading.Event(), 0, os.preadv
+
+    def slow(*rest: Any) -> int:
+        nonlocal blocks
+        blocks += 1
+        loop.call_soon_threadsafe(hashing.set)
+        assert go_on.wait(20)
+        return real(*rest)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    task = asyncio.create_task(
+        download(StoreSource(sim, transport), tmp_path / "x", transport=transport, if_changed=True)
+    )
+    await hashing.wait()
+    task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert blocks == 1

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-__all__ = ["ended", "in_thread"]
+__all__ = ["ended", "in_thread", "long_in_thread"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,6 +29,26 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     """
     work = asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
     await ended(work)
+    return work.result()
+
+
+async def long_in_thread(function: Callable[[Callable[[], bool]], T]) -> T:
+    """Run a function in a thread, as `in_thread`, that may take minutes: it is told when nobody wants its result.
+
+    Args:
+        function: What to run. It is given a function that says whether the task has been cancelled, and then ends soon.
+
+    Raises:
+        BaseException: What the function raises; nothing of it where the task was cancelled meanwhile.
+    """
+    unwanted = threading.Event()
+    work = asyncio.get_running_loop().run_in_executor(None, function, unwanted.is_set)
+    try:
+        await asyncio.wait([work])
+    except asyncio.CancelledError:
+        unwanted.set()
+        await _outlast(work)
+        raise
     return work.result()
 
 

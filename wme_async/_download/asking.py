@@ -8,7 +8,7 @@ from wme_async._download.engine import Replaced
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import FileInfo, Source
 from wme_async._protocol.ranges import etag_matches, strong_etag
-from wme_async._threads import in_thread
+from wme_async._threads import long_in_thread
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, NotFound, StatusError
 
@@ -69,8 +69,10 @@ async def verify(source: Source, md5: str | None, promised: str | None, info: Fi
         return True
     etag = strong_etag(info.etag)
     size = info.size
-    if etag is not None and size is not None and await in_thread(part.etag, etag, size) == etag:
-        return None
+    if etag is not None and size is not None:
+        got = await long_in_thread(lambda unwanted: part.etag(etag, size, unwanted))
+        if got == etag:
+            return None
     raise IntegrityError(
         "the file does not have the MD5 that its metadata promises; nothing was kept, so download it again",
         expected=promised,
@@ -84,7 +86,7 @@ async def verify_sha1(known: Collection[str], part: PartFile) -> bool:
     Raises:
         IntegrityError: They have another.
     """
-    got = await in_thread(part.sha1)
+    got = await long_in_thread(part.sha1)
     if got not in known:
         raise IntegrityError(
             f"what arrived has another SHA-1 than {part.target.name} should have; nothing was kept",

@@ -14,7 +14,7 @@ from wme_async._download.source import Download, FileInfo, Progress, ProgressHoo
 from wme_async._protocol.pace import Meter
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
-from wme_async._threads import in_thread
+from wme_async._threads import in_thread, long_in_thread
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
 
@@ -240,11 +240,12 @@ class Job:
         return info.result(), promised.result() if promised else None
 
     async def _unchanged(self, info: FileInfo) -> tuple[str | None, bool | None] | None:
-        return await in_thread(
-            lambda: known_version(
-                self.to, identity=self.source.identity, size=info.size, etag=info.etag, promised=self.promised
+        return await long_in_thread(
+            lambda unwanted: known_version(
+                self.to, identity=self.source.identity, size=info.size, etag=info.etag, promised=self.promised,
+                unwanted=unwanted,
             )
-        )
+        )  # fmt: skip
 
     async def _fetch(self, info: FileInfo) -> tuple[FileInfo, str | None]:
         """Fetch all bytes of one version, beginning again when it changes meanwhile."""

@@ -8,7 +8,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,9 @@ from wme_async._threads import in_thread
 __all__ = ["PartFile", "check_target", "etag_of", "hash_range", "known_version"]
 
 logger = logging.getLogger("wme_async.download")
+
+Unwanted = Callable[[], bool]
+"""Says whether a digest is no longer wanted: of a large file it takes minutes."""
 
 _BLOCK = 256 * 1024
 _XATTR = "user.wme_async.version"
@@ -242,14 +245,14 @@ class PartFile:
         """Hash bytes that were written. Blocks; meant for a thread."""
         hash_range(self._fd, digest, start, stop)
 
-    def etag(self, etag: str, size: int) -> str | None:
-        """Compute the ETag that an object store would give the file. Blocks; meant for a thread."""
-        return etag_of(self._fd, size, etag)
+    def etag(self, etag: str, size: int, unwanted: Unwanted) -> str | None:
+        """Compute the ETag that an object store would give the file. Blocks for long; meant for a thread."""
+        return etag_of(self._fd, size, etag, unwanted)
 
-    def sha1(self) -> str:
-        """Compute the SHA-1 of the whole file, in hexadecimal. Blocks; meant for a thread."""
+    def sha1(self, unwanted: Unwanted) -> str:
+        """Compute the SHA-1 of the whole file, in hexadecimal. Blocks for long; meant for a thread."""
         digest = hashlib.sha1(usedforsecurity=False)
-        hash_range(self._fd, digest, 0, os.fstat(self._fd).st_size)
+        hash_range(self._fd, digest, 0, os.fstat(self._fd).st_size, unwanted)
         return digest.hexdigest()
 
     def finish(self, *, md5: str | None, verified: bool | None) -> int:
@@ -318,15 +321,18 @@ class PartFile:
         os.close(fd)
 
 
-def hash_range(fd: int, digest: "hashlib._Hash", start: int, stop: int) -> None:
+def hash_range(fd: int, digest: "hashlib._Hash", start: int, stop: int, unwanted: Unwanted | None = None) -> None:
     """Feed bytes of a file to a digest, in blocks that stay in the processor's cache.
 
     Raises:
         OSError: The file is shorter than that.
+        InterruptedError: It is no longer wanted.
     """
     buffer = bytearray(_BLOCK)
     view = memoryview(buffer)
     while start < stop:
+        if unwanted is not None and unwanted():
+            raise InterruptedError(errno.EINTR, "nobody waits for the digest any more")
         count = os.preadv(fd, [view[: min(_BLOCK, stop - start)]], start)
         if not count:
             raise OSError(errno.EIO, "the unfinished file was cut short by somebody else")
@@ -334,7 +340,7 @@ def hash_range(fd: int, digest: "hashlib._Hash", start: int, stop: int) -> None:
         start += count
 
 
-def etag_of(fd: int, size: int, etag: str) -> str | None:
+def etag_of(fd: int, size: int, etag: str, unwanted: Unwanted | None = None) -> str | None:
     """Compute the ETag that an object store gives these bytes, if it is of the same form as `etag`.
 
     A file that was uploaded in one part has the MD5 of its bytes; one uploaded in n parts the MD5 of their MD5s, with
@@ -349,7 +355,7 @@ def etag_of(fd: int, size: int, etag: str) -> str | None:
         return None
     if not count:
         digest = hashlib.md5(usedforsecurity=False)
-        hash_range(fd, digest, 0, size)
+        hash_range(fd, digest, 0, size, unwanted)
         return etag if digest.hexdigest() == head else None
     for part in _UPLOAD_PARTS:
         if count != str(-(-size // part)):
@@ -357,7 +363,7 @@ def etag_of(fd: int, size: int, etag: str) -> str | None:
         whole = hashlib.md5(usedforsecurity=False)
         for start in range(0, size, part):
             digest = hashlib.md5(usedforsecurity=False)
-            hash_range(fd, digest, start, min(size, start + part))
+            hash_range(fd, digest, start, min(size, start + part), unwanted)
             whole.update(digest.digest())
         if whole.hexdigest() == head:
             return etag
@@ -365,9 +371,9 @@ def etag_of(fd: int, size: int, etag: str) -> str | None:
 
 
 def known_version(
-    target: Path, *, identity: str, size: int | None, etag: str | None, promised: str | None
+    target: Path, *, identity: str, size: int | None, etag: str | None, promised: str | None, unwanted: Unwanted
 ) -> tuple[str | None, bool | None] | None:
-    """Say whether a finished file is the one on the server. Blocks; meant for a thread.
+    """Say whether a finished file is the one on the server. May block for long; meant for a thread.
 
     A note that is kept with the file (an extended attribute) answers at once, if the file has not been touched since.
     Otherwise the file is hashed and compared with the checksum of the metadata.
@@ -394,7 +400,7 @@ def known_version(
         if promised is None:
             return None
         digest = hashlib.md5(usedforsecurity=False)
-        hash_range(fd, digest, 0, status.st_size)
+        hash_range(fd, digest, 0, status.st_size, unwanted)
         return (promised, True) if digest.hexdigest() == promised.lower() else None
     finally:
         os.close(fd)
