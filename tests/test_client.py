@@ -655,6 +655,32 @@ async def test_nothing_shows_a_secret(sim, wme):
     assert "<Body 200 http://127.0.0.1" in shown
 
 
+@pytest.mark.parametrize(
+    ("group", "used", "limit"),
+    [
+        ("group_3", 4_999, None),
+        ("group_3", 5_000, 5_000),  # the count stops at the cap, or a little behind it
+        ("group_3", 5_003, 5_000),
+        ("group_3", 6_000, None),
+        ("group_1", 49_999, None),
+        ("group_1", 50_000, 50_000),
+    ],
+)
+async def test_a_count_beyond_the_limit_that_is_stated_for_all_shows_that_it_is_not_the_accounts(
+    sim, group, used, limit
+):
+    sim.add_user("busy", "pw", [group])
+    async with Client("busy", "pw", hosts=sim.client_options()["hosts"], retry=AT_ONCE) as wme:
+        sim.caps.set_used("busy", "ondemand", used)
+        sim.faults.inject("status", role="api", path="/v2/articles", status=429)
+        if limit is None:
+            assert await wme.articles.lookup("NATO")
+        else:
+            with pytest.raises(QuotaExceeded) as caught:
+                await wme.articles.lookup("NATO")
+            assert (caught.value.used, caught.value.limit) == (used, limit)
+
+
 async def test_a_limit_of_requests_can_be_the_accounts_own(sim):
     for cap, kind in ((5, QuotaExceeded), (6, RateLimited)):
         user = f"capped{cap}"

@@ -23,6 +23,9 @@ _LOCK_PATIENCE = 5.0
 
 _FREE_GROUP = "group_1"
 
+# A fiftieth of a limit may be overshot by requests that come together.
+_OVERSHOT = 50
+
 # An allowance that is used up stays so until the month ends, unless the plan is changed: so it is asked about again,
 # but not with every request.
 _BELIEVED = 60.0
@@ -114,7 +117,7 @@ class Account:
             WMEError: The auth host could not be asked.
         """
         user = await self.user()
-        limits = self._allowances or (FREE_PLAN if _FREE_GROUP in user.groups else Allowances())
+        limits = self._plan_of(user)
         self._limits = limits
         month = month_of(self._transport.server_now("auth"))
         return quota_of(month=month, served=_served(user), counted=await self._counted(), limits=limits)
@@ -153,6 +156,9 @@ class Account:
         """Write the counts that are not written yet."""
         async with self._lock:
             await self._save()
+
+    def _plan_of(self, user: User) -> Allowances:
+        return self._allowances or (FREE_PLAN if _FREE_GROUP in user.groups else Allowances())
 
     async def _counted(self) -> dict[str, int]:
         stored = {} if self._file is None else await in_thread(self._file.usage)
@@ -248,9 +254,14 @@ class Account:
         user = await self.user()
         used = _served(user).get(pool, 0)
         stated: int = getattr(user, f"{pool}_limit", 0)
-        known = self._allowances.of(pool) if self._allowances is not None else None
-        # The stated limit is a constant of the service, which the account's own cap may lie above: so both count.
-        limit = known if known is not None else stated
+        limits = self._plan_of(user)
+        limit = limits.of(pool)
+        if limit is None or (self._allowances is None and used < limit):
+            # The stated limit is a constant of the service, and the account's own cap may be another. A count stops at
+            # the cap, or a little behind it where requests come together: one that is well beyond shows that it is.
+            if used > stated + stated // _OVERSHOT:
+                return None
+            limit = stated
         if not limit or used < limit:
             return None
         return QuotaExceeded(
