@@ -287,6 +287,24 @@ async def test_accounts_that_share_a_cache_do_not_see_each_others_answers():
                     assert sim.requests.count("api") == total
 
 
+async def test_a_client_that_is_closed_takes_no_answer_away_from_another(sim):
+    options, cache = sim.client_options(), Cache()
+    async with Client(**options, cache=cache) as staying:
+        async with Client(**options, cache=cache) as leaving:
+            hang = sim.faults.inject("hang_head", role="api", path="NATO")
+            first = asyncio.create_task(leaving.articles.lookup("NATO", filters=EN))
+            while not hang.hits:  # noqa: ASYNC110  # nobody tells when
+                await asyncio.sleep(0)
+            others = [asyncio.create_task(staying.articles.lookup("NATO", filters=EN)) for _ in range(3)]
+            await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.wait([first])
+        found = [await other for other in others]
+        assert found[0]
+        assert found == found[:1] * 3
+        assert sim.requests.count("api", path="NATO") == 2
+
+
 async def test_times_are_those_of_the_kind(sim, monkeypatch):
     async with Client(**sim.client_options(), cache=Cache(ttl=10, metadata_ttl=1000)) as wme:
         start = wme._transport.monotonic()

@@ -25,10 +25,11 @@ class _Entry(NamedTuple):
 class _Flight:
     """One request on its way, and how many wait for it."""
 
-    __slots__ = ("loop", "task", "waiting")
+    __slots__ = ("closed", "loop", "task", "waiting")
 
-    def __init__(self, task: "asyncio.Task[Response]") -> None:
+    def __init__(self, task: "asyncio.Task[Response]", closed: Callable[[], bool]) -> None:
         self.task = task
+        self.closed = closed
         self.loop = asyncio.get_running_loop()
         self.waiting = 0
 
@@ -107,7 +108,13 @@ class Cache:
                 return
 
     async def fetch(
-        self, key: object, ask: Callable[[], Awaitable[Response]], *, ttl: float, monotonic: Callable[[], float]
+        self,
+        key: object,
+        ask: Callable[[], Awaitable[Response]],
+        *,
+        ttl: float,
+        monotonic: Callable[[], float],
+        closed: Callable[[], bool] = lambda: False,
     ) -> Response:
         """Return the answer that is kept under a key, or ask for it; those who come meanwhile wait for the same one.
 
@@ -118,23 +125,33 @@ class Cache:
             ask: Sends the request.
             ttl: Seconds to keep the answer.
             monotonic: The clock.
+            closed: Says whether the client that asks has been closed, and its request with it: those of others that
+                wait for the same answer then ask themselves.
 
         Raises:
             WMEError: As `ask` raises it, to all that wait.
         """
-        entry = self._entries.get(key)
-        if entry is not None:
-            if monotonic() < entry.expires:
-                self._entries.move_to_end(key)
+        while True:
+            entry = self._entries.get(key)
+            if entry is not None:
+                if monotonic() < entry.expires:
+                    self._entries.move_to_end(key)
+                    self.hits += 1
+                    return entry.response
+                self._drop(key)
+            flight = self._flights.get(key)
+            if flight is None or flight.loop is not asyncio.get_running_loop():
+                break
+            try:
+                response = await self._join(key, flight)
+            except Exception:
+                if not flight.closed() or closed():
+                    raise
+            else:
                 self.hits += 1
-                return entry.response
-            self._drop(key)
-        flight = self._flights.get(key)
-        if flight is not None and flight.loop is asyncio.get_running_loop():
-            self.hits += 1
-            return await self._join(key, flight)
+                return response
         self.misses += 1
-        flight = _Flight(asyncio.create_task(_asked(ask), name="wme-cache-fetch"))
+        flight = _Flight(asyncio.create_task(_asked(ask), name="wme-cache-fetch"), closed)
         self._flights[key] = flight
 
         def landed(task: "asyncio.Task[Response]") -> None:
@@ -218,4 +235,5 @@ async def cached(
         lambda: transport.request(request, read_timeout=read_timeout),
         ttl=cache.ttl if ttl is None else ttl,
         monotonic=transport.monotonic,
+        closed=lambda: transport.closed,
     )

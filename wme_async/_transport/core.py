@@ -221,6 +221,11 @@ class Transport:
         return f"<Transport {state}, {len(self._bodies)} open bodies, {self._throttle.waiting} waiting>"
 
     @property
+    def closed(self) -> bool:
+        """Whether no more requests can be sent."""
+        return self._closed
+
+    @property
     def open_bodies(self) -> int:
         """How many bodies are being read."""
         return len(self._bodies)
