@@ -141,6 +141,27 @@ async def test_a_connection_that_fails_where_bad_records_go_is_the_error(paths: 
         await drain(read_many(paths[:1], type=Page, on_bad_record=tell))
 
 
+async def test_several_tasks_share_the_results_and_all_see_the_end(paths: list[Path]) -> None:
+    async with read_many(paths, type=Page, workers=2) as results:
+
+        async def consume() -> int:
+            return sum([len(result.records) async for result in results])
+
+        async with asyncio.timeout(30):
+            assert sum(await asyncio.gather(*(consume() for _ in range(4)))) == 1500
+
+
+async def test_a_task_that_waits_for_results_when_others_close_them_is_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "never")
+    async with read_many([tmp_path / "never"], type=Page) as results:
+        waiting = [asyncio.create_task(anext(results)) for _ in range(2)]
+        await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        for each in waiting:
+            with pytest.raises(RuntimeError, match="not open"):
+                await each
+
+
 async def test_leaving_early_kills_the_workers(tmp_path: Path) -> None:
     path = archive(tmp_path / "big.tar.gz", "m", long_lines(8_000))
     async with read_many([path, path], type=Page, workers=1) as results:

@@ -27,6 +27,7 @@ R = TypeVar("R")
 
 _HEAD: Final = struct.Struct(">cQ")  # kind and length of what follows
 _AHEAD: Final = 2 * 1024 * 1024  # bytes of a worker that may wait in this process
+_NOT_OPEN: Final = "the archives are not open: use `async with`"
 _PACKED, _PICKLED, _BAD, _DONE, _FAILED = b"m", b"p", b"b", b"d", b"e"
 
 
@@ -108,6 +109,8 @@ class ManyReader(Generic[R]):
         if self._task is not None:
             self._task.cancel()
             await outlast(self._task)
+        if self._results.empty():
+            self._results.put_nowait(RuntimeError(_NOT_OPEN))  # for a task that still waits
 
     def __aiter__(self) -> Self:
         return self
@@ -123,12 +126,13 @@ class ManyReader(Generic[R]):
             RuntimeError: Not open.
         """
         if self._closed or self._task is None:
-            raise RuntimeError("the archives are not open: use `async with`")
+            raise RuntimeError(_NOT_OPEN)
         if self._over is None:
             result = await self._results.get()
             if isinstance(result, ManyResult):
                 return result
             self._over = StopAsyncIteration() if result is None else result
+            self._results.put_nowait(result)  # for the other tasks that wait, if there are any
         raise self._over
 
     async def _run(self) -> None:
