@@ -385,6 +385,20 @@ async def test_a_slow_consumer_slows_the_socket_and_is_not_taken_for_silence(wor
     assert len(check.got) == 400
 
 
+async def test_long_records_that_wait_are_counted_whole(world: World) -> None:
+    sim, transport = world
+    async with articles(transport, max_buffer=2_000_000) as stream:
+        for _ in range(8):
+            sim.firehose.publish(partition=7, size=3_000_000)
+        async with asyncio.timeout(10):
+            while not stream._buffer.full:  # noqa: ASYNC110  # nothing tells when it is
+                await asyncio.sleep(0.001)
+        records: list[Any] = [record for block in stream._buffer._blocks for record in block.records]
+        held = sum(map(len, records))
+        assert 3_000_000 <= held < 2 * 3_100_000
+        assert stream.statistics().buffered >= held
+
+
 # Positions
 
 

@@ -330,13 +330,14 @@ class Connection:
             async with contextlib.aclosing(cast("AsyncGenerator[bytes]", body.chunks())) as chunks:
                 async for data in chunks:
                     self.bytes += len(data)
+                    held = framer.pending
                     records = framer.feed(data)
                     if records:
                         session.records += len(records)
                         if not long and len(data) > LONG_RECORD * len(records):
                             long = True
                             body.read_ahead(_LONG_READ)
-                        await self._buffer.put(Block(session, records, len(data)))
+                        await self._buffer.put(Block(session, records, held + len(data)))
         cut = f", in the middle of a record of {framer.pending} bytes so far" if framer.pending else ""
         raise Interrupted(f"the server ended the stream{cut}")
 
