@@ -735,7 +735,13 @@ def test_a_required_field_that_is_null_is_missing() -> None:
         patiently({"name": None}, Needs)
 
 
-scalars = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.text(max_size=3)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3)
+)
 keys = st.sampled_from(["name", "identifier", "version", "tags", "editor", "categories", "license", "event", "new"])
 documents = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4))
 

@@ -432,7 +432,7 @@ def test_the_stream_answers_what_plain_python_does(case: Case) -> None:
 def test_articles_on_demand_are_those_of_plain_python_or_refused(case: Case, limit: int | None) -> None:
     records, fields, filters = case
     empty = any(not value for name, value in filters.items() if name != "namespace.identifier")
-    if empty and "is_part_of.identifier" not in filters:
+    if empty and not filters.get("is_part_of.identifier"):
         with pytest.raises(ValueError, match="cannot be answered"):
             Query.build("ondemand", Article, fields=fields, filters=filters, limit=limit)
         return
@@ -457,7 +457,7 @@ def test_structured_contents_are_those_of_plain_python_or_refused(case: Case, li
     records, fields, filters = case
     made = {row[0] for row in COMPUTED}
     blind = any(not value or name.partition(".")[0] in made for name, value in filters.items())
-    if blind and "is_part_of.identifier" not in filters:
+    if blind and not filters.get("is_part_of.identifier"):
         with pytest.raises(ValueError, match="cannot be answered"):
             Query.build("structured", StructuredContent, fields=fields, filters=filters, limit=limit)
         return

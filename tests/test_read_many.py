@@ -254,11 +254,11 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[bytes, Any
 def test_a_worker_packs_what_is_plain_data(work: Any, tmp_path: Path, shared_data: Path) -> None:
     raw = (shared_data / "articles.ndjson").read_bytes()
     path = archive(tmp_path / "x.tar.gz", "a", raw)
-    [(kind, data), (end, facts)] = work([path], Article)
-    assert (kind, end) == (many._PACKED, many._DONE)
-    assert msgspec.msgpack.decode(data, type=list[Article]) == [
-        msgspec.json.decode(line, type=Article) for line in raw.splitlines()
-    ]
+    *lists, (end, facts) = work([path], Article)
+    assert {kind for kind, _ in lists} == {many._PACKED}
+    assert end == many._DONE
+    articles = [article for _, data in lists for article in msgspec.msgpack.decode(data, type=list[Article])]
+    assert articles == [msgspec.json.decode(line, type=Article) for line in raw.splitlines()]
     assert facts.records == len(raw.splitlines())
 
 

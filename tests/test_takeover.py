@@ -38,13 +38,17 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path | None]:
     monkeypatch.setattr(_takeover, "_LEAST_BODY", 100_000)
     loop, _, tls = request.param.partition("+")
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
     return loop, request.getfixturevalue("certificate") if tls else None
 
 
 def run(loop: str, main: Coroutine[Any, Any, None]) -> None:
     factory = None
     if loop == "uvloop":
-        factory = pytest.importorskip("uvloop").new_event_loop
+        import uvloop
+
+        factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(asyncio.wait_for(main, 20))
 
