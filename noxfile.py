@@ -89,8 +89,10 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def lowest(session: nox.Session) -> None:
     """Run the suite on the oldest versions that the metadata admits."""
+    session.install("uv")
+    python = f"--python={session.virtualenv.location}"
     session.run_install(
-        "uv", "pip", "install", "--resolution", "lowest-direct", "-e", ".[cli]", *groups("tests"), external=True
+        "uv", "pip", "install", python, "--resolution", "lowest-direct", "-e", ".[cli]", *groups("tests")
     )
     session.run("pytest", "-q", *session.posargs)
 
