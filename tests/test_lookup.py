@@ -255,6 +255,14 @@ async def test_an_unstructured_article_that_a_type_could_not_show_is_an_error(si
     assert b"article_body" in (caught.value.record or b"")
 
 
+@pytest.mark.parametrize("filters", [{"description": "an alliance"}, {"description": ""}])
+async def test_an_unstructured_article_is_not_taken_for_one_that_a_filter_refuses_or_accepts(sim, wme, filters):
+    sim.faults.inject("raw", role="api", times=None)
+    with pytest.raises(DecodeError, match="unstructured article") as caught:
+        await wme.structured_contents.lookup("NATO", filters={**EN, **filters})
+    assert b"article_body" in (caught.value.record or b"")
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -199,7 +199,8 @@ class Lookup(Generic[T]):
             NotFound: There is no such page, with `missing="raise"`.
             DecodeError: A record is not what the API gives; its bytes are in `record`, and the records of the same
                 answer that could be read in `records`. Some descriptions break structured contents for good. An
-                unstructured article among structured records is one too, where `type` is yours and could not show it.
+                unstructured article among structured records is one too, where `type` is yours and could not show it,
+                or where a filter is by what it lacks, such as `description`.
             QuotaExceeded: The month's allowance is used up.
             WMEError: Whatever else went wrong.
         """

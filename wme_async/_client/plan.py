@@ -10,6 +10,7 @@ import msgspec
 from wme_async._protocol.answer import bare_url, words_of
 from wme_async._protocol.decode import DECODE_ERRORS, why
 from wme_async._protocol.query import Backend, Query
+from wme_async._protocol.query.rules import COMPUTED
 from wme_async._transport import Response
 from wme_async.errors import DecodeError
 from wme_async.models import StructuredContent
@@ -36,7 +37,7 @@ class Plan(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         notes: What is done beside what the query says of itself.
         order: A function of a record, a dict of projects and places, or None.
         slow: Records go through Python objects, rather than straight into their type.
-        tells: The type can show that a record is not structured.
+        tells: The type can show that a record is not structured, and no filter needs what only a structured one has.
     """
 
     query: Query
@@ -104,7 +105,9 @@ def _made(query: Query, order: Any) -> Plan:
         notes=tuple(notes),
         order=order,
         slow=bool(extra) or query.reshapes or query.selects,
-        tells=isinstance(query.result, builtins.type) and issubclass(query.result, StructuredContent),
+        tells=isinstance(query.result, builtins.type)
+        and issubclass(query.result, StructuredContent)
+        and not any(one.field.partition(".")[0] in COMPUTED for one in query.conditions),
     )
 
 
@@ -197,7 +200,7 @@ def _rows(body: bytes) -> list[bytes]:
 
 
 class _RawArticle(Exception):
-    """An article stands where structured contents were asked for, and the type cannot show it."""
+    """An article stands where structured contents were asked for, and the type or a filter cannot tell."""
 
 
 def _record(line: bytes, plan: Plan) -> Any:

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from wme_async._protocol.query.names import Place
 
-__all__ = ["Backend", "Value"]
+__all__ = ["COMPUTED", "Backend", "Value"]
 
 Value: TypeAlias = str | int | float | bool
 """What a filter compares with."""
@@ -62,7 +62,7 @@ _STORED: Final = frozenset(
         *("is_part_of", "additional_entities", "in_language", "image", "license"),
     ]
 )
-_COMPUTED: Final = frozenset({"description", "infoboxes", "sections", "tables", "references", "attribution"})
+COMPUTED: Final = frozenset({"description", "infoboxes", "sections", "tables", "references", "attribution"})
 
 _AVRO: Final[Mapping[str, str]] = {
     "version.size": "version.sizes",
@@ -91,7 +91,7 @@ def served(backend: Backend, name: str) -> None:
         ValueError: It does not; the message says what the server would do.
     """
     top = name.partition(".")[0]
-    if backend is Backend.STRUCTURED and top not in _STORED | _COMPUTED:
+    if backend is Backend.STRUCTURED and top not in _STORED | COMPUTED:
         raise ValueError(
             f"{name!r} is not served on demand: the server would ignore it, and send all basic fields if nothing else"
             " was asked for"
@@ -124,7 +124,7 @@ def _cuts(backend: Backend, place: Place) -> Iterator[str]:
     if backend is Backend.REALTIME and segments[0] == "image":
         # Of the newer keys of an image the stream may know none; it knows the image.
         yield "image"
-    if backend is Backend.STRUCTURED and segments[0] in _COMPUTED:
+    if backend is Backend.STRUCTURED and segments[0] in COMPUTED:
         yield segments[0]
 
 
@@ -209,7 +209,7 @@ def _not_in_json(backend: Backend, place: Place, value: Value) -> str | None:
         return "the server leaves out what is false, zero or empty, and finds nothing for what is left out"
     if isinstance(value, int) and abs(value) > _EXACT_FLOATS:
         return "the server rounds a whole number of this size"
-    if backend is Backend.STRUCTURED and place.name.partition(".")[0] in _COMPUTED:
+    if backend is Backend.STRUCTURED and place.name.partition(".")[0] in COMPUTED:
         return "the server compares before it computes this field"
     if any(shape.values is not None for shape in place.above):
         return "the server reads punctuation in a key as part of a path"
