@@ -512,6 +512,21 @@ async def test_what_the_names_raise_reaches_the_reader_after_what_came_before(wm
             await anext(results)
 
 
+async def test_names_that_were_cancelled_are_not_taken_for_names_that_ended(wme):
+    async def names():
+        yield "NATO"
+        other = asyncio.get_running_loop().create_future()
+        other.cancel()
+        yield await other
+
+    async with wme.articles.lookup_many(names(), filters=EN) as results:
+        assert (await anext(results)).found
+        with pytest.raises(RuntimeError, match="cancelled before their end"):
+            await anext(results)
+        with pytest.raises(StopAsyncIteration):
+            await anext(results)
+
+
 async def test_results_have_one_reader(sim, wme):
     await wme.auth.login()
     sim.faults.inject("hang_head", role="api", times=None)

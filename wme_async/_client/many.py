@@ -259,6 +259,13 @@ class _Crew(Generic[T]):
             except Exception as error:  # noqa: BLE001  # the caller's, for whom what was asked before is finished
                 self._error = error
                 name = _END
+            except asyncio.CancelledError as error:
+                if _cancelled():
+                    raise
+                # Something that the names waited for was cancelled, not we: a task group would take it for our end.
+                self._error = RuntimeError("the names were cancelled before their end")
+                self._error.__cause__ = error
+                name = _END
             if name is _END:
                 self._dry = True
                 self._room.release()
@@ -331,6 +338,12 @@ class _TurnByTurn(Generic[N]):
             except StopAsyncIteration:
                 self._ended = True
                 return _END
+
+
+def _cancelled() -> bool:
+    """Say whether the running task itself was asked to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _innermost(error: BaseException) -> BaseException:
