@@ -418,6 +418,33 @@ def test_look_ups_take_titles_as_arguments_or_lines(run, world):
     assert lines(run("structured", "Squirrel", "--fields", "name,abstract", "--limit", "1"))
 
 
+def test_one_field_is_printed_whatever_its_name_goes_through(run, world):
+    world.pages.add(
+        {
+            "name": "Field",
+            "identifier": 8,
+            "is_part_of": {"identifier": "enwiki"},
+            "categories": [{"name": "A"}, {"name": "B"}],
+            "version": {"identifier": 9},
+            "visibility": {"text": False, "editor": True, "comment": False},
+        }
+    )
+    for field, printed in (
+        ("categories.name", '["A","B"]'),
+        ("categories.*", '[{"name":"A"},{"name":"B"}]'),
+        ("version.*", '{"identifier":9}'),
+        ("version.identifier", "9"),
+        ("version.is_minor_edit", "false"),
+        ("watchers_count", "0"),
+        ("abstract", ""),
+        ("visibility.user", "true"),
+        ("main_entity.identifier", "null"),
+    ):
+        assert run("lookup", "Field", "--limit", "1", "--field", field).stdout == f"{printed}\n", field
+    (whole,) = lines(run("lookup", "Field", "--limit", "1", "--field", "*"))
+    assert whole["name"] == "Field"
+
+
 def test_entities_files_and_quotas(run):
     assert lines(run("wikidata", "items", "Q42"))
     assert lines(run("wikidata", "labels", "Q42"))
@@ -548,6 +575,17 @@ def test_on_a_terminal_lists_are_tables_and_records_are_indented(run, terminal):
     assert "Squirrel" in out.getvalue()
     assert "[/x]: no such page" in err.getvalue()
     assert "{" not in run("projects", "ls").stdout
+
+
+def test_on_a_terminal_a_column_shows_what_its_name_goes_through(run, world, terminal):
+    out, _ = terminal
+    page = {"name": "Column", "is_part_of": {"identifier": "enwiki"}, "categories": [{"name": "A"}, {"name": "B"}]}
+    world.pages.add({**page, "version": {"identifier": 9}})
+    run("lookup", "Column", "--limit", "1", "--fields", "categories.name,version.*")
+    assert '["A","B"]' in out.getvalue()
+    assert '{"identifier":9}' in out.getvalue()
+    run("lookup", "Column", "--limit", "1", "--fields", "*")
+    assert '"name":"Column"' in out.getvalue()
 
 
 def test_on_a_terminal_downloads_have_a_bar(run, terminal, tmp_path):

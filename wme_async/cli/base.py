@@ -240,10 +240,17 @@ def line(record: Any) -> None:
 
 
 def _cell(record: Any, column: str) -> str:
-    value = record
-    for key in column.split("."):
-        value = value.get(key, "") if isinstance(value, dict) else ""
+    bare = column.removesuffix("*").removesuffix(".")
+    value = _inside(record, bare.split(".") if bare else [])
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _inside(value: Any, keys: Sequence[str]) -> Any:
+    if not keys:
+        return value
+    if isinstance(value, list | tuple):
+        return [_inside(each, keys) for each in value]
+    return _inside(value.get(keys[0], ""), keys[1:]) if isinstance(value, dict) else ""
 
 
 @contextlib.contextmanager

@@ -47,7 +47,11 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
     ) -> None:
         assert resource.backend is not None
         wanted = base.conditions(filters, filterable(resource.model, resource.backend))
-        asked = [field] if field else fields
+        asked = [field] if field is not None else fields
+        shown = None
+        if field is not None:
+            # As records spell it, without a wildcard; empty for whole records.
+            (shown,) = Query.build(resource.backend, resource.model, fields=asked).fields or ("",)
         # Before the event loop runs: reading may wait for somebody who types, and Ctrl-C has to end it.
         titles = names or [title for line in sys.stdin if (title := line.strip())]
 
@@ -64,7 +68,7 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
                         elif not looked.records:
                             missing += 1
                             base.stderr.print(f"{looked.name}: no such page", style="yellow", highlight=False)
-                        found += _out(looked.records, field, as_json=as_json)
+                        found += _out(looked.records, shown, as_json=as_json)
             if found:
                 base.show(found, as_json=False, columns=fields or _COLUMNS, title=attribute)
             for looked in failures:
@@ -84,9 +88,7 @@ def _out(records: Sequence[Any], field: str | None, *, as_json: bool) -> list[An
     """Print records as they come; return those that a table is to be made of at the end."""
     if field is not None:
         for record in records:
-            value: Any = msgspec.to_builtins(record)
-            for key in field.split("."):
-                value = value.get(key) if isinstance(value, dict) else None
+            value = _at(record, field.split(".") if field else [])
             click.echo(value if isinstance(value, str) else msgspec.json.encode(value).decode())
         return []
     if as_json or not base.stdout.is_terminal:
@@ -94,6 +96,18 @@ def _out(records: Sequence[Any], field: str | None, *, as_json: bool) -> list[An
             base.line(record)
         return []
     return list(records)
+
+
+def _at(value: Any, names: Sequence[str]) -> Any:
+    """Return what stands at a dotted name: what was left out as the zero that it means, a list for each list passed."""
+    if not names or value is None:
+        return value
+    if isinstance(value, list | tuple):
+        return [_at(each, names) for each in value]
+    if isinstance(value, dict):
+        return _at(value.get(names[0]), names[1:])
+    attribute = next(each.name for each in msgspec.structs.fields(value) if each.encode_name == names[0])
+    return _at(getattr(value, attribute), names[1:])
 
 
 lookup: click.Command = _look_up(
