@@ -460,6 +460,18 @@ def test_a_query_is_explained_without_being_sent(run, world):
     assert len(world.requests) == before
 
 
+def test_what_a_look_up_would_do_is_explained_as_it_does_it(run):
+    language = ("--where", "in_language.identifier=fr")
+    told = run("explain", "articles", *language, "--where", "version.identifier=5", "--fields", "name").stdout
+    assert "sent: instead, limit 10" in told
+    assert "is_part_of.identifier besides" in told
+    told = run("explain", "structured_contents", "--fields", "version.identifier").stdout
+    assert "sent: instead, whole fields version" in told
+    for command in ("explain", "lookup"):
+        what = "articles" if command == "explain" else "NATO"
+        assert "alone cannot be answered" in run(command, what, "--where", "version.identifier=5", code=2).stderr
+
+
 def test_batches_run_without_a_service(run, world, tmp_path):
     folder = ["batch", "--directory", str(tmp_path / "here"), "--allow-host", "127.0.0.1"]
     hour = world.hours[-1].replace("T", "/")

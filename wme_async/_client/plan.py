@@ -78,8 +78,8 @@ def _made(query: Query, order: Any) -> Plan:
     if cut is not None:
         body["limit"] = _MOST
         notes.append(
-            f"sent: limit {_MOST}, so that the records of all projects of the language are there to be compared; "
-            f"here: the first {cut}"
+            f"sent: instead, limit {_MOST}, so that the records of all projects of the language are there to be "
+            f"compared; here: the first {cut}"
         )
     extra = ""
     single = query.limit == 1 or any(one.field == _PROJECT and one.here is None for one in query.conditions)

@@ -8,6 +8,7 @@ import click
 import msgspec
 from rich.text import Text
 
+from wme_async._client.plan import planned
 from wme_async._protocol.query import Query, filterable
 from wme_async._protocol.resources import RESOURCES
 from wme_async.cli import base
@@ -225,5 +226,8 @@ def explain(resource: str, filters: Sequence[str], fields: list[str] | None, lim
         row.backend, row.model, fields=fields, filters=base.conditions(filters, known_fields) or None, limit=limit
     )
     click.echo(query.explain())
+    if "lookup" in row.verbs:
+        for note in planned(query, "project").notes:
+            click.echo(note)
     if not filters:
         click.echo(f"it can be filtered by: {', '.join(sorted(known_fields))}")
