@@ -472,6 +472,15 @@ def test_what_a_look_up_would_do_is_explained_as_it_does_it(run):
         assert "alone cannot be answered" in run(command, what, "--where", "version.identifier=5", code=2).stderr
 
 
+def test_an_unstructured_article_is_told_of_where_a_field_alone_is_printed(run, world):
+    asked = ("structured", "Squirrel", "--limit", "1", "--field", "sections")
+    assert not run(*asked).stderr
+    world.faults.inject("raw", role="api", times=1)
+    told = run(*asked)
+    assert told.stdout == "[]\n"
+    assert "Squirrel: an unstructured article came" in told.stderr
+
+
 def test_batches_run_without_a_service(run, world, tmp_path):
     folder = ["batch", "--directory", str(tmp_path / "here"), "--allow-host", "127.0.0.1"]
     hour = world.hours[-1].replace("T", "/")

@@ -69,6 +69,9 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
                         elif not looked.records:
                             missing += 1
                             base.stderr.print(f"{looked.name}: no such page", style="yellow", highlight=False)
+                        if any(getattr(record, "is_raw_article", False) for record in looked.records):
+                            words = "an unstructured article came in place of structured contents; ask again"
+                            base.stderr.print(f"{looked.name}: {words}", style="yellow", highlight=False)
                         found += _out(looked.records, shown, as_json=as_json)
             if found:
                 base.show(found, as_json=False, columns=fields or _COLUMNS, title=attribute)
