@@ -9,7 +9,7 @@ import pytest
 
 from wme_async import Client, Progress, Retry
 from wme_async.errors import DecodeError, Forbidden, IntegrityError, NotFound
-from wme_async.models import WikidataArticle
+from wme_async.models import WikidataArticle, WikidataEntity
 from wme_async.simulator import Simulator
 
 AT_ONCE = Retry(base=0, cap=0)
@@ -41,6 +41,22 @@ async def test_an_entity_has_one_form_in_each_shape_that_the_beta_leaves_open(si
         assert all(isinstance(each.qualifiers, tuple) and isinstance(each.references, tuple) for each in group)
 
 
+@pytest.mark.parametrize("shape", ["maps", "lists", "single", "mixed"])
+async def test_fields_inside_statements_are_found_in_each_shape_that_the_beta_leaves_open(sim, wme, shape):
+    sim.entities.shape = shape
+    whole = (await wme.wikidata.items.get("Q42")).entity
+    named = await wme.wikidata.items.get("Q42", fields=["name", "entity.statements.P31"])
+    assert named == WikidataArticle(name="Q42", entity=WikidataEntity(statements={"P31": whole.statements["P31"]}))
+    parts = await wme.wikidata.items.get(
+        "Q42", fields=["entity.statements.P31.rank", "entity.statements.P31.qualifiers.property.identifier"]
+    )
+    (group,) = parts.entity.statements.values()
+    assert [each.rank for each in group] == [each.rank for each in whole.statements["P31"]]
+    assert [[one.property.identifier for one in each.qualifiers] for each in group] == [
+        [one.property.identifier for one in each.qualifiers] for each in whole.statements["P31"]
+    ]
+
+
 async def test_fields_are_asked_for_and_nothing_else_is_handed_out(sim, wme):
     item = await wme.wikidata.items.get("Q42", fields=["name", "entity.labels.en"])
     assert sim.requests.last.body == b'{"fields":["name","entity.labels.en"]}'
@@ -51,6 +67,42 @@ async def test_fields_are_asked_for_and_nothing_else_is_handed_out(sim, wme):
 
 class Named(msgspec.Struct):
     name: str
+
+
+class Ranked(msgspec.Struct):
+    rank: str
+
+
+class Said(msgspec.Struct):
+    statements: dict[str, list[Ranked]] = {}
+
+
+class Entity(msgspec.Struct):
+    entity: Said
+
+
+class Flat(msgspec.Struct):
+    statements: list[Ranked] = []
+
+
+class FlatEntity(msgspec.Struct):
+    entity: Flat
+
+
+async def test_a_type_of_the_callers_may_have_the_statements_in_either_form_and_gets_none_silently(sim, wme):
+    whole = (await wme.wikidata.items.get("Q42")).entity.statements
+    found = (await wme.wikidata.items.get("Q42", type=Entity)).entity.statements
+    assert {name: [one.rank for one in many] for name, many in found.items()} == {
+        name: [one.rank for one in many] for name, many in whole.items()
+    }
+    with pytest.raises(DecodeError, match="statements"):
+        await wme.wikidata.items.get("Q42", type=FlatEntity)
+    sim.entities.shape = "lists"
+    assert (await wme.wikidata.items.get("Q42", type=FlatEntity)).entity.statements
+    with pytest.raises(DecodeError, match="statements"):
+        await wme.wikidata.items.get("Q42", type=Entity)
+    with pytest.raises(ValueError, match="P580"):
+        await wme.wikidata.items.get("Q42", fields=["entity.statements.P31.qualifiers.P580"])
 
 
 async def test_a_type_of_the_callers_is_decoded_into(sim, wme):

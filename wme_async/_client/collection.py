@@ -1,9 +1,9 @@
 """The verbs of what can be listed: list and get, written once for every resource."""
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 import msgspec
 
@@ -23,6 +23,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 U = TypeVar("U")
 
 Value = str | int | float | bool
+Form: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
@@ -158,14 +159,19 @@ class Collection(Generic[T]):
         return await cached(self._transport, request, cache=self._cache, ttl=self._ttl)
 
 
-def decoded(response: Response, query: Query) -> list[Any]:
+def decoded(response: Response, query: Query, *, form: Form | None = None) -> list[Any]:
     """Return the records of an answer, as the query wants them: a list, or one record as a list of it.
+
+    Args:
+        response: The answer.
+        query: What was asked.
+        form: Brings a record into the form that the names of the query go by, where it may come in several.
 
     Raises:
         DecodeError: The answer is no JSON, or not of the query's type.
     """
     body = response.body
-    local = query.reshapes or query.selects
+    local = query.reshapes or query.selects or form is not None
     many = body[:64].lstrip()[:1] == b"["
     try:
         if not local:
@@ -174,7 +180,7 @@ def decoded(response: Response, query: Query) -> list[Any]:
             return found if many else [found]
         document = msgspec.json.decode(body)
         rows = document if isinstance(document, list) else [document]
-        kept = [row for each in rows if (row := query.apply(_object(each))) is not None]
+        kept = [row for each in rows if (row := query.apply(_object(each, form))) is not None]
         return [decode_record(_decoder(query.result, many=False), msgspec.json.encode(row)) for row in kept]
     except DECODE_ERRORS as error:
         raise _not_records(response, error) from error
@@ -182,10 +188,10 @@ def decoded(response: Response, query: Query) -> list[Any]:
         raise _not_records(response, error) from error
 
 
-def _object(row: object) -> dict[str, Any]:
+def _object(row: object, form: Form | None) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise TypeError("a record is an object")
-    return row
+    return row if form is None else form(row)
 
 
 def _not_records(response: Response, error: Exception) -> DecodeError:

@@ -22,6 +22,7 @@ from wme_async._protocol.resources import Resource
 from wme_async._transport import Request, Response, Transport
 from wme_async.errors import DecodeError, NotFound, WMEError
 from wme_async.models import Archive, LabelsAnswer, Snapshot, WikidataArticle, merge_labels
+from wme_async.models.wikidata import fold_entity
 
 __all__ = ["Entities", "Labels", "Wikidata"]
 
@@ -30,6 +31,8 @@ U = TypeVar("U")
 
 _JSON: Final = {"Content-Type": "application/json", "Accept": "application/json"}
 _ID: Final = re.compile(r"[QP][1-9][0-9]*")
+# Names below these mean nothing in some of the forms that the beta leaves open.
+_FOLDED: Final = ("entity.statements.", "entity.sitelinks.")
 _KINDS: Final = {"Q": "item", "P": "property"}
 
 _labels: Final = msgspec.json.Decoder(LabelsAnswer)
@@ -209,8 +212,9 @@ class Entities(_ById[T]):
 
     async def _one(self, identifier: str, query: Query, recheck: bool | None) -> Any:
         response = await self._answer(identifier, query, recheck)
+        inside = any(name.startswith(_FOLDED) for name in query.fields or ())
         with usable(self._cache, response):
-            records = decoded(response, query)
+            records = decoded(response, query, form=fold_entity if inside else None)
             if len(records) != 1:
                 shown = bare_url(response.url)
                 raise DecodeError(

@@ -12,10 +12,12 @@ import re
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import msgspec
 from msgspec import field
 from msgspec.structs import force_setattr
 
 from wme_async.models._struct import Model, Timestamp
+from wme_async.models._tolerant import decode_record
 from wme_async.models.articles import License, PageLink, Protection, Version, Visibility
 from wme_async.models.metadata import Event, Language, Namespace, Project
 
@@ -458,3 +460,20 @@ def _named_sitelinks(sent: Any) -> dict[str, Sitelink]:
             ),
         )
     return {link.site or link.url or link.title: link for link in sent}
+
+
+_entities: Final = msgspec.json.Decoder(WikidataEntity)
+
+
+def fold_entity(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record, as plain data, with the statements and sitelinks of its entity in the one form of the models.
+
+    Raises:
+        msgspec.ValidationError: They are in none of the forms that are known.
+    """
+    entity = record.get("entity")
+    if not isinstance(entity, dict):
+        return record
+    loose = {key: entity[key] for key in ("statements", "sitelinks") if key in entity}
+    folded = msgspec.to_builtins(decode_record(_entities, msgspec.json.encode(loose)))
+    return {**record, "entity": {**entity, **{key: folded.get(key, {}) for key in loose}}}

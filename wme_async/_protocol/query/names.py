@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from msgspec import Struct, inspect
+from msgspec.structs import replace
 
 __all__ = ["Place", "Shape", "describe", "fields_of", "leaves", "required_objects", "resolve"]
 
@@ -18,6 +19,7 @@ _SCALARS: Final[Mapping[type[inspect.Type], type]] = {
 _LISTS: Final = (inspect.ListType, inspect.VarTupleType, inspect.SetType, inspect.FrozenSetType)
 _OBJECTS: Final = (inspect.StructType, inspect.DataclassType, inspect.TypedDictType)
 _MAPS: Final = (inspect.DictType, inspect.FrozenDictType)
+_FOLDED: Final = {"folded": True}
 _TIMES: Final = (inspect.DateTimeType, inspect.DateType, inspect.TimeType, inspect.TimeDeltaType)
 
 
@@ -33,6 +35,7 @@ class Shape(Struct, frozen=True, eq=False):
         many: It is a list; the rest describes its elements.
         time: It is a time.
         opaque: Nothing is known of it.
+        folded: The service may send it in another form; the rest describes the one that the model folds it into.
     """
 
     leaves: frozenset[type] = frozenset()
@@ -43,6 +46,7 @@ class Shape(Struct, frozen=True, eq=False):
     many: bool = False
     time: bool = False
     opaque: bool = False
+    folded: bool = False
 
     @property
     def scalar(self) -> bool:
@@ -87,7 +91,8 @@ class Place(Struct, frozen=True, eq=False):
 def shape_of(type_: inspect.Type) -> Shape:
     """Return what a type is, with lists and alternatives folded into one description."""
     if isinstance(type_, inspect.Metadata):
-        return shape_of(type_.type)
+        shape = shape_of(type_.type)
+        return replace(shape, folded=True) if type_.extra == _FOLDED else shape
     if isinstance(type_, inspect.UnionType):
         return _either([shape_of(one) for one in type_.types])
     if isinstance(type_, _LISTS):
@@ -95,7 +100,7 @@ def shape_of(type_: inspect.Type) -> Shape:
     if isinstance(type_, _OBJECTS):
         public = [field for field in type_.fields if not _private(field)]
         return Shape(
-            parts={field.encode_name: field.type for field in public},
+            parts={field.encode_name: _shown(field) for field in public},
             # The models mark what is never left out by a factory in place of a plain default.
             written=frozenset(
                 f.encode_name for f in public if getattr(f, "default_factory", None) in {bool, int, float}
@@ -116,6 +121,15 @@ def shape_of(type_: inspect.Type) -> Shape:
         if leaf
         else Shape(time=isinstance(type_, _TIMES), opaque=not isinstance(type_, _TIMES))
     )
+
+
+def _shown(field: inspect.Field) -> inspect.Type:
+    """The type of a field, of an object or a list the one that is seen: the model has an empty one of it by default."""
+    forms = field.type.types if isinstance(field.type, inspect.UnionType) else ()
+    maps, lists = ([form for form in forms if isinstance(form, kinds)] for kinds in (_MAPS, _LISTS))
+    if not (maps and lists):
+        return field.type
+    return inspect.Metadata((maps if field.default_factory is dict else lists)[0], extra=_FOLDED)
 
 
 def _private(field: inspect.Field) -> bool:
@@ -298,7 +312,7 @@ def _objects(type_: inspect.Type) -> Iterator[inspect.Type]:
 
 def _fits(title: str, wanted: Shape, place: Place) -> None:
     there = place.shape
-    if wanted.opaque or there.opaque:
+    if wanted.opaque or there.opaque or (there.folded and (wanted.many or wanted.values)):
         return
     if (wanted.parts or wanted.values) and not (there.parts or there.values):
         raise ValueError(f"{title} is an object, but {place.name!r} is {describe(there)}")

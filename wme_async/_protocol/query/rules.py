@@ -116,7 +116,9 @@ def _cuts(backend: Backend, place: Place) -> Iterator[str]:
             if step and (shape.values is not None or shape.written - {segments[step]}):
                 # What the server always writes comes back as false or zero if its siblings alone were asked for.
                 yield place.ancestor(step)
-        elif step and (shape.many or (shape.values is not None and not _SIMPLE_KEY.fullmatch(segments[step]))):
+        elif step and (
+            shape.many or shape.folded or (shape.values is not None and not _SIMPLE_KEY.fullmatch(segments[step]))
+        ):
             # A path into a list finds nothing, and what it finds nothing for comes back as an empty object.
             yield place.ancestor(step)
     if backend is Backend.REALTIME and _POSITION.fullmatch(place.name):
