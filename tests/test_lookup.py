@@ -96,6 +96,19 @@ async def test_a_missing_page_is_an_empty_list_or_an_error_as_asked(wme):
         await wme.articles.lookup("NATO", recheck="yes")
 
 
+async def test_a_page_that_a_filter_of_ours_refuses_is_missing_like_one_that_the_server_refuses(sim, wme):
+    page(sim, "Minor", version={"identifier": 5, "is_minor_edit": True})
+    for refused in ({"version.identifier": 6}, {"version.is_minor_edit": False}):
+        filters = {**EN, **refused}
+        assert await wme.articles.lookup("Minor", filters=filters) == []
+        with pytest.raises(NotFound, match=r"'Minor'.*filters") as caught:
+            await wme.articles.lookup("Minor", filters=filters, missing="raise")
+        assert caught.value.status == 404
+        assert str(caught.value.url).endswith("/v2/articles/Minor")
+        async with wme.articles.lookup_many(["Minor"], filters=filters, missing="raise") as results:
+            assert isinstance((await anext(results)).error, NotFound)
+
+
 async def test_records_come_in_the_order_of_projects_or_in_that_of_the_caller(sim, wme):
     everywhere = sorted(sim.pages.projects)
     found = await wme.articles.lookup("NATO", limit=10)

@@ -8,6 +8,7 @@ from wme_async._client.cache import Cache, cached, usable
 from wme_async._client.collection import Value
 from wme_async._client.many import Looked, LookupProgress, Lookups
 from wme_async._client.plan import Plan, planned, read_answer
+from wme_async._protocol.answer import bare_url
 from wme_async._protocol.paths import article_path
 from wme_async._protocol.query import Query
 from wme_async._protocol.quota import Cost
@@ -215,6 +216,8 @@ class Lookup(Generic[T]):
             records, error = read_answer(response, plan)
             if error is not None:
                 raise error
+        if not records and missing == "raise":
+            raise _nothing(name, _emptied(response))
         return records
 
     @overload
@@ -304,6 +307,8 @@ class Lookup(Generic[T]):
             records, trouble = read_answer(response, plan)
             if trouble is not None and self._cache is not None:
                 self._cache.forget(response)
+            if not records and trouble is None and missing == "raise":
+                return Looked(name=name, error=_nothing(name, _emptied(response)))
             return Looked(name=name, records=tuple(records if trouble is None else trouble.records), error=trouble)
 
         return Lookups(
@@ -380,6 +385,11 @@ def _checked(missing: str, recheck: object) -> None:
         raise ValueError(f'missing is "empty" or "raise", got {missing!r}')
     if recheck is not None and not isinstance(recheck, bool):
         raise TypeError(f"recheck is True, False or None, got {recheck!r}")
+
+
+def _emptied(response: Response) -> NotFound:
+    """What the server would have said of an answer of which the filters that are applied here leave nothing."""
+    return NotFound(status=404, url=bare_url(response.url), request_id=response.headers.get("X-Request-Id"))
 
 
 def _nothing(name: str, error: NotFound) -> NotFound:
