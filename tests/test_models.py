@@ -952,6 +952,23 @@ def test_times_that_no_datetime_can_hold(text: str, year: int, month: int | None
     assert not time.is_julian
 
 
+@pytest.mark.parametrize(
+    ("precision", "month", "day"),
+    [
+        (TimePrecision.CENTURY, None, None),
+        (TimePrecision.YEAR, None, None),
+        (TimePrecision.MONTH, 1, None),
+        (TimePrecision.DAY, 1, 1),
+        (None, 1, 1),
+    ],
+)
+def test_what_is_finer_than_the_precision_of_a_time_is_no_month_and_no_day(
+    precision: int | None, month: int | None, day: int | None
+) -> None:
+    time = WikibaseTime.parse("+1861-01-01T00:00:00Z", precision=precision)
+    assert (time.year, time.month, time.day) == (1861, month, day)
+
+
 @pytest.mark.parametrize("text", ["", "1952", "1952-03-11", "+1952-03-11T00:00:00+01:00", "+٢٠٢٤-01-01T00:00:00Z"])
 def test_a_text_that_is_no_time_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match="not a Wikibase time"):

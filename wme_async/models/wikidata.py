@@ -135,7 +135,7 @@ class WikibaseTime(Model):
         before: int = 0,
         after: int = 0,
     ) -> "WikibaseTime":
-        """Read the text of a time; months and days written as 00 become `None`.
+        """Read the text of a time; months and days written as 00, or finer than the precision, become `None`.
 
         Args:
             text: `"+1952-03-11T00:00:00Z"`; the sign may be missing.
@@ -152,11 +152,13 @@ class WikibaseTime(Model):
         if found is None:
             raise ValueError(f"not a Wikibase time: {text!r}")
         year = int(found["year"])
+        # Of a year alone many write the first of January, which says no more than 00.
+        exact = TimePrecision.SECOND if precision is None else precision
         return cls(
             text=text,
             year=-year if found["sign"] == "-" else year,
-            month=int(found["month"]) or None,
-            day=int(found["day"]) or None,
+            month=(int(found["month"]) or None) if exact >= TimePrecision.MONTH else None,
+            day=(int(found["day"]) or None) if exact >= TimePrecision.DAY else None,
             hour=int(found["hour"]),
             minute=int(found["minute"]),
             second=int(found["second"]),
