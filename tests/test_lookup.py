@@ -145,6 +145,23 @@ async def test_what_is_fetched_for_the_order_alone_is_not_handed_out(sim, wme, w
     assert "is_part_of" in str(json.loads(sim.requests.last.body)["fields"])
 
 
+class Coded(msgspec.Struct):
+    code: str = ""
+
+
+class OfProject(msgspec.Struct):
+    name: str
+    is_part_of: Coded
+
+
+async def test_a_type_has_its_project_although_nothing_of_it_is_left(sim, wme):
+    page(sim, "Two", "enwiki")
+    page(sim, "Two", "dewiki")
+    found = await wme.articles.lookup("Two", type=OfProject)
+    assert sent(sim)[-1]["fields"] == ["name", "is_part_of.code", "is_part_of.identifier"]
+    assert found == [OfProject("Two", Coded())] * 2
+
+
 async def test_one_record_needs_no_order_and_nothing_is_fetched_for_one(sim, wme):
     await wme.articles.lookup("NATO", fields=["name"], limit=1)
     await wme.articles.lookup("NATO", fields=["name"], filters=EN)

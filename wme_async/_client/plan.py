@@ -214,11 +214,10 @@ def _record(line: bytes, plan: Plan) -> Any:
     if not isinstance(row, dict):
         # The judge of what is wrong with it.
         return decode_record(plan.decoder, line)
-    kept = query.apply(row)
+    # Before the query puts empty objects where the type cannot do without.
+    kept = query.apply(_without_project(row, query) if plan.extra else row)
     if kept is None:
         return None
-    if plan.extra:
-        kept = _without_project(kept, query)
     if raw:
         # What shows that this is no structure must not be left out with what was not asked for.
         kept = {**kept, "article_body": row["article_body"]}
