@@ -697,6 +697,13 @@ class Own(msgspec.Struct):
     title: str = msgspec.field(name="Title", default="")
 
 
+def test_a_null_cell_of_a_table_keeps_its_place() -> None:
+    rows = [[{"value": "a"}, None, {"value": "c"}], None, [None], []]
+    table = patiently({"tables": [{"rows": rows, "headers": [[None, {"value": "h"}]]}]}, StructuredContent).tables[0]
+    assert [[cell.value for cell in row] for row in table.rows] == [["a", "", "c"], [""], []]
+    assert [[cell.value for cell in row] for row in table.headers] == [["", "h"]]
+
+
 def test_in_a_users_own_type_only_nulls_without_a_place_are_left_out() -> None:
     own = patiently(
         {

@@ -4,7 +4,8 @@ Go writes `null` for an empty list where a field was not told to leave it out, a
 among the sections of a structured content. To the services all of that means "nothing here", as absence does. So when,
 and only when, decoding has failed, what means nothing is left out and the same decoder judges again:
 
-- a `null` where the type has no place for one: the key of an object, the element of a list;
+- a `null` where the type has no place for one: the key of an object, the element of a list. In a row of a table, which
+  is a list within a list, an empty object keeps its place, or all that follow would stand in the wrong column;
 - a single object where a list belongs, for the few keys that the published schema describes that way.
 
 Nothing else is mended: a number in place of a string is as wrong the second time. A `null` that the type allows stays.
@@ -24,6 +25,9 @@ T = TypeVar("T")
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _ONE_OR_MANY: Final = frozenset({"license", "protection", "references", "tables"})
+
+_ROW: Final = "[]"
+"""In place of the key: the value is an element of a list."""
 
 _OBJECTS: Final = (inspect.StructType, inspect.TypedDictType, inspect.DataclassType)
 
@@ -92,9 +96,11 @@ def _mended(value: Any, type_: inspect.Type, key: str) -> Any:
         if isinstance(place, _OBJECTS):
             return _mended_object(value, {field.encode_name: field.type for field in place.fields})
     elif isinstance(value, list) and isinstance(place, inspect.CollectionType):
-        kept = [item for item in value if item is not None or _takes_null(place.item_type)]
-        items = [_mended(item, place.item_type, "") for item in kept]
-        if len(items) != len(value) or any(new is not old for new, old in zip(items, kept, strict=True)):
+        item_type = place.item_type
+        filled = [{} if item is None else item for item in value] if key == _ROW and _is_object(item_type) else value
+        kept = [item for item in filled if item is not None or _takes_null(item_type)]
+        items = [_mended(item, item_type, _ROW) for item in kept]
+        if len(items) != len(value) or any(new is not old for new, old in zip(items, value, strict=True)):
             return items
     return value
 
@@ -133,6 +139,10 @@ def _place(value: Any, type_: inspect.Type, key: str) -> inspect.Type | None:
         elif isinstance(member, _OBJECTS):
             return member
     return lists[0] if lists and key in _ONE_OR_MANY else None
+
+
+def _is_object(type_: inspect.Type) -> bool:
+    return isinstance(type_, _OBJECTS)
 
 
 def _takes_null(type_: inspect.Type) -> bool:
