@@ -290,6 +290,18 @@ async def test_a_file_that_is_there_already_is_not_fetched_again(sim, wme, tmp_p
     assert not (await wme.files.download("Ottawa 0757.jpg", tmp_path, if_changed=True)).unchanged
 
 
+@pytest.mark.parametrize("first", [True, False])
+async def test_an_earlier_upload_that_is_there_is_not_taken_for_the_latest(sim, wme, tmp_path, first):
+    uploads = sim.commons.pages["Ottawa_0757.jpg"]["files"]
+    sha1 = hashlib.sha1(b"earlier", usedforsecurity=False).hexdigest()
+    uploads.insert(0 if first else 1, {"sha1": sha1, "date_modified": "2011-05-01T00:00:00Z"})
+    (tmp_path / "Ottawa_0757.jpg").write_bytes(b"earlier")
+    done = await wme.files.download("Ottawa 0757.jpg", tmp_path, if_changed=True)
+    assert not done.unchanged
+    assert done.path.read_bytes() != b"earlier"
+    assert (await wme.files.download("Ottawa 0757.jpg", tmp_path, if_changed=True)).unchanged
+
+
 async def test_a_file_with_another_checksum_never_gets_its_name(sim, wme, tmp_path):
     old = tmp_path / "Ottawa_0757.jpg"
     old.write_bytes(b"the old one")

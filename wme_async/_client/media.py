@@ -16,7 +16,7 @@ from wme_async._protocol.resources import Resource
 from wme_async._threads import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, NotFound
-from wme_async.models import FilePage
+from wme_async.models import FilePage, FileRevision
 
 __all__ = ["MediaFiles"]
 
@@ -83,7 +83,7 @@ class MediaFiles:
                 is a folder, and made where it is not there.
             progress: Receives `Progress` about ten times a second and once at the end.
             verify: Check the SHA-1. Where the page has none, `verified` is None.
-            if_changed: Do nothing if the file is already there with this SHA-1.
+            if_changed: Do nothing if the file is already there with the SHA-1 of its latest upload.
 
         Raises:
             ValueError: No file can have this name; nothing was sent.
@@ -94,8 +94,9 @@ class MediaFiles:
         """
         path = f"{self._resource.path}/{file_path(name)}"
         target = target_of(to, name.replace(" ", "_"))
-        known = await self._checksums(name) if verify or if_changed else frozenset[str]()
-        if if_changed and known and await in_thread(_sha1_or_none, target) in known:
+        uploads = await self._uploads(name) if verify or if_changed else []
+        known = frozenset(upload.sha1.lower() for upload in uploads)
+        if if_changed and known and await in_thread(_sha1_or_none, target) in _newest(uploads):
             size = (await in_thread(target.stat)).st_size
             return Download(path=target, size=size, verified=True, unchanged=True)
         source = _MediaSource(self._transport, self._resource, path, _no_md5)
@@ -112,12 +113,13 @@ class MediaFiles:
         """Return what downloading these will be charged: nothing, files are not metered."""
         return Cost(pool=self._resource.pool, requests=len(names) if self._resource.pool else 0)
 
-    async def _checksums(self, name: str) -> frozenset[str]:
+    async def _uploads(self, name: str) -> list[FileRevision]:
+        """Return the uploads that the page has a checksum of."""
         try:
             page = await self._latest.get(name, fields=["files"])
         except NotFound:
-            return frozenset()
-        return frozenset(upload.sha1.lower() for upload in page.files if upload.sha1)
+            return []
+        return [upload for upload in page.files if upload.sha1]
 
 
 class _Pages(Collection[FilePage]):
@@ -136,6 +138,12 @@ class _MediaSource(ArchiveSource):
             return await super().head()
         except Forbidden:
             return FileInfo()
+
+
+def _newest(uploads: list[FileRevision]) -> frozenset[str]:
+    """Return the checksum of the latest upload, or all where none is dated: an earlier one is of a replaced file."""
+    date = max((upload.date_modified for upload in uploads if upload.date_modified), default=None)
+    return frozenset(upload.sha1.lower() for upload in uploads if upload.date_modified == date)
 
 
 async def _no_md5() -> str:
