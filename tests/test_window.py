@@ -208,6 +208,54 @@ async def test_a_reader_gets_no_bytes_of_two_answers_that_nothing_proves_to_be_t
     assert await read(stream) == (tmp_path / "y").read_bytes() == noise(900_000, 1)
 
 
+@pytest.mark.parametrize("facts", [{"etag": None}, {}], ids=str)
+@pytest.mark.parametrize("tee", [False, True])
+async def test_a_reader_that_comes_between_two_attempts_gets_no_bytes_of_the_first(
+    sim: Simulator,
+    transport: Transport,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    facts: dict[str, Any],
+    tee: bool,
+) -> None:
+    data = noise(900_000, 1)
+    sim.put_object(KEY, noise(900_000))
+    sim.faults.inject("drop", role="store", after=300_000)
+    sim.faults.inject("swap", role="store", data=data, skip=1)
+    source = Source(sim, transport, **facts)
+    failed, go_on, real, head, asked = asyncio.Event(), asyncio.Event(), transport.sleep, source.head, 0
+
+    async def sleep(seconds: float) -> None:
+        if facts and seconds < 0.05:  # before the next attempt; not the pace at which progress is told
+            failed.set()
+            await go_on.wait()
+        await real(seconds)
+
+    async def head_again() -> FileInfo:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            failed.set()
+            await go_on.wait()
+        return await head()
+
+    monkeypatch.setattr(transport, "sleep", sleep)
+    monkeypatch.setattr(source, "head", head_again)
+    options = {"tee": tmp_path / "x"} if tee else {"window": 10_000_000}
+    stream = ordered(source, transport=transport, connections=1, **options)
+    first = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    await failed.wait()
+    reading = asyncio.create_task(read(stream))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    go_on.set()
+    async with asyncio.timeout(20):
+        assert await reading == data
+
+
 async def test_a_server_that_ignores_ranges_is_read_in_one_stream(sim: Simulator, transport: Transport) -> None:
     data = noise(900_000)
     sim.put_object(KEY, data)

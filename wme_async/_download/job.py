@@ -181,6 +181,7 @@ class Job:
         # For files that come in one stream; others have a plan.
         self.streamed = 0
         self.total: int | None = None
+        self._withdrawn: Plan | None = None
         self._meter = Meter(transport.monotonic())
         self._shown = -1
 
@@ -188,7 +189,7 @@ class Job:
     def front(self) -> int:
         """Up to where the file is whole from its beginning."""
         plan = self.part.plan if self.part is not None else None
-        return plan.frontier if plan is not None else self.streamed
+        return plan.frontier if plan is not None and plan is not self._withdrawn else self.streamed
 
     async def run(self) -> Download:
         """Do it.
@@ -263,12 +264,18 @@ class Job:
             except Replaced as change:
                 self.restarts += 1
                 self.versions += 1
+                self._withdraw()
                 if self.restarts > _RESTARTS:
                     raise IntegrityError(
                         f"the file kept changing on the server ({change}); try again later", expected=info.etag
                     ) from change
                 await pause(self.transport, self.restarts)
                 info, self.promised = await self._ask()
+
+    def _withdraw(self) -> None:
+        """Let nobody read what has come, though it stays in the file until the next attempt begins."""
+        self.streamed = 0
+        self._withdrawn = self.part.plan if self.part is not None else None
 
     async def _fetch_ranges(self, size: int, etag: str) -> str | None:
         part = self.part
@@ -367,6 +374,7 @@ class Job:
                     wait = self._wait_after(error, backoff, self.transport.monotonic() - began)
                     if strong_etag(info.etag) is None:
                         self.versions += 1
+                    self._withdraw()
                 await self.transport.sleep(wait)
         finally:
             self.budget.release()

@@ -324,12 +324,13 @@ class _Windowed(Ordered):
         await self._budget.acquire()
         try:
             while True:
-                self._pieces.clear()
                 try:
                     return await self._ask_stream(info)
                 except WMEError as error:
                     if self.position or self._ticket.failure is not None or not is_transient(error):
                         raise
+                    # At once: a reader may come before the next attempt.
+                    self._pieces.clear()
                     elapsed = self._transport.monotonic() - began
                     wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
                     if wait is None:
