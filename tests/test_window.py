@@ -208,7 +208,7 @@ async def test_a_reader_gets_no_bytes_of_two_answers_that_nothing_proves_to_be_t
     assert await read(stream) == (tmp_path / "y").read_bytes() == noise(900_000, 1)
 
 
-@pytest.mark.parametrize("facts", [{"etag": None}, {}], ids=str)
+@pytest.mark.parametrize("facts", [{"etag": None}, {"accept_ranges": False}, {}], ids=str)
 @pytest.mark.parametrize("tee", [False, True])
 async def test_a_reader_that_comes_between_two_attempts_gets_no_bytes_of_the_first(
     sim: Simulator,

@@ -19,7 +19,7 @@ from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
 from wme_async._threads import ended, in_thread
 from wme_async._transport import Transport
-from wme_async.errors import IntegrityError, Interrupted, WMEError
+from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
 
 __all__ = ["Ordered", "ordered"]
 
@@ -327,6 +327,8 @@ class _Windowed(Ordered):
                 try:
                     return await self._ask_stream(info)
                 except WMEError as error:
+                    if isinstance(error, StatusError) and error.status == 412:
+                        raise Replaced(str(error)) from error
                     if self.position or self._ticket.failure is not None or not is_transient(error):
                         raise
                     # At once: a reader may come before the next attempt.
