@@ -2,12 +2,15 @@
 
 import asyncio
 import hashlib
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from wme_async import Client, Progress, Retry
+from wme_async._client import media
 from wme_async.errors import DecodeError, Forbidden, IntegrityError, NotFound
 from wme_async.models import WikidataArticle, WikidataEntity
 from wme_async.simulator import Simulator
@@ -300,6 +303,36 @@ async def test_an_earlier_upload_that_is_there_is_not_taken_for_the_latest(sim, 
     assert not done.unchanged
     assert done.path.read_bytes() != b"earlier"
     assert (await wme.files.download("Ottawa 0757.jpg", tmp_path, if_changed=True)).unchanged
+
+
+async def test_a_cancelled_download_does_not_go_on_hashing_the_file_that_is_there(wme, tmp_path, monkeypatch):
+    (tmp_path / "Ottawa_0757.jpg").write_bytes(bytes(5 << 20))
+    loop = asyncio.get_running_loop()
+    hashing, go_on, blocks = asyncio.Event(), threading.Event(), 0
+
+    class Slow:
+        def __init__(self, **options):
+            self.real = hashlib.sha1(**options)
+            self.hexdigest = self.real.hexdigest
+
+        def update(self, block):
+            nonlocal blocks
+            blocks += 1
+            loop.call_soon_threadsafe(hashing.set)
+            assert go_on.wait(20)
+            self.real.update(block)
+
+    monkeypatch.setattr(media, "hashlib", SimpleNamespace(sha1=Slow))
+    task = asyncio.create_task(wme.files.download("Ottawa 0757.jpg", tmp_path, if_changed=True))
+    await hashing.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert blocks == 1
 
 
 async def test_a_file_with_another_checksum_never_gets_its_name(sim, wme, tmp_path):

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -13,7 +13,7 @@ from wme_async._download import Download, FileInfo, ProgressHook, download
 from wme_async._protocol.paths import file_path
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
-from wme_async._threads import in_thread
+from wme_async._threads import in_thread, long_in_thread
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, NotFound
 from wme_async.models import FilePage, FileRevision
@@ -96,7 +96,11 @@ class MediaFiles:
         target = target_of(to, name.replace(" ", "_"))
         uploads = await self._uploads(name) if verify or if_changed else []
         known = frozenset(upload.sha1.lower() for upload in uploads)
-        if if_changed and known and await in_thread(_sha1_or_none, target) in _newest(uploads):
+        if (
+            if_changed
+            and known
+            and await long_in_thread(lambda unwanted: _sha1_or_none(target, unwanted)) in _newest(uploads)
+        ):
             size = (await in_thread(target.stat)).st_size
             return Download(path=target, size=size, verified=True, unchanged=True)
         source = _MediaSource(self._transport, self._resource, path, _no_md5)
@@ -150,11 +154,11 @@ async def _no_md5() -> str:
     return ""
 
 
-def _sha1_or_none(path: Path) -> str | None:
+def _sha1_or_none(path: Path, unwanted: Callable[[], bool]) -> str | None:
     try:
         with path.open("rb") as file:
             digest = hashlib.sha1(usedforsecurity=False)
-            while block := file.read(_BLOCK):
+            while not unwanted() and (block := file.read(_BLOCK)):
                 digest.update(block)
     except FileNotFoundError:
         return None
