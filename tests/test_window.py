@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from wme_async._download import FileInfo, Ordered, SignedUrl, ordered
+from wme_async._download import Budget, FileInfo, Ordered, SignedUrl, ordered
 from wme_async._download.partfile import PartFile
 from wme_async._protocol.settings import Retry, Timeouts
 from wme_async._transport import Transport
@@ -254,6 +254,33 @@ async def test_a_reader_that_comes_between_two_attempts_gets_no_bytes_of_the_fir
     go_on.set()
     async with asyncio.timeout(20):
         assert await reading == data
+
+
+async def test_one_connection_needs_one_signature_however_long_the_reader_takes(
+    sim: Simulator, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = noise(9_000_000)
+    sim.put_object(KEY, data)
+    source = Source(sim, transport)
+    now = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(transport, "monotonic", lambda: now)
+    monkeypatch.setattr(transport, "sleep", sleep)
+    budget = Budget(2)
+    # What other files have had makes this one look slow, and its ranges end long before the file.
+    budget.rate = 300_000.0
+    async with ordered(source, transport=transport, connections=1, window=1_000_000, budget=budget) as stream:
+        got = await anext(stream)
+        while now < 400:  # noqa: ASYNC110  # nobody tells when
+            await asyncio.sleep(0)
+        got += b"".join([piece async for piece in stream])
+    assert got == data
+    assert source.signed == 1
 
 
 async def test_a_server_that_ignores_ranges_is_read_in_one_stream(sim: Simulator, transport: Transport) -> None:

@@ -73,6 +73,7 @@ class Crew:
         most: Bytes, the upper bound of ordinary parts.
         min_rate: Bytes per second below which a range is asked for again, if others are faster.
         in_order: The bytes are wanted in order, so no connection gets more than `most` at once.
+        at_once: All that is left is one range, which is not asked for again for being slow: its reader makes it wait.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Crew:
         most: int,
         min_rate: float | None = None,
         in_order: bool = False,
+        at_once: bool = False,
     ) -> None:
         self.plan = plan
         self.fetched = 0
@@ -102,6 +104,7 @@ class Crew:
         self._most = most
         self._min_rate = min_rate
         self._in_order = in_order
+        self._at_once = at_once
         self._began = transport.monotonic()
         self._patience = _PATIENCE / 3 if in_order else _PATIENCE
         self._setup = 0.1
@@ -158,10 +161,14 @@ class Crew:
             self._budget.tick(now)
             if tick % _TICKS_A_LOOK == 0:
                 self.plan.tick(now)
-                for claim in self.plan.stragglers(now, floor=self._min_rate, patience=self._patience):
-                    self._patience = min(_PATIENCE_MOST, self._patience * 1.5)
-                    self._abort(claim)
+                if not self._at_once:
+                    self._replace_slow(now)
             self.tell()
+
+    def _replace_slow(self, now: float) -> None:
+        for claim in self.plan.stragglers(now, floor=self._min_rate, patience=self._patience):
+            self._patience = min(_PATIENCE_MOST, self._patience * 1.5)
+            self._abort(claim)
 
     async def _work(self) -> None:
         while not self.plan.complete:
@@ -186,6 +193,9 @@ class Crew:
 
     def _next(self) -> tuple[Claim, Claim | None] | None:
         now = self._transport.monotonic()
+        if self._at_once:
+            rest = self.plan.claim(now, most=self.plan.size)
+            return None if rest is None else (rest, None)
         return self.plan.next(
             now,
             connections=min(self._budget.share, self._connections),

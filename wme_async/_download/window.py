@@ -303,7 +303,7 @@ class _Windowed(Ordered):
         crew = self._crew = Crew(
             self._transport, plan, self, self._ticket, self._budget,
             etag=etag, connections=self._connections, least=min(MIB, part),
-            most=info.size if single else part, in_order=not single,
+            most=part, in_order=not single, at_once=single,
         )  # fmt: skip
         try:
             with only_cause():
