@@ -162,6 +162,28 @@ async def test_a_task_that_waits_for_results_when_others_close_them_is_told(tmp_
                 await each
 
 
+async def test_a_task_that_waits_for_results_is_told_though_who_closes_them_is_cancelled(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "never")
+    waiting: list[asyncio.Task[Any]] = []
+    leaving = asyncio.Event()
+
+    async def leave() -> None:
+        async with read_many([tmp_path / "never"], type=Page) as results:
+            waiting.extend(asyncio.create_task(anext(results)) for _ in range(2))
+            await asyncio.sleep(0)
+            leaving.set()
+
+    task = asyncio.create_task(leave())
+    await leaving.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    async with asyncio.timeout(30):
+        for each in waiting:
+            with pytest.raises(RuntimeError, match="not open"):
+                await each
+
+
 async def test_leaving_early_kills_the_workers(tmp_path: Path) -> None:
     path = archive(tmp_path / "big.tar.gz", "m", long_lines(8_000))
     async with read_many([path, path], type=Page, workers=1) as results:

@@ -106,11 +106,13 @@ class ManyReader(Generic[R]):
     ) -> None:
         """Kill the workers that are still at work, and wait for them."""
         self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await outlast(self._task)
-        if self._results.empty():
-            self._results.put_nowait(RuntimeError(_NOT_OPEN))  # for a task that still waits
+        try:
+            if self._task is not None:
+                self._task.cancel()
+                await outlast(self._task)
+        finally:
+            if self._results.empty():
+                self._results.put_nowait(RuntimeError(_NOT_OPEN))  # for a task that still waits
 
     def __aiter__(self) -> Self:
         return self
