@@ -522,6 +522,30 @@ async def test_an_error_of_the_function_for_bad_records_ends_the_reading() -> No
     assert_nothing_is_left()
 
 
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_a_bad_record_stays_until_the_function_for_it_has_worked(how: str, batches: bool) -> None:
+    seen: list[Any] = []
+
+    async def tell(error: DecodeError) -> None:
+        seen.append(error.line)
+        if len(seen) == 1:
+            if how == "fails":
+                raise OSError("the dead-letter disk is full")
+            asking.cancel()
+            await asyncio.Event().wait()
+
+    async with ArchiveReader(Source(archive([("m", BAD)])), type=Page, on_bad_record=tell) as reader:
+        pages: Any = reader.batches() if batches else reader
+        await anext(pages)
+        asking = asyncio.ensure_future(anext(pages))
+        with pytest.raises(OSError if how == "fails" else asyncio.CancelledError):
+            await asking
+        assert reader.statistics().bad_records == 0
+        await anext(pages)
+        assert (seen, reader.statistics().bad_records) == ([2, 2], 1)
+
+
 async def test_a_record_above_the_limit_is_one_bad_record(use_isal: bool) -> None:
     found = [*pages(2), Page("big", 9, "x" * 3_000_000), *pages(2)]
     seen: list[DecodeError] = []

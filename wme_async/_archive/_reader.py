@@ -295,15 +295,17 @@ class ArchiveReader(Generic[T]):
                 await asyncio.sleep(0)
                 self._since = self._now()
         if self._bad is not None:
-            bad, self._bad = self._bad, None
-            self._bad_count += 1
+            bad = self._bad
             self._credit -= 1024
-            if self._on_bad_record == "raise":
-                raise bad
             if callable(self._on_bad_record):
+                # It stays until that has worked: a function may fail, or be cancelled.
                 answer = self._on_bad_record(bad)
                 if inspect.isawaitable(answer):
                     await answer
+            self._bad = None
+            self._bad_count += 1
+            if self._on_bad_record == "raise":
+                raise bad
 
     async def _more(self) -> None:
         """Get the next lines, or raise what there is in their place."""
