@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobs_server import FileServer
 
+import wme_async
 from wme_async import web
 from wme_async._protocol.settings import Retry
 from wme_async.jobs import BatchManager, JobLimits, WrongState, sources
@@ -865,6 +866,31 @@ async def test_it_works_below_a_prefix_of_another_application(tmp_path, files):
             assert "Batch downloads" in await answer.text()
     with pytest.raises(RuntimeError, match="not open"):
         await manager.list()
+
+
+async def test_jobs_stop_before_the_application_around_them_closes_their_client(sim, tmp_path):
+    client = wme_async.Client(**sim.client_options())
+    manager = make_manager(tmp_path, client=client)
+
+    async def open_client(_):
+        async with client:
+            yield
+            assert manager.closing
+
+    app = aiohttp_web.Application()
+    app.cleanup_ctx.append(open_client)
+    app.add_subapp("/downloads/", create_app(manager, api_keys=[KEY]))
+    fault = sim.faults.inject("stall", role="store", after=2000)
+    async with TestClient(TestServer(app)):
+        batch = await manager.submit(["wme:snapshots/enwiki_namespace_0"])
+        async with asyncio.timeout(10), contextlib.aclosing(manager.watch(batch.batch_id)) as events:
+            async for event in events:
+                if event.kind == "progress" and fault.hits:
+                    break
+    async with make_manager(tmp_path) as later:
+        # It failed without a client only now, so it was not failed before.
+        done = await later.wait(batch.batch_id, timeout=10)
+    assert "wme: URLs need a client" in done.jobs[0].error
 
 
 async def test_an_open_manager_stays_open_when_the_application_ends(manager):

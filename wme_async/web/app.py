@@ -44,7 +44,7 @@ def create_app(
         >>> app.add_subapp("/downloads/", create_app(manager, api_keys=[KEY]))  # doctest: +SKIP
 
     Args:
-        manager: Opened when the application starts and closed when it ends, unless it is open already.
+        manager: Opened when the application starts and closed when it begins to shut down, unless it is open already.
         api_keys: Keys that callers send as `X-API-Key`, or their hashes (`hash_key`); whoever has one may do all there
             is. None asks for none: for loopback, and behind something that asks.
         allowed_hosts: Names that callers may use for this service. By default any with keys, and only those of
@@ -72,18 +72,30 @@ def create_app(
         reply = call.reply() if isinstance(call, Refused) else await service.handle(call)
         return await _to_aiohttp(request, reply)
 
+    mine = False
+    closing: asyncio.Task[None] | None = None
+
     async def life(_app: web.Application) -> AsyncIterator[None]:
+        nonlocal mine
         mine = manager.closing
         if mine:
             await manager.start()
         yield
         if mine:
-            await manager.aclose()
+            await (closing or manager.aclose())
+
+    async def end(_app: web.Application) -> None:
+        """Stop the jobs now: an application around this one closes the client that they use before it tells us."""
+        nonlocal closing
+        if mine:
+            closing = asyncio.get_running_loop().create_task(manager.aclose())
+            # What went wrong is raised when the rest is cleaned up, which it must not prevent.
+            await asyncio.wait([closing])
 
     app = web.Application()
     app[MANAGER] = manager
     app.cleanup_ctx.append(life)
-    app.on_shutdown.append(_end_streams)
+    app.on_shutdown.extend((_end_streams, end))
     # Newlines too, which a full stop would leave to aiohttp's own answer.
     app.router.add_route("*", r"/{tail:[\s\S]*}", handle)
     return app
