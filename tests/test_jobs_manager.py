@@ -93,6 +93,13 @@ async def test_the_name_comes_from_disposition_and_type_and_fills_the_template(m
     assert second.endswith(".mp4")
 
 
+async def test_a_date_that_is_none_fails_no_job(manager, server):
+    url = server.add("a", Last_Modified=f"Wed, 21 Oct {'9' * 20} 07:28:00 GMT")
+    batch = await manager.submit([url], path_template="{upload_date}-{safe_title}.{ext}")
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert done.jobs[0].error is None
+
+
 async def test_jobs_that_want_one_name_get_different_ones(manager, server):
     urls = [server.add(f"{number}/same.txt", 10 + number) for number in range(4)]
     for _ in range(2):

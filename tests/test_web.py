@@ -708,6 +708,14 @@ async def test_a_file_is_served_whole_and_harmless(client, stored):
             assert (answer.status, await answer.read(), answer.headers["ETag"]) == (304, b"", etag)
 
 
+@pytest.mark.parametrize("date", ["", "0", "Wed, 21 Oct 2015 07:28:00 +9999", f"Wed, 21 Oct {'9' * 20} 07:28:00 GMT"])
+async def test_a_date_that_is_none_is_no_condition(client, stored, date):
+    path, data, _ = stored
+    for condition in ({"If-Modified-Since": date}, {"If-Range": date, "Range": "bytes=0-9"}):
+        async with client.get(path, headers={**HEAD, **condition}) as answer:
+            assert (answer.status, await answer.read()) == (200, data)
+
+
 RANGES = [
     ("bytes=0-0", 0, 1),
     ("bytes=10-19", 10, 20),

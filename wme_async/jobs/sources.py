@@ -5,7 +5,6 @@ import errno
 import shutil
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urljoin
@@ -17,6 +16,7 @@ from wme_async._client.client import Client
 from wme_async._client.files import Files
 from wme_async._download import Budget, FileInfo, Progress, SignedUrl, download
 from wme_async._protocol.ranges import parse_content_range
+from wme_async._protocol.retry import http_date
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import DataError, StatusError
 from wme_async.jobs.names import FileName, name_file
@@ -167,7 +167,7 @@ def _info_of(body: Body) -> FileInfo:
     return FileInfo(
         size=size,
         etag=_etag(body.headers.get("ETag")),
-        last_modified=_date(body.headers.get("Last-Modified")),
+        last_modified=http_date(body.headers.get("Last-Modified")),
         content_type=body.headers.get("Content-Type"),
         accept_ranges=ranged is not None and ranged.size is not None,
     )
@@ -176,14 +176,6 @@ def _info_of(body: Body) -> FileInfo:
 def _etag(value: str | None) -> str | None:
     """Return an ETag that can be kept and sent back; one whose bytes are no text counts as none."""
     return value if value is None or value.encode("utf-8", "replace").decode() == value else None
-
-
-def _date(value: str | None) -> datetime | None:
-    try:
-        found = parsedate_to_datetime(value) if value else None
-    except (ValueError, TypeError):
-        return None
-    return found if found is None or found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def wme_files(client: Client, parts: WmeUrl) -> Files[Any, Any]:

@@ -7,11 +7,12 @@ import re
 import stat
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from email.utils import format_datetime, parsedate_to_datetime
+from email.utils import format_datetime
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
+from wme_async._protocol.retry import http_date
 from wme_async.web.wire import Call, Refused, Reply
 
 __all__ = ["file_reply", "parse_range"]
@@ -127,7 +128,7 @@ def _unchanged(call: Call, etag: str, modified: datetime) -> bool:
     wanted = call.headers.get("if-none-match")
     if wanted is not None:
         return wanted.strip() == "*" or etag in (each.strip().removeprefix("W/") for each in wanted.split(","))
-    since = _date(call.headers.get("if-modified-since"))
+    since = http_date(call.headers.get("if-modified-since"))
     return since is not None and modified <= since
 
 
@@ -135,12 +136,4 @@ def _range_holds(call: Call, etag: str, modified: datetime) -> bool:
     wanted = call.headers.get("if-range")
     if wanted is None:
         return True
-    return wanted.strip() == etag or _date(wanted) == modified
-
-
-def _date(value: str | None) -> datetime | None:
-    try:
-        found = parsedate_to_datetime(value) if value else None
-    except (ValueError, TypeError):
-        return None
-    return found if found is None or found.tzinfo else found.replace(tzinfo=UTC)
+    return wanted.strip() == etag or http_date(wanted) == modified
