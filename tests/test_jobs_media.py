@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 
 import pytest
@@ -9,13 +10,22 @@ from aiohttp import web
 from jobs_server import FileServer
 
 from wme_async._protocol.settings import Retry
+from wme_async.errors import DataError
 from wme_async.integrations.media import GuardedProxy, Media, format_selector
-from wme_async.jobs import BatchManager, JobLimits
+from wme_async.jobs import BatchManager, JobLimits, Options
 
 pytest.importorskip("yt_dlp", reason="yt-dlp is not installed (the extra `media`)")
 
 # yt-dlp leaves a connection that failed to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Let the collector complain of that here, where it is not listened to, and not after the last test."""
+    yield
+    gc.collect()
+
 
 PAGE = """<!doctype html><html><head><title>A film / about "things"</title></head><body>
 <video src="{video}" type="video/mp4"><track kind="subtitles" srclang="en" src="{subtitle}"></video></body></html>"""
@@ -157,6 +167,29 @@ async def test_a_paused_film_goes_on_where_it_was_and_a_cancelled_one_stops_at_o
         async with asyncio.timeout(10):
             await files.hanging.wait()
         assert (await manager.cancel(again.batch_id)).status == "cancelled"
+
+
+async def test_what_is_wrong_with_the_last_bytes_is_raised_too(tmp_path):
+    told = []
+
+    def moved(done, *_):
+        told.append(done)
+        if told[-2:] == [4000, 4000]:
+            # It says once more that all is there. Nothing comes after that, by which it could be stopped.
+            raise DataError("too large")
+
+    async with site() as (files, base):
+        files.add("film.mp4", 4000, "chunked", Content_Type="video/mp4")
+        with pytest.raises(DataError, match="too large"):
+            await Media().fetch(
+                f"{base}/page/film",
+                tmp_path,
+                options=Options(),
+                moved=moved,
+                titled=lambda *_: None,
+                allow=["127.0.0.1"],
+            )
+    assert told[-2:] == [4000, 4000]
 
 
 async def test_a_page_cannot_send_it_to_where_a_url_must_not_lead(tmp_path, monkeypatch):

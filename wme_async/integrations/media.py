@@ -163,6 +163,9 @@ class Media:
                 if proxy.refusals:
                     raise proxy.refusals[0] from error
                 raise
+        if failures:
+            # It had nothing more to do that could have been stopped.
+            raise failures[0]
         return fetched
 
     def _settings(self, folder: Path, options: "Options", proxy: str) -> dict[str, Any]:
