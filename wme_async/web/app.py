@@ -180,7 +180,8 @@ def create_asgi(
     """Make an ASGI application of the batch service, for Starlette, FastAPI, Litestar and the like.
 
     Frameworks do not tell mounted applications when they start and end. So open the manager in the framework's own
-    lifespan; an ASGI server that runs this application alone opens and closes it.
+    lifespan; an ASGI server that runs this application alone opens and closes it. Streams of events do not end by
+    themselves when the server wants to: give it a limit, such as uvicorn's `--timeout-graceful-shutdown 5`.
 
     Args:
         manager: Who does the work.
