@@ -251,6 +251,16 @@ async def test_people_can_submit_watch_cancel_and_retry_and_a_restart_is_mended(
     assert time.monotonic() - began < 60
 
 
+async def test_a_key_that_no_header_can_carry_is_asked_for_again(tmp_path):
+    async with chromium(tmp_path / "profile") as page, service(tmp_path / "files") as url:
+        await page.call("Page.navigate", url=url)
+        for key in ("a-key-for…", "🔑" * 8, KEY):
+            await page.until("document.getElementById('ask').open && document.activeElement.id === 'key'")
+            await page.type(key)
+            await page.press("Enter", "\r", code="Enter", windowsVirtualKeyCode=13)
+        await page.until("document.getElementById('live').textContent === 'live'")
+
+
 def refused_on_purpose(entry):
     """Chromium logs every answer of 400 and above; the first without a key and the bad URLs are meant."""
     return entry.get("source") == "network" and re.search(r"status of (401|422)", entry.get("text", ""))
