@@ -420,6 +420,19 @@ async def test_a_body_of_no_said_length_is_limited_too(client):
             assert answer.status == 413
 
 
+async def test_a_body_that_cannot_be_read_is_no_fault_of_the_service(client, manager, caplog):
+    headers = {**HEAD, "Content-Type": "application/json", "Content-Encoding": "gzip"}
+    async with client.post("/api/v1/batch/download", data=b"{}", headers=headers) as answer:
+        assert (answer.status, (await answer.json())["code"]) == (400, "bad_request")
+    head = [("x-api-key", KEY), ("content-type", "application/json")]
+    call = AsgiCall(create_asgi(manager, api_keys=[KEY]), "POST", "/api/v1/batch/download", headers=head)
+    call.inbox = asyncio.Queue()
+    call.inbox.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
+    call.inbox.put_nowait({"type": "http.disconnect"})
+    assert (await call.run()).status == 400
+    assert [entry for entry in caplog.records if entry.name == "wme_async.web"] == []
+
+
 HOSTILE_CALLS = [
     ("GET", "/api/v1/batch/" + "a" * 6000, 404),
     ("GET", "/api/v1/batch/%00", 404),

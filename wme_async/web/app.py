@@ -117,7 +117,10 @@ def _from_aiohttp(request: web.Request, public_url: str | None) -> Call | Refuse
     headers = {name.lower(): value for name, value in request.headers.items()}
 
     async def read(limit: int) -> bytes:
-        return await _limited(request.content.iter_any(), limit, request.content_length)
+        try:
+            return await _limited(request.content.iter_any(), limit, request.content_length)
+        except web.RequestPayloadError:
+            raise Refused(400, "bad_request", "the body is not encoded as its headers say") from None
 
     return Call(
         method=request.method,
@@ -245,7 +248,8 @@ def _from_asgi(scope: Scope, receive: Receive, public_url: str | None) -> Call |
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ConnectionResetError("the caller went away")
+                # Nobody reads this, but it is no fault of the service's to be logged as one.
+                raise Refused(400, "bad_request", "the caller went away before the body had ended")
             yield message.get("body", b"")
             if not message.get("more_body", False):
                 return
