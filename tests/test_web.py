@@ -316,10 +316,9 @@ async def test_without_keys_only_loopback_names_are_answered_and_no_other_site_m
             async with client.get("/api/v1/batch", headers={"Host": host}) as answer:
                 assert (answer.status, (await answer.json())["code"]) == (421, "wrong_host")
         body = {"urls": [files.add("a")]}
-        async with client.post(
-            "/api/v1/batch/download", json=body, headers={"Origin": "https://evil.example"}
-        ) as answer:
-            assert (answer.status, (await answer.json())["code"]) == (403, "other_origin")
+        for other in ("https://evil.example", "null", "http://[", "http://[evil]/"):
+            async with client.post("/api/v1/batch/download", json=body, headers={"Origin": other}) as answer:
+                assert (answer.status, (await answer.json())["code"]) == (403, "other_origin")
         origin = str(client.make_url("/")).rstrip("/")
         async with client.post("/api/v1/batch/download", json=body, headers={"Origin": origin}) as answer:
             assert answer.status == 201

@@ -163,4 +163,9 @@ class Throttle:
 def same_origin(call: Call) -> bool:
     """Say whether a browser's call comes from our own page, or from no browser."""
     origin = call.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.lower() == urlsplit(call.base).netloc.lower()
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).netloc.lower() == urlsplit(call.base).netloc.lower()
+    except ValueError:
+        return False
