@@ -5,6 +5,7 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from jobs_server import FileServer
 
 from wme_async import jobs
 from wme_async._protocol.settings import Retry, Timeouts
-from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, Status, UnknownBatch, WrongState, crew
+from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, Status, UnknownBatch, WrongState, crew, staging
 from wme_async.jobs.store import Store
 
 QUICK = Retry(attempts=2, base=0.01, cap=0.02)
@@ -98,6 +99,32 @@ async def test_a_date_that_is_none_fails_no_job(manager, server):
     batch = await manager.submit([url], path_template="{upload_date}-{safe_title}.{ext}")
     done = await manager.wait(batch.batch_id, timeout=10)
     assert done.jobs[0].error is None
+
+
+async def test_a_job_that_is_cancelled_while_its_folder_is_made_leaves_none(manager, server, monkeypatch):
+    loop, making, made, go_on = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event(), threading.Event()
+    prepare = staging.prepare
+
+    def slow(folder):
+        monkeypatch.undo()
+        loop.call_soon_threadsafe(making.set)
+        assert go_on.wait(10)
+        prepare(folder)
+        loop.call_soon_threadsafe(made.set)
+
+    monkeypatch.setattr(staging, "prepare", slow)
+    batch = await manager.submit([server.add("a")])
+    async with asyncio.timeout(10):
+        await making.wait()
+    await manager.cancel(batch.batch_id)
+    # Until this one has ended, what the first has left would have been removed as well.
+    other = await manager.submit([server.add("b")])
+    await manager.wait(other.batch_id, timeout=10)
+    go_on.set()
+    async with asyncio.timeout(10):
+        await made.wait()
+    await manager.aclose()
+    assert not list((manager.directory / ".wme-jobs").glob("parts/*"))
 
 
 async def test_jobs_that_want_one_name_get_different_ones(manager, server):

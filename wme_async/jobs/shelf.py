@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from anyio.to_thread import run_sync
-
+from wme_async._threads import in_thread
 from wme_async.jobs import staging
 from wme_async.jobs.rows import BatchRow, JobRow
 from wme_async.jobs.states import Status
@@ -38,20 +37,20 @@ class Shelf:
     async def prepare(self, key: _Key) -> Path:
         """Return the folder of a job's own, made if it is missing."""
         folder = self._folder(key)
-        await run_sync(staging.prepare, folder)
+        await in_thread(staging.prepare, folder)
         return folder
 
     async def adopt(self, old: _Key, new: _Key) -> None:
         """Give what one job has downloaded to another."""
-        await run_sync(staging.adopt, self._folder(old), self._folder(new))
+        await in_thread(staging.adopt, self._folder(old), self._folder(new))
 
     async def discard(self, keys: Iterable[_Key]) -> None:
         """Remove what jobs have that will not go on."""
-        await run_sync(staging.remove, *(self._folder(key) for key in keys))
+        await in_thread(staging.remove, *(self._folder(key) for key in keys))
 
     async def collect(self, key: _Key, path: Path, extras: Iterable[Path]) -> Path:
         """Bring a finished download to where a kill cannot lose it."""
-        return await run_sync(staging.collect, self._folder(key), path, tuple(extras))
+        return await in_thread(staging.collect, self._folder(key), path, tuple(extras))
 
     async def place(
         self, key: _Key, wanted: PurePosixPath, staged: Path, *, title: str | None, etag: str | None
@@ -77,15 +76,15 @@ class Shelf:
             candidates = staging.candidates(self._directory, wanted)
             chosen = await self._store.reserve(*key, candidates, title=title, etag=etag)
             try:
-                size = await run_sync(staging.move, staged, self._directory / chosen)
+                size = await in_thread(staging.move, staged, self._directory / chosen)
             except (FileExistsError, NotADirectoryError):
                 # Somebody else took the name between the look and the move; the next look sees it.
                 continue
             return {**await self._named(key, chosen, size), "title": title, "etag": etag}
 
     async def _named(self, key: _Key, chosen: str, size: int) -> dict[str, Any]:
-        extras = await run_sync(staging.move_extras, self._folder(key), self._directory, chosen)
-        await run_sync(staging.remove, self._folder(key))
+        extras = await in_thread(staging.move_extras, self._folder(key), self._directory, chosen)
+        await in_thread(staging.remove, self._folder(key))
         return {"filepath": chosen, "moving": False, "done": size, "total": size, "extras": extras}
 
     async def settle(self, key: _Key, job: JobRow) -> dict[str, Any] | None:
@@ -97,9 +96,9 @@ class Shelf:
         assert job.filepath is not None
         target = self._directory / job.filepath
         staged = self._folder(key) / staging.WHOLE
-        where = await run_sync(staging.find, staged, target)
+        where = await in_thread(staging.find, staged, target)
         if where == "moved":
-            return await self._named(key, job.filepath, (await run_sync(target.stat)).st_size)
+            return await self._named(key, job.filepath, (await in_thread(target.stat)).st_size)
         if where == "staged":
             return await self.place(key, PurePosixPath(job.filepath), staged, title=job.title, etag=job.etag)
         # Neither: somebody tidied up.
@@ -109,18 +108,18 @@ class Shelf:
 
     async def forget(self, row: BatchRow, *, files: bool) -> None:
         """Remove what a batch has left unfinished, and its finished files if they are to go too."""
-        await run_sync(staging.remove, self._parts / row.batch_id)
+        await in_thread(staging.remove, self._parts / row.batch_id)
         if files:
             paths = [job.filepath for job in row.jobs if job.status is Status.COMPLETED and job.filepath]
             paths += [extra for job in row.jobs for extra in job.extras]
-            await run_sync(staging.remove_files, self._directory, paths)
+            await in_thread(staging.remove_files, self._directory, paths)
 
     async def sweep(self) -> None:
         """Remove what no job will ask for again."""
-        for batch_id in await run_sync(staging.folders, self._parts):
+        for batch_id in await in_thread(staging.folders, self._parts):
             row = await self._store.batch(batch_id)
             if row is None:
-                await run_sync(staging.remove, self._parts / batch_id)
+                await in_thread(staging.remove, self._parts / batch_id)
                 continue
             over = [job.position for job in row.jobs if job.status in {Status.COMPLETED, Status.CANCELLED}]
             await self.discard((batch_id, position) for position in over)
