@@ -12,10 +12,12 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import msgspec
@@ -31,9 +33,9 @@ from wme_async import web
 from wme_async._protocol.settings import Retry
 from wme_async.jobs import BatchManager, JobLimits, WrongState, sources
 from wme_async.web import MANAGER, create_app, create_asgi, hash_key, new_key, serve
-from wme_async.web.files import parse_range
+from wme_async.web.files import file_reply, parse_range
 from wme_async.web.metrics import metrics_text
-from wme_async.web.wire import Refused
+from wme_async.web.wire import Call, Refused
 
 KEY = "your-api-key"
 HEAD = {"X-API-Key": KEY}
@@ -835,6 +837,54 @@ async def test_a_file_is_not_leaked_when_its_reader_goes_away(client, stored):
     async with asyncio.timeout(5):
         while descriptors() > before + 2:  # noqa: ASYNC110  # no event tells that a file was closed
             await asyncio.sleep(0.01)
+
+
+async def test_a_file_is_not_closed_under_the_thread_that_reads_it(manager, files, monkeypatch):
+    loop, reading, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    closed = []
+
+    class Slow(io.FileIO):
+        def read(self, size=-1):
+            loop.call_soon_threadsafe(reading.set)
+            assert go_on.wait(10)
+            closed.append(self.closed)
+            return super().read(size)
+
+    monkeypatch.setattr("wme_async.web.files._open", lambda path: (Slow(path), path.stat()))
+    batch = await manager.submit([files.add("a")], path_template="a.bin")
+    await manager.wait(batch.batch_id, timeout=10)
+    call = AsgiCall(create_asgi(manager, api_keys=[KEY]), "GET", "/files/a.bin", headers=[("x-api-key", KEY)])
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(call.run())
+        await reading.wait()
+        call.inbox.put_nowait({"type": "http.disconnect"})
+        # Answered after the disconnect has been seen.
+        assert (await AsgiCall(call.app, "GET", "/api/v1/batch", headers=[("x-api-key", KEY)]).run()).status == 200
+        go_on.set()
+    assert closed == [False]
+
+
+async def test_a_file_that_is_opened_for_nobody_is_closed(tmp_path, monkeypatch):
+    loop, opening, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    (tmp_path / "a").write_bytes(b"a")
+    opened = []
+
+    def slow(path):
+        loop.call_soon_threadsafe(opening.set)
+        assert go_on.wait(10)
+        opened.append(path.open("rb"))
+        return opened[0], path.stat()
+
+    monkeypatch.setattr("wme_async.web.files._open", slow)
+    call = Call(method="GET", path="/files/a", query={}, headers={}, base="", read=AsyncMock())
+    task = asyncio.create_task(file_reply(tmp_path / "a", call))
+    async with asyncio.timeout(10):
+        await opening.wait()
+        task.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert [file.closed for file in opened] == [True]
 
 
 def descriptors():

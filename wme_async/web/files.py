@@ -13,6 +13,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from wme_async._protocol.retry import http_date
+from wme_async._threads import ended, in_thread
 from wme_async.web.wire import Call, Refused, Reply
 
 __all__ = ["file_reply", "parse_range"]
@@ -55,9 +56,15 @@ async def file_reply(path: Path, call: Call) -> Reply:
     Raises:
         Refused: 404 if it cannot be opened, 416 if the range is not in it.
     """
-    loop = asyncio.get_running_loop()
+    opening = asyncio.get_running_loop().run_in_executor(None, _open, path)
     try:
-        file, facts = await loop.run_in_executor(None, _open, path)
+        await ended(opening)
+    except asyncio.CancelledError:
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result()[0].close()
+        raise
+    try:
+        file, facts = opening.result()
     except OSError:
         raise Refused(404, "no_such_file", "there is no such file") from None
     try:
@@ -111,11 +118,10 @@ def _open(path: Path) -> tuple[BinaryIO, os.stat_result]:
 
 
 async def _pieces(file: BinaryIO, start: int, stop: int) -> AsyncIterator[bytes]:
-    loop = asyncio.get_running_loop()
     try:
-        await loop.run_in_executor(None, file.seek, start)
+        await in_thread(file.seek, start)
         while start < stop:
-            piece = await loop.run_in_executor(None, file.read, min(_PIECE, stop - start))
+            piece = await in_thread(file.read, min(_PIECE, stop - start))
             if not piece:
                 raise OSError("the file became shorter while it was sent")
             start += len(piece)
