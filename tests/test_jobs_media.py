@@ -1,9 +1,11 @@
 """Media behind pages: yt-dlp on loopback, kept in its folder and behind the guard."""
 
 import asyncio
+import base64
 import contextlib
 import gc
 import socket
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
@@ -230,6 +232,31 @@ async def test_the_proxy_serves_only_who_knows_its_password():
             writer.close()
             await writer.wait_closed()
         assert files.asked["a"] == 0
+
+
+async def test_the_proxy_makes_no_connection_after_its_end(monkeypatch, caplog):
+    connect, connecting = asyncio.open_connection, asyncio.Event()
+
+    async def never(*_):
+        connecting.set()
+        await asyncio.get_running_loop().create_future()
+
+    before = asyncio.all_tasks()
+    async with GuardedProxy(["127.0.0.1"]).running() as proxy:
+        where = urlsplit(proxy.url)
+        password = base64.b64encode(f"{where.username}:{where.password}".encode()).decode()
+        reader, writer = await connect(where.hostname, where.port)
+        monkeypatch.setattr(asyncio, "open_connection", never)
+        writer.write(f"CONNECT 127.0.0.1:9 HTTP/1.1\r\nProxy-Authorization: Basic {password}\r\n\r\n".encode())
+        async with asyncio.timeout(5):
+            await connecting.wait()
+        serving = asyncio.all_tasks() - before
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        await asyncio.wait(serving)
+    assert [entry for entry in caplog.records if entry.name == "asyncio" and entry.levelname != "DEBUG"] == []
 
 
 @pytest.mark.parametrize(

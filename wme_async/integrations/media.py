@@ -306,6 +306,7 @@ class GuardedProxy:
         self._allow = tuple(allow)
         self._token = secrets.token_hex(16)
         self._writers: set[asyncio.StreamWriter] = set()
+        self._connecting: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
 
     @contextlib.asynccontextmanager
@@ -325,6 +326,8 @@ class GuardedProxy:
             self._server.close()
         for writer in self._writers:
             writer.transport.abort()
+        for connecting in self._connecting:
+            connecting.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
@@ -349,7 +352,13 @@ class GuardedProxy:
             return
         try:
             parts = _destination(method, target)
-            onward, out = await self._connect(parts.hostname or "", parts.port or 80)
+            connecting = asyncio.create_task(self._connect(parts.hostname or "", parts.port or 80))
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._connecting.discard)
+            await asyncio.wait([connecting])
+            if connecting.cancelled():
+                return
+            onward, out = connecting.result()
         except (WMEError, ValueError, OSError) as error:
             words = "refused" if isinstance(error, WMEError) else "not reached"
             if isinstance(error, WMEError):
