@@ -329,6 +329,15 @@ async def test_without_keys_only_loopback_names_are_answered_and_no_other_site_m
             assert (answer.status, (await answer.json())["code"]) == (415, "not_json")
 
 
+async def test_the_names_that_callers_may_use_are_compared_as_names(manager):
+    async with running(manager, api_keys=None, allowed_hosts=["Files.Example"]) as client:
+        for host, status in (("files.example", 200), ("FILES.example:8080", 200), ("localhost", 421)):
+            async with client.get("/api/v1/batch", headers={"Host": host}) as answer:
+                assert answer.status == status
+    with pytest.raises(TypeError, match="not one string"):
+        create_app(manager, api_keys=None, allowed_hosts="files.example")
+
+
 async def test_it_does_not_listen_to_everybody_without_keys(manager):
     with pytest.raises(ValueError, match="loopback only"):
         await serve(manager, host="0.0.0.0", api_keys=None)

@@ -38,8 +38,10 @@ class Keys:
     def __init__(self, keys: Iterable[str] | None, *, hosts: Collection[str] | None) -> None:
         if isinstance(keys, str):
             raise TypeError("api_keys is a list of keys, not one string")
+        if isinstance(hosts, str):
+            raise TypeError("allowed_hosts is a list of names, not one string")
         self._hashes: tuple[bytes, ...] | None = None
-        self._hosts = None if hosts is None and keys is not None else frozenset(hosts or _LOOPBACK)
+        self._hosts = None if hosts is None and keys is not None else {name.lower() for name in hosts or _LOOPBACK}
         if keys is not None:
             given = list(keys)
             if not given:
