@@ -279,6 +279,18 @@ async def test_costs_are_known_before_a_job(sim, wme):
     assert wme.batches(hour_of(sim)).cost("a", "b") == Cost(pool=None, requests=0)
 
 
+def test_a_list_of_archives_is_not_taken_for_one_of_them():
+    wme = Client("a", "b")
+    assert wme.snapshots.cost() == Cost(pool="snapshot", requests=0)
+    with pytest.raises(TypeError, match=r"one by one, as in cost\(\*identifiers\)"):
+        wme.snapshots.cost(["a", "b"])  # type: ignore[arg-type]
+    for names in ("Marie Curie", True, None, 1.5):
+        with pytest.raises(TypeError, match="several names"):
+            wme.articles.cost(names)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="0 or more"):
+        wme.articles.cost(-1)
+
+
 async def test_metered_requests_are_counted_shared_and_warned_of(sim, tmp_path, caplog):
     options = {**sim.client_options(), "token_file": tmp_path / "tokens", "allowances": Allowances(chunk=4)}
     for expected in (1, 2):

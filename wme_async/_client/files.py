@@ -301,7 +301,16 @@ class Files(Collection[M], Generic[M, R]):
         """Return what downloading or reading these archives will be charged.
 
         Each expiry of a signature in the middle of a download adds one request.
+
+        Args:
+            *identifiers: As the list has them, one by one: `cost(*identifiers)`.
+
+        Raises:
+            TypeError: A list of them in one argument, which would count as one archive.
         """
+        for identifier in identifiers:
+            if not isinstance(identifier, str | int):
+                raise TypeError(f"identifiers are given one by one, as in cost(*identifiers), got {identifier!r}")
         return Cost(pool=self._resource.pool, requests=len(identifiers) if self._resource.pool else 0)
 
     def _source(self, identifier: str | int) -> ArchiveSource:

@@ -106,9 +106,11 @@ async def asked(
 
 def cost_of(resource: Resource, names: int | Sized) -> Cost:
     """Return what that many look-ups will be charged."""
-    if isinstance(names, str | bytes | bool):
+    if isinstance(names, str | bytes | bool) or not isinstance(names, int | Sized):
         raise TypeError(f"a cost is that of several names, or of a number of them, not of {names!r}")
     count = names if isinstance(names, int) else len(names)
+    if count < 0:
+        raise ValueError(f"a number of names is 0 or more, got {count}")
     return Cost(pool=resource.pool, requests=count if resource.pool else 0)
 
 
@@ -325,6 +327,10 @@ class Lookup(Generic[T]):
 
         Args:
             names: The titles, or how many they are.
+
+        Raises:
+            TypeError: One title, or neither several nor a number.
+            ValueError: A negative number.
         """
         return cost_of(self._resource, names)
 
