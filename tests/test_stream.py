@@ -945,6 +945,26 @@ async def test_batches_can_be_acknowledged_one_by_one(world: World) -> None:
             break
 
 
+@pytest.mark.parametrize("kind", [Article, dict])
+@pytest.mark.parametrize("commit", ["auto", "ack"])
+async def test_a_list_is_not_taken_for_an_event_that_needs_no_acknowledging(
+    kind: Any, commit: Any, world: World
+) -> None:
+    sim, transport = world
+    async with articles(transport, type=kind, commit=commit) as stream:
+        sim.firehose.publish_many(4, partition=7)
+        batch = await anext(stream.batches(4, 1.0))
+        with pytest.raises(TypeError, match="not list: call it for each of a list"):
+            stream.ack(batch)
+        if kind is Article:
+            with pytest.raises(TypeError, match="not NoneType"):
+                stream.ack(None)
+        assert stream.positions[7].offset == -1
+        for article in batch:
+            stream.ack(article)
+        assert stream.positions[7].offset == 3
+
+
 async def test_batches_refuse_bounds_that_make_no_sense(world: World) -> None:
     _, transport = world
     async with articles(transport) as stream:

@@ -520,11 +520,15 @@ class Stream(Generic[T]):
             article: As it was handed out: the very same object, unless it has an event of its own.
 
         Raises:
+            TypeError: It is no event, such as a list of `batches`: call it for each of those in it.
             ValueError: It did not come from this stream, or too long ago to be known.
         """
         self._check_open()
         event = self._runs.place_of(article)
         if event is None:
+            if isinstance(article, list) or (self._shape.direct and not hasattr(article, "event")):
+                what = type(article).__name__
+                raise TypeError(f"ack takes one event as it was handed out, not {what}: call it for each of a list")
             if not self.backfilled and self._mode != "ack" and not self._shape.direct:
                 raise ValueError("this article is not from this stream, or too old to be known: ack it when you get it")
         elif self._mode == "ack":
