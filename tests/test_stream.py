@@ -556,6 +556,13 @@ async def test_a_stream_begins_at_since(world: World) -> None:
         ({"max_buffer": float("inf")}, ValueError, "max_buffer"),
         ({"name": ""}, ValueError, "name"),
         ({"type": 5}, TypeError, "not supported"),
+        ({"name": b"indexer"}, TypeError, "name is text"),
+        ({"parts": 3}, TypeError, "a list of whole numbers"),
+        ({"idle_timeout": "300"}, TypeError, "idle_timeout is a number"),
+        ({"offsets": "offsets.db"}, TypeError, "a store, such as SQLiteOffsets"),
+        ({"offsets": MemoryOffsets}, TypeError, "a store, such as SQLiteOffsets"),
+        ({"retry": False}, TypeError, "retry is a Retry"),
+        ({"on_event": "print"}, TypeError, "on_event is a function"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_sent(

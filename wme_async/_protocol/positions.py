@@ -149,6 +149,8 @@ def check_parts(resource: StreamResource, parts: Iterable[int] | None, connectio
             connections than parts.
         TypeError: Not whole numbers.
     """
+    if parts is not None and not isinstance(parts, Iterable):
+        raise TypeError(f"parts is a list of whole numbers, such as [0, 1], not {parts!r}")
     wanted = list(range(resource.parts)) if parts is None else list(parts)
     if any(isinstance(part, bool) or not isinstance(part, int) for part in [*wanted, connections]):
         raise TypeError("parts and connections are whole numbers")

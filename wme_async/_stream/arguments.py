@@ -5,9 +5,10 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, TypeAlias
 
+from wme_async._protocol.settings import Retry
 from wme_async.errors import DecodeError, OffsetGap
 
-__all__ = ["Commit", "OnBadRecord", "OnGap", "call", "check_choices", "check_numbers"]
+__all__ = ["Commit", "OnBadRecord", "OnGap", "call", "check_choices", "check_kinds", "check_numbers"]
 
 Commit: TypeAlias = Literal["auto", "ack", "manual"]
 """What counts as processed, and what saves it."""
@@ -42,11 +43,33 @@ def check_numbers(**given: float) -> None:
     """Refuse what is not a number above 0.
 
     Raises:
+        TypeError: It is no number.
         ValueError: Naming it.
     """
     for word, value in given.items():
+        if not isinstance(value, int | float):
+            raise TypeError(f"{word} is a number above 0, not {value!r}")
         if not value > 0 or math.isinf(value):
             raise ValueError(f"{word} must be above 0, not {value!r}")
+
+
+def check_kinds(*, name: object, offsets: object, retry: object, on_event: object) -> None:
+    """Refuse what would fail after the connection was made, or silently have no effect.
+
+    Raises:
+        TypeError: Saying what is wanted.
+        ValueError: The name is empty.
+    """
+    if name is None or name == "":
+        raise ValueError("name is empty; leave it out for the default")
+    if not isinstance(name, str):
+        raise TypeError(f"name is text, not {name!r}")
+    if isinstance(offsets, type) or not (hasattr(offsets, "load") and hasattr(offsets, "save")):
+        raise TypeError(f'offsets is a store, such as SQLiteOffsets("offsets.db"), not {offsets!r}')
+    if retry is not None and not isinstance(retry, Retry):
+        raise TypeError(f"retry is a Retry, such as Retry(attempts=8), or None for ever, not {retry!r}")
+    if on_event is not None and not callable(on_event):
+        raise TypeError(f"on_event is a function, not {on_event!r}")
 
 
 async def call(hook: Callable[[Any], Awaitable[None] | None] | str, argument: object) -> None:

@@ -96,6 +96,16 @@ class Shape(Generic[T]):
                 return
         self.decode, self.finish = _two_passes(type)
 
+    def check(self, value: object) -> None:
+        """Refuse what cannot be a value of this shape.
+
+        Raises:
+            TypeError: It is a list, or lacks the event that all values of this type have.
+        """
+        if isinstance(value, list) or (self.direct and not hasattr(value, "event")):
+            what = value.__class__.__name__
+            raise TypeError(f"ack takes one event as it was handed out, not {what}: call it for each of a list")
+
 
 def _has_place(annotation: Any) -> bool:
     """Say whether a type, or one member of a union with None, is a Struct with all that is needed."""

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar
 from wme_async._protocol.framing import MAX_RECORD, Framing
 from wme_async._protocol.positions import Position, StreamResource, check_aware, check_parts, deal, partitions_of
 from wme_async._protocol.settings import Retry
-from wme_async._stream.arguments import Commit, OnBadRecord, OnGap, call, check_choices, check_numbers
+from wme_async._stream.arguments import Commit, OnBadRecord, OnGap, call, check_choices, check_kinds, check_numbers
 from wme_async._stream.backfill import Backfill, Filler
 from wme_async._stream.connection import FOR_EVER, Buffer, Connection, Settings, begin_at, first_failure
 from wme_async._stream.keeper import Keeper, hurry
@@ -126,8 +126,8 @@ class Stream(Generic[T]):
         check_numbers(
             idle_timeout=idle_timeout, commit_interval=commit_interval, max_buffer=max_buffer, max_record=max_record
         )
-        if not name:
-            raise ValueError("name is empty; leave it out for the default")
+        self._store = MemoryOffsets() if offsets is None else offsets
+        check_kinds(name=name, offsets=self._store, retry=retry, on_event=on_event)
         if since is not None:
             check_aware(since)  # its place in time can only be judged by the server's clock
         self.resource = resource
@@ -135,7 +135,6 @@ class Stream(Generic[T]):
         self._connections = connections
         self._since = since
         self._transport = transport
-        self._store = MemoryOffsets() if offsets is None else offsets
         self._key = f"{name}/{resource.name}"
         self._mode: Commit = commit
         self._commit_interval = commit_interval
@@ -526,9 +525,7 @@ class Stream(Generic[T]):
         self._check_open()
         event = self._runs.place_of(article)
         if event is None:
-            if isinstance(article, list) or (self._shape.direct and not hasattr(article, "event")):
-                what = type(article).__name__
-                raise TypeError(f"ack takes one event as it was handed out, not {what}: call it for each of a list")
+            self._shape.check(article)
             if not self.backfilled and self._mode != "ack" and not self._shape.direct:
                 raise ValueError("this article is not from this stream, or too old to be known: ack it when you get it")
         elif self._mode == "ack":
