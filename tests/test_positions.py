@@ -29,6 +29,18 @@ HOUR = timedelta(hours=1)
 RETENTION = ARTICLES.retention
 
 
+@pytest.mark.parametrize("layout", [(50, 7), (5, 10), (0, 10), (50, 0), (-50, -10)])
+def test_a_layout_that_would_leave_partitions_out_is_refused(layout: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="cannot be dealt out"):
+        StreamResource(name="wikidata", path="/", model=dict, partitions=layout[0], parts=layout[1])
+
+
+@pytest.mark.parametrize("number", ["50", 50.0, None, True])
+def test_a_layout_is_made_of_whole_numbers(number: Any) -> None:
+    with pytest.raises(TypeError, match="whole numbers"):
+        StreamResource(name="wikidata", path="/", model=dict, partitions=number, parts=10)
+
+
 def refused(body: Mapping[str, Any], clock: datetime) -> str | None:
     """What the server's own checks say to a request, written from its description, not from the planner."""
     parts = body.get("parts", [])

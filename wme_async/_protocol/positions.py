@@ -54,6 +54,10 @@ class StreamResource(msgspec.Struct, frozen=True, kw_only=True):
         retention: Seconds for which the server keeps events.
         product: Its name in words, for messages.
         beta: Announced as beta: shapes and paths may still change.
+
+    Raises:
+        TypeError: Partitions or parts are no whole numbers.
+        ValueError: There are none, or partitions are left over that no part would have.
     """
 
     name: str
@@ -64,6 +68,17 @@ class StreamResource(msgspec.Struct, frozen=True, kw_only=True):
     retention: float = 48 * 3600.0
     product: str = "realtime"
     beta: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a layout in which events would be in no part, and so never be asked for."""
+        for number in (self.partitions, self.parts):
+            if type(number) is not int:
+                raise TypeError(f"partitions and parts are whole numbers, not {number!r}")
+        if self.parts < 1 or self.partitions < self.parts or self.partitions % self.parts:
+            raise ValueError(
+                f"{self.partitions} partitions cannot be dealt out to {self.parts} parts: each part has the same "
+                "number of them, 1 or more"
+            )
 
 
 class Position(msgspec.Struct, frozen=True, omit_defaults=True):
