@@ -514,6 +514,42 @@ def test_clients_are_made_of_the_environment(monkeypatch, tmp_path):
         Client.from_env(download_concurency=99)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"timeouts": 30}, r"timeouts takes Timeouts\(...\) or None, not 30"),
+        ({"retry": False}, r"retry takes Retry\(...\)"),
+        ({"retry": {"attempts": 3}}, r"retry takes Retry\(...\)"),
+        ({"limits": 10}, r"limits takes Limits\(...\)"),
+        ({"limits": {}}, r"limits takes Limits\(...\)"),
+        ({"pool": Limits()}, r"pool takes SessionPool\(...\)"),
+        ({"cache": True}, r"cache takes Cache\(...\)"),
+        ({"allowances": {"snapshot": 3}}, r"allowances takes Allowances\(...\)"),
+        ({"on_retry": "print"}, "on_retry is a function"),
+        ({"hosts": {"api": 8080}}, "Hosts.api is text"),
+        ({"paths": "/v3/batches"}, "paths is a mapping"),
+        ({"paths": {"batches": None}}, "path of batches is text"),
+    ],
+)
+def test_settings_of_another_type_are_refused_with_what_they_take(options, words):
+    with pytest.raises(TypeError, match=words):
+        Client("a", "b", **options)
+
+
+def test_a_pool_takes_no_numbers_for_settings():
+    with pytest.raises(TypeError, match=r"limits takes Limits\(...\)"):
+        SessionPool(limits=20)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("secret", [b"hunter2", 1234567])
+def test_credentials_that_are_no_text_are_refused_and_not_repeated(secret):
+    for options in ({"username": "a", "password": secret}, {"access_token": secret}):
+        with pytest.raises(TypeError, match="is text, not") as caught:
+            Client(**options)
+        assert "hunter2" not in str(caught.value)
+        assert "1234567" not in str(caught.value)
+
+
 async def test_a_closed_client_says_so_and_closing_twice_does_no_harm(sim):
     client = Client(**sim.client_options())
     assert await client.projects.list()

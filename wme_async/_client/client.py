@@ -18,7 +18,7 @@ from wme_async._protocol.paths import hour_path
 from wme_async._protocol.quota import Allowances
 from wme_async._protocol.resources import resource_table
 from wme_async._protocol.retry import Retrying
-from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
+from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts, check_kinds
 from wme_async._transport import Credentials, SessionPool, Transport
 from wme_async.models import (
     Article,
@@ -60,6 +60,7 @@ class Client:
         cache: Where to keep the answers of look-ups and of metadata that seldom change; several clients may share one.
 
     Raises:
+        TypeError: A setting of another type, such as a number where `Timeouts` is meant.
         ValueError: No credentials, half of them, or settings that cannot work.
     """
 
@@ -80,6 +81,7 @@ class Client:
         paths: Mapping[str, str] | None = None,
         cache: Cache | None = None,
     ) -> None:
+        check_kinds(allowances=(allowances, Allowances), cache=(cache, Cache))
         self._cache = cache
         self._resources = resource_table(paths)
         self._transport = Transport(

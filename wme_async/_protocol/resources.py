@@ -287,9 +287,12 @@ def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, R
         overrides: Path templates by resource name, for beta paths that have moved.
 
     Raises:
+        TypeError: No mapping, or a path that is no text.
         ValueError: There is no such resource, it belongs to the sign-in, or the template lacks a placeholder or has
             another one.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise TypeError(f"paths is a mapping of resource name to path, not {overrides!r}")
     table = dict(RESOURCES)
     for name, path in (overrides or {}).items():
         row = table.get(name)
@@ -297,6 +300,8 @@ def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, R
             raise ValueError(f"there is no resource {name!r}; resources are {', '.join(sorted(table))}")
         if row.role == "auth":
             raise ValueError(f"the path of {name} is not one to replace: passwords are sent there")
+        if not isinstance(path, str):
+            raise TypeError(f"the path of {name} is text, not {path!r}")
         if not path.startswith("/") or sorted(_PLACEHOLDER.findall(path)) != sorted(row.placeholders):
             wanted = ", ".join(f"{{{each}}}" for each in row.placeholders) or "no placeholder"
             raise ValueError(f"the path of {name} begins with a slash and has {wanted} in it, not {path!r}")

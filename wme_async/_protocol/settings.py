@@ -6,7 +6,21 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-__all__ = ["Hosts", "Limits", "Retry", "Timeouts"]
+__all__ = ["Hosts", "Limits", "Retry", "Timeouts", "check_kinds"]
+
+
+def check_kinds(**given: tuple[object, type]) -> None:
+    """Refuse settings of another type, which would fail late, in other words, or have no effect.
+
+    Args:
+        **given: The value and the type that it must have where it is not None, by name.
+
+    Raises:
+        TypeError: Naming the setting and its type.
+    """
+    for name, (value, kind) in given.items():
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} takes {kind.__name__}(...) or None, not {value!r}")
 
 
 class Hosts(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +154,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 def _origin(name: str, value: str) -> tuple[str, str, bool]:
     """Return scheme and host of a URL, and whether there is something behind them."""
+    if not isinstance(value, str):
+        raise TypeError(f"Hosts.{name} is text such as https://host, not {type(value).__name__}")
     try:
         parts = urlsplit(value)
         # Reading the port checks it.

@@ -39,6 +39,7 @@ class Credentials:
         access_token: For those who have only that.
 
     Raises:
+        TypeError: One of them is no text.
         ValueError: Half of a pair, an empty value, or nothing at all.
     """
 
@@ -55,6 +56,8 @@ class Credentials:
                 "(WME_ACCESS_TOKEN); the simulator makes an account that needs none"
             )
         for name, value in (("username", username), ("password", password), ("access_token", access_token)):
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name} is text, not {type(value).__name__}")
             if value is not None and not value.strip():
                 raise ValueError(f"{name} is empty")
             if value is not None and name != "password" and (not value.isprintable() or value != value.strip()):

@@ -16,7 +16,7 @@ from yarl import URL
 
 from wme_async._protocol.answer import bare_url, error_of
 from wme_async._protocol.retry import Backoff, Retrying, gave_up, http_date, is_transient
-from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
+from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts, check_kinds
 from wme_async._transport._takeover import Sink, take_over
 from wme_async._transport.auth import Credentials, TokenKeeper
 from wme_async._transport.pool import SessionPool
@@ -183,6 +183,11 @@ class Transport:
         on_retry: Callable[[Retrying], None] | None = None,
         random: random_module.Random | None = None,
     ) -> None:
+        check_kinds(
+            timeouts=(timeouts, Timeouts), retry=(retry, Retry), limits=(limits, Limits), pool=(pool, SessionPool)
+        )
+        if on_retry is not None and not callable(on_retry):
+            raise TypeError(f"on_retry is a function, not {on_retry!r}")
         self.hosts: Hosts = hosts or Hosts()
         self.timeouts: Timeouts = timeouts or (pool.timeouts if pool else Timeouts())
         self.retry: Retry = retry or Retry()

@@ -14,7 +14,7 @@ from aiohttp.helpers import get_env_proxy_for_url
 from yarl import URL
 
 from wme_async._protocol.answer import bare_url
-from wme_async._protocol.settings import Limits, Timeouts
+from wme_async._protocol.settings import Limits, Timeouts, check_kinds
 from wme_async._threads import in_thread
 from wme_async._transport.wire import Refused, Role
 from wme_async.errors import ConnectFailed
@@ -51,6 +51,7 @@ class SessionPool:
         session: An aiohttp session to use for all roles. It is never closed here, and its own settings win.
 
     Raises:
+        TypeError: A setting of another type.
         ValueError: The proxy's URL is none, or of another scheme than `http` and `https`.
     """
 
@@ -65,6 +66,7 @@ class SessionPool:
         guard: Guard | None = None,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
+        check_kinds(limits=(limits, Limits), timeouts=(timeouts, Timeouts))
         if proxy is not None:
             _check_proxy(proxy)
         self.limits: Limits = limits or Limits()
