@@ -844,6 +844,7 @@ async def test_two_tasks_cannot_wait_for_one_archive() -> None:
         ({"max_record": 0}, ValueError),
         ({"window": 0}, ValueError),
         ({"on_bad_record": "ignore"}, ValueError),
+        ({"select": "_0.ndjson"}, TypeError),
         ({"type": dict[str, int] | dict[str, str]}, TypeError),
     ],
 )

@@ -181,6 +181,12 @@ def test_bounds_that_are_none_are_refused(name, value):
         Cache(**{name: value})
 
 
+@pytest.mark.parametrize("value", ["60", None, True])
+def test_bounds_that_are_no_numbers_are_refused(value):
+    with pytest.raises(TypeError, match=r"Cache\.ttl is a number above 0"):
+        Cache(ttl=value)
+
+
 def test_a_flight_of_another_loop_is_not_joined():
     cache = Cache()
 

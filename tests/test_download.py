@@ -357,6 +357,35 @@ async def test_numbers_that_make_no_sense_are_refused(sim: Simulator, transport:
         ordered(source, transport=transport, max_rate=1.0, budget=Budget())
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"connections": "4"}, "connections is a whole number, not '4'"),
+        ({"connections": 1.5}, "connections is a whole number"),
+        ({"min_rate": "1000"}, "min_rate is a number"),
+        ({"max_rate": "1000"}, "max_rate is a number"),
+        ({"budget": 5}, r"budget takes Budget\(...\)"),
+        ({"progress": "print"}, "progress is a function"),
+    ],
+)
+async def test_options_of_another_type_are_refused_before_anything_is_sent(
+    sim: Simulator, transport: Transport, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    source = StoreSource(sim, transport)
+    with pytest.raises(TypeError, match=words):
+        await download(source, tmp_path / "x", transport=transport, **options)
+    if not {"min_rate", "progress"} & options.keys():
+        with pytest.raises(TypeError, match=words):
+            ordered(source, transport=transport, **options)
+    assert not sim.requests.select()
+
+
+@pytest.mark.parametrize("number", ["8", None, True, 2.5])
+def test_a_budget_counts_in_whole_connections(number: Any) -> None:
+    with pytest.raises(TypeError, match="connections is a whole number"):
+        Budget(number)
+
+
 @pytest.mark.parametrize("fault", ["hang_head", "stall"])
 async def test_cancelling_leaves_nothing_open_and_a_state_to_go_on_from(
     sim: Simulator, tmp_path: Path, fault: str

@@ -5,6 +5,7 @@ import json
 import pickle
 import time
 from email.utils import formatdate
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -73,6 +74,27 @@ def test_a_repr_shows_facts_but_not_the_raw_record():
 def test_settings_that_cannot_work_are_refused_when_made(make):
     with pytest.raises(ValueError, match=r"Hosts|Timeouts|Retry|Limits|unknown host"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("Retry.attempts", "5", "whole number, not '5'"),
+        ("Retry.attempts", 2.5, "whole number"),
+        ("Retry.total", None, "number, not None"),
+        ("Timeouts.read", "60", "number, not '60'"),
+        ("Timeouts.connect", None, "number"),
+        ("Limits.connections", "100", "whole number"),
+        ("Limits.connections", True, "whole number"),
+        ("Limits.requests_per_second", "10", "number"),
+        ("Hosts.api", 8080, "text such as https://host"),
+    ],
+)
+def test_settings_that_are_no_numbers_are_refused_in_one_sentence(setting: str, value: object, words: str):
+    owner, _, name = setting.partition(".")
+    kinds: dict[str, Any] = {"Retry": Retry, "Timeouts": Timeouts, "Limits": Limits, "Hosts": Hosts}
+    with pytest.raises(TypeError, match=rf"^{setting} is (a )?{words}"):
+        kinds[owner](**{name: value})
 
 
 def test_one_address_for_all_hosts_is_no_mapping():

@@ -101,6 +101,11 @@ class ArchiveReader(Generic[T]):
     ) -> None:
         if not isinstance(source, str | os.PathLike | AsyncIterable):
             raise TypeError(f"source must be a path or an async iterator of bytes, not {source!r}")
+        for name, number in (("max_record", max_record), ("window", window)):
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"{name} is a whole number of bytes, not {number!r}")
+        if select is not None and not callable(select):
+            raise TypeError(f"select is a function of a member's name, not {select!r}")
         if max_record < 1 or window < 1:
             raise ValueError("max_record and window are numbers of bytes above 0")
         if on_bad_record not in {"raise", "skip"} and not callable(on_bad_record):

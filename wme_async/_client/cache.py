@@ -55,6 +55,7 @@ class Cache:
         metadata_ttl: Seconds to keep codes, languages, projects and namespaces, which seldom change.
 
     Raises:
+        TypeError: A bound is no number.
         ValueError: A bound is not above 0.
     """
 
@@ -72,6 +73,8 @@ class Cache:
             ("ttl", ttl),
             ("metadata_ttl", metadata_ttl),
         ):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"Cache.{name} is a number above 0, not {value!r}")
             if not value > 0 or math.isinf(value):
                 raise ValueError(f"Cache.{name} must be a number above 0, not {value!r}")
         self.max_entries = max_entries

@@ -11,9 +11,10 @@ from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced, check_ticket, only_cause
 from wme_async._download.partfile import PartFile, check_target, known_version
 from wme_async._download.source import Download, FileInfo, Progress, ProgressHook, Source
-from wme_async._protocol.pace import Meter
+from wme_async._protocol.pace import Meter, check_numbers
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._protocol.settings import check_kinds
 from wme_async._threads import in_thread, long_in_thread
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
@@ -81,8 +82,14 @@ async def download(
         QuotaExceeded: The month's allowance of metered requests is used up.
         WMEError: It could not be had for another reason.
         OSError: The disk: no space, no permission, a directory in the way, another download of this target.
+        TypeError: An argument of another type.
         ValueError: A number makes no sense.
     """
+    check_numbers(whole=True, connections=connections, part_size=part_size)
+    check_numbers(whole=False, min_rate=min_rate)
+    check_kinds(budget=(budget, Budget))
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is a function, not {progress!r}")
     if part_size < 1 or (connections is not None and connections < 1):
         raise ValueError("connections and part_size must be at least 1")
     if min_rate is not None and min_rate <= 0:

@@ -15,8 +15,10 @@ from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
 from wme_async._download.job import Job, after
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import Download, FileInfo, Source
+from wme_async._protocol.pace import check_numbers
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._protocol.settings import check_kinds
 from wme_async._threads import ended, in_thread
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
@@ -66,8 +68,11 @@ def ordered(
         An async iterator of bytes, and an async context manager; `aclose` stops everything.
 
     Raises:
+        TypeError: An argument of another type.
         ValueError: A number makes no sense.
     """
+    check_numbers(whole=True, connections=connections, window=window)
+    check_kinds(budget=(budget, Budget))
     if window < 1 or (connections is not None and connections < 1):
         raise ValueError("connections and window must be at least 1")
     if budget is not None and max_rate is not None:

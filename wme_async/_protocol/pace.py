@@ -2,7 +2,25 @@
 
 import math
 
-__all__ = ["Bucket", "Governor", "Meter"]
+__all__ = ["Bucket", "Governor", "Meter", "check_numbers"]
+
+
+def check_numbers(*, whole: bool, optional: bool = True, **given: object) -> None:
+    """Refuse what is no number, such as text from the environment.
+
+    Args:
+        whole: Whether it has to be a whole one.
+        optional: Whether it may be None.
+        **given: The values by name.
+
+    Raises:
+        TypeError: Naming it.
+    """
+    for name, value in given.items():
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise TypeError(f"{name} is a {'whole ' if whole else ''}number, not {value!r}")
 
 
 class Meter:
@@ -52,6 +70,7 @@ class Bucket:
     __slots__ = ("_at", "_burst", "_level", "rate")
 
     def __init__(self, rate: float | None, now: float, *, burst: float = 0.1) -> None:
+        check_numbers(whole=False, max_rate=rate)
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"max_rate must be a number of bytes per second above 0, not {rate!r}")
         self.rate: float | None = rate
@@ -100,6 +119,7 @@ class Governor:
     _SETTLE = 0.4
 
     def __init__(self, *, start: int = 8, most: int = 16, period: float = 0.5) -> None:
+        check_numbers(whole=True, optional=False, connections=most, start=start)
         if most < 1:
             raise ValueError("connections must be at least 1")
         self.most: int = most

@@ -32,6 +32,7 @@ class Hosts(msgspec.Struct, frozen=True, kw_only=True):
         realtime: The firehose.
 
     Raises:
+        TypeError: A value is no text.
         ValueError: A value is not `http(s)://host[:port]`.
     """
 
@@ -76,6 +77,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
         pool: For a free connection of the pool; None waits for ever.
 
     Raises:
+        TypeError: A value is no number.
         ValueError: A value is not a positive number.
     """
 
@@ -107,6 +109,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         retry_after_cap: The longest `Retry-After` that is obeyed, in seconds; a longer one ends the attempts.
 
     Raises:
+        TypeError: A value is no number.
         ValueError: A value is out of range.
     """
 
@@ -118,6 +121,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse a policy that could never make a request."""
+        _whole("Retry", "attempts", self.attempts)
         if self.attempts < 1:
             raise ValueError("Retry.attempts counts the first attempt too, so it is at least 1")
         for name in ("base", "cap", "total", "retry_after_cap"):
@@ -135,6 +139,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         max_response: Bytes of a whole answer (not of a download or stream) above which it is refused.
 
     Raises:
+        TypeError: A value is no number.
         ValueError: A value is out of range.
     """
 
@@ -146,6 +151,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Refuse limits that would let nothing through."""
         for name in ("connections", "burst", "max_response"):
+            _whole("Limits", name, getattr(self, name))
             if getattr(self, name) < 1:
                 raise ValueError(f"Limits.{name} must be at least 1")
         if self.requests_per_second is not None:
@@ -167,11 +173,23 @@ def _origin(name: str, value: str) -> tuple[str, str, bool]:
     return parts.scheme, parts.netloc.lower(), bool(parts.path.strip("/") or parts.query or parts.fragment)
 
 
+def _whole(owner: str, name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{owner}.{name} is a whole number, not {value!r}")
+
+
+def _number(owner: str, name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{owner}.{name} is a number, not {value!r}")
+
+
 def _positive(owner: str, name: str, value: float) -> None:
+    _number(owner, name, value)
     if not value > 0 or math.isinf(value):
         raise ValueError(f"{owner}.{name} must be a number of seconds above 0, not {value!r}")
 
 
 def _not_negative(owner: str, name: str, value: float) -> None:
+    _number(owner, name, value)
     if not value >= 0 or math.isinf(value):
         raise ValueError(f"{owner}.{name} must be a number of seconds, 0 or more, not {value!r}")
