@@ -528,6 +528,16 @@ async def test_unknown_ids_are_an_error_of_their_own(manager):
         await manager.wait("batch_none")
 
 
+async def test_a_batch_is_not_taken_for_its_identifier(manager, server):
+    batch = await manager.submit([server.add("mine.txt")])
+    for call in (manager.status, manager.wait, manager.cancel, manager.pause, manager.retry, manager.delete):
+        with pytest.raises(TypeError, match="named by its batch_id, which is text, not by a Batch"):
+            await call(batch)
+    with pytest.raises(TypeError, match="named by its job_id, which is text, not by a Job"):
+        await manager.cancel_job(batch.jobs[0])
+    assert (await manager.wait(batch.batch_id)).ended
+
+
 async def test_lists_are_paged_and_filtered(manager, server):
     url = server.add("a")
     made = [(await manager.submit([url])).batch_id for _ in range(5)]

@@ -235,6 +235,8 @@ def test_a_hundred_urls_are_a_batch():
 
 
 def test_one_text_is_not_taken_for_a_list_of_urls():
+    with pytest.raises(TypeError, match="urls is a list of URLs, not 5"):
+        check_urls(5, limits=LIMITS)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not one string"):
         check_urls("https://example.com/", limits=LIMITS)
 
@@ -321,6 +323,8 @@ def test_split_cuts_a_list_and_loses_nothing():
     assert [url for part in parts for url in part] == urls
     with pytest.raises(ValueError, match="at least 1"):
         split(urls, 0)
+    with pytest.raises(TypeError, match="a list of URLs, not one string"):
+        split("https://example.com/a")
 
 
 # Addresses

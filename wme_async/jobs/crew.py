@@ -314,6 +314,8 @@ class Crew:
 
     async def cancel_job(self, name: str) -> BatchRow:
         """Cancel one job."""
+        if not isinstance(name, str):
+            raise TypeError(f"a job is named by its job_id, which is text, not by a {type(name).__name__}")
 
         async def change() -> BatchRow:
             batch_id, _, number = name.removeprefix("job_").rpartition("_")

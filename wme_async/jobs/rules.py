@@ -3,7 +3,7 @@
 import ipaddress
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
@@ -157,8 +157,11 @@ def split(urls: Sequence[str], size: int = 50) -> Iterator[list[str]]:
         size: URLs in each batch, at least 1; the last may be shorter.
 
     Raises:
+        TypeError: One URL instead of several.
         ValueError: `size` is below 1.
     """
+    if isinstance(urls, str | bytes):
+        raise TypeError("urls is a list of URLs, not one string")
     if size < 1:
         raise ValueError("size must be at least 1")
     return (list(urls[start : start + size]) for start in range(0, len(urls), size))
@@ -242,10 +245,13 @@ def check_urls(urls: Sequence[str], *, limits: JobLimits, allow: Iterable[str] =
         The URLs in the same order, without fragments.
 
     Raises:
+        TypeError: They are no list.
         InvalidBatch: There are none, too many, invalid or duplicate ones; each is named.
     """
-    if isinstance(urls, str):
+    if isinstance(urls, str | bytes):
         raise TypeError("urls is a list of URLs, not one string")
+    if not isinstance(urls, Sized):
+        raise TypeError(f"urls is a list of URLs, not {urls!r}")
     if not urls:
         raise InvalidBatch([Problem("urls", "a batch needs at least 1 URL")])
     if len(urls) > limits.urls:

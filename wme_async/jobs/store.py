@@ -307,7 +307,13 @@ class Store:
         return await self._run(self._batches, "WHERE completed_at IS NULL ORDER BY number", ())
 
     async def batch(self, batch_id: str) -> BatchRow | None:
-        """Return a batch with its jobs."""
+        """Return a batch with its jobs.
+
+        Raises:
+            TypeError: What is asked for is no identifier.
+        """
+        if not isinstance(batch_id, str):
+            raise TypeError(f"a batch is named by its batch_id, which is text, not by a {type(batch_id).__name__}")
         found = await self._run(self._batches, "WHERE batch_id = ?", (batch_id,))
         return found[0] if found else None
 
