@@ -130,7 +130,9 @@ class _Pages(Collection[FilePage]):
     """Pages of files; there is no list of them."""
 
     def _quoted(self, identifier: str | int) -> str:
-        return file_path(identifier if isinstance(identifier, str) else str(identifier))
+        if not isinstance(identifier, str):
+            raise TypeError(f"a file name is text, got {type(identifier).__name__}")
+        return file_path(identifier)
 
 
 class _MediaSource(ArchiveSource):
