@@ -408,6 +408,18 @@ def test_a_simulator_that_is_not_running_has_no_address() -> None:
         _ = Simulator().api_url
 
 
+def test_one_name_is_not_taken_for_a_list_of_groups() -> None:
+    with pytest.raises(TypeError, match=r"groups is a list of names, such as \['group_1'\]"):
+        Simulator(groups="group_1")
+    with pytest.raises(TypeError, match="groups is a list of names"):
+        Simulator().add_user("a", "b", groups="group_1")
+
+
+def test_an_allowance_of_a_pool_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="no pool 'snapshot'; there are ondemand, snapshots, chunks"):
+        Simulator(caps={"group_3": {"snapshot": 2}})
+
+
 def test_synchronous_code_runs_it_in_a_thread() -> None:
     with Simulator.run_in_thread(start=START) as simulator:
         host = urlsplit(simulator.auth_url).netloc

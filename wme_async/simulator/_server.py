@@ -44,6 +44,7 @@ __all__ = ["Simulator"]
 _T = TypeVar("_T")
 _ROLES: Final = ("auth", "api", "realtime", "store")
 _RECORD: Final = web.RequestKey("wme_simulator_record", Request)
+_POOLS: Final = ("ondemand", "snapshots", "chunks")
 _TABLES: Final = {"2025": (ACCESS_2025, CAPS_2025), "2026": (ACCESS_2026, CAPS_2026)}
 
 
@@ -96,6 +97,10 @@ class Simulator:
         firehose: The stream of articles.
         wikidata: The stream of entities.
         errors: Exceptions of the simulator's own; leaving the block raises them.
+
+    Raises:
+        TypeError: `groups` is one name instead of several.
+        ValueError: A naive `start`, or `caps` of a pool that there is not.
     """
 
     def __init__(
@@ -129,6 +134,8 @@ class Simulator:
         self.faults: Faults = Faults(seed)
         self.requests: Requests = Requests(keep_requests)
         self.access: Sequence[AccessRow] = table
+        for pool in sorted({pool for pools in (caps or {}).values() for pool in pools} - set(_POOLS)):
+            raise ValueError(f"there is no pool {pool!r}; there are {', '.join(_POOLS)}")
         self.caps: Caps = Caps(self.clock, {group: dict(pools) for group, pools in (caps or allowances).items()})
         self.limiter: Limiter = Limiter(self.clock, dict(rate_limits or {}))
         self.accounts: Accounts = Accounts(
@@ -335,7 +342,12 @@ class Simulator:
             groups: group_1 (free), group_2 (paid), group_3 (everything).
             email: A second name that works for login alone.
             challenge: A challenge that login answers with; `NEW_PASSWORD_REQUIRED` withholds the tokens.
+
+        Raises:
+            TypeError: `groups` is one name instead of several.
         """
+        if isinstance(groups, str):
+            raise TypeError(f"groups is a list of names, such as [{groups!r}], not one string")
         return self.accounts.add(User(username, password, list(groups), email, challenge))
 
     @property
