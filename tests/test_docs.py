@@ -281,6 +281,25 @@ def test_every_public_name_is_on_the_api_page(name: str) -> None:
     assert sorted(set(module.__all__) - shown - {"__version__"}) == []
 
 
+def test_every_integration_is_on_the_api_page_and_shown_in_use() -> None:
+    pages = {page.stem: page.read_text() for page in DOCS.glob("*.md")}
+    for path in (ROOT / "wme_async" / "integrations").glob("[!_]*.py"):
+        assert f"automodule:: wme_async.integrations.{path.stem}\n   :members:" in pages["api"], path.stem
+        shown = rf"from (`|)wme_async\.integrations\.{path.stem}\b"
+        assert any(re.search(shown, text) for name, text in pages.items() if name != "api"), path.stem
+
+
+@pytest.mark.parametrize("part", ["auth", "files", "realtime", "wikidata"])
+def test_every_part_of_a_client_is_on_the_api_page(part: str) -> None:
+    home = type(getattr(Client("a", "b"), part))
+    text = (DOCS / "api.md").read_text()
+    home = type(Client("a", "b").wikidata.items) if part == "wikidata" else home
+    methods = [name for name, each in vars(home).items() if inspect.isfunction(each) and not name.startswith("_")]
+    shown = set(re.findall(rf"automethod:: {home.__module__}\.{home.__name__}\.(\w+)", text))
+    assert f".. class:: wme.{part}" in text
+    assert sorted({*methods} - shown - {"save"}) == []
+
+
 def test_every_page_is_in_the_table_of_contents() -> None:
     listed = set(re.findall(r"^(\w[\w-]*)$", (DOCS / "index.md").read_text(), re.MULTILINE))
     assert sorted(page.stem for page in DOCS.glob("*.md") if page.stem not in {*listed, "index"}) == []
