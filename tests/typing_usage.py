@@ -205,6 +205,11 @@ async def streams(wme: Client) -> None:
                 stream.ack(article)
             assert_type(stream.positions, dict[int, Position])
             assert_type(stream.statistics().lag, float | None)
+    async with wme.realtime.wikidata(offsets=MemoryOffsets(), parts_total=10) as entities:
+        assert_type(await anext(entities), WikidataArticle)
+    async with wme.realtime.wikidata(type=Page) as labelled:
+        assert_type(await anext(labelled), Page)
+    wme.realtime.wikidata(offset=MemoryOffsets())  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     async with wme.realtime.articles(type=Page) as pages:
         async for batch in pages.batches(100, 0.5):
             assert_type(batch, list[Page])

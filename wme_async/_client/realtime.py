@@ -153,6 +153,57 @@ class Realtime:
         """
         return self._open("realtime.articles", type, fields, filters, backfill=backfill, options=options)
 
+    @overload
+    def wikidata(
+        self,
+        *,
+        parts: Iterable[int] | None = None,
+        connections: int = 1,
+        since: datetime | None = None,
+        fields: Sequence[str] | None = None,
+        filters: Mapping[str, Value] | None = None,
+        offsets: OffsetStore | None = None,
+        name: str = "default",
+        framing: Framing = "ndjson",
+        on_bad_record: OnBadRecord = "raise",
+        on_gap: OnGap = "log",
+        idle_timeout: float = 300.0,
+        commit: Commit = "auto",
+        commit_interval: float = 5.0,
+        backfill: bool = False,
+        partitions: int = 50,
+        parts_total: int = 10,
+        retry: Retry | None = None,
+        on_event: Callable[[StreamEvent], None] | None = None,
+        max_buffer: int = 2 * 1024 * 1024,
+        max_record: int = MAX_RECORD,
+    ) -> Stream[WikidataArticle]: ...
+    @overload
+    def wikidata(
+        self,
+        *,
+        type: builtins.type[U],
+        parts: Iterable[int] | None = None,
+        connections: int = 1,
+        since: datetime | None = None,
+        fields: Sequence[str] | None = None,
+        filters: Mapping[str, Value] | None = None,
+        offsets: OffsetStore | None = None,
+        name: str = "default",
+        framing: Framing = "ndjson",
+        on_bad_record: OnBadRecord = "raise",
+        on_gap: OnGap = "log",
+        idle_timeout: float = 300.0,
+        commit: Commit = "auto",
+        commit_interval: float = 5.0,
+        backfill: bool = False,
+        partitions: int = 50,
+        parts_total: int = 10,
+        retry: Retry | None = None,
+        on_event: Callable[[StreamEvent], None] | None = None,
+        max_buffer: int = 2 * 1024 * 1024,
+        max_record: int = MAX_RECORD,
+    ) -> Stream[U]: ...
     def wikidata(
         self,
         *,
