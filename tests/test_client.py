@@ -291,6 +291,15 @@ def test_a_list_of_archives_is_not_taken_for_one_of_them():
         wme.articles.cost(-1)
 
 
+async def test_only_costs_are_checked_and_anything_else_asks_nobody(sim, wme):
+    costs = [wme.snapshots.cost("a"), wme.snapshots.cost("b")]
+    for wrong in (costs, 2, "enwiki_namespace_0"):
+        with pytest.raises(TypeError, match=r"what cost\(\) returns, one by one"):
+            await wme.auth.check(wrong)
+    assert not sim.requests.select()
+    assert (await wme.auth.check(*costs)).snapshot.left is None
+
+
 async def test_metered_requests_are_counted_shared_and_warned_of(sim, tmp_path, caplog):
     options = {**sim.client_options(), "token_file": tmp_path / "tokens", "allowances": Allowances(chunk=4)}
     for expected in (1, 2):

@@ -302,6 +302,8 @@ async def test_keys_may_be_given_hashed_and_are_kept_hashed(manager):
     for bad, kind in (([], ValueError), (["short"], ValueError), (KEY, TypeError)):
         with pytest.raises(kind):
             create_app(manager, api_keys=bad)
+    with pytest.raises(TypeError, match=r"allowed_hosts is a list of names, such as \['example\.com'\]"):
+        create_app(manager, api_keys=[KEY], allowed_hosts="example.com")
 
 
 async def test_the_open_addresses_need_no_key(client):

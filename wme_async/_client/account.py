@@ -135,9 +135,13 @@ class Account:
             The quota, as it was before the job.
 
         Raises:
+            TypeError: What is given is no cost; nothing was asked.
             QuotaExceeded: It does not fit; nothing was spent. Other processes may spend meanwhile what fits now.
             WMEError: The auth host could not be asked.
         """
+        for cost in costs:
+            if not isinstance(cost, Cost):
+                raise TypeError(f"check takes what cost() returns, one by one, not {cost!r}")
         quota = await self.quota()
         for pool in POOLS:
             needed = sum(cost.requests for cost in costs if cost.pool == pool)

@@ -96,6 +96,8 @@ class Media:
             raise ImportError("media need yt-dlp: pip install 'wme-async[media]'")
         self._limiter = asyncio.Semaphore(concurrent)
         self._executor = ThreadPoolExecutor(max_workers=concurrent, thread_name_prefix="wme-media")
+        if isinstance(subtitle_languages, str):
+            raise TypeError(f"subtitle_languages is a list, such as [{subtitle_languages!r}], not one string")
         self._languages = list(subtitle_languages)
         self._extractors = None if extractors is None else list(extractors)
         self._options = dict(options or {})

@@ -78,6 +78,8 @@ class BatchManager:
     ) -> None:
         if isinstance(allow_hosts, str):
             raise TypeError("allow_hosts is a list of host names, not one string")
+        if isinstance(webhook_secrets, str):
+            raise TypeError("webhook_secrets is a list of secrets, not one string")
         self.directory: Path = Path(directory).absolute()
         self.limits: JobLimits = limits or JobLimits()
         self.media: bool = media is not None

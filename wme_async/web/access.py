@@ -32,6 +32,7 @@ class Keys:
             machine of its reader, under a name of its own; so others are refused.
 
     Raises:
+        TypeError: One string instead of a list.
         ValueError: There is none, or one is too short to be safe.
     """
 
@@ -39,7 +40,7 @@ class Keys:
         if isinstance(keys, str):
             raise TypeError("api_keys is a list of keys, not one string")
         if isinstance(hosts, str):
-            raise TypeError("allowed_hosts is a list of names, not one string")
+            raise TypeError(f"allowed_hosts is a list of names, such as [{hosts!r}], not one string")
         self._hashes: tuple[bytes, ...] | None = None
         self._hosts = None if hosts is None and keys is not None else {name.lower() for name in hosts or _LOOPBACK}
         if keys is not None:

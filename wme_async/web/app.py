@@ -55,6 +55,7 @@ def create_app(
             taken from each call.
 
     Raises:
+        TypeError: One string where a list is wanted.
         ValueError: A key or limit that cannot work.
     """
     service = Service(
