@@ -379,3 +379,21 @@ async def test_readers_take_turns_and_leave_the_loop_to_others() -> None:
     assert turns.begin(readers[2], later) == later + turn
     turns.leave(readers[2])
     await asyncio.sleep(0)
+
+
+async def test_a_reset_that_only_the_direct_read_meets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_takeover, "_LEAST_BODY", 100_000)
+
+    def reset(descriptor: int, buffers: list[Any]) -> int:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("wme_async._transport._takeover.os.readv", reset)
+
+    async def short(writer: asyncio.StreamWriter) -> None:
+        writer.write(DATA[:1_500_000])
+        writer.close()
+
+    async with served(short, None) as (transport, request, _):
+        with pytest.raises(Interrupted, match="reset by peer") as caught:
+            await fetch(transport, request)
+        assert isinstance(caught.value.__cause__, ConnectionResetError)

@@ -280,8 +280,12 @@ class _Reader(asyncio.BufferedProtocol):
         """Read more from the socket itself, without the loop between; 0 where nothing is there now."""
         try:
             return os.readv(self._source, [self.get_buffer(-1)])
-        except OSError:
-            return 0  # of all but waiting, the loop will learn too
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            # The socket tells an error once: the loop will see no more than the end of the connection.
+            self._cause = error
+            return 0
 
     def eof_received(self) -> bool:
         """The peer has no more to say."""
