@@ -23,7 +23,19 @@ if TYPE_CHECKING:
     from wme_async._protocol.quota import Allowances, Cost, Quota
     from wme_async._protocol.retry import Retrying
     from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
-    from wme_async._stream import Stream, StreamStatistics
+    from wme_async._stream import (
+        PartitionStatistics,
+        Stream,
+        StreamBadRecord,
+        StreamCommitFailed,
+        StreamCommitted,
+        StreamConnected,
+        StreamDisconnected,
+        StreamEvent,
+        StreamGap,
+        StreamRetrying,
+        StreamStatistics,
+    )
     from wme_async._transport import SessionPool
     from wme_async.errors import (
         ArchiveError,
@@ -87,6 +99,7 @@ __all__ = [
     "NotFound",
     "OffsetGap",
     "OffsetStore",
+    "PartitionStatistics",
     "Position",
     "Progress",
     "Project",
@@ -101,7 +114,15 @@ __all__ = [
     "Snapshot",
     "StatusError",
     "Stream",
+    "StreamBadRecord",
+    "StreamCommitFailed",
+    "StreamCommitted",
+    "StreamConnected",
+    "StreamDisconnected",
     "StreamError",
+    "StreamEvent",
+    "StreamGap",
+    "StreamRetrying",
     "StreamStatistics",
     "StructuredContent",
     "TimedOut",
@@ -124,7 +145,19 @@ _HOMES = {
     "wme_async._protocol.quota": ("Allowances", "Cost", "Quota"),
     "wme_async._protocol.retry": ("Retrying",),
     "wme_async._protocol.settings": ("Hosts", "Limits", "Retry", "Timeouts"),
-    "wme_async._stream": ("Stream", "StreamStatistics"),
+    "wme_async._stream": (
+        "PartitionStatistics",
+        "Stream",
+        "StreamBadRecord",
+        "StreamCommitFailed",
+        "StreamCommitted",
+        "StreamConnected",
+        "StreamDisconnected",
+        "StreamEvent",
+        "StreamGap",
+        "StreamRetrying",
+        "StreamStatistics",
+    ),
     "wme_async._transport": ("SessionPool",),
     "wme_async.errors": (
         "ArchiveError",
