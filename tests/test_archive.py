@@ -716,11 +716,11 @@ async def test_a_consumer_that_sleeps_stops_the_reading_of_the_source(use_isal: 
     source = Source(data, 10_000)
     async with ArchiveReader(source, type=Page, window=100_000, use_isal=use_isal) as reader:
         await anext(reader)
-        before = -1
-        while before != source.at:  # until nothing moves for a while
-            before = source.at
-            await asyncio.sleep(0.1)
         inflater: Any = reader._inflater
+        async with asyncio.timeout(20):
+            # Until both windows are full: the thread waits for the reader, and the source for the thread.
+            while inflater._made - inflater._taken <= _inflate._READY or inflater.feed._room is None:  # noqa: ASYNC110  # nothing tells
+                await asyncio.sleep(0.001)
         assert inflater._made - inflater._taken <= _inflate._READY + _gzip._BLOCK
         assert source.at < _inflate._READY + 2 * _gzip._BLOCK + _gzip._INPUT + 200_000
         assert source.at < len(data) // 2
