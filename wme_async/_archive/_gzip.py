@@ -13,9 +13,10 @@ __all__ = ["DAMAGE", "by_isal", "by_zlib", "has_isal"]
 DAMAGE: Final = (gzip.BadGzipFile, zlib.error)
 """What inflaters raise for damaged bytes, beside EOFError where they end too early."""
 
-_BLOCK: Final = 2 * 1024 * 1024  # bytes inflated at most in one go
-_TRICKLE: Final = 16 * 1024  # bytes inflated at a time while the source is slow
-_INPUT: Final = 4 * 1024 * 1024  # compressed bytes taken at a time: a refill amid a block waits for the lock once more
+_BLOCK: Final = 2 * 1024 * 1024  # bytes that a call of isal should make: what the loop decodes meanwhile
+_MOST: Final = _BLOCK * 5 // 4  # bytes that it makes at most; what is left of the input is then copied
+_PIECE_OF_ISAL: Final = 1024 * 1024  # compressed bytes for one call of it, at most
+_INPUT: Final = 4 * 1024 * 1024  # compressed bytes taken at a time for zlib
 _PIECE: Final = 64 * 1024  # compressed bytes for one call of zlib; at most 1032 times as much can come out
 _TARGET: Final = 512 * 1024  # bytes that a call of zlib should make, so that a bomb gets small pieces
 
@@ -23,37 +24,69 @@ _TARGET: Final = 512 * 1024  # bytes that a call of zlib should make, so that a 
 def has_isal() -> bool:
     """Say whether isal is installed."""
     try:
-        importlib.import_module("isal.igzip")
+        importlib.import_module("isal.igzip_lib")
     except ImportError:
         return False
     return True
 
 
 def by_isal(feed: Feed) -> Iterator[bytes]:
-    """Inflate with isal's file object, the one interface of it that lets the interpreter's lock go for a whole block.
+    """Inflate with isal, one or several gzip members.
 
-    It fills each block before it gives it, so no more is asked for than what it and the window hold probably makes:
-    otherwise the records of a slow source would come late.
+    Where input is at hand it is read before a block is given, so that from there to the next call of the inflater the
+    thread never lets the lock go: the loop would take it and keep it for a block.
     """
-    isal_zlib = importlib.import_module("isal.isal_zlib")
-    reader = isal_zlib._GzipReader(feed, _INPUT)  # noqa: SLF001 - it is in the module's stubs; IGzipFile cannot set a size
-    made = 0
-    made_then = taken_then = 0  # when it last ran out of input, so that what it still holds can be told
-    while True:
-        ratio = max(1.0, made_then / max(1, taken_then))
-        held = max(0.0, feed.taken - taken_then - (made - made_then) / ratio)
-        ready = int((held + feed.ready()) * ratio / 2)
-        taken = feed.taken
-        try:
-            block = reader.read(min(_BLOCK, max(_TRICKLE, ready)))
-        except isal_zlib.error as error:
-            raise zlib.error(str(error)) from error
-        if not block:
-            return
-        if feed.taken != taken:
-            made_then, taken_then = made, taken
-        made += len(block)
-        yield block
+    lib = importlib.import_module("isal.igzip_lib")
+    reading, spare = memoryview(bytearray(_PIECE_OF_ISAL)), memoryview(bytearray(_PIECE_OF_ISAL))
+    engine: Any = None
+    members = 0
+    size = _PIECE
+    piece: Any = reading[: feed.readinto(reading[:size])]
+    while piece:
+        taken = len(piece)
+        blocks: list[bytes] = []
+        while piece:
+            if engine is None:
+                piece = _next_member(piece, members)
+                if not piece:
+                    break
+                engine = lib.IgzipDecompressor(flag=lib.DECOMP_GZIP)
+                members += 1
+            blocks.append(_by_engine(lib, engine, piece))
+            while not engine.eof and (not engine.needs_input or len(blocks[-1]) == _MOST):
+                yield b"".join(blocks)
+                blocks = [_by_engine(lib, engine, b"")]
+            piece = b""
+            if engine.eof:
+                piece, engine = engine.unused_data, None
+        block = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        if taken >= _PIECE // 2:  # a shorter one says nothing
+            size = max(_PIECE // 2, min(_PIECE_OF_ISAL, taken * _BLOCK // max(1, len(block))))
+        at_hand = feed.ready() > 0
+        if not at_hand and block:
+            yield block
+        reading, spare = spare, reading
+        piece = reading[: feed.readinto(reading[:size])]
+        if at_hand and block:
+            yield block
+    if engine is not None:
+        raise EOFError
+
+
+def _by_engine(lib: Any, engine: Any, piece: Any) -> bytes:
+    try:
+        block: bytes = engine.decompress(piece, _MOST)
+    except lib.error as error:
+        raise zlib.error(str(error)) from error
+    return block
+
+
+def _next_member(piece: Any, members: int) -> bytes:
+    """Return what is left from the next member on: zeros may stand after each."""
+    rest = bytes(piece).lstrip(b"\0")
+    if rest and members and rest[0] != 0x1F:
+        raise gzip.BadGzipFile("there is more after the end of the gzip file")
+    return rest
 
 
 def by_zlib(feed: Feed) -> Iterator[bytes]:
@@ -68,11 +101,9 @@ def by_zlib(feed: Feed) -> Iterator[bytes]:
             at += len(piece)
             while piece:
                 if engine is None:
-                    piece = piece.lstrip(b"\0")  # zeros may stand after each member
+                    piece = _next_member(piece, members)
                     if not piece:
                         break
-                    if members and piece[0] != 0x1F:
-                        raise gzip.BadGzipFile("there is more after the end of the gzip file")
                     engine = zlib.decompressobj(31)
                     members += 1
                 if block := _inflate_piece(engine, piece):

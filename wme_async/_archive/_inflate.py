@@ -2,13 +2,20 @@
 
 One long-lived thread is what makes inflating and decoding overlap: a hop to an executor for each block gave no overlap
 at all, since the thread then waits for the interpreter's lock as long as the loop decodes. For the same reason each
-block is inflated in one call that lets the lock go once. Neither side waits while it has work: the loop is woken only
-when it waits, and the thread waits only when its window is full or its input is empty. Both windows are bounded.
+block is inflated in one call that lets the lock go once.
+
+As long as the loop has something to decode it keeps the lock. So the thread, though it is the quicker one, mostly
+stands there with an inflated block and waits for the lock to hand it over, until the loop has nothing left. That moment
+comes once for each block, and what it costs is all that the two lose. Therefore the loop first waits for a block on a
+lock, for a fraction of a millisecond, and only then in the way of a loop: waking that takes about as long again.
+
+Neither side waits while it has work: the loop is woken only when it waits, and the thread waits only when its window is
+full or its input is empty. Both windows are bounded.
 """
 
 import asyncio
+import queue
 import threading
-from collections import deque
 from typing import Final
 
 from wme_async._archive._feed import Feed, SourceFailed, Stopped, call, outlast
@@ -19,6 +26,7 @@ from wme_async.errors import ArchiveError
 __all__ = ["Inflater"]
 
 _READY: Final = 8 * 1024 * 1024  # bytes inflated ahead of the reader
+_MOMENT: Final = 0.0005  # seconds that the loop waits for a block which is probably there but for the lock
 
 
 class Inflater:
@@ -43,7 +51,7 @@ class Inflater:
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._done: asyncio.Future[None] = self._loop.create_future()
-        self._blocks: deque[bytes] = deque()
+        self._blocks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._made = 0  # written by the thread alone
         self._taken = 0  # written by the loop alone
         self._room = threading.Event()
@@ -70,10 +78,14 @@ class Inflater:
             raise self.error
 
     def take(self) -> bytes | None:
-        """Return the next block if one is ready."""
-        if not self._blocks:
+        """Return the next block if one is ready, or will be in a moment."""
+        try:
+            if self.ended or not self.feed.ready():
+                block = self._blocks.get_nowait()
+            else:
+                block = self._blocks.get(timeout=_MOMENT)
+        except queue.Empty:
             return None
-        block = self._blocks.popleft()
         self._taken += len(block)
         if self._made - self._taken <= _READY // 2:
             self._room.set()
@@ -90,7 +102,7 @@ class Inflater:
         self._waiter = self._loop.create_future()
         self._asleep = True
         try:
-            if not self._blocks and not self.ended:  # the thread may have looked before `_asleep` was set
+            if self._blocks.empty() and not self.ended:  # the thread may have looked before `_asleep` was set
                 await self._waiter
         finally:
             self._asleep = False
@@ -142,8 +154,8 @@ class Inflater:
             raise ArchiveError(f"damaged: {error}", offset=self._made) from error
 
     def _put(self, block: bytes) -> None:
-        self._blocks.append(block)
         self._made += len(block)
+        self._blocks.put(block)
         self._wake()
         while self._made - self._taken > _READY and not self._stopped:
             self._room.clear()

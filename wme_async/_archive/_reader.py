@@ -25,6 +25,7 @@ OnBadRecord: TypeAlias = Literal["raise", "skip"] | Callable[[DecodeError], Awai
 """What to do with a record that cannot be decoded: raise its error, count it and go on, or hand the error over."""
 
 _SLICE: Final = 0.002  # seconds that decoding may keep the loop without letting others in
+_ROUNDS: Final = 3  # turns of the loop until a task has run that waited for a timer which is due
 _CREDIT: Final = 64 * 1024  # bytes decoded between two looks at the clock
 _EACH: Final = 64  # bytes that a record counts for beside its own
 _BATCH: Final = 1024 * 1024
@@ -67,7 +68,7 @@ class ArchiveReader(Generic[T]):
 
     The end of the iteration means that the archive is whole: every gzip checksum fits, the tar has its end marker and
     nothing comes after it. The records before a damage are given before its error is raised, but for those in the last
-    2 MiB before it, which the inflater may have taken with it.
+    2.5 MiB before it, which the inflater may have taken with it.
 
     Args:
         source: A path, or what gives the bytes of the archive in order. If it has `aclose`, that is called.
@@ -297,7 +298,8 @@ class ArchiveReader(Generic[T]):
         if self._credit < 0:
             self._credit = _CREDIT
             if self._now() - self._since >= _SLICE:
-                await asyncio.sleep(0)
+                for _ in range(_ROUNDS):
+                    await asyncio.sleep(0)
                 self._since = self._now()
         if self._bad is not None:
             bad = self._bad

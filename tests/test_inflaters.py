@@ -1,0 +1,116 @@
+"""Both ways to inflate give what was compressed, however it is cut, and tell damage from its end."""
+
+import gzip
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from wme_async._archive import _gzip
+from wme_async._archive._feed import Feed
+
+ENGINES = [pytest.param(_gzip.by_isal, id="isal"), pytest.param(_gzip.by_zlib, id="zlib")]
+
+Inflate = Callable[[Feed], Iterator[bytes]]
+
+
+class Pieces(Feed):
+    """Gives bytes in pieces of sizes that take turns, and says now and then that it has none ready."""
+
+    def __init__(self, data: bytes, sizes: list[int]) -> None:
+        super().__init__()
+        self.data = data
+        self.sizes = sizes
+        self.at = self.turn = 0
+
+    def fetch(self, view: memoryview) -> int:
+        """Give the next piece."""
+        self.turn += 1
+        piece = self.data[self.at : self.at + min(len(view), self.sizes[self.turn % len(self.sizes)])]
+        view[: len(piece)] = piece
+        self.at += len(piece)
+        return len(piece)
+
+    def ready(self) -> int:
+        """Say that there is something every other time."""
+        return self.turn % 2
+
+
+def contents(seed: int, kind: str, size: int) -> bytes:
+    """Return bytes that compress by 1,000, by 20 or not at all."""
+    if kind == "noise":
+        return random.Random(seed).randbytes(min(size, 300_000))
+    return bytes(size) if kind == "zeros" else b'{"identifier": %d, "name": "x"}\n' % seed * (size // 32)
+
+
+@pytest.fixture(params=ENGINES)
+def inflate(request: pytest.FixtureRequest) -> Inflate:
+    """Return one of the two."""
+    if request.param is _gzip.by_isal and not _gzip.has_isal():
+        pytest.skip("isal is not installed")
+    made: Inflate = request.param
+    return made
+
+
+MEMBERS = st.lists(
+    st.tuples(
+        st.sampled_from(["noise", "zeros", "lines"]),
+        st.sampled_from([0, 1, 100, 70_000, 3 << 20, 6 << 20]),
+        st.sampled_from([0, 1, 6]),
+        st.sampled_from([0, 3, 600]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+SIZES = st.lists(st.sampled_from([1, 7, 100, 5_000, 70_000, 1 << 20]), min_size=1, max_size=3)
+
+
+@example(members=[("zeros", 6 << 20, 1, 0)], sizes=[1 << 20])
+@given(members=MEMBERS, sizes=SIZES)
+def test_what_was_compressed_comes_out(
+    inflate: Inflate, members: list[tuple[str, int, int, int]], sizes: list[int]
+) -> None:
+    plain = b""
+    packed = b""
+    for number, (kind, size, level, zeros) in enumerate(members):
+        part = contents(number, kind, size)
+        plain += part
+        packed += gzip.compress(part, level, mtime=0) + bytes(zeros)
+    blocks = list(inflate(Pieces(packed, sizes if len(packed) < 500_000 else [*sizes, 1 << 20])))
+    assert b"".join(blocks) == plain
+    assert all(blocks)
+
+
+@given(cut=st.floats(0, 1, exclude_max=True), sizes=SIZES)
+def test_an_end_too_early_is_told(inflate: Inflate, cut: float, sizes: list[int]) -> None:
+    plain = contents(1, "lines", 100_000) + contents(2, "noise", 20_000)
+    packed = gzip.compress(plain, mtime=0)
+    given_out = b""
+    with pytest.raises(EOFError):
+        for block in inflate(Pieces(packed[: max(1, int(len(packed) * cut))], sizes)):
+            given_out += block
+    assert plain.startswith(given_out)
+
+
+@given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), sizes=SIZES)
+def test_a_flipped_bit_never_passes_for_the_whole(inflate: Inflate, at: float, bit: int, sizes: list[int]) -> None:
+    plain = contents(1, "lines", 100_000) + contents(2, "noise", 20_000)
+    packed = bytearray(gzip.compress(plain, mtime=0))
+    packed[10 + int((len(packed) - 10) * at)] ^= 1 << bit  # the ten bytes before tell a time and a system
+    with pytest.raises((EOFError, *_gzip.DAMAGE)):
+        for _ in inflate(Pieces(bytes(packed), sizes)):
+            pass
+
+
+def test_a_bomb_comes_in_bounded_blocks(inflate: Inflate) -> None:
+    packed = gzip.compress(bytes(200 << 20), 9)
+    sizes = [len(block) for block in inflate(Pieces(packed, [1 << 20]))]
+    assert sum(sizes) == 200 << 20
+    assert max(sizes) <= 70 << 20
+
+
+def test_something_else_behind_the_end_is_told(inflate: Inflate) -> None:
+    with pytest.raises(gzip.BadGzipFile, match="there is more after the end"):
+        list(inflate(Pieces(gzip.compress(b"all of it") + b"\0\0PK", [3])))
