@@ -3,14 +3,65 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
-__all__ = ["ended", "in_thread", "long_in_thread"]
+__all__ = ["ShortWork", "ended", "in_thread", "long_in_thread"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_SLOW: Final = 0.005  # seconds; what looks at a few files takes a hundredth of that, unless the disk is far or busy
+_TRUST: Final = 8  # quick ones in a row after which they are run in the event loop
+_DISTRUST: Final = 100  # more of them after a slow one
+
+
+class ShortWork:
+    """Runs functions that take microseconds as a rule and now and then long, as all that touches files.
+
+    The way to a thread and back costs several times what they do, which counts where files are small and many. So they
+    begin in a thread, and once several in a row were quick they are run in the event loop. The first slow one there
+    sends those after it back to a thread: the loop stands still for one of them, not for all.
+
+    Args:
+        clock: Seconds, with parts of a millisecond.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._quick = 0
+        # There are hardly more threads; who waits here profits from what the first ones show.
+        self._gate = asyncio.Semaphore(_TRUST)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function and return what it returns. If the task is cancelled, the function is waited for.
+
+        Args:
+            function: What to run.
+            *args: Its arguments.
+            **kwargs: More of them.
+
+        Raises:
+            BaseException: What the function raises.
+        """
+        work = partial(function, *args, **kwargs)
+        if self._quick < _TRUST:
+            async with self._gate:
+                if self._quick < _TRUST:
+                    return await in_thread(lambda: self._timed(work))
+        return self._timed(work)
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        began = self._clock()
+        try:
+            return work()
+        finally:
+            if self._clock() - began < _SLOW:
+                self._quick += 1
+            else:
+                self._quick = min(0, self._quick) if self._quick < _TRUST else _TRUST - _DISTRUST
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

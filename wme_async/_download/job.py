@@ -206,7 +206,7 @@ class Job:
             OSError: As `download`.
         """
         began = self.transport.monotonic()
-        await in_thread(check_target, self.to)
+        await self.budget.short_work.run(check_target, self.to)
         info, self.promised = await self._ask()
         if self.if_changed:
             known = await self._unchanged(info)
@@ -220,13 +220,14 @@ class Job:
         opened: list[PartFile] = []
         try:
             # Whoever is cancelled while it is opened has it open and locked all the same, and closes it.
-            await in_thread(lambda: opened.append(PartFile(self.to, durable=self.durable)))
+            await self.budget.short_work.run(lambda: opened.append(PartFile(self.to, durable=self.durable)))
             part = self.part = opened[0]
             if self.on_open is not None:
                 self.on_open(part)
             info, md5 = await self._fetch(info)
             verified = await self._verified(info, md5, part)
-            size = await in_thread(lambda: part.finish(md5=md5, verified=verified))
+            last = in_thread if self.durable else self.budget.short_work.run
+            size = await last(lambda: part.finish(md5=md5, verified=verified))
         finally:
             # Threads that were at work have been waited for by now; closing takes no time.
             for each in opened:
@@ -287,10 +288,10 @@ class Job:
     async def _fetch_ranges(self, size: int, etag: str) -> str | None:
         part = self.part
         assert part is not None
-        plan = await in_thread(
-            lambda: part.resume(
-                identity=self.source.identity, size=size, etag=etag, keep=size > _SMALL, rate=self.budget.rate
-            )
+        keep = size > _SMALL
+        # A new ledger is flushed to the disk.
+        plan = await (in_thread if keep else self.budget.short_work.run)(
+            lambda: part.resume(identity=self.source.identity, size=size, etag=etag, keep=keep, rate=self.budget.rate)
         )
         self.total = size
         self.resumed = plan.done
