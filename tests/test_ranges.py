@@ -400,7 +400,8 @@ class World:
     def run(self, *, seed: int = 1, step: float = 0.02, longest: float = 1e5) -> float:
         rng = random.Random(seed)
         line = self.line
-        governor = Governor(most=line.most)
+        # As a budget does: a single file begins with fewer.
+        governor = Governor(start=4 if len(self.sizes) == 1 else 8, most=line.most)
         slots = [Slot(number) for number in range(line.most)]
         pending = list(range(len(self.sizes)))[::-1]
         next_tick = 0.0

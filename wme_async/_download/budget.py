@@ -12,6 +12,9 @@ from wme_async.errors import WMEError
 
 __all__ = ["Budget", "Ticket"]
 
+# Connections that a single file begins with.
+_FIRST = 4
+
 
 class Budget:
     """Connections and bandwidth of any number of downloads at once, within one event loop.
@@ -35,6 +38,19 @@ class Budget:
         self._moved = 0
         self._requests = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @classmethod
+    def for_one(cls, connections: int | None, max_rate: float | None) -> "Budget":
+        """Return the budget of a single file.
+
+        A large file is soon served by more connections if they bring something. Where a few already bring all that the
+        line or this machine can take, each further one costs processor time and memory, and with TLS not a little.
+
+        Args:
+            connections: At most so many, with which it may as well begin; None leaves it to what they bring.
+            max_rate: As in the class.
+        """
+        return cls(max_rate=max_rate, start=_FIRST) if connections is None else cls(connections, max_rate=max_rate)
 
     def __repr__(self) -> str:
         return f"<Budget {self._in_use} of {self.governor.allowed} connections, {len(self._waiting)} waiting>"

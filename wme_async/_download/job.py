@@ -97,7 +97,7 @@ async def download(
     if budget is not None and max_rate is not None:
         raise ValueError("give max_rate to the budget that the downloads share")
     if budget is None:
-        budget = Budget(connections or 16, max_rate=max_rate)
+        budget = Budget.for_one(connections, max_rate)
     job = Job(source, to, transport, budget, progress)
     job.verify, job.if_changed, job.min_rate, job.durable = verify, if_changed, min_rate, durable
     job.sha1 = sha1

@@ -77,7 +77,7 @@ def ordered(
         raise ValueError("connections and window must be at least 1")
     if budget is not None and max_rate is not None:
         raise ValueError("give max_rate to the budget that the downloads share")
-    shared = budget or Budget(connections or 16, max_rate=max_rate)
+    shared = budget or Budget.for_one(connections, max_rate)
     limit = connections or shared.governor.most
     if tee is not None:
         job = Job(source, tee, transport, shared, None)
