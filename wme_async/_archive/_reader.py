@@ -14,7 +14,7 @@ import msgspec
 from wme_async._archive._feed import Feed, FileFeed, WindowFeed, outlast
 from wme_async._archive._inflate import Inflater
 from wme_async._protocol.archive import DEFAULT_MAX_RECORD, Lines, TarScanner, TooLong
-from wme_async._protocol.decode import DECODE_ERRORS, Buffer, make_decoder, why
+from wme_async._protocol.decode import DECODE_ERRORS, Buffer, make_decoder, names_of, why
 from wme_async.errors import ArchiveError, DecodeError
 
 __all__ = ["ArchiveReader", "ArchiveStatistics", "OnBadRecord"]
@@ -72,7 +72,9 @@ class ArchiveReader(Generic[T]):
 
     Args:
         source: A path, or what gives the bytes of the archive in order. If it has `aclose`, that is called.
-        type: What to decode each record into. Of a small Struct only the fields that it names are decoded.
+        type: What to decode each record into. Of a small Struct only the fields that it names are decoded, and of a
+            very long line the texts that it does not name are not even kept; should such a line turn out to be bad,
+            the `record` of its error lacks them.
         max_record: Bytes that a record may have; a longer one is a bad record and is dropped as it arrives.
         on_bad_record: `raise` a `DecodeError`, after which the iteration can go on with the next record; `skip` and
             count it; or a function, sync or async, that is called with the `DecodeError`.
@@ -114,7 +116,7 @@ class ArchiveReader(Generic[T]):
         self._source = source
         self._label = label or (Path(source).name if isinstance(source, str | os.PathLike) else "the archive")
         self._decode = make_decoder(type, use_orjson=use_orjson)
-        self._scanner = TarScanner(max_record=max_record, select=select)
+        self._scanner = TarScanner(max_record=max_record, select=select, names=names_of(type))
         self._max_record = max_record
         self._on_bad_record = on_bad_record
         self._window = window

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from wme_async._protocol.decode import Buffer
+from wme_async._protocol.longlines import Trimmer
 from wme_async.errors import ArchiveError
 
 __all__ = ["DEFAULT_MAX_RECORD", "Lines", "TarScanner", "TooLong", "looks_like"]
@@ -28,6 +29,7 @@ _MAX_META: Final = 1024 * 1024  # bytes of one pax header or GNU long name
 _MAX_TAIL: Final = 1024 * 1024  # bytes of zeros after the end marker; tar pads to 10 KiB
 _RUN: Final = 1024  # lines given at a time, so that a block of empty ones does not keep the reader for long
 _HEAD: Final = 4096  # bytes kept of a line above the limit
+_LONG: Final = 2 * 1024 * 1024  # bytes from which it is worth a look whether all of a line is wanted
 
 _REFUSED: Final = {
     b"1": "a hard link",
@@ -86,6 +88,8 @@ class TarScanner:
     Args:
         max_record: Bytes that a line may have without its line feed. A longer one is given as `TooLong` and dropped.
         select: Told the name of each member, says whether its lines are wanted. The bytes of others are passed over.
+        names: The keys that are wanted of a line, None for all. Of a very long line the text of others may be left out:
+            then an empty string stands in its place.
 
     Attributes:
         position: Bytes of the tar taken so far.
@@ -93,12 +97,19 @@ class TarScanner:
         members: Number of regular members begun.
     """
 
-    def __init__(self, *, max_record: int = DEFAULT_MAX_RECORD, select: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_record: int = DEFAULT_MAX_RECORD,
+        select: Callable[[str], bool] | None = None,
+        names: frozenset[str] | None = None,
+    ) -> None:
         self.position = 0
         self.member: str | None = None
         self.members = 0
         self._max_record = max_record
         self._select = select
+        self._names = names
         self._header = bytearray()
         self._body = 0  # bytes of the member that are still to come
         self._padding = 0
@@ -113,6 +124,8 @@ class TarScanner:
         self._line = 1
         self._offset = 0
         self._carry = bytearray()  # the line that the last block left unfinished
+        self._trimmer: Trimmer | None = None
+        self._trimmed = 0  # bytes of that line that were left out
         self._dropping = False  # inside a line above the limit
 
     def feed(self, block: bytes) -> Iterator[Lines | TooLong]:
@@ -236,7 +249,7 @@ class TarScanner:
             self._take_meta()
         elif self._carry:  # the last line has no line feed, and is whole since its member is
             lines = Lines(self.member or "", self._line, self._offset, [self._carry])
-            self._carry = bytearray()
+            self._forget()
             yield lines
         self._dropping = False
 
@@ -287,8 +300,12 @@ class TarScanner:
                 size = 0
             else:
                 records.append(self._carry)
-                size = len(self._carry) + 1
-                self._carry = bytearray()
+                size = len(self._carry) + self._trimmed + 1
+                trimmed = self._trimmed
+                self._forget()
+                if trimmed:  # on its own, since its length says nothing about where the next line begins
+                    yield from self._lines(records, size)
+                    records, size = [], 0
         else:
             records.append(memoryview(block)[start:first])
         last = block.rfind(b"\n", first, stop) + 1
@@ -331,15 +348,27 @@ class TarScanner:
         """Put a piece to the unfinished line, or drop it where the line is too long."""
         if self._dropping:
             self._offset += stop - start
-        elif len(self._carry) + stop - start > self._max_record:
+        elif len(self._carry) + self._trimmed + stop - start > self._max_record:
             head = bytes(self._carry[:_HEAD]) + block[start : min(stop, start + _HEAD)]
             found = TooLong(self.member or "", self._line, self._offset, head[:_HEAD])
-            self._offset += len(self._carry) + stop - start
-            self._carry = bytearray()
+            self._offset += len(self._carry) + self._trimmed + stop - start
+            self._forget()
             self._dropping = True
             yield found
-        else:
+        elif self._names is None or (self._trimmer is None and len(self._carry) + stop - start < _LONG):
             self._carry += memoryview(block)[start:stop]
+        else:
+            if self._trimmer is None:
+                self._trimmer = Trimmer(self._names)
+                begun, self._carry = bytes(self._carry), bytearray()
+                self._trimmed = self._trimmer.take(self._carry, begun)
+            self._trimmed += self._trimmer.take(self._carry, block[start:stop])
+
+    def _forget(self) -> None:
+        """Begin another line; the last one may be in the caller's hands."""
+        self._carry = bytearray()
+        self._trimmer = None
+        self._trimmed = 0
 
 
 def looks_like(head: bytes) -> str:

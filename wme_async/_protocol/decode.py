@@ -15,7 +15,7 @@ from msgspec import inspect
 
 from wme_async.models._tolerant import mend
 
-__all__ = ["DECODE_ERRORS", "LONG_RECORD", "Buffer", "Decoder", "make_decoder", "plain_data", "why"]
+__all__ = ["DECODE_ERRORS", "LONG_RECORD", "Buffer", "Decoder", "make_decoder", "names_of", "plain_data", "why"]
 
 T = TypeVar("T")
 
@@ -84,6 +84,38 @@ def _plain(judge: msgspec.json.Decoder[T], *, copy: bool) -> Decoder[T]:
 def plain_data(type: Any) -> bool:
     """Say whether values of a type are the same in any format: no `Any`, `Raw`, `bytes`, `Decimal` or foreign types."""
     return not _traits(type)
+
+
+def names_of(type: Any) -> frozenset[str] | None:
+    """Return all keys that a type names, at whatever depth; None where it may want keys that it does not name."""
+    names: set[str] = set()
+    seen: set[int] = set()
+    todo: list[Any] = [inspect.type_info(type)]
+    while todo:
+        node = todo.pop()
+        if id(node) in seen or isinstance(node, _PLAIN):
+            continue
+        seen.add(id(node))
+        match node:
+            case inspect.Metadata():
+                todo.append(node.type)
+            case inspect.UnionType():
+                todo.extend(node.types)
+            case inspect.CollectionType():
+                todo.append(node.item_type)
+            case inspect.TupleType():
+                todo.extend(node.item_types)
+            case inspect.StructType() if not node.array_like:
+                names.update(field.encode_name for field in node.fields)
+                if node.tag_field is not None:
+                    names.add(node.tag_field)
+                todo.extend(field.type for field in node.fields)
+            case inspect.TypedDictType() | inspect.DataclassType():
+                names.update(field.encode_name for field in node.fields)
+                todo.extend(field.type for field in node.fields)
+            case _:
+                return None
+    return frozenset(names)
 
 
 class _Choosing:
