@@ -47,7 +47,7 @@ class Budget:
         line or this machine can take, each further one costs processor time and memory, and with TLS not a little.
 
         Args:
-            connections: At most so many, with which it may as well begin; None leaves it to what they bring.
+            connections: At most so many, up to eight of them from the start; None leaves it to what they bring.
             max_rate: As in the class.
         """
         return cls(max_rate=max_rate, start=_FIRST) if connections is None else cls(connections, max_rate=max_rate)
