@@ -27,6 +27,7 @@ __all__ = ["Inflater"]
 
 _READY: Final = 8 * 1024 * 1024  # bytes inflated ahead of the reader
 _MOMENT: Final = 0.0005  # seconds that the loop waits for a block which is probably there but for the lock
+_VAIN: Final = 16  # blocks that it does not wait for so after having done it in vain: inflating is the slower part
 
 
 class Inflater:
@@ -55,6 +56,7 @@ class Inflater:
         self._made = 0  # written by the thread alone
         self._taken = 0  # written by the loop alone
         self._room = threading.Event()
+        self._vain = 0
         self._stopped = False
         self._waiter: asyncio.Future[None] | None = None
         self._asleep = False
@@ -80,16 +82,28 @@ class Inflater:
     def take(self) -> bytes | None:
         """Return the next block if one is ready, or will be in a moment."""
         try:
-            if self.ended or not self.feed.ready():
-                block = self._blocks.get_nowait()
-            else:
-                block = self._blocks.get(timeout=_MOMENT)
+            block = self._blocks.get_nowait()
         except queue.Empty:
-            return None
+            found = self._wait_a_moment()
+            if found is None:
+                return None
+            block = found
         self._taken += len(block)
         if self._made - self._taken <= _READY // 2:
             self._room.set()
         return block
+
+    def _wait_a_moment(self) -> bytes | None:
+        if self.ended or not self.feed.ready():
+            return None
+        if self._vain:
+            self._vain -= 1
+            return None
+        try:
+            return self._blocks.get(timeout=_MOMENT)
+        except queue.Empty:
+            self._vain = _VAIN
+            return None
 
     async def wait(self) -> None:
         """Wait until a block is ready or the thread has ended.
