@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from wme_async._download import FileInfo, SignedUrl
+from wme_async._download import Checksum, FileInfo, SignedUrl
 from wme_async._transport import Transport
 from wme_async.errors import NotFound
 from wme_async.simulator import Simulator
@@ -41,11 +41,10 @@ class StoreSource:
         expires = None if self.lifetime is None else self.transport.monotonic() + self.lifetime
         return SignedUrl(url=self.sim.store.presign(self.key, "me"), expires_at=expires)
 
-    async def checksum(self) -> str | None:
+    async def checksum(self) -> Checksum | None:
         self.checks += 1
-        if self.promised:
-            return self.promised.pop(0)
-        return self.sim.store.objects[self.key].md5
+        md5 = self.promised.pop(0) if self.promised else self.sim.store.objects[self.key].md5
+        return None if md5 is None else Checksum(md5=md5)
 
 
 def our_tasks() -> list[asyncio.Task[Any]]:

@@ -643,6 +643,22 @@ async def test_the_bytes_of_an_archive_are_passed_on(sim, wme, tmp_path):
         assert 0 < some <= len([article async for article in articles])
 
 
+async def test_an_archive_that_is_newer_than_its_metadata_is_read_for_one_metered_request(sim, wme, tmp_path):
+    sim.store.part_size = 5 << 20
+    data = random.Random(0).randbytes(12 << 20)
+    sim.put_object("snapshots/enwiki_namespace_0.tar.gz", data, update_metadata=False)
+    async with wme.snapshots.content("enwiki_namespace_0") as content:
+        got = b"".join([piece async for piece in content])
+    assert got == data
+    assert content.verified is None
+    assert (await wme.auth.quota()).snapshot.used == 1
+    assert (await wme.snapshots.download("enwiki_namespace_0", tmp_path)).verified is None
+    sim.put_object("snapshots/enwiki_namespace_0.tar.gz", data)
+    async with wme.snapshots.content("enwiki_namespace_0") as content:
+        assert b"".join([piece async for piece in content]) == data
+    assert content.verified is True
+
+
 async def test_gaps_are_filled_with_what_the_stream_would_have_sent(sim, wme):
     hour = datetime.fromisoformat(f"{sim.hours[-1]}:00:00+00:00")
 

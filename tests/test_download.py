@@ -13,7 +13,6 @@ import pytest
 from download_store import KEY, MIB, StoreSource, fetched_ranges, leftovers, noise, our_tasks, store_requests
 
 from wme_async._download import Budget, Progress, SignedUrl, download, job, ordered
-from wme_async._download.partfile import etag_of
 from wme_async._protocol.settings import Retry, Timeouts
 from wme_async._threads import in_thread
 from wme_async._transport import Transport
@@ -172,19 +171,40 @@ async def test_metadata_that_catches_up_verify_and_stale_ones_say_that_they_cann
     assert (await download(source, tmp_path / "x", transport=transport, verify=False)).verified is None
 
 
-def test_the_tag_of_a_file_uploaded_in_parts_is_computed(tmp_path: Path) -> None:
-    part, size = 5 * MIB, 12 * MIB + 5
-    data = noise(size)
-    (tmp_path / "x").write_bytes(data)
-    tag = hashlib.md5(b"".join(hashlib.md5(data[at : at + part]).digest() for at in range(0, size, part))).hexdigest()
-    with (tmp_path / "x").open("rb") as file:
-        assert etag_of(file.fileno(), size, f'"{tag}-3"') == f'"{tag}-3"'
-        assert etag_of(file.fileno(), size, f'"{tag}-2"') is None
-        assert etag_of(file.fileno(), size, f'"{tag[::-1]}-3"') is None
-        assert etag_of(file.fileno(), size, '"whatever"') is None
-        whole = hashlib.md5(data).hexdigest()
-        assert etag_of(file.fileno(), size, f'"{whole}"') == f'"{whole}"'
-        assert etag_of(file.fileno(), size, f'"{tag}"') is None
+@pytest.mark.parametrize("fault", [None, "corrupt"])
+async def test_a_file_of_parts_that_is_newer_than_its_metadata_is_proven_by_its_tag(
+    sim: Simulator, transport: Transport, tmp_path: Path, fault: str | None
+) -> None:
+    sim.store.part_size = 5 * MIB
+    data = noise(12 * MIB)
+    sim.put_object(KEY, data)
+    source = StoreSource(sim, transport)
+    source.promised = ["0" * 32, "0" * 32]
+    if fault is not None:
+        sim.faults.inject(fault, role="store", at=1000)
+        with pytest.raises(IntegrityError, match="MD5"):
+            await download(source, tmp_path / "x", transport=transport)
+        assert leftovers(tmp_path) == []
+        return
+    done = await download(source, tmp_path / "x", transport=transport)
+    assert (tmp_path / "x").read_bytes() == data
+    assert done.verified is None
+    assert source.signed == 1
+
+
+async def test_metadata_that_vanishes_is_no_excuse_for_wrong_bytes(
+    sim: Simulator, transport: Transport, tmp_path: Path
+) -> None:
+    sim.put_object(KEY, noise(2_500_000))
+    source = StoreSource(sim, transport)
+    source.promised = [sim.store.objects[KEY].md5, None]
+    sim.faults.inject("corrupt", role="store", at=0)
+    with pytest.raises(IntegrityError, match="MD5"):
+        await download(source, tmp_path / "x", transport=transport)
+    assert leftovers(tmp_path) == []
+    # Bytes that are right need no metadata to be so.
+    source.promised = ["0" * 32, None]
+    assert (await download(source, tmp_path / "x", transport=transport)).verified is None
 
 
 async def test_many_ranges_share_each_new_signature(sim: Simulator, transport: Transport, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ ZYGOTE = textwrap.dedent(
     """
     import asyncio, json, os, sys
     from pathlib import Path
-    from wme_async._download import FileInfo, SignedUrl, download
+    from wme_async._download import Checksum, FileInfo, SignedUrl, download
     from wme_async._transport import Transport
 
     class Source:
@@ -152,7 +152,7 @@ ZYGOTE = textwrap.dedent(
         def __init__(self, facts): self.facts = facts
         async def head(self): return FileInfo(size=self.facts["size"], etag=self.facts["etag"], accept_ranges=True)
         async def sign(self): return SignedUrl(url=self.facts["url"])
-        async def checksum(self): return self.facts["md5"]
+        async def checksum(self): return Checksum(md5=self.facts["md5"])
 
     async def main(facts):
         transport = Transport(None)

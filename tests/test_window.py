@@ -1,23 +1,28 @@
 """A file read in order while several connections fetch it."""
 
 import asyncio
+import dataclasses
 import hashlib
 import threading
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
-from wme_async._download import Budget, FileInfo, Ordered, SignedUrl, ordered
+from wme_async._download import Budget, Checksum, FileInfo, Ordered, SignedUrl, ordered
 from wme_async._download.partfile import PartFile
+from wme_async._protocol.etags import PartSums
 from wme_async._protocol.settings import Retry, Timeouts
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, NotFound, WMEError
 from wme_async.simulator import Simulator
 
 KEY = "snapshots/x.tar.gz"
+MIB = 1 << 20
+DAY = datetime(2025, 7, 16, tzinfo=UTC)
 
 
 class Source:
@@ -27,8 +32,9 @@ class Source:
 
     def __init__(self, sim: Simulator, transport: Transport, **info: Any) -> None:
         self.sim, self.transport, self.info = sim, transport, info
-        self.signed = 0
+        self.signed = self.checks = 0
         self.wrong: str | None = None
+        self.modified: datetime | None = None
 
     async def head(self) -> FileInfo:
         found = self.sim.store.objects.get(KEY)
@@ -41,11 +47,12 @@ class Source:
         self.signed += 1
         return SignedUrl(url=self.sim.store.presign(KEY, "me"), expires_at=self.transport.monotonic() + 60)
 
-    async def checksum(self) -> str | None:
+    async def checksum(self) -> Checksum | None:
         found = self.sim.store.objects.get(KEY)
         if found is None:
             raise NotFound("not there", status=404)
-        return self.wrong or found.md5
+        self.checks += 1
+        return Checksum(md5=self.wrong or found.md5, modified=self.modified)
 
 
 @pytest.fixture
@@ -167,6 +174,74 @@ async def test_wrong_bytes_are_told_at_the_end(sim: Simulator, transport: Transp
     stream = ordered(source, transport=transport)
     assert await read(stream) == data
     assert stream.verified is None
+
+
+@pytest.mark.parametrize("options", [{"connections": 4, "window": 3 * MIB}, {"connections": 1}, {"tee": True}], ids=str)
+@pytest.mark.parametrize("ranges", [True, False])
+async def test_a_file_of_parts_that_is_newer_than_its_metadata_is_proven_by_its_tag(
+    sim: Simulator, transport: Transport, tmp_path: Path, options: dict[str, Any], ranges: bool
+) -> None:
+    sim.store.part_size = 5 * MIB
+    data = noise(12 * MIB)
+    sim.put_object(KEY, data)
+    source = Source(sim, transport, last_modified=DAY, accept_ranges=ranges)
+    source.wrong, source.modified = hashlib.md5(b"old").hexdigest(), DAY - timedelta(hours=1)
+    options = options | ({"tee": tmp_path / "x"} if options.get("tee") else {})
+    stream = ordered(source, transport=transport, **options)
+    assert await read(stream) == data
+    assert stream.verified is None
+    assert source.signed == 1
+    # Neither do other bytes pass for it, nor those that nothing proves.
+    sim.faults.inject("corrupt", role="store", at=1000)
+    with pytest.raises(IntegrityError, match="MD5"):
+        await read(ordered(source, transport=transport, **options))
+    source.info["etag"] = f'"{"0" * 32}-3"'
+    sim.store.objects[KEY] = dataclasses.replace(sim.store.objects[KEY], etag=f"{'0' * 32}-3")
+    with pytest.raises(IntegrityError, match="MD5"):
+        await read(ordered(source, transport=transport, **options))
+
+
+@pytest.mark.parametrize("stored", [DAY, None])
+async def test_the_tag_is_computed_only_where_the_metadata_may_be_older(
+    sim: Simulator, transport: Transport, monkeypatch: pytest.MonkeyPatch, stored: datetime | None
+) -> None:
+    sim.store.part_size = 5 * MIB
+    data = noise(12 * MIB)
+    sim.put_object(KEY, data)
+    summed = 0
+    update = PartSums.update
+
+    def counted(sums: PartSums, piece: Any) -> None:
+        nonlocal summed
+        summed += len(piece)
+        update(sums, piece)
+
+    monkeypatch.setattr(PartSums, "update", counted)
+    source = Source(sim, transport, last_modified=stored)
+    source.modified = DAY
+    stream = ordered(source, transport=transport)
+    assert await read(stream) == data
+    assert stream.verified is True
+    assert summed == (0 if stored else len(data))
+    assert source.checks == 1
+
+
+async def test_metadata_that_goes_on_to_another_version_while_a_file_is_read_does_no_harm(
+    sim: Simulator, transport: Transport
+) -> None:
+    sim.store.part_size = 5 * MIB
+    data = noise(12 * MIB)
+    md5 = sim.put_object(KEY, data).md5
+    source = Source(sim, transport, last_modified=DAY)
+    source.modified = DAY
+    stream = ordered(source, transport=transport, connections=1)
+    async with stream:
+        got = await anext(stream)
+        # The answer that has begun is of the version that was asked for, and goes on.
+        sim.put_object(KEY, noise(12 * MIB, 1))
+        got += b"".join([piece async for piece in stream])
+    assert hashlib.md5(got).hexdigest() == md5
+    assert stream.verified is True
 
 
 @pytest.mark.parametrize("info", [{"size": None}, {"accept_ranges": False}, {"etag": None}])

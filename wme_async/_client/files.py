@@ -1,7 +1,7 @@
 """Archives: head, download and read, written once for every kind."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 from urllib.parse import parse_qs, urljoin, urlsplit
@@ -11,7 +11,17 @@ from multidict import CIMultiDictProxy
 
 from wme_async._archive import ArchiveReader, OnBadRecord
 from wme_async._client.collection import Collection
-from wme_async._download import Budget, Download, FileInfo, Ordered, ProgressHook, SignedUrl, download, ordered
+from wme_async._download import (
+    Budget,
+    Checksum,
+    Download,
+    FileInfo,
+    Ordered,
+    ProgressHook,
+    SignedUrl,
+    download,
+    ordered,
+)
 from wme_async._protocol.answer import bare_url
 from wme_async._protocol.archive import DEFAULT_MAX_RECORD
 from wme_async._protocol.paths import chunk_path
@@ -42,7 +52,7 @@ class ArchiveSource:
         transport: Sends the requests.
         resource: Its row of the table.
         path: Path of its record; `/download` below it is the archive.
-        checksum: Returns the MD5 that its metadata promises, or None.
+        checksum: Returns what its metadata promises, or None.
     """
 
     def __init__(
@@ -50,7 +60,7 @@ class ArchiveSource:
         transport: Transport,
         resource: Resource,
         path: str,
-        checksum: "Callable[[], Any]",
+        checksum: Callable[[], Awaitable[Checksum | None]],
     ) -> None:
         self._transport = transport
         self._resource = resource
@@ -94,14 +104,13 @@ class ArchiveSource:
         seconds = _lifetime(url)
         return SignedUrl(url=url, expires_at=self._transport.monotonic() + max(1.0, seconds - _SIGNATURE_MARGIN))
 
-    async def checksum(self) -> str | None:
-        """Return the MD5 of the metadata, or None where there is no metadata."""
+    async def checksum(self) -> Checksum | None:
+        """Return MD5 and date of the metadata, or None where there is no metadata."""
         try:
-            version: str = await self._checksum()
+            return await self._checksum()
         except NotFound:
             # The Commons archive has no record, and one is written after its archive.
             return None
-        return version or None
 
 
 class Files(Collection[M], Generic[M, R]):
@@ -281,8 +290,9 @@ class Files(Collection[M], Generic[M, R]):
             budget: Connections and bandwidth to share with other downloads.
 
         Returns:
-            An async context manager that is an async iterator of `bytes`. Its end means that the MD5 is the one of the
-            metadata; what differs is an `IntegrityError` there.
+            An async context manager that is an async iterator of `bytes`. Its end means that they are those of the
+            object: `verified` is True where the metadata promises their MD5, None where the object is of another
+            version than the metadata, or has none. Anything else is an `IntegrityError` there.
 
         Raises:
             ValueError: The identifier is none, or an option is out of range.
@@ -314,12 +324,12 @@ class Files(Collection[M], Generic[M, R]):
         return Cost(pool=self._resource.pool, requests=len(identifiers) if self._resource.pool else 0)
 
     def _source(self, identifier: str | int) -> ArchiveSource:
-        async def version() -> str:
-            found = await self.get(identifier)
-            return found.version
+        async def checksum() -> Checksum | None:
+            record = await self.get(identifier)
+            return Checksum(md5=record.version, modified=record.date_modified) if record.version else None
 
         path = f"{self._path}/{self._quoted(identifier)}"
-        return ArchiveSource(self._transport, self._resource, path, version)
+        return ArchiveSource(self._transport, self._resource, path, checksum)
 
 
 class ChunkedFiles(Files[M, R]):

@@ -152,8 +152,8 @@ def _newest(uploads: list[FileRevision]) -> frozenset[str]:
     return frozenset(upload.sha1.lower() for upload in uploads if upload.date_modified == date)
 
 
-async def _no_md5() -> str:
-    return ""
+async def _no_md5() -> None:
+    """Promise nothing."""
 
 
 def _sha1_or_none(path: Path, unwanted: Callable[[], bool]) -> str | None:

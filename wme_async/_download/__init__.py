@@ -2,11 +2,12 @@
 
 from wme_async._download.budget import Budget
 from wme_async._download.job import download
-from wme_async._download.source import Download, FileInfo, Progress, ProgressHook, SignedUrl, Source
+from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, SignedUrl, Source
 from wme_async._download.window import Ordered, ordered
 
 __all__ = [
     "Budget",
+    "Checksum",
     "Download",
     "FileInfo",
     "Ordered",

@@ -1,18 +1,21 @@
 """What is asked of a source and its server beside the ranges: the version, the checksum, the whole file at once."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+
+import msgspec
 
 from wme_async._download.budget import Ticket
-from wme_async._download.engine import Replaced
+from wme_async._download.engine import Replaced, only_cause
 from wme_async._download.partfile import PartFile
-from wme_async._download.source import FileInfo, Source
+from wme_async._download.source import Checksum, FileInfo, Source
 from wme_async._protocol.ranges import etag_matches, strong_etag
 from wme_async._threads import long_in_thread
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, NotFound, StatusError
 
-__all__ = ["ask_whole", "checksum_or_none", "head_of", "pause", "verify", "verify_sha1"]
+__all__ = ["ask_whole", "pause", "verify", "verify_sha1", "version_of"]
 
 
 async def head_of(source: Source, transport: Transport) -> FileInfo:
@@ -36,46 +39,73 @@ async def pause(transport: Transport, attempt: int) -> None:
     await transport.sleep(transport.random.random() * min(retry.cap, retry.base * 2**attempt))
 
 
-async def checksum_or_none(source: Source) -> str | None:
+async def version_of(
+    source: Source, transport: Transport, *, checksum: bool = True
+) -> tuple[FileInfo, Checksum | None]:
+    """Ask for the version of a file and, where it is wanted, the checksum: both at once, and both free.
+
+    Raises:
+        NotFound: The file is not there.
+        WMEError: A question failed.
+    """
+    with only_cause():
+        async with asyncio.TaskGroup() as group:
+            info = group.create_task(head_of(source, transport))
+            promised = group.create_task(checksum_or_none(source)) if checksum else None
+    return info.result(), promised.result() if promised else None
+
+
+async def checksum_or_none(source: Source) -> Checksum | None:
     """Ask for the promised MD5; None also where the file has no metadata, as the monthly Commons archive has none."""
     try:
         promised = await source.checksum()
     except NotFound:
         return None
-    return promised.lower() if promised else None
+    if promised is None or not promised.md5:
+        return None
+    return msgspec.structs.replace(promised, md5=promised.md5.lower())
 
 
-async def verify(source: Source, md5: str | None, promised: str | None, info: FileInfo, part: PartFile) -> bool | None:
+async def verify(
+    source: Source,
+    md5: str | None,
+    promised: Checksum | None,
+    info: FileInfo,
+    has_etag: Callable[[], Awaitable[bool]],
+) -> bool | None:
     """Say whether the bytes are what the metadata promises.
 
     Archives are replaced in place, and their metadata follows a little later. So a mismatch is first looked up again;
     then the bytes are compared with the ETag, which comes with the object itself. If they have it, the object is whole
-    and newer than its metadata.
+    and newer than its metadata, or older where that was replaced since.
+
+    Args:
+        source: Where they come from.
+        md5: What they have, None where it was not wanted.
+        promised: What the metadata promised when they were asked for.
+        info: Their version.
+        has_etag: Says whether the bytes have the ETag of a file that was uploaded in parts. Called where nothing else
+            has proven them.
 
     Returns:
-        True if they are; None if there is nothing to compare with, or the metadata is older than the file.
+        True if they are; None if there is nothing to compare with, or the metadata is of another version.
 
     Raises:
         IntegrityError: They are not.
     """
     if md5 is None or promised is None:
         return None
-    if md5 == promised:
+    if md5 == promised.md5:
         return True
-    promised = await checksum_or_none(source)
-    if promised is None:
+    # Metadata that has vanished meanwhile proves as little as what it said before, so the ETag decides then too.
+    promised = await checksum_or_none(source) or promised
+    if md5 == promised.md5:
+        return True
+    if strong_etag(info.etag) == f'"{md5}"' or await has_etag():
         return None
-    if md5 == promised:
-        return True
-    etag = strong_etag(info.etag)
-    size = info.size
-    if etag is not None and size is not None:
-        got = await long_in_thread(lambda unwanted: part.etag(etag, size, unwanted))
-        if got == etag:
-            return None
     raise IntegrityError(
-        "the file does not have the MD5 that its metadata promises; nothing was kept, so download it again",
-        expected=promised,
+        "what arrived does not have the MD5 that its metadata promises; nothing was kept, so fetch it again",
+        expected=promised.md5,
         got=md5,
     )
 

@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
-from wme_async._download.asking import ask_whole, checksum_or_none, head_of, pause, verify, verify_sha1
+from wme_async._download.asking import ask_whole, pause, verify, verify_sha1, version_of
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced, check_ticket, only_cause
 from wme_async._download.partfile import PartFile, check_target, known_version
-from wme_async._download.source import Download, FileInfo, Progress, ProgressHook, Source
+from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, Source
+from wme_async._protocol.etags import PartSums
 from wme_async._protocol.pace import Meter, check_numbers
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
@@ -184,7 +185,7 @@ class Job:
         self.resumed = 0
         self.restarts = 0
         self.versions = 0
-        self.promised: str | None = None
+        self.promised: Checksum | None = None
         # For files that come in one stream; others have a plan.
         self.streamed = 0
         self.total: int | None = None
@@ -234,25 +235,19 @@ class Job:
                 each.close()
         await self._show(size, size)
         return Download(
-            path=self.to, size=size, etag=info.etag, version=md5 or self.promised, verified=verified,
-            seconds=self.transport.monotonic() - began, bytes_fetched=self.fetched,
+            path=self.to, size=size, etag=info.etag, version=md5 or (self.promised.md5 if self.promised else None),
+            verified=verified, seconds=self.transport.monotonic() - began, bytes_fetched=self.fetched,
             api_requests=self.ticket.requests, resumed=self.resumed, restarts=self.restarts,
         )  # fmt: skip
 
-    async def _ask(self) -> tuple[FileInfo, str | None]:
-        """Ask for the version and, where it is needed, the checksum: both at once, and both free."""
-        with only_cause():
-            async with asyncio.TaskGroup() as group:
-                info = group.create_task(head_of(self.source, self.transport))
-                wanted = self.verify or self.if_changed
-                promised = group.create_task(checksum_or_none(self.source)) if wanted else None
-        return info.result(), promised.result() if promised else None
+    async def _ask(self) -> tuple[FileInfo, Checksum | None]:
+        return await version_of(self.source, self.transport, checksum=self.verify or self.if_changed)
 
     async def _unchanged(self, info: FileInfo) -> tuple[str | None, bool | None] | None:
         return await long_in_thread(
             lambda unwanted: known_version(
-                self.to, identity=self.source.identity, size=info.size, etag=info.etag, promised=self.promised,
-                unwanted=unwanted,
+                self.to, identity=self.source.identity, size=info.size, etag=info.etag,
+                promised=self.promised.md5 if self.promised else None, unwanted=unwanted,
             )
         )  # fmt: skip
 
@@ -433,8 +428,16 @@ class Job:
         return after(writing, self.transport, delay)
 
     async def _verified(self, info: FileInfo, md5: str | None, part: PartFile) -> bool | None:
+        async def has_etag() -> bool:
+            etag = strong_etag(info.etag)
+            sums = PartSums(etag, info.size) if etag is not None and info.size is not None else None
+            if not sums:
+                return False
+            await long_in_thread(lambda unwanted: part.sum_parts(sums, unwanted))
+            return sums.proven()
+
         try:
-            verified = await verify(self.source, md5, self.promised, info, part)
+            verified = await verify(self.source, md5, self.promised, info, has_etag)
             return await verify_sha1(self.sha1, part) if self.sha1 else verified
         except IntegrityError:
             part.discard()

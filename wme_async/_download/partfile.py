@@ -14,10 +14,11 @@ from pathlib import Path
 import msgspec
 
 from wme_async._download.ledger import Ledger, boot_id
+from wme_async._protocol.etags import Digest, PartSums
 from wme_async._protocol.ranges import Claim, Plan, Spans, strong_etag
 from wme_async._threads import in_thread
 
-__all__ = ["PartFile", "check_target", "etag_of", "hash_range", "known_version"]
+__all__ = ["PartFile", "check_target", "hash_range", "known_version"]
 
 logger = logging.getLogger("wme_async.download")
 
@@ -34,9 +35,6 @@ _SLOW_WRITE = 0.020
 _RECENT = 0xFF
 _SLOW_PERIOD = 5.0
 _SLOW_MOST = 60.0
-
-# Part sizes in which objects are commonly uploaded; the first is the one of WME's exporter.
-_UPLOAD_PARTS = (100_000_000, *(mib << 20 for mib in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 256, 512, 1024)))
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,9 +243,9 @@ class PartFile:
         """Hash bytes that were written. Blocks; meant for a thread."""
         hash_range(self._fd, digest, start, stop)
 
-    def etag(self, etag: str, size: int, unwanted: Unwanted) -> str | None:
-        """Compute the ETag that an object store would give the file. Blocks for long; meant for a thread."""
-        return etag_of(self._fd, size, etag, unwanted)
+    def sum_parts(self, sums: PartSums, unwanted: Unwanted) -> None:
+        """Take the MD5s of the parts of the whole file. Blocks for long; meant for a thread."""
+        hash_range(self._fd, sums, 0, os.fstat(self._fd).st_size, unwanted)
 
     def sha1(self, unwanted: Unwanted) -> str:
         """Compute the SHA-1 of the whole file, in hexadecimal. Blocks for long; meant for a thread."""
@@ -321,7 +319,7 @@ class PartFile:
         os.close(fd)
 
 
-def hash_range(fd: int, digest: "hashlib._Hash", start: int, stop: int, unwanted: Unwanted | None = None) -> None:
+def hash_range(fd: int, digest: Digest, start: int, stop: int, unwanted: Unwanted | None = None) -> None:
     """Feed bytes of a file to a digest, in blocks that stay in the processor's cache.
 
     Raises:
@@ -338,36 +336,6 @@ def hash_range(fd: int, digest: "hashlib._Hash", start: int, stop: int, unwanted
             raise OSError(errno.EIO, "the unfinished file was cut short by somebody else")
         digest.update(view[:count])
         start += count
-
-
-def etag_of(fd: int, size: int, etag: str, unwanted: Unwanted | None = None) -> str | None:
-    """Compute the ETag that an object store gives these bytes, if it is of the same form as `etag`.
-
-    A file that was uploaded in one part has the MD5 of its bytes; one uploaded in n parts the MD5 of their MD5s, with
-    `-n` behind it. The size of the parts is not told, so the usual ones that make n parts are tried.
-
-    Returns:
-        `etag` where the bytes have it, else None.
-    """
-    text = etag.strip('"')
-    head, _, count = text.partition("-")
-    if len(head) != 32:
-        return None
-    if not count:
-        digest = hashlib.md5(usedforsecurity=False)
-        hash_range(fd, digest, 0, size, unwanted)
-        return etag if digest.hexdigest() == head else None
-    for part in _UPLOAD_PARTS:
-        if count != str(-(-size // part)):
-            continue
-        whole = hashlib.md5(usedforsecurity=False)
-        for start in range(0, size, part):
-            digest = hashlib.md5(usedforsecurity=False)
-            hash_range(fd, digest, start, min(size, start + part), unwanted)
-            whole.update(digest.digest())
-        if whole.hexdigest() == head:
-            return etag
-    return None
 
 
 def known_version(

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-__all__ = ["Download", "FileInfo", "Progress", "ProgressHook", "SignedUrl", "Source"]
+__all__ = ["Checksum", "Download", "FileInfo", "Progress", "ProgressHook", "SignedUrl", "Source"]
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +29,18 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str | None = None
     accept_ranges: bool = False
     headers: Mapping[str, str] = {}
+
+
+class Checksum(msgspec.Struct, frozen=True, kw_only=True):
+    """What the metadata of a file promise.
+
+    Args:
+        md5: Of all its bytes, in hexadecimal.
+        modified: The date of the metadata, UTC; None where unknown. A file that was stored later may be another one.
+    """
+
+    md5: str
+    modified: datetime | None = None
 
 
 class SignedUrl(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,8 +88,12 @@ class Source(Protocol):
         """
         ...  # pyright takes a body of words alone for one that returns nothing
 
-    async def checksum(self) -> str | None:
-        """Return the MD5 that the metadata promises, in hexadecimal, or None. Asked again after a mismatch."""
+    async def checksum(self) -> Checksum | None:
+        """Return what the metadata promise, or None. Free, and asked again after a mismatch.
+
+        Raises:
+            NotFound: There are no metadata.
+        """
         ...  # pyright takes a body of words alone for one that returns nothing
 
 
@@ -111,7 +127,8 @@ class Download(msgspec.Struct, frozen=True, kw_only=True):
         etag: Its version on the server, where known.
         version: Its MD5 in hexadecimal, where it was computed or promised.
         verified: True: the bytes have the checksum of the metadata. None: there was nothing to compare with, or the
-            file on the server is newer than its metadata. (A file that fails the check is never handed out.)
+            metadata is of another version and the bytes have the ETag of the file. (A file that fails the check is
+            never handed out.)
         unchanged: The file was there already in this version, so nothing was fetched.
         seconds: How long it took.
         bytes_fetched: Bytes that crossed the network for it, repeated ones included.

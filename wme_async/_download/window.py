@@ -9,12 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from wme_async._download.asking import ask_whole, checksum_or_none, head_of, pause
+from wme_async._download.asking import ask_whole, pause, verify, version_of
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
 from wme_async._download.job import Job, after
 from wme_async._download.partfile import PartFile
-from wme_async._download.source import Download, FileInfo, Source
+from wme_async._download.source import Checksum, Download, FileInfo, Source
+from wme_async._protocol.etags import PartSums, may_be_newer
 from wme_async._protocol.pace import check_numbers
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
@@ -59,7 +60,8 @@ def ordered(
         connections: At most so many; None leaves it to the budget.
         window: Bytes held ahead of the reader. With `tee` they are on the disk instead.
         tee: Keep the file too, under this name, resumable and verified as by `download`.
-        verify: Compare the MD5 with the one of the metadata; a mismatch is raised at the end, after the last bytes.
+        verify: Compare the MD5 with the one of the metadata, and where that is of another version the ETag with the one
+            of the file; a mismatch is raised at the end, after the last bytes.
         max_rate: Bytes per second.
         budget: Connections and bandwidth shared with other downloads.
         durable: As for `download`, with `tee`.
@@ -227,6 +229,7 @@ class _Windowed(Ordered):
         self._verify = verify
         self._ticket = Ticket(source, transport.monotonic)
         self._digest = hashlib.md5(usedforsecurity=False)
+        self._sums: PartSums | None = None
         self._pieces: dict[int, bytes] = {}
         self._to_hash: list[bytes] = []
         self._to_hash_size = 0
@@ -281,8 +284,9 @@ class _Windowed(Ordered):
     async def _run(self) -> None:
         restarts = 0
         while True:
-            info = await head_of(self._source, self._transport)
+            info, promised = await version_of(self._source, self._transport, checksum=self._verify)
             self.size = info.size
+            self._sums = _sums_of(info, promised)
             try:
                 await self._fetch(info)
                 break
@@ -295,7 +299,10 @@ class _Windowed(Ordered):
                 self._pieces.clear()
                 await pause(self._transport, restarts)
         if self._verify:
-            await self._check(info)
+            self.verified = await verify(self._source, self._digest.hexdigest(), promised, info, self._has_etag)
+
+    async def _has_etag(self) -> bool:
+        return self._sums is not None and self._sums.proven()
 
     async def _fetch(self, info: FileInfo) -> None:
         etag = strong_etag(info.etag)
@@ -384,18 +391,20 @@ class _Windowed(Ordered):
         def update() -> None:
             for piece in pieces:
                 self._digest.update(piece)
+                if self._sums is not None:
+                    self._sums.update(piece)
 
         await in_thread(update)
         self._hashed += sum(map(len, pieces))
 
-    async def _check(self, info: FileInfo) -> None:
-        promised = await checksum_or_none(self._source)
-        if promised is None:
-            return
-        got = self._digest.hexdigest()
-        # The ETag of an archive that was uploaded in one part comes with the object itself.
-        if got != promised and strong_etag(info.etag) != f'"{got}"':
-            raise IntegrityError(
-                "what was read does not have the MD5 that the metadata promises", expected=promised, got=got
-            )
-        self.verified = True if got == promised else None
+
+def _sums_of(info: FileInfo, promised: Checksum | None) -> PartSums | None:
+    """Return what is to be computed on the way for the case that the metadata is not of this version.
+
+    What was read is gone when that shows at the end. It costs another MD5 of all bytes, so that it is done only where
+    the dates allow the case.
+    """
+    etag = strong_etag(info.etag)
+    if promised is None or etag is None or info.size is None:
+        return None
+    return PartSums(etag, info.size) if may_be_newer(info.last_modified, promised.modified) else None

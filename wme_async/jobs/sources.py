@@ -14,7 +14,7 @@ import msgspec
 
 from wme_async._client.client import Client
 from wme_async._client.files import Files
-from wme_async._download import Budget, FileInfo, Progress, SignedUrl, download
+from wme_async._download import Budget, Checksum, FileInfo, Progress, SignedUrl, download
 from wme_async._protocol.ranges import parse_content_range
 from wme_async._protocol.retry import http_date
 from wme_async._transport import Body, Request, Transport
@@ -120,7 +120,7 @@ class UrlSource:
         self._used = True
         return SignedUrl(url=self.final_url, role="public")
 
-    async def checksum(self) -> str | None:
+    async def checksum(self) -> Checksum | None:
         """Return None: plain servers promise none."""
         return None
 
