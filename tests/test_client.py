@@ -659,6 +659,19 @@ async def test_an_archive_that_is_newer_than_its_metadata_is_read_for_one_metere
     assert content.verified is True
 
 
+async def test_a_signature_is_asked_for_again_with_backoff_while_the_other_connection_goes_on(sim, wme, tmp_path):
+    data = random.Random(0).randbytes(4_000_000)
+    sim.put_object("snapshots/enwiki_namespace_0.tar.gz", data)
+    sim.faults.script([("slow", {"rate": 3_000_000}), "expire"], role="store")
+    renewal = sim.faults.inject("status", role="api", path="/download", method="GET", status=503, skip=1, times=3)
+    done = await wme.snapshots.download("enwiki_namespace_0", tmp_path, connections=2)
+    assert renewal.hits == 3
+    assert done.verified is True
+    assert done.api_requests == 2
+    # Neither of the two ranges was asked for twice, but for the one that was refused.
+    assert sum(each.role == "store" for each in sim.requests) == 3
+
+
 async def test_gaps_are_filled_with_what_the_stream_would_have_sent(sim, wme):
     hour = datetime.fromisoformat(f"{sim.hours[-1]}:00:00+00:00")
 

@@ -16,7 +16,7 @@ from wme_async._download import Budget, Progress, SignedUrl, download, job, orde
 from wme_async._protocol.settings import Retry, Timeouts
 from wme_async._threads import in_thread
 from wme_async._transport import Transport
-from wme_async.errors import Forbidden, IntegrityError, NotFound, ServerError, WMEError
+from wme_async.errors import Forbidden, IntegrityError, NotFound, QuotaExceeded, ServerError, WMEError
 from wme_async.simulator import Simulator
 
 
@@ -588,6 +588,101 @@ async def test_an_address_that_cannot_be_had_is_asked_for_no_more_often_than_any
     assert source.signed == 1
     assert store_requests(sim) == []
     assert leftovers(tmp_path) == []
+
+
+class Signatures:
+    """Lets a source sign, or fail, in the order that a test wants."""
+
+    def __init__(self, source: StoreSource, *failures: WMEError | None) -> None:
+        self.failures = list(failures)
+        self.source, self.sign = source, source.sign
+        source.sign = self  # type: ignore[method-assign]
+
+    async def __call__(self) -> SignedUrl:
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is None:
+            return await self.sign()
+        self.source.signed += 1
+        raise failure
+
+
+@pytest.mark.parametrize("again", [None, "out of order for long"])
+async def test_what_is_under_way_goes_on_while_no_address_can_be_had(
+    sim: Simulator, transport: Transport, tmp_path: Path, again: str | None
+) -> None:
+    data = noise(3_000_000)
+    sim.put_object(KEY, data)
+    source = StoreSource(sim, transport)
+    # The second range is refused while the first has hardly begun; bytes are still to come by the time that shows.
+    sim.faults.script([("slow", {"rate": 3_000_000}), "expire"], role="store")
+    last = ServerError(again, status=500) if again else None
+    Signatures(source, None, ServerError("out of order", status=500), last)
+    fetch = download(source, tmp_path / "x", transport=transport, part_size=1_500_000, connections=2)
+    if again is None:
+        done = await fetch
+        assert (tmp_path / "x").read_bytes() == data
+        assert done.verified is True
+        assert source.signed == done.api_requests == 3
+    else:
+        with pytest.raises(ServerError, match="for long"):
+            await fetch
+        assert source.signed == 3, "it is asked for once more, and not again and again"
+        done = await download(source, tmp_path / "x", transport=transport)
+        assert done.resumed >= 1_400_000
+        assert done.verified is True
+    assert len(store_requests(sim)) == 3
+
+
+async def test_a_range_that_may_not_be_asked_for_ends_the_download_at_once_and_leaves_what_came(
+    sim: Simulator, transport: Transport, tmp_path: Path
+) -> None:
+    data = noise(9_000_000)
+    sim.put_object(KEY, data)
+    source = StoreSource(sim, transport)
+    sim.faults.script([None, ("stall", {"after": 1_000_000}), "expire"], role="store")
+    Signatures(source, None, Forbidden("not for you", status=403))
+    with pytest.raises(Forbidden, match="not for you"):
+        await download(source, tmp_path / "x", transport=transport, part_size=3_000_000, connections=2)
+    assert source.signed == 2
+    assert leftovers(tmp_path) == ["x.part", "x.part.ledger"]
+    assert (await download(source, tmp_path / "x", transport=transport)).resumed >= 2_900_000
+
+
+@pytest.mark.parametrize(
+    "failure", [QuotaExceeded("used up", pool="snapshot"), ServerError("out of order", status=500)], ids=str
+)
+async def test_a_file_whose_bytes_are_all_on_their_way_needs_no_address_to_be_whole(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: WMEError
+) -> None:
+    data = noise(4_000_000)
+    sim.put_object(KEY, data)
+    source = StoreSource(sim, transport)
+    # One connection is much slower than the other, which would take bytes over, for the price of another signature.
+    sim.faults.script([("slow", {"rate": 4_000_000}), ("slow", {"rate": 1_300_000})], role="store")
+    signatures = Signatures(source, None, failure)
+    real, source.lifetime = transport.monotonic, 20.0
+    monkeypatch.setattr(transport, "monotonic", lambda: 100 * real())
+    done = await download(source, tmp_path / "x", transport=transport, part_size=2_000_000, connections=2)
+    assert (tmp_path / "x").read_bytes() == data
+    assert done.verified is True
+    assert signatures.failures == [], "nobody wanted to take anything over"
+    assert source.signed == 2
+    assert len(store_requests(sim)) == 2
+
+
+async def test_bytes_are_taken_over_once_there_is_an_address_to_ask_for_them_with(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = noise(4_000_000)
+    sim.put_object(KEY, data)
+    source = StoreSource(sim, transport)
+    sim.faults.script([("slow", {"rate": 4_000_000}), ("slow", {"rate": 800_000})], role="store")
+    real, source.lifetime = transport.monotonic, 20.0
+    monkeypatch.setattr(transport, "monotonic", lambda: 100 * real())
+    done = await download(source, tmp_path / "x", transport=transport, part_size=2_000_000, connections=2)
+    assert done.verified is True
+    assert source.signed == 2
+    assert len(store_requests(sim)) >= 3
 
 
 async def test_a_cancelled_download_does_not_go_on_hashing_what_is_there(

@@ -174,6 +174,22 @@ def test_a_theft_from_a_slow_connection_takes_nearly_all_and_from_a_dead_one_all
     assert stolen[0].tries == 1
 
 
+def test_what_was_stolen_is_given_back_whole() -> None:
+    for moved in (0.0, 50.0):
+        plan = Plan(64 * MIB)
+        claim = plan.claim(0.0, most=64 * MIB)
+        assert claim is not None
+        claim.at = 8 * MIB
+        plan.tick(1.0)
+        stolen = plan.steal(1.0 + moved, setup=0.1)
+        assert stolen is not None
+        assert stolen[1].lost is (moved > 0)
+        plan.give_back(*stolen)
+        assert plan.claims == [claim]
+        assert (claim.start, claim.at, claim.stop, claim.lost) == (0, 8 * MIB, 64 * MIB, False)
+        assert plan.unclaimed == 0
+
+
 def test_nothing_is_stolen_for_less_than_it_costs() -> None:
     plan = Plan(4 * MIB)
     claim = plan.claim(0.0, most=4 * MIB)

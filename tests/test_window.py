@@ -17,7 +17,7 @@ from wme_async._download.partfile import PartFile
 from wme_async._protocol.etags import PartSums
 from wme_async._protocol.settings import Retry, Timeouts
 from wme_async._transport import Transport
-from wme_async.errors import IntegrityError, NotFound, WMEError
+from wme_async.errors import IntegrityError, NotFound, ServerError, WMEError
 from wme_async.simulator import Simulator
 
 KEY = "snapshots/x.tar.gz"
@@ -356,6 +356,27 @@ async def test_one_connection_needs_one_signature_however_long_the_reader_takes(
         got += b"".join([piece async for piece in stream])
     assert got == data
     assert source.signed == 1
+
+
+async def test_a_reader_gets_the_bytes_in_order_though_an_address_could_not_be_had_at_once(
+    sim: Simulator, transport: Transport
+) -> None:
+    data = noise(1_000_000)
+    sim.put_object(KEY, data)
+    source = Source(sim, transport)
+    sign = source.sign
+
+    async def failing() -> SignedUrl:
+        if source.signed == 1:
+            source.signed += 1
+            raise ServerError("out of order", status=500)
+        return await sign()
+
+    source.sign = failing  # type: ignore[method-assign]
+    sim.faults.script([None, ("slow", {"rate": 400_000}), "expire"], role="store")
+    async with asyncio.timeout(20):
+        assert await read(ordered(source, transport=transport, connections=2, window=400_000)) == data
+    assert source.signed == 3
 
 
 async def test_a_server_that_ignores_ranges_is_read_in_one_stream(sim: Simulator, transport: Transport) -> None:

@@ -123,7 +123,8 @@ class Ticket:
 
     Attributes:
         requests: How often it was signed.
-        failure: Why it could not be signed. Whoever signs has tried as often as is allowed, so it is not tried again.
+        failure: Why it could not be signed. Whoever signs has tried as often as is allowed, so it is not tried again
+            unless `forgive` lets it.
     """
 
     _STRIKES = 3
@@ -134,8 +135,14 @@ class Ticket:
         self._signed: SignedUrl | None = None
         self._lock = asyncio.Lock()
         self._strikes = 0
+        self._forgiven = False
         self.requests = 0
         self.failure: WMEError | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether the next `get` has to ask for another address than the one there was."""
+        return self.requests > 0 and self._current() is None
 
     @property
     def lifetime(self) -> float | None:
@@ -167,6 +174,18 @@ class Ticket:
                     self.failure = copy.copy(error)
                     raise
             return signed
+
+    def forgive(self) -> bool:
+        """Let it be tried again after a failure: once, since what failed may have been metered all the same.
+
+        Returns:
+            Whether it may be.
+        """
+        if self._forgiven:
+            return False
+        self._forgiven = True
+        self.failure = None
+        return True
 
     def worked(self) -> None:
         """Note that the store took the address."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 from collections.abc import Awaitable, Iterator
 from typing import NoReturn, Protocol
 
@@ -37,6 +38,10 @@ class NoRanges(Exception):
 
 class _Enough(Exception):
     """All bytes of a claim are there; whatever else is sent is not wanted."""
+
+
+class _NoAddress(Exception):
+    """No address can be had; the ticket says why."""
 
 
 class Store(Protocol):
@@ -111,6 +116,9 @@ class Crew:
         self._scopes: dict[Claim, asyncio.Timeout] = {}
         self._news = asyncio.Event()
         self._answered = False
+        # Requests that had an address when they were sent, and what had come when none could be had.
+        self._under_way = 0
+        self._came: int | None = None
 
     async def run(self) -> None:
         """Fetch everything.
@@ -161,7 +169,7 @@ class Crew:
             self._budget.tick(now)
             if tick % _TICKS_A_LOOK == 0:
                 self.plan.tick(now)
-                if not self._at_once:
+                if not self._at_once and self._ticket.failure is None:
                     self._replace_slow(now)
             self.tell()
 
@@ -172,19 +180,58 @@ class Crew:
 
     async def _work(self) -> None:
         while not self.plan.complete:
+            if self._stands_by():
+                await self.news()
+                continue
             if self._plenty():
                 await self._budget.acquire()
             elif not self._budget.try_acquire():
                 await self.news()
                 continue
             try:
-                found = self._next()
+                found = await self._found()
                 if found is not None:
                     await self._serve(*found)
             finally:
                 self._budget.release()
             if found is None:
                 await self.news()
+
+    def _stands_by(self) -> bool:
+        """Say whether to leave the work to those that have an address, since no other can be had.
+
+        What is under way goes on whatever becomes of the signature. If bytes came by the time that the last has ended,
+        an address is asked for once more.
+
+        Raises:
+            WMEError: Why none can be had, when that ends the download: nobody brings any bytes, or there are some to
+                ask for and waiting does not help.
+        """
+        failure = self._ticket.failure
+        if failure is None:
+            return False
+        passes = is_transient(failure)
+        if self._under_way and (passes or not self.plan.unclaimed):
+            if self._came is None:
+                self._came = self.fetched
+            return True
+        if passes and self._came is not None and self.fetched > self._came and self._ticket.forgive():
+            return False
+        # A copy: with the error itself its frames would be kept.
+        raise copy.copy(failure)
+
+    async def _found(self) -> tuple[Claim, Claim | None] | None:
+        """Return what `_next` finds; where it is taken over from another, there is an address to ask for it with."""
+        found = self._next()
+        if found is None or found[1] is None or not self._ticket.expired:
+            return found
+        # Asking for one may take long, or be in vain. Until then the bytes stay with whoever is fetching them.
+        self.plan.give_back(found[0], found[1])
+        try:
+            await self._ticket.get()
+        except WMEError:
+            return None
+        return self._next()
 
     def _plenty(self) -> bool:
         """Whether there are bytes that nobody fetches and that may be asked for."""
@@ -222,6 +269,8 @@ class Crew:
         except TimeoutError:
             if not scope.expired():
                 raise
+        except _NoAddress:
+            pass
         finally:
             self._scopes.pop(claim, None)
             self.plan.release(claim, self._transport.monotonic())
@@ -250,12 +299,12 @@ class Crew:
             await self._transport.sleep(wait)
 
     def _wait_after(self, error: WMEError, backoff: Backoff, elapsed: float) -> float:
-        """Return the seconds to wait before the next attempt, or raise what ends the download."""
-        if self._ticket.failure is not None:
-            raise error
+        """Return the seconds to wait before the next attempt, or raise what ends the claim or the download."""
         status = error.status if isinstance(error, StatusError) else None
         if status in {412, 416}:
             raise Replaced(str(error)) from error
+        if self._ticket.failure is not None:
+            raise _NoAddress from error
         if status in {429, 503}:
             self._budget.governor.refused(self._transport.monotonic())
         if status == 403:
@@ -280,6 +329,7 @@ class Crew:
             await self._transport.sleep(debt)
         signed = await self._ticket.get()
         start, stop = claim.at, claim.stop
+        self._under_way += 1
         asked = self._transport.monotonic()
         try:
             async with self._transport.open(range_request(signed, start, stop, self._etag), retry=False) as body:
@@ -294,6 +344,7 @@ class Crew:
                 self._ticket.refused(signed)
             raise
         finally:
+            self._under_way -= 1
             self._budget.finished()
         if claim.rest:
             raise Interrupted(f"the answer ended {claim.rest} bytes before the end of its range", url=None)

@@ -322,6 +322,11 @@ class Plan:
         self.claims.append(thief)
         return thief, victim
 
+    def give_back(self, thief: Claim, victim: Claim) -> None:
+        """Undo a `steal` that nothing has come of yet."""
+        self.claims.remove(thief)
+        victim.stop, victim.lost = thief.stop, False
+
     def stragglers(self, now: float, *, floor: float | None, patience: float, factor: float = 16.0) -> list[Claim]:
         """Return the claims that ought to be asked for again, from their last byte, by a new connection.
 
