@@ -17,7 +17,7 @@ from wme_async._download.partfile import PartFile
 from wme_async._protocol.etags import PartSums
 from wme_async._protocol.settings import Retry, Timeouts
 from wme_async._transport import Transport
-from wme_async.errors import IntegrityError, NotFound, ServerError, WMEError
+from wme_async.errors import Forbidden, IntegrityError, NotFound, ServerError, WMEError
 from wme_async.simulator import Simulator
 
 KEY = "snapshots/x.tar.gz"
@@ -258,6 +258,35 @@ async def test_a_server_without_ranges_is_read_in_one_stream(
     sim.faults.inject("drop", role="store", after=300_000)
     with pytest.raises(WMEError):
         await read(ordered(Source(sim, transport, **info), transport=transport, window=100_000))
+
+
+@pytest.mark.parametrize("fault", ["expire", "encoding", "empty", "status", "drop"])
+@pytest.mark.parametrize("tee", [False, True])
+async def test_a_stream_that_nobody_has_read_of_is_begun_again(
+    sim: Simulator, transport: Transport, tmp_path: Path, fault: str, tee: bool
+) -> None:
+    data = noise(900_000)
+    sim.put_object(KEY, data)
+    details: dict[str, Any] = {"after": 0} if fault == "drop" else {}
+    sim.faults.inject(fault, role="store", **details)
+    source = Source(sim, transport, accept_ranges=False)
+    stream = ordered(source, transport=transport, tee=tmp_path / "x" if tee else None)
+    assert await read(stream) == data
+    assert stream.verified is True
+    assert source.signed == (2 if fault == "expire" else 1)
+
+
+@pytest.mark.parametrize("tee", [False, True])
+async def test_a_stream_whose_address_never_works_is_given_up_soon(
+    sim: Simulator, transport: Transport, tmp_path: Path, tee: bool
+) -> None:
+    sim.put_object(KEY, noise(900_000))
+    sim.faults.inject("expire", role="store", times=None)
+    source = Source(sim, transport, accept_ranges=False)
+    with pytest.raises(Forbidden) as caught:
+        await read(ordered(source, transport=transport, tee=tmp_path / "x" if tee else None))
+    assert source.signed == 3
+    assert "clock" in "".join(getattr(caught.value, "__notes__", []))
 
 
 async def test_a_reader_gets_no_bytes_of_two_answers_that_nothing_proves_to_be_the_same(

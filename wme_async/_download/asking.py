@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 import msgspec
 
 from wme_async._download.budget import Ticket
-from wme_async._download.engine import Replaced, only_cause
+from wme_async._download.engine import Replaced, check_ticket, only_cause
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import Checksum, FileInfo, Source
 from wme_async._protocol.ranges import etag_matches, strong_etag
+from wme_async._protocol.retry import Backoff, gave_up, is_transient
 from wme_async._threads import long_in_thread
 from wme_async._transport import Body, Request, Transport
-from wme_async.errors import IntegrityError, NotFound, StatusError
+from wme_async.errors import IntegrityError, NotFound, StatusError, WMEError
 
-__all__ = ["ask_whole", "pause", "verify", "verify_sha1", "version_of"]
+__all__ = ["ask_whole", "pause", "verify", "verify_sha1", "version_of", "wait_after_whole"]
 
 
 async def head_of(source: Source, transport: Transport) -> FileInfo:
@@ -148,6 +149,35 @@ async def ask_whole(transport: Transport, ticket: Ticket, info: FileInfo) -> Asy
         if error.status == 403:
             ticket.refused(signed)
         raise
+
+
+def wait_after_whole(error: WMEError, ticket: Ticket, backoff: Backoff, elapsed: float) -> float:
+    """Return the seconds to wait before a file is asked for in one answer again, or raise what ends that.
+
+    Args:
+        error: Why the last answer was not taken.
+        ticket: Where its address came from.
+        backoff: Counts the attempts.
+        elapsed: Seconds since the first one began.
+
+    Raises:
+        Replaced: It is another version.
+        WMEError: It cannot be had.
+    """
+    status = error.status if isinstance(error, StatusError) else None
+    if status == 412:
+        raise Replaced(str(error)) from error
+    if ticket.failure is not None:
+        raise error
+    if status == 403:
+        check_ticket(ticket, error)
+        return 0.0
+    if not is_transient(error) and not isinstance(error, IntegrityError):
+        raise error
+    wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
+    if wait is None:
+        raise gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
+    return wait
 
 
 def _whole_size(body: Body, info: FileInfo, etag: str | None) -> int | None:

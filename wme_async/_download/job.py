@@ -6,19 +6,19 @@ import inspect
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
-from wme_async._download.asking import ask_whole, pause, verify, verify_sha1, version_of
+from wme_async._download.asking import ask_whole, pause, verify, verify_sha1, version_of, wait_after_whole
 from wme_async._download.budget import Budget, Ticket
-from wme_async._download.engine import Crew, NoRanges, Replaced, check_ticket, only_cause
+from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
 from wme_async._download.partfile import PartFile, check_target, known_version
 from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, Source
 from wme_async._protocol.etags import PartSums
 from wme_async._protocol.pace import Meter, check_numbers
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
-from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._protocol.retry import Backoff
 from wme_async._protocol.settings import check_kinds
 from wme_async._threads import in_thread, long_in_thread
 from wme_async._transport import Transport
-from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
+from wme_async.errors import IntegrityError, Interrupted, WMEError
 
 __all__ = ["Job", "PartStore", "after", "download"]
 
@@ -374,29 +374,13 @@ class Job:
                     await self._ask_stream(info, part, digest)
                     return digest.hexdigest() if digest else None
                 except WMEError as error:
-                    wait = self._wait_after(error, backoff, self.transport.monotonic() - began)
+                    wait = wait_after_whole(error, self.ticket, backoff, self.transport.monotonic() - began)
                     if strong_etag(info.etag) is None:
                         self.versions += 1
                     self._withdraw()
                 await self.transport.sleep(wait)
         finally:
             self.budget.release()
-
-    def _wait_after(self, error: WMEError, backoff: Backoff, elapsed: float) -> float:
-        if self.ticket.failure is not None:
-            raise error
-        status = error.status if isinstance(error, StatusError) else None
-        if status == 412:
-            raise Replaced(str(error)) from error
-        if status == 403:
-            check_ticket(self.ticket, error)
-            return 0.0
-        if not is_transient(error) and not isinstance(error, IntegrityError):
-            raise error
-        wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
-        if wait is None:
-            raise gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
-        return wait
 
     async def _ask_stream(self, info: FileInfo, part: PartFile, digest: "hashlib._Hash | None") -> None:
         async with ask_whole(self.transport, self.ticket, info) as (body, expected):

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from wme_async._download.asking import ask_whole, pause, verify, version_of
+from wme_async._download.asking import ask_whole, pause, verify, version_of, wait_after_whole
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
 from wme_async._download.job import Job, after
@@ -18,11 +18,11 @@ from wme_async._download.source import Checksum, Download, FileInfo, Source
 from wme_async._protocol.etags import PartSums, may_be_newer
 from wme_async._protocol.pace import check_numbers
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
-from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._protocol.retry import Backoff
 from wme_async._protocol.settings import check_kinds
 from wme_async._threads import ended, in_thread
 from wme_async._transport import Transport
-from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
+from wme_async.errors import IntegrityError, Interrupted, WMEError
 
 __all__ = ["Ordered", "ordered"]
 
@@ -339,16 +339,11 @@ class _Windowed(Ordered):
                 try:
                     return await self._ask_stream(info)
                 except WMEError as error:
-                    if isinstance(error, StatusError) and error.status == 412:
-                        raise Replaced(str(error)) from error
-                    if self.position or self._ticket.failure is not None or not is_transient(error):
+                    wait = wait_after_whole(error, self._ticket, backoff, self._transport.monotonic() - began)
+                    if self.position:
                         raise
                     # At once: a reader may come before the next attempt.
                     self._pieces.clear()
-                    elapsed = self._transport.monotonic() - began
-                    wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
-                    if wait is None:
-                        raise gave_up(error, attempts=backoff.attempts, elapsed=elapsed) from None
                 await self._transport.sleep(wait)
         finally:
             self._budget.release()
