@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import json
 import os
 import random
@@ -16,11 +17,11 @@ from typing import Any
 import pytest
 from download_store import KEY, StoreSource, leftovers, store_requests
 
-from wme_async._download import download
+from wme_async._download import SignedUrl, download
 from wme_async._download.ledger import Ledger, boot_id
 from wme_async._protocol.settings import Retry, Timeouts
 from wme_async._transport import Transport
-from wme_async.errors import WMEError
+from wme_async.errors import Forbidden, ServerError, WMEError
 from wme_async.simulator import Simulator
 
 
@@ -65,6 +66,21 @@ KINDS: list[tuple[str, Any]] = [
 VARIANTS: list[dict[str, Any]] = [{}, {}, {}, {"size": None}, {"accept_ranges": False}]
 
 
+def make_unreliable(source: StoreSource, rng: random.Random) -> None:
+    """Let the API refuse a signature now and then, for a while or for good; it has been asked often enough by then."""
+    sign = source.sign
+    failures = [ServerError("out of order", status=500), Forbidden("not for you", status=403)]
+
+    async def unreliable() -> SignedUrl:
+        if rng.random() < 0.4:
+            source.signed += 1
+            raise copy.copy(rng.choice(failures))
+        return await sign()
+
+    source.sign = unreliable  # type: ignore[method-assign]
+    source.lifetime = rng.choice([0.02, 60.0])
+
+
 async def one_script(sim: Simulator, folder: Path, seed: int) -> str:
     rng = random.Random(seed)
     key = f"snapshots/torture_{seed}.tar.gz"
@@ -82,6 +98,8 @@ async def one_script(sim: Simulator, folder: Path, seed: int) -> str:
         None, retry=Retry(attempts=4, base=0.001, cap=0.004), timeouts=Timeouts(read=0.25), random=rng
     )
     source = StoreSource(sim, transport, key, **rng.choice(VARIANTS))
+    if rng.random() < 0.2:
+        make_unreliable(source, rng)
     target = folder / str(seed)
     outcome = "error"
     try:
