@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wme_async._protocol import archive
@@ -80,6 +80,8 @@ def outcome(line: bytes) -> Any:
         return "does not fit"
 
 
+# A piece of no bytes between a backslash and what it stands for.
+@example(line=rb'{"html":"\""}', places=[9, 10, 10])
 @given(line=lines(), places=PLACES)
 def test_what_is_wanted_is_the_same(line: bytes, places: list[int]) -> None:
     assert names_of(Outer) == NAMES

@@ -61,9 +61,10 @@ class Trimmer:
 
     def _clean(self, piece: bytes) -> bytes:
         """Return bytes of the same length where only quotes that begin or end a string are left."""
-        text = b" " + piece[1:] if self._escaped else piece
+        text = b" " + piece[1:] if piece and self._escaped else piece
         text = text.replace(rb"\\", b"  ").replace(rb"\"", b"  ")
-        self._escaped = text.endswith(b"\\")
+        if piece:
+            self._escaped = text.endswith(b"\\")
         return text
 
     def _unwanted(self, before: bytearray) -> bool:
