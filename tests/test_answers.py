@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wme_async import Client, Retry
+from wme_async import Cache, Client, Retry
 from wme_async._protocol.query import Query, filterable
 from wme_async.errors import DecodeError, Unauthorized
 from wme_async.models import (
@@ -546,3 +546,66 @@ async def test_metadata_that_are_no_objects_are_told(sim, wme):
     for filters in (None, {"code": "wiki"}, {"code": ""}):
         with pytest.raises(DecodeError):
             await wme.projects.list(filters=filters)
+
+
+# What gateways say with a status of success
+
+SAID = [
+    b'{"message":"Forbidden"}',
+    b'{"error": {"code": 7}, "path": "/v2"}',
+    b'{"timestamp":1,"status":404,"Error":"Not Found"}\n',
+    b'[{"errors":[{"detail":"x"}]}]',
+]
+NATO = {"is_part_of.identifier": "enwiki"}
+ASKED = {
+    "lists": lambda wme: wme.projects.list(),
+    "lists_filtered_here": lambda wme: wme.projects.list(filters={"code": ""}),
+    "batches": lambda wme: wme.batches("2025-07-16T05").get("enwiki_namespace_0"),
+    "dotted_fields": lambda wme: wme.snapshots.get("enwiki_namespace_0", fields=["size.value"]),
+    "articles": lambda wme: wme.articles.lookup("NATO", filters=NATO),
+    "articles_reduced_here": lambda wme: wme.articles.lookup("NATO", filters=NATO, fields=["version.identifier"]),
+    "structured": lambda wme: wme.structured_contents.lookup("NATO", filters=NATO),
+    "entities": lambda wme: wme.wikidata.items.get("Q42"),
+    "labels": lambda wme: wme.wikidata.labels.get("Q42"),
+    "files": lambda wme: wme.files.get("Ottawa 0757.jpg"),
+}
+
+
+@pytest.mark.parametrize("body", SAID)
+@pytest.mark.parametrize("asked", ASKED)
+async def test_an_error_under_a_status_of_success_is_no_empty_record(sim, wme, asked, body):
+    sim.faults.inject("status", role="api", status=200, body=body, times=None)
+    with pytest.raises(DecodeError) as caught:
+        await ASKED[asked](wme)
+    if asked != "labels" or b"Forbidden" in body:  # the others are no labels either
+        assert "an error in place of" in str(caught.value)
+        assert body.decode().strip("[]\n") in str(caught.value)
+    assert (caught.value.record or b"").strip(b"[]\n") == body.strip(b"[]\n")
+
+
+async def test_an_error_under_a_status_of_success_is_the_error_of_each_title_and_never_kept(sim):
+    async with Client(**sim.client_options(), cache=Cache()) as wme:
+        fault = sim.faults.inject("status", role="api", status=200, body=SAID[0], times=None)
+        async with wme.articles.lookup_many(["NATO", "Marie Curie"], filters=NATO) as results:
+            assert [type(each.error) for each in [one async for one in results]] == [DecodeError, DecodeError]
+        fault.remove()
+        (found,) = await wme.articles.lookup("NATO", filters=NATO)
+    assert found.name == "NATO"
+
+
+async def test_an_error_in_place_of_metadata_does_not_leave_an_archive_unproven(sim, wme, tmp_path):
+    sim.faults.inject("status", role="api", method="POST", path="/v2/snapshots", status=200, body=SAID[0], times=None)
+    with pytest.raises(DecodeError, match="Forbidden"):
+        await wme.snapshots.download("enwiki_namespace_0", tmp_path)
+
+
+async def test_an_error_in_place_of_the_account_is_not_one_without_groups(sim, wme):
+    sim.faults.inject("status", role="auth", path="get-user", status=200, body=SAID[0], times=None)
+    with pytest.raises(DecodeError, match="Forbidden"):
+        await wme.auth.quota()
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[{}]", b'{"new":1}', b'{"identifier":"enwiki_namespace_0","message":"x"}'])
+async def test_a_record_of_which_nothing_is_left_or_known_is_one_all_the_same(sim, wme, body):
+    sim.faults.inject("status", role="api", method="POST", status=200, body=body)
+    assert type(await wme.snapshots.get("enwiki_namespace_0", fields=["identifier"])).__name__ == "Snapshot"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import errors
-from wme_async._protocol.answer import bare_url, error_of, words_of
+from wme_async._protocol.answer import bare_url, error_of, is_error, words_of
 from wme_async._protocol.quota import Allowances, Cost, month_of, quota_of
 from wme_async._protocol.retry import Backoff, http_date, is_transient, parse_retry_after
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
@@ -380,3 +380,20 @@ def test_a_quota_takes_the_higher_count_and_knows_what_fits():
 def test_months_are_those_of_utc():
     assert month_of(1_793_491_199) == "2026-10"
     assert month_of(1_793_491_200) == "2026-11"
+
+
+@given(st.dictionaries(st.sampled_from(["name", "version", "new", "message", "status", "error"]), st.integers()))
+def test_an_error_has_a_word_for_it_and_nothing_that_a_record_has(document: dict[str, int]):
+    known = frozenset({"name", "version"})
+    expected = not known & document.keys() and bool(document.keys() & {"message", "status", "error"})
+    assert is_error(json.dumps(document).encode(), known) is expected
+    assert is_error(json.dumps([document, document]).encode(), known) is expected
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'"message"', b'{"message":', b"\xff", b"[" * 10_000, b"[[1]]"])
+def test_what_is_no_object_is_for_others_to_judge(body: bytes):
+    assert not is_error(body, frozenset())
+
+
+def test_flat_names_of_metadata_are_known_by_their_object():
+    assert not is_error(b'{"size__value":1,"message":"x"}', frozenset({"size"}))

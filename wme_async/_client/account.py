@@ -5,6 +5,8 @@ import logging
 
 import msgspec
 
+from wme_async._protocol.answer import instead_of, is_error
+from wme_async._protocol.query import known_names
 from wme_async._protocol.quota import FREE_PLAN, POOLS, Allowances, Cost, Quota, month_of, quota_of
 from wme_async._threads import in_thread
 from wme_async._transport import Request, TokenKeeper, Transport
@@ -102,6 +104,9 @@ class Account:
             WMEError: It could not be asked.
         """
         response = await self._transport.request(Request(method="POST", role="auth", path="/v1/get-user", token=True))
+        # It would be an account without groups, which has no allowances to keep to.
+        if is_error(response.body, known_names(User)):
+            raise DecodeError(f"get-user answered with {instead_of('an account', response.body)}", record=response.body)
         try:
             return msgspec.json.decode(response.body, type=User)
         except (msgspec.DecodeError, ValueError) as error:

@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 import msgspec
 
 from wme_async._client.cache import Cache, cached, usable
-from wme_async._protocol.answer import bare_url, words_of
+from wme_async._protocol.answer import bare_url, instead_of, is_error, words_of
 from wme_async._protocol.decode import DECODE_ERRORS, why
 from wme_async._protocol.paths import identifier_path
-from wme_async._protocol.query import Query
+from wme_async._protocol.query import Query, known_names
 from wme_async._protocol.resources import Resource
 from wme_async._transport import Request, Response, Transport
 from wme_async.errors import DecodeError
@@ -168,9 +168,12 @@ def decoded(response: Response, query: Query, *, form: Form | None = None) -> li
         form: Brings a record into the form that the names of the query go by, where it may come in several.
 
     Raises:
-        DecodeError: The answer is no JSON, or not of the query's type.
+        DecodeError: The answer is no JSON, not of the query's type, or an error under a status of success.
     """
     body = response.body
+    if is_error(body, known_names(query.model)):
+        shown = bare_url(response.url)
+        raise DecodeError(f"{shown} answered with {instead_of('records', body)}", url=shown, record=body)
     local = query.reshapes or query.selects or form is not None
     many = body[:64].lstrip()[:1] == b"["
     try:

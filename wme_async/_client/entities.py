@@ -13,10 +13,10 @@ from wme_async._client.collection import decoded
 from wme_async._client.files import ChunkedFiles, Files
 from wme_async._client.lookup import Hint, asked, cost_of
 from wme_async._client.many import Looked, LookupProgress, Lookups
-from wme_async._protocol.answer import bare_url
+from wme_async._protocol.answer import bare_url, instead_of, is_error
 from wme_async._protocol.decode import DECODE_ERRORS, why
 from wme_async._protocol.paths import hour_path
-from wme_async._protocol.query import Query
+from wme_async._protocol.query import Query, known_names
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
 from wme_async._transport import Request, Response, Transport
@@ -282,11 +282,14 @@ class Labels(_ById[dict[str, str]]):
 
     async def _one(self, identifier: str, query: Query, recheck: bool | None) -> dict[str, str]:
         response = await self._answer(identifier, query, recheck)
+        shown = bare_url(response.url)
         with usable(self._cache, response):
+            if is_error(response.body, known_names(query.model)):
+                words = instead_of("labels", response.body)
+                raise DecodeError(f"{shown} answered with {words}", url=shown, record=response.body)
             try:
                 labels = merge_labels(_labels.decode(response.body))
             except DECODE_ERRORS as error:
-                shown = bare_url(response.url)
                 raise DecodeError(
                     f"{shown} did not answer with labels: {why(error)}", url=shown, record=response.body
                 ) from error

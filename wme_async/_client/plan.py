@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import msgspec
 
-from wme_async._protocol.answer import bare_url, words_of
+from wme_async._protocol.answer import bare_url, instead_of, is_error, words_of
 from wme_async._protocol.decode import DECODE_ERRORS, why
-from wme_async._protocol.query import Backend, Query
+from wme_async._protocol.query import Backend, Query, known_names
 from wme_async._protocol.query.rules import COMPUTED
 from wme_async._transport import Response
 from wme_async.errors import DecodeError
@@ -167,7 +167,11 @@ def read_answer(response: Response, plan: Plan) -> tuple[list[Any], DecodeError 
         return [], None
     first: DecodeError | None = None
     found: list[Any] = []
+    known = known_names(plan.query.model)
     for number, line in enumerate(_rows(body), 1):
+        if is_error(line, known):
+            first = first or _broken(response, line, number, instead_of("a record", line))
+            continue
         try:
             record = _record(line, plan)
         except DECODE_ERRORS as error:

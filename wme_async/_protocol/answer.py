@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -10,9 +11,13 @@ import msgspec
 from wme_async._protocol.retry import parse_retry_after
 from wme_async.errors import StatusError, error_for_status
 
-__all__ = ["bare_url", "error_of", "words_of"]
+__all__ = ["bare_url", "error_of", "instead_of", "is_error", "words_of"]
 
 _EXCERPT = 2000
+
+_FIRST_KEY = re.compile(rb'[\s\[]*\{\s*"([^"\\]*)"')
+# What gateways name their errors with. No record of the services has one of these and nothing else that is known.
+_ERROR_KEYS = frozenset({"code", "detail", "error", "errors", "fault", "message", "status"})
 
 
 def bare_url(url: str) -> str:
@@ -50,6 +55,40 @@ def words_of(body: bytes) -> str:
         title = _inside(text, "title") or _inside(text, "h1")
         return f"an HTML page, not an answer of the API{f': {title}' if title else ''}"
     return " ".join(text.split())[:200]
+
+
+def is_error(body: bytes, known: AbstractSet[str]) -> bool:
+    """Say whether an answer with a status of success is an error all the same, as proxies and gateways send it.
+
+    All fields of a record may be missing, so such an object would decode into an empty one. It is an error where it has
+    no field that the service could have sent, and one that errors are told in.
+
+    Args:
+        body: JSON: an object, or a list of objects.
+        known: The names that an object may have in this answer; of flat ones (`size__value`) that of their object.
+
+    Returns:
+        False also for what is no JSON: whoever decodes it says so.
+    """
+    first = _FIRST_KEY.match(body)
+    # Nearly every record is known by its first name, so that the rest need not be read twice.
+    if first is None or first[1].decode(errors="replace").partition("__")[0] in known:
+        return False
+    try:
+        document = msgspec.json.decode(body)
+    except (ValueError, RecursionError):  # msgspec's errors, and those of bad UTF-8, are ValueErrors
+        return False
+    rows = document if isinstance(document, list) else [document]
+    return any(isinstance(row, dict) and _tells(row.keys(), known) for row in rows)
+
+
+def _tells(keys: AbstractSet[str], known: AbstractSet[str]) -> bool:
+    return not any(key.partition("__")[0] in known for key in keys) and any(key.lower() in _ERROR_KEYS for key in keys)
+
+
+def instead_of(wanted: str, body: bytes) -> str:
+    """Return the words for an answer that `is_error`, with its beginning in one line."""
+    return f"an error in place of {wanted}: {' '.join(body[:_EXCERPT].decode('utf-8', 'replace').split())[:200]}"
 
 
 def _inside(text: str, tag: str) -> str:

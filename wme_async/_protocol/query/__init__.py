@@ -25,10 +25,18 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from wme_async._protocol.query import rules
-from wme_async._protocol.query.names import Place, describe, fields_of, leaves, required_objects, resolve
+from wme_async._protocol.query.names import (
+    Place,
+    describe,
+    fields_of,
+    known_names,
+    leaves,
+    required_objects,
+    resolve,
+)
 from wme_async._protocol.query.rules import Backend, Value
 
-__all__ = ["Backend", "Condition", "Query", "Value", "fields_of", "filterable"]
+__all__ = ["Backend", "Condition", "Query", "Value", "fields_of", "filterable", "known_names"]
 
 Record = TypeVar("Record", bound=dict[str, Any] | Struct)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from msgspec import Struct, inspect
 from msgspec.structs import replace
 
-__all__ = ["Place", "Shape", "describe", "fields_of", "leaves", "required_objects", "resolve"]
+__all__ = ["Place", "Shape", "describe", "fields_of", "known_names", "leaves", "required_objects", "resolve"]
 
 _SCALARS: Final[Mapping[type[inspect.Type], type]] = {
     inspect.StrType: str,
@@ -277,6 +277,16 @@ def _asked(described: inspect.Type, model: Any, prefix: str, inside: tuple[type,
         below = [one for each in objects for one in _asked(each, model, f"{name}.", (*inside, described.cls))]
         everything = {f"{name}.{part}" for part in place.shape.parts}
         yield from [name] if not below or everything <= set(below) else dict.fromkeys(below)
+
+
+@lru_cache(maxsize=256)
+def known_names(model: Any) -> frozenset[str]:
+    """Return the names that the records of a model may have at the top, other spellings included.
+
+    Args:
+        model: A Struct, or a dict for answers whose keys are data: it knows none.
+    """
+    return frozenset(field.encode_name for field in getattr(inspect.type_info(model), "fields", ()))
 
 
 @lru_cache(maxsize=256)
