@@ -46,6 +46,7 @@ from wme_async.errors import (
     TransportError,
     Unauthorized,
     Unprocessable,
+    WMEError,
 )
 from wme_async.models import Article
 from wme_async.offsets import MemoryOffsets, SQLiteOffsets
@@ -750,6 +751,23 @@ async def test_dead_letters_get_the_bytes_and_the_position_moves_on(bad: bytes, 
         assert stream.statistics().bad_records == 1
     (letter,) = letters
     assert (letter.record, letter.partition, letter.offset) == (bad, 7, 1)
+
+
+@pytest.mark.parametrize("body", [b'{"message":"Forbidden"}\n', b'{"status":500,"message":"terminated"}\n'])
+async def test_an_answer_with_nothing_but_an_error_is_no_progress(body: bytes, world: World) -> None:
+    """A gateway that answers so would else be asked again and again at the shortest wait, for ever."""
+    sim, transport = world
+    fault = sim.faults.inject("status", role="realtime", status=200, body=body, times=10)
+    hook: list[StreamEvent] = []
+    retry = Retry(attempts=3, base=0, cap=0)
+    async with articles(transport, retry=retry, on_bad_record="skip", on_event=hook.append) as stream:
+        sim.firehose.publish(partition=7)
+        with pytest.raises(WMEError):
+            await anext(stream)
+    assert not fault.spent
+    assert len([each for each in hook if isinstance(each, StreamDisconnected)]) == 3
+    bad = [each for each in hook if isinstance(each, StreamBadRecord)]
+    assert [each.error.record for each in bad] == ([body.strip()] * 3 if b"Forbidden" in body else [])
 
 
 async def test_bad_records_can_be_skipped_and_are_counted_and_told(world: World) -> None:

@@ -69,6 +69,7 @@ class Session:
         connection: Whose it is.
         abandoned: Why the consumer wants no more of it.
         records: How many came.
+        placeless: How many of them stand nowhere in the stream, as errors do that are told in it.
         answered: Whether the head of the answer has come.
     """
 
@@ -78,6 +79,7 @@ class Session:
         self.scope = anyio.CancelScope()
         self.abandoned: WMEError | None = None
         self.records = 0
+        self.placeless = 0
         self.answered = False
         self.waiting = 0  # blocks that are not decoded yet
 
@@ -274,7 +276,7 @@ class Connection:
         await self._buffer.drained(session)
         error = session.abandoned or error
         assert error is not None
-        if session.records:
+        if session.records > session.placeless:
             self._backoff.reset()
             self._progressed = now
         # Not the sign-in, which may hang before the stream is asked for at all.

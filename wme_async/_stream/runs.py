@@ -348,11 +348,14 @@ class Runs(Generic[T]):
     def _odd(self, record: Record, error: Exception) -> bool:
         """Deal with a record that has no value or no place; say whether the run may go on."""
         told = error_line(record)
+        found = None if told is not None else recover(record)
+        if found is None:
+            assert self._block is not None
+            self._block.session.placeless += 1
         if told is not None:
             status, message = told
             self._abandon(ServerError(f"the server wrote an error into the stream: {message}", status=status))
             return False
-        found = recover(record)
         event = None
         # As with any other: the place of a partition that another connection reads would hide what comes there before.
         if found is not None and (self._own is None or found.partition in self._own):
