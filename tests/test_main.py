@@ -132,7 +132,7 @@ def test_snapshots_and_their_chunks(run, tmp_path):
         (("projects", "ls", "--where", "identifier"), 2, "not FIELD=VALUE"),
         (("projects", "ls", "--where", "nothing=1"), 2, "nothing"),
         (("projects", "ls", "--where", "code=wiki", "--where", "code=x"), 2, "given twice"),
-        (("batches", "ls", "latest", "--where", "namespace.identifier=zero"), 2, "is a number"),
+        (("batches", "ls", "latest", "--where", "namespace.identifier=zero"), 2, "is a whole number"),
         (("stream", "--since", "noon"), 2, "neither a time"),
         (("stream", "--since", f"{'9' * 20}h"), 2, "neither a time"),
         (("stream", "--since", "²h"), 2, "neither a time"),
@@ -152,6 +152,10 @@ def test_values_of_filters_have_the_type_of_their_field(run):
     assert "version.is_minor_edit = True" in told.stdout
     wrong = run("explain", "articles", "--where", "version.is_minor_edit=maybe", code=2)
     assert "is true or false, not 'maybe'" in wrong.stderr
+    # As the published documentation calls it; the server calls it otherwise.
+    told = run("explain", "realtime.articles", "--where", "visibility.user=true").stdout
+    assert "sent: filter visibility.editor = True" in told
+    assert "is a whole number, not '1.5'" in run("explain", "articles", "--where", "identifier=1.5", code=2).stderr
 
 
 def test_what_was_tried_is_told_with_the_error(run, world, monkeypatch):

@@ -21,6 +21,7 @@ from wme_async._protocol.query import Backend, Query, Value, fields_of, filterab
 from wme_async.models import (
     Article,
     Batch,
+    Code,
     Namespace,
     Project,
     Size,
@@ -719,6 +720,34 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(
 def test_arguments_of_the_wrong_type_are_refused(arguments: dict[str, Any], why: str) -> None:
     with pytest.raises(TypeError, match=why):
         Query.build("ondemand", Article, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("filters", "kind", "words"),
+    [
+        ({"visibility.user": "true"}, ValueError, "'visibility.user' ('visibility.editor' on the server) is true or"),
+        ({"visibility.user": "true"}, ValueError, "so 'true' never equals it; write True"),
+        ({"version.is_minor_edit": 0}, ValueError, "; write False"),
+        ({"version.is_minor_edit": "maybe"}, ValueError, "so 'maybe' never equals it"),
+        ({"namespace.identifier": "14"}, ValueError, "; write 14, without quotes"),
+        ({"namespace.identifier": "talk"}, ValueError, "so 'talk' never equals it"),
+        ({"version.size.value": "0.5"}, ValueError, "; write 0.5, without quotes"),
+        ({"name": 1984}, ValueError, "; write '1984'"),
+        ({"visibility": {"user": True}}, ValueError, "such as 'visibility.text' or 'visibility.editor'"),
+        ({"article_body": "x"}, ValueError, "such as 'article_body.html' or"),
+        ({"visibility.nobody": True}, ValueError, "no field 'visibility.nobody'"),
+        ({"namespace.identifier": [0, 14]}, TypeError, "ask once for each of several values"),
+    ],
+)
+def test_a_filter_that_cannot_work_says_what_would(filters: Any, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind) as raised:
+        build("realtime", filters=filters)
+    assert words in str(raised.value)
+
+
+def test_a_name_that_is_not_there_is_refused_as_it_was_written() -> None:
+    with pytest.raises(ValueError, match=r"Code has no field 'visibility\.user'"):
+        Query.build("metadata", Code, filters={"visibility.user": True})
 
 
 def test_more_than_the_server_takes_is_refused() -> None:

@@ -10,7 +10,6 @@ import click
 
 from wme_async._client import Client, Collection, Files
 from wme_async._download import Download
-from wme_async._protocol.query import filterable
 from wme_async._protocol.resources import RESOURCES
 from wme_async.cli import base
 from wme_async.errors import NotFound
@@ -115,7 +114,7 @@ class _Commands:
         """List what there is: a table on a terminal, JSON lines into a pipe."""
         resource = RESOURCES[self._row]
         assert resource.backend is not None
-        wanted = base.conditions(filters, filterable(resource.model, resource.backend))
+        wanted = base.conditions(filters, resource)
         async with self._open(context, place) as collection:
             records = await collection.list(fields=fields, filters=wanted or None)
         base.show(records, as_json=as_json, columns=fields or self._columns, title=self.group.name or "")

@@ -21,6 +21,8 @@ from rich.text import Text
 
 from wme_async._client import Client
 from wme_async._download import Progress
+from wme_async._protocol.query import kind_of
+from wme_async._protocol.resources import Resource
 from wme_async.errors import Forbidden, NotFound, QuotaExceeded, RateLimited, Unauthorized, WMEError
 
 __all__ = [
@@ -169,16 +171,17 @@ def configure_logging(verbosity: int) -> None:
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
 
-def conditions(filters: Sequence[str], known: dict[str, type]) -> dict[str, Any]:
+def conditions(filters: Sequence[str], row: Resource) -> dict[str, Any]:
     """Make filters of `FIELD=VALUE`, each value of its field's type.
 
     Args:
         filters: As given.
-        known: The type of each field that can be filtered by.
+        row: What they are to filter.
 
     Raises:
         click.BadParameter: No `=`, the same field twice, or a value that is not of the field's type.
     """
+    assert row.backend is not None
     made: dict[str, Any] = {}
     for each in filters:
         name, sign, text = each.partition("=")
@@ -186,7 +189,7 @@ def conditions(filters: Sequence[str], known: dict[str, type]) -> dict[str, Any]
             raise click.BadParameter(f"{each!r} is not FIELD=VALUE, such as in_language.identifier=en")
         if name in made:
             raise click.BadParameter(f"{name} is given twice")
-        made[name] = _typed(name, text, known.get(name, str))
+        made[name] = _typed(name, text, kind_of(row.model, row.backend, name))
     return made
 
 
@@ -199,7 +202,7 @@ def _typed(name: str, text: str, kind: type) -> Any:
         try:
             return kind(text)
         except ValueError:
-            raise click.BadParameter(f"{name} is a number, not {text!r}") from None
+            raise click.BadParameter(f"{name} is a {'whole ' * (kind is int)}number, not {text!r}") from None
     return text
 
 

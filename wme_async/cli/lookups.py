@@ -47,7 +47,7 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
         as_json: bool,
     ) -> None:
         assert resource.backend is not None
-        wanted = base.conditions(filters, filterable(resource.model, resource.backend))
+        wanted = base.conditions(filters, resource)
         asked = [field] if field is not None else fields
         shown = None
         if field is not None:
@@ -226,7 +226,7 @@ def explain(resource: str, filters: Sequence[str], fields: list[str] | None, lim
         raise click.BadParameter(f"{resource!r} takes no query; those that do are {known}")
     known_fields = filterable(row.model, row.backend)
     query = Query.build(
-        row.backend, row.model, fields=fields, filters=base.conditions(filters, known_fields) or None, limit=limit
+        row.backend, row.model, fields=fields, filters=base.conditions(filters, row) or None, limit=limit
     )
     click.echo(query.explain())
     if "lookup" in row.verbs:

@@ -12,7 +12,6 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from wme_async._protocol.query import filterable
 from wme_async._protocol.resources import RESOURCES
 from wme_async._stream import Stream, StreamStatistics
 from wme_async.cli import base
@@ -66,7 +65,7 @@ async def _follow(
     row = RESOURCES["realtime.wikidata" if wikidata else "realtime.articles"]
     assert row.backend is not None
     store: OffsetStore = MemoryOffsets() if offsets is None else SQLiteOffsets(offsets)
-    conditions = base.conditions(filters, filterable(row.model, row.backend))
+    conditions = base.conditions(filters, row)
     async with base.connect(context) as client:
         follow: Any = client.realtime.wikidata if wikidata else client.realtime.articles
         stream: Stream[Any] = follow(

@@ -27,6 +27,7 @@ from msgspec import UNSET, Struct
 from wme_async._protocol.query import rules
 from wme_async._protocol.query.names import (
     Place,
+    Shape,
     describe,
     fields_of,
     known_names,
@@ -36,7 +37,7 @@ from wme_async._protocol.query.names import (
 )
 from wme_async._protocol.query.rules import Backend, Value
 
-__all__ = ["Backend", "Condition", "Query", "Value", "fields_of", "filterable", "known_names"]
+__all__ = ["Backend", "Condition", "Query", "Value", "fields_of", "filterable", "kind_of", "known_names"]
 
 Record = TypeVar("Record", bound=dict[str, Any] | Struct)
 
@@ -308,6 +309,17 @@ def filterable(model: Any, backend: Backend | str) -> dict[str, type]:
     return found
 
 
+def kind_of(model: Any, backend: Backend | str, name: str) -> type:
+    """Return the type of the value that a filter takes, for who has it as text; `str` for what cannot be filtered by.
+
+    Args:
+        model: The model of what the server sends.
+        backend: Whose rules to follow.
+        name: As a caller may write it: other spellings of the documentation included.
+    """
+    return filterable(model, backend).get(_alias(Backend(backend), name), str)
+
+
 def _selected(backend: Backend, model: Any, fields: tuple[str, ...] | None, user: Any) -> list[Place] | None:
     """The places that the caller wants, none inside another; `None` for everything."""
     derived = fields_of(user, model) if user is not None else []
@@ -341,11 +353,22 @@ def _field(backend: Backend, model: Any, name: str) -> Place:
     bare = name.removesuffix(".*")
     if "*" in bare:
         raise ValueError(f"a wildcard stands at the end, as in 'version.*', got {name!r}")
-    place = resolve(model, _alias(backend, bare))
+    place = _place(backend, model, bare)
     if bare != name and not place.shape.whole:
         raise ValueError(f"{bare!r} is {describe(place.shape)} and has nothing below it: leave out the '.*'")
     rules.served(backend, place.name)
     return place
+
+
+def _place(backend: Backend, model: Any, name: str) -> Place:
+    """Return what stands at a name as the caller writes it; one that is not there is refused as it was written."""
+    known = _alias(backend, name)
+    try:
+        return resolve(model, known)
+    except ValueError:
+        if known == name:
+            raise
+    return resolve(model, name)
 
 
 def _alias(backend: Backend, name: str) -> str:
@@ -403,9 +426,9 @@ def _conditions(backend: Backend, model: Any, filters: tuple[tuple[str, Any, Any
         raise ValueError(f"{len(filters)} filters, {rules.MAX_ITEMS} at most")
     conditions: dict[str, Condition] = {}
     for name, _, given in filters:
-        place = resolve(model, _alias(backend, name))
+        place = _place(backend, model, name)
         rules.served(backend, place.name)
-        value = _checked_value(place, given)
+        value = _checked_value(place, given, name)
         if place.name in conditions:
             raise ValueError(f"{place.name!r} is filtered twice, under two names: a record has one value of it")
         conditions[place.name] = Condition(place.name, value, rules.not_sent(backend, place, value))
@@ -420,7 +443,7 @@ def _conditions(backend: Backend, model: Any, filters: tuple[tuple[str, Any, Any
     return found
 
 
-def _checked_value(place: Place, value: object) -> Value:
+def _checked_value(place: Place, value: object, written: str) -> Value:
     shape, name = place.shape, place.name
     if place.in_list or shape.many:
         raise ValueError(f"{name!r} is a list or inside one: a filter needs a field with one value")
@@ -430,17 +453,19 @@ def _checked_value(place: Place, value: object) -> Value:
             " stream, start at a time with since="
         )
     if not shape.scalar:
-        raise ValueError(f"{name!r} is {describe(shape)}: a filter needs a field with one value")
+        raise ValueError(f"{name!r} is {describe(shape)}: a filter needs a field with one value{_inside(place)}")
     if value is None:
         raise ValueError(f"{name!r} cannot be filtered by null: the server fails on it")
     plain = _plain(value)
     if plain is None:
-        raise TypeError(f"the filter on {name!r} takes one string, number or boolean, got {value!r}")
+        several = "; ask once for each of several values" if isinstance(value, list | tuple | set | frozenset) else ""
+        raise TypeError(f"the filter on {name!r} takes one string, number or boolean, got {value!r}{several}")
     if isinstance(plain, float) and not math.isfinite(plain):
         raise ValueError(f"the filter on {name!r} is {plain}, which JSON cannot say")
     kind = builtins.type(plain)
     if kind not in shape.leaves and not (kind is int and float in shape.leaves):
-        raise ValueError(f"{name!r} is {describe(shape)}, so {value!r} never equals it")
+        title = repr(name) if written == name else f"{written!r} ({name!r} on the server)"
+        raise ValueError(f"{title} is {describe(shape)}, so {value!r} never equals it{_meant(plain, shape)}")
     if isinstance(plain, str):
         try:
             plain.encode()
@@ -449,6 +474,27 @@ def _checked_value(place: Place, value: object) -> Value:
                 f"the filter on {name!r} has a lone surrogate in it, which is no text: {plain!r}"
             ) from None
     return plain
+
+
+def _inside(place: Place) -> str:
+    """Name what can be filtered by below an object, where that is a field of its own."""
+    parts = {part: place.shape.child(part) for part in place.shape.parts}
+    names = [f"{place.name}.{part}" for part, shape in parts.items() if shape is not None and shape.scalar]
+    return f", such as {' or '.join(map(repr, names[:3]))}" if names else ""
+
+
+def _meant(value: Value, shape: Shape) -> str:
+    """Say how a value is written that was given as another type, where there is no doubt which it is."""
+    text = str(value).strip().lower()
+    if bool in shape.leaves:
+        said = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text)
+        return "" if said is None else f"; write {said}"
+    if isinstance(value, str):
+        try:
+            return f"; write {(int if int in shape.leaves else float)(text)}, without quotes"
+        except ValueError:
+            return ""
+    return f"; write {str(value)!r}" if str in shape.leaves and not isinstance(value, bool) else ""
 
 
 def _plain(value: object) -> Value | None:
