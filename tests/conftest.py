@@ -1,7 +1,9 @@
 """What all tests share: the guard around the network, quick property tests, and a repair for one test library."""
 
 import inspect
+import shutil
 import socket
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +71,18 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of real sample data does not lie beside the repository")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate that nobody has signed, and its key in a file of the same name with `.key`."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
+    extra = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{path}.key", "-out", str(path)]
+    subprocess.run(["openssl", *command.split(), *extra], check=True, capture_output=True)
+    return path
 
 
 @pytest.fixture

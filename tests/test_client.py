@@ -523,6 +523,34 @@ def test_clients_are_made_of_the_environment(monkeypatch, tmp_path):
         Client.from_env(download_concurency=99)
 
 
+def test_what_files_leave_around_credentials_is_dropped_but_blanks_of_a_password_are_kept(monkeypatch):
+    monkeypatch.setenv("WME_USERNAME", " Somebody\n")
+    monkeypatch.setenv("WME_PASSWORD", " pass word \r\n")
+    keeper: Any = Client.from_env()._transport.tokens
+    credentials = keeper._credentials
+    assert credentials.username == "somebody"
+    assert json.loads(credentials.login_body())["password"] == " pass word "
+    monkeypatch.setenv("WME_ACCESS_TOKEN", "token\n")
+    keeper = Client.from_env()._transport.tokens
+    assert keeper._credentials.access_token == "token"
+    monkeypatch.setenv("WME_PASSWORD", "\n")
+    with pytest.raises(ValueError, match="password is empty"):
+        Client.from_env()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "words"),
+    [
+        ("", ValueError, "token_file is empty; leave it out"),
+        (5, TypeError, "token_file is a path, .* not 5"),
+        (b"x", TypeError, "token_file is a path, .* not b'x'"),
+    ],
+)
+def test_a_token_file_without_a_name_is_refused_before_anything_is_sent(path, kind, words):
+    with pytest.raises(kind, match=words):
+        Client("a", "b", token_file=path)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

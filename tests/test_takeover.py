@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import functools
-import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,6 @@ SIZE = 3_000_000
 DATA = bytes(range(256)) * (SIZE // 256) + b"x" * (SIZE % 256)
 
 Peer = Callable[[asyncio.StreamWriter], Awaitable[None]]
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
-    extra = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{path}.key", "-out", str(path)]
-    subprocess.run(["openssl", *command.split(), *extra], check=True, capture_output=True)
-    return path
 
 
 @pytest.fixture(params=["asyncio", "asyncio+tls", "uvloop", "uvloop+tls"])

@@ -579,6 +579,7 @@ async def test_the_store_and_strangers_never_get_a_token(sim):
         ({"username": "a", "password": " "}, "password is empty"),
         ({"access_token": ""}, "access_token is empty"),
         ({"access_token": "abc\n"}, "blanks around it"),
+        ({"username": "a\n", "password": "b"}, "blanks around it"),
     ],
 )
 def test_credentials_that_cannot_work_are_refused_at_once(arguments, message):
@@ -1070,3 +1071,114 @@ async def test_a_404_carries_the_servers_words(sim, transport):
     assert caught.value.status == 404
     assert "NoSuchKey" in str(caught.value)
     assert caught.value.request_id
+
+
+# Connecting
+
+
+class Deaf(aiohttp.abc.AbstractResolver):
+    """Never answers."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> Any:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_the_time_for_a_connection_covers_a_resolver_that_never_answers(sim, monkeypatch):
+    monkeypatch.setattr(aiohttp, "ThreadedResolver", Deaf)
+    before = asyncio.all_tasks()
+    hosts = Hosts(api="http://nowhere.invalid", auth="http://nowhere.invalid")
+    transport = make(sim, hosts=hosts, retry=Retry(attempts=1), timeouts=Timeouts(connect=0.05))
+    async with asyncio.timeout(5):
+        with pytest.raises(ConnectFailed, match=r"could not connect to http://nowhere\.invalid.* in time") as caught:
+            await transport.request(PROJECTS)
+    assert not caught.value.permanent
+    await transport.aclose()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_request_is_cancelled_at_once_while_its_host_is_looked_up(sim, monkeypatch):
+    resolver = Deaf()
+    monkeypatch.setattr(aiohttp, "ThreadedResolver", lambda: resolver)
+    hosts = Hosts(api="http://nowhere.invalid", auth="http://nowhere.invalid")
+    transport = make(sim, hosts=hosts, timeouts=Timeouts(connect=60))
+    task = asyncio.create_task(transport.request(PROJECTS))
+    await resolver.asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await transport.aclose()
+
+
+async def test_the_time_for_a_connection_covers_a_proxy_that_never_answers(sim):
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(mute, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        pool = SessionPool(proxy=f"http://127.0.0.1:{port}", timeouts=Timeouts(connect=0.05))
+        hosts = Hosts(api="https://nowhere.invalid", auth="https://nowhere.invalid")
+        transport = make(sim, hosts=hosts, retry=Retry(attempts=1), pool=pool)
+        async with asyncio.timeout(5):
+            with pytest.raises(ConnectFailed, match="in time"):
+                await transport.request(PROJECTS)
+        await transport.aclose()
+        await pool.aclose()
+
+
+async def test_what_is_said_of_certificates_is_what_is_done_and_danger_is_told(sim, certificate, caplog):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, f"{certificate}.key")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n[]")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
+        hosts = Hosts(api=f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        for given in (None, True, False):
+            caplog.clear()
+            async with SessionPool(ssl=given) as pool:
+                transport = make(sim, hosts=hosts, pool=pool, credentials=Credentials(access_token="t"))
+                if given is False:
+                    assert "not verified" in caplog.text
+                    assert (await transport.request(PROJECTS)).body == b"[]"
+                else:
+                    assert not caplog.text
+                    with pytest.raises(ConnectFailed) as caught:
+                        await transport.request(PROJECTS)
+                    assert caught.value.permanent
+                await transport.aclose()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"ssl": "ca.pem"}, "ssl is a TLS context, such as .* not 'ca.pem'"),
+        ({"proxy": 3128}, "proxy is text such as http://host:3128, not int"),
+        ({"trust_env": "no"}, "trust_env is True or False, not 'no'"),
+        ({"guard": "no"}, "guard is a function, not 'no'"),
+        ({"session": 5}, r"session takes ClientSession\(...\) or None, not 5"),
+    ],
+)
+def test_settings_of_a_pool_are_refused_where_they_are_given(arguments, words):
+    with pytest.raises(TypeError, match=words):
+        SessionPool(**arguments)
+
+
+def test_a_line_end_of_a_file_is_no_part_of_a_password_and_a_blank_may_be():
+    for password in ("secret\n", "secret\r\n", "\nsecret"):
+        with pytest.raises(ValueError, match="password begins or ends with a line end") as caught:
+            Credentials("a", password)
+        assert "secret" not in str(caught.value)
+    assert b'" secret "' in Credentials("a", " secret ").login_body()

@@ -340,6 +340,34 @@ async def test_the_names_that_callers_may_use_are_compared_as_names(manager):
         create_app(manager, api_keys=None, allowed_hosts="files.example")
 
 
+@pytest.mark.parametrize("left", ["\n", " ", "\r\n", "\t"])
+async def test_what_a_file_leaves_around_a_key_is_no_part_of_it(manager, left):
+    """No header has it, so such a key could never match."""
+    for written in (KEY + left, left + KEY, hash_key(KEY) + left, hash_key(KEY + left)):
+        async with running(manager, api_keys=[written]) as client:
+            async with client.get("/api/v1/batch", headers={"X-API-Key": KEY}) as answer:
+                assert answer.status == 200
+            async with client.get("/api/v1/batch", headers={"X-API-Key": "another-key"}) as answer:
+                assert answer.status == 401
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind", "words"),
+    [
+        ("a-secret-key", TypeError, "a list of keys, not one str"),
+        (5, TypeError, "a list of keys, not one int"),
+        ([5], TypeError, "an API key is text, not int"),
+        ([b"a-secret-key"], TypeError, "an API key is text, not bytes"),
+        (["a-secret\n-key"], ValueError, "control character"),
+        (["secret \n"], ValueError, "8 characters at least"),
+    ],
+)
+def test_keys_that_cannot_work_are_refused_without_being_shown(manager, keys, kind, words):
+    with pytest.raises(kind, match=words) as caught:
+        create_app(manager, api_keys=keys)
+    assert "secret" not in str(caught.value)
+
+
 async def test_it_does_not_listen_to_everybody_without_keys(manager):
     with pytest.raises(ValueError, match="loopback only"):
         await serve(manager, host="0.0.0.0", api_keys=None)

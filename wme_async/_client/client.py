@@ -14,6 +14,7 @@ from wme_async._client.files import ChunkedFiles, Files
 from wme_async._client.lookup import Lookup
 from wme_async._client.media import MediaFiles
 from wme_async._client.realtime import Realtime
+from wme_async._protocol.arguments import check_path
 from wme_async._protocol.paths import hour_path
 from wme_async._protocol.quota import Allowances
 from wme_async._protocol.resources import resource_table
@@ -53,7 +54,7 @@ class Client:
         limits: How much at once.
         pool: Connections to share with other clients of this process; it is not closed with the client.
         token_file: File to share tokens in, with other processes and the next run. Made with mode 0600; its folder must
-            exist. Used with a user name and password only.
+            exist. Used with a user name and password only. An empty name is refused.
         on_retry: Told of every retry before its wait. It runs in the event loop and must not block.
         allowances: Monthly limits to go by for warnings and quotas; by default those of the account's plan.
         paths: Path templates by resource name, for beta endpoints that have moved.
@@ -82,6 +83,9 @@ class Client:
         cache: Cache | None = None,
     ) -> None:
         check_kinds(allowances=(allowances, Allowances), cache=(cache, Cache))
+        if token_file == "":
+            raise ValueError("token_file is empty; leave it out to keep tokens in memory alone")
+        check_path(token_file=token_file)
         self._cache = cache
         self._resources = resource_table(paths)
         self._transport = Transport(
@@ -115,7 +119,8 @@ class Client:
         """Make a client from environment variables.
 
         `WME_USERNAME` and `WME_PASSWORD`, or `WME_ACCESS_TOKEN`; and where the hosts are others, `WME_AUTH_URL`,
-        `WME_API_URL` and `WME_REALTIME_URL` (scheme and host, no path).
+        `WME_API_URL` and `WME_REALTIME_URL` (scheme and host, no path). Blanks and line ends around a user name or a
+        token, as files leave them, are dropped; of a password only line ends at its end, since blanks may belong to it.
 
         Args:
             env_file: A file of `NAME=value` lines to read too (extra `cli`). The environment wins over it. No file is
@@ -125,6 +130,7 @@ class Client:
         Raises:
             ValueError: No credentials, or settings that cannot work.
             FileNotFoundError: `env_file` is not there.
+            TypeError: `env_file` is no path.
             ImportError: `env_file` is given and python-dotenv is not installed.
         """
         # An empty variable is one that is not set.
@@ -136,7 +142,7 @@ class Client:
                 ("access_token", "WME_ACCESS_TOKEN"),
             ):
                 if found.get(variable):
-                    options[name] = found[variable]
+                    options[name] = _trimmed(name, found[variable])
         if "hosts" not in options:
             variables = {"auth": "WME_AUTH_URL", "api": "WME_API_URL", "realtime": "WME_REALTIME_URL"}
             options["hosts"] = {role: found[name] for role, name in variables.items() if found.get(name)}
@@ -194,9 +200,14 @@ class Client:
         return Files(self._transport, resource, resource.at(**values))
 
 
+def _trimmed(name: str, value: str) -> str:
+    return value.rstrip("\r\n") if name == "password" else value.strip()
+
+
 def _env_file(path: str | os.PathLike[str] | None) -> dict[str, str]:
     if path is None:
         return {}
+    check_path(env_file=path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
     try:

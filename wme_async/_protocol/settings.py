@@ -70,7 +70,8 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """How long to wait, in seconds. They all measure inactivity: no transfer is ever cut for being long.
 
     Args:
-        connect: For a connection: name resolution, TCP and TLS together.
+        connect: For a connection: name resolution, proxy, TCP and TLS together. An aiohttp session of your own goes by
+            its connector, which may count otherwise.
         read: Between two pieces of a body, and for the head of an answer.
         lookup: For the head of an on-demand answer. A look-up without a project filter walks up to 900 projects on the
             server, so it is longer than `read`.

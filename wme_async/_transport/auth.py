@@ -62,6 +62,9 @@ class Credentials:
                 raise ValueError(f"{name} is empty")
             if value is not None and name != "password" and (not value.isprintable() or value != value.strip()):
                 raise ValueError(f"{name} has blanks around it or characters that cannot be sent")
+        if password is not None and password != password.strip("\r\n"):
+            # It was read from a file. A blank may belong to a password, and is left to who gave it.
+            raise ValueError("password begins or ends with a line end, which is none of it: strip it")
         self.username: str | None = username.lower() if username is not None else None
         self._password = password
         self.access_token: str | None = access_token

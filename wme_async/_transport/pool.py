@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import logging
 import socket
 import ssl as ssl_module
 from collections.abc import Callable
@@ -14,12 +15,15 @@ from aiohttp.helpers import get_env_proxy_for_url
 from yarl import URL
 
 from wme_async._protocol.answer import bare_url
+from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.settings import Limits, Timeouts, check_kinds
 from wme_async._threads import in_thread
 from wme_async._transport.wire import Refused, Role
 from wme_async.errors import ConnectFailed
 
-__all__ = ["SessionPool"]
+__all__ = ["SessionPool", "check_ssl"]
+
+logger = logging.getLogger("wme_async.transport")
 
 Guard = Callable[[str, str], str | None]
 """Says of a host and its IP address why it must not be connected to, or None where it may."""
@@ -41,7 +45,9 @@ class SessionPool:
     Args:
         limits: Connections of each role.
         timeouts: Only `connect` and `pool` matter here.
-        ssl: A TLS context, such as one that knows a company's authority; None verifies by the system's.
+        ssl: A TLS context, such as one that knows a company's authority; None, and True, verify by the system's. False
+            verifies nothing: whoever stands in between reads user name, password, tokens and data, and may change
+            them. It is for tests, and a warning is logged.
         proxy: URL of an HTTP proxy for all requests.
         trust_env: Take proxies from `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`, and passwords for them from `~/.netrc`;
             what that has for other hosts is not used.
@@ -60,15 +66,20 @@ class SessionPool:
         *,
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
-        ssl: ssl_module.SSLContext | None = None,
+        ssl: ssl_module.SSLContext | bool | None = None,
         proxy: str | None = None,
         trust_env: bool = False,
         guard: Guard | None = None,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
-        check_kinds(limits=(limits, Limits), timeouts=(timeouts, Timeouts))
+        check_kinds(limits=(limits, Limits), timeouts=(timeouts, Timeouts), session=(session, aiohttp.ClientSession))
+        check_flags(trust_env=trust_env)
+        check_functions(guard=guard)
+        check_ssl(ssl)
         if proxy is not None:
             _check_proxy(proxy)
+        if ssl is False:
+            logger.warning("ssl=False: certificates are not verified, so credentials and data may go to anybody")
         self.limits: Limits = limits or Limits()
         self.timeouts: Timeouts = timeouts or Timeouts()
         self._ssl = ssl
@@ -182,7 +193,7 @@ class SessionPool:
         resolver: AbstractResolver = aiohttp.ThreadedResolver()
         if role == "public" and self._guard is not None:
             resolver = _GuardedResolver(resolver, self._guard)
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             limit=self.limits.connections,
             ssl=True if self._ssl is None else self._ssl,
             resolver=resolver,
@@ -207,6 +218,23 @@ class SessionPool:
         return session
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Holds the time for a connection to everything that one needs.
+
+    aiohttp counts it for each TCP and TLS handshake anew, and leaves out the resolver and a proxy's answer to CONNECT,
+    which may then hang for ever.
+    """
+
+    async def _create_connection(self, req: aiohttp.ClientRequest, traces: Any, timeout: aiohttp.ClientTimeout) -> Any:
+        try:
+            async with asyncio.timeout(timeout.sock_connect) as limit:
+                return await super()._create_connection(req, traces, timeout)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise aiohttp.ConnectionTimeoutError(f"no connection within {timeout.sock_connect:g} s") from error
+
+
 class _GuardedResolver(AbstractResolver):
     """Resolves names, and lets only the addresses pass that the guard allows."""
 
@@ -229,7 +257,21 @@ class _GuardedResolver(AbstractResolver):
         await self._inner.close()
 
 
+def check_ssl(ssl: object) -> None:
+    """Refuse what says nothing of how certificates are verified.
+
+    Raises:
+        TypeError: It is neither a TLS context nor True, False or None.
+    """
+    if ssl is not None and not isinstance(ssl, bool | ssl_module.SSLContext):
+        raise TypeError(
+            f"ssl is a TLS context, such as ssl.create_default_context(cafile=...), True, False or None, not {ssl!r}"
+        )
+
+
 def _check_proxy(proxy: str) -> None:
+    if not isinstance(proxy, str):
+        raise TypeError(f"proxy is text such as http://host:3128, not {type(proxy).__name__}")
     try:
         parts = urlsplit(proxy)
         good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0

@@ -39,7 +39,7 @@ class _Service:
 
     def __init__(self, url: str, key: str | None) -> None:
         self._url = f"{url.rstrip('/')}/api/v1/batch"
-        self._headers = {"Accept": "application/json", **({} if key is None else {"X-API-Key": key})}
+        self._headers = {"Accept": "application/json", **({} if key is None else {"X-API-Key": key.strip()})}
         self._transport = Transport(None)
 
     async def aclose(self) -> None:

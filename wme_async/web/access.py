@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterable
 from urllib.parse import quote, urlsplit
 
+from wme_async._protocol.arguments import texts_of
 from wme_async.web.wire import Call, Refused
 
 __all__ = ["Keys", "Links", "Throttle", "hash_key"]
@@ -19,32 +20,51 @@ def hash_key(key: str) -> str:
     """Return an API key in the form in which it may be stored: `sha256:` and 64 hexadecimal digits.
 
     A key is long and random, so a plain hash is enough: there is nothing to guess that a slow one would protect.
+
+    Args:
+        key: The key. Blanks and line ends around it do not count, as in the header that it is sent in.
+
+    Raises:
+        TypeError: It is no text.
     """
-    return "sha256:" + hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    if not isinstance(key, str):
+        raise TypeError(f"a key is text, not {type(key).__name__}")
+    return "sha256:" + hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _given_keys(keys: Iterable[str]) -> list[str]:
+    # What is wrong with them is said without them.
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+        raise TypeError(f"api_keys is a list of keys, not one {type(keys).__name__}")
+    given = list(keys)
+    for key in given:
+        if not isinstance(key, str):
+            raise TypeError(f"an API key is text, not {type(key).__name__}")
+        if any(character < " " or character == "\x7f" for character in key.strip()):
+            raise ValueError("an API key has a line end or another control character in it, which no header can carry")
+    return [key.strip() for key in given]
 
 
 class Keys:
     """The API keys of a service. Only their hashes are kept.
 
     Args:
-        keys: The keys, or their hashes as `hash_key` makes them; None asks for no key.
+        keys: The keys, or their hashes as `hash_key` makes them; None asks for no key. Blanks and line ends around
+            them, as files leave them, are dropped: no header has any, so such a key could never match.
         hosts: Without keys: names under which the service may be called. Any web page can call what runs on the
             machine of its reader, under a name of its own; so others are refused.
 
     Raises:
-        TypeError: One string instead of a list.
-        ValueError: There is none, or one is too short to be safe.
+        TypeError: One string instead of a list, or something else than text in it.
+        ValueError: There is none, one is too short to be safe, or no header could have it.
     """
 
     def __init__(self, keys: Iterable[str] | None, *, hosts: Collection[str] | None) -> None:
-        if isinstance(keys, str):
-            raise TypeError("api_keys is a list of keys, not one string")
-        if isinstance(hosts, str):
-            raise TypeError(f"allowed_hosts is a list of names, such as [{hosts!r}], not one string")
+        hosts = None if hosts is None else texts_of("allowed_hosts", hosts, "names")
         self._hashes: tuple[bytes, ...] | None = None
         self._hosts = None if hosts is None and keys is not None else {name.lower() for name in hosts or _LOOPBACK}
         if keys is not None:
-            given = list(keys)
+            given = _given_keys(keys)
             if not given:
                 raise ValueError("api_keys is empty, so nobody could ask; None asks for no key")
             if any(len(key) < 8 for key in given):
