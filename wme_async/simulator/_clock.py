@@ -22,6 +22,8 @@ class Clock:
             if start.tzinfo is None:
                 raise ValueError("start must be an aware datetime")
             start = start.timestamp()
+        elif start is not None and (isinstance(start, bool) or not isinstance(start, int | float)):
+            raise TypeError(f"start is epoch seconds, an aware datetime or None, not {start!r}")
         self._base = time.time() if start is None else float(start)
         self._origin = time.monotonic()
         self._frozen = frozen

@@ -57,7 +57,14 @@ class Pages:
         return [name.replace("_", " ") for name in dict.fromkeys(kept)]
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Add or replace an article; its project and name say where."""
+        """Add or replace an article; its project and name say where.
+
+        Raises:
+            ValueError: It has none.
+        """
+        given: object = record
+        if not isinstance(given, Mapping) or not {"is_part_of", "name"} <= given.keys():
+            raise ValueError(f'a page is {{"name": ..., "is_part_of": {{"identifier": "enwiki"}}, ...}}, not {given!r}')
         key = (str(record["is_part_of"]["identifier"]), str(record["name"]).replace(" ", "_"))
         self._articles[key] = dict(record)
         self._gone.discard(key)

@@ -222,6 +222,8 @@ class Firehose:
         head, tail = split_line(record)
         if partition is None:
             partition = 0 if isinstance(record, bytes) else self.partition_of(record)
+        if type(partition) is not int or not 0 <= partition < len(self.log):
+            raise ValueError(f"partition is 0 to {len(self.log) - 1}, not {partition!r}")
         offset = self.log[partition].append(int(moment * 1000), head, tail)
         self.published += 1
         return partition, offset

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from datetime import datetime
 from email.utils import formatdate
 from os import PathLike
+from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, overload
@@ -25,6 +26,7 @@ from wme_async.simulator._access import (
     allowed,
 )
 from wme_async.simulator._api import Api
+from wme_async.simulator._arguments import check_mappings, check_numbers, check_texts
 from wme_async.simulator._auth import Accounts, AuthHost, Denied, User
 from wme_async.simulator._catalog import Catalog
 from wme_async.simulator._clock import Clock
@@ -99,8 +101,9 @@ class Simulator:
         errors: Exceptions of the simulator's own; leaving the block raises them.
 
     Raises:
-        TypeError: `groups` is one name instead of several.
-        ValueError: A naive `start`, or `caps` of a pool that there is not.
+        TypeError: An argument of another type, such as one name for `groups`.
+        ValueError: A naive `start`, a negative number, a `data` that is no folder, or `caps` of a pool, `ports` of a
+            role or an `access` that there is not.
     """
 
     def __init__(
@@ -129,6 +132,27 @@ class Simulator:
         keep_requests: int = 10_000,
         ports: Mapping[str, int] | None = None,
     ) -> None:
+        check_numbers(0, articles=articles, keep_requests=keep_requests, max_access_tokens=max_access_tokens)
+        check_numbers(0, whole=False, expires_in=expires_in, presign_seconds=presign_seconds, batch_delay=batch_delay)
+        check_numbers(0, whole=False, duplicates=duplicates)
+        check_numbers(1, part_size=part_size)
+        check_texts(username=username, password=password)
+        if data is not None and not Path(data).is_dir():
+            raise ValueError(f"data is a folder with files such as articles.ndjson, and {str(data)!r} is none")
+        if article_size != "small" and article_size is not None:
+            check_numbers(1, article_size=article_size)
+        check_mappings(
+            caps=(caps, "group and a dict of pool and number"),
+            rate_limits=(rate_limits, "group and requests per second"),
+            archive_bytes=(archive_bytes, "identifier and bytes"),
+            stream=(stream, "options of the Firehose"),
+            ports=(ports, "role and port"),
+        )
+        check_mappings(**{f"caps of {group}": (pools, "pool and number") for group, pools in (caps or {}).items()})
+        for role in sorted({*(ports or {})} - {*_ROLES}):
+            raise ValueError(f"there is no role {role!r}; there are {', '.join(_ROLES)}")
+        if isinstance(access, str) and access not in _TABLES:
+            raise ValueError(f"access is {' or '.join(_TABLES)}, or rows, not {access!r}")
         table, allowances = _TABLES[access] if isinstance(access, str) else (tuple(access), CAPS_2026)
         self.clock: Clock = Clock(start, frozen=frozen)
         self.faults: Faults = Faults(seed)
@@ -348,6 +372,9 @@ class Simulator:
         """
         if isinstance(groups, str):
             raise TypeError(f"groups is a list of names, such as [{groups!r}], not one string")
+        if not isinstance(groups, Iterable):
+            raise TypeError(f"groups is a list of names, not {groups!r}")
+        check_texts(username=username, password=password)
         return self.accounts.add(User(username, password, list(groups), email, challenge))
 
     @property

@@ -58,6 +58,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
+from wme_async.simulator._arguments import check_numbers
+
 __all__ = ["Fault", "Faults"]
 
 _DETAILS: Final[dict[str, frozenset[str]]] = {
@@ -202,7 +204,7 @@ class Faults:
 
         Raises:
             ValueError: No such kind or role.
-            TypeError: The kind takes no such detail.
+            TypeError: The kind takes no such detail, or an argument is of another type.
         """
         if role is not None and role not in _ROLES:
             raise ValueError(f"no role {role!r}; there are {', '.join(_ROLES)}")
@@ -211,6 +213,11 @@ class Faults:
             raise ValueError(f"no fault {kind!r}; there are {', '.join(known)}")
         if unknown := details.keys() - known[kind]:
             raise TypeError(f"the fault {kind!r} takes no {', '.join(sorted(unknown))}")
+        check_numbers(0, skip=skip)
+        if times is not None:
+            check_numbers(0, times=times)
+        if path is not None and not isinstance(path, str | re.Pattern):
+            raise TypeError(f"path is a piece of the path or a pattern, not {path!r}")
         pattern = re.compile(path) if isinstance(path, str) else path
         fault = Fault(kind, role, pattern, method, times, skip, dict(details))
         fault._owner = self  # noqa: SLF001 - its own registry, of the same module
@@ -236,6 +243,8 @@ class Faults:
         Returns:
             The faults, without the steps that are None.
         """
+        if isinstance(steps, str):
+            raise TypeError(f"steps is a list of kinds, such as [{steps!r}], not one string")
         made = []
         for number, step in enumerate(steps):
             if step is not None:
