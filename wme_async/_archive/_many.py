@@ -18,7 +18,9 @@ import msgspec
 
 from wme_async._archive._feed import outlast
 from wme_async._archive._reader import ArchiveReader, ArchiveStatistics, OnBadRecord
+from wme_async._protocol.arguments import check_functions, check_path
 from wme_async._protocol.decode import plain_data
+from wme_async._protocol.pace import check_numbers
 from wme_async.errors import WMEError
 
 __all__ = ["ManyReader", "ManyResult"]
@@ -70,17 +72,32 @@ class ManyReader(Generic[R]):
         **options: Any,
     ) -> None:
         if isinstance(paths, str | os.PathLike):
-            raise TypeError("paths is a list of paths")
-        names = [os.fspath(path) for path in paths]
+            raise TypeError(f"paths is a list of paths, such as [{paths!r}], not one path")
+        given: object = paths
+        if isinstance(given, bytes) or not isinstance(given, Iterable):
+            raise TypeError(f"paths is a list of paths, not {paths!r}")
+        names = []
+        for path in paths:
+            check_path("each of paths", path)
+            names.append(os.fspath(path))
+        check_numbers(whole=True, workers=workers)
         if workers is not None and workers < 1:
-            raise ValueError("workers is a number of processes above 0")
+            raise ValueError(f"workers is a number of processes above 0, not {workers}")
+        check_functions(each=each)
         if each is not None and count_only:
             raise ValueError("with count_only nothing is there for `each` to see")
         report = callable(on_bad_record)
         # The reader checks the rest, here rather than in the worker.
-        ArchiveReader("", type=type, on_bad_record=on_bad_record, **options)
+        ArchiveReader("-", type=type, on_bad_record=on_bad_record, **options)
         options["on_bad_record"] = "skip" if report else on_bad_record
         self._job = _Job(type, each, count_only, report, options)
+        for name, given in (("type", type), ("each", each)):
+            try:
+                pickle.dumps(given)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise TypeError(
+                    f"{name} must stand at the top of a module, where worker processes find it, not {given!r}"
+                ) from error
         self._on_bad_record = on_bad_record
         self._workers = min(len(names), workers or os.cpu_count() or 1)
         self._paths: Iterator[str] = iter(names)

@@ -104,6 +104,8 @@ class ArchiveReader(Generic[T]):
     ) -> None:
         if not isinstance(source, str | os.PathLike | AsyncIterable):
             raise TypeError(f"source must be a path or an async iterator of bytes, not {source!r}")
+        if source == "" and label is None:
+            raise ValueError("source is an empty path")
         for name, number in (("max_record", max_record), ("window", window)):
             if isinstance(number, bool) or not isinstance(number, int):
                 raise TypeError(f"{name} is a whole number of bytes, not {number!r}")
@@ -111,7 +113,8 @@ class ArchiveReader(Generic[T]):
             raise TypeError(f"select is a function of a member's name, not {select!r}")
         if max_record < 1 or window < 1:
             raise ValueError("max_record and window are numbers of bytes above 0")
-        if on_bad_record not in {"raise", "skip"} and not callable(on_bad_record):
+        # No set: what is given may be a list.
+        if on_bad_record not in ("raise", "skip") and not callable(on_bad_record):
             raise ValueError(f"on_bad_record must be 'raise', 'skip' or a function, not {on_bad_record!r}")
         self._source = source
         self._label = label or (Path(source).name if isinstance(source, str | os.PathLike) else "the archive")

@@ -85,7 +85,7 @@ class Client:
         check_kinds(allowances=(allowances, Allowances), cache=(cache, Cache))
         if token_file == "":
             raise ValueError("token_file is empty; leave it out to keep tokens in memory alone")
-        check_path(token_file=token_file)
+        check_path("token_file", token_file, optional=True)
         self._cache = cache
         self._resources = resource_table(paths)
         self._transport = Transport(
@@ -207,7 +207,7 @@ def _trimmed(name: str, value: str) -> str:
 def _env_file(path: str | os.PathLike[str] | None) -> dict[str, str]:
     if path is None:
         return {}
-    check_path(env_file=path)
+    check_path("env_file", path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
     try:

@@ -11,7 +11,7 @@ import msgspec
 from wme_async._client.cache import Cache, usable
 from wme_async._client.collection import decoded
 from wme_async._client.files import ChunkedFiles, Files
-from wme_async._client.lookup import Hint, asked, cost_of
+from wme_async._client.lookup import Hint, asked, check_recheck, cost_of
 from wme_async._client.many import Looked, LookupProgress, Lookups
 from wme_async._protocol.answer import bare_url, instead_of, is_error
 from wme_async._protocol.decode import DECODE_ERRORS, why
@@ -150,6 +150,7 @@ class Entities(_ById[T]):
             DecodeError: The answer is not what the API gives.
             WMEError: Whatever else went wrong.
         """
+        check_recheck(recheck)
         return await self._one(identifier, self._query(fields, type), recheck)
 
     @overload
@@ -201,6 +202,7 @@ class Entities(_ById[T]):
             TypeError: `identifiers` is one identifier.
             ValueError: An unknown field, or a concurrency below 1.
         """
+        check_recheck(recheck)
         query = self._query(fields, type)
         return self._many(
             identifiers,
@@ -249,6 +251,7 @@ class Labels(_ById[dict[str, str]]):
             DecodeError: The answer is not what the API gives.
             WMEError: Whatever else went wrong.
         """
+        check_recheck(recheck)
         return await self._one(identifier, self._query(fields, None), recheck)
 
     def get_many(
@@ -271,6 +274,7 @@ class Labels(_ById[dict[str, str]]):
             ordered: In the order of identifiers; else as answers come.
             progress: Told how far it is, at most five times a second and at the end. It must not block.
         """
+        check_recheck(recheck)
         query = self._query(fields, None)
         return self._many(
             identifiers,

@@ -24,6 +24,7 @@ from wme_async._download import (
 )
 from wme_async._protocol.answer import bare_url
 from wme_async._protocol.archive import DEFAULT_MAX_RECORD
+from wme_async._protocol.arguments import check_path
 from wme_async._protocol.paths import chunk_path
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
@@ -300,7 +301,7 @@ class Files(Collection[M], Generic[M, R]):
         return ordered(
             self._source(identifier),
             transport=self._transport,
-            tee=None if tee is None else target_of(tee, f"{identifier}.tar.gz"),
+            tee=None if tee is None else target_of(tee, f"{identifier}.tar.gz", argument="tee"),
             connections=1 if connections is None and self._resource.pool else connections,
             window=window,
             max_rate=max_rate,
@@ -368,8 +369,14 @@ class _Chunks(Files[Chunk, R]):
         return chunk_path(self._snapshot, identifier)
 
 
-def target_of(to: str | os.PathLike[str], name: str) -> Path:
-    """Return the path of a file that is to go to a folder, or to have this path itself."""
+def target_of(to: str | os.PathLike[str], name: str, *, argument: str = "to") -> Path:
+    """Return the path of a file that is to go to a folder, or to have this path itself.
+
+    Raises:
+        TypeError: It is no path; the message has the argument's name.
+        ValueError: It is empty.
+    """
+    check_path(argument, to)
     text = os.fspath(to)
     path = Path(text)
     if text.endswith(("/", os.sep)):

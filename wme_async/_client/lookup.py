@@ -386,11 +386,20 @@ class Lookup(Generic[T]):
         return planned(query, order)
 
 
-def _checked(missing: str, recheck: object) -> None:
-    if missing not in {"empty", "raise"}:
-        raise ValueError(f'missing is "empty" or "raise", got {missing!r}')
+def check_recheck(recheck: object) -> None:
+    """Refuse what is neither True, False nor None.
+
+    Raises:
+        TypeError: Naming it.
+    """
     if recheck is not None and not isinstance(recheck, bool):
         raise TypeError(f"recheck is True, False or None, got {recheck!r}")
+
+
+def _checked(missing: str, recheck: object) -> None:
+    if missing not in ("empty", "raise"):  # no set: what is given may be a list
+        raise ValueError(f'missing is "empty" or "raise", got {missing!r}')
+    check_recheck(recheck)
 
 
 def _emptied(response: Response) -> NotFound:

@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 import msgspec
 
+from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async.errors import Forbidden, QuotaExceeded, Unauthorized
 
 __all__ = ["Looked", "LookupProgress", "Lookups"]
@@ -119,6 +120,8 @@ class Lookups(Generic[T]):
             raise TypeError(f"names are several, got {names!r}")
         if type(concurrency) is not int or concurrency < 1:
             raise ValueError(f"concurrency is a whole number of 1 or more, got {concurrency!r}")
+        check_flags(ordered=ordered)
+        check_functions(progress=progress)
         self._crew = _Crew(names, ask, concurrency, progress, monotonic, ordered=ordered)
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
 from wme_async._client.files import ArchiveSource, target_of
 from wme_async._download import Download, FileInfo, ProgressHook, download
+from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.paths import file_path
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
@@ -92,6 +93,8 @@ class MediaFiles:
             OSError: The disk is full, or not to be written to.
             WMEError: Whatever else went wrong.
         """
+        check_flags(verify=verify, if_changed=if_changed)
+        check_functions(progress=progress)
         path = f"{self._resource.path}/{file_path(name)}"
         target = target_of(to, name.replace(" ", "_"))
         uploads = await self._uploads(name) if verify or if_changed else []

@@ -1,7 +1,7 @@
 """One question put to many titles: what is sent for it, and how its answers are read."""
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -143,9 +143,13 @@ def _order(order: Any) -> Any:
         return order
     if order == "project":
         return {}
-    if isinstance(order, str | bytes) or not all(isinstance(each, str) for each in order):
-        raise ValueError(f'order is "project", a list of project identifiers, a function or None, got {order!r}')
-    return {identifier: place for place, identifier in enumerate(order)}
+    words = f'order is "project", a list of project identifiers, a function or None, got {order!r}'
+    if not isinstance(order, Iterable):
+        raise TypeError(words)
+    places = list(order)
+    if isinstance(order, str | bytes) or not all(isinstance(each, str) for each in places):
+        raise ValueError(words)
+    return {identifier: place for place, identifier in enumerate(places)}
 
 
 class _Project(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """`wme.realtime`: the firehose, one method for each kind of event."""
 
 import builtins
+import difflib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -10,6 +11,7 @@ import msgspec
 
 from wme_async._client.collection import Value
 from wme_async._client.files import Files
+from wme_async._protocol.arguments import check_flags, check_record_type
 from wme_async._protocol.decode import Buffer
 from wme_async._protocol.framing import MAX_RECORD, Framing
 from wme_async._protocol.positions import StreamResource
@@ -32,6 +34,14 @@ Hour = Callable[[datetime], Files[Any, Any]]
 
 # What a batch's metadata says of all records in it, under the name that the records have it under too.
 _TELLING = frozenset({"is_part_of.identifier", "in_language.identifier", "namespace.identifier"})
+
+# What goes to the stream as it is given.
+_OPTIONS = frozenset(
+    [
+        *("parts", "connections", "since", "offsets", "name", "framing", "on_bad_record", "on_gap", "idle_timeout"),
+        *("commit", "commit_interval", "retry", "on_event", "max_buffer", "max_record"),
+    ]
+)
 
 
 class Realtime:
@@ -268,8 +278,12 @@ class Realtime:
         options: Mapping[str, Any],
         **shape: int,
     ) -> Stream[Any]:
+        _check_options(options)
+        check_flags(backfill=backfill)
         row = self._resources[name]
         assert row.backend is not None
+        if type is not None:
+            check_record_type(type)
         # Only a Struct says what to ask for; `dict` and `Raw` take whatever comes.
         own = type if isinstance(type, builtins.type) and issubclass(type, msgspec.Struct) else None
         query = Query.build(row.backend, row.model, fields=fields, filters=filters, type=own)
@@ -289,6 +303,14 @@ class Realtime:
             backfill=_Batches(hours, query) if backfill and hours is not None else None,
             **options,
         )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what no stream takes, in the words of the call rather than of what stands behind it."""
+    for name in sorted(options.keys() - _OPTIONS):
+        close = difflib.get_close_matches(name, _OPTIONS, 1, 0.6)
+        meant = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(_OPTIONS))}"
+        raise TypeError(f"a stream has no option {name!r}; {meant}")
 
 
 def _keep(query: Query, type: builtins.type[Any] | None) -> Callable[[Any], bool] | None:

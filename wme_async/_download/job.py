@@ -11,6 +11,7 @@ from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
 from wme_async._download.partfile import PartFile, check_target, known_version
 from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, Source
+from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.etags import PartSums
 from wme_async._protocol.pace import Meter, check_numbers
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
@@ -89,8 +90,8 @@ async def download(
     check_numbers(whole=True, connections=connections, part_size=part_size)
     check_numbers(whole=False, min_rate=min_rate)
     check_kinds(budget=(budget, Budget))
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress is a function, not {progress!r}")
+    check_flags(verify=verify, if_changed=if_changed)
+    check_functions(progress=progress)
     if part_size < 1 or (connections is not None and connections < 1):
         raise ValueError("connections and part_size must be at least 1")
     if min_rate is not None and min_rate <= 0:

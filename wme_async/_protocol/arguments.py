@@ -15,6 +15,7 @@ __all__ = [
     "check_record_type",
     "check_source",
     "check_text",
+    "check_url_of",
     "texts_of",
 ]
 
@@ -55,21 +56,37 @@ def check_text(**given: object) -> None:
             raise ValueError(f"{name} is empty")
 
 
-def check_path(**given: object) -> None:
-    """Refuse what is no path, or an empty one, which would be the current folder; None is for nothing.
+def check_url_of(name: str, value: object) -> None:
+    """Refuse what is no absolute URL of a place on the web; None is for nothing.
 
     Raises:
-        TypeError: Naming it.
-        ValueError: Naming it.
+        TypeError: It is no text.
+        ValueError: It is no URL.
     """
-    for name, value in given.items():
-        if value is None:
-            continue
-        path = value.__fspath__() if hasattr(value, "__fspath__") and not isinstance(value, type) else value
-        if not isinstance(path, str):
-            raise TypeError(f"{name} is a path, as text or as pathlib.Path, not {value!r}")
-        if not path:
-            raise ValueError(f'{name} is an empty path; the current folder is "."')
+    check_text(**{name: value})
+    if isinstance(value, str) and not value.startswith(("http://", "https://")):
+        raise ValueError(f"{name} is a URL such as https://example.com/downloads, not {value!r}")
+
+
+def check_path(name: str, value: object, *, optional: bool = False) -> None:
+    """Refuse what is no path, or an empty one, which would be the current folder.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        optional: Whether it may be None.
+
+    Raises:
+        TypeError: It is no path.
+        ValueError: It is empty.
+    """
+    if value is None and optional:
+        return
+    path = value.__fspath__() if hasattr(value, "__fspath__") and not isinstance(value, type) else value
+    if not isinstance(path, str):
+        raise TypeError(f"{name} is a path, as text or as pathlib.Path, not {value!r}")
+    if not path:
+        raise ValueError(f'{name} is an empty path; the current folder is "."')
 
 
 def texts_of(name: str, value: object, of: str) -> tuple[str, ...]:

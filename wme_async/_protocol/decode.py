@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 from msgspec import inspect
 
+from wme_async._protocol.arguments import check_record_type
 from wme_async.models._tolerant import mend
 
 __all__ = ["DECODE_ERRORS", "LONG_RECORD", "Buffer", "Decoder", "make_decoder", "names_of", "plain_data", "why"]
@@ -48,8 +49,9 @@ def make_decoder(type: type[T], *, use_orjson: bool = True) -> Decoder[T]:
         use_orjson: Whether orjson may be used where it is installed.
 
     Raises:
-        TypeError: msgspec cannot decode into this type.
+        TypeError: It is no type, or msgspec cannot decode into it.
     """
+    check_record_type(type)
     judge = msgspec.json.Decoder(type)
     traits = _traits(type)
     if use_orjson and not traits and (loads := _orjson_loads()) is not None:

@@ -91,6 +91,7 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
             connection was open and the partition had nothing to say.
 
     Raises:
+        TypeError: An offset that is no whole number, or a time that is no datetime.
         ValueError: An offset below -1, or a time without a zone.
     """
 
@@ -100,10 +101,14 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         """Refuse what the server would read as "from the beginning" or not at all."""
+        if isinstance(self.offset, bool) or not isinstance(self.offset, int):
+            raise TypeError(f"Position.offset is a whole number, not {self.offset!r}")
         if self.offset < -1:
             raise ValueError(f"an offset is -1 (none yet) or more, not {self.offset}")
         for name in ("published", "reached"):
             value = getattr(self, name)
+            if value is not None and not isinstance(value, datetime):
+                raise TypeError(f"Position.{name} is a datetime with a time zone, not {value!r}")
             if value is not None and value.tzinfo is None:
                 raise ValueError(f"Position.{name} needs a time zone: datetime.now(UTC), not datetime.now()")
 
@@ -164,11 +169,14 @@ def check_parts(resource: StreamResource, parts: Iterable[int] | None, connectio
             connections than parts.
         TypeError: Not whole numbers.
     """
-    if parts is not None and not isinstance(parts, Iterable):
+    if parts is not None and (isinstance(parts, str | bytes) or not isinstance(parts, Iterable)):
         raise TypeError(f"parts is a list of whole numbers, such as [0, 1], not {parts!r}")
     wanted = list(range(resource.parts)) if parts is None else list(parts)
-    if any(isinstance(part, bool) or not isinstance(part, int) for part in [*wanted, connections]):
-        raise TypeError("parts and connections are whole numbers")
+    for part in wanted:
+        if isinstance(part, bool) or not isinstance(part, int):
+            raise TypeError(f"parts is a list of whole numbers, such as [0, 1], and {part!r} is none")
+    if isinstance(connections, bool) or not isinstance(connections, int):
+        raise TypeError(f"connections is a whole number, not {connections!r}")
     if not wanted:
         raise ValueError("parts is empty; leave it out to read everything")
     bad = [part for part in wanted if not 0 <= part < resource.parts]

@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from wme_async._protocol.pace import check_numbers
+
 __all__ = ["FREE_PLAN", "Allowance", "Allowances", "Cost", "Pool", "Quota", "month_of", "quota_of"]
 
 Pool = Literal["ondemand", "snapshot", "chunk"]
@@ -24,11 +26,22 @@ class Allowances(msgspec.Struct, frozen=True, kw_only=True):
         ondemand: Look-ups.
         snapshot: Snapshot downloads.
         chunk: Chunk downloads.
+
+    Raises:
+        TypeError: One is no whole number.
+        ValueError: One is negative.
     """
 
     ondemand: int | None = None
     snapshot: int | None = None
     chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing could be compared with."""
+        for pool in POOLS:
+            check_numbers(whole=True, optional=True, **{f"Allowances.{pool}": self.of(pool)})
+            if (self.of(pool) or 0) < 0:
+                raise ValueError(f"Allowances.{pool} is 0 or more, or None for no limit, not {self.of(pool)}")
 
     def of(self, pool: str) -> int | None:
         """Return the allowance of one pool."""
@@ -97,10 +110,23 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pool: The pool it is counted in; None where it is free.
         requests: Metered requests, one for each file or look-up; each expiry of a signature adds one.
+
+    Raises:
+        TypeError: The number is no whole one.
+        ValueError: It is negative, or there is no such pool.
     """
 
     pool: str | None
     requests: int
+
+    def __post_init__(self) -> None:
+        """Refuse what would be counted nowhere."""
+        if self.pool is not None and self.pool not in POOLS:
+            raise ValueError(f"there is no pool {self.pool!r}; pools are {', '.join(POOLS)}")
+        if isinstance(self.requests, bool) or not isinstance(self.requests, int):
+            raise TypeError(f"Cost.requests is a whole number, not {self.requests!r}")
+        if self.requests < 0:
+            raise ValueError(f"Cost.requests is 0 or more, not {self.requests}")
 
 
 def month_of(now: float) -> str:

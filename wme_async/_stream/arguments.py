@@ -2,13 +2,13 @@
 
 import inspect
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 from wme_async._protocol.settings import Retry
 from wme_async.errors import DecodeError, OffsetGap
 
-__all__ = ["Commit", "OnBadRecord", "OnGap", "call", "check_choices", "check_kinds", "check_numbers"]
+__all__ = ["Commit", "OnBadRecord", "OnGap", "call", "check_arguments", "check_bounds", "check_kinds"]
 
 Commit: TypeAlias = Literal["auto", "ack", "manual"]
 """What counts as processed, and what saves it."""
@@ -27,30 +27,37 @@ _CHOICES: Final = {
 }
 
 
-def check_choices(**given: object) -> None:
-    """Refuse words that are none of the choices; those that begin with `on_` may be functions.
+def check_arguments(*, choices: Mapping[str, object], numbers: Mapping[str, object]) -> None:
+    """Refuse words that are none of the choices (those that begin with `on_` may be functions), and bad numbers.
 
     Raises:
-        ValueError: Naming the choices.
+        TypeError: What should be a number above 0 is none.
+        ValueError: Naming the choices; or a number that is not above 0.
     """
-    for word, value in given.items():
+    for word, value in choices.items():
         hook = word.startswith("on_")
         if value not in _CHOICES[word] and not (hook and callable(value)):
             raise ValueError(f"{word} is {', '.join(_CHOICES[word])}{' or a function' if hook else ''}, not {value!r}")
-
-
-def check_numbers(**given: float) -> None:
-    """Refuse what is not a number above 0.
-
-    Raises:
-        TypeError: It is no number.
-        ValueError: Naming it.
-    """
-    for word, value in given.items():
-        if not isinstance(value, int | float):
+    for word, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{word} is a number above 0, not {value!r}")
         if not value > 0 or math.isinf(value):
             raise ValueError(f"{word} must be above 0, not {value!r}")
+
+
+def check_bounds(max_items: object, max_wait: object) -> None:
+    """Refuse lists that could have nothing in them, or would have to be there before they were asked for.
+
+    Raises:
+        TypeError: One is no number.
+        ValueError: One is out of range.
+    """
+    if isinstance(max_items, bool) or not isinstance(max_items, int):
+        raise TypeError(f"max_items is a whole number, not {max_items!r}")
+    if isinstance(max_wait, bool) or not isinstance(max_wait, int | float):
+        raise TypeError(f"max_wait is a number of seconds, not {max_wait!r}")
+    if max_items < 1 or not max_wait >= 0:
+        raise ValueError(f"max_items is at least 1 and max_wait at least 0 seconds, not {max_items} and {max_wait}")
 
 
 def check_kinds(*, name: object, offsets: object, retry: object, on_event: object) -> None:

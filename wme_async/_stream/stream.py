@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar
 from wme_async._protocol.framing import MAX_RECORD, Framing
 from wme_async._protocol.positions import Position, StreamResource, check_aware, check_parts, deal, partitions_of
 from wme_async._protocol.settings import Retry
-from wme_async._stream.arguments import Commit, OnBadRecord, OnGap, call, check_choices, check_kinds, check_numbers
+from wme_async._stream.arguments import Commit, OnBadRecord, OnGap, call, check_arguments, check_bounds, check_kinds
 from wme_async._stream.backfill import Backfill, Filler
 from wme_async._stream.connection import FOR_EVER, Buffer, Connection, Settings, begin_at, first_failure
 from wme_async._stream.keeper import Keeper, hurry
@@ -122,11 +122,12 @@ class Stream(Generic[T]):
         max_buffer: int = 2 * 1024 * 1024,
         max_record: int = MAX_RECORD,
     ) -> None:
-        check_choices(framing=framing, commit=commit, on_bad_record=on_bad_record, on_gap=on_gap)
-        check_numbers(
-            idle_timeout=idle_timeout, commit_interval=commit_interval, max_buffer=max_buffer, max_record=max_record
-        )
         self._store = MemoryOffsets() if offsets is None else offsets
+        times = {"idle_timeout": idle_timeout, "commit_interval": commit_interval}
+        check_arguments(
+            choices={"framing": framing, "commit": commit, "on_bad_record": on_bad_record, "on_gap": on_gap},
+            numbers={**times, "max_buffer": max_buffer, "max_record": max_record},
+        )
         check_kinds(name=name, offsets=self._store, retry=retry, on_event=on_event)
         if since is not None:
             check_aware(since)  # its place in time can only be judged by the server's clock
@@ -341,11 +342,11 @@ class Stream(Generic[T]):
             max_wait: Seconds to wait for more after the first; a list is never empty.
 
         Raises:
+            TypeError: A bound is no number.
             ValueError: A bound below 1 event, or a negative time.
             RuntimeError: Another task is reading.
         """
-        if max_items < 1 or not max_wait >= 0:
-            raise ValueError("max_items is at least 1 and max_wait at least 0 seconds")
+        check_bounds(max_items, max_wait)
         self._check_open()
         return Lists(lambda: self._collect(max_items, max_wait))
 

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import inspect
 
+from wme_async._protocol.arguments import check_path, check_record_type, check_source
 from wme_async._threads import in_thread
 from wme_async.errors import ArchiveError, DecodeError
 
@@ -79,6 +80,7 @@ async def record_batches(records: AsyncIterable[T], type: type[T]) -> AsyncGener
         DecodeError: A number that Arrow cannot hold.
         TypeError: A type without fields.
     """
+    check_source("records", records, "records")
     columns = _columns(type)
     schema = schema_of(type)
     async with contextlib.aclosing(_lists(records)) as lists:
@@ -106,8 +108,10 @@ async def parquet_chunks(
 
     Raises:
         DecodeError: A number that Arrow cannot hold.
-        TypeError: A type without fields.
+        TypeError: A type without fields, another one than that of the records, or an argument of another type.
+        ValueError: A size below 1, or a compression that Parquet does not have.
     """
+    _check_form(row_group_bytes, compression)
     async with contextlib.aclosing(
         _chunks(record_batches(records, type), type, row_group_bytes, compression)
     ) as chunks:
@@ -151,8 +155,13 @@ async def write_parquet(
         ArchiveError: Two members of an archive whose files would have one name.
         DecodeError: A number that Arrow cannot hold, or what reading the records raises.
         OSError: It cannot be written.
-        TypeError: A type without fields, or a folder for records that come from no archive.
+        TypeError: A type without fields, another one than that of the records, an argument of another type, or a
+            folder for records that come from no archive.
+        ValueError: An empty path, a size below 1, or a compression that Parquet does not have.
     """
+    check_source("records", records, "records")
+    check_path("to", to)
+    _check_form(row_group_bytes, compression)
     target = os.fspath(to)
     if "://" in target:
         return await _to_cloud(records, target, type, row_group_bytes, compression)
@@ -193,12 +202,26 @@ async def _to_cloud(records: Any, url: str, type: Any, row_group_bytes: int, com
     return Parquet(rows=rows, bytes=done.size, files=(url,))
 
 
+def _check_form(row_group_bytes: object, compression: object) -> None:
+    if isinstance(row_group_bytes, bool) or not isinstance(row_group_bytes, int):
+        raise TypeError(f"row_group_bytes is a whole number of bytes, not {row_group_bytes!r}")
+    if row_group_bytes < 1:
+        raise ValueError(f"row_group_bytes is a number of bytes above 0, not {row_group_bytes}")
+    if not isinstance(compression, str):
+        raise TypeError(f"compression is text such as 'zstd', not {compression!r}")
+    try:
+        pq.ParquetWriter(io.BytesIO(), pa.schema([]), compression=compression).close()
+    except (pa.ArrowException, ValueError) as error:
+        raise ValueError(f"Parquet has no compression {compression!r}; it has zstd, snappy, gzip, none, ...") from error
+
+
 def unwritten(folder: "str | os.PathLike[str]") -> Callable[[str], bool]:
     """Return a function that says of a member whether `write_parquet` has yet to write it to this folder.
 
     For `read_archive(..., select=unwritten(folder))`. A folder belongs to one version of one archive: files tell by
     their names alone what is in them.
     """
+    check_path("folder", folder)
     base = Path(folder)
     return lambda member: not (base / _file_name(member)).exists()
 
@@ -361,6 +384,8 @@ async def _lists(records: Any) -> AsyncGenerator[list[Any], None]:
 def _batch(records: list[Any], columns: list[Field], schema: Any) -> Any:
     try:
         arrays = [build([get(record) for record in records]) for _, get, _, build in columns]
+    except AttributeError as error:
+        raise TypeError(f"type is not that of the records: {error}") from error
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise DecodeError(f"Arrow cannot hold a record: {error}") from error
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
@@ -368,6 +393,7 @@ def _batch(records: list[Any], columns: list[Field], schema: Any) -> Any:
 
 def _columns(type: Any) -> list[Field]:
     """Return (name, how to get it from a record, its Arrow type, how to make an array of it) for each field."""
+    check_record_type(type)
     info = inspect.type_info(type)
     if not isinstance(info, inspect.StructType | inspect.DataclassType | inspect.TypedDictType):
         raise TypeError(f"a table needs a type with fields, not {type!r}")

@@ -16,6 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from wme_async._protocol.arguments import check_path, check_source
+from wme_async._protocol.pace import check_numbers
+
 try:
     import obstore
     from obstore import exceptions
@@ -69,12 +72,16 @@ async def upload(
         **options: For `obstore.store.from_url`, such as `region="eu-west-1"`, `endpoint=` or `client_options=`.
 
     Raises:
+        TypeError: An argument of another type, or a chunk that is not bytes.
         ValueError: A URL without a key, or of a kind that is not known.
         OSError: The store refused; `PermissionError` and `FileNotFoundError` where it says so.
         Exception: What the source raises.
     """
+    check_source("chunks", chunks, "bytes")
+    check_path("to", to)
+    check_numbers(whole=True, optional=False, part_size=part_size, connections=connections)
     if part_size < 1 or connections < 1:
-        raise ValueError("part_size and connections are numbers above 0")
+        raise ValueError(f"part_size and connections are numbers above 0, not {part_size} and {connections}")
     name = os.fspath(to)
     if store is None:
         store, key = _store(name, options)
@@ -89,6 +96,8 @@ async def upload(
     try:
         try:
             async for chunk in source:
+                if not isinstance(chunk, bytes | bytearray | memoryview):
+                    raise TypeError(f"chunks are bytes, and one is {type(chunk).__name__}")
                 size += len(chunk)
                 await taken.give(bytes(chunk), putting)
         finally:

@@ -19,13 +19,15 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from wme_async._protocol.arguments import texts_of
+from wme_async._protocol.pace import check_numbers
 from wme_async.errors import DataError, WMEError
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ class Media:
 
     Raises:
         ImportError: yt-dlp is not installed.
+        TypeError: An argument of another type, such as one string for a list.
+        ValueError: `concurrent` is below 1.
     """
 
     def __init__(
@@ -94,12 +98,15 @@ class Media:
     ) -> None:
         if importlib.util.find_spec("yt_dlp") is None:
             raise ImportError("media need yt-dlp: pip install 'wme-async[media]'")
+        check_numbers(whole=True, optional=False, concurrent=concurrent)
+        if concurrent < 1:
+            raise ValueError(f"concurrent is a number of threads above 0, not {concurrent}")
+        if options is not None and not isinstance(options, Mapping):
+            raise TypeError(f"options is a dict of options of yt-dlp, not {options!r}")
         self._limiter = asyncio.Semaphore(concurrent)
         self._executor = ThreadPoolExecutor(max_workers=concurrent, thread_name_prefix="wme-media")
-        if isinstance(subtitle_languages, str):
-            raise TypeError(f"subtitle_languages is a list, such as [{subtitle_languages!r}], not one string")
-        self._languages = list(subtitle_languages)
-        self._extractors = None if extractors is None else list(extractors)
+        self._languages = list(texts_of("subtitle_languages", subtitle_languages, "languages"))
+        self._extractors = None if extractors is None else list(texts_of("extractors", extractors, "names"))
         self._options = dict(options or {})
 
     async def fetch(

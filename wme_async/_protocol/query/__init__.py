@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 from msgspec import UNSET, Struct
 
+from wme_async._protocol.arguments import check_record_type
 from wme_async._protocol.query import rules
 from wme_async._protocol.query.names import (
     Place,
@@ -118,6 +119,8 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
                 exactly, a filter by an object, a list, a time or a value of another type; a limit that is out of range
                 or has no effect.
         """
+        if type is not None:
+            check_record_type(type)
         names = None if fields is None else _checked_names(fields)
         given = _checked_filters(filters)
         user: Any = type
