@@ -10,10 +10,12 @@ from pathlib import Path
 import aiofiles
 import msgspec
 
+from wme_async._protocol.arguments import check_path
 from wme_async._protocol.positions import Position
 from wme_async._threads import in_thread
 from wme_async.errors import DecodeError
 from wme_async.offsets._lock import file_name, locked
+from wme_async.offsets.protocol import check_name, check_positions
 
 __all__ = ["FileOffsets"]
 
@@ -33,9 +35,14 @@ class FileOffsets:
 
     Args:
         folder: The folder; it is made at the first save.
+
+    Raises:
+        TypeError: It is no path.
+        ValueError: It is empty.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        check_path("folder", folder)
         self.folder: Path = Path(folder)
         self._mutex = threading.Lock()  # a save reads, merges and writes
 
@@ -49,6 +56,7 @@ class FileOffsets:
             DecodeError: The file is not one of ours.
             OSError: It cannot be read.
         """
+        check_name(name)
         path = self._path(name)
         try:
             async with aiofiles.open(path, "rb") as file:
@@ -63,6 +71,7 @@ class FileOffsets:
             DecodeError: The file that is there is not one of ours, so it is not overwritten.
             OSError: It cannot be written; the old file is still there.
         """
+        check_positions(name, positions)
         if positions:
             # The thread is waited for even if the caller is cancelled: the rename either happened or did not.
             await in_thread(self._save, name, dict(positions))

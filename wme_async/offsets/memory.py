@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 
 from wme_async._protocol.positions import Position
-from wme_async.offsets.protocol import in_use
+from wme_async.offsets.protocol import check_name, check_positions, in_use
 
 __all__ = ["MemoryOffsets"]
 
@@ -14,9 +14,16 @@ class MemoryOffsets:
 
     Args:
         positions: Where to begin, by name as in `"default/articles"`.
+
+    Raises:
+        TypeError: They are something else.
     """
 
     def __init__(self, positions: Mapping[str, Mapping[int, Position]] | None = None) -> None:
+        if positions is not None and not isinstance(positions, Mapping):
+            raise TypeError(f"positions are a dict of name and positions, not {positions!r}")
+        for name, each in (positions or {}).items():
+            check_positions(name, each)
         self._positions = {name: dict(each) for name, each in (positions or {}).items()}
         self._claimed: set[str] = set()
 
@@ -25,10 +32,12 @@ class MemoryOffsets:
 
     async def load(self, name: str) -> Mapping[int, Position]:
         """Return the last saved position of each partition."""
+        check_name(name)
         return dict(self._positions.get(name, {}))
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:
         """Keep these positions, leaving other partitions as they are."""
+        check_positions(name, positions)
         self._positions.setdefault(name, {}).update(positions)
 
     @contextlib.asynccontextmanager

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from wme_async._protocol.positions import Position
 from wme_async.errors import StreamError
 
-__all__ = ["ClaimingStore", "OffsetStore", "in_use"]
+__all__ = ["ClaimingStore", "OffsetStore", "check_name", "check_positions", "in_use"]
 
 
 class OffsetStore(Protocol):
@@ -46,6 +46,31 @@ class ClaimingStore(OffsetStore, Protocol):
             StreamError: On entering, if another live reader holds the name.
         """
         ...
+
+
+def check_name(name: object) -> None:
+    """Refuse what is no name; it would be found under another one, or not at all.
+
+    Raises:
+        TypeError: It is no text.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of positions is text such as 'default/articles', not {name!r}")
+
+
+def check_positions(name: object, positions: object) -> None:
+    """Refuse what could be written and not read again.
+
+    Raises:
+        TypeError: The name is no text, or the positions are not `Position`s by the number of their partition.
+    """
+    check_name(name)
+    if not isinstance(positions, Mapping):
+        raise TypeError(f"positions are a dict of partition and Position, not {positions!r}")
+    for partition, position in positions.items():
+        whole = isinstance(partition, int) and not isinstance(partition, bool)
+        if not whole or not isinstance(position, Position):
+            raise TypeError(f"positions are a dict of partition and Position, and {partition!r}: {position!r} is none")
 
 
 def in_use(name: str, holder: str) -> StreamError:

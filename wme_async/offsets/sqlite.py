@@ -9,10 +9,12 @@ from pathlib import Path
 
 import anyio
 
+from wme_async._protocol.arguments import check_path
 from wme_async._protocol.positions import Position
 from wme_async._threads import in_thread
 from wme_async.errors import DataError
 from wme_async.offsets._lock import file_name, locked
+from wme_async.offsets.protocol import check_name, check_positions
 
 __all__ = ["SQLiteOffsets"]
 
@@ -44,10 +46,13 @@ class SQLiteOffsets:
         path: The database file; it is made if it is not there.
 
     Raises:
+        TypeError: It is no path.
         ValueError: `:memory:`, which would be forgotten at once; use `MemoryOffsets`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if path != "":
+            check_path("path", path)
         if os.fspath(path) in {":memory:", ""}:
             raise ValueError("SQLiteOffsets needs a file; MemoryOffsets keeps positions in memory")
         self.path: Path = Path(path)
@@ -63,6 +68,7 @@ class SQLiteOffsets:
             DataError: The file is no database, or the table is not ours.
             sqlite3.OperationalError: The database is locked for long, or cannot be opened.
         """
+        check_name(name)
         async with self._limiter:
             return await in_thread(self._load, name)
 
@@ -73,6 +79,7 @@ class SQLiteOffsets:
             DataError: The file is no database, or the table is not ours.
             sqlite3.OperationalError: The database is locked for long, or the disk is full.
         """
+        check_positions(name, positions)
         if positions:
             async with self._limiter:
                 await in_thread(self._save, name, dict(positions))
