@@ -730,7 +730,7 @@ def test_one_string_is_not_taken_for_a_list(tmp_path, option):
     options: dict[str, Any] = {option: "whsec_c2VjcmV0"}
     with pytest.raises(TypeError, match=f"{option} is a list of .*, not one string") as caught:
         BatchManager(tmp_path, **options)
-    assert "c2VjcmV0" not in str(caught.value)
+    assert ("c2VjcmV0" in str(caught.value)) is (option == "allow_hosts")
 
 
 async def test_a_newer_database_is_left_alone(tmp_path):

@@ -12,12 +12,15 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from wme_async._client.client import Client
-from wme_async._protocol.settings import Limits, Retry, Timeouts
+from wme_async._protocol.arguments import check_functions, check_path, check_url_of, texts_of
+from wme_async._protocol.pace import check_numbers
+from wme_async._protocol.settings import Limits, Retry, Timeouts, check_kinds
 from wme_async._transport import SessionPool, Transport
+from wme_async._transport.pool import check_ssl
 from wme_async.jobs.crew import Crew, UnknownBatch
 from wme_async.jobs.guard import guard
 from wme_async.jobs.model import Batch, Event, Listing, Outbox, utc
-from wme_async.jobs.outbox import Delivery
+from wme_async.jobs.outbox import Delivery, check_delivery
 from wme_async.jobs.rules import InvalidBatch, JobLimits, Options, Problem, check_options, check_urls
 from wme_async.jobs.shelf import HIDDEN
 from wme_async.jobs.sources import Fetcher, MediaFetcher
@@ -57,7 +60,11 @@ class BatchManager:
         file_url: The URL under which files are served, for webhooks; paths are appended to it.
         timeouts: Seconds of silence.
         retry: When one request of a job is tried again.
-        ssl: A TLS context, such as one that knows a company's authority.
+        ssl: A TLS context, such as one that knows a company's authority; otherwise as for `SessionPool`.
+
+    Raises:
+        TypeError: An argument of another type.
+        ValueError: An empty path, or a secret or a delay that cannot work.
     """
 
     def __init__(
@@ -74,16 +81,22 @@ class BatchManager:
         file_url: str | None = None,
         timeouts: Timeouts | None = None,
         retry: Retry | None = None,
-        ssl: ssl_module.SSLContext | None = None,
+        ssl: ssl_module.SSLContext | bool | None = None,
     ) -> None:
-        if isinstance(allow_hosts, str):
-            raise TypeError("allow_hosts is a list of host names, not one string")
-        if isinstance(webhook_secrets, str):
-            raise TypeError("webhook_secrets is a list of secrets, not one string")
+        check_path("directory", directory)
+        check_path("database", database, optional=True)
+        check_kinds(
+            client=(client, Client), limits=(limits, JobLimits), timeouts=(timeouts, Timeouts), retry=(retry, Retry)
+        )
+        check_ssl(ssl)
+        check_url_of("file_url", file_url)
+        check_delivery(webhook_secrets, webhook_delays)
+        if media is not None and (isinstance(media, type) or not hasattr(media, "fetch")):
+            raise TypeError(f"media is wme_async.integrations.media.Media() or None, not {media!r}")
         self.directory: Path = Path(directory).absolute()
         self.limits: JobLimits = limits or JobLimits()
         self.media: bool = media is not None
-        self._allow = tuple(allow_hosts)
+        self._allow = texts_of("allow_hosts", allow_hosts, "host names")
         self._client = client
         self._media = media
         self._database = Path(database) if database is not None else self.directory / HIDDEN / "jobs.sqlite"
@@ -314,12 +327,16 @@ class BatchManager:
             status: Only those in this state.
 
         Raises:
+            TypeError: A limit that is no whole number.
             ValueError: A limit or state that is none.
         """
         crew = self._open()
         assert self._store is not None
+        check_numbers(whole=True, optional=False, limit=limit)
         if not 1 <= limit <= 500:
-            raise ValueError("limit is 1 to 500")
+            raise ValueError(f"limit is 1 to 500, not {limit}")
+        if status is not None and status not in list(Status):
+            raise ValueError(f"status is one of {', '.join(Status)}, not {status!r}")
         wanted = None if status is None else Status(status)
         rows = await self._store.page(before=before, limit=limit + 1, status=wanted)
         batches = tuple(show(row, now=crew.now(), live=crew.live(row.batch_id)) for row in rows[:limit])
@@ -363,6 +380,8 @@ class BatchManager:
             UnknownBatch: There is no such batch.
         """
         crew = self._open()
+        check_numbers(whole=True, after=after)
+        check_numbers(whole=False, beat=beat)
         # Whoever has seen the end of a batch would wait for another one.
         ended = batch_id is not None and (await self.status(batch_id)).ended
         start = min(after, crew.hub.last) if after is not None else 0 if batch_id is not None else crew.hub.last
@@ -392,6 +411,8 @@ class BatchManager:
             TimeoutError: It has not ended in time.
             RuntimeError: The manager was closed meanwhile.
         """
+        check_functions(progress=progress)
+        check_numbers(whole=False, timeout=timeout)
         async with asyncio.timeout(timeout):
             batch = await self.status(batch_id)
             crew = self._open()
@@ -518,6 +539,9 @@ class BatchManager:
         """
         self._open()
         assert self._delivery is not None
+        check_numbers(whole=False, optional=False, keep=keep)
+        if not keep >= 0:
+            raise ValueError(f"keep is a number of seconds, 0 or more, not {keep}")
         return await self._delivery.rotate(keep)
 
     async def counts(self) -> Mapping[str, Mapping[str, int]]:
@@ -595,6 +619,7 @@ def from_csv(path: str | os.PathLike[str], column: str = "url") -> list[str]:
         ValueError: There is no such column, or it is no CSV file.
         OSError: The file cannot be read.
     """
+    check_path("path", path)
     with Path(path).open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader(lines)
         try:

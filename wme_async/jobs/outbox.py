@@ -5,7 +5,7 @@ import json
 import logging
 import secrets as secrets_module
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -19,7 +19,7 @@ from wme_async.jobs.store import Store
 from wme_async.jobs.views import plain
 from wme_async.jobs.webhooks import WebhookMessage, new_secret, retry_delay, sign_webhook
 
-__all__ = ["Delivery"]
+__all__ = ["Delivery", "check_delivery"]
 
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
@@ -33,6 +33,27 @@ _SETTING = "webhook_secrets"
 class _Secret(msgspec.Struct):
     secret: str
     until: float | None = None
+
+
+def check_delivery(secrets: object, delays: object) -> None:
+    """Refuse what webhooks cannot be signed with, or times between attempts that are none.
+
+    Raises:
+        TypeError: An argument of another type. Secrets are not shown.
+        ValueError: A secret is malformed, there is none, or a delay is negative.
+    """
+    if secrets is not None:
+        if isinstance(secrets, str | bytes) or not isinstance(secrets, Collection):
+            what = "one string" if isinstance(secrets, str) else type(secrets).__name__
+            raise TypeError(f"webhook_secrets is a list of secrets, not {what}")
+        sign_webhook("check", 0, b"", secrets=secrets)
+    if isinstance(delays, str | bytes) or not isinstance(delays, Sequence):
+        raise TypeError(f"webhook_delays is a list of seconds, not {delays!r}")
+    for delay in delays:
+        if isinstance(delay, bool) or not isinstance(delay, int | float):
+            raise TypeError(f"webhook_delays is a list of seconds, and {delay!r} is no number")
+        if not delay >= 0:
+            raise ValueError(f"webhook_delays is a list of seconds, and {delay!r} is below 0")
 
 
 class Delivery:

@@ -4,11 +4,12 @@ import ipaddress
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 import msgspec
 
+from wme_async._protocol.pace import check_numbers
 from wme_async.jobs.guard import check_host
 from wme_async.jobs.names import check_template
 
@@ -78,6 +79,7 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
         job_size: Bytes above which a file of a plain URL is refused, None for no limit.
 
     Raises:
+        TypeError: A value is no number.
         ValueError: A value is out of range.
     """
 
@@ -94,9 +96,15 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse limits under which nothing could run."""
+        whole = {*self.__struct_fields__} - {"bandwidth", "timeout"}
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            number = isinstance(value, int if name in whole else int | float) and not isinstance(value, bool)
+            if not number and (value is not None or name not in {"bandwidth", "job_size"}):
+                raise TypeError(f"JobLimits.{name} is a {'whole ' if name in whole else ''}number, not {value!r}")
         for name in ("urls", "expanded", "concurrent", "running", "per_host", "connections"):
             if getattr(self, name) < 1:
-                raise ValueError(f"JobLimits.{name} must be at least 1")
+                raise ValueError(f"JobLimits.{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.timeout < math.inf:
             raise ValueError("JobLimits.timeout must be a number of seconds above 0")
         if self.free_space < 0:
@@ -157,13 +165,16 @@ def split(urls: Sequence[str], size: int = 50) -> Iterator[list[str]]:
         size: URLs in each batch, at least 1; the last may be shorter.
 
     Raises:
-        TypeError: One URL instead of several.
+        TypeError: One URL instead of several, or a size that is no whole number.
         ValueError: `size` is below 1.
     """
     if isinstance(urls, str | bytes):
         raise TypeError("urls is a list of URLs, not one string")
+    if not isinstance(urls, Sequence):
+        raise TypeError(f"urls is a list of URLs, not {urls!r}")
+    check_numbers(whole=True, optional=False, size=size)
     if size < 1:
-        raise ValueError("size must be at least 1")
+        raise ValueError(f"size must be at least 1, not {size}")
     return (list(urls[start : start + size]) for start in range(0, len(urls), size))
 
 
@@ -359,6 +370,11 @@ def _shown(url: object) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+def _words_of(type: Any) -> str:
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+    return words.get(type, "text or None")
+
+
 def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] = ()) -> Options:
     """Check the options of a batch.
 
@@ -369,11 +385,15 @@ def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] =
         InvalidBatch: All that is wrong with them.
         TypeError: One is not of its type.
     """
-    try:
-        # They are stored as JSON. What cannot be read again would keep a manager from ever opening its database.
-        options = msgspec.convert(msgspec.to_builtins(options), type=Options)
-    except (msgspec.ValidationError, TypeError) as error:
-        raise TypeError(f"an option of the batch is not of its type: {error}") from None
+    # They are stored as JSON. What cannot be read again would keep a manager from ever opening its database.
+    kept: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Options):
+        value = getattr(options, field.name)
+        try:
+            kept[field.name] = msgspec.convert(msgspec.to_builtins(value), type=field.type)
+        except (msgspec.ValidationError, TypeError, ValueError, OverflowError, RecursionError):
+            raise TypeError(f"{field.name} of the batch is {_words_of(field.type)}, not {value!r}") from None
+    options = Options(**kept)
     problems: list[Problem] = []
     if not 1 <= options.concurrent_limit <= limits.concurrent:
         reason = (

@@ -46,6 +46,8 @@ def new_secret() -> str:
 
 
 def _key(secret: str) -> bytes:
+    if not isinstance(secret, str):
+        raise TypeError(f"a webhook secret is text, not {type(secret).__name__}")
     try:
         key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -97,9 +99,18 @@ def verify_webhook(
 
     Raises:
         IntegrityError: It is not from who knows the secret, was changed, or is too old.
-        ValueError: A secret is malformed.
+        TypeError: An argument of another type, such as a body that was parsed.
+        ValueError: A secret is malformed, or there is none.
     """
+    if not isinstance(body, bytes | bytearray | memoryview):
+        raise TypeError(f"body is the bytes of the request as they came, not {type(body).__name__}")
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers is a mapping of name and value, not {type(headers).__name__}")
+    if not isinstance(secrets, Iterable):
+        raise TypeError(f"secrets is a webhook secret or a list of them, not {type(secrets).__name__}")
     keys = [_key(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
+    if not keys:
+        raise ValueError("secrets is empty, so no webhook could be verified")
     found = {name.lower(): value for name, value in headers.items()}
     try:
         message_id, stamp, signatures = (found[f"webhook-{name}"] for name in ("id", "timestamp", "signature"))

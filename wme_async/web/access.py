@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from urllib.parse import quote, urlsplit
 
 from wme_async._protocol.arguments import texts_of
+from wme_async._protocol.pace import check_numbers
 from wme_async.web.wire import Call, Refused
 
 __all__ = ["Keys", "Links", "Throttle", "hash_key"]
@@ -154,8 +155,10 @@ class Throttle:
     """
 
     def __init__(self, rate: float | None, burst: int, clock: Callable[[], float]) -> None:
-        if (rate is not None and rate <= 0) or burst < 1:
-            raise ValueError("create_rate must be above 0, and create_burst at least 1")
+        check_numbers(whole=False, create_rate=rate)
+        check_numbers(whole=True, optional=False, create_burst=burst)
+        if (rate is not None and not rate > 0) or burst < 1:
+            raise ValueError(f"create_rate must be above 0, and create_burst at least 1, not {rate} and {burst}")
         self._rate = rate
         self._burst = burst
         self._clock = clock

@@ -11,6 +11,8 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from aiohttp import web
 
+from wme_async._protocol.arguments import check_functions, check_text, check_url_of
+from wme_async._protocol.pace import check_numbers
 from wme_async.jobs import BatchManager
 from wme_async.web.service import Service
 from wme_async.web.wire import Call, Refused, Reply
@@ -55,9 +57,10 @@ def create_app(
             taken from each call.
 
     Raises:
-        TypeError: One string where a list is wanted.
-        ValueError: A key or limit that cannot work.
+        TypeError: An argument of another type, such as a folder in place of the manager.
+        ValueError: A key, URL or limit that cannot work.
     """
+    _check(manager, public_url)
     service = Service(
         manager,
         api_keys=api_keys,
@@ -100,6 +103,12 @@ def create_app(
     # Newlines too, which a full stop would leave to aiohttp's own answer.
     app.router.add_route("*", r"/{tail:[\s\S]*}", handle)
     return app
+
+
+def _check(manager: object, public_url: object) -> None:
+    if not isinstance(manager, BatchManager):
+        raise TypeError(f'manager is a BatchManager, such as BatchManager("downloads"), not {manager!r}')
+    check_url_of("public_url", public_url)
 
 
 async def _end_streams(app: web.Application) -> None:
@@ -196,8 +205,10 @@ def create_asgi(
         public_url: As for `create_app`.
 
     Raises:
-        ValueError: A key or limit that cannot work.
+        TypeError: As for `create_app`.
+        ValueError: As for `create_app`.
     """
+    _check(manager, public_url)
     service = Service(
         manager,
         api_keys=api_keys,
@@ -341,9 +352,16 @@ async def serve(
 
     Raises:
         OSError: The port is taken.
-        ValueError: It would listen to everybody and ask nobody for a key.
+        TypeError: An argument of another type.
+        ValueError: A port that is none. It would listen to everybody and ask nobody for a key.
     """
-    keys = None if api_keys is None else list(api_keys)
+    check_text(host=host)
+    check_numbers(whole=True, optional=False, port=port)
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is 0 to 65535, not {port}")
+    check_functions(on_ready=on_ready)
+    # One that is given as a string or not as a list is refused below.
+    keys = list(api_keys) if isinstance(api_keys, Iterable) and not isinstance(api_keys, str | bytes) else api_keys
     if keys is None and not options.get("allowed_hosts") and host not in {"127.0.0.1", "::1", "localhost"}:
         raise ValueError("without API keys it listens on loopback only; give api_keys, or allowed_hosts behind a proxy")
     runner = web.AppRunner(
