@@ -246,6 +246,7 @@ MANAGED: dict[str, Callable[[BatchManager], Awaitable[Any]]] = {
     "=keep is a number of seconds, 0 or more, not -1": lambda m: m.rotate_webhook_secret(keep=-1),
     "port is a whole number, not '80'": lambda m: serve(m, port="80", api_keys=None),  # type: ignore[arg-type]
     "=port is 0 to 65535, not 70000": lambda m: serve(m, port=70000, api_keys=None),
+    "=host is empty": lambda m: serve(m, host="", api_keys=None),
     "host is text, not 5": lambda m: serve(m, host=5, api_keys=None),  # type: ignore[arg-type]
     "on_ready is a function, not 5": lambda m: serve(m, on_ready=5, api_keys=None),  # type: ignore[arg-type]
     "api_keys is a list of keys, not one str": lambda m: serve(m, api_keys="a-secret-key"),

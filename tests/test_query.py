@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async._protocol.query import Backend, Query, Value, fields_of, filterable
+from wme_async._protocol.query import kind_of as type_of_filter
 from wme_async.models import (
     Article,
     Batch,
@@ -1264,6 +1265,14 @@ def test_the_list_of_filters_leaves_out_what_has_no_single_value() -> None:
     assert "is_part_of.code" in filterable(Article, "ondemand")
     assert not any(name.startswith("event") for name in filterable(StructuredContent, "structured"))
     assert filterable(WikidataArticle, "lookup-fields-only") == {}
+
+
+def test_the_type_of_a_filter_is_known_by_every_name_of_its_field() -> None:
+    for name in ("visibility.user", "visibility.editor"):
+        assert type_of_filter(Article, "realtime", name) is bool
+    assert type_of_filter(Article, "realtime", "namespace.identifier") is int
+    for name in ("visibility", "nothing", "categories.name"):
+        assert type_of_filter(Article, "realtime", name) is str
 
 
 # --- real lists ------------------------------------------------------------------------------------------------------

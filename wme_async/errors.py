@@ -198,8 +198,8 @@ class DataError(WMEError):
 class DecodeError(DataError):
     """A JSON document, or one line of NDJSON, that does not fit its model.
 
-    An answer with a status of success that is an error all the same, as proxies and gateways send it, is one too: it has
-    none of the names of a record, and `message`, `error`, `errors`, `status`, `detail`, `fault` or `code`.
+    An answer with a status of success that is an error all the same, as proxies and gateways send it, is one too: it
+    has none of the names of a record, and `message`, `error`, `errors`, `status`, `detail`, `fault` or `code`.
 
     Args:
         message: What does not fit, with the path inside the document.
