@@ -1,10 +1,11 @@
 """What is left of a very long line decodes to the same value, however the line is cut."""
 
+import dataclasses
 import io
 import itertools
 import json
 import tarfile
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import pytest
@@ -30,6 +31,21 @@ class Outer(msgspec.Struct, kw_only=True):
 
     a: str | int | bool | list[Inner | str] | None = None
     inner: Inner | None = msgspec.field(name="\u00e4", default=None)
+
+
+class Pair(TypedDict):
+    """Names two as keys of a dict."""
+
+    left: int
+    right: list[int]
+
+
+@dataclasses.dataclass
+class Point:
+    """Names one, and the two of what it holds."""
+
+    x: int
+    inner: Inner | None = None
 
 
 NAMES = frozenset({"a", "b", "text", "\u00e4"})
@@ -109,6 +125,11 @@ def test_a_long_text_leaves_an_empty_string() -> None:
     assert dropped == 5000
 
 
+def test_a_key_that_is_none_is_left_to_the_decoder() -> None:
+    line = rb'{"\x":"' + b"x" * 100 + b'"}'
+    assert trimmed(line, [50], NAMES) == (line, 0)
+
+
 @pytest.mark.parametrize(
     ("type_", "names"),
     [
@@ -117,6 +138,10 @@ def test_a_long_text_leaves_an_empty_string() -> None:
         (msgspec.Raw, None),
         (Any, None),
         (int, frozenset()),
+        (tuple[int, Inner], {"text", "b"}),
+        (Pair, {"left", "right"}),
+        (Point, {"x", "inner", "text", "b"}),
+        (Annotated[Inner | None, msgspec.Meta(title="one of ours")], {"text", "b"}),
         (msgspec.defstruct("S", [("x", list[int | str]), ("y", tuple[bool, ...])], rename="upper"), {"X", "Y"}),
         (msgspec.defstruct("T", [("x", int)], tag_field="kind", tag="t"), {"x", "kind"}),
         (msgspec.defstruct("L", [("x", int)], array_like=True), None),

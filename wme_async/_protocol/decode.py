@@ -7,7 +7,7 @@ other way refuses is asked of msgspec again, so that no record is lost to a diff
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
@@ -91,30 +91,15 @@ def plain_data(type: Any) -> bool:
 def names_of(type: Any) -> frozenset[str] | None:
     """Return all keys that a type names, at whatever depth; None where it may want keys that it does not name."""
     names: set[str] = set()
-    seen: set[int] = set()
-    todo: list[Any] = [inspect.type_info(type)]
-    while todo:
-        node = todo.pop()
-        if id(node) in seen or isinstance(node, _PLAIN):
-            continue
-        seen.add(id(node))
+    for node in _nodes(type):
         match node:
-            case inspect.Metadata():
-                todo.append(node.type)
-            case inspect.UnionType():
-                todo.extend(node.types)
-            case inspect.CollectionType():
-                todo.append(node.item_type)
-            case inspect.TupleType():
-                todo.extend(node.item_types)
             case inspect.StructType() if not node.array_like:
                 names.update(field.encode_name for field in node.fields)
-                if node.tag_field is not None:
-                    names.add(node.tag_field)
-                todo.extend(field.type for field in node.fields)
+                names.update([node.tag_field] if node.tag_field is not None else [])
             case inspect.TypedDictType() | inspect.DataclassType():
                 names.update(field.encode_name for field in node.fields)
-                todo.extend(field.type for field in node.fields)
+            case inspect.Metadata() | inspect.UnionType() | inspect.CollectionType() | inspect.TupleType():
+                pass
             case _:
                 return None
     return frozenset(names)
@@ -183,22 +168,45 @@ _PLAIN: Final = (
     inspect.LiteralType,
 )
 
+_COMPOSED: Final = (
+    inspect.Metadata,
+    inspect.UnionType,
+    inspect.CollectionType,
+    inspect.TupleType,
+    inspect.StructType,
+    inspect.TypedDictType,
+    inspect.DataclassType,
+    inspect.NamedTupleType,
+)
+
 
 def _traits(type: Any) -> set[str]:
     """Return what keeps a type from going by orjson: `raw`, `other`, or nothing."""
     found: set[str] = set()
+    for node in _nodes(type):
+        if isinstance(node, inspect.RawType):
+            found.add("raw")
+        elif isinstance(node, inspect.DictType):
+            if not isinstance(node.key_type, inspect.StrType):
+                found.add("other")  # keys of other types are read from strings by the JSON decoder alone
+        elif not isinstance(node, _COMPOSED):
+            found.add("other")
+    return found
+
+
+def _nodes(type: Any) -> Iterator[inspect.Type]:
+    """Walk over a type and all that it is made of, but for what is plain."""
     seen: set[int] = set()
-    todo: list[Any] = [inspect.type_info(type)]
+    todo: list[inspect.Type] = [inspect.type_info(type)]
     while todo:
         node = todo.pop()
         if id(node) in seen or isinstance(node, _PLAIN):
             continue
         seen.add(id(node))
+        yield node
         match node:
             case inspect.Metadata():
                 todo.append(node.type)
-            case inspect.RawType():
-                found.add("raw")
             case inspect.UnionType():
                 todo.extend(node.types)
             case inspect.CollectionType():
@@ -207,10 +215,7 @@ def _traits(type: Any) -> set[str]:
                 todo.extend(node.item_types)
             case inspect.DictType():
                 todo.append(node.value_type)
-                if not isinstance(node.key_type, inspect.StrType):
-                    found.add("other")  # keys of other types are read from strings by the JSON decoder alone
             case inspect.StructType() | inspect.TypedDictType() | inspect.DataclassType() | inspect.NamedTupleType():
                 todo.extend(field.type for field in node.fields)
             case _:
-                found.add("other")
-    return found
+                pass
