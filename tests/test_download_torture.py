@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import io
 import json
 import os
 import random
@@ -127,16 +128,29 @@ async def one_script(sim: Simulator, folder: Path, seed: int) -> str:
     return outcome
 
 
+def stacks() -> str:
+    """Return where all tasks are."""
+    found = io.StringIO()
+    for task in asyncio.all_tasks():
+        task.print_stack(limit=5, file=found)
+    return found.getvalue()
+
+
 async def scripts(sim: Simulator, folder: Path, seeds: Iterator[int]) -> list[str]:
     outcomes = []
 
     async def lane() -> None:
         for seed in seeds:
+            script = asyncio.create_task(one_script(sim, folder, seed), name=f"seed {seed}")
             try:
-                outcomes.append(await asyncio.wait_for(one_script(sim, folder, seed), 20))
+                await asyncio.wait([script], timeout=20)
+                assert script.done(), f"it hangs\n{stacks()}"
+                outcomes.append(script.result())
             except BaseException as error:
-                error.add_note(f"seed {seed}")
+                error.add_note(script.get_name())
                 raise
+            finally:
+                script.cancel()
 
     async with asyncio.TaskGroup() as group:
         for _ in range(6):
