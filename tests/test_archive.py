@@ -6,6 +6,7 @@ import gc
 import gzip
 import io
 import pickle
+import random
 import sys
 import tarfile
 import threading
@@ -20,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wme_async._archive import ArchiveReader, _gzip, _inflate, _reader, read_archive
-from wme_async._archive._feed import outlast
+from wme_async._archive._feed import FileFeed, SourceFailed, WindowFeed, outlast
 from wme_async.errors import ArchiveError, DecodeError, Interrupted
 from wme_async.models import Article
 
@@ -451,6 +452,47 @@ async def test_a_bomb_is_bounded_in_memory_and_told_early(use_isal: bool) -> Non
     engine = zlib.decompressobj(31)
     assert _gzip._flush_goes_on()
     assert len(_gzip._inflate_piece(engine, bomb[: _gzip._PIECE // 32])) < 3 << 20
+
+
+async def test_many_small_members_at_once_are_as_bounded(tmp_path: Path, use_isal: bool) -> None:
+    """What follows badly packed bytes is taken in large pieces, which may hold any number of bombs."""
+    path = tmp_path / "a.gz"
+    # The first piece, and the second one, which is larger, are just used up when the others begin.
+    stored = gzip.compress(random.Random(5).randbytes(_gzip._PIECE + _gzip._PIECE_OF_ISAL), 0)
+    padding = bytes(-len(stored) % _gzip._PIECE_OF_ISAL + _gzip._PIECE)
+    path.write_bytes(stored + padding + gzip.compress(bytes(2 << 20), 9) * 30)
+    sizes = [len(block) for block in _blocks(path, use_isal=use_isal)]
+    assert sum(sizes) == _gzip._PIECE + _gzip._PIECE_OF_ISAL + 30 * (2 << 20)
+    assert max(sizes) <= _gzip._MOST
+
+
+def _blocks(path: Path, *, use_isal: bool) -> Iterator[bytes]:
+    with FileFeed(path) as feed:
+        feed.open()
+        yield from (_gzip.by_isal if use_isal else _gzip.by_zlib)(feed)
+
+
+@pytest.mark.parametrize(
+    ("behind", "error"),
+    [
+        (OSError("the cable is out"), SourceFailed),
+        (b"more", gzip.BadGzipFile),
+        (gzip.compress(b"")[:4] + b"\xff" * 20, zlib.error),
+        (gzip.compress(b"a")[:-1], EOFError),
+    ],
+    ids=["failure", "junk", "damage", "cut"],
+)
+async def test_what_is_inflated_is_given_whatever_comes_behind_it(
+    behind: bytes | OSError, error: type[BaseException], use_isal: bool
+) -> None:
+    feed = WindowFeed(1 << 20)
+    await feed.put(gzip.compress(b"good ") + gzip.compress(b"bytes") + (behind if isinstance(behind, bytes) else b""))
+    feed.end(behind if isinstance(behind, OSError) else None)
+    found = b""
+    with pytest.raises(error):
+        for block in (_gzip.by_isal if use_isal else _gzip.by_zlib)(feed):
+            found += block
+    assert found.startswith(b"good bytes")
 
 
 # Bad records

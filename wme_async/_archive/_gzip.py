@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, Final
 
-from wme_async._archive._feed import Feed
+from wme_async._archive._feed import Feed, SourceFailed
 
 __all__ = ["DAMAGE", "by_isal", "by_zlib", "has_isal"]
 
@@ -36,6 +36,18 @@ def by_isal(feed: Feed) -> Iterator[bytes]:
     Where input is at hand it is read before a block is given, so that from there to the next call of the inflater the
     thread never lets the lock go: the loop would take it and keep it for a block.
     """
+    held: list[bytes] = []
+    try:
+        yield from _by_isal(feed, held)
+    except (*DAMAGE, OSError, SourceFailed):
+        # What was inflated before is good, and is wanted whatever comes behind it.
+        if held:
+            yield b"".join(held)
+        raise
+
+
+def _by_isal(feed: Feed, held: list[bytes]) -> Iterator[bytes]:
+    """Do it; `held` has what is inflated and not yet given, at most `_MOST` bytes of however many members."""
     lib = importlib.import_module("isal.igzip_lib")
     reading, spare = memoryview(bytearray(_PIECE_OF_ISAL)), memoryview(bytearray(_PIECE_OF_ISAL))
     engine: Any = None
@@ -43,8 +55,7 @@ def by_isal(feed: Feed) -> Iterator[bytes]:
     size = _PIECE
     piece: Any = reading[: feed.readinto(reading[:size])]
     while piece:
-        taken = len(piece)
-        blocks: list[bytes] = []
+        taken, made, given = len(piece), 0, 0
         while piece:
             if engine is None:
                 piece = _next_member(piece, members)
@@ -52,25 +63,37 @@ def by_isal(feed: Feed) -> Iterator[bytes]:
                     break
                 engine = lib.IgzipDecompressor(flag=lib.DECOMP_GZIP)
                 members += 1
-            blocks.append(_by_engine(lib, engine, piece))
-            while not engine.eof and (not engine.needs_input or len(blocks[-1]) == _MOST):
-                yield b"".join(blocks)
-                blocks = [_by_engine(lib, engine, b"")]
-            piece = b""
+            while True:
+                block = _by_engine(lib, engine, piece)
+                if made - given + len(block) > _MOST:
+                    yield _all_of(held)
+                    given = made
+                held.append(block)
+                made += len(block)
+                piece = b""
+                if engine.eof or (engine.needs_input and len(block) < _MOST):
+                    break
             if engine.eof:
                 piece, engine = engine.unused_data, None
-        block = blocks[0] if len(blocks) == 1 else b"".join(blocks)
         if taken >= _PIECE // 2:  # a shorter one says nothing
-            size = max(_PIECE // 2, min(_PIECE_OF_ISAL, taken * _BLOCK // max(1, len(block))))
+            size = max(_PIECE // 2, min(_PIECE_OF_ISAL, taken * _BLOCK // max(1, made)))
         at_hand = feed.ready() > 0
-        if not at_hand and block:
-            yield block
+        if not at_hand and made > given:
+            yield _all_of(held)
+            given = made
         reading, spare = spare, reading
         piece = reading[: feed.readinto(reading[:size])]
-        if at_hand and block:
-            yield block
+        if made > given:
+            yield _all_of(held)
+        held.clear()
     if engine is not None:
         raise EOFError
+
+
+def _all_of(held: list[bytes]) -> bytes:
+    block = held[0] if len(held) == 1 else b"".join(held)
+    held.clear()
+    return block
 
 
 def _by_engine(lib: Any, engine: Any, piece: Any) -> bytes:
