@@ -125,6 +125,12 @@ def test_a_long_text_leaves_an_empty_string() -> None:
     assert dropped == 5000
 
 
+def test_the_end_of_a_key_is_not_taken_for_a_key() -> None:
+    key = "k" * 300 + '"html'
+    line = json.dumps({key: "x" * 1000}).encode()
+    assert trimmed(line, [800], frozenset({key})) == (line, 0)
+
+
 def test_a_key_that_is_none_is_left_to_the_decoder() -> None:
     line = rb'{"\x":"' + b"x" * 100 + b'"}'
     assert trimmed(line, [50], NAMES) == (line, 0)

@@ -15,7 +15,8 @@ import msgspec
 
 __all__ = ["Trimmer"]
 
-_KEY: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"[ \t\r\n]*:[ \t\r\n]*\Z', re.DOTALL)
+# In front of its quote, since inside a longer key than is looked at a quote may stand too, behind a backslash.
+_KEY: Final = re.compile(rb'[{,\s]"((?:[^"\\]|\\.)*)"[ \t\r\n]*:[ \t\r\n]*\Z', re.DOTALL)
 _LONGEST_KEY: Final = 256  # bytes looked back for a key and its colon
 
 
