@@ -88,3 +88,15 @@ async def test_who_is_cancelled_waits_for_the_work() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == [True]
+
+
+def test_it_goes_on_in_another_loop() -> None:
+    """As where the same budget is used by two programs of `asyncio.run`, one after the other."""
+    clock = Clock()
+    short = ShortWork(clock)
+
+    async def run() -> list[bool]:
+        return await asyncio.gather(*(short.run(clock.work(0.02)) for _ in range(3 * _TRUST)))
+
+    assert all(asyncio.run(run()))
+    assert all(asyncio.run(run()))

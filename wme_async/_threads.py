@@ -34,6 +34,7 @@ class ShortWork:
         self._quick = 0
         # There are hardly more threads; who waits here profits from what the first ones show.
         self._gate = asyncio.Semaphore(_TRUST)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function and return what it returns. If the task is cancelled, the function is waited for.
@@ -48,6 +49,10 @@ class ShortWork:
         """
         work = partial(function, *args, **kwargs)
         if self._quick < _TRUST:
+            loop = asyncio.get_running_loop()
+            if self._loop is not loop:
+                # A semaphore at which somebody has waited works in that loop alone, and there may be another one since.
+                self._loop, self._gate = loop, asyncio.Semaphore(_TRUST)
             async with self._gate:
                 if self._quick < _TRUST:
                     return await in_thread(lambda: self._timed(work))
