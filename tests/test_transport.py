@@ -25,6 +25,7 @@ from wme_async._client.account import Account
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
 from wme_async._protocol.token import Tokens
 from wme_async._transport import Credentials, Request, SessionPool, Transport
+from wme_async._transport.pool import _Connector
 from wme_async._transport.throttle import Throttle
 from wme_async._transport.wire import translate
 from wme_async.errors import (
@@ -1132,6 +1133,26 @@ async def test_the_time_for_a_connection_covers_a_proxy_that_never_answers(sim):
                 await transport.request(PROJECTS)
         await transport.aclose()
         await pool.aclose()
+
+
+async def test_how_aiohttp_calls_its_own_method_may_change(monkeypatch):
+    seen = []
+
+    async def create(_, *args, **options):
+        seen.append((args, options))
+        if options["hang"]:
+            await asyncio.Event().wait()
+        return "connected"
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", create)
+    timeout = aiohttp.ClientTimeout(sock_connect=0.01)
+    async with _Connector() as made:
+        connector: Any = made
+        assert await connector._create_connection("request", hang=False) == "connected"
+        assert await connector._create_connection("request", timeout=timeout, hang=False) == "connected"
+        with pytest.raises(aiohttp.ConnectionTimeoutError, match=r"within 0\.01 s"):
+            await connector._create_connection("request", [], None, timeout, hang=True)
+    assert seen[0] == (("request",), {"hang": False})
 
 
 async def test_what_is_said_of_certificates_is_what_is_done_and_danger_is_told(sim, certificate, caplog):

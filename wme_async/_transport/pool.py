@@ -223,16 +223,20 @@ class _Connector(aiohttp.TCPConnector):
 
     aiohttp counts it for each TCP and TLS handshake anew, and leaves out the resolver and a proxy's answer to CONNECT,
     which may then hang for ever.
+
+    The method is aiohttp's own affair. Where it is called otherwise or not at all, aiohttp's way of counting is left.
     """
 
-    async def _create_connection(self, req: aiohttp.ClientRequest, traces: Any, timeout: aiohttp.ClientTimeout) -> Any:
+    async def _create_connection(self, *args: Any, **options: Any) -> Any:
+        given = (each for each in (*args, *options.values()) if isinstance(each, aiohttp.ClientTimeout))
+        seconds = next((each.sock_connect for each in given), None)
         try:
-            async with asyncio.timeout(timeout.sock_connect) as limit:
-                return await super()._create_connection(req, traces, timeout)
+            async with asyncio.timeout(seconds) as limit:
+                return await super()._create_connection(*args, **options)
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise aiohttp.ConnectionTimeoutError(f"no connection within {timeout.sock_connect:g} s") from error
+            raise aiohttp.ConnectionTimeoutError(f"no connection within {seconds:g} s") from error
 
 
 class _GuardedResolver(AbstractResolver):
