@@ -6,9 +6,10 @@ import importlib
 import json
 import re
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NewType, Union
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wme_async._protocol import decode as decode_module
-from wme_async._protocol.decode import DECODE_ERRORS, LONG_RECORD, Buffer, make_decoder, why
+from wme_async._protocol.decode import DECODE_ERRORS, LONG_RECORD, Buffer, make_decoder, names_of, why
 from wme_async.models import Article
 
 DATA = Path(__file__).parents[1] / "../shared/data"
@@ -227,6 +228,31 @@ def test_what_was_wrong_is_said_in_words(record: bytes, words: str) -> None:
     with pytest.raises(DECODE_ERRORS) as caught:
         make_decoder(Page)(record)
     assert re.search(words, why(caught.value))
+
+
+class Added(msgspec.Struct, tag=True):
+    name: str = ""
+
+
+class Gone(msgspec.Struct, tag=True):
+    name: str = ""
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        Added | Gone,
+        Union[Added, Gone],  # noqa: UP007 - msgspec knows both
+        Annotated[Added | Gone, "either"],
+        NewType("Change", Added),
+        # From Python 3.12 on; it is what a `type` statement makes.
+        getattr(typing, "TypeAliasType", lambda _, of: of)("Change", Added | Gone),
+    ],
+    ids=["union", "Union", "Annotated", "NewType", "alias"],
+)
+def test_types_that_are_no_classes_are_types_all_the_same(type_: Any) -> None:
+    assert make_decoder(type_)(b'{"type":"Added","name":"a"}') == Added("a")
+    assert names_of(type_) == frozenset({"type", "name"})
 
 
 def test_a_type_that_msgspec_cannot_decode_is_misuse() -> None:

@@ -5,8 +5,9 @@ something else than was meant: a folder of the empty name is the current one, an
 """
 
 import builtins
+import types
 from collections.abc import AsyncIterable, Iterable
-from typing import Any
+from typing import Any, NewType
 
 __all__ = [
     "check_flags",
@@ -117,8 +118,9 @@ def check_record_type(type: Any) -> None:
     Raises:
         TypeError: Saying what is wanted.
     """
-    # Struct[int] is no class and a type all the same.
-    if not isinstance(type, builtins.type) and getattr(type, "__origin__", None) is None:
+    # Struct[int], A | B and a name for a type are no classes, and types all the same.
+    known = isinstance(type, builtins.type | types.UnionType | NewType) or hasattr(type, "__value__")
+    if not known and getattr(type, "__origin__", None) is None:
         raise TypeError(f"type is a class to decode into, such as a msgspec Struct, not {type!r}")
 
 
