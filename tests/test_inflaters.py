@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -81,6 +82,36 @@ def test_what_was_compressed_comes_out(
     blocks = list(inflate(Pieces(packed, sizes if len(packed) < 500_000 else [*sizes, 1 << 20])))
     assert b"".join(blocks) == plain
     assert all(blocks)
+
+
+HEADERS = [
+    (2, b""),
+    (4, b"\6\0BC\2\0\1\2"),
+    (8, b"a.tar\0"),
+    (16, b"by hand\0"),
+    (24, b"a.tar\0by hand\0"),
+    (30, b"\6\0BC\2\0\1\2a.tar\0by hand\0"),
+]
+
+
+@pytest.mark.parametrize(("flags", "more"), HEADERS, ids=[str(flags) for flags, _ in HEADERS])
+def test_a_header_may_have_all_that_it_can_have_and_be_cut_anywhere(inflate: Inflate, flags: int, more: bytes) -> None:
+    plain = contents(1, "lines", 1000)
+    packed = gzip.compress(plain, mtime=0)
+    header = packed[:3] + bytes([flags]) + packed[4:10] + more
+    if flags & 2:
+        header += (zlib.crc32(header) & 0xFFFF).to_bytes(2, "little")
+    whole = (header + packed[10:]) * 2
+    for size in range(1, len(header) + 10):
+        assert b"".join(inflate(Pieces(whole, [size]))) == plain * 2
+        with pytest.raises(EOFError):
+            list(inflate(Pieces(header[:size] if size < len(header) else whole[: size - len(whole)], [1000])))
+
+
+def test_a_name_without_an_end_is_told(inflate: Inflate) -> None:
+    data = gzip.compress(b"all of it") + b"\x1f\x8b\x08\x18" + b"x" * (8 << 20)
+    with pytest.raises((EOFError, *_gzip.DAMAGE)):
+        list(inflate(Pieces(data, [1 << 20])))
 
 
 @given(cut=st.floats(0, 1, exclude_max=True), sizes=SIZES)

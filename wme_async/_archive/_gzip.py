@@ -16,6 +16,8 @@ DAMAGE: Final = (gzip.BadGzipFile, zlib.error)
 _BLOCK: Final = 2 * 1024 * 1024  # bytes that a call of isal should make: what the loop decodes meanwhile
 _MOST: Final = _BLOCK * 5 // 4  # bytes that it makes at most; what is left of the input is then copied
 _PIECE_OF_ISAL: Final = 1024 * 1024  # compressed bytes for one call of it, at most
+_MAGIC: Final = b"\x1f\x8b\x08"  # with the one method there is
+_LONGEST_HEADER: Final = 256 * 1024  # bytes of one that is waited for; what is longer is no honest one
 _INPUT: Final = 4 * 1024 * 1024  # compressed bytes taken at a time for zlib
 _PIECE: Final = 64 * 1024  # compressed bytes for one call of zlib; at most 1032 times as much can come out
 _TARGET: Final = 512 * 1024  # bytes that a call of zlib should make, so that a bomb gets small pieces
@@ -51,6 +53,7 @@ def _by_isal(feed: Feed, held: list[bytes]) -> Iterator[bytes]:
     lib = importlib.import_module("isal.igzip_lib")
     reading, spare = memoryview(bytearray(_PIECE_OF_ISAL)), memoryview(bytearray(_PIECE_OF_ISAL))
     engine: Any = None
+    header = b""  # the beginning of one
     members = 0
     size = _PIECE
     piece: Any = reading[: feed.readinto(reading[:size])]
@@ -58,9 +61,10 @@ def _by_isal(feed: Feed, held: list[bytes]) -> Iterator[bytes]:
         taken, made, given = len(piece), 0, 0
         while piece:
             if engine is None:
-                piece = _next_member(piece, members)
-                if not piece:
+                header = _next_member(header + piece, members)
+                if not _is_whole(header):
                     break
+                piece, header = header, b""
                 engine = lib.IgzipDecompressor(flag=lib.DECOMP_GZIP)
                 members += 1
             while True:
@@ -68,7 +72,8 @@ def _by_isal(feed: Feed, held: list[bytes]) -> Iterator[bytes]:
                 if made - given + len(block) > _MOST:
                     yield _all_of(held)
                     given = made
-                held.append(block)
+                if block:
+                    held.append(block)
                 made += len(block)
                 piece = b""
                 if engine.eof or (engine.needs_input and len(block) < _MOST):
@@ -85,8 +90,7 @@ def _by_isal(feed: Feed, held: list[bytes]) -> Iterator[bytes]:
         piece = reading[: feed.readinto(reading[:size])]
         if made > given:
             yield _all_of(held)
-        held.clear()
-    if engine is not None:
+    if engine is not None or header:
         raise EOFError
 
 
@@ -102,6 +106,24 @@ def _by_engine(lib: Any, engine: Any, piece: Any) -> bytes:
     except lib.error as error:
         raise zlib.error(str(error)) from error
     return block
+
+
+def _is_whole(header: bytes) -> bool:
+    """Say whether a member's header is all there, or is none.
+
+    isal takes one with a checksum, or with both a name and a comment, for damaged where it comes in two calls.
+    """
+    if len(header) < 10:
+        return bool(header) and not _MAGIC.startswith(header[:3])
+    flags, at = header[3], 10
+    if flags & 4:  # more fields, after their length
+        at += 2 + int.from_bytes(header[10:12], "little")
+    for flag in (8, 16):  # name and comment
+        if flags & flag:
+            at = header.find(b"\0", at) + 1
+            if not at:
+                return len(header) > _LONGEST_HEADER
+    return len(header) >= at + (flags & 2)
 
 
 def _next_member(piece: Any, members: int) -> bytes:
