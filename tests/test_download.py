@@ -670,6 +670,37 @@ async def test_a_file_whose_bytes_are_all_on_their_way_needs_no_address_to_be_wh
     assert len(store_requests(sim)) == 2
 
 
+async def test_a_request_for_an_address_is_not_given_up_for_being_slow(
+    sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is metered: who gives it up and asks again pays twice."""
+    monkeypatch.setattr("wme_async._download.engine._PATIENCE", 0.4)
+    data = noise(6_000_000)
+    sim.put_object(KEY, data)
+    source = StoreSource(sim, transport)
+    # One connection brings bytes all the while; the other one is refused, and its next address takes long.
+    sim.faults.script([("slow", {"rate": 1_500_000}), "expire"], role="store")
+    sign, given_up = source.sign, 0
+
+    async def slow_sign() -> SignedUrl:
+        nonlocal given_up
+        try:
+            if source.signed:
+                await asyncio.sleep(1.5)
+        except asyncio.CancelledError:
+            given_up += 1
+            raise
+        finally:
+            found = await sign()
+        return found
+
+    monkeypatch.setattr(source, "sign", slow_sign)
+    done = await download(source, tmp_path / "x", transport=transport, part_size=3_000_000, connections=2)
+    assert (tmp_path / "x").read_bytes() == data
+    assert given_up == 0
+    assert done.api_requests == source.signed == 2
+
+
 async def test_bytes_are_taken_over_once_there_is_an_address_to_ask_for_them_with(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

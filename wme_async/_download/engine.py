@@ -175,6 +175,8 @@ class Crew:
 
     def _replace_slow(self, now: float) -> None:
         for claim in self.plan.stragglers(now, floor=self._min_rate, patience=self._patience):
+            if claim not in self._scopes:  # it waits for an address
+                continue
             self._patience = min(_PATIENCE_MOST, self._patience * 1.5)
             self._abort(claim)
 
@@ -327,8 +329,10 @@ class Crew:
         debt = self._budget.moved(0, self._transport.monotonic())
         if debt > 0:
             await self._transport.sleep(debt)
-        signed = await self._ticket.get()
+        signed = await self._address(claim)
         start, stop = claim.at, claim.stop
+        if start == stop:  # another took it over meanwhile
+            return
         self._under_way += 1
         asked = self._transport.monotonic()
         try:
@@ -348,6 +352,22 @@ class Crew:
             self._budget.finished()
         if claim.rest:
             raise Interrupted(f"the answer ended {claim.rest} bytes before the end of its range", url=None)
+
+    async def _address(self, claim: Claim) -> SignedUrl:
+        """Return an address, for which a claim may have to wait long: that is not its connection's fault.
+
+        The question is metered. If it were given up for being slow, whoever asked again would pay once more.
+        """
+        scope = self._scopes.pop(claim, None)
+        began = self._transport.monotonic()
+        try:
+            return await self._ticket.get()
+        finally:
+            waited = self._transport.monotonic() - began
+            claim.began += waited
+            claim.moved += waited
+            if scope is not None:
+                self._scopes[claim] = scope
 
     def _check(self, body: Body, start: int, stop: int) -> None:
         verdict, why = judge(body.status, body.headers, start=start, stop=stop, size=self.plan.size, etag=self._etag)
