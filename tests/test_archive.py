@@ -5,6 +5,7 @@ import contextlib
 import gc
 import gzip
 import io
+import os
 import pickle
 import random
 import sys
@@ -452,6 +453,17 @@ async def test_a_bomb_is_bounded_in_memory_and_told_early(use_isal: bool) -> Non
     engine = zlib.decompressobj(31)
     assert _gzip._flush_goes_on()
     assert len(_gzip._inflate_piece(engine, bomb[: _gzip._PIECE // 32])) < 3 << 20
+
+
+async def test_a_file_of_which_nothing_more_comes_can_be_closed_at_once(tmp_path: Path, use_isal: bool) -> None:
+    """Zeros behind the end are padding; here it would take minutes to pass over them."""
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(one(*pages(3)))
+    os.truncate(path, 1 << 40)
+    async with asyncio.timeout(10):
+        async with read_archive(path, type=Page, use_isal=use_isal) as reader:
+            assert await anext(reader) == pages(1)[0]
+        assert_nothing_is_left()
 
 
 async def test_many_small_members_at_once_are_as_bounded(tmp_path: Path, use_isal: bool) -> None:

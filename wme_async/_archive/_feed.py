@@ -104,6 +104,7 @@ class FileFeed(Feed):
         super().__init__()
         self._path = path
         self._file: io.FileIO | None = None
+        self._stopped = False
 
     def open(self) -> None:
         """Open the file."""
@@ -118,7 +119,13 @@ class FileFeed(Feed):
     def fetch(self, view: memoryview) -> int:
         """Read from the file."""
         assert self._file is not None
+        if self._stopped:  # where nothing comes out of it, nobody else looks
+            raise Stopped
         return self._file.readinto(view) or 0
+
+    def stop(self) -> None:
+        """Let the thread end at its next read."""
+        self._stopped = True
 
     def ready(self) -> int:
         """Return plenty: a file never makes wait."""
