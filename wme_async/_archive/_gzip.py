@@ -51,6 +51,9 @@ def by_isal(feed: Feed) -> Iterator[bytes]:
 def _by_isal(feed: Feed, held: list[bytes]) -> Iterator[bytes]:
     """Do it; `held` has what is inflated and not yet given, at most `_MOST` bytes of however many members."""
     lib = importlib.import_module("isal.igzip_lib")
+    # glibc maps large blocks anew, page by page, until one of their size has been freed. Those of isal are cut to what
+    # is in them before that, so it would go on for ever, and cost half as much again as inflating.
+    bytes(2 * _MOST)
     reading, spare = memoryview(bytearray(_PIECE_OF_ISAL)), memoryview(bytearray(_PIECE_OF_ISAL))
     engine: Any = None
     header = b""  # the beginning of one
