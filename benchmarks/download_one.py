@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from wme_async import Budget, FileInfo, SessionPool
-from wme_async._download import SignedUrl, download
+from wme_async._download import Checksum, SignedUrl, download
 from wme_async._transport import Request, Transport
 
 
@@ -57,9 +57,9 @@ class PlainSource:
         """Return the address; it never expires."""
         return SignedUrl(url=self.url)
 
-    async def checksum(self) -> str | None:
+    async def checksum(self) -> Checksum | None:
         """Return what was given."""
-        return self.md5
+        return None if self.md5 is None else Checksum(md5=self.md5)
 
 
 def transport_of(cafile: str | None) -> tuple[SessionPool, Transport]:

@@ -187,7 +187,7 @@ class Crew:
                 continue
             if self._plenty():
                 await self._budget.acquire()
-            elif not self._budget.try_acquire():
+            elif self._held_back() or not self._budget.try_acquire():
                 await self.news()
                 continue
             try:
@@ -239,6 +239,11 @@ class Crew:
         """Whether there are bytes that nobody fetches and that may be asked for."""
         limit = self._store.limit()
         return bool(self.plan.unclaimed) and (limit is None or self.plan.open_below(limit))
+
+    def _held_back(self) -> bool:
+        """Whether what nobody fetches is not wanted yet; nothing is taken over from others then either."""
+        limit = self._store.limit()
+        return limit is not None and limit < self.plan.size and self.plan.unclaimed > 0
 
     def _next(self) -> tuple[Claim, Claim | None] | None:
         now = self._transport.monotonic()

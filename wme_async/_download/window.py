@@ -35,6 +35,9 @@ _TEE_PART = 16 * MIB
 _HASH_BATCH = 2 * MIB
 _CLOSED = "this file is closed for reading; open it again"
 
+# Connections that a window has where nobody says how many.
+_FEW = 6
+
 
 def ordered(
     source: Source,
@@ -88,7 +91,9 @@ def ordered(
             # One alone brings them in order anyway, and needs no further signature for a long part.
             job.in_order, job.part_size = True, _TEE_PART
         return _Followed(job)
-    return _Windowed(source, transport, shared, connections=limit, window=window, verify=verify)
+    # Reading is seldom quicker than a few connections, and the fewer share the window, the larger their parts are.
+    few = connections or min(_FEW, limit)
+    return _Windowed(source, transport, shared, connections=few, window=window, verify=verify)
 
 
 class Ordered(AsyncIterator[bytes], abc.ABC):
@@ -226,6 +231,7 @@ class _Windowed(Ordered):
         self._budget = budget
         self._connections = connections
         self._window = window
+        self._step = 1
         self._verify = verify
         self._ticket = Ticket(source, transport.monotonic)
         self._digest = hashlib.md5(usedforsecurity=False)
@@ -250,8 +256,14 @@ class _Windowed(Ordered):
         """Nothing is accounted for."""
 
     def limit(self) -> int | None:
-        """Return the end of the window. A single connection is simply made to wait."""
-        return None if self._connections == 1 else self.position + self._window
+        """Return the end of the window. A single connection is simply made to wait.
+
+        It moves on by whole parts, since each few bytes that a reader takes would be a request of their own otherwise.
+        """
+        if self._connections == 1:
+            return None
+        stop = self.position + self._window
+        return stop if self.size is None or stop >= self.size else stop // self._step * self._step
 
     def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
         """Keep a piece for the reader."""
@@ -312,6 +324,7 @@ class _Windowed(Ordered):
         plan = Plan(info.size, rate=self._budget.rate)
         single = self._connections == 1
         part = max(min(MIB, self._window), self._window // max(2, self._connections))
+        self._step = part if self._window >= 4 * part else 1
         crew = self._crew = Crew(
             self._transport, plan, self, self._ticket, self._budget,
             etag=etag, connections=self._connections, least=min(MIB, part),
