@@ -38,7 +38,10 @@ EXPLANATIONS = {
         "alone decodes lines that are split and in memory."
     ),
     "overlap": "*Kept too* is `tee=`: the archive is on the disk afterwards.",
-    "memory": "A line must be in memory as a whole, and so must what it is decoded into.",
+    "memory": (
+        "A line must be in memory as a whole, and so must what it is decoded into; but of a very long one, texts that "
+        "a small type does not name are not kept."
+    ),
     "large-events": (
         "Whole articles. msgspec alone decodes lines that are split and in memory; the others receive them over HTTP."
     ),
