@@ -30,13 +30,12 @@ MIB = 1 << 20
 
 _WINDOW = 12 * MIB
 _READ = 256 * 1024
+# Connections that a window has where nobody says how many.
+_FEW = 6
 # Parts of a file that is read in order: what the reader waits for must not be spread over a large one.
 _TEE_PART = 16 * MIB
 _HASH_BATCH = 2 * MIB
 _CLOSED = "this file is closed for reading; open it again"
-
-# Connections that a window has where nobody says how many.
-_FEW = 6
 
 
 def ordered(
