@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wme_async._archive import ArchiveReader, _gzip, _inflate, _reader, read_archive
-from wme_async._archive._feed import FileFeed, SourceFailed, WindowFeed, outlast
+from wme_async._archive._feed import FileFeed, SourceFailed, WindowFeed
 from wme_async.errors import ArchiveError, DecodeError, Interrupted
 from wme_async.models import Article
 
@@ -832,21 +832,6 @@ def test_a_thread_survives_the_end_of_its_loop(tmp_path: Path) -> None:
     inflater.abandon()
     inflater._thread.join(10)
     assert not threads()
-
-
-async def test_outlasting_goes_on_through_cancellations() -> None:
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    nudges: list[int] = []
-    task = asyncio.create_task(outlast(future, nudge=lambda: nudges.append(1)))
-    for _ in range(3):
-        await asyncio.sleep(0)
-        task.cancel()
-    await asyncio.sleep(0)
-    assert not task.done()
-    future.set_result(None)
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert nudges
 
 
 # Misuse

@@ -14,7 +14,7 @@ from download_store import KEY, MIB, StoreSource, fetched_ranges, leftovers, noi
 
 from wme_async._download import Budget, Progress, SignedUrl, download, job, ordered
 from wme_async._protocol.settings import Retry, Timeouts
-from wme_async._threads import in_thread
+from wme_async._tasks import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, IntegrityError, NotFound, QuotaExceeded, ServerError, WMEError
 from wme_async.simulator import Simulator

@@ -17,7 +17,7 @@ from wme_async._download.ledger import Ledger
 from wme_async._download.partfile import PartFile
 from wme_async._protocol.ranges import Plan
 from wme_async._protocol.settings import Retry, Timeouts
-from wme_async._threads import in_thread
+from wme_async._tasks import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import NotFound
 from wme_async.simulator import Simulator

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["Feed", "FileFeed", "SourceFailed", "Stopped", "WindowFeed", "call", "outlast"]
+__all__ = ["Feed", "FileFeed", "SourceFailed", "Stopped", "WindowFeed", "call"]
 
 _PLENTY: Final = 1 << 40
 
@@ -23,24 +23,6 @@ class SourceFailed(BaseException):
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
-
-
-async def outlast(future: "asyncio.Future[Any]", *, nudge: Callable[[], object] = lambda: None) -> None:
-    """Wait until a future is done, even when cancelled meanwhile; then let the cancellation through.
-
-    Args:
-        future: What to wait for. Its result or error is left alone.
-        nudge: Called at each cancellation.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            cancelled = error
-            nudge()
-    if cancelled is not None:
-        raise cancelled
 
 
 class Feed(io.RawIOBase):

@@ -18,9 +18,10 @@ import queue
 import threading
 from typing import Final
 
-from wme_async._archive._feed import Feed, SourceFailed, Stopped, call, outlast
+from wme_async._archive._feed import Feed, SourceFailed, Stopped, call
 from wme_async._archive._gzip import DAMAGE, by_isal, by_zlib, has_isal
 from wme_async._protocol.archive import looks_like
+from wme_async._tasks import wait_done
 from wme_async.errors import ArchiveError
 
 __all__ = ["Inflater"]
@@ -135,7 +136,7 @@ class Inflater:
 
     async def join(self) -> None:
         """Wait for the end of the thread."""
-        await outlast(self._done)
+        await wait_done(self._done)
         self._thread.join()
 
     def _run(self) -> None:

@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
-import anyio.to_thread
 import msgspec
 
-from wme_async._archive._feed import outlast
 from wme_async._archive._reader import ArchiveReader, ArchiveStatistics, OnBadRecord
 from wme_async._protocol.arguments import check_functions, check_path
 from wme_async._protocol.decode import plain_data
 from wme_async._protocol.pace import check_numbers
+from wme_async._tasks import first_cause, in_thread, wait_done
 from wme_async.errors import WMEError
 
 __all__ = ["ManyReader", "ManyResult"]
@@ -126,7 +125,7 @@ class ManyReader(Generic[R]):
         try:
             if self._task is not None:
                 self._task.cancel()
-                await outlast(self._task)
+                await wait_done(self._task)
         finally:
             if self._results.empty():
                 self._results.put_nowait(RuntimeError(_NOT_OPEN))  # for a task that still waits
@@ -162,7 +161,7 @@ class ManyReader(Generic[R]):
                 for _ in range(self._workers):
                     group.create_task(self._serve())
         except BaseExceptionGroup as errors:
-            end = errors.exceptions[0]
+            end = first_cause(errors)
         await self._results.put(end)
 
     async def _serve(self) -> None:
@@ -176,9 +175,7 @@ class ManyReader(Generic[R]):
         )
         try:
             with theirs:
-                starting = asyncio.ensure_future(anyio.to_thread.run_sync(process.start))
-                await outlast(starting)
-                starting.result()
+                await in_thread(process.start)
             reader, writer = await asyncio.open_connection(sock=ours, limit=_AHEAD)
             try:
                 while path is not None:
@@ -186,7 +183,7 @@ class ManyReader(Generic[R]):
                     await self._receive(path, reader)
                     path = next(self._paths, None)
             except _GoneError:
-                await anyio.to_thread.run_sync(process.join)
+                await in_thread(process.join)
                 code = process.exitcode
                 raise WMEError(f"a worker process died (exit code {code}) while it read {path}") from None
             finally:
@@ -197,8 +194,10 @@ class ManyReader(Generic[R]):
             ours.close()
             if process.pid is not None:
                 process.kill()
-                await outlast(asyncio.ensure_future(anyio.to_thread.run_sync(process.join)))
-                process.close()
+                try:
+                    await in_thread(process.join)
+                finally:
+                    process.close()
 
     async def _receive(self, path: str, reader: asyncio.StreamReader) -> None:
         while True:

@@ -11,10 +11,11 @@ from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
 
 import msgspec
 
-from wme_async._archive._feed import Feed, FileFeed, WindowFeed, outlast
+from wme_async._archive._feed import Feed, FileFeed, WindowFeed
 from wme_async._archive._inflate import Inflater
 from wme_async._protocol.archive import DEFAULT_MAX_RECORD, Lines, TarScanner, TooLong
 from wme_async._protocol.decode import DECODE_ERRORS, Buffer, make_decoder, names_of, why
+from wme_async._tasks import wait_done
 from wme_async.errors import ArchiveError, DecodeError
 
 __all__ = ["ArchiveReader", "ArchiveStatistics", "OnBadRecord"]
@@ -184,7 +185,7 @@ class ArchiveReader(Generic[T]):
         try:
             if self._pump is not None:
                 self._pump.cancel()
-                await outlast(self._pump, nudge=self._pump.cancel)
+                await wait_done(self._pump, on_cancel=self._pump.cancel)
                 if not self._pump.cancelled():
                     self._pump.exception()  # the consumer left before the source failed: not its concern
         finally:

@@ -8,7 +8,7 @@ import msgspec
 from wme_async._protocol.answer import instead_of, is_error
 from wme_async._protocol.query import known_names
 from wme_async._protocol.quota import FREE_PLAN, POOLS, Allowances, Cost, Quota, month_of, quota_of
-from wme_async._threads import in_thread
+from wme_async._tasks import in_thread
 from wme_async._transport import Request, TokenKeeper, Transport
 from wme_async.errors import DecodeError, QuotaExceeded, WMEError
 from wme_async.models import User

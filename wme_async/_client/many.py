@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 import msgspec
 
 from wme_async._protocol.arguments import check_flags, check_functions
+from wme_async._tasks import first_cause
 from wme_async.errors import Forbidden, QuotaExceeded, Unauthorized
 
 __all__ = ["Looked", "LookupProgress", "Lookups"]
@@ -242,7 +243,7 @@ class _Crew(Generic[T]):
                     group.create_task(self._work(draw))
             self._report(last=True)
         except Exception as error:  # noqa: BLE001  # whatever the caller's names or progress raise belongs to the caller
-            self._error = _innermost(error)
+            self._error = first_cause(error)
         finally:
             self._ended = True
             self._wake()
@@ -347,9 +348,3 @@ def _cancelled() -> bool:
     """Say whether the running task itself was asked to end."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

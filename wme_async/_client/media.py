@@ -14,7 +14,7 @@ from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.paths import file_path
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
-from wme_async._threads import in_thread, long_in_thread
+from wme_async._tasks import in_thread, long_in_thread
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, NotFound
 from wme_async.models import FilePage, FileRevision

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 import msgspec
 
 from wme_async._download.budget import Ticket
-from wme_async._download.engine import Replaced, check_ticket, only_cause
+from wme_async._download.engine import Replaced, check_ticket
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import Checksum, FileInfo, Source
 from wme_async._protocol.ranges import etag_matches, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
-from wme_async._threads import long_in_thread
+from wme_async._tasks import long_in_thread, raise_first_cause
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, NotFound, StatusError, WMEError
 
@@ -49,7 +49,7 @@ async def version_of(
         NotFound: The file is not there.
         WMEError: A question failed.
     """
-    with only_cause():
+    with raise_first_cause():
         async with asyncio.TaskGroup() as group:
             info = group.create_task(head_of(source, transport))
             promised = group.create_task(checksum_or_none(source)) if checksum else None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from wme_async._download.source import SignedUrl, Source
 from wme_async._protocol.pace import Bucket, Governor
-from wme_async._threads import ShortWork
+from wme_async._tasks import AdaptiveExecutor
 from wme_async.errors import WMEError
 
 __all__ = ["Budget", "Ticket"]
@@ -33,7 +33,7 @@ class Budget:
         self.bucket: Bucket = Bucket(max_rate, 0.0)
         self.rate: float = 0.0
         self.files = 0
-        self.short_work: ShortWork = ShortWork()
+        self.short_work: AdaptiveExecutor = AdaptiveExecutor()
         self._in_use = 0
         self._moved = 0
         self._requests = 0

@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 import copy
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from typing import NoReturn, Protocol
 
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.source import SignedUrl
 from wme_async._protocol.ranges import Claim, Plan, Verdict, judge
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._tasks import raise_first_cause
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
 
-__all__ = ["Crew", "NoRanges", "Replaced", "Store", "check_ticket", "only_cause"]
+__all__ = ["Crew", "NoRanges", "Replaced", "Store", "check_ticket"]
 
 _TICK = 0.1
 _TICKS_A_LOOK = 3
@@ -139,7 +140,7 @@ class Crew:
                 await self._work()
                 self._budget.tick(self._transport.monotonic())
                 return
-            with only_cause():
+            with raise_first_cause():
                 async with asyncio.TaskGroup() as group:
                     workers = [group.create_task(self._work()) for _ in range(max(1, min(self._connections, parts)))]
                     clock = group.create_task(self._clock())
@@ -429,15 +430,3 @@ def check_ticket(ticket: Ticket, error: WMEError) -> None:
     if ticket.hopeless:
         error.add_note("new signatures were refused too: is the clock of this machine or of a proxy wrong?")
         raise error
-
-
-@contextlib.contextmanager
-def only_cause() -> Iterator[None]:
-    """Let the first cause out of a task group, instead of a group of one."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from error.__cause__

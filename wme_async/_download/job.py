@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wme_async._download.asking import ask_whole, pause, verify, verify_sha1, version_of, wait_after_whole
 from wme_async._download.budget import Budget, Ticket
-from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
+from wme_async._download.engine import Crew, NoRanges, Replaced
 from wme_async._download.partfile import PartFile, check_target, known_version
 from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, Source
 from wme_async._protocol.arguments import check_flags, check_functions
@@ -17,7 +17,7 @@ from wme_async._protocol.pace import Meter, check_numbers
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff
 from wme_async._protocol.settings import check_kinds
-from wme_async._threads import in_thread, long_in_thread
+from wme_async._tasks import in_thread, long_in_thread, raise_first_cause
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, Interrupted, WMEError
 
@@ -312,7 +312,7 @@ class Job:
 
     async def _attended(self, crew: Crew, plan: Plan, part: PartFile, digest: "hashlib._Hash | None") -> None:
         """Fetch, and meanwhile hash what is whole, flush what is written, and tell how far it is."""
-        with only_cause():
+        with raise_first_cause():
             async with asyncio.TaskGroup() as group:
                 others = [group.create_task(self._report(plan))]
                 if self.durable and plan.size > _SMALL:
@@ -386,7 +386,7 @@ class Job:
     async def _ask_stream(self, info: FileInfo, part: PartFile, digest: "hashlib._Hash | None") -> None:
         async with ask_whole(self.transport, self.ticket, info) as (body, expected):
             self.total = expected
-            with only_cause():
+            with raise_first_cause():
                 async with asyncio.TaskGroup() as group:
                     report = group.create_task(self._report_stream())
                     await body.copy_to(lambda data: self._take(part, digest, data))

@@ -16,7 +16,7 @@ import msgspec
 from wme_async._download.ledger import Ledger, boot_id
 from wme_async._protocol.etags import Digest, PartSums
 from wme_async._protocol.ranges import Claim, Plan, Spans, strong_etag
-from wme_async._threads import in_thread
+from wme_async._tasks import in_thread
 
 __all__ = ["PartFile", "check_target", "hash_range", "known_version"]
 

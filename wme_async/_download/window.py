@@ -11,7 +11,7 @@ from typing import Self
 
 from wme_async._download.asking import ask_whole, pause, verify, version_of, wait_after_whole
 from wme_async._download.budget import Budget, Ticket
-from wme_async._download.engine import Crew, NoRanges, Replaced, only_cause
+from wme_async._download.engine import Crew, NoRanges, Replaced
 from wme_async._download.job import Job, after
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import Checksum, Download, FileInfo, Source
@@ -20,7 +20,7 @@ from wme_async._protocol.pace import check_numbers
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff
 from wme_async._protocol.settings import check_kinds
-from wme_async._threads import ended, in_thread
+from wme_async._tasks import in_thread, raise_first_cause, wait_done
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, Interrupted, WMEError
 
@@ -160,7 +160,7 @@ class Ordered(AsyncIterator[bytes], abc.ABC):
         try:
             if task is not None:
                 task.cancel()
-                await ended(task)
+                await wait_done(task)
                 if not task.cancelled():
                     task.exception()  # whoever leaves before it is told has no use for it
         finally:
@@ -330,7 +330,7 @@ class _Windowed(Ordered):
             most=part, in_order=not single, at_once=single,
         )  # fmt: skip
         try:
-            with only_cause():
+            with raise_first_cause():
                 async with asyncio.TaskGroup() as group:
                     group.create_task(crew.run())
                     self._end = info.size
@@ -374,7 +374,7 @@ class _Windowed(Ordered):
 
         async with ask_whole(self._transport, self._ticket, info) as (body, expected):
             self.size = expected
-            with only_cause():
+            with raise_first_cause():
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._hash())
                     await body.copy_to(take)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -23,7 +23,6 @@ from wme_async.errors import (
     IdleTimeout,
     Interrupted,
     StatusError,
-    StreamError,
     TimedOut,
     TransportError,
     Unauthorized,
@@ -31,7 +30,7 @@ from wme_async.errors import (
     WMEError,
 )
 
-__all__ = ["FOR_EVER", "Block", "Buffer", "Connection", "Session", "Settings", "begin_at", "first_failure"]
+__all__ = ["FOR_EVER", "Block", "Buffer", "Connection", "Session", "Settings", "begin_at"]
 
 logger = logging.getLogger("wme_async.stream")
 
@@ -442,12 +441,3 @@ def _exhausted(error: WMEError, attempts: int, idle_timeout: float | None) -> WM
         return idle
     error.add_note(f"gave up after {attempts} attempts")
     return error
-
-
-def first_failure(errors: Iterable[BaseException]) -> BaseException:
-    """Return what went wrong, out of a task group's collection."""
-    for error in errors:
-        if isinstance(error, BaseExceptionGroup):
-            return first_failure(error.exceptions)
-        return error
-    return StreamError("the stream stopped without a reason")

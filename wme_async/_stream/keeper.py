@@ -1,18 +1,15 @@
 """Saving positions: in order, one save at a time, and never ahead of what was processed."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
-
-import anyio
 
 from wme_async._protocol.positions import Position
 from wme_async._stream.progress import Progress
 from wme_async._stream.records import StreamCommitFailed, StreamCommitted, StreamEvent
 from wme_async.offsets import OffsetStore
 
-__all__ = ["Keeper", "hurry"]
+__all__ = ["Keeper"]
 
 logger = logging.getLogger("wme_async.stream")
 
@@ -79,23 +76,3 @@ class Keeper:
             self._tell(StreamCommitFailed(error=error, failures=self._failures))
             if self._failures >= _FAILURES:
                 raise
-
-
-async def hurry(closing: asyncio.Task[None], grace: float) -> None:
-    """Wait for the end of a stream though told to stop; a store that hangs is not waited for without end.
-
-    Args:
-        closing: What ends it.
-        grace: Seconds after which that is cancelled.
-    """
-    now = asyncio.get_running_loop().time
-    deadline = now() + grace
-    with anyio.CancelScope(shield=True):
-        while not closing.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({closing}, timeout=max(0.0, deadline - now()))
-            if now() >= deadline:
-                closing.cancel()
-                deadline += grace
-    if not closing.cancelled():
-        closing.exception()  # looked at, so that nobody complains about it

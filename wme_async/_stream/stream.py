@@ -14,13 +14,14 @@ from wme_async._protocol.positions import Position, StreamResource, check_aware,
 from wme_async._protocol.settings import Retry
 from wme_async._stream.arguments import Commit, OnBadRecord, OnGap, call, check_arguments, check_bounds, check_kinds
 from wme_async._stream.backfill import Backfill, Filler
-from wme_async._stream.connection import FOR_EVER, Buffer, Connection, Settings, begin_at, first_failure
-from wme_async._stream.keeper import Keeper, hurry
+from wme_async._stream.connection import FOR_EVER, Buffer, Connection, Settings, begin_at
+from wme_async._stream.keeper import Keeper
 from wme_async._stream.meter import Meter
 from wme_async._stream.progress import Progress
 from wme_async._stream.records import StreamBadRecord, StreamEvent, StreamGap, StreamStatistics
 from wme_async._stream.runs import SKIP, Bad, Gap, Lists, Runs
 from wme_async._stream.shapes import PlaceLike, Shape
+from wme_async._tasks import first_cause, wait_done
 from wme_async._transport import Transport
 from wme_async.errors import DecodeError, StreamError
 from wme_async.offsets import ClaimingStore, MemoryOffsets, OffsetStore
@@ -225,11 +226,7 @@ class Stream(Generic[T]):
         self._state = "closed"
         # In a task of its own, so that being cancelled meanwhile does not leave half of it undone.
         closing = asyncio.create_task(self._close(), name=f"wme stream {self._key} closing")
-        try:
-            await asyncio.wait({closing})
-        except asyncio.CancelledError:
-            await hurry(closing, _GRACE)
-            raise
+        await wait_done(closing, grace=_GRACE)
         closing.result()
 
     async def aclose(self) -> None:
@@ -256,7 +253,7 @@ class Stream(Generic[T]):
                     tasks.create_task(connection.run())
                 tasks.create_task(self._keep_time())
         except BaseExceptionGroup as group:
-            self._failure = first_failure(group.exceptions)
+            self._failure = first_cause(group)
         except asyncio.CancelledError:
             self._failure = StreamError("the stream's task was cancelled")
             raise

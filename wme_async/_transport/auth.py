@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from wme_async._protocol.token import REFRESH_LIFETIME, Step, Tokens, jwt_expiry, next_step, renewal
-from wme_async._threads import in_thread
+from wme_async._tasks import in_thread
 from wme_async._transport.tokenfile import TokenFile
 from wme_async._transport.wire import Request, Response
 from wme_async.errors import (

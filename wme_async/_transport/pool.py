@@ -17,7 +17,7 @@ from yarl import URL
 from wme_async._protocol.answer import bare_url
 from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.settings import Limits, Timeouts, check_kinds
-from wme_async._threads import in_thread
+from wme_async._tasks import in_thread
 from wme_async._transport.wire import Refused, Role
 from wme_async.errors import ConnectFailed
 

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import inspect
 
 from wme_async._protocol.arguments import check_path, check_record_type, check_source
-from wme_async._threads import in_thread
+from wme_async._tasks import in_thread
 from wme_async.errors import ArchiveError, DecodeError
 
 try:

@@ -18,6 +18,7 @@ import msgspec
 
 from wme_async._protocol.arguments import check_path, check_source
 from wme_async._protocol.pace import check_numbers
+from wme_async._tasks import wait_shielded
 
 try:
     import obstore
@@ -156,18 +157,7 @@ async def _take_back(taken: _Taken, putting: "asyncio.Future[Any]") -> None:
     """End an upload so that the store forgets its parts, even while this task is being cancelled."""
     if not putting.done():
         taken.refuse()
-    deadline = asyncio.get_running_loop().time() + _GRACE
-    while not putting.done():
-        try:
-            left = deadline - asyncio.get_running_loop().time()
-            await asyncio.wait([putting], timeout=max(0.0, left))
-        except asyncio.CancelledError:
-            continue  # the caller raises what it is raising
-        if asyncio.get_running_loop().time() >= deadline:
-            putting.cancel()
-            deadline += _GRACE
-    if not putting.cancelled():
-        putting.exception()
+    await wait_shielded(putting, grace=_GRACE)
 
 
 async def _put(store: Any, key: str, taken: _Taken, part_size: int, connections: int) -> Any:

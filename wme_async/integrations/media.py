@@ -28,6 +28,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from wme_async._protocol.arguments import texts_of
 from wme_async._protocol.pace import check_numbers
+from wme_async._tasks import wait_done
 from wme_async.errors import DataError, WMEError
 
 if TYPE_CHECKING:
@@ -154,18 +155,15 @@ class Media:
         async with self._limiter, GuardedProxy(allow).running() as proxy:
             work = _Work(folder, self._settings(folder, options, proxy.url), stop, tell, moved, titled)
             done = loop.run_in_executor(self._executor, work.run, url)
-            try:
-                fetched = await asyncio.shield(done)
-            except asyncio.CancelledError:
-                # A thread cannot be cancelled: it is told, its connections are cut, and it is waited for.
+
+            def end() -> None:
                 stop.set()
                 proxy.cut()
-                while not done.done():
-                    # Whoever asks twice has to wait too: the thread is writing to the folder.
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.wait([done])
-                done.exception()
-                raise
+
+            try:
+                # A thread cannot be cancelled, and this one writes to the folder: make it end, and wait until it has.
+                await wait_done(done, on_cancel=end)
+                fetched = done.result()
             except Exception as error:
                 if failures:
                     raise failures[0] from error

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from wme_async._tasks import wait_done
 from wme_async.errors import WMEError
 from wme_async.jobs.hub import Hub, job_id
 from wme_async.jobs.model import Batch, JobProgress
@@ -446,7 +447,8 @@ class Crew:
     async def _run(self, key: _Key, url: str, options: Options, previous: asyncio.Task[None] | None) -> None:
         """Download one job, and report how it went. Whoever cancels it has stored that already."""
         if previous is not None:
-            await _ended(previous)
+            # Also if this run is cancelled: the run after it relies on there being one at a time.
+            await wait_done(previous)
         why: str | None = None
         fetched: Fetched | None = None
         clock: asyncio.Timeout | None = None
@@ -576,21 +578,6 @@ class Crew:
                 if changes:
                     await self._commit(now, after, changes)
         await self._shelf.sweep()
-
-
-async def _ended(previous: asyncio.Task[None]) -> None:
-    """Wait for the last run of a job, which is still putting its file down if it was paused and resumed at once.
-
-    Whoever is cancelled here waits all the same: the run after this one relies on there being one at a time.
-    """
-    cancelled = False
-    while not previous.done():
-        try:
-            await asyncio.wait([previous])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
 
 
 def _text(said: str) -> str:

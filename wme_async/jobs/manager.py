@@ -15,6 +15,7 @@ from wme_async._client.client import Client
 from wme_async._protocol.arguments import check_functions, check_path, check_url_of, texts_of
 from wme_async._protocol.pace import check_numbers
 from wme_async._protocol.settings import Limits, Retry, Timeouts, check_kinds
+from wme_async._tasks import in_thread
 from wme_async._transport import SessionPool, Transport
 from wme_async._transport.pool import check_ssl
 from wme_async.jobs.crew import Crew, UnknownBatch
@@ -575,7 +576,7 @@ class BatchManager:
         assert self._store is not None
         if not await self._store.finished_file(filepath):
             return None
-        return await asyncio.get_running_loop().run_in_executor(None, _plain_file, self.directory, filepath)
+        return await in_thread(_plain_file, self.directory, filepath)
 
     def end_streams(self) -> None:
         """End every `follow` that has a beat: a server that is about to close need not wait for its readers."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from wme_async._threads import in_thread
+from wme_async._tasks import in_thread
 from wme_async.jobs import staging
 from wme_async.jobs.rows import BatchRow, JobRow
 from wme_async.jobs.states import Status

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urljoin
 
-import anyio.to_thread
 import msgspec
 
 from wme_async._client.client import Client
@@ -17,6 +16,7 @@ from wme_async._client.files import Files
 from wme_async._download import Budget, Checksum, FileInfo, Progress, SignedUrl, download
 from wme_async._protocol.ranges import parse_content_range
 from wme_async._protocol.retry import http_date
+from wme_async._tasks import in_thread
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import DataError, StatusError
 from wme_async.jobs.names import FileName, name_file
@@ -339,7 +339,7 @@ class Fetcher:
         return check
 
     async def _check_space(self, folder: Path, size: int | None) -> None:
-        there, free = await anyio.to_thread.run_sync(_space, folder)
+        there, free = await in_thread(_space, folder)
         # What an earlier attempt has left takes no more room.
         need = max(0, (size or 0) - there) + self._limits.free_space
         if free < need:

@@ -12,7 +12,7 @@ import msgspec
 
 from wme_async._protocol.arguments import check_path
 from wme_async._protocol.positions import Position
-from wme_async._threads import in_thread
+from wme_async._tasks import in_thread
 from wme_async.errors import DecodeError
 from wme_async.offsets._lock import file_name, locked
 from wme_async.offsets.protocol import check_name, check_positions

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from wme_async._protocol.retry import http_date
-from wme_async._threads import ended, in_thread
+from wme_async._tasks import in_thread, wait_done
 from wme_async.web.wire import Call, Refused, Reply
 
 __all__ = ["file_reply", "parse_range"]
@@ -58,7 +58,7 @@ async def file_reply(path: Path, call: Call) -> Reply:
     """
     opening = asyncio.get_running_loop().run_in_executor(None, _open, path)
     try:
-        await ended(opening)
+        await wait_done(opening)
     except asyncio.CancelledError:
         if not opening.cancelled() and opening.exception() is None:
             opening.result()[0].close()
