@@ -18,6 +18,7 @@ from wme_async._protocol.answer import bare_url
 from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.settings import Limits, Timeouts, check_kinds
 from wme_async._tasks import in_thread
+from wme_async._transport._body_end import Response
 from wme_async._transport.wire import Refused, Role
 from wme_async.errors import ConnectFailed
 
@@ -200,6 +201,7 @@ class SessionPool:
         )
         session = aiohttp.ClientSession(
             connector=connector,
+            response_class=Response,
             cookie_jar=aiohttp.DummyCookieJar(),
             # The signature of a URL covers its exact bytes.
             requote_redirect_url=False,
