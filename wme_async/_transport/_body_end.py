@@ -9,7 +9,10 @@ from typing import Any
 
 import aiohttp
 
-__all__ = ["BodyEnd", "Response", "ends_with_connection", "unsupported_coding"]
+from wme_async._protocol.answer import bare_url
+from wme_async.errors import Interrupted, TransportError
+
+__all__ = ["BodyEnd", "Response", "coding_error"]
 
 _BODILESS = frozenset({204, 205, 304})
 
@@ -28,16 +31,22 @@ class Response(aiohttp.ClientResponse):
 
 
 class BodyEnd:
-    """Says how the connection of a body without a length ended.
+    """Knows how a body has to end.
 
     Args:
         response: An answer whose body nobody has read yet.
+        session: Where it came from.
+        url: What was asked.
     """
 
-    __slots__ = ("_protocol", "_tls")
+    __slots__ = ("_protocol", "_session", "_tls", "_url")
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, session: aiohttp.ClientSession, *, url: str) -> None:
+        self._session: aiohttp.ClientSession | None = None
+        if not _ends_with_connection(response):
+            return
         connection = response.connection
+        self._session, self._url = session, url
         # aiohttp lets go of a connection that has ended before its head was read; the protocol is still known then.
         self._protocol: Any = connection.protocol if connection is not None else getattr(response, "_protocol", None)
         transport = connection.transport if connection is not None else None
@@ -45,8 +54,22 @@ class BodyEnd:
             transport.get_extra_info("ssl_object") if transport is not None else None
         )
 
-    def trouble(self) -> str | None:
-        """Return why the body is not known to be whole, None where it is. Call it once the body has ended."""
+    def check(self) -> None:
+        """Look at how the body has ended.
+
+        Raises:
+            Interrupted: It may not be whole: its only end is that of its connection, which was not in good order.
+        """
+        trouble = self._trouble()
+        if trouble is not None:
+            shown = bare_url(self._url)
+            raise Interrupted(f"the connection to {shown} broke in a body of unknown length: {trouble}", url=shown)
+
+    def _trouble(self) -> str | None:
+        if self._session is None:
+            return None
+        if self._session.closed:
+            return "it was closed on this side"
         lost = self._protocol.exception() if hasattr(self._protocol, "exception") else None
         if lost is not None and not isinstance(lost, aiohttp.ServerDisconnectedError):
             return f"{type(lost).__name__}: {lost}"
@@ -55,34 +78,35 @@ class BodyEnd:
         return None
 
 
-def ends_with_connection(response: aiohttp.ClientResponse) -> bool:
-    """Say whether the end of the connection is the only end that a body has."""
-    headers = response.headers
-    return (
-        "Content-Length" not in headers
-        and not _is_chunked(headers.get("Transfer-Encoding", ""))
-        and response.status not in _BODILESS
-        and response.method != "HEAD"
-    )
-
-
-def unsupported_coding(response: aiohttp.ClientResponse) -> str | None:
-    """Return the transfer coding of a body that nobody here undoes, None where there is none.
+def coding_error(response: aiohttp.ClientResponse) -> TransportError | None:
+    """Return the error for a body in a transfer coding that nobody here undoes, None where there is no such coding.
 
     aiohttp undoes `chunked` alone. Other codings are part of the message and not of the file (RFC 9112, section 7), and
     a server must not use them unasked.
     """
     if "Transfer-Encoding" not in response.headers:
         return None
-    codings = ", ".join(response.headers.getall("Transfer-Encoding", ()))
+    codings = ", ".join(response.headers.getall("Transfer-Encoding"))
     names = [name.strip().lower() for name in codings.split(",")]
-    if names and names[-1] == "chunked":
+    if names[-1] == "chunked":
         names.pop()
-    return codings if any(name not in {"", "identity"} for name in names) else None
+    if all(name in {"", "identity"} for name in names):
+        return None
+    shown = bare_url(str(response.url))
+    error = TransportError(f"{shown} sent its answer in the transfer coding {codings!r} without being asked", url=shown)
+    error.permanent = True
+    return error
 
 
-def _is_chunked(codings: str) -> bool:
-    return codings.rpartition(",")[2].strip().lower() == "chunked"
+def _ends_with_connection(response: aiohttp.ClientResponse) -> bool:
+    """Say whether the end of the connection is the only end that a body has."""
+    headers = response.headers
+    return (
+        "Content-Length" not in headers
+        and headers.get("Transfer-Encoding", "").rpartition(",")[2].strip().lower() != "chunked"
+        and response.status not in _BODILESS
+        and response.method != "HEAD"
+    )
 
 
 def _tls_closed(tls: Any) -> bool:

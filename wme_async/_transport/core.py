@@ -17,7 +17,7 @@ from yarl import URL
 from wme_async._protocol.answer import bare_url, error_of
 from wme_async._protocol.retry import Backoff, Retrying, gave_up, http_date, is_transient
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts, check_kinds
-from wme_async._transport._body_end import BodyEnd, ends_with_connection, unsupported_coding
+from wme_async._transport._body_end import BodyEnd, coding_error
 from wme_async._transport._takeover import Sink, take_over
 from wme_async._transport.auth import Credentials, TokenKeeper
 from wme_async._transport.pool import SessionPool
@@ -28,11 +28,9 @@ from wme_async._version import __version__
 from wme_async.errors import (
     ConnectFailed,
     DataError,
-    Interrupted,
     QuotaExceeded,
     RateLimited,
     StatusError,
-    TransportError,
     Unauthorized,
     WMEError,
 )
@@ -63,17 +61,10 @@ class Body:
     """
 
     def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        session: aiohttp.ClientSession,
-        *,
-        url: str,
-        read_timeout: float,
-        direct: bool = False,
+        self, response: aiohttp.ClientResponse, end: BodyEnd, *, url: str, read_timeout: float, direct: bool = False
     ) -> None:
         self._response = response
-        self._session = session
-        self._end = BodyEnd(response) if ends_with_connection(response) else None
+        self._end = end
         # Sessions of the user's own may watch their bodies, so those are read by aiohttp alone.
         self._direct = direct
         self._read_timeout = read_timeout
@@ -102,7 +93,7 @@ class Body:
             except (aiohttp.ClientError, OSError) as error:
                 raise self._translated(error) from error
             if not piece:
-                self._check_end()
+                self._end.check()
                 return
             yield piece
 
@@ -154,17 +145,8 @@ class Body:
                 pieces.append(piece)
         except (aiohttp.ClientError, OSError) as error:
             raise self._translated(error) from error
-        self._check_end()
+        self._end.check()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _check_end(self) -> None:
-        """Raise if a body whose only end is that of its connection may not be whole."""
-        if self._end is None:
-            return
-        trouble = "it was closed on this side" if self._session.closed else self._end.trouble()
-        if trouble is not None:
-            shown = bare_url(self.url)
-            raise Interrupted(f"the connection to {shown} broke in a body of unknown length: {trouble}", url=shown)
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else close it. Once is enough."""
@@ -431,7 +413,8 @@ class Transport:
             await self._throttle.wait()
         started = self.monotonic()
         response = await self._send(session, request, url, token, silence=silence, head_timeout=head_timeout)
-        body = Body(response, session, url=url, read_timeout=silence, direct=not self.pool.injected)
+        end = BodyEnd(response, session, url=url)
+        body = Body(response, end, url=url, read_timeout=silence, direct=not self.pool.injected)
         self._note_date(request.role, body)
         if logger.isEnabledFor(logging.DEBUG):
             elapsed = 1000 * (self.monotonic() - started)
@@ -440,10 +423,9 @@ class Transport:
             await self._metered(request.pool, body)
         if body.status >= 400:
             raise await self._error(request, body)
-        coding = unsupported_coding(response)
-        if coding is not None:
+        if (coded := coding_error(response)) is not None:
             body.close()
-            raise _coded(coding, url)
+            raise coded
         self._bodies.add(body)
         return body
 
@@ -535,13 +517,6 @@ class Transport:
         logger.info("%s failed (%s); attempt %d in %.1f s", event.what, event.error, event.attempt + 1, event.wait)
         if self._on_retry is not None:
             self._on_retry(event)
-
-
-def _coded(coding: str, url: str) -> TransportError:
-    shown = bare_url(url)
-    error = TransportError(f"{shown} sent its answer in the transfer coding {coding!r} without being asked", url=shown)
-    error.permanent = True
-    return error
 
 
 async def _beginning(body: Body) -> bytes:
