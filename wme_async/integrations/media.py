@@ -5,8 +5,9 @@
     async with BatchManager("downloads", media=Media()) as manager:
         await manager.submit(["https://example.com/watch?v=1"], quality="720p", download_subtitles=True)
 
-yt-dlp works in worker threads of its own. It makes its own connections, so all of them are led through a small proxy on
-loopback which asks the same guard as everything else: a page cannot send it to where a URL must not lead.
+yt-dlp works in a process of its own for each URL. Its connections go through a small proxy on loopback, which asks the
+same guard as everything else. The process can connect to that proxy alone and starts no other program, whatever its
+environment says, so a page cannot send it to where a URL must not lead. A process that does not end in time is killed.
 """
 
 import asyncio
@@ -14,13 +15,13 @@ import base64
 import contextlib
 import hmac
 import importlib.util
+import json
 import logging
-import re
+import os
 import secrets
 import socket
-import threading
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,11 @@ logger: logging.Logger = logging.getLogger("wme_async.media")
 _HOP_BY_HOP = {"proxy-connection", "proxy-authorization", "connection", "keep-alive"}
 _MAX_HEAD = 64 * 1024
 _PIECE = 64 * 1024
+_WORKER = Path(__file__).with_name("_media_worker.py")
+# Bytes of one message of a worker; it cuts its texts to far less.
+_MAX_MESSAGE = 1 << 20
+# Seconds for a worker to end by itself.
+_GRACE = 3.0
 
 Moved = Callable[[int, int | None, float | None, float | None], None]
 
@@ -64,28 +70,22 @@ def format_selector(quality: str | None, video_format: str | None) -> str:
     return "/".join(dict.fromkeys((f"best{height}{container}", f"best{height}", "worst")))
 
 
-class _Quiet:
-    """Takes what yt-dlp says: most of it is of interest only to who looks for a fault."""
-
-    def debug(self, message: str) -> None:
-        logger.debug("%s", message)
-
-    info = warning = error = debug
-
-
 class Media:
     """Gets media out of pages, for `BatchManager(media=...)`.
 
+    Media come over `http`, `https`, and recorded HLS and DASH. A page that offers its media by other protocols alone,
+    or as a live stream, is an error: those need other programs, which would connect past the guard.
+
     Args:
-        concurrent: Threads in which yt-dlp works at once.
-        subtitle_languages: Which subtitles are kept where a batch wants subtitles; patterns of yt-dlp.
+        concurrent: Processes in which yt-dlp works at once.
+        subtitle_languages: Languages of subtitles to download, for batches that ask for subtitles; patterns of yt-dlp.
         extractors: Names of yt-dlp's extractors that may be used, as patterns; all by default. Fewer are safer.
-        options: Further options of `yt_dlp.YoutubeDL`, for those who know them. They cannot replace what keeps
+        options: Further options of `yt_dlp.YoutubeDL`, as JSON values. They cannot replace the options that keep
             downloads in their folder and behind the guard.
 
     Raises:
         ImportError: yt-dlp is not installed.
-        TypeError: An argument of another type, such as one string for a list.
+        TypeError: An argument has another type, such as one string for a list, or an option is not a JSON value.
         ValueError: `concurrent` is below 1.
     """
 
@@ -101,14 +101,16 @@ class Media:
             raise ImportError("media need yt-dlp: pip install 'wme-async[media]'")
         check_numbers(whole=True, optional=False, concurrent=concurrent)
         if concurrent < 1:
-            raise ValueError(f"concurrent is a number of threads above 0, not {concurrent}")
+            raise ValueError(f"concurrent is a number of processes above 0, not {concurrent}")
         if options is not None and not isinstance(options, Mapping):
             raise TypeError(f"options is a dict of options of yt-dlp, not {options!r}")
+        try:
+            self._options: dict[str, Any] = json.loads(json.dumps(dict(options or {})))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"options go to another process, so they must be JSON values: {error}") from None
         self._limiter = asyncio.Semaphore(concurrent)
-        self._executor = ThreadPoolExecutor(max_workers=concurrent, thread_name_prefix="wme-media")
         self._languages = list(texts_of("subtitle_languages", subtitle_languages, "languages"))
         self._extractors = None if extractors is None else list(texts_of("extractors", extractors, "names"))
-        self._options = dict(options or {})
 
     async def fetch(
         self,
@@ -120,60 +122,36 @@ class Media:
         titled: Callable[[str, int | None], None],
         allow: Iterable[str] = (),
     ) -> "Fetched":
-        """Download what a page shows, going on with what an earlier attempt left in the folder.
+        """Download the media of a page, going on with the files that an earlier attempt left in the folder.
 
         Args:
             url: The page or playlist.
             folder: Exists, and is used for nothing else.
-            options: What the batch asked for.
-            moved: Told of progress: done and total bytes, bytes per second, seconds left. What it raises ends it.
-            titled: Told the title and size.
+            options: The options of the batch.
+            moved: Called with progress: done and total bytes, bytes per second, seconds left. An exception ends the
+                download and is raised.
+            titled: Called with the title and the size in bytes. An exception ends the download and is raised.
             allow: Hosts that may be private.
 
         Raises:
-            DataError: There are no media, several, or none of that kind.
-            WMEError: They could not be had.
-            OSError: They could not be written.
+            DataError: There are no media, several, or none of that kind or protocol.
+            WMEError: The media cannot be fetched.
+            OSError: The media cannot be written.
         """
-        loop = asyncio.get_running_loop()
-        stop = threading.Event()
-        failures: list[Exception] = []
-
-        def tell(work: Callable[..., None], *facts: Any) -> None:
-            """Hand a fact over to the event loop, and what goes wrong there back to yt-dlp."""
-
-            def run() -> None:
-                try:
-                    work(*facts)
-                except Exception as error:  # noqa: BLE001  # it ends the download, and is raised below
-                    failures.append(error)
-                    stop.set()
-
-            if not stop.is_set():
-                loop.call_soon_threadsafe(run)
-
         async with self._limiter, GuardedProxy(allow).running() as proxy:
-            work = _Work(folder, self._settings(folder, options, proxy.url), stop, tell, moved, titled)
-            done = loop.run_in_executor(self._executor, work.run, url)
-
-            def end() -> None:
-                stop.set()
-                proxy.cut()
-
+            task = {"url": url, "settings": self._settings(folder, options, proxy.url)}
+            worker = await _Worker.start(task, folder)
             try:
-                # A thread cannot be cancelled, and this one writes to the folder: make it end, and wait until it has.
-                await wait_done(done, on_cancel=end)
-                fetched = done.result()
-            except Exception as error:
-                if failures:
-                    raise failures[0] from error
+                result = await worker.result(moved, titled)
+            except DataError as error:
                 if proxy.refusals:
                     raise proxy.refusals[0] from error
                 raise
-        if failures:
-            # It had nothing more to do that could have been stopped.
-            raise failures[0]
-        return fetched
+            finally:
+                # Its reads end at once without the proxy.
+                proxy.cut()
+                await wait_done(asyncio.ensure_future(worker.end()))
+        return _fetched(result, folder)
 
     def _settings(self, folder: Path, options: "Options", proxy: str) -> dict[str, Any]:
         mine: dict[str, Any] = {
@@ -192,10 +170,15 @@ class Media:
             "no_warnings": True,
             "noprogress": True,
             "color": "never",
-            "logger": _Quiet(),
-            # A program of its own would not go through the proxy.
+            # No other program: it would not use the proxy.
             "external_downloader": {"default": "native"},
             "hls_prefer_native": True,
+            "postprocessors": [],
+            "fixup": "never",
+            "js_runtimes": {},
+            "cookiesfrombrowser": None,
+            "netrc_cmd": None,
+            "wait_for_video": None,
             "enable_file_urls": False,
             "format": format_selector(options.quality, options.video_format),
             "writesubtitles": options.download_subtitles,
@@ -209,95 +192,127 @@ class Media:
         return {**self._options, **mine}
 
 
-class _Work:
-    """One call of yt-dlp, in its thread."""
+class _Worker:
+    """The process of one download."""
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: dict[str, Any],
-        stop: threading.Event,
-        tell: Callable[..., None],
-        moved: Moved,
-        titled: Callable[[str, int | None], None],
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
+        self._process = process
         self._folder = folder
-        self._settings = settings
-        self._stop = stop
-        self._tell = tell
-        self._moved = moved
-        self._titled = titled
 
-    def run(self, url: str) -> "Fetched":
-        """Find the medium and download it."""
-        import yt_dlp  # noqa: PLC0415  # an extra, and slow to load: in the thread it delays nobody
-        from yt_dlp.utils import DownloadCancelled, YoutubeDLError  # noqa: PLC0415  # as above
+    @classmethod
+    async def start(cls, task: dict[str, Any], folder: Path) -> "_Worker":
+        """Start a process and give it its task.
 
-        def hook(status: dict[str, Any]) -> None:
-            if self._stop.is_set():
-                raise DownloadCancelled("stopped")
-            done = status.get("downloaded_bytes") or 0
-            total = status.get("total_bytes") or status.get("total_bytes_estimate")
-            self._tell(
-                self._moved, int(done), None if total is None else int(total), status.get("speed"), status.get("eta")
-            )
-
-        settings = {**self._settings, "progress_hooks": [hook]}
-        try:
-            # Its own annotations are private to it.
-            maker: Any = yt_dlp.YoutubeDL
-            with maker(settings) as downloader:
-                info = downloader.extract_info(url, download=False)
-                info = _only(info)
-                self._tell(self._titled, str(info.get("title") or ""), info.get("filesize"))
-                if self._stop.is_set():
-                    raise DownloadCancelled("stopped")
-                info = _only(downloader.process_ie_result(info, download=True))
-                info = downloader.sanitize_info(info)
-        except YoutubeDLError as error:
-            raise DataError(_words(error)) from None
-        return self._fetched(info, url)
-
-    def _fetched(self, info: dict[str, Any], url: str) -> "Fetched":
-        from wme_async.jobs import Fetched, FileName  # noqa: PLC0415  # jobs stand on integrations, not the reverse
-
-        downloads = info.get("requested_downloads") or [{}]
-        path = Path(downloads[0].get("filepath") or "")
-        if not path.is_file() or not path.resolve().is_relative_to(self._folder.resolve()):
-            raise DataError("yt-dlp said that it was done, and left no file")
-        subtitles = [
-            Path(each["filepath"]) for each in (info.get("requested_subtitles") or {}).values() if "filepath" in each
-        ]
-        # `media.en.vtt` becomes `en.vtt`, and gets the name of the file in front of it later.
-        extras = tuple(
-            each.rename(each.with_name(each.name.removeprefix("media.")))
-            for each in subtitles
-            if each.is_file() and each.resolve().is_relative_to(self._folder.resolve())
+        Raises:
+            OSError: The process cannot be started.
+        """
+        process = await asyncio.create_subprocess_exec(
+            # Without `-P` modules beside the script would hide others of the same name.
+            *(sys.executable, "-P", str(_WORKER)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=_environment(folder),
+            # Signals of the terminal are for this process, which ends the other one.
+            start_new_session=True,
+            limit=_MAX_MESSAGE,
         )
-        name = FileName(
-            title=str(info.get("title") or info.get("id") or "media"),
-            ext=str(info.get("ext") or path.suffix.lstrip(".") or "bin"),
-            id=str(info.get("id") or "media"),
-            uploader=str(info.get("uploader") or info.get("channel") or urlsplit(url).hostname or "unknown"),
-            upload_date=str(info.get("upload_date") or datetime.now(UTC).strftime("%Y%m%d")),
-        )
-        return Fetched(path=path, name=name, size=path.stat().st_size, extras=extras)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(task).encode() + b"\n")
+        return cls(process, folder)
+
+    async def result(self, moved: Moved, titled: Callable[[str, int | None], None]) -> dict[str, Any]:
+        """Return the facts about the finished file, and report title and progress until then.
+
+        Raises:
+            DataError: yt-dlp could not download the media, or its process ended.
+        """
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            message = json.loads(line)
+            if "progress" in message:
+                moved(*message["progress"])
+            elif "title" in message:
+                titled(*message["title"])
+            elif "log" in message:
+                logger.debug("%s", message["log"])
+            elif "error" in message:
+                raise DataError(message["error"])
+            else:
+                result: dict[str, Any] = message["result"]
+                return result
+        status = await self._process.wait()
+        raise DataError(f"the process of yt-dlp ended with status {status}, without an answer")
+
+    async def end(self) -> None:
+        """End the process: ask it to end, and kill it if it does not."""
+        process = self._process
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                async with asyncio.timeout(_GRACE):
+                    await self._drain()
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await self._drain()
+                # Killed between writing a fragment and noting it, a download would repeat that fragment.
+                await asyncio.to_thread(_forget_fragments, self._folder)
+
+    async def _drain(self) -> None:
+        """Wait for the end of the process; it may be waiting for its output to be read."""
+        assert self._process.stdout is not None
+        while await self._process.stdout.read(_PIECE):
+            pass
+        await self._process.wait()
 
 
-def _only(info: Any) -> dict[str, Any]:
-    """Return the one medium of a page; the first, where it lists several."""
-    while isinstance(info, dict) and "entries" in info:
-        info = next((each for each in info["entries"] if each), None)
-    if not isinstance(info, dict):
-        raise DataError("the page has no media that could be found")
-    return info
+def _forget_fragments(folder: Path) -> None:
+    for state in folder.glob("*.ytdl"):
+        state.with_suffix(".part").unlink(missing_ok=True)
+        state.with_name(f"{state.name.removesuffix('.ytdl')}.part").unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
 
 
-def _words(error: Exception) -> str:
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    text = re.sub(r"^(ERROR:\s*)+", "", text)
-    # Advice to report bugs to another project would lead people astray.
-    return text.partition("; please report this issue")[0][:500] or type(error).__name__
+def _environment(folder: Path) -> dict[str, str]:
+    """Return the environment of the process: no proxies, secrets or settings of this one."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.lower().endswith("_proxy") and not name.startswith(("PYTHON", "WME_", "YTDLP", "XDG_"))
+    }
+    return environment | {
+        "HOME": str(folder),
+        "PATH": "",
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+        "YTDLP_NO_PLUGINS": "1",
+    }
+
+
+def _fetched(result: dict[str, Any], folder: Path) -> "Fetched":
+    from wme_async.jobs import Fetched, FileName  # noqa: PLC0415  # jobs stand on integrations, not the reverse
+
+    root = folder.resolve()
+    path = Path(result["path"])
+    if not path.is_file() or not path.resolve().is_relative_to(root):
+        raise DataError("yt-dlp reported success but left no file")
+    # `media.en.vtt` becomes `en.vtt`; the name of the file is put in front of it later.
+    subtitles = tuple(
+        subtitle.rename(subtitle.with_name(subtitle.name.removeprefix("media.")))
+        for subtitle in map(Path, result["subtitles"])
+        if subtitle.is_file() and subtitle.resolve().is_relative_to(root)
+    )
+    name = FileName(
+        title=result["title"] or result["id"] or "media",
+        ext=result["ext"] or path.suffix.lstrip(".") or "bin",
+        id=result["id"] or "media",
+        uploader=result["uploader"] or result["channel"] or result["host"] or "unknown",
+        upload_date=result["upload_date"] or datetime.now(UTC).strftime("%Y%m%d"),
+    )
+    return Fetched(path=path, name=name, size=path.stat().st_size, extras=subtitles)
 
 
 class GuardedProxy:
