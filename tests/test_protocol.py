@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from wme_async import errors
 from wme_async._protocol.answer import bare_url, error_of, is_error, words_of
 from wme_async._protocol.quota import Allowances, Cost, month_of, quota_of
-from wme_async._protocol.retry import Backoff, http_date, is_transient, parse_retry_after
+from wme_async._protocol.retry import Backoff, http_date, is_transient, next_wait, parse_retry_after
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
 from wme_async._protocol.token import REFRESH_LIMIT, Step, Tokens, jwt_expiry, next_step, renewal
 
@@ -147,6 +147,36 @@ def test_progress_starts_the_series_again():
     assert backoff.failed(elapsed=0) == 0.5
 
 
+@given(
+    st.builds(Retry, base=st.floats(0, 10), cap=st.floats(0, 100), attempts=st.just(10), total=st.just(1e9)),
+    st.floats(0, 120),
+    st.floats(0, 0.999),
+    st.integers(1, 9),
+)
+def test_the_server_lengthens_a_wait_and_never_shortens_it(retry, retry_after, number, attempts):
+    own = Backoff(retry, lambda: number)
+    asked = Backoff(retry, lambda: number)
+    for _ in range(attempts):
+        planned, wait = own.failed(elapsed=0), asked.failed(elapsed=0, retry_after=retry_after)
+        assert wait == max(planned, retry_after)
+        assert wait == next_wait(planned, retry_after, cap=retry.retry_after_cap)
+
+
+@pytest.mark.parametrize("header", ["0", "-1", "0.001", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_retry_after_of_now_is_answered_by_the_usual_wait(header):
+    backoff = Backoff(Retry(base=1, cap=10), lambda: 0.5)
+    seconds = parse_retry_after(header, now=2e9)
+    assert [backoff.failed(elapsed=0, retry_after=seconds) for _ in range(3)] == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("header", ["9" * 11, "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_retry_after_of_centuries_is_a_long_one_and_not_none(header):
+    seconds = parse_retry_after(header, now=0)
+    assert seconds == 100 * 365.25 * 86_400
+    assert Backoff(Retry(), lambda: 0.5).failed(elapsed=0, retry_after=seconds) is None
+    assert next_wait(5.0, seconds, cap=60.0) == 60.0
+
+
 def test_retry_after_wins_up_to_a_ceiling():
     retry = Retry(retry_after_cap=60, total=100)
     assert Backoff(retry, lambda: 0.0).failed(elapsed=0, retry_after=59) == 59
@@ -156,7 +186,17 @@ def test_retry_after_wins_up_to_a_ceiling():
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [(None, None), ("3", 3.0), (" 0.5 ", 0.5), ("-4", 0.0), ("nan", None), ("inf", None), ("soon", None)],
+    [
+        (None, None),
+        ("3", 3.0),
+        (" 0.5 ", 0.5),
+        ("-4", 0.0),
+        ("nan", None),
+        ("inf", None),
+        ("1e3", None),
+        ("1_0", None),
+        ("soon", None),
+    ],
 )
 def test_retry_after_is_seconds_or_nothing(value, seconds):
     assert parse_retry_after(value, now=0) == seconds

@@ -11,7 +11,7 @@ from wme_async._download.engine import Replaced, check_ticket
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import Checksum, FileInfo, Source
 from wme_async._protocol.ranges import etag_matches, strong_etag
-from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._protocol.retry import Backoff, gave_up, is_transient, jittered
 from wme_async._tasks import long_in_thread, raise_first_cause
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, NotFound, StatusError, WMEError
@@ -36,8 +36,7 @@ async def head_of(source: Source, transport: Transport) -> FileInfo:
 
 async def pause(transport: Transport, attempt: int) -> None:
     """Wait a little, the longer the more attempts there were."""
-    retry = transport.retry
-    await transport.sleep(transport.random.random() * min(retry.cap, retry.base * 2**attempt))
+    await transport.sleep(jittered(transport.retry, attempt + 1, transport.random.random))
 
 
 async def version_of(

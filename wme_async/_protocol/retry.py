@@ -1,5 +1,6 @@
 """When to try again, and after how long. No clock and no randomness of its own: both are passed in."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -16,7 +17,11 @@ from wme_async.errors import (
     WMEError,
 )
 
-__all__ = ["Backoff", "Retrying", "gave_up", "http_date", "is_transient", "parse_retry_after"]
+__all__ = ["Backoff", "Retrying", "gave_up", "http_date", "is_transient", "jittered", "next_wait", "parse_retry_after"]
+
+
+_SECONDS = re.compile(r"[+-]?[0-9]{1,400}(\.[0-9]*)?")
+_CENTURY = 100 * 365.25 * 86_400.0
 
 
 class Retrying(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,20 +75,45 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
         now: UTC epoch seconds.
 
     Returns:
-        Seconds from now, 0 or more; None where it is absent or unreadable.
+        Seconds from now, from 0 to a hundred years; None where it is absent or unreadable.
     """
     if value is None:
         return None
     text = value.strip()
-    try:
+    if _SECONDS.fullmatch(text):
         seconds = float(text)
-    except ValueError:
+    else:
         date = http_date(text)
         if date is None:
             return None
         seconds = date.timestamp() - now
-    # NaN compares false with everything, so it is dropped here too.
-    return max(0.0, seconds) if -1e9 < seconds < 1e9 else None
+    return min(max(0.0, seconds), _CENTURY)
+
+
+def next_wait(planned: float, retry_after: float | None, *, cap: float) -> float:
+    """Return the seconds to wait before the next attempt: the one rule for everything that is tried again.
+
+    The server can lengthen our own wait and never shorten it: `Retry-After: 0`, a negative number or a date that has
+    passed would otherwise have every client ask again at once.
+
+    Args:
+        planned: Our own wait, with its jitter.
+        retry_after: Seconds the server asked for, if it did.
+        cap: The most that the server may ask for.
+    """
+    return planned if retry_after is None else max(planned, min(retry_after, cap))
+
+
+def jittered(retry: Retry, attempts: int, random: Callable[[], float]) -> float:
+    """Return our own wait after so many failed attempts: exponential, with full jitter.
+
+    Args:
+        retry: The policy.
+        attempts: Failed attempts so far, at least 1.
+        random: Gives numbers from 0.0 up to 1.0.
+    """
+    # The exponent is bounded: the wait reaches `cap` long before the power overflows a float.
+    return random() * min(retry.cap, retry.base * 2.0 ** min(attempts - 1, 64))
 
 
 class Backoff:
@@ -119,13 +149,9 @@ class Backoff:
         self.attempts += 1
         if self.attempts >= retry.attempts:
             return None
-        if retry_after is not None:
-            if retry_after > retry.retry_after_cap:
-                return None
-            wait = retry_after
-        else:
-            # 2**n is cut off early: the bound is `cap` long before it overflows a float.
-            wait = self._random() * min(retry.cap, retry.base * 2.0 ** min(self.attempts - 1, 64))
+        if retry_after is not None and retry_after > retry.retry_after_cap:
+            return None
+        wait = next_wait(jittered(retry, self.attempts, self._random), retry_after, cap=retry.retry_after_cap)
         return None if elapsed + wait > retry.total else wait
 
 

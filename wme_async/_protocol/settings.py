@@ -99,8 +99,8 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """When to try again. Both the number of attempts and the whole time are bounded.
 
-    The wait before attempt n + 1 is random between 0 and `min(cap, base * 2**(n - 1))` (full jitter); a `Retry-After`
-    of the server wins over it, up to `retry_after_cap`.
+    The wait before attempt n + 1 is random between 0 and `min(cap, base * 2**(n - 1))` (full jitter), or the server's
+    `Retry-After` where that is longer.
 
     Args:
         attempts: How often in all, the first included. 1 never retries.
