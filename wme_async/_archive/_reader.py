@@ -14,7 +14,7 @@ import msgspec
 from wme_async._archive._feed import Feed, FileFeed, WindowFeed
 from wme_async._archive._inflate import Inflater
 from wme_async._protocol.archive import DEFAULT_MAX_RECORD, Lines, TarScanner, TooLong
-from wme_async._protocol.decode import DECODE_ERRORS, Buffer, make_decoder, names_of, why
+from wme_async._protocol.decode import Buffer, make_decoder, names_of
 from wme_async._tasks import wait_done
 from wme_async.errors import ArchiveError, DecodeError
 
@@ -226,7 +226,7 @@ class ArchiveReader(Generic[T]):
             self._credit -= len(record) + _EACH
             try:
                 value = self._decode(record)
-            except DECODE_ERRORS as error:
+            except DecodeError as error:
                 self._bad = self._judge(record, error)
                 continue
             self._given += 1
@@ -274,7 +274,7 @@ class ArchiveReader(Generic[T]):
             size += len(record)
             try:
                 found.append(decode(record))
-            except DECODE_ERRORS as error:
+            except DecodeError as error:
                 self._bad = self._judge(record, error)
                 if self._bad is not None:
                     break
@@ -284,7 +284,7 @@ class ArchiveReader(Generic[T]):
         self._given += len(found)
         return found
 
-    def _judge(self, record: Buffer, error: Exception) -> DecodeError | None:
+    def _judge(self, record: Buffer, error: DecodeError) -> DecodeError | None:
         """Return the error of a bad record, or nothing for an empty line."""
         raw = bytes(record)
         if not raw.strip():
@@ -292,7 +292,7 @@ class ArchiveReader(Generic[T]):
         lines = self._lines
         line, offset = lines.line + self._index, lines.offset_of(self._index)
         return DecodeError(
-            f"line {line} of {lines.member} in {self._label}, at byte {offset}: {why(error)}",
+            f"line {line} of {lines.member} in {self._label}, at byte {offset}: {error.message}",
             member=lines.member,
             line=line,
             offset=offset,

@@ -6,6 +6,7 @@ import logging
 import msgspec
 
 from wme_async._protocol.answer import instead_of, is_error
+from wme_async._protocol.decode import decode_json
 from wme_async._protocol.query import known_names
 from wme_async._protocol.quota import FREE_PLAN, POOLS, Allowances, Cost, Quota, month_of, quota_of
 from wme_async._tasks import in_thread
@@ -22,6 +23,8 @@ _SAVE_EVERY = 100
 
 # Seconds to wait for another process that writes: a request waits with us.
 _LOCK_PATIENCE = 5.0
+
+_USER = msgspec.json.Decoder(User)
 
 _FREE_GROUP = "group_1"
 
@@ -108,9 +111,11 @@ class Account:
         if is_error(response.body, known_names(User)):
             raise DecodeError(f"get-user answered with {instead_of('an account', response.body)}", record=response.body)
         try:
-            return msgspec.json.decode(response.body, type=User)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise DecodeError(f"get-user did not answer with an account: {error}", record=response.body) from error
+            return decode_json(response.body, _USER)
+        except DecodeError as error:
+            raise DecodeError(
+                f"get-user did not answer with an account: {error.message}", record=response.body
+            ) from error
 
     async def quota(self) -> Quota:
         """Return what was used of each monthly allowance and what is left.

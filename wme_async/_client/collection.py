@@ -9,7 +9,7 @@ import msgspec
 
 from wme_async._client.cache import Cache, cached, usable
 from wme_async._protocol.answer import bare_url, instead_of, is_error, words_of
-from wme_async._protocol.decode import DECODE_ERRORS, why
+from wme_async._protocol.decode import decoding
 from wme_async._protocol.paths import identifier_path
 from wme_async._protocol.query import Query, known_names
 from wme_async._protocol.resources import Resource
@@ -177,27 +177,26 @@ def decoded(response: Response, query: Query, *, form: Form | None = None) -> li
     local = query.reshapes or query.selects or form is not None
     many = body[:64].lstrip()[:1] == b"["
     try:
-        if not local:
-            decoder = _decoder(query.result, many=many)
-            found = decode_record(decoder, body)
-            return found if many else [found]
-        document = msgspec.json.decode(body)
-        rows = document if isinstance(document, list) else [document]
-        kept = [row for each in rows if (row := query.apply(_object(each, form))) is not None]
-        return [decode_record(_decoder(query.result, many=False), msgspec.json.encode(row)) for row in kept]
-    except DECODE_ERRORS as error:
-        raise _not_records(response, error) from error
-    except (AttributeError, TypeError) as error:
+        with decoding(body):
+            if not local:
+                decoder = _decoder(query.result, many=many)
+                records = decode_record(decoder, body)
+                return records if many else [records]
+            document = msgspec.json.decode(body)
+            rows = document if isinstance(document, list) else [document]
+            selected = [row for record in rows if (row := query.apply(_object(record, form))) is not None]
+            return [decode_record(_decoder(query.result, many=False), msgspec.json.encode(row)) for row in selected]
+    except DecodeError as error:
         raise _not_records(response, error) from error
 
 
 def _object(row: object, form: Form | None) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise TypeError("a record is an object")
+        raise DecodeError("something else than records")
     return row if form is None else form(row)
 
 
-def _not_records(response: Response, error: Exception) -> DecodeError:
+def _not_records(response: Response, error: DecodeError) -> DecodeError:
     shown = bare_url(response.url)
     body = response.body
     if not body.strip():
@@ -205,7 +204,7 @@ def _not_records(response: Response, error: Exception) -> DecodeError:
     elif body.lstrip()[:1] == b"<":
         reason = words_of(body)
     else:
-        reason = why(error) if isinstance(error, DECODE_ERRORS) else "something else than records"
+        reason = error.message
     return DecodeError(f"{shown} did not answer with the JSON that was asked for: {reason}", url=shown, record=body)
 
 

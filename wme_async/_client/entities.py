@@ -14,7 +14,7 @@ from wme_async._client.files import ChunkedFiles, Files
 from wme_async._client.lookup import Hint, asked, check_recheck, cost_of
 from wme_async._client.many import Looked, LookupProgress, Lookups
 from wme_async._protocol.answer import bare_url, instead_of, is_error
-from wme_async._protocol.decode import DECODE_ERRORS, why
+from wme_async._protocol.decode import decoding
 from wme_async._protocol.paths import hour_path
 from wme_async._protocol.query import Query, known_names
 from wme_async._protocol.quota import Cost
@@ -292,10 +292,11 @@ class Labels(_ById[dict[str, str]]):
                 words = instead_of("labels", response.body)
                 raise DecodeError(f"{shown} answered with {words}", url=shown, record=response.body)
             try:
-                labels = merge_labels(_labels.decode(response.body))
-            except DECODE_ERRORS as error:
+                with decoding(response.body):
+                    labels = merge_labels(_labels.decode(response.body))
+            except DecodeError as error:
                 raise DecodeError(
-                    f"{shown} did not answer with labels: {why(error)}", url=shown, record=response.body
+                    f"{shown} did not answer with labels: {error.message}", url=shown, record=response.body
                 ) from error
         if query.fields is None:
             return labels

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from wme_async._protocol.answer import bare_url, instead_of, is_error, words_of
-from wme_async._protocol.decode import DECODE_ERRORS, why
+from wme_async._protocol.decode import decode_json, decoding
 from wme_async._protocol.query import Backend, Query, known_names
 from wme_async._protocol.query.rules import COMPUTED
 from wme_async._transport import Response
@@ -177,15 +177,10 @@ def read_answer(response: Response, plan: Plan) -> tuple[list[Any], DecodeError 
             first = first or _broken(response, line, number, instead_of("a record", line))
             continue
         try:
-            record = _record(line, plan)
-        except DECODE_ERRORS as error:
-            first = first or _broken(response, line, number, why(error))
-        except _RawArticle:
-            first = first or _broken(
-                response, line, number, "the unstructured article was sent in place of structured contents; ask again"
-            )
-        except (AttributeError, TypeError):
-            first = first or _broken(response, line, number, "something else than a record")
+            with decoding(line):
+                record = _record(line, plan)
+        except DecodeError as error:
+            first = first or _broken(response, line, number, error.message)
         else:
             if record is not None:
                 found.append((line, record))
@@ -202,20 +197,16 @@ def _rows(body: bytes) -> list[bytes]:
     if body[:1] != b"[":
         return [line for line in body.split(b"\n") if line.strip()] if b"\n" in body else [body]
     try:
-        return [bytes(row) for row in _lines.decode(body)]
-    except DECODE_ERRORS:
+        return [bytes(row) for row in decode_json(body, _lines)]
+    except DecodeError:
         return [body]
-
-
-class _RawArticle(Exception):
-    """An article stands where structured contents were asked for, and the type or a filter cannot tell."""
 
 
 def _record(line: bytes, plan: Plan) -> Any:
     query = plan.query
     raw = query.backend is Backend.STRUCTURED and _RAW_KEY in line
     if raw and not plan.tells:
-        raise _RawArticle
+        raise DecodeError("the unstructured article was sent in place of structured contents; ask again")
     if not plan.slow:
         return decode_record(plan.decoder, line)
     row = msgspec.json.decode(line)
@@ -248,8 +239,8 @@ def _place(pair: tuple[bytes, Any], order: Any) -> Any:
     if callable(order):
         return order(record)
     try:
-        project = _where.decode(line).is_part_of.identifier
-    except DECODE_ERRORS:
+        project = decode_json(line, _where).is_part_of.identifier
+    except DecodeError:
         project = ""
     return (order.get(project, len(order)), project.encode())
 

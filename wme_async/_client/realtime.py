@@ -12,7 +12,7 @@ import msgspec
 from wme_async._client.collection import Value
 from wme_async._client.files import Files
 from wme_async._protocol.arguments import check_flags, check_record_type
-from wme_async._protocol.decode import Buffer
+from wme_async._protocol.decode import Buffer, decode_json, decoding
 from wme_async._protocol.framing import MAX_RECORD, Framing
 from wme_async._protocol.positions import StreamResource
 from wme_async._protocol.query import Query
@@ -29,6 +29,8 @@ __all__ = ["Realtime"]
 logger = logging.getLogger("wme_async.stream")
 
 U = TypeVar("U")
+
+_ANY_JSON = msgspec.json.Decoder()
 
 Hour = Callable[[datetime], Files[Any, Any]]
 
@@ -319,7 +321,7 @@ def _keep(query: Query, type: builtins.type[Any] | None) -> Callable[[Any], bool
         return None
     if type is not msgspec.Raw:
         return query.keep
-    return lambda record: query.keep(msgspec.json.decode(record))
+    return lambda record: query.keep(decode_json(record, _ANY_JSON))
 
 
 class _Batches:
@@ -363,7 +365,8 @@ class _Batches:
     def _wanted(self, record: msgspec.Raw) -> Buffer | None:
         if not self._query.selects and not self._query.reshapes:
             return memoryview(record)
-        plain = msgspec.json.decode(record)
-        if not self._query.keep(plain):
-            return None
-        return msgspec.json.encode({**self._query.project(plain), "event": plain.get("event", {})})
+        with decoding(record):
+            plain = msgspec.json.decode(record)
+            if not self._query.keep(plain):
+                return None
+            return msgspec.json.encode({**self._query.project(plain), "event": plain.get("event", {})})

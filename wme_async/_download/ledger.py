@@ -16,7 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+from wme_async._protocol.decode import decode_json
 from wme_async._protocol.ranges import Claim, Plan, Spans
+from wme_async.errors import DecodeError
 
 __all__ = ["Ledger", "boot_id"]
 
@@ -39,6 +41,9 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     etag: str
     boot: str | None
     synced: list[tuple[int, int]]
+
+
+_NOTE = msgspec.json.Decoder(Note)
 
 
 def boot_id() -> str | None:
@@ -140,8 +145,8 @@ class Ledger:
             if magic != _MAGIC or len(text) != length or zlib.crc32(text) != crc:
                 continue
             try:
-                note = msgspec.json.decode(text, type=Note)
-            except msgspec.MsgspecError:
+                note = decode_json(text, _NOTE)
+            except DecodeError:
                 continue
             if best is None or note.sequence > best.sequence:
                 best = note

@@ -14,9 +14,11 @@ from pathlib import Path
 import msgspec
 
 from wme_async._download.ledger import Ledger, boot_id
+from wme_async._protocol.decode import decode_json
 from wme_async._protocol.etags import Digest, PartSums
 from wme_async._protocol.ranges import Claim, Plan, Spans, strong_etag
 from wme_async._tasks import in_thread
+from wme_async.errors import DecodeError
 
 __all__ = ["PartFile", "check_target", "hash_range", "known_version"]
 
@@ -46,6 +48,9 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     mtime_ns: int
     md5: str | None
     verified: bool | None
+
+
+_KNOWN = msgspec.json.Decoder(Known)
 
 
 def check_target(target: Path) -> None:
@@ -397,8 +402,8 @@ def _recall(fd: int) -> Known | None:
     if not hasattr(os, "getxattr"):
         return None
     try:
-        return msgspec.json.decode(os.getxattr(fd, _XATTR), type=Known)
-    except (OSError, msgspec.MsgspecError):
+        return decode_json(os.getxattr(fd, _XATTR), _KNOWN)
+    except (OSError, DecodeError):
         return None
 
 

@@ -8,12 +8,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
+from wme_async._protocol.decode import decode_json, decoding
 from wme_async._protocol.retry import parse_retry_after
-from wme_async.errors import StatusError, error_for_status
+from wme_async.errors import DecodeError, StatusError, error_for_status
 
 __all__ = ["bare_url", "error_of", "instead_of", "is_error", "words_of"]
 
 _EXCERPT = 2000
+_ANY_JSON = msgspec.json.Decoder()
 
 _FIRST_KEY = re.compile(rb'[\s\[]*\{\s*"([^"\\]*)"')
 # What gateways name their errors with. No record of the services has one of these and nothing else that is known.
@@ -43,11 +45,12 @@ def words_of(body: bytes) -> str:
         return ""
     if text.startswith("{"):
         try:
-            document = msgspec.json.decode(body)
-        except (msgspec.DecodeError, ValueError):
-            document = None
-        message = document.get("message") if isinstance(document, dict) else None
-        return " ".join(str(message).split())[:_EXCERPT] if message else ""
+            with decoding():
+                document = _ANY_JSON.decode(body)
+                message = document.get("message") if isinstance(document, dict) else None
+                return " ".join(str(message).split())[:_EXCERPT] if message else ""
+        except DecodeError:
+            return ""
     if "<Error>" in text:
         found = {tag: _inside(text, tag) for tag in ("Code", "Message")}
         return ": ".join(value for value in found.values() if value)
@@ -75,8 +78,8 @@ def is_error(body: bytes, known: AbstractSet[str]) -> bool:
     if first is None or first[1].decode(errors="replace").partition("__")[0] in known:
         return False
     try:
-        document = msgspec.json.decode(body)
-    except (ValueError, RecursionError):  # msgspec's errors, and those of bad UTF-8, are ValueErrors
+        document = decode_json(body, _ANY_JSON)
+    except DecodeError:
         return False
     rows = document if isinstance(document, list) else [document]
     return any(isinstance(row, dict) and _tells(row.keys(), known) for row in rows)

@@ -1,4 +1,9 @@
-"""From the bytes of one JSON record to a value of the caller's type, by the quickest way that is as strict.
+"""Decoding of data from outside: whatever goes wrong in it becomes a `DecodeError`.
+
+`decoding()` and `decode_json()` are the door for all foreign bytes. The set of exceptions that a decoder may raise is
+open (`RecursionError`, `decimal.InvalidOperation`, another library's own next release), so no caller lists them.
+
+`make_decoder` takes the bytes of one record to a value of the caller's type, by the quickest way that is as strict.
 
 There are two ways. msgspec reads straight into the type and skips what the type does not name. orjson unescapes long
 strings faster, so that for long records of which most is kept `orjson.loads` and `msgspec.convert` together win; for
@@ -6,6 +11,7 @@ short records, and for types that name little, they lose. `make_decoder` picks, 
 other way refuses is asked of msgspec again, so that no record is lost to a difference between the two.
 """
 
+import contextlib
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias, TypeVar
@@ -14,17 +20,26 @@ import msgspec
 from msgspec import inspect
 
 from wme_async._protocol.arguments import check_record_type
+from wme_async.errors import DecodeError, WMEError
 from wme_async.models._tolerant import mend
 
-__all__ = ["DECODE_ERRORS", "LONG_RECORD", "Buffer", "Decoder", "make_decoder", "names_of", "plain_data", "why"]
+__all__ = [
+    "LONG_RECORD",
+    "Buffer",
+    "Decoder",
+    "decode_json",
+    "decoding",
+    "make_decoder",
+    "names_of",
+    "plain_data",
+    "reason_of",
+    "undecodable",
+]
 
 T = TypeVar("T")
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Decoder: TypeAlias = Callable[[Buffer], T]
-
-DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""All that a decoder raises for bytes that are no JSON, or not of the type. msgspec lets the last two through."""
 
 LONG_RECORD: Final = 4096
 """Bytes from which orjson may win. Below about 2.6 KB it never did."""
@@ -33,12 +48,81 @@ _SAMPLES: Final = 4  # long records looked at before the choice is made
 _KEPT: Final = 0.7  # share of a record that the type must keep; the two ways break even at about two thirds
 
 
+def undecodable(error: Exception, record: Buffer | None = None) -> DecodeError:
+    """Return the `DecodeError` for an exception that left a decoder, with the reason as its message.
+
+    Args:
+        error: The exception; a `DecodeError` is returned as it is.
+        record: The bytes, where they are at hand.
+    """
+    if isinstance(error, DecodeError):
+        return error
+    data = None if record is None else bytes(record)
+    return DecodeError(reason_of(error, data), record=data)
+
+
+def reason_of(error: Exception, record: bytes | None = None) -> str:
+    """Say in words what was wrong with a record.
+
+    Args:
+        error: What left the decoder.
+        record: The bytes, to tell text that is not UTF-8 from other damage.
+    """
+    if isinstance(error, DecodeError):
+        return error.message
+    if isinstance(error, RecursionError):
+        return "JSON nested too deeply"
+    if record is not None and not isinstance(error, msgspec.ValidationError):
+        try:
+            record.decode()
+        except UnicodeDecodeError as invalid:
+            return f"not UTF-8: byte 0x{record[invalid.start]:02x} at position {invalid.start}"
+    if isinstance(error, msgspec.DecodeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def decoding(record: Buffer | None = None) -> Iterator[None]:
+    """Decode data from outside in this block: whatever leaves it is raised as `DecodeError`.
+
+    Our own errors pass as they are, and so do `MemoryError` and all that is not an `Exception`: these say nothing about
+    the data.
+
+    Args:
+        record: The bytes, for the `record` of the error.
+
+    Raises:
+        DecodeError: Anything else was raised in the block.
+    """
+    try:
+        yield
+    except (WMEError, MemoryError):
+        raise
+    except Exception as error:
+        raise undecodable(error, record) from error
+
+
+def decode_json(data: Buffer, decoder: msgspec.json.Decoder[T]) -> T:
+    """Decode one JSON document from outside.
+
+    Args:
+        data: The document.
+        decoder: A decoder of msgspec.
+
+    Raises:
+        DecodeError: It is not JSON, or not of the type; its message is the reason and nothing else.
+    """
+    with decoding(data):
+        return decoder.decode(data)
+
+
 def make_decoder(type: type[T], *, use_orjson: bool = True) -> Decoder[T]:
     """Return a function that decodes one record, given as bytes without their line end.
 
-    It raises one of `DECODE_ERRORS` for what is no JSON or does not fit the type, after a second chance in which a
-    `null` in a place that has none counts as absence. What it returns shares no memory with its argument. It is not for
-    use by several threads at a time.
+    It raises `DecodeError` for what is not JSON or does not fit the type, after a second chance in which a `null` in a
+    place that has none counts as absence. What it returns shares no memory with its argument. It is not for use by
+    several threads at a time.
 
     With orjson, two things differ from msgspec alone, neither of which the services send: of a key that stands twice in
     one object only the last value is checked, and a whole number beyond 64 bits comes as a float where the type takes
@@ -59,17 +143,6 @@ def make_decoder(type: type[T], *, use_orjson: bool = True) -> Decoder[T]:
     return _plain(judge, copy="raw" in traits)
 
 
-def why(error: BaseException) -> str:
-    """Say in words what was wrong with a record, given one of `DECODE_ERRORS`."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8: {error.reason} 0x{error.object[error.start]:02x}"
-    if isinstance(error, RecursionError):
-        return "JSON nested too deeply"
-    if str(error) == "Input data was truncated":
-        return "JSON ends too early"
-    return str(error)
-
-
 def _plain(judge: msgspec.json.Decoder[T], *, copy: bool) -> Decoder[T]:
     strict = judge.decode
 
@@ -78,9 +151,18 @@ def _plain(judge: msgspec.json.Decoder[T], *, copy: bool) -> Decoder[T]:
             # A Raw is a view of its input, and would keep or lock the caller's block.
             return strict(bytes(record) if copy else record)
         except msgspec.ValidationError as error:
-            return mend(judge, record, error)
+            return _mended(judge, record, error)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise undecodable(error, record) from error
 
     return decode
+
+
+def _mended(judge: msgspec.json.Decoder[T], record: Buffer, error: msgspec.ValidationError) -> T:
+    with decoding(record):
+        return mend(judge, record, error)
 
 
 def plain_data(type: Any) -> bool:
@@ -124,12 +206,18 @@ class _Choosing:
         if self._quick and len(record) >= LONG_RECORD:
             try:
                 return msgspec.convert(self._loads(record), self._type)
-            except (ValueError, RecursionError):  # both libraries' errors are ValueErrors
-                pass
+            except MemoryError:
+                raise
+            except Exception:  # noqa: BLE001 - the set is open; msgspec judges again
+                value = None
         try:
             value = self._strict(record)
         except msgspec.ValidationError as error:
-            return mend(self._judge, record, error)
+            return _mended(self._judge, record, error)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise undecodable(error, record) from error
         if self._left and len(record) >= LONG_RECORD:
             self._sample(record, value)
         return value
@@ -137,10 +225,12 @@ class _Choosing:
     def _sample(self, record: Buffer, value: Any) -> None:
         """Compare what was kept with what was there, both written anew so that escapes do not count."""
         try:
-            whole = len(msgspec.json.encode(msgspec.json.decode(record)))
-            self._kept += len(msgspec.json.encode(value))
-        except (ValueError, RecursionError):  # bad UTF-8 in a part that the type skips
+            with decoding():
+                whole = len(msgspec.json.encode(msgspec.json.decode(record)))
+                kept = len(msgspec.json.encode(value))
+        except DecodeError:  # in a part that the type skips
             return
+        self._kept += kept
         self._left -= 1
         self._all += whole
         self._quick = not self._left and self._kept >= _KEPT * self._all

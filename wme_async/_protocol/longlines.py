@@ -13,10 +13,14 @@ from typing import Final
 
 import msgspec
 
+from wme_async._protocol.decode import decode_json
+from wme_async.errors import DecodeError
+
 __all__ = ["Trimmer"]
 
 # In front of its quote, since inside a longer key than is looked at a quote may stand too, behind a backslash.
 _KEY: Final = re.compile(rb'[{,\s]"((?:[^"\\]|\\.)*)"[ \t\r\n]*:[ \t\r\n]*\Z', re.DOTALL)
+_STRING: Final = msgspec.json.Decoder(str)
 _LONGEST_KEY: Final = 256  # bytes looked back for a key and its colon
 
 
@@ -74,6 +78,6 @@ class Trimmer:
         if match is None:
             return False
         try:
-            return msgspec.json.decode(b'"%b"' % match[1], type=str) not in self._names
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            return decode_json(b'"%b"' % match[1], _STRING) not in self._names
+        except DecodeError:
             return False

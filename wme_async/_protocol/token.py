@@ -6,11 +6,13 @@ refresh token, so the 90 days run from the sign-in.
 """
 
 import base64
-import binascii
 from enum import Enum
 from typing import Any
 
 import msgspec
+
+from wme_async._protocol.decode import decoding
+from wme_async.errors import DecodeError
 
 __all__ = ["REFRESH_LIFETIME", "REFRESH_LIMIT", "Step", "Tokens", "jwt_expiry", "next_step", "renewal"]
 
@@ -108,8 +110,9 @@ def jwt_expiry(token: str) -> float | None:
     if len(parts) != 3:
         return None
     try:
-        payload = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (binascii.Error, ValueError, msgspec.DecodeError):
+        with decoding():
+            payload = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+            expiry = payload.get("exp") if isinstance(payload, dict) else None
+            return float(expiry) if isinstance(expiry, int | float) and not isinstance(expiry, bool) else None
+    except DecodeError:
         return None
-    expiry = payload.get("exp") if isinstance(payload, dict) else None
-    return float(expiry) if isinstance(expiry, int | float) and not isinstance(expiry, bool) else None

@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from wme_async._protocol.decode import DECODE_ERRORS, Buffer, why
+from wme_async._protocol.decode import Buffer, decode_json, decoding
 from wme_async._stream.progress import Missing
 from wme_async._stream.shapes import Shape
 from wme_async.errors import DecodeError
@@ -49,7 +49,7 @@ class _Key(msgspec.Struct, gc=False):
 
 _NO_ID: Final = _Id()
 _NO_EVENT: Final = _Event()
-_key_of: Final = msgspec.json.Decoder(_Key).decode
+_key: Final = msgspec.json.Decoder(_Key)
 
 
 def _identity(key: _Key) -> int:
@@ -93,8 +93,8 @@ class Filler(Generic[T]):
         The stream may send one revision of a page twice with reason, so only what a batch brought counts.
         """
         try:
-            identity = _identity(_key_of(record))
-        except DECODE_ERRORS:
+            identity = _identity(decode_json(record, _key))
+        except DecodeError:
             return True
         if self._known.get(identity):
             self._known[identity] = False
@@ -137,25 +137,26 @@ class Filler(Generic[T]):
 
     def _wanted(self, record: Buffer, after: datetime) -> T | DecodeError | None:
         try:
-            key = _key_of(record)
-            event = key.event or _NO_EVENT
-            times = (event.date_published, event.date_created, key.date_modified)
-            # Where the service has no time it may write that of the year 1.
-            time = next((each for each in times if each is not None and each.year > 1), None)
-            if time is not None and time.tzinfo is not None and time <= after:
-                self._early = True
+            with decoding(record):
+                key = _key.decode(record)
+                event = key.event or _NO_EVENT
+                times = (event.date_published, event.date_created, key.date_modified)
+                # Where the service has no time it may write that of the year 1.
+                time = next((moment for moment in times if moment is not None and moment.year > 1), None)
+                if time is not None and time.tzinfo is not None and time <= after:
+                    self._early = True
+                    return None
+                raw = self._shape.decode(record)
+                item: T = raw if self._shape.finish is None else self._shape.finish(raw)
+            identity = _identity(key)
+            if identity in self._known or (self._keep is not None and not self._keep(item)):
                 return None
-            raw = self._shape.decode(record)
-            item: T = raw if self._shape.finish is None else self._shape.finish(raw)
-        except (*DECODE_ERRORS, ValueError, TypeError) as error:
+        except DecodeError as error:
             identity = hash(bytes(record))
             if identity in self._known:
                 return None
             self._remember(identity, filled=False)
-            return DecodeError(f"a record of an hourly batch does not decode: {why(error)}", record=bytes(record))
-        identity = _identity(key)
-        if identity in self._known or (self._keep is not None and not self._keep(item)):
-            return None
+            return DecodeError(f"a record of an hourly batch does not decode: {error.message}", record=bytes(record))
         self._remember(identity, filled=True)
         return item
 

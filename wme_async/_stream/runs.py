@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, Generic, Self, TypeVar
 
-from wme_async._protocol.decode import DECODE_ERRORS, LONG_RECORD, Buffer, why
+from wme_async._protocol.decode import LONG_RECORD, Buffer, reason_of
 from wme_async._protocol.framing import Oversize, Record
 from wme_async._stream.connection import Block
 from wme_async._stream.progress import TOP, LookAgain, Missing, Progress
@@ -233,7 +233,9 @@ class Runs(Generic[T]):
                 partition = event.partition
                 closer = event.offset <= last(partition, TOP).offset
                 item = raw if finish is None else finish(raw)
-            except (*DECODE_ERRORS, TypeError, ValueError, AttributeError) as error:
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever leaves a decoder is the record's error
                 if decode is not self._shape.decode:
                     # It may be in need of patience; so has what follows, as likely as not.
                     self._decode = self._shape.decode
@@ -257,6 +259,11 @@ class Runs(Generic[T]):
                 try:
                     if not self._wanted(item, record):
                         item = SKIP
+                except DecodeError as error:
+                    # A filter looks deeper into the record than its type does.
+                    if self._odd(record, error):
+                        continue
+                    return self._ran(items)
                 except BaseException:
                     # The caller's own mistake: it comes out behind what was good, and the record is not lost over it.
                     self._records = itertools.chain((record,), self._records)
@@ -283,7 +290,9 @@ class Runs(Generic[T]):
                 values = list(map(self._shape.finish, values))
             if self._own is not None and not self._own.issuperset(map(_partition, places)):
                 return
-        except (*DECODE_ERRORS, TypeError, ValueError, AttributeError):
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - the closer look says what it is
             return
         seen = self._progress.seen
         last = seen.get
@@ -398,7 +407,8 @@ def _describe(record: Record, error: Exception, event: Spot | None) -> DecodeErr
         data = bytes(record)
         # What decodes but has no event, or an event without a place, fails at the first look at it.
         placeless = event is None and isinstance(error, TypeError | AttributeError)
-        what = "a record has no partition and offset" if placeless else f"a record does not decode: {why(error)}"
+        reason = reason_of(error, data)
+        what = "a record has no partition and offset" if placeless else f"a record does not decode: {reason}"
     where = f" (partition {event.partition}, offset {event.offset})" if event is not None else ""
     return DecodeError(
         what + where,

@@ -9,8 +9,9 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
-from wme_async._protocol.decode import Buffer, make_decoder, plain_data
+from wme_async._protocol.decode import Buffer, decode_json, make_decoder, plain_data
 from wme_async._protocol.framing import Oversize, Record
+from wme_async.errors import DecodeError
 
 __all__ = ["Place", "PlaceLike", "Shape", "Spot", "error_line", "published_of", "recover"]
 
@@ -155,7 +156,7 @@ def _two_passes(type: type[T]) -> tuple[Callable[[Buffer], Any], Callable[[Any],
     return both, lambda pair: pair.item
 
 
-_place: Final = msgspec.json.Decoder(_Placed).decode
+_place: Final = msgspec.json.Decoder(_Placed)
 # With what follows it: where a record was cut inside its offset, the digits that are left are another one.
 _PLACE: Final = re.compile(rb'"partition"\s*:\s*(\d{1,9})\s*,\s*"offset"\s*:\s*(\d{1,18})\s*[,}]')
 _PUBLISHED: Final = re.compile(rb'"date_published"\s*:\s*"([^"\\]{10,40})"')
@@ -175,8 +176,8 @@ def recover(record: Record) -> Spot | None:
     Quotes inside strings are escaped, so the keys cannot be part of a text.
     """
     data: Buffer = record.tail if isinstance(record, Oversize) else record
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        event = _place(data).event
+    with contextlib.suppress(DecodeError):
+        event = decode_json(data, _place).event
         if event is not None and event.partition is not None and event.offset is not None:
             return Spot(event.partition, event.offset, event.date_published)
     data = bytes(data)
@@ -193,7 +194,7 @@ class _ErrorLine(msgspec.Struct, forbid_unknown_fields=True):
     message: str
 
 
-_error_line: Final = msgspec.json.Decoder(_ErrorLine).decode
+_error_line: Final = msgspec.json.Decoder(_ErrorLine)
 
 
 def error_line(record: Record) -> tuple[int, str] | None:
@@ -201,10 +202,10 @@ def error_line(record: Record) -> tuple[int, str] | None:
     if isinstance(record, Oversize):
         return None
     try:
-        found = _error_line(record)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        answer = decode_json(record, _error_line)
+    except DecodeError:
         return None
-    return found.status, found.message
+    return answer.status, answer.message
 
 
 def published_of(event: PlaceLike) -> datetime | None:

@@ -5,10 +5,11 @@ import contextlib
 import copy
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
+from wme_async._protocol.decode import decode_json
 from wme_async._protocol.token import REFRESH_LIFETIME, Step, Tokens, jwt_expiry, next_step, renewal
 from wme_async._tasks import in_thread
 from wme_async._transport.tokenfile import TokenFile
@@ -90,6 +91,9 @@ class _Answer(msgspec.Struct):
     refresh_token: str = ""
     expires_in: float | None = None
     challenge_name: str = ""
+
+
+_ANSWER: Final = msgspec.json.Decoder(_Answer)
 
 
 class Send(Protocol):
@@ -314,8 +318,8 @@ def _auth_request(path: str, body: bytes) -> Request:
 
 def _read(response: Response) -> _Answer:
     try:
-        answer = msgspec.json.decode(response.body, type=_Answer)
-    except (msgspec.DecodeError, ValueError):
+        answer = decode_json(response.body, _ANSWER)
+    except DecodeError:
         # The body may hold tokens, so nothing of it is kept.
         raise DecodeError("the auth host did not answer with a JSON object of tokens") from None
     if answer.access_token:

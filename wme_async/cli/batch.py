@@ -16,6 +16,7 @@ from rich.text import Text
 
 from wme_async import web
 from wme_async._client import Client
+from wme_async._protocol.decode import decode_json
 from wme_async._transport import Request, Transport
 from wme_async.cli import base
 from wme_async.errors import DecodeError, NotFound
@@ -83,9 +84,9 @@ class _Service:
             )
         )
         try:
-            return msgspec.json.decode(response.body, type=type)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise DecodeError(f"{self._url} is no batch service: {error}", record=response.body) from error
+            return decode_json(response.body, msgspec.json.Decoder(type))
+        except DecodeError as error:
+            raise DecodeError(f"{self._url} is not a batch service: {error.message}", record=response.body) from error
 
 
 @contextlib.asynccontextmanager

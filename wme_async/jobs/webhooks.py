@@ -12,11 +12,13 @@ import hmac
 import secrets as secrets_module
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from wme_async.errors import IntegrityError
+from wme_async._protocol.decode import decode_json
+from wme_async._protocol.retry import next_wait
+from wme_async.errors import DecodeError, IntegrityError
 
 __all__ = ["DELAYS", "WebhookMessage", "new_secret", "retry_delay", "sign_webhook", "verify_webhook"]
 
@@ -38,6 +40,9 @@ class WebhookMessage(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     timestamp: str
     data: dict[str, Any]
+
+
+_MESSAGE: Final = msgspec.json.Decoder(WebhookMessage)
 
 
 def new_secret() -> str:
@@ -134,9 +139,9 @@ def verify_webhook(
     if not good:
         raise IntegrityError("no signature of the message is valid")
     try:
-        return msgspec.json.decode(body, type=WebhookMessage)
-    except msgspec.DecodeError as error:
-        raise IntegrityError(f"the message is signed but not one of ours: {error}") from error
+        return decode_json(body, _MESSAGE)
+    except DecodeError as error:
+        raise IntegrityError(f"the message is signed but not one of ours: {error.message}") from error
 
 
 def retry_delay(
@@ -156,4 +161,4 @@ def retry_delay(
     if attempts > len(delays):
         return None
     planned = delays[attempts - 1] * (1.0 + 0.2 * random())
-    return max(planned, min(retry_after, 86_400.0)) if retry_after is not None else planned
+    return next_wait(planned, retry_after, cap=86_400.0)

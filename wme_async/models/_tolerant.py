@@ -11,7 +11,6 @@ and only when, decoding has failed, what means nothing is left out and the same 
 Nothing else is mended: a number in place of a string is as wrong the second time. A `null` that the type allows stays.
 """
 
-from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -32,8 +31,8 @@ _ROW: Final = "[]"
 _OBJECTS: Final = (inspect.StructType, inspect.TypedDictType, inspect.DataclassType)
 
 # Numbers pass through as they were written, so that the second judgement is of the same document.
-_read: Final = msgspec.json.Decoder(float_hook=Decimal)
-_write: Final = msgspec.json.Encoder(decimal_format="number")
+_read: Final = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits.encode()))
+_write: Final = msgspec.json.Encoder()
 
 
 def decode_record(decoder: msgspec.json.Decoder[T], data: Buffer) -> T:
@@ -46,10 +45,8 @@ def decode_record(decoder: msgspec.json.Decoder[T], data: Buffer) -> T:
         data: One JSON document.
 
     Raises:
-        msgspec.ValidationError: It does not fit, mended or not.
-        msgspec.DecodeError: It is not JSON.
-        UnicodeDecodeError: A string in it is not UTF-8.
-        RecursionError: It is nested too deeply.
+        Exception: Whatever the decoder raises for what is not JSON or does not fit, mended or not: call it where
+            `_protocol.decode.decoding` translates that.
     """
     try:
         return decoder.decode(data)
@@ -73,7 +70,9 @@ def mend(decoder: msgspec.json.Decoder[T], data: Buffer, error: msgspec.Validati
         document = _read.decode(data)
         mended = _mended(document, _described(type_), "")
         again = None if mended is document else _write.encode(mended)
-    except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError):
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - the set is open; the caller's error is raised below
         again = None  # in a part that the type skips: not why it was refused
     if again is None:
         raise error

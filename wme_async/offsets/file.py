@@ -11,6 +11,7 @@ import aiofiles
 import msgspec
 
 from wme_async._protocol.arguments import check_path
+from wme_async._protocol.decode import decode_json
 from wme_async._protocol.positions import Position
 from wme_async._tasks import in_thread
 from wme_async.errors import DecodeError
@@ -24,6 +25,9 @@ class _Content(msgspec.Struct):
     name: str
     positions: dict[int, Position]
     version: int = 1
+
+
+_CONTENT = msgspec.json.Decoder(_Content)
 
 
 class FileOffsets:
@@ -120,8 +124,8 @@ class FileOffsets:
 
 def _positions(path: Path, data: bytes) -> dict[int, Position]:
     try:
-        return msgspec.json.decode(data, type=_Content).positions
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return decode_json(data, _CONTENT).positions
+    except DecodeError as error:
         raise DecodeError(
-            f"{path} does not hold positions ({error}); move it away to start anew", record=data
+            f"{path} does not hold positions ({error.message}); move it away to start anew", record=data
         ) from None
