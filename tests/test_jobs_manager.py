@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import json
-import shutil
+import os
 import sqlite3
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -388,13 +387,15 @@ async def test_an_answer_of_a_media_fetcher_that_is_none_ends_no_other_job(tmp_p
         assert (await manager.wait(plain.batch_id, timeout=10)).status == "completed"
 
 
-async def test_bytes_that_are_there_need_no_room_a_second_time(manager, server, monkeypatch):
+async def test_bytes_that_are_there_need_no_room_a_second_time(manager, server, monkeypatch, tmp_path):
     url = server.add("big", 6_000_000, "hang")
     batch = await manager.submit([url])
     await arrived(manager, batch.batch_id, 1_000_000)
     await manager.pause(batch.batch_id)
     server.rules.pop("big")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_500_000))
+    status = os.statvfs(tmp_path)
+    nearly_full = os.statvfs_result([1, 1, status.f_blocks, 5_500_000, 5_500_000, *status[5:]])
+    monkeypatch.setattr(os, "statvfs", lambda _: nearly_full)
     await manager.resume(batch.batch_id)
     done = await manager.wait(batch.batch_id, timeout=10)
     assert (done.jobs[0].status, done.jobs[0].error) == ("completed", None)

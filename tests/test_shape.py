@@ -15,7 +15,7 @@ PACKAGE = ROOT / "wme_async"
 
 # Rows from the top: a module imports only from rows above its own. Modules of one entry may import each other.
 ROWS = [
-    ["_tasks", "_version", "errors", "models"],
+    ["_files", "_tasks", "_version", "errors", "models"],
     ["_protocol"],
     ["_transport", "offsets"],
     ["_download", "_archive", "_stream"],

@@ -1,8 +1,6 @@
 """The unfinished file: locked, written in place, and given its name only when it is whole."""
 
-import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -14,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from wme_async._download.ledger import Ledger, boot_id
+from wme_async._files import LockedFile, explained, free_space, sibling, sync_file, sync_folder
 from wme_async._protocol.decode import decode_json
 from wme_async._protocol.etags import Digest, PartSums
 from wme_async._protocol.ranges import Claim, Plan, Spans, strong_etag
@@ -86,41 +85,26 @@ class PartFile:
 
     def __init__(self, target: Path, *, durable: bool) -> None:
         self.target = target
-        self.path = target.with_name(target.name + ".part")
-        self.ledger_path = target.with_name(target.name + ".part.ledger")
+        self.path = sibling(target, ".part")
+        self.ledger_path = sibling(target, ".part.ledger")
         self.durable = durable
         self.plan: Plan | None = None
         self._ledger: Ledger | None = None
         self._identity = ""
         self._etag = ""
-        self._fd = -1
         self._slow_until = 0.0
         self._slow_writes = 0
         self._slow_period = _SLOW_PERIOD
-        self._open()
-
-    def _open(self) -> None:
         try:
-            while True:
-                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-                try:
-                    _lock(fd, self.target)
-                    found = self.path.stat()
-                except FileNotFoundError:
-                    os.close(fd)
-                    continue
-                except BaseException:
-                    os.close(fd)
-                    raise
-                # Another process may have finished, and renamed what we opened, before we had the lock.
-                if os.path.samestat(found, os.fstat(fd)):
-                    self._fd = fd
-                    return
-                os.close(fd)
+            self._file = LockedFile(self.path, mode=0o666)
         except BlockingIOError:
-            raise
+            raise BlockingIOError(errno.EAGAIN, "another download to this target is at work", str(target)) from None
         except OSError as error:
-            raise _explained(error, "the unfinished file cannot be created", self.path) from error
+            raise explained(error, "the unfinished file cannot be created", self.path) from error
+
+    @property
+    def _fd(self) -> int:
+        return self._file.descriptor
 
     def resume(self, *, identity: str, size: int, etag: str | None, keep: bool, rate: float = 0.0) -> Plan:
         """Find out what is there already of this version, and make room for the rest. Blocks; meant for a thread.
@@ -168,10 +152,9 @@ class PartFile:
             os.ftruncate(self._fd, 0)
 
     def _check_space(self, size: int) -> None:
-        there = os.fstatvfs(self._fd)
-        free = there.f_bavail * there.f_frsize
+        free = free_space(self._fd)
         needed = size - os.fstat(self._fd).st_blocks * 512
-        if needed > free:
+        if free is not None and needed > free:
             raise OSError(
                 errno.ENOSPC,
                 f"{needed:,} more bytes are needed and {free:,} are free; make room or choose another disk",
@@ -228,7 +211,7 @@ class PartFile:
                 done = os.pwrite(self._fd, data, offset)
         except OSError as error:
             what = "the file could not be written; what is there is kept, and the next call goes on from it"
-            raise _explained(error, what, self.path) from error
+            raise explained(error, what, self.path) from error
 
     def checkpoint(self, spans: Spans) -> None:
         """Flush the bytes, then the note of what was flushed. Blocks; meant for a thread."""
@@ -241,8 +224,8 @@ class PartFile:
         return os.pread(self._fd, size, offset)
 
     def duplicate(self) -> int:
-        """Return a descriptor of the file that outlives this object; the caller closes it."""
-        return os.dup(self._fd)
+        """Return a descriptor for reading that outlives this object; the caller closes it."""
+        return self._file.reader()
 
     def hash_into(self, digest: "hashlib._Hash", start: int, stop: int) -> None:
         """Hash bytes that were written. Blocks; meant for a thread."""
@@ -277,12 +260,12 @@ class PartFile:
             _remember(self._fd, known)
         try:
             if self.durable:
-                os.fsync(self._fd)
+                sync_file(self._fd)
             self.path.replace(self.target)
             if self.durable:
-                _sync_folder(self.target.parent)
+                sync_folder(self.target.parent)
         except OSError as error:
-            raise _explained(error, "the finished file could not be given its name", self.target) from error
+            raise explained(error, "the finished file could not be given its name", self.target) from error
         self._drop_ledger()
         self._shut()
         return status.st_size
@@ -317,11 +300,7 @@ class PartFile:
         self.ledger_path.unlink(missing_ok=True)
 
     def _shut(self) -> None:
-        fd, self._fd = self._fd, -1
-        # Whoever has a duplicate, or was forked meanwhile, has the lock too, and closing would leave it to him.
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        self._file.close()
 
 
 def hash_range(fd: int, digest: Digest, start: int, stop: int, unwanted: Unwanted | None = None) -> None:
@@ -379,16 +358,6 @@ def known_version(
         os.close(fd)
 
 
-def _lock(fd: int, target: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BlockingIOError(errno.EAGAIN, "another download to this target is at work", str(target)) from None
-    except OSError as error:
-        # Some network file systems know no locks; refusing to download there would help nobody.
-        logger.warning("%s cannot be locked (%s)", target, error.strerror)
-
-
 def _remember(fd: int, known: Known) -> None:
     if hasattr(os, "setxattr"):
         try:
@@ -405,16 +374,3 @@ def _recall(fd: int) -> Known | None:
         return decode_json(os.getxattr(fd, _XATTR), _KNOWN)
     except (OSError, DecodeError):
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _explained(error: OSError, what: str, path: Path) -> OSError:
-    """Say in one sentence what failed and why, as the same kind of error."""
-    return OSError(error.errno, f"{what}: {error.strerror or error}", str(path))

@@ -2,16 +2,13 @@
 
 import contextlib
 import errno
-import fcntl
 import logging
-import os
-import stat
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 
+from wme_async._files import LockedFile, followed, restrict, write_atomically
 from wme_async._protocol.token import Tokens
 
 __all__ = ["TokenFile"]
@@ -20,9 +17,8 @@ logger = logging.getLogger("wme_async.auth")
 
 _LOCK_POLL = 0.05
 
-# What is no mistake in the path: a folder that is only read from, a full disk, and file systems without locks.
+# Not a mistake in the path: a folder that cannot be written to, or a full disk.
 _NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
 
 
 class _Content(msgspec.Struct, omit_defaults=True):
@@ -94,36 +90,37 @@ class TokenFile:
         Raises:
             OSError: The folder is not there.
         """
+        waited = 0.0
+        lock: LockedFile | None = None
         try:
-            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            while lock is None:
+                try:
+                    lock = LockedFile(self._lock_path())
+                except BlockingIOError:
+                    if waited >= patience:
+                        logger.warning("going on without the lock of %s, held for over %g s", self.path, patience)
+                        break
+                    await sleep(_LOCK_POLL)
+                    waited += _LOCK_POLL
         except OSError as error:
             if error.errno not in _NO_WRITING:
                 raise
             # Where nothing can be written, nothing has to be kept from others either.
             logger.warning("%s cannot be shared: %s", self.path, error.strerror)
-            yield
-            return
         try:
-            waited = 0.0
-            while not _try_lock(descriptor):
-                if waited >= patience:
-                    logger.warning("going on without the lock of %s, held for over %g s", self.path, patience)
-                    break
-                await sleep(_LOCK_POLL)
-                waited += _LOCK_POLL
             yield
         finally:
-            # Whoever was forked meanwhile has the lock too, and closing would leave it to him.
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+            if lock is not None:
+                lock.close()
+
+    def _lock_path(self) -> Path:
+        # Processes that reach the file by a link and by its own name share one lock.
+        return Path(f"{followed(self.path)}.lock")
 
     def _read(self) -> _Content:
         try:
             with self.path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                if mode & 0o077:
-                    self._make_private(file.fileno(), mode)
+                restrict(self.path, file.fileno())
                 data = file.read()
         except FileNotFoundError:
             return _Content()
@@ -134,37 +131,5 @@ class TokenFile:
             logger.warning("%s is not a token file and will be written anew", self.path)
             return _Content()
 
-    def _make_private(self, descriptor: int, mode: int) -> None:
-        try:
-            os.fchmod(descriptor, 0o600)
-        except OSError as error:
-            logger.warning("%s can be read by others (mode %o): %s", self.path, mode, error.strerror)
-        else:
-            logger.warning("%s could be read by others (mode %o); it is now 600", self.path, mode)
-
     def _write(self, content: _Content) -> None:
-        # mkstemp makes the file with mode 0600 from the start.
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(content))
-                file.flush()
-                os.fsync(descriptor)
-            Path(temporary).replace(self.path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                Path(temporary).unlink()
-            raise
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            logger.warning("the file system of the token file has no locks")
-            return True
-        if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
-            return False
-        raise
-    return True
+        write_atomically(self.path, msgspec.json.encode(content))

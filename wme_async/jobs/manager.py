@@ -12,6 +12,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from wme_async._client.client import Client
+from wme_async._files import private_folder
 from wme_async._protocol.arguments import check_functions, check_path, check_url_of, texts_of
 from wme_async._protocol.pace import check_numbers
 from wme_async._protocol.settings import Limits, Retry, Timeouts, check_kinds
@@ -178,6 +179,7 @@ class BatchManager:
         assert self._delivery is not None
         assert self._transport is not None
         try:
+            await in_thread(private_folder, self.directory / HIDDEN, tighten=True)
             await self._store.open()
             await self._delivery.prepare()
             await self._crew.recover()

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import shutil
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ import msgspec
 from wme_async._client.client import Client
 from wme_async._client.files import Files
 from wme_async._download import Budget, Checksum, FileInfo, Progress, SignedUrl, download
+from wme_async._files import free_space
 from wme_async._protocol.ranges import parse_content_range
 from wme_async._protocol.retry import http_date
 from wme_async._tasks import in_thread
@@ -342,17 +342,17 @@ class Fetcher:
         there, free = await in_thread(_space, folder)
         # What an earlier attempt has left takes no more room.
         need = max(0, (size or 0) - there) + self._limits.free_space
-        if free < need:
+        if free is not None and free < need:
             raise OSError(errno.ENOSPC, f"{need} bytes are needed and {free} are free")
 
 
-def _space(folder: Path) -> tuple[int, int]:
-    """Return how many bytes a download takes up on the disk, and how many are free."""
+def _space(folder: Path) -> tuple[int, int | None]:
+    """Return how many bytes a download takes up on the disk, and how many are free, if the file system says so."""
     there = 0
     for name in (DATA, f"{DATA}.part"):
         with contextlib.suppress(FileNotFoundError):
             there += (folder / name).stat().st_blocks * 512
-    return there, shutil.disk_usage(folder).free
+    return there, free_space(folder)
 
 
 def _hook(moved: Moved) -> Callable[[Progress], None]:

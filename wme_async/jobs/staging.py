@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from wme_async._files import sync_folder
 from wme_async.jobs.names import file_key, numbered, safe_name
 
 __all__ = [
@@ -147,7 +148,7 @@ def move(staged: Path, target: Path) -> int:
         staged.rename(target)
     else:
         staged.unlink()
-    _sync(target.parent)
+    sync_folder(target.parent)
     return size
 
 
@@ -199,13 +200,3 @@ def remove_files(directory: Path, paths: Iterable[str]) -> None:
                 if folder == directory:
                     break
                 folder.rmdir()
-
-
-def _sync(folder: Path) -> None:
-    """Make a new name survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

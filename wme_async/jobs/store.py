@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
+from wme_async._files import private_file, private_folder
 from wme_async.jobs.rows import BatchRow, EventRow, JobRow, MessageRow
 from wme_async.jobs.rules import Options
 from wme_async.jobs.states import FINAL, Status
@@ -135,7 +136,10 @@ class Store:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
 
     def _open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Signing secrets and signed URLs are in it. SQLite gives its other files the permissions of the database.
+        private_folder(self._path.parent)
+        private_file(self._path)
+        private_file(self._path.with_name(f"{self._path.name}.lock"))
         # A lock that the system drops when the process dies, on every platform that SQLite runs on.
         self._lock = sqlite3.connect(f"{self._path}.lock", timeout=0.0, isolation_level=None, check_same_thread=False)
         try:

@@ -1,14 +1,13 @@
 """A lock between processes that ends with its holder, however that ends."""
 
 import contextlib
-import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from wme_async._files import LockedFile, private_folder
 from wme_async.offsets.protocol import in_use
 
 __all__ = ["file_name", "locked"]
@@ -28,43 +27,36 @@ def file_name(name: str) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, name: str) -> Iterator[None]:
-    """Hold the kernel's lock on a file; the file is there only while somebody holds it.
+    """Hold the kernel's lock on a file; the file exists only while somebody holds it.
 
     It takes microseconds, so that it needs no worker thread.
 
     Args:
-        path: The lock file. Its folder is made if it is not there.
+        path: The lock file. Its folder is created if it does not exist.
         name: What it protects, for the message.
 
     Raises:
         StreamError: Another holder has it, in this process or another.
-        OSError: The file cannot be made.
+        OSError: The file cannot be created.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(path, name)
+    private_folder(path.parent)
     try:
+        lock = LockedFile(path)
+    except BlockingIOError:
+        raise in_use(name, _holder(path) or "another process") from None
+    try:
+        lock.write_holder(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        # Removed while it is still locked: whoever opened it meanwhile sees that it is gone, and makes a new one.
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        os.close(descriptor)
+        # Removed while it is still locked: whoever has opened it meanwhile sees that it is gone, and creates a new one.
+        if lock.descriptor >= 0:
+            path.unlink(missing_ok=True)
+        lock.close()
 
 
-def _acquire(path: Path, name: str) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(descriptor).st_ino:
-                    os.ftruncate(descriptor, 0)
-                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                    return descriptor
-        except OSError as error:
-            holder = os.pread(descriptor, 300, 0).decode(errors="replace")
-            os.close(descriptor)
-            if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
-                raise in_use(name, holder or "another process") from None
-            raise
-        os.close(descriptor)
+def _holder(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(300).decode(errors="replace")
+    except OSError:
+        return ""

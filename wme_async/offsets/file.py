@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import aiofiles
 import msgspec
 
+from wme_async._files import private_folder, write_atomically
 from wme_async._protocol.arguments import check_path
 from wme_async._protocol.decode import decode_json
 from wme_async._protocol.positions import Position
@@ -97,29 +97,10 @@ class FileOffsets:
     def _save(self, name: str, positions: dict[int, Position]) -> None:
         path = self._path(name)
         with self._mutex:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            private_folder(self.folder)
             saved = _positions(path, path.read_bytes()) if path.exists() else {}
             content = _Content(name, {**saved, **positions})
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.folder)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(msgspec.json.format(msgspec.json.encode(content), indent=1))
-                    file.flush()
-                    os.fsync(descriptor)
-                Path(temporary).replace(path)
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    Path(temporary).unlink()
-                raise
-            self._sync_folder()
-
-    def _sync_folder(self) -> None:
-        """Bring the rename itself to the disk."""
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=1))
 
 
 def _positions(path: Path, data: bytes) -> dict[int, Position]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anyio
 
+from wme_async._files import private_file, private_folder
 from wme_async._protocol.arguments import check_path
 from wme_async._protocol.positions import Position
 from wme_async._tasks import in_thread
@@ -112,7 +113,9 @@ class SQLiteOffsets:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self.path.parent)
+        if not self.path.exists():
+            private_file(self.path)  # SQLite gives its other files the permissions of this one
         try:
             connection = sqlite3.connect(self.path, timeout=30.0)
             try:

@@ -1,0 +1,349 @@
+"""Small files, folders and locks on a local disk: the rules that every part of the package shares.
+
+Everything here blocks for the time of a few system calls, and longer on a slow disk: call it from a worker thread
+where that matters.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+__all__ = [
+    "LockedFile",
+    "explained",
+    "followed",
+    "free_space",
+    "name_limit",
+    "private_file",
+    "private_folder",
+    "restrict",
+    "sibling",
+    "sync_file",
+    "sync_folder",
+    "write_atomically",
+]
+
+logger = logging.getLogger("wme_async.files")
+
+_UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
+_NAME_MAX: Final = 255  # bytes; what nearly all file systems allow
+_LONGEST_SUFFIX: Final = len(".part.ledger")
+
+_logged: set[tuple[str, Path]] = set()
+
+
+def _log_once(level: int, kind: str, folder: Path, message: str, *args: object) -> None:
+    """Log what is wrong with a folder's file system once for each kind and folder."""
+    if (kind, folder) not in _logged:
+        _logged.add((kind, folder))
+        logger.log(level, message, *args)
+
+
+def explained(error: OSError, problem: str, path: Path) -> OSError:
+    """Return an error of the same kind whose message says in one sentence what failed, why, and where.
+
+    Args:
+        error: The system's error.
+        problem: What failed and what to do.
+        path: The file or folder.
+    """
+    return OSError(error.errno, f"{problem}: {error.strerror or error}", str(path))
+
+
+def followed(path: Path) -> Path:
+    """Return the file that a symbolic link points to, whether it exists or not; any other path as it is.
+
+    A file is replaced by renaming a new one over it, which replaces a link by a plain file. Writing to the file that
+    the link names keeps the link, and puts the temporary file on the same file system as the final one.
+
+    Raises:
+        OSError: The links form a circle.
+    """
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, "the symbolic links form a circle; remove one of them", str(path))
+    return target
+
+
+def free_space(place: Path | int) -> int | None:
+    """Return the free bytes for unprivileged users on a file system.
+
+    Args:
+        place: A path on it, or a descriptor of an open file.
+
+    Returns:
+        Bytes; None if the file system does not say. Some report zero blocks in total, which does not mean that they
+        are full.
+    """
+    try:
+        status = os.fstatvfs(place) if isinstance(place, int) else os.statvfs(place)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+    return status.f_bavail * status.f_frsize if status.f_blocks > 0 else None
+
+
+def name_limit(folder: Path) -> int:
+    """Return how many bytes a file name in a folder may have; 255 if the file system does not say."""
+    try:
+        limit = os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        return _NAME_MAX
+    return limit if limit > 0 else _NAME_MAX
+
+
+def sibling(path: Path, suffix: str) -> Path:
+    """Return the name of a file that accompanies another one in the same folder.
+
+    Args:
+        path: The other file.
+        suffix: What its name is followed by, at most as long as `.part.ledger`.
+
+    Returns:
+        `NAME` and the suffix. If the file system does not allow names of that length, the beginning of the name, a
+        digest of all of it and the suffix: the same for every suffix and in every process.
+    """
+    assert len(suffix) <= _LONGEST_SUFFIX
+    name = os.fsencode(path.name)
+    limit = name_limit(path.parent) - _LONGEST_SUFFIX
+    if len(name) > limit:
+        digest = hashlib.sha256(name).hexdigest()[:16]
+        # A cut inside a character is not a name that every file system takes.
+        start = name[: limit - len(digest) - 1].decode(errors="ignore")
+        return path.with_name(f"{start}~{digest}{suffix}")
+    return path.with_name(path.name + suffix)
+
+
+def sync_file(descriptor: int) -> None:
+    """Bring the bytes of a file to the disk, if its file system knows how to.
+
+    Raises:
+        OSError: They are not on the disk.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        logger.debug("a file cannot be synchronised: %s", error)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a new, renamed or removed name to the disk, if the system lets us.
+
+    Many network and FUSE file systems cannot do that for a folder, and a folder without read permission cannot be
+    opened. The file itself is complete either way, so an error is logged once and never raised.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        level = logging.WARNING if error.errno in {errno.EIO, errno.ENOSPC, errno.EDQUOT} else logging.DEBUG
+        message = "%s cannot be synchronised (%s): a power failure may undo the last renames in it"
+        _log_once(level, "sync", folder, message, folder, error.strerror)
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace a small file as a whole: readers, and a crash at any moment, see the old content or the new.
+
+    The data is on the disk when this returns. A symbolic link is followed.
+
+    Args:
+        path: The file. Its folder must exist.
+        data: Its content.
+        mode: Its permissions, whatever the umask is.
+
+    Raises:
+        OSError: It cannot be written. The old file is unchanged and no temporary file is left.
+    """
+    path = followed(path)
+    temporary = path.with_name(f".wme-{secrets.token_hex(8)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            if mode != 0o600:
+                os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            sync_file(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise explained(error, "the file cannot be written", path) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def private_file(path: Path) -> None:
+    """Create an empty file that only its owner can use, or take away the permissions of others on an existing one.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        # Not opened: closing any descriptor of a file drops the locks that SQLite has on it in this process.
+        restrict(path)
+
+
+def private_folder(path: Path, *, tighten: bool = False) -> None:
+    """Create a folder that only its owner can use, and those above it as usual.
+
+    Args:
+        path: The folder.
+        tighten: Take away the permissions of others if it exists already. Not for folders that users may share.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        if tighten:
+            restrict(path)
+
+
+def restrict(path: Path, descriptor: int | None = None) -> None:
+    """Take away the permissions that others have on a file or folder, or log that it cannot be done.
+
+    Args:
+        path: The file or folder; a symbolic link is followed.
+        descriptor: Of the same file, if it is open.
+    """
+    mode = stat.S_IMODE((path.stat() if descriptor is None else os.fstat(descriptor)).st_mode)
+    if not mode & 0o077:
+        return
+    try:
+        if descriptor is None:
+            path.chmod(mode & 0o700)
+        else:
+            os.fchmod(descriptor, mode & 0o700)
+    except OSError as error:
+        logger.warning("%s can be read by others (mode %o): %s", path, mode, error.strerror)
+    else:
+        logger.warning("%s could be read by others (mode %o); it is now %o", path, mode, mode & 0o700)
+
+
+class LockedFile:
+    """An open file with an exclusive advisory lock (`flock`), which the kernel releases when its holder dies.
+
+    The lock belongs to the name: if the file was renamed or removed between opening and locking, it is opened again.
+    A file system without locks is used without one, after one warning for its folder. A forked child does not share
+    the lock: the descriptor is closed there.
+
+    Args:
+        path: The file; it is created if it does not exist.
+        mode: Permissions of a new file, less the umask.
+
+    Attributes:
+        descriptor: Open for reading and writing; -1 once it is closed.
+
+    Raises:
+        BlockingIOError: Another holder has the lock, in this process or another.
+        OSError: The file cannot be created or locked.
+    """
+
+    def __init__(self, path: Path, *, mode: int = 0o600) -> None:
+        self.path = path
+        self.descriptor = -1
+        while self.descriptor < 0:
+            self._open(mode)
+
+    def _open(self, mode: int) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, mode)
+        try:
+            _flock(descriptor, self.path)
+            # Another process may have renamed or removed the file before we had the lock.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(self.path.lstat(), os.fstat(descriptor)):
+                    self.descriptor = descriptor
+                    _open_locks[descriptor] = self
+        finally:
+            if self.descriptor < 0:
+                os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write_holder(self, text: str) -> None:
+        """Replace the content by a short text that tells people who holds the lock."""
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, text.encode(), 0)
+
+    def reader(self) -> int:
+        """Return a descriptor for reading that outlives this object and does not share its lock; the caller closes it.
+
+        Raises:
+            OSError: The file cannot be opened.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if os.path.samestat(os.fstat(descriptor), os.fstat(self.descriptor)):
+                return descriptor
+            os.close(descriptor)
+        return os.dup(self.descriptor)  # the name belongs to another file now
+
+    def close(self) -> None:
+        """Release the lock and close the file. Closing twice does no harm."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            del _open_locks[descriptor]
+            # Duplicates of the descriptor would keep the lock.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _flock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            raise BlockingIOError(errno.EAGAIN, "another holder has the lock", str(path)) from None
+        if error.errno not in _NO_LOCKS:
+            raise explained(error, "the file cannot be locked", path) from error
+        message = "%s: the file system has no locks (%s); let no second process use the file at the same time"
+        _log_once(logging.WARNING, "lock", path.parent, message, path, error.strerror)
+
+
+_open_locks: dict[int, LockedFile] = {}
+
+
+def _close_in_child() -> None:
+    # Closing is enough: unlocking would take the lock from the parent, which shares the open file.
+    while _open_locks:
+        descriptor, lock = _open_locks.popitem()
+        lock.descriptor = -1
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+os.register_at_fork(after_in_child=_close_in_child)
