@@ -1,6 +1,7 @@
 """What all tests share: the guard around the network, quick property tests, and a repair for one test library."""
 
 import inspect
+import os
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from hypothesis import HealthCheck, settings
+from wall_clock import set_moment
 
 if TYPE_CHECKING:
     from wme_async.simulator import Simulator
@@ -63,6 +65,13 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     ):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _moment() -> None:
+    """Each test of `nox -s calendar` begins at the same moment of the calendar."""
+    if moment := os.environ.get("WME_TEST_MOMENT"):
+        set_moment(moment)
 
 
 @pytest.fixture

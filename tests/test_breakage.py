@@ -3,15 +3,16 @@
 import asyncio
 import gzip
 import json
+import os
 import socket
 import stat
 import subprocess
 import sys
-import time
 import zlib
 from typing import Any
 
 import pytest
+from wall_clock import MIDDLE_OF_A_MONTH, now
 
 from wme_async import Client, Limits, Retry, SessionPool, Timeouts
 from wme_async._transport import Request, Transport
@@ -40,9 +41,9 @@ asyncio.run(main())
 
 def test_processes_that_share_a_token_file_sign_in_once_and_refresh_once_between_them(tmp_path):
     path = tmp_path / "tokens.json"
-    with Simulator.run_in_thread() as sim:
+    with Simulator.run_in_thread(start=MIDDLE_OF_A_MONTH) as sim:
         given = sim.client_options()
-        environment = {"NAME": given["username"], "PASSWORD": given["password"], "PATH": "/usr/bin:/bin"}
+        environment = {**os.environ, "NAME": given["username"], "PASSWORD": given["password"]}
         command = [sys.executable, "-c", CHILD, str(path), repr(dict(given["hosts"]))]
         children: list[Any] = [
             subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -73,7 +74,7 @@ def test_processes_that_share_a_token_file_sign_in_once_and_refresh_once_between
             # Now each of them can see beforehand that it ends.
             document = json.loads(path.read_bytes())
             (tokens,) = document["entries"].values()
-            tokens["access_expires"] = time.time() + 1
+            tokens["access_expires"] = now() + 1
             sim.clock.advance(90_000)
             path.write_text(json.dumps(document))
             assert len(all_at_once()) == 1

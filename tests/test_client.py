@@ -8,11 +8,12 @@ import json
 import os
 import random
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
+from wall_clock import MIDDLE_OF_A_MONTH
 
 from wme_async import Allowances, Client, Cost, Hosts, Limits, Retry, SessionPool, Timeouts, read_archive
 from wme_async._client.realtime import _Batches
@@ -212,7 +213,7 @@ async def test_a_naive_time_is_refused_and_an_aware_one_is_taken_in_utc(wme):
 
 async def test_an_hour_that_is_not_there_yet_is_not_found(sim, wme):
     with pytest.raises(NotFound):
-        await wme.batches(datetime.now(UTC) + timedelta(hours=2)).list()
+        await wme.batches(sim.clock.utc() + timedelta(hours=2)).list()
 
 
 async def test_unknown_fields_are_refused_with_a_suggestion(sim, wme):
@@ -253,7 +254,9 @@ async def test_an_account_without_the_right_group_is_told_what_its_plan_lacks(si
 
 
 async def test_an_exhausted_quota_is_told_with_its_figures_and_not_hammered(tmp_path):
-    async with Simulator(caps={"group_1": {"snapshots": 1, "chunks": 100, "ondemand": 100}}) as sim:
+    async with Simulator(
+        start=MIDDLE_OF_A_MONTH, caps={"group_1": {"snapshots": 1, "chunks": 100, "ondemand": 100}}
+    ) as sim:
         sim.add_user("free", "pw", ["group_1"])
         options = {"hosts": sim.client_options()["hosts"], "allowances": Allowances(snapshot=1)}
         async with Client("free", "pw", **options) as wme:
@@ -301,6 +304,7 @@ async def test_only_costs_are_checked_and_anything_else_asks_nobody(sim, wme):
 
 
 async def test_metered_requests_are_counted_shared_and_warned_of(sim, tmp_path, caplog):
+    sim.clock.set(MIDDLE_OF_A_MONTH)
     options = {**sim.client_options(), "token_file": tmp_path / "tokens", "allowances": Allowances(chunk=4)}
     for expected in (1, 2):
         async with Client(**options) as wme:
@@ -320,8 +324,10 @@ def counted(path):
 
 
 async def test_counts_outlive_a_save_that_was_cancelled_or_failed(sim, tmp_path, monkeypatch):
+    sim.clock.set(MIDDLE_OF_A_MONTH)
     path = tmp_path / "tokens"
     async with Client(**sim.client_options(), token_file=path) as wme:
+        await wme.auth.login()  # from here on the client goes by the server's month
         account = wme.auth
         file: Any = wme._transport.token_file
         began, go = asyncio.Event(), threading.Event()
@@ -458,6 +464,7 @@ async def test_a_download_that_the_server_does_not_redirect_is_an_error(sim, wme
 
 @pytest.mark.parametrize("kept", [False, True])
 async def test_a_snapshot_costs_one_metered_request_however_long_it_is_read(sim, wme, tmp_path, monkeypatch, kept):
+    sim.clock.set(MIDDLE_OF_A_MONTH)
     data = random.Random(0).randbytes(20_000_000)
     sim.put_object("snapshots/enwiki_namespace_0.tar.gz", data)
     seconds, real = 0.0, wme._transport.monotonic
@@ -672,6 +679,7 @@ async def test_the_bytes_of_an_archive_are_passed_on(sim, wme, tmp_path):
 
 
 async def test_an_archive_that_is_newer_than_its_metadata_is_read_for_one_metered_request(sim, wme, tmp_path):
+    sim.clock.set(MIDDLE_OF_A_MONTH)
     sim.store.part_size = 5 << 20
     data = random.Random(0).randbytes(12 << 20)
     sim.put_object("snapshots/enwiki_namespace_0.tar.gz", data, update_metadata=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from wall_clock import MIDDLE_OF_A_MONTH
 
 from wme_async import Client, Progress, Retry
 from wme_async._client import media
@@ -223,7 +224,7 @@ async def test_the_path_of_a_beta_can_be_moved(sim):
 
 
 async def test_the_free_plan_has_wikidata_lookups_and_not_its_batches():
-    async with Simulator() as sim:
+    async with Simulator(start=MIDDLE_OF_A_MONTH) as sim:
         sim.add_user("free", "pw", ["group_1"])
         async with Client("free", "pw", hosts=sim.client_options()["hosts"]) as wme:
             await wme.wikidata.items.get("Q42")

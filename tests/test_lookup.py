@@ -8,6 +8,7 @@ import logging
 
 import msgspec
 import pytest
+from wall_clock import MIDDLE_OF_A_MONTH
 
 from wme_async import Allowances, Client, Cost, Limits, Looked, LookupProgress, Retry
 from wme_async._client import lookup as lookup_module
@@ -328,6 +329,7 @@ async def test_a_json_array_is_understood_and_nothing_is_nothing(sim, wme):
 
 
 async def test_a_false_not_found_is_asked_again_where_the_caller_wants_it(sim, wme, waits):
+    sim.clock.set(MIDDLE_OF_A_MONTH)
     sim.faults.inject("not_there", role="api")
     assert await wme.articles.lookup("NATO", recheck=False) == []
     sim.faults.inject("not_there", role="api")
@@ -681,6 +683,7 @@ async def test_an_exhausted_allowance_is_tried_again_after_a_while(monkeypatch):
 
 
 async def test_what_is_not_found_counts_as_well(sim, wme):
+    sim.clock.set(MIDDLE_OF_A_MONTH)
     assert await wme.articles.lookup("No such page") == []
     await wme.articles.lookup("NATO")
     assert (await wme.auth.quota()).ondemand.used == 2
@@ -709,7 +712,7 @@ async def test_a_job_is_checked_against_what_is_left_before_it_starts(tmp_path):
 
 
 async def test_a_free_account_is_warned_at_four_fifths_once_its_plan_is_known(tmp_path, caplog):
-    async with Simulator() as sim:
+    async with Simulator(start=MIDDLE_OF_A_MONTH) as sim:
         sim.add_user("free", "pw", ["group_1"])
         async with Client("free", "pw", hosts=sim.client_options()["hosts"], token_file=tmp_path / "t") as wme:
             await wme.auth.quota()
@@ -722,6 +725,7 @@ async def test_a_free_account_is_warned_at_four_fifths_once_its_plan_is_known(tm
 
 
 async def test_counts_are_shared_by_the_token_file(sim, tmp_path):
+    sim.clock.set(MIDDLE_OF_A_MONTH)
     options = {**sim.client_options(), "token_file": tmp_path / "tokens"}
     for _ in range(2):
         async with Client(**options) as wme:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "wme_async"
 
 # Rows from the top: a module imports only from rows above its own. Modules of one entry may import each other.
 ROWS = [
-    ["_files", "_tasks", "_version", "errors", "models"],
+    ["_clock", "_files", "_tasks", "_version", "errors", "models"],
     ["_protocol"],
     ["_transport", "offsets"],
     ["_download", "_archive", "_stream"],
@@ -117,6 +117,37 @@ def test_pure_modules_have_no_io_in_them():
             elif isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
             assert not {name.split(".")[0] for name in names} & forbidden, f"{path} imports {names}"
+
+
+CLOCKS = {"wme_async/_clock.py", "wme_async/simulator/_clock.py", "tests/wall_clock.py", "tests/test_shape.py"}
+CLOCKS |= {"tests/calendar_site/sitecustomize.py", "tests/typing_usage.py"}
+# Functions that read the date or the time of day of this machine, by the name that they are called by.
+WALL_CLOCK = {
+    f"time.{name}" for name in ("time", "time_ns", "ctime", "localtime", "gmtime", "strftime", "clock_gettime")
+}
+WALL_CLOCK |= {"datetime.now", "datetime.utcnow", "datetime.today", "date.today", "uuid.uuid1", "uuid1"}
+
+
+def wall_clock_readings(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name):
+            name = ".".join(ast.unparse(node).split(".")[-2:])
+            if name in WALL_CLOCK:
+                yield name
+        elif isinstance(node, ast.ImportFrom) and node.module == "time":
+            yield from (f"time.{alias.name}" for alias in node.names if f"time.{alias.name}" in WALL_CLOCK)
+
+
+@pytest.mark.parametrize("folder", ["wme_async", "tests"])
+def test_only_the_clock_modules_read_the_wall_clock(folder):
+    readings = {
+        str(path.relative_to(ROOT)): names
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if (names := sorted(set(wall_clock_readings(ast.parse(path.read_text())))))
+    }
+    others = readings.keys() - CLOCKS
+    assert not others, f"read the time from wme_async._clock, in tests from wall_clock: {readings}"
+    assert "time.time" in readings[f"{folder}/{'_clock' if folder == 'wme_async' else 'wall_clock'}.py"]
 
 
 def test_there_are_no_import_cycles():

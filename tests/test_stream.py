@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wall_clock import utc_now
 
 from wme_async._protocol.positions import Position, StreamResource
 from wme_async._protocol.settings import Hosts, Retry, Timeouts
@@ -520,7 +521,7 @@ async def test_two_readers_of_one_name_are_told(world: World, tmp_path: Path) ->
 async def test_a_stream_goes_on_from_positions_that_the_user_keeps(world: World) -> None:
     sim, transport = world
     sim.firehose.publish_many(10, partition=7)
-    mine = MemoryOffsets({KEY: {7: Position(4, datetime.now(UTC))}})
+    mine = MemoryOffsets({KEY: {7: Position(4, utc_now())}})
     async with articles(transport, offsets=mine) as stream:
         article = await anext(stream)
         assert article.event.offset == 5

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from aiohttp import client_exceptions
 from multidict import CIMultiDict, CIMultiDictProxy
+from wall_clock import MIDDLE_OF_A_MONTH
 from yarl import URL
 
 from wme_async._client.account import Account
@@ -976,6 +977,7 @@ async def test_a_stranger_who_wants_us_to_wait_does_not_slow_the_api(sim):
 
 
 async def test_a_sign_in_that_is_limited_is_tried_as_often_as_any_request_and_does_not_slow_the_api(sim):
+    sim.clock.set(MIDDLE_OF_A_MONTH)
     transport = make(sim, kind=Patient, retry=Retry(attempts=3))
     account = Account(transport)
     sim.faults.inject("status", role="auth", path="/v1/login", status=429, headers={"Retry-After": "77"}, times=3)

@@ -14,6 +14,7 @@ import aiohttp
 from multidict import CIMultiDictProxy
 from yarl import URL
 
+from wme_async import _clock
 from wme_async._protocol.answer import bare_url, error_of
 from wme_async._protocol.retry import Backoff, Retrying, gave_up, http_date, is_transient
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts, check_kinds
@@ -254,7 +255,7 @@ class Transport:
 
     def now(self) -> float:
         """Return UTC epoch seconds by this machine's clock."""
-        return time.time()
+        return _clock.now()
 
     def server_now(self, role: Role) -> float:
         """Return UTC epoch seconds by a host's clock, from the last `Date` header it sent; ours where none was seen."""

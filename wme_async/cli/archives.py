@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from wme_async import _clock
 from wme_async._client import Client, Collection, Files
 from wme_async._download import Download
 from wme_async._protocol.resources import RESOURCES
@@ -31,16 +32,27 @@ _HOURS_BACK = 6
 
 
 async def _latest(client: Client) -> Files[Any, Any]:
-    """Find the newest hour whose batches are there."""
-    now = datetime.now(UTC)
-    for back in range(1, _HOURS_BACK + 1):
-        hour = client.batches(now - timedelta(hours=back))
-        try:
-            await hour.list(fields=["identifier"])
-        except NotFound:
-            continue
-        return hour
+    """Find the newest hour whose batches are there, by the API's clock, which its first answer tells."""
+    start, back, corrected = _clock.utc_now(), 1, False
+    while back <= _HOURS_BACK:
+        hour = client.batches(start - timedelta(hours=back))
+        exists = await _exists(hour)
+        server = datetime.fromtimestamp(client._transport.server_now("api"), UTC)  # noqa: SLF001  # not public
+        if not corrected and f"{server:%FT%H}" != f"{start:%FT%H}":
+            start, back, corrected = server, 1, True
+        elif exists:
+            return hour
+        else:
+            back += 1
     raise NotFound(f"none of the last {_HOURS_BACK} hours has its batches yet", status=404)
+
+
+async def _exists(hour: Files[Any, Any]) -> bool:
+    try:
+        await hour.list(fields=["identifier"])
+    except NotFound:
+        return False
+    return True
 
 
 async def _batches(client: Client, where: str | None) -> Files[Any, Any]:

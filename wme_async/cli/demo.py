@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,9 @@ class _Demo:
         self.client = client
         self.folder = folder
         self.check = checks.that
-        self.hour = client.batches(datetime.now(UTC) - timedelta(hours=3))
+        # Read once, since the hour may turn while the demo runs.
+        self.batch_hour = (simulator.clock.utc() - timedelta(hours=3)).strftime("%Y-%m-%dT%H")
+        self.hour = client.batches(self.batch_hour)
         self.batch = Batch()
         self.path = folder / f"{_ARCHIVE}.tar.gz"
 
@@ -93,7 +95,7 @@ class _Demo:
     async def kill_a_download(self) -> None:
         """Kill a process that downloads it."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "wme_async", "batches", "download", f"{self.batch_hour}", _ARCHIVE),
+            *(sys.executable, "-m", "wme_async", "batches", "download", self.batch_hour, _ARCHIVE),
             *("--to", f"{self.folder}/", "--max-rate", f"{self.batch.size.bytes / 1e6 / _SECONDS}", "--quiet"),
             env={**os.environ, **self.simulator.environment(), "WME_TOKEN_FILE": str(self.folder / "tokens.json")},
             stdout=asyncio.subprocess.DEVNULL,
@@ -116,11 +118,6 @@ class _Demo:
             else f"the download was to be killed, but: {errors.decode().strip()[-300:]}",
         )
         self.check(part.exists() and not self.path.exists(), "nothing unfinished has the name of the finished file")
-
-    @property
-    def batch_hour(self) -> str:
-        """The hour, as the command line takes it."""
-        return (datetime.now(UTC) - timedelta(hours=3)).strftime("%Y-%m-%dT%H")
 
     async def download(self) -> None:
         """Download it, from where the killed process left off."""

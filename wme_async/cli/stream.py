@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
+from wme_async import _clock
 from wme_async._protocol.resources import RESOURCES
 from wme_async._stream import Stream, StreamStatistics
 from wme_async.cli import base
@@ -152,7 +153,7 @@ def _time(text: str | None) -> datetime | None:
         return None
     try:
         if text[-1:] in _UNITS and text[:-1].replace(".", "", 1).isdecimal():
-            return datetime.now(UTC) - timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
+            return _clock.utc_now() - timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
         return datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         raise click.BadParameter(

@@ -22,7 +22,6 @@ import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -310,7 +309,7 @@ def _fetched(result: dict[str, Any], folder: Path) -> "Fetched":
         ext=result["ext"] or path.suffix.lstrip(".") or "bin",
         id=result["id"] or "media",
         uploader=result["uploader"] or result["channel"] or result["host"] or "unknown",
-        upload_date=result["upload_date"] or datetime.now(UTC).strftime("%Y%m%d"),
+        upload_date=result["upload_date"] or "",
     )
     return Fetched(path=path, name=name, size=path.stat().st_size, extras=subtitles)
 

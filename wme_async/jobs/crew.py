@@ -21,7 +21,7 @@ import msgspec
 from wme_async._tasks import wait_done
 from wme_async.errors import WMEError
 from wme_async.jobs.hub import Hub, job_id
-from wme_async.jobs.model import Batch, JobProgress
+from wme_async.jobs.model import Batch, JobProgress, utc
 from wme_async.jobs.names import expand
 from wme_async.jobs.outbox import Delivery
 from wme_async.jobs.rows import BatchRow, EventRow, JobRow
@@ -544,13 +544,13 @@ class Crew:
         row = self.rows.get(key[0])
         if row is None or self._running(key) is None:
             return
-        wanted = expand(row.options.path_template, fetched.name, batch_id=key[0])
+        path = expand(row.options.path_template, fetched.name, batch_id=key[0], submitted=utc(row.created_at))
         try:
             if naming.staged is None:
                 naming.staged = await self._shelf.collect(key, fetched.path, fetched.extras)
             if naming.facts is None:
                 title, etag = _text(fetched.name.title), None if fetched.etag is None else _text(fetched.etag)
-                naming.facts = await self._shelf.place(key, wanted, naming.staged, title=title, etag=etag)
+                naming.facts = await self._shelf.place(key, path, naming.staged, title=title, etag=etag)
         except OSError as error:
             await self._store.release(*key)
             await self._fail(key, words(error, silence=self._silence))

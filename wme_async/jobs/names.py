@@ -10,6 +10,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import PurePosixPath
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
@@ -46,7 +47,7 @@ class FileName(msgspec.Struct, frozen=True, kw_only=True):
         ext: Its extension without a dot.
         id: Short and, as far as the source can tell, its own.
         uploader: Whose it is: a channel, or the host.
-        upload_date: `YYYYMMDD`.
+        upload_date: `YYYYMMDD`; empty where the source does not say.
     """
 
     title: str
@@ -65,7 +66,7 @@ def name_file(
         url: The URL, after redirects.
         disposition: The `Content-Disposition` header.
         content_type: The `Content-Type` header.
-        upload_date: `YYYYMMDD`.
+        upload_date: `YYYYMMDD`; empty where the source does not say.
 
     Returns:
         The parts of a name, not yet safe: `expand` makes them so.
@@ -196,25 +197,30 @@ def _fields(template: str) -> list[tuple[str, str | None, str | None, str | None
         raise ValueError(f"a brace is missing ({error}); write {{{{ for a brace itself") from None
 
 
-def expand(template: str, name: FileName, *, batch_id: str) -> PurePosixPath:
+def expand(template: str, name: FileName, *, batch_id: str, submitted: datetime | None = None) -> PurePosixPath:
     """Fill in a path template.
+
+    The name depends on the file and its batch alone, never on the time of the attempt: a retry on the next day writes
+    the same name.
 
     Args:
         template: One that `check_template` lets pass.
         name: What is known about the file.
         batch_id: The batch.
+        submitted: When the batch was submitted, UTC: the date of a file whose source has none.
 
     Returns:
         A relative path whose every level is safe.
     """
     ext = name.ext.lower()
+    date = name.upload_date or (submitted.strftime("%Y%m%d") if submitted else "")
     values: Mapping[str, str] = {
         "batch_id": safe_name(batch_id, fallback="batch"),
         "safe_title": safe_name(name.title),
         "id": safe_name(name.id, fallback="unknown", limit=60),
         "ext": ext if _EXTENSION.fullmatch(ext) else "bin",
         "uploader": safe_name(name.uploader, fallback="unknown", limit=80),
-        "upload_date": safe_name(name.upload_date, fallback="unknown", limit=20),
+        "upload_date": safe_name(date, fallback="unknown", limit=20),
     }
     # Safe values hold no separator, so the levels of the template are the levels of the path.
     levels = template.split("/")

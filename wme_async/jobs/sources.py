@@ -3,7 +3,7 @@
 import contextlib
 import errno
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urljoin
@@ -362,5 +362,6 @@ def _hook(moved: Moved) -> Callable[[Progress], None]:
     return told
 
 
-def _day(moment: datetime | None) -> str:
-    return (moment or datetime.now(UTC)).strftime("%Y%m%d")
+def _day(modified: datetime | None) -> str:
+    """Return the date of a file as `YYYYMMDD`; empty where the server does not send it."""
+    return modified.strftime("%Y%m%d") if modified else ""

@@ -10,12 +10,12 @@ import binascii
 import hashlib
 import hmac
 import secrets as secrets_module
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
+from wme_async import _clock
 from wme_async._protocol.decode import decode_json
 from wme_async._protocol.retry import next_wait
 from wme_async.errors import DecodeError, IntegrityError
@@ -123,7 +123,7 @@ def verify_webhook(
         raise IntegrityError(f"the header {error.args[0]} is missing") from None
     if not stamp.isascii() or not stamp.isdigit() or len(stamp) > 15:
         raise IntegrityError("webhook-timestamp is not a number of seconds")
-    age = (time.time() if now is None else now) - int(stamp)
+    age = (_clock.now() if now is None else now) - int(stamp)
     if abs(age) > tolerance:
         raise IntegrityError(
             f"the message is {abs(age):.0f} s {'old' if age > 0 else 'ahead'}; {tolerance:g} s are allowed"

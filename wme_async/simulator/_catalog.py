@@ -32,6 +32,15 @@ _WIKIDATA_CHUNKS: Final[Mapping[str, int]] = {"wikidatawiki_namespace_0": 3, "wi
 _HOUR = re.compile(r"^batches/(?:wikidata/)?(?P<date>\d{4}-\d\d-\d\d)/(?P<hour>\d\d)$")
 TWIN: Final = "_group_1"
 
+# Seconds after midnight UTC at which the exports of a day's snapshots end, one after the other.
+_FIRST_SNAPSHOT: Final = 53.25
+_SNAPSHOT_STEP: Final = 61.892227533
+_STRUCTURED_SNAPSHOT: Final = 3600.5
+_WIKIDATA_SNAPSHOT: Final = 7200.125
+_LAST_SNAPSHOT: Final = max(
+    _FIRST_SNAPSHOT + len(PROJECTS) * len(NAMESPACES) * _SNAPSHOT_STEP, _STRUCTURED_SNAPSHOT, _WIKIDATA_SNAPSHOT
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSpec:
@@ -125,7 +134,9 @@ class Catalog:
     # What exists
 
     def _snapshots(self) -> None:
-        midnight = datetime.fromtimestamp(self.clock.now(), UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        # The newest day whose snapshots have all ended: nothing is modified in the future.
+        latest = datetime.fromtimestamp(self.clock.now() - _LAST_SNAPSHOT, UTC)
+        midnight = latest.replace(hour=0, minute=0, second=0, microsecond=0)
         first = midnight.replace(day=1)
         for suffix, day in (("", midnight), (TWIN, first)):
             known: dict[str, ArchiveSpec] = {}
@@ -134,7 +145,7 @@ class Catalog:
             ):
                 identifier = f"{project}_namespace_{namespace}"
                 chunks = _CHUNKED.get(identifier, 0)
-                modified = day.timestamp() + 53.25 + number * 61.892227533
+                modified = day.timestamp() + _FIRST_SNAPSHOT + number * _SNAPSHOT_STEP
                 known[identifier] = self._spec("snapshots", identifier, modified, "snapshot", chunks, suffix)
                 for chunk in range(chunks):
                     self._add_chunk(known[identifier], chunk, suffix)
@@ -144,12 +155,15 @@ class Catalog:
             known[commons.identifier] = commons
             self._specs["snapshots" + suffix] = known
             self._specs["wikidata-snapshots" + suffix] = {
-                name: self._wikidata(name, day.timestamp() + 7200.125, chunks, suffix)
+                name: self._wikidata(name, day.timestamp() + _WIKIDATA_SNAPSHOT, chunks, suffix)
                 for name, chunks in _WIKIDATA_CHUNKS.items()
             }
         self._specs["structured-snapshots"] = {
             f"{project}_namespace_0": self._spec(
-                "structured-snapshots", f"{project}_namespace_0", midnight.timestamp() + 3600.5, "structured"
+                "structured-snapshots",
+                f"{project}_namespace_0",
+                midnight.timestamp() + _STRUCTURED_SNAPSHOT,
+                "structured",
             )
             for project in _STRUCTURED
         }

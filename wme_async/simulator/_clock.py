@@ -1,9 +1,13 @@
 """The clock that every part of the simulator reads: real time plus an offset, or standing still."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 __all__ = ["Clock"]
+
+source: Callable[[], float] = time.time
+"""Returns UTC epoch seconds: the only reading of this machine's date in the simulator, replaced by tests."""
 
 
 class Clock:
@@ -24,7 +28,7 @@ class Clock:
             start = start.timestamp()
         elif start is not None and (isinstance(start, bool) or not isinstance(start, int | float)):
             raise TypeError(f"start is epoch seconds, an aware datetime or None, not {start!r}")
-        self._base = time.time() if start is None else float(start)
+        self._base = source() if start is None else float(start)
         self._origin = time.monotonic()
         self._frozen = frozen
 

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from aiohttp import web
 
+from wme_async import _clock
 from wme_async._protocol.arguments import check_functions, check_text, check_url_of
 from wme_async._protocol.pace import check_numbers
 from wme_async.jobs import BatchManager
@@ -68,7 +69,7 @@ def create_app(
         create_rate=create_rate,
         create_burst=create_burst,
         clock=time.monotonic,
-        now=time.time,
+        now=_clock.now,
     )
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -216,7 +217,7 @@ def create_asgi(
         create_rate=create_rate,
         create_burst=create_burst,
         clock=time.monotonic,
-        now=time.time,
+        now=_clock.now,
     )
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from wme_async import _clock
 from wme_async.errors import StatusError, WMEError
 from wme_async.jobs import Batch, BatchManager, Event, InvalidBatch, Listing, Status, UnknownBatch, WrongState
 from wme_async.jobs.names import VARIABLES
@@ -237,7 +238,7 @@ class Service:
         create_rate: float | None = 1.0,
         create_burst: int = 30,
         clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = _clock.now,
     ) -> None:
         self.manager = manager
         self.keys: Keys = Keys(api_keys, hosts=allowed_hosts)

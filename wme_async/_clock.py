@@ -1,0 +1,25 @@
+"""The one reader of this machine's date and time of day.
+
+Everything else in the package calls `now` or `utc_now`, so that tests can run at any date: they replace `source`.
+An operation reads the clock once and passes the result on, and asks the server's clock where the server judges.
+Durations are measured by `time.monotonic` and the loop's clock, which never go back.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+__all__ = ["now", "utc_now"]
+
+source: Callable[[], float] = time.time
+"""Returns UTC epoch seconds."""
+
+
+def now() -> float:
+    """Return UTC epoch seconds by this machine's clock."""
+    return source()
+
+
+def utc_now() -> datetime:
+    """Return the time by this machine's clock, as an aware datetime in UTC."""
+    return datetime.fromtimestamp(source(), UTC)
