@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from hypothesis import HealthCheck, settings
-from wall_clock import set_moment
+from wall_clock import MIDDLE_OF_A_MONTH, set_moment
 
 if TYPE_CHECKING:
     from wme_async.simulator import Simulator
@@ -32,6 +32,9 @@ settings.load_profile("quick")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "torture: takes minutes; run by `nox -s torture`, not by default")
+    config.addinivalue_line(
+        "markers", "middle_of_a_month: counts by the month; the simulator begins away from its turn"
+    )
     config.addinivalue_line("markers", "browser: drives a real Chromium; skipped with a reason where there is none")
 
 
@@ -95,11 +98,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def sim() -> AsyncIterator["Simulator"]:
+async def sim(request: pytest.FixtureRequest) -> AsyncIterator["Simulator"]:
     """A simulator of all WME services on loopback."""
     from wme_async.simulator import Simulator
 
-    async with Simulator() as simulator:
+    start = MIDDLE_OF_A_MONTH if request.node.get_closest_marker("middle_of_a_month") else None
+    async with Simulator(start=start) as simulator:
         yield simulator
 
 

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
-from wall_clock import MIDDLE_OF_A_MONTH
 
 from wme_async import Cache, Client, Retry
 from wme_async._transport import Response
@@ -210,8 +209,8 @@ async def wme(sim):
         yield client
 
 
+@pytest.mark.middle_of_a_month
 async def test_a_repeated_lookup_costs_nothing(sim, wme):
-    sim.clock.set(MIDDLE_OF_A_MONTH)
     first = await wme.articles.lookup("NATO", limit=3)
     assert await wme.articles.lookup("NATO", limit=3) == first
     assert await wme.articles.lookup("NATO", limit=2) != first

@@ -303,8 +303,8 @@ async def test_only_costs_are_checked_and_anything_else_asks_nobody(sim, wme):
     assert (await wme.auth.check(*costs)).snapshot.left is None
 
 
+@pytest.mark.middle_of_a_month
 async def test_metered_requests_are_counted_shared_and_warned_of(sim, tmp_path, caplog):
-    sim.clock.set(MIDDLE_OF_A_MONTH)
     options = {**sim.client_options(), "token_file": tmp_path / "tokens", "allowances": Allowances(chunk=4)}
     for expected in (1, 2):
         async with Client(**options) as wme:
@@ -323,8 +323,8 @@ def counted(path):
     return usage
 
 
+@pytest.mark.middle_of_a_month
 async def test_counts_outlive_a_save_that_was_cancelled_or_failed(sim, tmp_path, monkeypatch):
-    sim.clock.set(MIDDLE_OF_A_MONTH)
     path = tmp_path / "tokens"
     async with Client(**sim.client_options(), token_file=path) as wme:
         await wme.auth.login()  # from here on the client goes by the server's month
@@ -463,8 +463,8 @@ async def test_a_download_that_the_server_does_not_redirect_is_an_error(sim, wme
 
 
 @pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.middle_of_a_month
 async def test_a_snapshot_costs_one_metered_request_however_long_it_is_read(sim, wme, tmp_path, monkeypatch, kept):
-    sim.clock.set(MIDDLE_OF_A_MONTH)
     data = random.Random(0).randbytes(20_000_000)
     sim.put_object("snapshots/enwiki_namespace_0.tar.gz", data)
     seconds, real = 0.0, wme._transport.monotonic
@@ -678,8 +678,8 @@ async def test_the_bytes_of_an_archive_are_passed_on(sim, wme, tmp_path):
         assert 0 < some <= len([article async for article in articles])
 
 
+@pytest.mark.middle_of_a_month
 async def test_an_archive_that_is_newer_than_its_metadata_is_read_for_one_metered_request(sim, wme, tmp_path):
-    sim.clock.set(MIDDLE_OF_A_MONTH)
     sim.store.part_size = 5 << 20
     data = random.Random(0).randbytes(12 << 20)
     sim.put_object("snapshots/enwiki_namespace_0.tar.gz", data, update_metadata=False)

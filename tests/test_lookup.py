@@ -328,8 +328,8 @@ async def test_a_json_array_is_understood_and_nothing_is_nothing(sim, wme):
 # A "not found" that may be false
 
 
+@pytest.mark.middle_of_a_month
 async def test_a_false_not_found_is_asked_again_where_the_caller_wants_it(sim, wme, waits):
-    sim.clock.set(MIDDLE_OF_A_MONTH)
     sim.faults.inject("not_there", role="api")
     assert await wme.articles.lookup("NATO", recheck=False) == []
     sim.faults.inject("not_there", role="api")
@@ -682,8 +682,8 @@ async def test_an_exhausted_allowance_is_tried_again_after_a_while(monkeypatch):
             assert await wme.articles.lookup("NATO", filters=EN)
 
 
+@pytest.mark.middle_of_a_month
 async def test_what_is_not_found_counts_as_well(sim, wme):
-    sim.clock.set(MIDDLE_OF_A_MONTH)
     assert await wme.articles.lookup("No such page") == []
     await wme.articles.lookup("NATO")
     assert (await wme.auth.quota()).ondemand.used == 2
@@ -724,8 +724,8 @@ async def test_a_free_account_is_warned_at_four_fifths_once_its_plan_is_known(tm
             assert caplog.text.count("of 50000 ondemand requests of this month are used") == 1
 
 
+@pytest.mark.middle_of_a_month
 async def test_counts_are_shared_by_the_token_file(sim, tmp_path):
-    sim.clock.set(MIDDLE_OF_A_MONTH)
     options = {**sim.client_options(), "token_file": tmp_path / "tokens"}
     for _ in range(2):
         async with Client(**options) as wme:

@@ -129,8 +129,7 @@ class Account:
         user = await self.user()
         limits = self._plan_of(user)
         self._limits = limits
-        month = month_of(self._transport.server_now("auth"))
-        return quota_of(month=month, served=_served(user), counted=await self._counted(), limits=limits)
+        return quota_of(month=self._this_month(), served=_served(user), counted=await self._counted(), limits=limits)
 
     async def check(self, *costs: Cost) -> Quota:
         """Make sure that a job fits into what is left of the month, before it starts.

@@ -45,6 +45,8 @@ _ERROR_BODY = 64 * 1024
 # The server counts a metered request before it answers it, so what is not there has cost one too. These alone are
 # answered before or without being counted.
 _UNMETERED = frozenset({401, 403, 429, 502, 503, 504})
+# The hosts of one service, whose clocks agree.
+_SERVICE: tuple[Role, ...] = ("api", "auth", "realtime")
 _USER_AGENT = f"wme_async/{__version__} (Python {platform.python_version()}; aiohttp {aiohttp.__version__})"
 
 _T = TypeVar("_T")
@@ -258,8 +260,13 @@ class Transport:
         return _clock.now()
 
     def server_now(self, role: Role) -> float:
-        """Return UTC epoch seconds by a host's clock, from the last `Date` header it sent; ours where none was seen."""
+        """Return UTC epoch seconds by a host's clock, from the last `Date` header that it sent.
+
+        Before its first answer it is the clock of another host of the service, and ours if none has answered.
+        """
         offset = self._dates.get(role)
+        if offset is None and role in _SERVICE:
+            offset = next((self._dates[other] for other in _SERVICE if other in self._dates), None)
         return self.now() if offset is None else self.monotonic() + offset
 
     def troubled(self, role: Role, within: float) -> bool:
