@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from wme_async.errors import (
         ArchiveError,
         BadRequest,
+        ClientClosed,
         ConnectFailed,
         DataError,
         DecodeError,
@@ -73,6 +74,7 @@ __all__ = [
     "Budget",
     "Cache",
     "Client",
+    "ClientClosed",
     "Collection",
     "ConnectFailed",
     "Cost",
@@ -162,6 +164,7 @@ _HOMES = {
     "wme_async.errors": (
         "ArchiveError",
         "BadRequest",
+        "ClientClosed",
         "ConnectFailed",
         "DataError",
         "DecodeError",

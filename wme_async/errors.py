@@ -5,6 +5,7 @@
         ConnectFailed             no connection: DNS, TCP, TLS, proxy
         TimedOut                  nothing arrived for as long as was allowed
         Interrupted               the body ended before its end
+        ClientClosed              the client, its pool or its aiohttp session was closed under work
       StatusError               the server answered, with an error
         BadRequest 400  Unauthorized 401  Forbidden 403  NotFound 404  Unprocessable 422
         RateLimited 429           slow down and try again
@@ -29,6 +30,7 @@ from typing import Any
 __all__ = [
     "ArchiveError",
     "BadRequest",
+    "ClientClosed",
     "ConnectFailed",
     "DataError",
     "DecodeError",
@@ -106,6 +108,16 @@ class TimedOut(TransportError):
 
 class Interrupted(TransportError):
     """The connection broke, or ended cleanly, before the body was whole."""
+
+
+class ClientClosed(TransportError, RuntimeError):
+    """The client, its `SessionPool` or its aiohttp session was closed, so that nothing more can be sent.
+
+    Everything that is under way or waiting at that moment ends with this error at once. It is a `RuntimeError` too,
+    since a request on a closed client is a mistake in the calling code. It is permanent: retries do not help.
+    """
+
+    permanent: bool = True
 
 
 class StatusError(WMEError):

@@ -220,7 +220,7 @@ class Account:
                 del unsaved[f"{pool}/{month}"]
 
         try:
-            async with file.locked(self._transport.sleep, patience=_LOCK_PATIENCE):
+            async with file.locked(asyncio.sleep, patience=_LOCK_PATIENCE):
                 for month, counts in sorted(months.items()):
                     await in_thread(write, month, counts)
         except OSError as error:

@@ -233,10 +233,12 @@ async def cached(
     if cache is None:
         return await transport.request(request, read_timeout=read_timeout)
     key = (transport.account, request.method, request.path, request.headers.get("Accept"), request.body)
-    return await cache.fetch(
-        key,
-        lambda: transport.request(request, read_timeout=read_timeout),
-        ttl=cache.ttl if ttl is None else ttl,
-        monotonic=transport.monotonic,
-        closed=lambda: transport.closed,
-    )
+    # The request may be another client's; closing this one ends the wait for it.
+    async with transport.wait():
+        return await cache.fetch(
+            key,
+            lambda: transport.request(request, read_timeout=read_timeout),
+            ttl=cache.ttl if ttl is None else ttl,
+            monotonic=transport.monotonic,
+            closed=lambda: transport.closed,
+        )

@@ -165,10 +165,15 @@ class Client:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close all that is open; nothing is revoked. Once is enough, twice does no harm."""
+        """Close all that is open; nothing is revoked. Once is enough, twice does no harm.
+
+        What other tasks have under way or wait for ends with `ClientClosed` at once: downloads, streams, readers,
+        look-ups. A pool that was given stays open.
+        """
         if self._closed:
             return
         self._closed = True
+        self._transport.close()
         try:
             await self.auth.save()
         finally:

@@ -20,7 +20,7 @@ from wme_async._protocol.query import Query, known_names
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
 from wme_async._transport import Request, Response, Transport
-from wme_async.errors import DecodeError, NotFound, WMEError
+from wme_async.errors import ClientClosed, DecodeError, NotFound, WMEError
 from wme_async.models import Archive, LabelsAnswer, Snapshot, WikidataArticle, merge_labels
 from wme_async.models.wikidata import fold_entity
 
@@ -100,6 +100,9 @@ class _ById(Generic[T]):
                 return Looked(name=identifier, records=(await get(identifier),))
             except NotFound:
                 return Looked(name=identifier)
+            except ClientClosed:
+                # It says nothing of this identifier, and there is no way to ask for those that follow.
+                raise
             except (WMEError, ValueError, TypeError) as error:
                 return Looked(name=identifier, error=error)
 

@@ -14,7 +14,7 @@ from wme_async._protocol.query import Query
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
 from wme_async._transport import Request, Response, Transport
-from wme_async.errors import NotFound, WMEError
+from wme_async.errors import ClientClosed, NotFound, WMEError
 
 __all__ = ["Hint", "Lookup", "asked", "cost_of"]
 
@@ -302,6 +302,9 @@ class Lookup(Generic[T]):
         async def ask(name: str) -> Looked[Any]:
             try:
                 response = await self._ask(name, plan, recheck)
+            except ClientClosed:
+                # It says nothing of this name, and there is no way to ask for those that follow.
+                raise
             except (WMEError, ValueError, TypeError) as error:
                 return Looked(name=name, error=error)
             if isinstance(response, NotFound):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
-from multidict import CIMultiDictProxy
 from yarl import URL
 
 from wme_async import _clock
@@ -19,8 +18,9 @@ from wme_async._protocol.answer import bare_url, error_of
 from wme_async._protocol.retry import Backoff, Retrying, gave_up, http_date, is_transient
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts, check_kinds
 from wme_async._transport._body_end import BodyEnd, coding_error
-from wme_async._transport._takeover import Sink, take_over
 from wme_async._transport.auth import Credentials, TokenKeeper
+from wme_async._transport.body import Body
+from wme_async._transport.closing import Wait, Waits
 from wme_async._transport.pool import SessionPool
 from wme_async._transport.throttle import Throttle
 from wme_async._transport.tokenfile import TokenFile
@@ -28,7 +28,6 @@ from wme_async._transport.wire import Request, Response, Role, translate
 from wme_async._version import __version__
 from wme_async.errors import (
     ConnectFailed,
-    DataError,
     QuotaExceeded,
     RateLimited,
     StatusError,
@@ -36,11 +35,9 @@ from wme_async.errors import (
     WMEError,
 )
 
-__all__ = ["Body", "Transport"]
+__all__ = ["Transport"]
 
 logger = logging.getLogger("wme_async.transport")
-
-_ERROR_BODY = 64 * 1024
 
 # The server counts a metered request before it answers it, so what is not there has cost one too. These alone are
 # answered before or without being counted.
@@ -52,114 +49,6 @@ _USER_AGENT = f"wme_async/{__version__} (Python {platform.python_version()}; aio
 _T = TypeVar("_T")
 
 QuotaCheck = Callable[[str], Awaitable[QuotaExceeded | None]]
-
-
-class Body:
-    """An answer whose body is still on its way. It holds a connection until it is closed.
-
-    Attributes:
-        status: HTTP status, below 400.
-        headers: Looked up without regard to case.
-        url: What was asked, with its query.
-    """
-
-    def __init__(
-        self, response: aiohttp.ClientResponse, end: BodyEnd, *, url: str, read_timeout: float, direct: bool = False
-    ) -> None:
-        self._response = response
-        self._end = end
-        # Sessions of the user's own may watch their bodies, so those are read by aiohttp alone.
-        self._direct = direct
-        self._read_timeout = read_timeout
-        self.status = response.status
-        self.headers: CIMultiDictProxy[str] = response.headers
-        self.url = url
-
-    def __repr__(self) -> str:
-        return f"<Body {self.status} {bare_url(self.url)}>"
-
-    def read_ahead(self, size: int) -> None:
-        """Let `chunks` hand out up to about twice so many bytes at once. It can be raised, not lowered."""
-        self._response.content.set_read_chunk_size(size)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the bytes as they come from the socket, in pieces of no particular size.
-
-        Raises:
-            Interrupted: The body ended early.
-            TimedOut: Nothing came for as long as is allowed.
-        """
-        content = self._response.content
-        while True:
-            try:
-                piece = await content.readany()
-            except (aiohttp.ClientError, OSError) as error:
-                raise self._translated(error) from error
-            if not piece:
-                self._end.check()
-                return
-            yield piece
-
-    async def copy_to(self, sink: Sink) -> None:
-        """Give all bytes to a function, in order and cheaply. What it raises ends the transfer and comes out here.
-
-        Args:
-            sink: Called in the event loop. The view is its own until it returns or, if it returns something to await,
-                until that is done; nothing more is read from the connection meanwhile.
-
-        Raises:
-            Interrupted: The body ended early.
-            TimedOut: Nothing came for as long as is allowed.
-        """
-        try:
-            if self._direct and await take_over(
-                self._response, sink, url=bare_url(self.url), read_timeout=self._read_timeout
-            ):
-                return
-        except aiohttp.ClientError as error:
-            raise self._translated(error) from error
-        async for piece in self.chunks():
-            pending = sink(memoryview(piece))
-            if pending is not None:
-                await pending
-
-    async def read(self, limit: int) -> bytes:
-        """Return the whole body.
-
-        Args:
-            limit: Bytes above which it is refused.
-
-        Raises:
-            DataError: The body is longer.
-            Interrupted: The body ended early.
-            TimedOut: Nothing came for as long as is allowed.
-        """
-        pieces: list[bytes] = []
-        size = 0
-        content = self._response.content
-        try:
-            # Small answers come by the thousand, and most in one piece: no generator is worth making for them.
-            while piece := await content.readany():
-                size += len(piece)
-                if size > limit:
-                    raise DataError(
-                        f"the answer is longer than the {limit} bytes that are allowed", url=bare_url(self.url)
-                    )
-                pieces.append(piece)
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._translated(error) from error
-        self._end.check()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def close(self) -> None:
-        """Give the connection back if the body was read to its end, else close it. Once is enough."""
-        if self._response.content.at_eof():
-            self._response.release()
-        else:
-            self._response.close()
-
-    def _translated(self, error: aiohttp.ClientError | OSError) -> WMEError:
-        return translate(error, url=self.url, timeout=self._read_timeout)
 
 
 class Transport:
@@ -205,6 +94,8 @@ class Transport:
         self._on_retry = on_retry
         self._bodies: set[Body] = set()
         self._closed = False
+        self._waits = Waits(lambda: "this client" if self._closed else self.pool.closed)
+        self.pool.join(self)
         self._dates: dict[Role, float] = {}
         self._date_texts: dict[Role, tuple[str, float]] = {}
         self._failed: dict[Role, float] = {}
@@ -235,7 +126,12 @@ class Transport:
     @property
     def closed(self) -> bool:
         """Whether no more requests can be sent."""
-        return self._closed
+        return self._closed or self.pool.closed is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way."""
+        return bool(self._waits.timeouts or self._bodies)
 
     @property
     def open_bodies(self) -> int:
@@ -248,8 +144,21 @@ class Transport:
         return self._throttle.waiting
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
-        await asyncio.sleep(seconds)
+        """Wait.
+
+        Raises:
+            ClientClosed: The client, its pool or its session was closed meanwhile.
+        """
+        async with self._waits.wait():
+            await asyncio.sleep(seconds)
+
+    def wait(self, url: str | None = None) -> Wait:
+        """Return a context manager for a wait for other requests of this client: closing ends it with `ClientClosed`.
+
+        Args:
+            url: What is waited for.
+        """
+        return self._waits.wait(url)
 
     def monotonic(self) -> float:
         """Return seconds from an origin of no meaning, never going back."""
@@ -274,12 +183,21 @@ class Transport:
         failed = self._failed.get(role)
         return failed is not None and self.monotonic() - failed < within
 
-    async def aclose(self) -> None:
-        """Close what is open. A pool that was given stays open."""
-        self._closed = True
+    def end_work(self) -> None:
+        """End all that is under way with `ClientClosed`, at once: the client, its pool or its session is closed."""
+        self._waits.end()
         for body in list(self._bodies):
             body.close()
         self._bodies.clear()
+
+    def close(self) -> None:
+        """End all that is under way with `ClientClosed`, and send no more requests."""
+        self._closed = True
+        self.end_work()
+
+    async def aclose(self) -> None:
+        """Close what is open. A pool that was given stays open."""
+        self.close()
         if self._owns_pool:
             await self.pool.aclose()
 
@@ -293,6 +211,7 @@ class Transport:
 
         Raises:
             StatusError: The answer's status is 400 or more.
+            ClientClosed: The client, its pool or its session was closed before or meanwhile.
             TransportError: It did not arrive whole.
             DataError: It is longer than `Limits.max_response`.
         """
@@ -305,7 +224,8 @@ class Transport:
                 self._release(body)
             return Response(status=body.status, headers=body.headers, body=data, url=body.url)
 
-        return await self._repeated(once, request, retry=retry)
+        async with self._waits.wait(self._url(request)):
+            return await self._repeated(once, request, retry=retry)
 
     @contextlib.asynccontextmanager
     async def open(
@@ -332,7 +252,8 @@ class Transport:
         async def once() -> Body:
             return await self._authorized(request, read_timeout=read_timeout, head_timeout=head_timeout)
 
-        body = await self._repeated(once, request, retry=retry)
+        async with self._waits.wait(self._url(request)):
+            body = await self._repeated(once, request, retry=retry)
         try:
             yield body
         finally:
@@ -410,8 +331,6 @@ class Transport:
     async def _once(
         self, request: Request, token: str | None, *, read_timeout: float | None, head_timeout: float | None
     ) -> Body:
-        if self._closed:
-            raise RuntimeError("this client is closed; make a new one")
         silence = read_timeout if read_timeout is not None else self.timeouts.read
         url = self._url(request)
         if request.role == "public":
@@ -422,7 +341,8 @@ class Transport:
         started = self.monotonic()
         response = await self._send(session, request, url, token, silence=silence, head_timeout=head_timeout)
         end = BodyEnd(response, session, url=url)
-        body = Body(response, end, url=url, read_timeout=silence, direct=not self.pool.injected)
+        direct = not self.pool.injected
+        body = Body(response, end, url=url, read_timeout=silence, waits=self._waits, direct=direct)
         self._note_date(request.role, body)
         if logger.isEnabledFor(logging.DEBUG):
             elapsed = 1000 * (self.monotonic() - started)
@@ -483,8 +403,13 @@ class Transport:
                 return await asking
             async with asyncio.timeout(head_timeout):
                 return await asking
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, AssertionError) as error:
             raise translate(error, url=url, timeout=head_timeout or silence) from error
+        except RuntimeError as error:
+            closed = self._waits.error(url)
+            if closed is None:
+                raise
+            raise closed from error
         except ValueError as error:
             # A header or URL that HTTP cannot carry; the message may quote the header, so it is not kept.
             raise ValueError(f"{bare_url(url)} cannot be asked for: a header or the URL has illegal characters") from (
@@ -493,7 +418,7 @@ class Transport:
 
     async def _error(self, request: Request, body: Body) -> StatusError:
         try:
-            data = b"" if request.method == "HEAD" else await _beginning(body)
+            data = b"" if request.method == "HEAD" else await body.beginning()
         finally:
             body.close()
         return error_of(
@@ -525,19 +450,6 @@ class Transport:
         logger.info("%s failed (%s); attempt %d in %.1f s", event.what, event.error, event.attempt + 1, event.wait)
         if self._on_retry is not None:
             self._on_retry(event)
-
-
-async def _beginning(body: Body) -> bytes:
-    """Return the first part of an error body; that it breaks off is of no interest."""
-    pieces: list[bytes] = []
-    size = 0
-    with contextlib.suppress(WMEError):
-        async for piece in body.chunks():
-            pieces.append(piece)
-            size += len(piece)
-            if size >= _ERROR_BODY:
-                break
-    return b"".join(pieces)[:_ERROR_BODY]
 
 
 def _worth_repeating(error: WMEError, request: Request) -> bool:

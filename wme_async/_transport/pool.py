@@ -5,8 +5,9 @@ import ipaddress
 import logging
 import socket
 import ssl as ssl_module
+import weakref
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -20,9 +21,9 @@ from wme_async._protocol.settings import Limits, Timeouts, check_kinds
 from wme_async._tasks import in_thread
 from wme_async._transport._body_end import Response
 from wme_async._transport.wire import Refused, Role
-from wme_async.errors import ConnectFailed
+from wme_async.errors import ClientClosed, ConnectFailed
 
-__all__ = ["SessionPool", "check_ssl"]
+__all__ = ["PoolUser", "SessionPool", "check_ssl"]
 
 logger = logging.getLogger("wme_async.transport")
 
@@ -34,6 +35,20 @@ _MAX_HEADER = 64 * 1024
 
 # What piles up in aiohttp before a reader takes it; 64 KiB measured best for many small events, 256 KiB for bulk.
 _READ_BUFFER: dict[str, int] = {"realtime": 1 << 16, "store": 1 << 18, "public": 1 << 18}
+
+# Seconds between two looks at a session of the user's own, which tells nobody that it is closed.
+_LOOK_EVERY = 0.1
+
+
+class PoolUser(Protocol):
+    """Sends requests through a pool, and is told when that is closed."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way."""
+
+    def end_work(self) -> None:
+        """End all that is under way: the pool or its session is closed."""
 
 
 class SessionPool:
@@ -89,6 +104,8 @@ class SessionPool:
         self._guard = guard
         self._injected = session
         self._sessions: dict[Role, aiohttp.ClientSession] = {}
+        self._users: weakref.WeakSet[PoolUser] = weakref.WeakSet()
+        self._watch: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
@@ -110,6 +127,19 @@ class SessionPool:
         return self._injected is not None
 
     @property
+    def closed(self) -> str | None:
+        """What has been closed, this pool or the session that was given to it; None while both are open."""
+        if self._closed:
+            return "this SessionPool"
+        if self._injected is not None and self._injected.closed:
+            return "the aiohttp session that was given to SessionPool"
+        return None
+
+    def join(self, user: PoolUser) -> None:
+        """Remember who sends requests through this pool, for as long as it lives."""
+        self._users.add(user)
+
+    @property
     def proxy(self) -> str | None:
         """The proxy that all requests go through, if any."""
         return self._proxy
@@ -118,12 +148,15 @@ class SessionPool:
         """Return the session of a role, opened on first use.
 
         Raises:
-            RuntimeError: The pool is closed, belongs to another event loop, or no asyncio loop is running.
+            ClientClosed: The pool, or the session that was given to it, is closed.
+            RuntimeError: The pool belongs to another event loop, or no asyncio loop is running.
         """
         self._check_loop()
         if self._injected is not None:
             if self._injected.closed:
-                raise RuntimeError("the aiohttp session that was given to SessionPool is closed; give it an open one")
+                raise ClientClosed(f"{self.closed} is closed; give it an open one")
+            if self._watch is None:
+                self._watch_session()
             return self._injected
         session = self._sessions.get(role)
         if session is None:
@@ -163,19 +196,41 @@ class SessionPool:
     async def aclose(self) -> None:
         """Close all sessions that were opened here. Once is enough, twice does no harm.
 
+        All that is under way through this pool ends with `ClientClosed` at once.
+
         Raises:
             RuntimeError: The pool was used in another event loop.
         """
-        if self._sessions:
+        if self._sessions or self._busy:
             self._check_loop(closing=True)
         self._closed = True
+        self._end_work()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         while self._sessions:
             _, session = self._sessions.popitem()
             await session.close()
 
+    @property
+    def _busy(self) -> bool:
+        return any(user.busy for user in self._users)
+
+    def _end_work(self) -> None:
+        for user in list(self._users):
+            user.end_work()
+
+    def _watch_session(self) -> None:
+        """Look every now and then, while there is work, whether the user's own session has been closed."""
+        self._watch = None
+        if self.closed:
+            self._end_work()
+        elif self._loop is not None and self._busy:
+            self._watch = self._loop.call_later(_LOOK_EVERY, self._watch_session)
+
     def _check_loop(self, *, closing: bool = False) -> None:
         if self._closed and not closing:
-            raise RuntimeError("this SessionPool is closed; make a new one")
+            raise ClientClosed("this SessionPool is closed; make a new one")
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

@@ -69,10 +69,10 @@ class Refused(OSError):
     """A name resolves to an address that must not be connected to."""
 
 
-def translate(
-    error: aiohttp.ClientError | OSError | EOFError, *, url: str, timeout: float | None = None
-) -> TransportError:
+def translate(error: Exception, *, url: str, timeout: float | None = None) -> TransportError:
     """Say one of the network's or aiohttp's exceptions in our words.
+
+    aiohttp's `AssertionError` and `RuntimeError` are among them: some of its code finds a connection gone under it.
 
     Args:
         error: What was raised.
@@ -132,7 +132,10 @@ def _ours(error: BaseException, text: str, shown: str, timeout: float | None) ->
         | ssl.SSLCertVerificationError,
     ):
         return ConnectFailed(f"could not connect to {shown}: {text}", url=shown)
-    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError | EOFError):
+    if isinstance(
+        error,
+        aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError | EOFError | AssertionError | RuntimeError,
+    ):
         return Interrupted(f"the connection to {shown} broke: {text}", url=shown)
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return TransportError(f"{shown} is not a URL that can be fetched", url=shown)

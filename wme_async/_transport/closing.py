@@ -1,0 +1,117 @@
+"""The end of all waits when a client, its pool or its aiohttp session is closed.
+
+aiohttp ends some of them by cancelling futures, some by an error of the connection, and some not at all. So each wait
+of a client is recorded here, and closing ends them all in the same way.
+"""
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from wme_async._protocol.answer import bare_url
+from wme_async.errors import ClientClosed, TransportError
+
+__all__ = ["Wait", "Waits"]
+
+
+class Waits:
+    """What one client waits for at present.
+
+    Args:
+        closed: Names what has been closed; None while requests can be sent.
+
+    Attributes:
+        timeouts: One for each wait: it never expires by time, but closing makes it expire.
+    """
+
+    def __init__(self, closed: Callable[[], str | None]) -> None:
+        self._closed = closed
+        self.timeouts: set[asyncio.Timeout] = set()
+
+    def error(self, url: str | None = None, *, before: bool = False) -> ClientClosed | None:
+        """Return the error for what can no longer be done; None while all is open.
+
+        Args:
+            url: What was wanted.
+            before: It had not begun when something was closed.
+        """
+        closed = self._closed()
+        if closed is None:
+            return None
+        url = None if url is None else bare_url(url)
+        if before:
+            return ClientClosed(f"{closed} is closed; make a new one", url=url)
+        return ClientClosed(f"{closed} was closed under work; close it when all that uses it has ended", url=url)
+
+    def end(self) -> None:
+        """End all waits with `ClientClosed`, at once."""
+        timeouts, self.timeouts = self.timeouts, set()
+        for timeout in timeouts:
+            timeout.reschedule(asyncio.get_running_loop().time())
+
+    def wait(self, url: str | None = None, *, seconds: float | None = None) -> "Wait":
+        """Return a context manager for something that takes time.
+
+        Args:
+            url: What is waited for.
+            seconds: How long to wait at most; None for no limit.
+        """
+        return Wait(self, url, seconds)
+
+
+class Wait:
+    """A block that closing ends with `ClientClosed`, whatever it waits for.
+
+    A `CancelledError` that leaves the block although its task was not cancelled meanwhile becomes `ClientClosed` too:
+    aiohttp cancels the futures of all who wait for a connection when its connector is closed. Otherwise it would end a
+    task that nobody cancelled, and a task group would take that task for one that has finished.
+
+    Raises:
+        ClientClosed: Something was closed before or meanwhile.
+        TimeoutError: The time is up.
+    """
+
+    __slots__ = ("_cancelling", "_timeout", "_url", "_waits")
+
+    def __init__(self, waits: Waits, url: str | None, seconds: float | None) -> None:
+        self._waits = waits
+        self._url = url
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> Self:
+        error = self._waits.error(self._url, before=True)
+        if error is not None:
+            raise error
+        self._cancelling = _cancellations()
+        await self._timeout.__aenter__()
+        self._waits.timeouts.add(self._timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._waits.timeouts.discard(self._timeout)
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            closed = self._waits.error(self._url)
+            if closed is None:
+                raise
+            raise closed from None
+        if error is None or isinstance(error, ClientClosed):
+            return
+        if isinstance(error, asyncio.CancelledError):
+            if _cancellations() <= self._cancelling:
+                raise self._waits.error(self._url) or self._unexplained() from error
+        elif isinstance(error, TransportError) and (closed := self._waits.error(self._url)) is not None:
+            raise closed from error
+
+    def _unexplained(self) -> ClientClosed:
+        url = None if self._url is None else bare_url(self._url)
+        return ClientClosed("the wait was cancelled from within, as a connector does that is being closed", url=url)
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
