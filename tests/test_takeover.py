@@ -114,7 +114,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
             raise
         return seen[-1]
 
-    monkeypatch.setattr("wme_async._transport.core.take_over", watched)
+    monkeypatch.setattr("wme_async._transport.body.take_over", watched)
     return seen
 
 
