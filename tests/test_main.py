@@ -704,7 +704,7 @@ def test_a_service_is_told_what_to_do(run, world, tmp_path, monkeypatch):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
     world.faults.inject("status", role="store", status=200, body=b"<html>")
-    assert "no batch service" in run("batch", "--server", world.store_url, "status", code=1).stderr
+    assert "not a batch service" in run("batch", "--server", world.store_url, "status", code=1).stderr
 
 
 def test_without_uvloop_the_usual_loop_runs(run, monkeypatch):

@@ -326,6 +326,15 @@ async def test_without_keys_only_loopback_names_are_answered_and_no_other_site_m
         origin = str(client.make_url("/")).rstrip("/")
         async with client.post("/api/v1/batch/download", json=body, headers={"Origin": origin}) as answer:
             assert answer.status == 201
+        encrypted = origin.replace("http://", "https://")
+        refused = [{"Origin": encrypted}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}]
+        for headers in [*refused, {"Origin": origin, "Sec-Fetch-Site": "cross-site"}]:
+            async with client.post("/api/v1/batch/download", json=body, headers=headers) as answer:
+                assert (answer.status, (await answer.json())["code"]) == (403, "other_origin")
+        # A proxy in front ends TLS, so that our own page has another scheme than its requests have here.
+        headers = {"Origin": encrypted, "Sec-Fetch-Site": "same-origin"}
+        async with client.post("/api/v1/batch/download", json=body, headers=headers) as answer:
+            assert answer.status == 201
         # What a form of another site can send is not JSON.
         async with client.post("/api/v1/batch/download", data=json.dumps(body)) as answer:
             assert (answer.status, (await answer.json())["code"]) == (415, "not_json")

@@ -4,7 +4,7 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
-from urllib.parse import parse_qs, urljoin, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 from multidict import CIMultiDictProxy
@@ -22,7 +22,7 @@ from wme_async._download import (
     download,
     ordered,
 )
-from wme_async._protocol.answer import bare_url
+from wme_async._protocol.answer import REDIRECTS, bare_url, redirect_target
 from wme_async._protocol.archive import DEFAULT_MAX_RECORD
 from wme_async._protocol.arguments import check_path
 from wme_async._protocol.paths import chunk_path
@@ -92,16 +92,22 @@ class ArchiveSource:
         Raises:
             WMEError: There was none.
         """
-        request = Request(path=self._path, token=True, pool=self._resource.pool, product=self._resource.product)
+        request = Request(
+            path=self._path,
+            token=True,
+            pool=self._resource.pool,
+            product=self._resource.product,
+            accepts="redirect",
+        )
         # Only the head is of interest: should a server send the archive at once, it is not to be read here.
         async with self._transport.open(request) as body:
             location = body.headers.get("Location")
-            if body.status not in {301, 302, 303, 307, 308} or not location:
+            if body.status not in REDIRECTS or not location:
                 raise TransportError(
                     f"{bare_url(body.url)} answered {body.status} instead of redirecting to the object store",
                     url=bare_url(body.url),
                 )
-            url = urljoin(body.url, location)
+            url = redirect_target(body.url, location)
         seconds = _lifetime(url)
         return SignedUrl(url=url, expires_at=self._transport.monotonic() + max(1.0, seconds - _SIGNATURE_MARGIN))
 

@@ -138,7 +138,7 @@ async def ask_whole(transport: Transport, ticket: Ticket, info: FileInfo) -> Asy
     signed = await ticket.get()
     etag = strong_etag(info.etag)
     headers = {**signed.headers, "Accept-Encoding": "identity", **({"If-Match": etag} if etag else {})}
-    request = Request(method="GET", role=signed.role, path=signed.url, headers=headers)
+    request = Request(method="GET", role=signed.role, path=signed.url, headers=headers, accepts="any")
     try:
         async with transport.open(request, retry=False) as body:
             expected = _whole_size(body, info, etag)

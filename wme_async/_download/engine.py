@@ -418,7 +418,7 @@ def range_request(signed: SignedUrl, start: int, stop: int, etag: str | None) ->
     headers = {**signed.headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     if etag is not None:
         headers["If-Match"] = etag
-    return Request(method="GET", role=signed.role, path=signed.url, headers=headers)
+    return Request(method="GET", role=signed.role, path=signed.url, headers=headers, accepts="any")
 
 
 def check_ticket(ticket: Ticket, error: WMEError) -> None:

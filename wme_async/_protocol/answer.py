@@ -4,15 +4,25 @@ import html
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from urllib.parse import urlsplit, urlunsplit
+from typing import Final
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import msgspec
 
 from wme_async._protocol.decode import decode_json, decoding
 from wme_async._protocol.retry import parse_retry_after
-from wme_async.errors import DecodeError, StatusError, error_for_status
+from wme_async.errors import DecodeError, StatusError, TransportError, error_for_status
 
-__all__ = ["bare_url", "error_of", "instead_of", "is_error", "words_of"]
+__all__ = [
+    "REDIRECTS",
+    "bare_url",
+    "error_of",
+    "instead_of",
+    "is_answer",
+    "is_error",
+    "redirect_target",
+    "words_of",
+]
 
 _EXCERPT = 2000
 _ANY_JSON = msgspec.json.Decoder()
@@ -20,6 +30,30 @@ _ANY_JSON = msgspec.json.Decoder()
 _FIRST_KEY = re.compile(rb'[\s\[]*\{\s*"([^"\\]*)"')
 # What gateways name their errors with. No record of the services has one of these and nothing else that is known.
 _ERROR_KEYS = frozenset({"code", "detail", "error", "errors", "fault", "message", "status"})
+
+
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+"""Statuses that send a client elsewhere, if there is a `Location`."""
+
+_WITHOUT_BODY: Final = frozenset({204, 205})
+
+
+def is_answer(status: int, headers: Mapping[str, str], accepts: str) -> bool:
+    """Say whether a status is an answer to what was asked for; every other one is an error.
+
+    A redirect or a 204 without a body would otherwise pass for "nothing found", which is what an empty 200 means.
+
+    Args:
+        status: HTTP status.
+        headers: Looked up without regard to case.
+        accepts: `body`: 200-299 but for 204 and 205. `empty`: all of 200-299. `redirect`: like `body`, and redirects
+            with a `Location`. `any`: everything below 400, for a caller that judges by itself.
+    """
+    if accepts == "any":
+        return status < 400
+    if accepts == "redirect" and status in REDIRECTS:
+        return bool(headers.get("Location"))
+    return 200 <= status < 300 and (accepts == "empty" or status not in _WITHOUT_BODY)
 
 
 def bare_url(url: str) -> str:
@@ -36,6 +70,35 @@ def bare_url(url: str) -> str:
     except ValueError:
         port = ""
     return urlunsplit((parts.scheme, host + port, parts.path, "", ""))
+
+
+def redirect_target(url: str, location: str) -> str:
+    """Return the absolute URL that a redirect leads to.
+
+    Args:
+        url: What was asked.
+        location: The `Location` of the answer.
+
+    Raises:
+        TransportError: It is not a URL of HTTP, or leads from `https` to `http`, where anybody in between could read
+            and change what comes.
+    """
+    try:
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    shown = bare_url(url)
+    if not usable:
+        problem = "to what is not an http(s) URL"
+    elif parts.scheme == "http" and urlsplit(url).scheme == "https":
+        problem = f"from https to {bare_url(target)}, where anybody in between could change what comes"
+    else:
+        return target
+    error = TransportError(f"{shown} redirected {problem}; it is not followed", url=shown)
+    error.permanent = True
+    raise error
 
 
 def words_of(body: bytes) -> str:
@@ -108,7 +171,7 @@ def error_of(
     now: float,
     product: str | None = None,
 ) -> StatusError:
-    """Make the error of an answer whose status is 300 or more.
+    """Make the error of an answer that `is_answer` says is none.
 
     Args:
         status: HTTP status.
@@ -118,8 +181,8 @@ def error_of(
         now: UTC epoch seconds, to read a `Retry-After` that is a date.
         product: What was asked for, in the words of the price list, for the advice on 403.
     """
-    words = words_of(body)
     shown = bare_url(url)
+    words = words_of(body) if status >= 400 else _misplaced(status, headers, url)
     message = f"HTTP {status} from {shown}" + (f": {words}" if words else "")
     advice = _advice(status, product)
     if advice:
@@ -136,9 +199,25 @@ def error_of(
     )
 
 
+def _misplaced(status: int, headers: Mapping[str, str], url: str) -> str:
+    """Say what is wrong with a status below 400 that was not asked for."""
+    location = headers.get("Location")
+    if location and status in REDIRECTS:
+        try:
+            target = bare_url(urljoin(url, location))
+        except ValueError:
+            target = "(not a URL)"
+        return f"redirected to {target} (Location), which is not followed, since credentials would go with it"
+    if status in REDIRECTS:
+        return "redirected without a Location"
+    return "an answer without a body, where one was asked for" if status in _WITHOUT_BODY else "not what was asked for"
+
+
 def _advice(status: int, product: str | None) -> str:
     if status == 403 and product:
         return f"the account's plan does not include {product}, or the path has changed; `auth.user()` lists its groups"
+    if status in REDIRECTS:
+        return "check the hosts and paths that the client was given, and what stands in between"
     if status == 401:
         return "sign in again, or check the user name and password"
     if status == 407:

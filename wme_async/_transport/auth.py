@@ -13,7 +13,7 @@ from wme_async._protocol.decode import decode_json
 from wme_async._protocol.token import REFRESH_LIFETIME, Step, Tokens, jwt_expiry, next_step, renewal
 from wme_async._tasks import in_thread
 from wme_async._transport.tokenfile import TokenFile
-from wme_async._transport.wire import Request, Response
+from wme_async._transport.wire import Accepts, Request, Response
 from wme_async.errors import (
     DecodeError,
     Forbidden,
@@ -192,7 +192,7 @@ class TokenKeeper:
             try:
                 if tokens is not None and tokens.refresh_token:
                     body = msgspec.json.encode({"refresh_token": tokens.refresh_token})
-                    await self._send(_auth_request("/v1/token-revoke", body), retry=True)
+                    await self._send(_auth_request("/v1/token-revoke", body, accepts="empty"), retry=True)
             except Unauthorized:
                 logger.debug("the refresh token was no longer valid")
             finally:
@@ -305,7 +305,7 @@ class TokenKeeper:
                 logger.warning("could not write %s: %s", self._file.path, error.strerror)
 
 
-def _auth_request(path: str, body: bytes) -> Request:
+def _auth_request(path: str, body: bytes, *, accepts: Accepts = "body") -> Request:
     return Request(
         method="POST",
         role="auth",
@@ -313,6 +313,7 @@ def _auth_request(path: str, body: bytes) -> Request:
         headers={"Content-Type": "application/json", "Accept": "application/json"},
         body=body,
         repeatable=False,
+        accepts=accepts,
     )
 
 

@@ -23,7 +23,7 @@ class Body:
     """An answer whose body is still on its way. It holds a connection until it is closed.
 
     Attributes:
-        status: HTTP status, below 400.
+        status: HTTP status, one that the request accepts.
         headers: Looked up without regard to case.
         url: What was asked, with its query.
     """

@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from wme_async import _clock
-from wme_async._protocol.answer import bare_url, error_of
+from wme_async._protocol.answer import bare_url, error_of, is_answer
 from wme_async._protocol.retry import Backoff, Retrying, gave_up, http_date, is_transient
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts, check_kinds
 from wme_async._transport._body_end import BodyEnd, coding_error
@@ -210,7 +210,7 @@ class Transport:
             read_timeout: Seconds of silence; `Timeouts.read` where not given.
 
         Raises:
-            StatusError: The answer's status is 400 or more.
+            StatusError: The answer's status is not one that the request accepts.
             ClientClosed: The client, its pool or its session was closed before or meanwhile.
             TransportError: It did not arrive whole.
             DataError: It is longer than `Limits.max_response`.
@@ -245,7 +245,7 @@ class Transport:
             head_timeout: Seconds until the head has to be there, if that is to be less.
 
         Raises:
-            StatusError: The answer's status is 400 or more.
+            StatusError: The answer's status is not one that the request accepts.
             TransportError: No head arrived.
         """
 
@@ -347,9 +347,12 @@ class Transport:
         if logger.isEnabledFor(logging.DEBUG):
             elapsed = 1000 * (self.monotonic() - started)
             logger.debug("%s %s: %d in %.0f ms", request.method, bare_url(url), body.status, elapsed)
-        if request.pool is not None and self.on_metered is not None and body.status not in _UNMETERED:
+        answered = is_answer(body.status, body.headers, request.accepts)
+        # What neither answers the question nor refuses it does not come from the service, which has counted nothing.
+        counted = body.status not in _UNMETERED if body.status >= 400 else answered
+        if request.pool is not None and self.on_metered is not None and counted:
             await self._metered(request.pool, body)
-        if body.status >= 400:
+        if not answered:
             raise await self._error(request, body)
         if (coded := coding_error(response)) is not None:
             body.close()

@@ -12,7 +12,10 @@ from yarl import URL
 from wme_async._protocol.answer import bare_url
 from wme_async.errors import ConnectFailed, Interrupted, TimedOut, TransportError
 
-__all__ = ["Refused", "Request", "Response", "Role", "translate"]
+__all__ = ["Accepts", "Refused", "Request", "Response", "Role", "translate"]
+
+Accepts = Literal["body", "empty", "redirect", "any"]
+"""Which statuses below 400 are the answer to a request: see `_protocol.answer.is_answer`."""
 
 Role = Literal["auth", "api", "realtime", "store", "public"]
 """Whom a request is for: the three WME hosts, the object store behind them, or a URL that a user named."""
@@ -31,6 +34,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         repeatable: Asking twice does no harm. Otherwise only a failed connection is tried again.
         pool: The monthly allowance it is counted in, if any.
         product: What it asks for, in words, for the message of a 403.
+        accepts: Which statuses below 400 are its answer; all others are errors.
     """
 
     method: str = "GET"
@@ -42,6 +46,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     repeatable: bool = True
     pool: str | None = None
     product: str | None = None
+    accepts: Accepts = "body"
 
     def __post_init__(self) -> None:
         """Keep credentials at home."""
@@ -50,7 +55,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole answer with a status below 400.
+    """A whole answer with a status that the request accepts.
 
     Args:
         status: HTTP status; 3xx are not followed.

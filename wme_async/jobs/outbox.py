@@ -206,6 +206,7 @@ class Delivery:
             },
             body=message.body,
             repeatable=False,
+            accepts="any",
         )
         try:
             async with (

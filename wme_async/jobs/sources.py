@@ -14,6 +14,7 @@ from wme_async._client.client import Client
 from wme_async._client.files import Files
 from wme_async._download import Budget, Checksum, FileInfo, Progress, SignedUrl, download
 from wme_async._files import free_space
+from wme_async._protocol.answer import REDIRECTS
 from wme_async._protocol.ranges import parse_content_range
 from wme_async._protocol.retry import http_date
 from wme_async._tasks import in_thread
@@ -25,7 +26,6 @@ from wme_async.jobs.staging import DATA
 
 __all__ = ["Fetched", "Fetcher", "MediaFetcher", "UrlSource", "wme_files"]
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_HOPS = 10
 # Content types of pages and playlists: what is meant is the medium behind them.
 _PAGES = frozenset(
@@ -148,8 +148,8 @@ class UrlSource:
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         if ranged:
             headers["Range"] = "bytes=0-0"
-        async with self._transport.open(Request(role="public", path=url, headers=headers)) as body:
-            if body.status in _REDIRECTS:
+        async with self._transport.open(Request(role="public", path=url, headers=headers, accepts="any")) as body:
+            if body.status in REDIRECTS:
                 location = body.headers.get("Location")
                 if not location:
                     raise DataError(f"redirected nowhere (HTTP {body.status} without Location)")

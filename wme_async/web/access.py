@@ -187,11 +187,23 @@ class Throttle:
 
 
 def same_origin(call: Call) -> bool:
-    """Say whether a browser's call comes from our own page, or from no browser."""
+    """Say whether a browser's call comes from our own page, or from no browser.
+
+    Browsers say so themselves in `Sec-Fetch-Site` where the page came by https, also from behind a proxy that ends TLS.
+    Without it, scheme, host and port of `Origin` are compared.
+    """
+    site = call.headers.get("sec-fetch-site")
+    if site is not None:
+        return site in {"same-origin", "none"}
     origin = call.headers.get("origin")
-    if origin is None:
-        return True
+    return origin is None or (_origin_of(origin) is not None and _origin_of(origin) == _origin_of(call.base))
+
+
+def _origin_of(url: str) -> tuple[str, str, int | None] | None:
+    """Return scheme, host and port of a URL; None where it has none."""
     try:
-        return urlsplit(origin).netloc.lower() == urlsplit(call.base).netloc.lower()
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     except ValueError:
-        return False
+        return None
+    return (parts.scheme, host, port) if host else None
