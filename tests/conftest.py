@@ -1,11 +1,13 @@
 """What all tests share: the guard around the network, quick property tests, and a repair for one test library."""
 
+import asyncio
 import inspect
 import os
 import shutil
+import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from wall_clock import MIDDLE_OF_A_MONTH, set_moment
 
+from wme_async import _clock
+
 if TYPE_CHECKING:
     from wme_async.simulator import Simulator
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -31,6 +37,9 @@ settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what runs in its background this way, and processes that tests interrupt would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "torture: takes minutes; run by `nox -s torture`, not by default")
     config.addinivalue_line(
         "markers", "middle_of_a_month: counts by the month; the simulator begins away from its turn"
@@ -45,6 +54,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("torture"):
             item.add_marker(skip)
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
+    """Return the event loop of asyncio, or the one that `nox -s uvloop` names."""
+    if os.environ.get("WME_TEST_LOOP") == "uvloop":
+        import uvloop
+
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +101,45 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of real sample data does not lie beside the repository")
     return SHARED
+
+
+@pytest.fixture
+async def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+    """Answers of DNS for this test: an address for each name, None for one that does not exist; "*" for all others.
+
+    The product resolves names by `getaddrinfo` of the running loop alone; uvloop's does not call that of `socket`.
+    """
+    answers: dict[str, str | None] = {}
+    loop = asyncio.get_running_loop()
+    resolve = loop.getaddrinfo
+
+    async def getaddrinfo(host: Any, port: Any, **options: Any) -> Any:
+        if host in answers or ("*" in answers and host not in {"127.0.0.1", "::1", None}):
+            host = answers.get(host, answers.get("*"))
+            if host is None:
+                raise socket.gaierror(socket.EAI_NONAME, "no such host")
+        return await resolve(host, port, **options)
+
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    return answers
+
+
+class StoppedClock:
+    """The date of this process, which goes on only when a test sets it.
+
+    Attributes:
+        seconds: UTC epoch seconds.
+    """
+
+    seconds = 1_000_000.0
+
+
+@pytest.fixture
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    """A clock that stands still."""
+    clock = StoppedClock()
+    monkeypatch.setattr(_clock, "source", lambda: clock.seconds)
+    return clock
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from wall_clock import utc_now
 
 from wme_async import Client, errors
 from wme_async.simulator import Firehose, Simulator, faults
@@ -63,8 +64,11 @@ def with_python(pages: list[Path]) -> list[Path]:
 
 def run(block: Block, page: Path, namespace: dict[str, Any], runner: asyncio.Runner) -> str:
     """Run one block as `python -m asyncio` would, and return what it printed."""
+    # A page takes the date from this machine, and the simulator from the clock of the tests.
+    body = block.body.replace("datetime.now(UTC)", "utc_now()")
+    namespace["utc_now"] = utc_now
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    code = compile("\n" * block.line + block.body, str(page), "exec", flags=flags, dont_inherit=True)
+    code = compile("\n" * block.line + body, str(page), "exec", flags=flags, dont_inherit=True)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         result = eval(code, namespace)

@@ -476,15 +476,8 @@ async def test_a_redirect_to_where_it_must_not_lead_is_refused(manager, server, 
     assert "secret" not in done.jobs[0].error
 
 
-async def test_a_name_that_resolves_to_a_private_address_is_refused(tmp_path, server, monkeypatch):
-    import socket
-
-    resolve = socket.getaddrinfo
-
-    def lying(host, port, *rest, **more):
-        return resolve("127.0.0.1" if host == "innocent.example" else host, port, *rest, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", lying)
+async def test_a_name_that_resolves_to_a_private_address_is_refused(tmp_path, server, names):
+    names["innocent.example"] = "127.0.0.1"
     server.add("secret")
     url = server.url.replace("127.0.0.1", "innocent.example") + "/f/secret"
     async with open_manager(tmp_path, allow_hosts=[]) as manager:

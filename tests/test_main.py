@@ -650,9 +650,10 @@ def test_hours_without_batches_are_passed_over_and_none_at_all_is_told(run, worl
     late = world.faults.inject("status", role="api", path="/v2/batches/", status=404, times=1)
     assert lines(run("batches", "ls", "latest"))
     assert late.hits == 1
-    none = world.faults.inject("status", role="api", path="/v2/batches/", status=404, times=6)
+    none = world.faults.inject("status", role="api", path="/v2/batches/", status=404, times=None)
     assert "none of the last 6 hours" in run("batches", "ls", "latest", code=3).stderr
-    assert none.hits == 6
+    # Where the hour turns on the way, it begins anew.
+    assert 6 <= none.hits <= 7
 
 
 def four_ports():

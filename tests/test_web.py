@@ -116,21 +116,12 @@ class Mapped(sources.UrlSource):
 
 
 @pytest.fixture
-async def example_com(files, monkeypatch):
+async def example_com(files, names, monkeypatch):
     """Serve the URLs of the guide, some of which fail, and let nothing else be looked up."""
-    import socket
-
     for name in ("video1", "video2", "video3", "watch", *(f"csv{number}" for number in range(120))):
         files.add(name, 500, Content_Type="video/mp4")
     files.rules["video3"] = 404
-    resolve = socket.getaddrinfo
-
-    def only_here(host, *rest, **more):
-        if host not in {"127.0.0.1", None}:
-            raise socket.gaierror(socket.EAI_NONAME, "no such host")
-        return resolve(host, *rest, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", only_here)
+    names["*"] = None
     monkeypatch.setattr(sources, "UrlSource", Mapped)
     monkeypatch.setattr(Mapped, "server", f"{files.url}/f/")
     return files
@@ -826,9 +817,7 @@ def test_any_range_header_is_bytes_of_the_file_or_nothing(text, size):
             assert found is None or 0 <= found[0] < found[1] <= size
 
 
-async def test_a_link_opens_one_file_without_a_key_for_a_while(manager, files, monkeypatch):
-    clock = [1_000_000.0]
-    monkeypatch.setattr(time, "time", lambda: clock[0])
+async def test_a_link_opens_one_file_without_a_key_for_a_while(manager, files, stopped_clock):
     async with running(manager) as client:
         batch_id = await submit(client, [files.add("a"), files.add("b", rule=404)])
         await manager.wait(batch_id, timeout=10)
@@ -844,7 +833,7 @@ async def test_a_link_opens_one_file_without_a_key_for_a_while(manager, files, m
         ):
             async with client.session.get(bad) as answer:
                 assert answer.status == 401
-        clock[0] += 301
+        stopped_clock.seconds += 301
         async with client.session.get(said["url"]) as answer:
             assert answer.status == 401
         assert (await ask(client, "POST", f"{jobs}/job_{batch_id}_1/link"))[0] == 409
