@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from wme_async.errors import IntegrityError
+
 __all__ = [
     "LockedFile",
     "explained",
@@ -24,6 +26,7 @@ __all__ = [
     "name_limit",
     "private_file",
     "private_folder",
+    "publish",
     "restrict",
     "sibling",
     "sync_file",
@@ -37,6 +40,7 @@ _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, 
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
 _NAME_MAX: Final = 255  # bytes; what nearly all file systems allow
+_NAME_LEAST: Final = 143  # what the strictest of them allow, encrypted ones that report 255 among them
 _LONGEST_SUFFIX: Final = len(".part.ledger")
 
 _logged: set[tuple[str, Path]] = set()
@@ -105,12 +109,13 @@ def name_limit(folder: Path) -> int:
     return limit if limit > 0 else _NAME_MAX
 
 
-def sibling(path: Path, suffix: str) -> Path:
+def sibling(path: Path, suffix: str, *, cautious: bool = False) -> Path:
     """Return the name of a file that accompanies another one in the same folder.
 
     Args:
         path: The other file.
         suffix: What its name is followed by, at most as long as `.part.ledger`.
+        cautious: Do not trust the length that the file system reports.
 
     Returns:
         `NAME` and the suffix. If the file system does not allow names of that length, the beginning of the name, a
@@ -118,7 +123,7 @@ def sibling(path: Path, suffix: str) -> Path:
     """
     assert len(suffix) <= _LONGEST_SUFFIX
     name = os.fsencode(path.name)
-    limit = name_limit(path.parent) - _LONGEST_SUFFIX
+    limit = (_NAME_LEAST if cautious else name_limit(path.parent)) - _LONGEST_SUFFIX
     if len(name) > limit:
         digest = hashlib.sha256(name).hexdigest()[:16]
         # A cut inside a character is not a name that every file system takes.
@@ -127,14 +132,19 @@ def sibling(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def sync_file(descriptor: int) -> None:
-    """Bring the bytes of a file to the disk, if its file system knows how to.
+def sync_file(descriptor: int, *, only_data: bool = False) -> None:
+    """Bring a file to the disk, if its file system knows how to.
+
+    Args:
+        descriptor: Of the file.
+        only_data: Leave out what is not needed to read its bytes, such as its times.
 
     Raises:
         OSError: They are not on the disk.
     """
     try:
-        os.fsync(descriptor)
+        sync = getattr(os, "fdatasync", os.fsync) if only_data else os.fsync
+        sync(descriptor)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
@@ -190,6 +200,41 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def publish(descriptor: int, path: Path, target: Path, *, size: int) -> None:
+    """Give a finished file its final name, if the name that it has now still belongs to it.
+
+    What was written and checked is what the descriptor refers to; what gets the name is what the path refers to.
+    Another program may have put another file there, or cut ours short.
+
+    Args:
+        descriptor: Of the finished file.
+        path: Its present name.
+        target: Its final name; a file of that name is replaced.
+        size: Its bytes.
+
+    Raises:
+        IntegrityError: The path belongs to another file, or the file has another size. Nothing was renamed.
+        OSError: The rename failed.
+    """
+    status = os.fstat(descriptor)
+    try:
+        same = os.path.samestat(path.lstat(), status)
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise IntegrityError(f"another program has removed or replaced {path} while it was written; start again")
+    if status.st_size != size:
+        raise IntegrityError(
+            f"another program has changed {path} while it was written; start again",
+            expected=f"{size} bytes",
+            got=f"{status.st_size} bytes",
+        )
+    try:
+        path.replace(target)
+    except OSError as error:
+        raise explained(error, "the finished file could not be given its name", target) from error
 
 
 def private_file(path: Path) -> None:

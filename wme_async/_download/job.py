@@ -9,7 +9,7 @@ from pathlib import Path
 from wme_async._download.asking import ask_whole, pause, verify, verify_sha1, version_of, wait_after_whole
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced
-from wme_async._download.partfile import PartFile, check_target, known_version
+from wme_async._download.partfile import PartChanged, PartFile, check_target, known_version
 from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, Source
 from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.etags import PartSums
@@ -208,7 +208,7 @@ class Job:
             OSError: As `download`.
         """
         began = self.transport.monotonic()
-        await self.budget.short_work.run(check_target, self.to)
+        target = await self.budget.short_work.run(check_target, self.to)
         info, self.promised = await self._ask()
         if self.if_changed:
             known = await self._unchanged(info)
@@ -222,14 +222,16 @@ class Job:
         opened: list[PartFile] = []
         try:
             # Whoever is cancelled while it is opened has it open and locked all the same, and closes it.
-            await self.budget.short_work.run(lambda: opened.append(PartFile(self.to, durable=self.durable)))
+            await self.budget.short_work.run(lambda: opened.append(PartFile(target, durable=self.durable)))
             part = self.part = opened[0]
             if self.on_open is not None:
                 self.on_open(part)
-            info, md5 = await self._fetch(info)
-            verified = await self._verified(info, md5, part)
+            info, md5, verified = await self._fetch_verified(info, part)
             last = in_thread if self.durable else self.budget.short_work.run
             size = await last(lambda: part.finish(md5=md5, verified=verified))
+        except PartChanged as change:
+            part.discard()
+            raise IntegrityError(str(change)) from change
         finally:
             # Threads that were at work have been waited for by now; closing takes no time.
             for each in opened:
@@ -251,6 +253,22 @@ class Job:
                 promised=self.promised.md5 if self.promised else None, unwanted=unwanted,
             )
         )  # fmt: skip
+
+    async def _fetch_verified(self, info: FileInfo, part: PartFile) -> tuple[FileInfo, str | None, bool | None]:
+        """Fetch the file and check it. If what an earlier call had left is damaged, all of it is fetched once more."""
+        while True:
+            info, md5 = await self._fetch(info)
+            try:
+                return info, md5, await self._verified(info, md5, part)
+            except IntegrityError:
+                if not self.resumed:
+                    part.discard()
+                    raise
+            self.resumed = 0
+            self.restarts += 1
+            self.versions += 1
+            self._withdraw()
+            await in_thread(part.empty)
 
     async def _fetch(self, info: FileInfo) -> tuple[FileInfo, str | None]:
         """Fetch all bytes of one version, beginning again when it changes meanwhile."""
@@ -421,12 +439,10 @@ class Job:
             await long_in_thread(lambda unwanted: part.sum_parts(sums, unwanted))
             return sums.proven()
 
-        try:
-            verified = await verify(self.source, md5, self.promised, info, has_etag)
-            return await verify_sha1(self.sha1, part) if self.sha1 else verified
-        except IntegrityError:
-            part.discard()
-            raise
+        if md5 is not None:
+            await long_in_thread(lambda unwanted: part.check_holes(md5, unwanted))
+        verified = await verify(self.source, md5, self.promised, info, has_etag)
+        return await verify_sha1(self.sha1, part) if self.sha1 else verified
 
 
 async def _hash_behind(digest: "hashlib._Hash", plan: Plan, part: PartFile, crew: Crew) -> None:

@@ -1,35 +1,43 @@
 """What is on the disk already, kept beside it: a ledger that a killed process leaves true.
 
-The ledger is one small file. Its first page holds a table of intervals, each a pair of little-endian 64-bit offsets;
-whoever writes bytes moves the second offset forward, with one write of eight bytes, after the bytes themselves are
-written. The kernel keeps both when a process is killed, so the table never claims a byte that is not in the file. After
-a power failure it might; therefore the ledger knows the boot it was written in, and of another boot only that is
-believed which was flushed to the disk before it was noted. Those notes are JSON, in two areas that are written in turn,
-so that one of them is always whole.
+The ledger is one small file. It begins with a table of intervals: two little-endian 64-bit offsets and a CRC-32 of both
+each. Whoever writes bytes moves the second offset forward, with one write that stays within a page, after the bytes
+themselves are written. The kernel keeps both when a process is killed, so the table never claims a byte that is not in
+the file. After a power failure it might; therefore the ledger knows the boot it was written in, and of another boot it
+believes only what was flushed to the disk before it was noted. Those notes are JSON with a CRC-32, in two areas that
+are written in turn, so that one of them is always whole.
+
+Nothing is believed that does not match its check: the CRC of an interval begins with that of the note, so an interval
+counts for this version, boot and unfinished file alone. Whatever is damaged is fetched again.
 """
 
+import errno
 import os
 import struct
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from wme_async._files import explained, sync_file
 from wme_async._protocol.decode import decode_json
 from wme_async._protocol.ranges import Claim, Plan, Spans
 from wme_async.errors import DecodeError
 
 __all__ = ["Ledger", "boot_id"]
 
-_PAGE = 4096
+_TABLE = 8192
 _AREA = 16384
-_SLOTS = _PAGE // 16
-_PAIR = struct.Struct("<QQ")
-_OFFSET = struct.Struct("<Q")
+_SLOT = struct.Struct("<QQI4x")
+_OFFSETS = struct.Struct("<QQ")
+_SLOT_SIZE = 32  # a divisor of the page size, so that no slot lies on two pages
+_SLOTS = _TABLE // _SLOT_SIZE
 _PREFIX = struct.Struct("<4sII")
-_MAGIC = b"WME1"
+_MAGIC = b"WME2"
 _MOST_SPANS = 400
+
+# The ledger is written to right after the file. A file that was changed this much later was changed by another program.
+_SLACK = 10_000_000_000  # nanoseconds
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +48,12 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     etag: str
     boot: str | None
+    inode: int | None
     synced: list[tuple[int, int]]
+
+    def seed(self) -> int:
+        """Return the CRC that those of all intervals begin with."""
+        return zlib.crc32(msgspec.json.encode((self.identity, self.size, self.etag, self.boot, self.inode)))
 
 
 _NOTE = msgspec.json.Decoder(Note)
@@ -58,42 +71,77 @@ class Ledger:
     """The ledger of one unfinished file.
 
     Args:
-        path: Where it is. It is made if it is not there.
+        path: Where it is. It is created if it does not exist.
         boot: This boot, or None where unknown: then only flushed bytes are believed later.
+
+    Raises:
+        OSError: It cannot be created, read or written; so do all methods.
     """
 
     def __init__(self, path: Path, *, boot: str | None) -> None:
+        self._path = path
         self._boot = boot
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise self._explained(error) from error
         self._note: Note | None = None
+        self._seed = 0
         self._used = 0
         self._slots: dict[Claim, int] = {}
 
-    def load(self, *, identity: str, size: int, etag: str) -> Spans:
-        """Return the bytes that are there of this very version; none where the ledger tells of another one."""
+    def load(self, *, identity: str, size: int, etag: str, part: os.stat_result | None = None) -> Spans:
+        """Return the bytes that are there of this very version; none where the ledger tells of another one.
+
+        Args:
+            identity: What names the file on its server.
+            size: Its bytes.
+            etag: Its strong ETag.
+            part: The status of the unfinished file. None believes that it is the one that the ledger tells of.
+        """
         note = self._read()
         if note is None or (note.identity, note.size, note.etag) != (identity, size, etag):
             return Spans()
-        self._note = note
+        same_boot = note.boot is not None and note.boot == self._boot
+        if part is not None and (
+            note.inode != part.st_ino or (same_boot and part.st_mtime_ns > os.fstat(self._fd).st_mtime_ns + _SLACK)
+        ):
+            return Spans()
+        self._note, self._seed = note, note.seed()
         spans = Spans(note.synced)
-        if note.boot is not None and note.boot == self._boot:
-            table = os.pread(self._fd, _PAGE, 0)
-            for start, stop in _PAIR.iter_unpack(table[: len(table) // 16 * 16]):
-                if start < stop <= size:
+        if same_boot:
+            table = self._get(_TABLE, 0)
+            for at in range(0, len(table) - _SLOT.size + 1, _SLOT_SIZE):
+                start, stop, check = _SLOT.unpack_from(table, at)
+                if start < stop <= size and check == _check(start, stop, self._seed):
                     spans.add(start, stop)
         return spans
 
-    def begin(self, plan: Plan, *, identity: str, size: int, etag: str, synced: Iterable[tuple[int, int]] = ()) -> None:
-        """Start to keep account of a plan. What the ledger said of another version is gone, on the disk too."""
+    def begin(
+        self,
+        plan: Plan,
+        *,
+        identity: str,
+        size: int,
+        etag: str,
+        inode: int | None = None,
+    ) -> None:
+        """Start to keep account of a plan. What the ledger said of another version is gone, on the disk too.
+
+        Args:
+            plan: What is there and what is missing.
+            identity: What names the file on its server.
+            size: Its bytes.
+            etag: Its strong ETag.
+            inode: The number of the unfinished file.
+        """
         known = self._note
-        if known is None or (known.identity, known.size, known.etag) != (identity, size, etag):
-            # First the claims of the old version, then its name: in no order may old claims stand under a new name.
-            os.pwrite(self._fd, bytes(_PAGE), 0)
-            self._write(Note(identity=identity, size=size, etag=etag, boot=self._boot, synced=list(synced)))
-            os.fsync(self._fd)
+        if not plan.done or known is None or (known.identity, known.size, known.etag) != (identity, size, etag):
+            # Notes of another version or attempt must not come back to life if the new one is damaged.
+            self._truncate()
+            self._write(Note(identity=identity, size=size, etag=etag, boot=self._boot, inode=inode, synced=[]))
+            self._sync()
         elif known.boot != self._boot:
-            # What the table said in another boot must not be believed in this one.
-            os.pwrite(self._fd, bytes(_PAGE), 0)
             self._write(msgspec.structs.replace(known, boot=self._boot))
         self.rewrite(plan)
 
@@ -103,41 +151,44 @@ class Ledger:
             self.rewrite(plan)
         if claim not in self._slots:
             self._slots[claim] = self._used
-            os.pwrite(self._fd, _PAIR.pack(claim.start, claim.at), 16 * self._used)
             self._used += 1
+            self.advance(claim)
 
     def advance(self, claim: Claim) -> None:
         """Note that the bytes before `claim.at` are written."""
-        os.pwrite(self._fd, _OFFSET.pack(claim.at), 16 * self._slots[claim] + 8)
+        self._put(self._slot(claim.start, claim.at), _SLOT_SIZE * self._slots[claim])
 
     def forget(self, claim: Claim) -> None:
         """A claim has ended; what it brought stays noted."""
         self._slots.pop(claim, None)
 
     def rewrite(self, plan: Plan) -> None:
-        """Write the table anew with neighbours joined: one page, so that it is old or new and never half."""
+        """Write the table anew with neighbours joined. Every interval, old or new, is true while that is done."""
         spans = sorted(plan.spans, key=lambda span: span[0] - span[1])[: _SLOTS // 2]
         pairs = [*spans, *((claim.start, claim.at) for claim in plan.claims)][:_SLOTS]
         self._slots = {claim: len(spans) + index for index, claim in enumerate(plan.claims[: _SLOTS - len(spans)])}
         self._used = len(pairs)
-        table = b"".join(_PAIR.pack(*pair) for pair in pairs)
-        os.pwrite(self._fd, table.ljust(_PAGE, b"\0"), 0)
+        table = b"".join(self._slot(start, stop).ljust(_SLOT_SIZE, b"\0") for start, stop in pairs)
+        self._put(table.ljust(_TABLE, b"\0"), 0)
 
     def synced(self, spans: Spans) -> None:
         """Note what has been flushed to the disk, and flush the note. Blocks; meant for a thread."""
         assert self._note is not None
         largest = sorted(spans, key=lambda span: span[0] - span[1])[:_MOST_SPANS]
         self._write(msgspec.structs.replace(self._note, synced=sorted(largest)))
-        _flush(self._fd)
+        self._sync(only_data=True)
 
     def close(self) -> None:
         """Close the file; it stays."""
         os.close(self._fd)
 
+    def _slot(self, start: int, stop: int) -> bytes:
+        return _SLOT.pack(start, stop, _check(start, stop, self._seed))
+
     def _read(self) -> Note | None:
         best: Note | None = None
         for area in (0, 1):
-            raw = os.pread(self._fd, _AREA, _PAGE + area * _AREA)
+            raw = self._get(_AREA, _TABLE + area * _AREA)
             if len(raw) < _PREFIX.size:
                 continue
             magic, length, crc = _PREFIX.unpack_from(raw)
@@ -153,18 +204,45 @@ class Ledger:
         return best
 
     def _write(self, note: Note) -> None:
-        sequence = max((self._note.sequence if self._note else 0), 0) + 1
-        if self._note is None:
-            old = self._read()
-            sequence = old.sequence + 1 if old else 1
-        note = msgspec.structs.replace(note, sequence=sequence)
+        note = msgspec.structs.replace(note, sequence=self._note.sequence + 1 if self._note else 1)
         text = msgspec.json.encode(note)
         data = _PREFIX.pack(_MAGIC, len(text), zlib.crc32(text)) + text
         if len(data) > _AREA:
             raise ValueError("the name of the file is too long for its ledger")
-        os.pwrite(self._fd, data, _PAGE + (sequence % 2) * _AREA)
+        self._put(data, _TABLE + (note.sequence % 2) * _AREA)
         self._note = note
+        self._seed = note.seed()
+
+    def _get(self, size: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._fd, size, offset)
+        except OSError as error:
+            raise self._explained(error) from error
+
+    def _put(self, data: bytes, offset: int) -> None:
+        try:
+            written = os.pwrite(self._fd, data, offset)
+        except OSError as error:
+            raise self._explained(error) from error
+        if written < len(data):
+            raise self._explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    def _truncate(self) -> None:
+        try:
+            os.ftruncate(self._fd, 0)
+        except OSError as error:
+            raise self._explained(error) from error
+
+    def _sync(self, *, only_data: bool = False) -> None:
+        try:
+            sync_file(self._fd, only_data=only_data)
+        except OSError as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: OSError) -> OSError:
+        problem = "the ledger of the unfinished file cannot be used; what is there is kept, so call again"
+        return explained(error, problem, self._path)
 
 
-def _flush(fd: int) -> None:
-    getattr(os, "fdatasync", os.fsync)(fd)
+def _check(start: int, stop: int, seed: int) -> int:
+    return zlib.crc32(_OFFSETS.pack(start, stop), seed)

@@ -1,5 +1,6 @@
 """The unfinished file: locked, written in place, and given its name only when it is whole."""
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -12,14 +13,24 @@ from pathlib import Path
 import msgspec
 
 from wme_async._download.ledger import Ledger, boot_id
-from wme_async._files import LockedFile, explained, free_space, sibling, sync_file, sync_folder
+from wme_async._files import (
+    LockedFile,
+    explained,
+    followed,
+    free_space,
+    name_limit,
+    publish,
+    sibling,
+    sync_file,
+    sync_folder,
+)
 from wme_async._protocol.decode import decode_json
 from wme_async._protocol.etags import Digest, PartSums
 from wme_async._protocol.ranges import Claim, Plan, Spans, strong_etag
 from wme_async._tasks import in_thread
 from wme_async.errors import DecodeError
 
-__all__ = ["PartFile", "check_target", "hash_range", "known_version"]
+__all__ = ["PartChanged", "PartFile", "check_target", "hash_range", "known_version"]
 
 logger = logging.getLogger("wme_async.download")
 
@@ -52,22 +63,50 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 _KNOWN = msgspec.json.Decoder(Known)
 
 
-def check_target(target: Path) -> None:
-    """Refuse a target that could never be written, before anything is asked for.
+class PartChanged(Exception):
+    """Another program has changed the unfinished file. The download turns it into an `IntegrityError`."""
+
+
+def check_target(target: Path) -> Path:
+    """Raise if a target can never be written, before anything is requested.
+
+    Returns:
+        The file to write: where a symbolic link points to, if the target is one.
 
     Raises:
-        OSError: It is a directory, its folder is missing, or nothing can be created there.
+        OSError: It is a directory, its folder is missing, its name is too long, or nothing can be created there.
     """
-    if target.is_dir():
+    try:
+        target = followed(target)
+        folder = target.parent
+        mode = target.stat().st_mode if target.exists() else None
+    except NotADirectoryError:
+        raise NotADirectoryError(
+            errno.ENOTDIR, "the target's folder does not exist; create it first", str(target.parent)
+        ) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise explained(error, "the target cannot be used", target) from error
+        raise _too_long(target) from None
+    if mode is not None and stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "the target is a directory; name a file in it", str(target))
-    folder = target.parent
     if not folder.is_dir():
         kind = errno.ENOTDIR if folder.exists() else errno.ENOENT
         raise OSError(kind, "the target's folder does not exist; create it first", str(folder))
-    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+    if len(os.fsencode(target.name)) > name_limit(folder):
+        raise _too_long(target)
+    if mode is not None and not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "the target is there and is not a regular file", str(target))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "nothing can be written in the target's folder", str(folder))
+    return target
+
+
+def _too_long(target: Path) -> OSError:
+    return OSError(
+        errno.ENAMETOOLONG, "the file system does not allow a name or path of this length; use a shorter one",
+        str(target),
+    )  # fmt: skip
 
 
 class PartFile:
@@ -85,22 +124,32 @@ class PartFile:
 
     def __init__(self, target: Path, *, durable: bool) -> None:
         self.target = target
-        self.path = sibling(target, ".part")
-        self.ledger_path = sibling(target, ".part.ledger")
         self.durable = durable
         self.plan: Plan | None = None
         self._ledger: Ledger | None = None
         self._identity = ""
         self._etag = ""
+        self._size: int | None = None  # of a file that is written in ranges
+        self._streamed = 0  # bytes of a file that comes in one stream
         self._slow_until = 0.0
         self._slow_writes = 0
         self._slow_period = _SLOW_PERIOD
         try:
-            self._file = LockedFile(self.path, mode=0o666)
+            self._file = self._open(cautious=False)
         except BlockingIOError:
             raise BlockingIOError(errno.EAGAIN, "another download to this target is at work", str(target)) from None
         except OSError as error:
             raise explained(error, "the unfinished file cannot be created", self.path) from error
+
+    def _open(self, *, cautious: bool) -> LockedFile:
+        self.path = sibling(self.target, ".part", cautious=cautious)
+        self.ledger_path = sibling(self.target, ".part.ledger", cautious=cautious)
+        try:
+            return LockedFile(self.path, mode=0o666)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG or cautious:
+                raise
+            return self._open(cautious=True)
 
     @property
     def _fd(self) -> int:
@@ -126,17 +175,24 @@ class PartFile:
             self._drop_ledger()
         else:
             self._ledger = self._ledger or Ledger(self.ledger_path, boot=boot_id())
-            # A new, truncated or foreign file makes the ledger a liar.
-            if os.fstat(self._fd).st_size == size:
-                spans = self._ledger.load(identity=identity, size=size, etag=etag)
+            # The ledger does not hold for a new, truncated or foreign file.
+            status = os.fstat(self._fd)
+            if status.st_size == size:
+                spans = self._ledger.load(identity=identity, size=size, etag=etag, part=status)
         if not spans.total:
             self._clear()
         self._check_space(size)
         plan = self.plan = Plan(size, spans, rate=rate)
         if self._ledger is not None:
             assert etag is not None
-            self._ledger.begin(plan, identity=identity, size=size, etag=etag)
-        os.ftruncate(self._fd, size)
+            inode = os.fstat(self._fd).st_ino
+            self._ledger.begin(plan, identity=identity, size=size, etag=etag, inode=inode)
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            problem = f"the file system does not take a file of {size:,} bytes here"
+            raise explained(error, problem, self.path) from error
+        self._size = size
         return plan
 
     def empty(self) -> None:
@@ -150,6 +206,7 @@ class PartFile:
         # that way; a new one is spared that.
         if os.fstat(self._fd).st_size:
             os.ftruncate(self._fd, 0)
+        self._size, self._streamed = None, 0
 
     def _check_space(self, size: int) -> None:
         free = free_space(self._fd)
@@ -203,19 +260,35 @@ class PartFile:
         return None
 
     def _write(self, offset: int, data: memoryview) -> None:
+        # Nobody else cuts the file, or writes behind its end, without being noticed: cut bytes would read as zeros.
+        if self._size is not None:
+            self._check_size()
+        elif os.fstat(self._fd).st_size != self._streamed:
+            raise self._changed()
         try:
-            done = os.pwrite(self._fd, data, offset)
-            while done < len(data):
-                data = data[done:]
-                offset += done
-                done = os.pwrite(self._fd, data, offset)
+            while data:
+                written = os.pwrite(self._fd, data, offset)
+                data = data[written:]
+                offset += written
         except OSError as error:
-            what = "the file could not be written; what is there is kept, and the next call goes on from it"
-            raise explained(error, what, self.path) from error
+            problem = "the file could not be written; what is there is kept, and the next call goes on from it"
+            raise explained(error, problem, self.path) from error
+        if self._size is None:
+            self._streamed = offset
+
+    def _check_size(self) -> None:
+        if os.fstat(self._fd).st_size != self._size:
+            raise self._changed()
+
+    def _changed(self) -> PartChanged:
+        return PartChanged(f"another program has changed {self.path} while it was downloaded; start again")
 
     def checkpoint(self, spans: Spans) -> None:
         """Flush the bytes, then the note of what was flushed. Blocks; meant for a thread."""
-        getattr(os, "fdatasync", os.fsync)(self._fd)
+        try:
+            sync_file(self._fd, only_data=True)
+        except OSError as error:
+            raise explained(error, "the unfinished file did not reach the disk", self.path) from error
         if self._ledger is not None:
             self._ledger.synced(spans)
 
@@ -229,23 +302,50 @@ class PartFile:
 
     def hash_into(self, digest: "hashlib._Hash", start: int, stop: int) -> None:
         """Hash bytes that were written. Blocks; meant for a thread."""
-        hash_range(self._fd, digest, start, stop)
+        self._hash(digest, start, stop)
 
     def sum_parts(self, sums: PartSums, unwanted: Unwanted) -> None:
         """Take the MD5s of the parts of the whole file. Blocks for long; meant for a thread."""
-        hash_range(self._fd, sums, 0, os.fstat(self._fd).st_size, unwanted)
+        self._hash(sums, 0, os.fstat(self._fd).st_size, unwanted)
 
     def sha1(self, unwanted: Unwanted) -> str:
         """Compute the SHA-1 of the whole file, in hexadecimal. Blocks for long; meant for a thread."""
         digest = hashlib.sha1(usedforsecurity=False)
-        hash_range(self._fd, digest, 0, os.fstat(self._fd).st_size, unwanted)
+        self._hash(digest, 0, os.fstat(self._fd).st_size, unwanted)
         return digest.hexdigest()
+
+    def _hash(self, digest: Digest, start: int, stop: int, unwanted: Unwanted | None = None) -> None:
+        if not hash_range(self._fd, digest, start, stop, unwanted):
+            raise self._changed()
+
+    def check_holes(self, md5: str, unwanted: Unwanted) -> None:
+        """Hash the file again if a part of it was never written. May block for long; meant for a thread.
+
+        Bytes are hashed soon after they were written. Another program may have cut the file after that, and extended it
+        again: then there are holes where bytes were. Some file systems make holes of zeros themselves.
+
+        Raises:
+            PartChanged: The file has another MD5 by now.
+        """
+        try:
+            end = os.lseek(self._fd, 0, os.SEEK_HOLE)
+        except (OSError, AttributeError):
+            return
+        if end < os.fstat(self._fd).st_size:
+            digest = hashlib.md5(usedforsecurity=False)
+            self._hash(digest, 0, os.fstat(self._fd).st_size, unwanted)
+            if digest.hexdigest() != md5:
+                raise self._changed()
 
     def finish(self, *, md5: str | None, verified: bool | None) -> int:
         """Give the file its name. Blocks; meant for a thread.
 
         Returns:
             The size of the file.
+
+        Raises:
+            IntegrityError: Another program has changed or replaced the file.
+            OSError: It cannot be brought to the disk or renamed.
         """
         status = os.fstat(self._fd)
         if self._etag:
@@ -258,40 +358,48 @@ class PartFile:
                 verified=verified,
             )
             _remember(self._fd, known)
-        try:
-            if self.durable:
+        if self.durable:
+            try:
                 sync_file(self._fd)
-            self.path.replace(self.target)
-            if self.durable:
-                sync_folder(self.target.parent)
-        except OSError as error:
-            raise explained(error, "the finished file could not be given its name", self.target) from error
+            except OSError as error:
+                raise explained(error, "the finished file did not reach the disk", self.path) from error
+        size = self._streamed if self._size is None else self._size
+        publish(self._fd, self.path, self.target, size=size)
+        if self.durable:
+            sync_folder(self.target.parent)
         self._drop_ledger()
-        self._shut()
-        return status.st_size
+        self._file.close()
+        return size
 
     def discard(self) -> None:
         """Remove what was fetched, so that the next attempt starts clean."""
         if self._fd >= 0:
-            self.path.unlink(missing_ok=True)
-            self._drop_ledger()
-            self._shut()
+            try:
+                self._remove()
+            finally:
+                self._shut()
 
     def close(self) -> None:
-        """Leave a state that can be resumed, or nothing where nothing was fetched."""
+        """Leave a state that can be resumed, or nothing where nothing was fetched. The lock is released in any case."""
         if self._fd < 0:
             return
-        if self.plan is None:
-            # It could not be looked into, for want of space or of descriptors: what was there before stays.
-            worth = self.ledger_path.exists() and os.fstat(self._fd).st_size > 0
-        else:
-            worth = self._ledger is not None and bool(self.plan.written)
-        if not worth:
-            self.discard()
-            return
-        if self._ledger is not None:
-            self._ledger.close()
-        self._shut()
+        try:
+            if self.plan is None:
+                # It could not be looked into, for want of space or of descriptors: what was there before stays.
+                worth = self.ledger_path.exists() and os.fstat(self._fd).st_size > 0
+            else:
+                worth = self._ledger is not None and bool(self.plan.written)
+            if not worth:
+                self._remove()
+        finally:
+            self._shut()
+
+    def _remove(self) -> None:
+        """Remove the file and its ledger, unless the name belongs to another file by now."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self.path.lstat(), os.fstat(self._fd)):
+                self.path.unlink()
+                self._drop_ledger()
 
     def _drop_ledger(self) -> None:
         if self._ledger is not None:
@@ -300,15 +408,20 @@ class PartFile:
         self.ledger_path.unlink(missing_ok=True)
 
     def _shut(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
         self._file.close()
 
 
-def hash_range(fd: int, digest: Digest, start: int, stop: int, unwanted: Unwanted | None = None) -> None:
+def hash_range(fd: int, digest: Digest, start: int, stop: int, unwanted: Unwanted | None = None) -> bool:
     """Feed bytes of a file to a digest, in blocks that stay in the processor's cache.
 
+    Returns:
+        Whether the file is long enough.
+
     Raises:
-        OSError: The file is shorter than that.
-        InterruptedError: It is no longer wanted.
+        InterruptedError: The digest is no longer wanted.
     """
     buffer = bytearray(_BLOCK)
     view = memoryview(buffer)
@@ -317,9 +430,10 @@ def hash_range(fd: int, digest: Digest, start: int, stop: int, unwanted: Unwante
             raise InterruptedError(errno.EINTR, "nobody waits for the digest any more")
         count = os.preadv(fd, [view[: min(_BLOCK, stop - start)]], start)
         if not count:
-            raise OSError(errno.EIO, "the unfinished file was cut short by somebody else")
+            return False
         digest.update(view[:count])
         start += count
+    return True
 
 
 def known_version(
@@ -352,8 +466,8 @@ def known_version(
         if promised is None:
             return None
         digest = hashlib.md5(usedforsecurity=False)
-        hash_range(fd, digest, 0, status.st_size, unwanted)
-        return (promised, True) if digest.hexdigest() == promised.lower() else None
+        whole = hash_range(fd, digest, 0, status.st_size, unwanted)
+        return (promised, True) if whole and digest.hexdigest() == promised.lower() else None
     finally:
         os.close(fd)
 
