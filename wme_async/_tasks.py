@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
-from typing import Any, Final, ParamSpec, TypeVar
+from types import TracebackType
+from typing import Any, Final, NoReturn, ParamSpec, Self, TypeVar
 
 __all__ = [
     "AdaptiveExecutor",
+    "WorkGroup",
     "first_cause",
     "in_thread",
     "long_in_thread",
@@ -166,6 +168,76 @@ async def wait_shielded(
         future.exception()
     if cancellation is not None:
         raise cancellation
+
+
+class WorkGroup(asyncio.TaskGroup):
+    """A task group in which a task that is cancelled alone is an error.
+
+    `asyncio.TaskGroup` takes a cancelled task for one that has finished: its share of the work is then missing from the
+    result, or its siblings wait for it for ever. `create_task` is that of asyncio, for tasks that may be cancelled one
+    by one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._owner: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self._ending = False
+        self._stopped: set[asyncio.Task[Any]] = set()
+        self._failure: RuntimeError | None = None
+
+    async def __aenter__(self) -> Self:
+        self._owner = asyncio.current_task()
+        self._cancelling = self._owner.cancelling() if self._owner is not None else 0
+        await super().__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._ending = True
+        await super().__aexit__(kind, error, trace)
+        if self._failure is not None:
+            raise BaseExceptionGroup("a task was cancelled", [self._failure])
+
+    def start(self, work: Coroutine[Any, Any, T], *, name: str | None = None) -> "asyncio.Task[T]":
+        """Run a coroutine as a task of the group that nobody but the group may cancel.
+
+        If somebody does, the group ends with a `RuntimeError` (in an exception group, as with any error of a task).
+
+        Args:
+            work: What to run.
+            name: For the task.
+        """
+        task = self.create_task(work, name=name)
+        task.add_done_callback(self._look_at)
+        return task
+
+    def stop(self, *tasks: "asyncio.Task[Any]") -> None:
+        """Cancel tasks of the group whose work is no longer needed."""
+        self._stopped.update(tasks)
+        for task in tasks:
+            task.cancel()
+
+    def _look_at(self, task: "asyncio.Task[Any]") -> None:
+        if not task.cancelled():
+            self._ending = self._ending or task.exception() is not None
+        elif task in self._stopped:
+            self._stopped.discard(task)
+        elif not self._ending and self._owner is not None and self._owner.cancelling() <= self._cancelling:
+            self._ending = True
+            failing = _fail(RuntimeError(f"{task.get_name()} was cancelled, and the work that needs it was not"))
+            try:
+                self.create_task(failing)
+            except RuntimeError:
+                # It was the last task, and the group has ended.
+                failing.close()
+                self._failure = RuntimeError(f"{task.get_name()} was cancelled, and the work that needs it was not")
+
+
+async def _fail(error: BaseException) -> NoReturn:
+    raise error
 
 
 def first_cause(error: BaseException) -> BaseException:

@@ -19,7 +19,7 @@ from wme_async._archive._reader import ArchiveReader, ArchiveStatistics, OnBadRe
 from wme_async._protocol.arguments import check_functions, check_path
 from wme_async._protocol.decode import plain_data
 from wme_async._protocol.pace import check_numbers
-from wme_async._tasks import first_cause, in_thread, wait_done
+from wme_async._tasks import WorkGroup, first_cause, in_thread, wait_done
 from wme_async.errors import WMEError
 
 __all__ = ["ManyReader", "ManyResult"]
@@ -157,9 +157,9 @@ class ManyReader(Generic[R]):
         """Run the workers, and tell how it ended; an error of one ends all."""
         end: BaseException | None = None
         try:
-            async with asyncio.TaskGroup() as group:
+            async with WorkGroup() as group:
                 for _ in range(self._workers):
-                    group.create_task(self._serve())
+                    group.start(self._serve())
         except BaseExceptionGroup as errors:
             end = first_cause(errors)
         await self._results.put(end)

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 import msgspec
 
 from wme_async._protocol.arguments import check_flags, check_functions
-from wme_async._tasks import first_cause
+from wme_async._tasks import WorkGroup, first_cause
 from wme_async.errors import Forbidden, QuotaExceeded, Unauthorized
 
 __all__ = ["Looked", "LookupProgress", "Lookups"]
@@ -238,12 +238,16 @@ class _Crew(Generic[T]):
     async def _run(self) -> None:
         try:
             draw = self._drawer()
-            async with asyncio.TaskGroup() as group:
+            async with WorkGroup() as group:
                 for _ in range(self._size):
-                    group.create_task(self._work(draw))
+                    group.start(self._work(draw), name="wme look-up")
             self._report(last=True)
         except Exception as error:  # noqa: BLE001  # whatever the caller's names or progress raise belongs to the caller
             self._error = first_cause(error)
+        except asyncio.CancelledError:
+            if not self._ended:
+                self._error = RuntimeError("the task of these look-ups was cancelled before their end")
+            raise
         finally:
             self._ended = True
             self._wake()

@@ -1,6 +1,5 @@
 """What is asked of a source and its server beside the ranges: the version, the checksum, the whole file at once."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
@@ -12,7 +11,7 @@ from wme_async._download.partfile import PartFile
 from wme_async._download.source import Checksum, FileInfo, Source
 from wme_async._protocol.ranges import etag_matches, strong_etag
 from wme_async._protocol.retry import Backoff, gave_up, is_transient, jittered
-from wme_async._tasks import long_in_thread, raise_first_cause
+from wme_async._tasks import WorkGroup, long_in_thread, raise_first_cause
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, NotFound, StatusError, WMEError
 
@@ -49,9 +48,9 @@ async def version_of(
         WMEError: A question failed.
     """
     with raise_first_cause():
-        async with asyncio.TaskGroup() as group:
-            info = group.create_task(head_of(source, transport))
-            promised = group.create_task(checksum_or_none(source)) if checksum else None
+        async with WorkGroup() as group:
+            info = group.start(head_of(source, transport))
+            promised = group.start(checksum_or_none(source)) if checksum else None
     return info.result(), promised.result() if promised else None
 
 

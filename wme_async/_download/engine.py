@@ -10,7 +10,7 @@ from wme_async._download.budget import Budget, Ticket
 from wme_async._download.source import SignedUrl
 from wme_async._protocol.ranges import Claim, Plan, Verdict, judge
 from wme_async._protocol.retry import Backoff, gave_up, is_transient
-from wme_async._tasks import raise_first_cause
+from wme_async._tasks import WorkGroup, raise_first_cause
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
 
@@ -141,13 +141,12 @@ class Crew:
                 self._budget.tick(self._transport.monotonic())
                 return
             with raise_first_cause():
-                async with asyncio.TaskGroup() as group:
-                    workers = [group.create_task(self._work()) for _ in range(max(1, min(self._connections, parts)))]
-                    clock = group.create_task(self._clock())
+                async with WorkGroup() as group:
+                    workers = [group.start(self._work()) for _ in range(max(1, min(self._connections, parts)))]
+                    clock = group.start(self._clock())
                     while not self.plan.complete:
                         await self.news()
-                    for task in [clock, *workers]:
-                        task.cancel()
+                    group.stop(clock, *workers)
         finally:
             self._budget.files -= 1
             self._budget.rate = self.plan.rate(self._transport.monotonic())

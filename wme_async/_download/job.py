@@ -1,6 +1,5 @@
 """One file, from the first question about it to its name on the disk."""
 
-import asyncio
 import hashlib
 import inspect
 from collections.abc import Awaitable, Callable, Collection
@@ -17,7 +16,7 @@ from wme_async._protocol.pace import Meter, check_numbers
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff
 from wme_async._protocol.settings import check_kinds
-from wme_async._tasks import in_thread, long_in_thread, raise_first_cause
+from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_cause
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, Interrupted, WMEError
 
@@ -331,19 +330,18 @@ class Job:
     async def _attended(self, crew: Crew, plan: Plan, part: PartFile, digest: "hashlib._Hash | None") -> None:
         """Fetch, and meanwhile hash what is whole, flush what is written, and tell how far it is."""
         with raise_first_cause():
-            async with asyncio.TaskGroup() as group:
-                others = [group.create_task(self._report(plan))]
+            async with WorkGroup() as group:
+                others = [group.start(self._report(plan))]
                 if self.durable and plan.size > _SMALL:
-                    others.append(group.create_task(self._flush(plan, part)))
+                    others.append(group.start(self._flush(plan, part)))
                 hashing = None
                 if digest is not None and plan.size > _SMALL:
-                    hashing = group.create_task(_hash_behind(digest, plan, part, crew))
+                    hashing = group.start(_hash_behind(digest, plan, part, crew))
                 await crew.run()
                 crew.tell()
                 if hashing is not None:
                     await hashing
-                for task in others:
-                    task.cancel()
+                group.stop(*others)
 
     async def _report(self, plan: Plan) -> None:
         while True:
@@ -405,10 +403,10 @@ class Job:
         async with ask_whole(self.transport, self.ticket, info) as (body, expected):
             self.total = expected
             with raise_first_cause():
-                async with asyncio.TaskGroup() as group:
-                    report = group.create_task(self._report_stream())
+                async with WorkGroup() as group:
+                    report = group.start(self._report_stream())
                     await body.copy_to(lambda data: self._take(part, digest, data))
-                    report.cancel()
+                    group.stop(report)
         if expected is not None and self.streamed != expected:
             raise Interrupted(f"{self.streamed} bytes came of {expected}", url=None)
 

@@ -20,7 +20,7 @@ from wme_async._protocol.pace import check_numbers
 from wme_async._protocol.ranges import Claim, Plan, strong_etag
 from wme_async._protocol.retry import Backoff
 from wme_async._protocol.settings import check_kinds
-from wme_async._tasks import in_thread, raise_first_cause, wait_done
+from wme_async._tasks import WorkGroup, in_thread, raise_first_cause, wait_done
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, Interrupted, WMEError
 
@@ -331,8 +331,8 @@ class _Windowed(Ordered):
         )  # fmt: skip
         try:
             with raise_first_cause():
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(crew.run())
+                async with WorkGroup() as group:
+                    group.start(crew.run())
                     self._end = info.size
                     await self._hash()
         except NoRanges as refusal:
@@ -375,8 +375,8 @@ class _Windowed(Ordered):
         async with ask_whole(self._transport, self._ticket, info) as (body, expected):
             self.size = expected
             with raise_first_cause():
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._hash())
+                async with WorkGroup() as group:
+                    group.start(self._hash())
                     await body.copy_to(take)
                     if expected is not None and at != expected:
                         raise Interrupted(f"{at} bytes came of {expected}", url=None)

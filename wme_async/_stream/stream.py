@@ -21,7 +21,7 @@ from wme_async._stream.progress import Progress
 from wme_async._stream.records import StreamBadRecord, StreamEvent, StreamGap, StreamStatistics
 from wme_async._stream.runs import SKIP, Bad, Gap, Lists, Runs
 from wme_async._stream.shapes import PlaceLike, Shape
-from wme_async._tasks import first_cause, wait_done
+from wme_async._tasks import WorkGroup, first_cause, wait_done
 from wme_async._transport import Transport
 from wme_async.errors import DecodeError, StreamError
 from wme_async.offsets import ClaimingStore, MemoryOffsets, OffsetStore
@@ -248,10 +248,10 @@ class Stream(Generic[T]):
 
     async def _run(self) -> None:
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with WorkGroup() as tasks:
                 for connection in self._pool:
-                    tasks.create_task(connection.run())
-                tasks.create_task(self._keep_time())
+                    tasks.start(connection.run(), name=f"wme stream {self._key} connection {connection.number}")
+                tasks.start(self._keep_time(), name=f"wme stream {self._key} clock")
         except BaseExceptionGroup as group:
             self._failure = first_cause(group)
         except asyncio.CancelledError:

@@ -16,7 +16,7 @@ from wme_async._files import private_folder
 from wme_async._protocol.arguments import check_functions, check_path, check_url_of, texts_of
 from wme_async._protocol.pace import check_numbers
 from wme_async._protocol.settings import Limits, Retry, Timeouts, check_kinds
-from wme_async._tasks import in_thread
+from wme_async._tasks import WorkGroup, in_thread
 from wme_async._transport import SessionPool, Transport
 from wme_async._transport.pool import check_ssl
 from wme_async.jobs.crew import Crew, UnknownBatch
@@ -183,11 +183,10 @@ class BatchManager:
             await self._store.open()
             await self._delivery.prepare()
             await self._crew.recover()
-            async with asyncio.TaskGroup() as group:
-                helpers = [group.create_task(self._crew.hub.tick()), group.create_task(self._delivery.run())]
+            async with WorkGroup() as group:
+                helpers = [group.start(self._crew.hub.tick()), group.start(self._delivery.run())]
                 await self._crew.work(group, ready)
-                for helper in helpers:
-                    helper.cancel()
+                group.stop(*helpers)
         except BaseException as error:
             if not ready.done():
                 ready.set_exception(error)
