@@ -187,8 +187,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            if mode != 0o600:
-                os.fchmod(file.fileno(), mode)
+            os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             sync_file(file.fileno())

@@ -123,8 +123,8 @@ class Client:
         token, as files leave them, are dropped; of a password only line ends at its end, since blanks may belong to it.
 
         Args:
-            env_file: A file of `NAME=value` lines to read too (extra `cli`). The environment wins over it. No file is
-                ever read without being named here.
+            env_file: A file of `NAME=value` lines to read too (extra `cli`); `${NAME}` in a value stays as it is. The
+                environment wins over it. No file is ever read without being named here.
             **options: As for `Client`; they win over the environment.
 
         Raises:
@@ -219,4 +219,4 @@ def _env_file(path: str | os.PathLike[str] | None) -> dict[str, str]:
         from dotenv import dotenv_values  # noqa: PLC0415  # an extra
     except ImportError as error:
         raise ImportError("reading an env_file needs python-dotenv: pip install 'wme-async[cli]'") from error
-    return {name: value for name, value in dotenv_values(path).items() if value is not None}
+    return {name: value for name, value in dotenv_values(path, interpolate=False).items() if value is not None}
