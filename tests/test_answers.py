@@ -5,6 +5,7 @@ one test for each known trap of it.
 """
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from typing import Any
@@ -609,3 +610,21 @@ async def test_an_error_in_place_of_the_account_is_not_one_without_groups(sim, w
 async def test_a_record_of_which_nothing_is_left_or_known_is_one_all_the_same(sim, wme, body):
     sim.faults.inject("status", role="api", method="POST", status=200, body=body)
     assert type(await wme.snapshots.get("enwiki_namespace_0", fields=["identifier"])).__name__ == "Snapshot"
+
+
+async def test_the_stream_knows_every_name_that_is_accepted_for_it(sim):
+    """A name of the model that the server does not know is an error here, and not a 422 of the server."""
+    leaves = filterable(Article, "ondemand")
+    names = {name.rsplit(".", level)[0] for name in leaves for level in range(name.count(".") + 1)}
+    fields = []
+    async with Client(**sim.client_options()) as wme:
+        for name in sorted(names):
+            with contextlib.suppress(ValueError):
+                wme.realtime.articles(fields=[name])
+                fields.append(name)
+        assert len(fields) > 100
+        async with wme.realtime.articles(fields=fields) as stream:
+            waiting = asyncio.ensure_future(anext(stream))
+            await sim.requests.wait(1, role="realtime", path="/v2/articles")
+            sim.firehose.publish()
+            await waiting

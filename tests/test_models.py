@@ -388,6 +388,7 @@ def test_structured_contents_are_read_under_their_older_names_too() -> None:
     old = read(
         {
             "article_sections": [{"type": "section", "name": "Abstract"}],
+            "infobox": [{"type": "infobox", "name": "Infobox city"}],
             "mainEntity": {"identifier": "Q1"},
             "inLanguage": {"identifier": "en"},
         },
@@ -395,6 +396,7 @@ def test_structured_contents_are_read_under_their_older_names_too() -> None:
     )
     new = {
         "sections": [{"type": "section", "name": "Abstract"}],
+        "infoboxes": [{"type": "infobox", "name": "Infobox city"}],
         "main_entity": {"identifier": "Q1"},
         "in_language": {"identifier": "en"},
     }
@@ -402,6 +404,8 @@ def test_structured_contents_are_read_under_their_older_names_too() -> None:
     assert written(old) == new
     both = read({"sections": [{"name": "new"}], "article_sections": [{"name": "old"}]}, StructuredContent)
     assert [part.name for part in both.sections] == ["new"]
+    one = decode_record(msgspec.json.Decoder(StructuredContent), b'{"infobox": {"name": "one"}}')
+    assert one.infoboxes == (Part(name="one"),)
 
 
 def test_other_spellings_are_marked_by_an_underscore() -> None:
@@ -414,6 +418,7 @@ def test_other_spellings_are_marked_by_an_underscore() -> None:
     assert marked == {
         "StructuredContent.article_sections",
         "StructuredContent.inLanguage",
+        "StructuredContent.infobox",
         "StructuredContent.mainEntity",
         "Thumbnail.content_url",
         "Visibility.user",

@@ -607,6 +607,7 @@ def test_the_stream_is_asked_in_its_own_names(asked: list[str], sent: Any) -> No
         ("structured", ["tables"], ["tables", "sections"]),
         ("structured", ["tables.rows.value"], ["tables", "sections"]),
         ("structured", ["article_sections"], ["sections"]),
+        ("structured", ["infobox"], ["infoboxes"]),
         ("structured", ["sections.name", "version.editor.name"], ["sections", "version.editor.name"]),
     ],
 )
@@ -664,6 +665,8 @@ def test_a_filter_is_sent_only_where_it_is_answered_exactly(backend: str, filter
         ("realtime", [""], None, "empty name"),
         ("realtime", [], None, "leave fields out"),
         ("realtime", ["is_part_of.code"], None, "not on the stream"),
+        ("realtime", ["is_part_of.alternate_name"], None, "not on the stream"),
+        ("realtime", None, {"is_part_of.alternate_name": "wiki"}, "not on the stream"),
         ("realtime", ["has_parts.name"], None, "not on the stream"),
         ("realtime", None, {"is_part_of.code": "wiki"}, "not on the stream"),
         ("structured", ["event.type"], None, "not served on demand"),

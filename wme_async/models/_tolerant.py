@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-_ONE_OR_MANY: Final = frozenset({"license", "protection", "references", "tables"})
+_ONE_OR_MANY: Final = frozenset({"infobox", "license", "protection", "references", "tables"})
 
 _ROW: Final = "[]"
 """In place of the key: the value is an element of a list."""

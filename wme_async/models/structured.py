@@ -129,8 +129,8 @@ class StructuredContent(Model):
     On demand the server may answer with the whole unstructured article instead, when something that it asks of others
     fails: then `is_raw_article` is true.
 
-    Older payloads spell three fields `article_sections`, `mainEntity` and `inLanguage`: they are read as `sections`,
-    `main_entity` and `in_language`, and written back under these names.
+    Older payloads spell four fields `article_sections`, `infobox`, `mainEntity` and `inLanguage`: they are read as
+    `sections`, `infoboxes`, `main_entity` and `in_language`, and written back under these names.
 
     Attributes:
         name: Title.
@@ -180,11 +180,13 @@ class StructuredContent(Model):
     attribution: Attribution | None = None
     article_body: ArticleBody | None = None
     _sections: tuple[Part, ...] | UnsetType = field(name="article_sections", default=UNSET)
+    _infoboxes: tuple[Part, ...] | UnsetType = field(name="infobox", default=UNSET)
     _main_entity: EntityReference | UnsetType | None = field(name="mainEntity", default=UNSET)
     _in_language: Language | UnsetType = field(name="inLanguage", default=UNSET)
 
     def __post_init__(self) -> None:
         fold(self, "sections", "_sections", ())
+        fold(self, "infoboxes", "_infoboxes", ())
         fold(self, "main_entity", "_main_entity", None)
         fold(self, "in_language", "_in_language", Language())
 

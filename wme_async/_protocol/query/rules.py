@@ -53,7 +53,7 @@ ALIASES: Final[Mapping[str, str]] = {
     # The published documentation and older samples use these names; the server has the others.
     "visibility.user": "visibility.editor",
 }
-STRUCTURED_ALIASES: Final[Mapping[str, str]] = {"article_sections": "sections"}
+STRUCTURED_ALIASES: Final[Mapping[str, str]] = {"article_sections": "sections", "infobox": "infoboxes"}
 
 # Copied from the stored article, and computed anew for each request. Other names are ignored by the server.
 _STORED: Final = frozenset(
@@ -72,7 +72,7 @@ _AVRO: Final[Mapping[str, str]] = {
 }
 # The Avro names of the two sides of a probability are swapped: asking for `truthy` is answered with the key `false`.
 _AVRO_PROBABILITY: Final[Mapping[str, str]] = {"true": "falsy", "false": "truthy"}
-_OFF_STREAM: Final = frozenset({"has_parts", "is_part_of.code"})
+_OFF_STREAM: Final = frozenset({"has_parts", "is_part_of.alternate_name", "is_part_of.code"})
 _STREAM_IMAGE: Final = frozenset({"content_url", "width", "height", "alternative_text", "caption"})
 # Added to an event after fields are chosen and filters applied: not names that the server knows.
 _POSITION: Final = re.compile(r"(?:.*\.)?event\.(?:partition|offset)")
