@@ -413,7 +413,7 @@ async def test_a_whole_file_gets_its_name_although_the_database_fails_for_a_mome
         if name == "reserve" or any(job.status is Status.COMPLETED for job in given[1]):
             troubles += 1
             if troubles == 1:
-                raise sqlite3.OperationalError("database or disk is full")
+                raise jobs.DatabaseError("database or disk is full")
         return await working(store, *given, **named)
 
     monkeypatch.setattr(crew, "_DISK_PAUSE", 0.0)
@@ -757,18 +757,6 @@ async def test_whoever_is_cancelled_while_submitting_leaves_nothing_half_done(ma
     await manager.wait(last.batch_id, timeout=10)
     for batch in (await manager.list()).batches:
         assert (await manager.wait(batch.batch_id, timeout=10)).status == Status.COMPLETED
-
-
-def test_csv_files_give_their_urls(tmp_path):
-    path = tmp_path / "downloads.csv"
-    path.write_text('\ufefftitle,url\n"a, b",https://example.com/1\nc,\nd, https://example.com/2 \n', encoding="utf-8")
-    assert jobs.from_csv(path) == ["https://example.com/1", "https://example.com/2"]
-    assert jobs.from_csv(path, column="title") == ["a, b", "c", "d"]
-    with pytest.raises(ValueError, match="no column 'link'; it has title, url"):
-        jobs.from_csv(path, column="link")
-    path.write_text('url\nhttps://example.com/1\n"https://example.com/2\n' + "https://example.com/3\n" * 10_000)
-    with pytest.raises(ValueError, match=r"downloads.csv, line \d+: field larger than field limit"):
-        jobs.from_csv(path)
 
 
 def test_everything_public_is_exported():

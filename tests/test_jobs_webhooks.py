@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sqlite3
 from datetime import UTC, datetime
 
 import pytest
@@ -14,7 +13,7 @@ from wall_clock import machine_now, now
 
 from wme_async._protocol.settings import Retry
 from wme_async.errors import IntegrityError
-from wme_async.jobs import BatchManager, JobLimits, new_secret, outbox, sign_webhook, verify_webhook
+from wme_async.jobs import BatchManager, DatabaseError, JobLimits, new_secret, outbox, sign_webhook, verify_webhook
 from wme_async.jobs.store import Store
 from wme_async.jobs.webhooks import DELAYS, retry_delay
 
@@ -242,7 +241,7 @@ async def test_a_database_that_fails_for_a_moment_delays_a_webhook_and_ends_no_j
         if server.hooks or name == "messages":
             troubles += 1
             if troubles == 1:
-                raise sqlite3.OperationalError("database or disk is full")
+                raise DatabaseError("database or disk is full")
         return await working(store, *given, **named)
 
     monkeypatch.setattr(outbox, "_DISK_PAUSE", 0.0)

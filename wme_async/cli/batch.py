@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from wme_async._protocol.decode import decode_json
 from wme_async._transport import Request, Transport
 from wme_async.cli import base
 from wme_async.errors import DecodeError, NotFound
-from wme_async.jobs import Batch, BatchManager, Listing, Status, UnknownBatch, WrongState, from_csv
+from wme_async.jobs import Batch, BatchManager, DatabaseError, Listing, Status, UnknownBatch, WrongState, from_csv
 
 __all__ = ["batch", "serve"]
 
@@ -123,7 +122,7 @@ async def _managing(
     manager = BatchManager(directory, client=client, allow_hosts=hosts)
     try:
         await manager.start(jobs=jobs)
-    except (RuntimeError, sqlite3.Error) as error:
+    except (RuntimeError, DatabaseError) as error:
         raise click.ClickException(str(error)) from error
     try:
         yield manager

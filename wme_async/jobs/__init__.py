@@ -9,8 +9,10 @@
 A batch that was taken is downloaded, whatever happens to the process meanwhile.
 """
 
+from wme_async.jobs.csv_urls import from_csv
+from wme_async.jobs.errors import DamagedBatch, DatabaseError, ManagerClosed, UnknownBatch
 from wme_async.jobs.guard import AddressRefused
-from wme_async.jobs.manager import BatchManager, UnknownBatch, from_csv
+from wme_async.jobs.manager import BatchManager
 from wme_async.jobs.model import (
     Batch,
     BatchProgress,
@@ -32,6 +34,8 @@ __all__ = [
     "Batch",
     "BatchManager",
     "BatchProgress",
+    "DamagedBatch",
+    "DatabaseError",
     "Event",
     "Fetched",
     "FileName",
@@ -41,6 +45,7 @@ __all__ = [
     "JobLimits",
     "JobProgress",
     "Listing",
+    "ManagerClosed",
     "MediaFetcher",
     "Options",
     "Outbox",

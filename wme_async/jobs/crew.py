@@ -6,10 +6,8 @@ change behind.
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
-import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,35 +17,33 @@ from urllib.parse import urlsplit
 import msgspec
 
 from wme_async._tasks import wait_done
-from wme_async.errors import WMEError
+from wme_async.errors import DataError, WMEError
+from wme_async.jobs.errors import DamagedBatch, DatabaseError, ManagerClosed, UnknownBatch
 from wme_async.jobs.hub import Hub, job_id
 from wme_async.jobs.model import Batch, JobProgress, utc
 from wme_async.jobs.names import expand
 from wme_async.jobs.outbox import Delivery
-from wme_async.jobs.rows import BatchRow, EventRow, JobRow
+from wme_async.jobs.rows import BatchRow, EventRow, JobRow, changed, storable_size, storable_text
 from wme_async.jobs.rules import JobLimits, Options
 from wme_async.jobs.shelf import Shelf
 from wme_async.jobs.sources import Fetched, Fetcher
 from wme_async.jobs.states import FINAL, BatchState, Cause, Change, Status, Waiting, WrongState, choose
 from wme_async.jobs.store import Store
-from wme_async.jobs.views import batch_error, live_progress, words
+from wme_async.jobs.supervision import contained, is_passing
+from wme_async.jobs.views import live_progress, words
 
-__all__ = ["Crew", "UnknownBatch"]
+__all__ = ["Crew"]
 
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _T = TypeVar("_T")
 _Key = tuple[str, int]
 
-# How long to wait before a change is tried again that the disk did not take.
+# Seconds before a change is tried again that the disk did not take.
 _DISK_PAUSE = 2.0
 
-# No disk holds a file of this size. The sum of as many as a batch can have is still a number of the database.
-_MOST_BYTES = 1 << 50
-
-
-class UnknownBatch(LookupError):
-    """There is no batch, or no job, with this id."""
+# Seconds before a job is tried again that found no free file descriptor. Its own timeout bounds it.
+_DESCRIPTOR_PAUSE = 1.0
 
 
 class _Naming(msgspec.Struct):
@@ -143,9 +139,14 @@ class Crew:
                 continue
             try:
                 result = await change()
-            except Exception as error:  # noqa: BLE001  # it belongs to whoever asked
+            except Exception as error:  # noqa: BLE001  # it belongs to the caller
                 if not answer.done():
                     answer.set_exception(error)
+            except BaseException:
+                # Cancelled with the task group: the manager ends, and the caller must not wait for ever.
+                if not answer.done():
+                    answer.set_exception(ManagerClosed("the batch manager has ended during this change"))
+                raise
             else:
                 if not answer.done():
                     answer.set_result(result)
@@ -165,11 +166,11 @@ class Crew:
         while not self._asked.empty():
             item = self._asked.get_nowait()
             if item is not None and not item[1].done():
-                item[1].set_exception(RuntimeError("the batch manager was closed"))
+                item[1].set_exception(ManagerClosed("the batch manager was closed"))
 
     async def _ask(self, change: Callable[[], Awaitable[_T]]) -> _T:
         if self._ended:
-            raise RuntimeError("the batch manager was closed")
+            raise ManagerClosed("the batch manager was closed")
         answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self._asked.put_nowait((change, answer))
         return await answer
@@ -179,9 +180,11 @@ class Crew:
         for row in list(self.rows.values()):
             after, changes = row.state.interrupt()
             if changes:
-                with contextlib.suppress(sqlite3.Error):
-                    # What cannot be stored now is found running, and queued again, by the next manager.
+                try:
                     await self._commit(row, after, changes)
+                except Exception as error:  # noqa: BLE001  # one batch must not keep the others from being stored
+                    # The next manager finds the jobs running, and queues them again.
+                    logger.warning("the jobs of %s could not be stored as stopped (%s)", row.batch_id, error)
         for task in tasks:
             task.cancel()
         if everyone := [*tasks, *self._chores]:
@@ -204,24 +207,10 @@ class Crew:
         """
         now = self.now()
         changes = tuple(changes)
-        jobs = list(row.jobs)
-        for change in changes:
-            more = (facts or {}).get(change.position, {})
-            jobs[change.position] = self._changed(row.batch_id, jobs[change.position], change, now, more)
-        new = msgspec.structs.replace(
-            row, jobs=jobs, status=after.status, paused=after.paused, cancelled=after.cancelled
-        )
-        if new.started_at is None and any(change.new is Status.RUNNING for change in changes):
-            new.started_at = now
-        if new.status in FINAL:
-            new.completed_at = now
-            new.error = batch_error(new)
-        events = [_event(row.batch_id, now, jobs[change.position]) for change in changes]
-        if new.status is not row.status or not row.number:
-            events.append(EventRow(batch_id=row.batch_id, kind="batch", status=new.status, at=now, error=new.error))
+        new, events = changed(row, after, changes, now=now, live=self.live(row.batch_id), facts=facts or {})
         told = new.status in FINAL and new.options.webhook_url is not None
         message = self._delivery.compose(new, self._show(new), now) if told else None
-        touched = jobs if not row.number else [jobs[change.position] for change in changes]
+        touched = new.jobs if not row.number else [new.jobs[change.position] for change in changes]
         stored = await self._store.save(new, touched, events, message)
         if new.status in FINAL:
             self.rows.pop(row.batch_id, None)
@@ -236,19 +225,6 @@ class Crew:
         if message is not None:
             self._delivery.wake()
         return new
-
-    def _changed(self, batch_id: str, job: JobRow, change: Change, now: float, facts: Mapping[str, Any]) -> JobRow:
-        new: dict[str, Any] = {"status": change.new}
-        if change.new is Status.RUNNING:
-            new |= {"started_at": now, "error": None}
-        elif change.old is Status.RUNNING:
-            progress = self.live(batch_id).get(change.position)
-            if progress is not None:
-                new |= {"done": progress.done, "total": progress.total or job.total}
-        if change.new in FINAL:
-            new["completed_at"] = now
-        new.update(facts)
-        return msgspec.structs.replace(job, **new)
 
     def _follow(self, batch_id: str, change: Change) -> None:
         """Do what a stored change asks for."""
@@ -270,9 +246,31 @@ class Crew:
         if self._group is None:
             work.close()
             return
-        task = self._group.create_task(work)
+        task = self._group.create_task(contained(work))
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
+
+    async def _outside(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Run a coroutine that waits for jobs outside the task that makes changes; it goes on if the caller leaves."""
+        answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+
+        async def run() -> None:
+            try:
+                result = await work()
+            except BaseException as error:
+                if not answer.done():
+                    ended = isinstance(error, asyncio.CancelledError)
+                    answer.set_exception(ManagerClosed("the batch manager has ended") if ended else error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                if not answer.done():
+                    answer.set_result(result)
+
+        if self._ended:
+            raise ManagerClosed("the batch manager was closed")
+        self._chore(run())
+        return await answer
 
     async def _discard(self, batch_id: str, positions: list[int]) -> None:
         """Remove what jobs leave behind, once nobody writes to it."""
@@ -349,34 +347,58 @@ class Crew:
 
     async def retry(self, batch_id: str, *, cancelled: bool) -> BatchRow:
         """Submit failed jobs anew, with the bytes they have."""
+        statuses = {Status.FAILED, Status.CANCELLED} if cancelled else {Status.FAILED}
 
-        async def change() -> BatchRow:
+        async def change() -> "BatchRow | list[_Key]":
             row = await self._find(batch_id)
-            wanted = {Status.FAILED, Status.CANCELLED} if cancelled else {Status.FAILED}
-            again = [job for job in row.jobs if job.status in wanted]
-            if not again:
-                raise WrongState(f"no job of the batch has {' or '.join(sorted(wanted))}")
+            jobs = [job for job in row.jobs if job.status in statuses]
+            if not jobs:
+                raise WrongState(f"no job of the batch has {' or '.join(sorted(statuses))}")
+            busy = self._busy((batch_id, job.position) for job in jobs)
+            if busy:
+                return busy
             new_id = f"batch_{secrets.token_hex(8)}"
-            await self._idle((batch_id, job.position) for job in again)
-            for position, job in enumerate(again):
+            for position, job in enumerate(jobs):
                 await self._shelf.adopt((batch_id, job.position), (new_id, position))
-            return await self._create([job.url for job in again], row.options, batch_id=new_id, retry_of=batch_id)
+            return await self._create([job.url for job in jobs], row.options, batch_id=new_id, retry_of=batch_id)
 
-        return await self._ask(change)
+        async def retry() -> BatchRow:
+            # A job that was told to stop may take long, so nothing else waits for it. Its batch may change meanwhile.
+            while isinstance(result := await self._ask(change), list):
+                await self._idle(result)
+            return result
+
+        return await self._outside(retry)
 
     async def delete(self, batch_id: str, *, files: bool) -> None:
         """Forget a batch."""
 
-        async def change() -> None:
-            row = await self._find(batch_id)
+        async def cancel() -> BatchRow | None:
+            try:
+                row = await self._find(batch_id)
+            except DamagedBatch:
+                return None
             if row.status not in FINAL:
                 row = await self._commit(row, *row.state.cancel())
-            await self._idle((batch_id, job.position) for job in row.jobs)
-            await self._shelf.forget(row, files=files)
+            return row
+
+        async def forget() -> None:
             event = await self._store.delete(EventRow(batch_id=batch_id, kind="deleted", at=self.now()))
             self.hub.publish([event])
 
-        await self._ask(change)
+        async def delete() -> None:
+            row = await self._ask(cancel)
+            if row is not None:
+                # Nothing starts again in a batch that has ended, so what runs now is all there is to wait for.
+                await self._idle(self._busy((batch_id, job.position) for job in row.jobs))
+                await self._shelf.forget(row, files=files)
+            await self._ask(forget)
+
+        await self._outside(delete)
+
+    def _busy(self, keys: Iterable[_Key]) -> list[_Key]:
+        """Return the jobs whose tasks have not ended."""
+        return [key for key in keys if key in self._tasks]
 
     async def _find(self, batch_id: str) -> BatchRow:
         row = self.rows.get(batch_id) or await self._store.batch(batch_id)
@@ -409,10 +431,14 @@ class Crew:
                 changes += more
             try:
                 await self._commit(row, after, changes)
-            except sqlite3.Error as error:
+            except DatabaseError as error:
                 logger.error("a change could not be stored (%s); it is tried again", error)  # noqa: TRY400  # no bug of ours
                 asyncio.get_running_loop().call_later(_DISK_PAUSE, self._poke)
                 return
+            except Exception:
+                logger.exception("jobs of %s could not be started; it is tried again", batch_id)
+                asyncio.get_running_loop().call_later(_DISK_PAUSE, self._poke)
+                continue
             for position in positions:
                 self._start_job((batch_id, position), row.jobs[position].url, row.options)
 
@@ -431,7 +457,7 @@ class Crew:
     def _host_of(self, batch_id: str, position: int) -> str:
         hosts = self._hosts.get(batch_id)
         if hosts is None:
-            hosts = self._hosts[batch_id] = tuple(urlsplit(job.url).netloc for job in self.rows[batch_id].jobs)
+            hosts = self._hosts[batch_id] = tuple(_host(job.url) for job in self.rows[batch_id].jobs)
         return hosts[position]
 
     def _start_job(self, key: _Key, url: str, options: Options) -> None:
@@ -445,60 +471,80 @@ class Crew:
             del self._tasks[key]
 
     async def _run(self, key: _Key, url: str, options: Options, previous: asyncio.Task[None] | None) -> None:
-        """Download one job, and report how it went. Whoever cancels it has stored that already."""
+        """Download one job, and report how it went. Its cancellation is stored before it is cancelled."""
         if previous is not None:
             # Also if this run is cancelled: the run after it relies on there being one at a time.
             await wait_done(previous)
-        why: str | None = None
         fetched: Fetched | None = None
+        reason: str | None = None
+        try:
+            fetched = await self._fetch(key, url, options)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled this job: a library let go of what it waited for.
+            reason = "the download was cancelled from within"
+        except (WMEError, OSError) as error:
+            reason = words(error, silence=self._silence) + self._reached(key)
+        except Exception as error:
+            logger.exception("job %s failed with an unexpected error", job_id(*key))
+            reason = f"{type(error).__name__}: {error}"
+        await self._report(key, fetched, reason)
+
+    async def _fetch(self, key: _Key, url: str, options: Options) -> Fetched:
+        """Download a job's file, again after a lack of file descriptors, within the job's timeout."""
         clock: asyncio.Timeout | None = None
         try:
-            folder = await self._shelf.prepare(key)
             async with asyncio.timeout(options.timeout) as clock:
-                fetched = await self._fetcher.fetch(
-                    url,
-                    folder,
-                    options=options,
-                    moved=lambda *facts: self._moved(key, *facts),
-                    titled=lambda title, size: self._titled(key, title, size),
-                )
+                while True:
+                    try:
+                        return await self._fetcher.fetch(
+                            url,
+                            await self._shelf.prepare(key),
+                            options=options,
+                            moved=lambda *facts: self._moved(key, *facts),
+                            titled=lambda title, size: self._titled(key, title, size),
+                        )
+                    except Exception as error:
+                        if not is_passing(error):
+                            raise
+                        logger.warning("job %s waits for a free file descriptor (%s)", job_id(*key), error)
+                    await asyncio.sleep(_DESCRIPTOR_PAUSE)
         except TimeoutError as error:
-            why = (
-                f"timed out after {options.timeout:g} s{self._reached(key)}"
-                if clock is not None and clock.expired()
-                else words(error, silence=self._silence)
-            )
-        except (WMEError, OSError) as error:
-            why = words(error, silence=self._silence) + self._reached(key)
-        except Exception as error:
-            logger.exception("job %s failed in a way that is not foreseen", job_id(*key))
-            why = f"{type(error).__name__}: {error}"
-        me = asyncio.current_task()
+            if clock is not None and clock.expired():
+                raise DataError(f"timed out after {options.timeout:g} s") from error
+            raise
+
+    async def _report(self, key: _Key, fetched: Fetched | None, reason: str | None) -> None:
+        """Store how a job ended. Trouble with the disk delays it; nothing that goes wrong ends another job."""
+        task = asyncio.current_task()
         naming = _Naming()
 
         async def report() -> None:
-            if self._tasks.get(key) is not me:
+            if self._tasks.get(key) is not task:
                 return
             if fetched is not None:
                 await self._finish(key, fetched, naming)
             else:
-                await self._fail(key, why or "unknown")
+                await self._fail(key, reason or "unknown")
 
         while True:
             try:
                 return await self._ask(report)
-            except sqlite3.Error as error:
-                logger.error("how %s ended could not be stored (%s); it is tried again", job_id(*key), error)  # noqa: TRY400  # no bug of ours
+            except ManagerClosed:
+                # The next manager finds the job running, its bytes in place.
+                return None
             except Exception as error:
-                if self._ended and isinstance(error, RuntimeError):
-                    # Closed in the meantime: the next manager finds the job running, its bytes in place.
-                    return None
-                if fetched is None:
-                    raise
-                # Such as a media fetcher's answer that is none. It ends this job, and no other.
-                logger.exception("job %s failed in a way that is not foreseen", job_id(*key))
-                fetched, why = None, f"{type(error).__name__}: {error}"
-                continue
+                if isinstance(error, DatabaseError) or is_passing(error):
+                    logger.error("how %s ended could not be stored (%s); it is tried again", job_id(*key), error)  # noqa: TRY400  # no bug of ours
+                else:
+                    # Such as a wrong answer of a media fetcher. It ends this job, and no other.
+                    logger.exception("job %s failed with an unexpected error", job_id(*key))
+                    first, reason = fetched is not None, f"{type(error).__name__}: {error}"
+                    fetched = None
+                    if first:
+                        continue
             await asyncio.sleep(_DISK_PAUSE)
 
     def _running(self, key: _Key) -> JobRow | None:
@@ -512,14 +558,14 @@ class Crew:
         live = self._live[key[0]]
         before = live[key[1]].done
         self.moved += max(0, done - before)
-        live[key[1]] = progress = live_progress(done, _size(total), rate, eta)
+        live[key[1]] = progress = live_progress(done, storable_size(total), rate, eta)
         self.hub.progress(*key, progress)
 
     def _titled(self, key: _Key, title: str, size: int | None) -> None:
         job = self._running(key)
         if job is not None:
             # Stored with the job's next change; until then it is only to be looked at.
-            job.title, job.total = _text(title), _size(size)
+            job.title, job.total = storable_text(title), storable_size(size)
 
     def _reached(self, key: _Key) -> str:
         progress = self.live(key[0]).get(key[1])
@@ -537,7 +583,7 @@ class Crew:
             for change in changes
             if change.new is Status.CANCELLED
         }
-        await self._commit(row, after, changes, {**facts, key[1]: {"error": _text(why)}})
+        await self._commit(row, after, changes, {**facts, key[1]: {"error": storable_text(why)}})
 
     async def _finish(self, key: _Key, fetched: Fetched, naming: _Naming) -> None:
         """Give a whole file its name. From the reservation on, a kill at any point is made good by `recover`."""
@@ -549,9 +595,14 @@ class Crew:
             if naming.staged is None:
                 naming.staged = await self._shelf.collect(key, fetched.path, fetched.extras)
             if naming.facts is None:
-                title, etag = _text(fetched.name.title), None if fetched.etag is None else _text(fetched.etag)
+                title, etag = (
+                    storable_text(fetched.name.title),
+                    None if fetched.etag is None else storable_text(fetched.etag),
+                )
                 naming.facts = await self._shelf.place(key, path, naming.staged, title=title, etag=etag)
         except OSError as error:
+            if is_passing(error):
+                raise
             await self._store.release(*key)
             await self._fail(key, words(error, silence=self._silence))
             return
@@ -565,30 +616,35 @@ class Crew:
         self.hub.last = await self._store.last_event()
         for row in await self._store.unfinished():
             self.rows[row.batch_id] = row
-            for job in row.jobs:
-                if job.status is Status.RUNNING and job.moving:
-                    facts = await self._shelf.settle((row.batch_id, job.position), job)
-                    if facts is not None:
-                        now = self.rows[row.batch_id]
-                        after, changes = now.state.apply(job.position, Cause.COMPLETE)
-                        await self._commit(now, after, changes, {job.position: facts})
-            if row.batch_id in self.rows:
-                now = self.rows[row.batch_id]
-                after, changes = now.state.interrupt()
-                if changes:
-                    await self._commit(now, after, changes)
+            try:
+                await self._recover(row)
+            except (DatabaseError, OSError):
+                # The disk's trouble is not this batch's.
+                raise
+            except Exception:
+                logger.exception(
+                    "the batch %s could not be taken up again; it is left alone until a restart", row.batch_id
+                )
+                self.rows.pop(row.batch_id, None)
         await self._shelf.sweep()
 
+    async def _recover(self, row: BatchRow) -> None:
+        for job in row.jobs:
+            if job.status is Status.RUNNING and job.moving:
+                facts = await self._shelf.settle((row.batch_id, job.position), job)
+                if facts is not None:
+                    now = self.rows[row.batch_id]
+                    after, changes = now.state.apply(job.position, Cause.COMPLETE)
+                    await self._commit(now, after, changes, {job.position: facts})
+        if row.batch_id in self.rows:
+            now = self.rows[row.batch_id]
+            after, changes = now.state.interrupt()
+            if changes:
+                await self._commit(now, after, changes)
 
-def _text(said: str) -> str:
-    """Return what a server said as text: bytes of its headers that are none could be neither stored nor shown."""
-    return said.encode("utf-8", "replace").decode()
 
-
-def _size(said: int | None) -> int | None:
-    """Return the size that a server said; None where it cannot be."""
-    return said if said is not None and 0 <= said < _MOST_BYTES else None
-
-
-def _event(batch_id: str, at: float, job: JobRow) -> EventRow:
-    return EventRow(batch_id=batch_id, position=job.position, kind="job", status=job.status, at=at, error=job.error)
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""

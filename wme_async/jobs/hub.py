@@ -146,7 +146,7 @@ class Hub:
                     yield events
                     if batch_id is not None and any(_ends(event) for event in events):
                         return
-                    if len(events) == _PAGE:
+                    if after < last and not self.closed:
                         continue
                 # Events of other batches are behind it now too, so it never has to look for them again.
                 after = max(after, last)

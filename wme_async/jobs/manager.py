@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import csv
 import logging
 import os
 import ssl as ssl_module
@@ -19,19 +18,20 @@ from wme_async._protocol.settings import Limits, Retry, Timeouts, check_kinds
 from wme_async._tasks import WorkGroup, in_thread
 from wme_async._transport import SessionPool, Transport
 from wme_async._transport.pool import check_ssl
-from wme_async.jobs.crew import Crew, UnknownBatch
+from wme_async.jobs.crew import Crew
+from wme_async.jobs.errors import ManagerClosed, UnknownBatch
 from wme_async.jobs.guard import guard
 from wme_async.jobs.model import Batch, Event, Listing, Outbox, utc
 from wme_async.jobs.outbox import Delivery, check_delivery
 from wme_async.jobs.rules import InvalidBatch, JobLimits, Options, Problem, check_options, check_urls
-from wme_async.jobs.shelf import HIDDEN
 from wme_async.jobs.sources import Fetcher, MediaFetcher
 from wme_async.jobs.states import Status
-from wme_async.jobs.store import Store
+from wme_async.jobs.store import HIDDEN, Store
+from wme_async.jobs.supervision import restarted
 from wme_async.jobs.views import show
 from wme_async.jobs.webhooks import DELAYS
 
-__all__ = ["BatchManager", "UnknownBatch", "from_csv"]
+__all__ = ["BatchManager"]
 
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
@@ -137,7 +137,9 @@ class BatchManager:
             jobs: Run jobs. Otherwise batches are only looked at and changed, and jobs wait for the next manager.
 
         Raises:
-            RuntimeError: It is open, or another manager has the database.
+            RuntimeError: It is open, or another manager has the database, or a newer version of this package made it.
+            DatabaseError: The database cannot be opened, or its structure is damaged. Batches whose rows are damaged
+                keep nothing from opening: they are set aside, see `damaged`.
         """
         if self._main is not None:
             raise RuntimeError("this batch manager is open already")
@@ -184,20 +186,40 @@ class BatchManager:
             await self._delivery.prepare()
             await self._crew.recover()
             async with WorkGroup() as group:
-                helpers = [group.start(self._crew.hub.tick()), group.start(self._delivery.run())]
+                helpers = [
+                    group.start(restarted(self._crew.hub.tick)),
+                    group.start(restarted(self._delivery.run)),
+                ]
                 await self._crew.work(group, ready)
                 group.stop(*helpers)
         except BaseException as error:
             if not ready.done():
                 ready.set_exception(error)
                 return
-            logger.exception("the batch manager stopped; what is unfinished goes on when it is opened again")
+            logger.exception("the batch manager has ended; unfinished batches go on when it is opened again")
             raise
         finally:
             self._crew.end()
-            await self._transport.aclose()
-            await self._transport.pool.aclose()
-            await self._store.close()
+            try:
+                await self._transport.aclose()
+                await self._transport.pool.aclose()
+            finally:
+                await self._store.close()
+
+    async def wait_ended(self) -> None:
+        """Wait until the manager has ended, because it was closed or because of an error.
+
+        Raises:
+            RuntimeError: It ended because of an error, which is its cause.
+            ManagerClosed: It is not open.
+        """
+        main = self._main
+        if main is None:
+            raise ManagerClosed("this batch manager is not open: use it in `async with`")
+        await asyncio.wait([main])
+        error = asyncio.CancelledError() if main.cancelled() else main.exception()
+        if error is not None:
+            raise RuntimeError("the batch manager has ended because of an error; see the log") from error
 
     async def aclose(self) -> None:
         """Stop running jobs where they are, and close. They go on when a manager opens the database again."""
@@ -214,7 +236,9 @@ class BatchManager:
 
     def _open(self) -> Crew:
         if self._crew is None or self._main is None:
-            raise RuntimeError("this batch manager is not open: use it in `async with`")
+            raise ManagerClosed("this batch manager is not open: use it in `async with`")
+        if self._main.done():
+            raise ManagerClosed("this batch manager has ended because of an error; see the log, and open it again")
         return self._crew
 
     # What people ask for
@@ -310,6 +334,7 @@ class BatchManager:
 
         Raises:
             UnknownBatch: There is none.
+            DamagedBatch: Its stored rows are damaged.
         """
         crew = self._open()
         row = crew.rows.get(batch_id)
@@ -321,7 +346,7 @@ class BatchManager:
         return self._shown(row)
 
     async def list(self, *, limit: int = 50, before: str | None = None, status: str | None = None) -> Listing:
-        """Return batches without their jobs, the newest first.
+        """Return batches without their jobs, the newest first. Damaged ones are left out: `damaged` names them.
 
         Args:
             limit: How many at most, 1 to 500.
@@ -339,11 +364,12 @@ class BatchManager:
             raise ValueError(f"limit is 1 to 500, not {limit}")
         if status is not None and status not in list(Status):
             raise ValueError(f"status is one of {', '.join(Status)}, not {status!r}")
-        wanted = None if status is None else Status(status)
-        rows = await self._store.page(before=before, limit=limit + 1, status=wanted)
-        batches = tuple(show(row, now=crew.now(), live=crew.live(row.batch_id)) for row in rows[:limit])
-        # Not the id: whoever deletes what is on a page still wants the page after it.
-        return Listing(batches=batches, next=str(rows[limit - 1].number) if len(rows) > limit else None)
+        rows, last = await self._store.page(
+            before=before, limit=limit, status=None if status is None else Status(status)
+        )
+        batches = tuple(show(row, now=crew.now(), live=crew.live(row.batch_id)) for row in rows)
+        # Not the id: a caller who deletes the batches of a page still wants the page after it.
+        return Listing(batches=batches, next=None if last is None else str(last))
 
     def watch(self, batch_id: str | None = None, *, after: int | None = None) -> AsyncGenerator[Event, None]:
         """Yield what happens, as it happens, until the batch ends.
@@ -411,7 +437,8 @@ class BatchManager:
         Raises:
             UnknownBatch: There is none.
             TimeoutError: It has not ended in time.
-            RuntimeError: The manager was closed meanwhile.
+            ManagerClosed: The manager was closed meanwhile, or has ended.
+            DamagedBatch: Its stored rows are damaged.
         """
         check_functions(progress=progress)
         check_numbers(whole=False, timeout=timeout)
@@ -422,7 +449,7 @@ class BatchManager:
                 batch = await self._told(batch_id, progress)
                 while not batch.ended:
                     if await anext(events, None) is None and crew.hub.closed:
-                        raise RuntimeError("the batch manager was closed while waiting")
+                        raise ManagerClosed("the batch manager was closed while waiting")
                     batch = await self._told(batch_id, progress)
         return batch
 
@@ -552,12 +579,25 @@ class BatchManager:
         assert self._store is not None
         return await self._store.counts()
 
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """Batches whose stored rows are damaged, by id, and what is wrong.
+
+        They are not run and not listed, and their rows stay in the database to be looked at; `delete` removes them.
+        Unfinished batches are checked when the manager opens, others also when they are read.
+        """
+        self._open()
+        assert self._store is not None
+        return dict(self._store.damaged)
+
     def statistics(self) -> Mapping[str, float]:
         """Return what happens now: `running` jobs, `watchers`, `rate` in bytes per second, `bytes` since the start."""
         crew = self._open()
+        assert self._store is not None
         return {
             "running": crew.running,
             "unfinished": len(crew.rows),
+            "damaged": len(self._store.damaged),
             "watchers": crew.hub.watchers,
             "rate": crew.rate,
             "bytes": crew.moved,
@@ -605,30 +645,3 @@ def _plain_file(directory: Path, filepath: str) -> Path | None:
     if not path.resolve().is_relative_to(directory.resolve()) or path.is_symlink() or not path.is_file():
         return None
     return path
-
-
-def from_csv(path: str | os.PathLike[str], column: str = "url") -> list[str]:
-    """Read URLs from a CSV file. It blocks, so use a thread for a large one.
-
-    Args:
-        path: The file: UTF-8, the first row names the columns.
-        column: The column that holds the URLs.
-
-    Returns:
-        The URLs in order; empty cells are left out.
-
-    Raises:
-        ValueError: There is no such column, or it is no CSV file.
-        OSError: The file cannot be read.
-    """
-    check_path("path", path)
-    with Path(path).open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
-        try:
-            if column not in (rows.fieldnames or ()):
-                raise ValueError(
-                    f"{os.fspath(path)} has no column {column!r}; it has {', '.join(rows.fieldnames or ['none'])}"
-                )
-            return [text for row in rows if (text := (row[column] or "").strip())]
-        except csv.Error as error:
-            raise ValueError(f"{os.fspath(path)}, line {rows.line_num}: {error}; is a quote left open?") from None

@@ -1,10 +1,10 @@
 """Delivering webhooks: from the database, until the receiver has taken them or there is no hope."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets as secrets_module
-import sqlite3
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
@@ -12,6 +12,7 @@ import msgspec
 
 from wme_async._transport import Request, Transport
 from wme_async.errors import StatusError, WMEError
+from wme_async.jobs.errors import DatabaseError
 from wme_async.jobs.guard import AddressRefused
 from wme_async.jobs.model import Batch
 from wme_async.jobs.rows import BatchRow, MessageRow
@@ -27,6 +28,10 @@ _AT_ONCE = 8
 _TIMEOUT = 20.0
 # How long to wait before the database is asked again that could not be read or written.
 _DISK_PAUSE = 2.0
+_ERROR_PAUSE = 10.0
+# Seconds that an attempt may take in all, its storing included.
+_LEASE = 60.0
+_MAX_ERROR = 500
 _SETTING = "webhook_secrets"
 
 
@@ -137,54 +142,103 @@ class Delivery:
         self._news.set()
 
     async def run(self) -> None:
-        """Send what is due, for ever."""
+        """Send due messages, for ever. Jobs do without webhooks for a while, and never end because of them."""
         while True:
             self._news.clear()
             try:
-                due = await self._store.messages(due=self._transport.now())
-                slots = asyncio.Semaphore(_AT_ONCE)
-                async with asyncio.TaskGroup() as group:
-                    for message in due:
-                        group.create_task(self._attempt(message, slots))
-                upcoming = await self._store.next_message()
-            except sqlite3.Error as error:
-                # Jobs do without webhooks for a while; they must not end because of them.
+                upcoming = await self._send_due()
+            except DatabaseError as error:
                 logger.error("the outbox could not be read (%s); it is tried again", error)  # noqa: TRY400  # no bug of ours
                 await asyncio.sleep(_DISK_PAUSE)
                 continue
-            if upcoming is not None and upcoming <= self._transport.now():
+            except Exception:
+                logger.exception("webhooks could not be sent; it is tried again")
+                await asyncio.sleep(_ERROR_PAUSE)
+                continue
+            now = self._transport.now()
+            if upcoming is not None and upcoming <= now:
                 continue
             # The clock may be set; once a minute is soon enough to notice.
-            wait = 60.0 if upcoming is None else min(60.0, upcoming - self._transport.now())
+            wait = 60.0 if upcoming is None else min(60.0, upcoming - now)
             try:
                 async with asyncio.timeout(max(0.0, wait)):
                     await self._news.wait()
             except TimeoutError:
                 continue
 
-    async def _attempt(self, message: MessageRow, slots: asyncio.Semaphore) -> None:
-        async with slots:
-            error, hopeless, asked = await self._send(message)
+    async def _send_due(self) -> float | None:
+        """Send every message that is due.
+
+        Returns:
+            When the next one is due, UTC epoch seconds; None if there is none.
+        """
         now = self._transport.now()
-        attempts = message.attempts + 1
+        await self._store.limit_waits(now)
+        messages = await self._store.messages(due=now)
+        slots = asyncio.Semaphore(_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for message in messages:
+                group.create_task(self._attempt(message, slots))
+        return await self._store.next_message()
+
+    async def _attempt(self, message: MessageRow, slots: asyncio.Semaphore) -> None:
+        """Make one attempt, and count it whatever comes of it: before it begins, and with its result."""
+        async with slots:
+            if message.attempts > len(self._delays):
+                reason = message.error or "the process ended during the last attempt"
+                await self._record(msgspec.structs.replace(message, state="given up", next_at=None, error=reason))
+                return
+            attempts = message.attempts + 1
+            # A message that ends the process must not be sent for ever. After a kill it waits for the lease to end.
+            lease = self._transport.now() + _LEASE
+            begun = msgspec.structs.replace(message, attempts=attempts, next_at=lease, delay=_LEASE)
+            try:
+                if not await self._record(begun):
+                    return
+                error, hopeless, asked = await self._try_to_send(message)
+            except asyncio.CancelledError:
+                # The manager is being closed: whether it arrived is unknown, and the next manager sends it again.
+                with contextlib.suppress(DatabaseError):
+                    await self._store.attempted(message)
+                raise
         delay = None
         if error is not None and not hopeless:
             delay = retry_delay(attempts, delays=self._delays, random=self._transport.random.random, retry_after=asked)
         state = "delivered" if error is None else "given up" if delay is None else "waiting"
         if error is not None:
             logger.info("webhook %s, attempt %d: %s; %s", message.message_id, attempts, error, state)
-        told = msgspec.structs.replace(
-            message, state=state, attempts=attempts, next_at=None if delay is None else now + delay, error=error
+        next_at = None if delay is None else self._transport.now() + delay
+        await self._record(
+            msgspec.structs.replace(
+                message, state=state, attempts=attempts, next_at=next_at, delay=delay or 0.0, error=error
+            )
         )
+
+    async def _record(self, message: MessageRow) -> bool:
+        """Store how a message stands, however long the disk refuses: otherwise it would be sent again.
+
+        Returns:
+            False if the message was deleted in the meantime.
+        """
         while True:
             try:
-                await self._store.attempted(told)
-            except sqlite3.Error as trouble:
-                # What is not stored would be sent again.
-                logger.error("how %s went could not be stored (%s); it is tried again", told.message_id, trouble)  # noqa: TRY400  # as above
+                return await self._store.attempted(message)
+            except DatabaseError as error:
+                logger.error("how %s went could not be stored (%s); it is tried again", message.message_id, error)  # noqa: TRY400  # no bug of ours
                 await asyncio.sleep(_DISK_PAUSE)
-            else:
-                return
+
+    async def _try_to_send(self, message: MessageRow) -> tuple[str | None, bool, float | None]:
+        """Make one attempt; any error is a failed attempt of this message."""
+        try:
+            return await self._send(message)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return "the request was cancelled from within", False, None
+        except Exception as error:
+            logger.exception("webhook %s failed with an unexpected error", message.message_id)
+            return f"{type(error).__name__}: {error}"[:_MAX_ERROR], False, None
 
     async def _send(self, message: MessageRow) -> tuple[str | None, bool, float | None]:
         """Make one attempt.

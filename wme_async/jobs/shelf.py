@@ -6,14 +6,12 @@ from typing import Any
 
 from wme_async._tasks import in_thread
 from wme_async.jobs import staging
+from wme_async.jobs.errors import DamagedBatch
 from wme_async.jobs.rows import BatchRow, JobRow
 from wme_async.jobs.states import Status
-from wme_async.jobs.store import Store
+from wme_async.jobs.store import HIDDEN, Store
 
-__all__ = ["HIDDEN", "Shelf"]
-
-HIDDEN = ".wme-jobs"
-"""The folder of what is unfinished. No name of a finished file begins with a full stop."""
+__all__ = ["Shelf"]
 
 _Key = tuple[str, int]
 
@@ -117,7 +115,11 @@ class Shelf:
     async def sweep(self) -> None:
         """Remove what no job will ask for again."""
         for batch_id in await in_thread(staging.folders, self._parts):
-            row = await self._store.batch(batch_id)
+            try:
+                row = await self._store.batch(batch_id)
+            except DamagedBatch:
+                # Its files stay with its rows, until somebody has looked.
+                continue
             if row is None:
                 await in_thread(staging.remove, self._parts / batch_id)
                 continue

@@ -7,6 +7,7 @@ a power cut too.
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +16,20 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
-from wme_async._files import private_file, private_folder
+from wme_async._files import private_folder
+from wme_async._tasks import wait_done
+from wme_async.jobs.database import COLUMNS, connect, lock, matches, sealed
+from wme_async.jobs.errors import DamagedBatch, DatabaseError, ManagerClosed, database_error
 from wme_async.jobs.rows import BatchRow, EventRow, JobRow, MessageRow
 from wme_async.jobs.rules import Options
 from wme_async.jobs.states import FINAL, Status
 
-__all__ = ["Store"]
+__all__ = ["HIDDEN", "Store"]
+
+logger: logging.Logger = logging.getLogger("wme_async.jobs")
+
+HIDDEN = ".wme-jobs"
+"""The folder of unfinished files and of the database. No name of a finished file begins with a full stop."""
 
 _T = TypeVar("_T")
 _Values: TypeAlias = Sequence[object] | Mapping[str, object]
@@ -28,72 +37,8 @@ _Values: TypeAlias = Sequence[object] | Mapping[str, object]
 # Enough for a page that was away for a weekend; older ones are of no use to anyone.
 _KEPT_EVENTS = 200_000
 
-_SELECT_BATCH = (
-    "SELECT number, batch_id, status, paused, cancelled, options, retry_of, created_at, started_at, completed_at, error"
-    " FROM batches"
-)
-
-_MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-    CREATE TABLE batches (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        batch_id TEXT NOT NULL UNIQUE,
-        status TEXT NOT NULL,
-        paused INTEGER NOT NULL DEFAULT 0,
-        cancelled INTEGER NOT NULL DEFAULT 0,
-        options BLOB NOT NULL,
-        retry_of TEXT,
-        created_at REAL NOT NULL,
-        started_at REAL,
-        completed_at REAL,
-        error TEXT
-    );
-    CREATE INDEX batches_unfinished ON batches (status) WHERE completed_at IS NULL;
-    CREATE TABLE jobs (
-        batch_id TEXT NOT NULL REFERENCES batches (batch_id) ON DELETE CASCADE,
-        position INTEGER NOT NULL,
-        url TEXT NOT NULL,
-        status TEXT NOT NULL,
-        title TEXT,
-        done INTEGER NOT NULL DEFAULT 0,
-        total INTEGER,
-        filepath TEXT,
-        file_key TEXT,
-        moving INTEGER NOT NULL DEFAULT 0,
-        etag TEXT,
-        extras BLOB NOT NULL DEFAULT '[]',
-        error TEXT,
-        started_at REAL,
-        completed_at REAL,
-        PRIMARY KEY (batch_id, position)
-    ) WITHOUT ROWID;
-    CREATE INDEX jobs_path ON jobs (filepath);
-    CREATE INDEX jobs_extras ON jobs (status) WHERE extras <> '[]';
-    CREATE UNIQUE INDEX jobs_file ON jobs (file_key) WHERE file_key IS NOT NULL;
-    CREATE TABLE events (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        batch_id TEXT NOT NULL,
-        position INTEGER,
-        kind TEXT NOT NULL,
-        status TEXT,
-        at REAL NOT NULL,
-        error TEXT
-    );
-    CREATE INDEX events_batch ON events (batch_id, id);
-    CREATE TABLE outbox (
-        message_id TEXT PRIMARY KEY,
-        batch_id TEXT NOT NULL,
-        url TEXT NOT NULL,
-        body BLOB NOT NULL,
-        state TEXT NOT NULL DEFAULT 'waiting',
-        attempts INTEGER NOT NULL DEFAULT 0,
-        next_at REAL,
-        error TEXT
-    );
-    CREATE INDEX outbox_due ON outbox (next_at) WHERE state = 'waiting';
-    """,
-)
+# Times of rows that are believed: 1970 to 5138, UTC epoch seconds.
+_LAST_TIME = 1e11
 
 
 class Store:
@@ -101,19 +46,25 @@ class Store:
 
     Args:
         path: Its file; made where it is missing.
+
+    Attributes:
+        damaged: Batches that are set aside because their rows are damaged, and why.
     """
 
     def __init__(self, path: Path) -> None:
+        self.damaged: dict[str, str] = {}
         self._path = path
+        self._numbers: dict[str, int] = {}
         self._executor: ThreadPoolExecutor | None = None
         self._lock: sqlite3.Connection | None = None
         self._db: sqlite3.Connection = None  # type: ignore[assignment]  # set by open() before anything can use it
 
     async def open(self) -> None:
-        """Open the file, take its lock, and bring its tables up to date.
+        """Open the file, take its lock, bring its tables up to date, and check them.
 
         Raises:
             RuntimeError: Another manager has it, or a newer version of this package made it.
+            DatabaseError: It cannot be opened, or is damaged.
         """
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wme-jobs")
         try:
@@ -126,42 +77,42 @@ class Store:
         """Close the file. Once is enough, twice does no harm."""
         if self._executor is None:
             return
-        await self._run(self._close)
-        self._executor.shutdown(wait=False)
-        self._executor = None
+        try:
+            await self._run(self._close)
+        finally:
+            self._executor.shutdown(wait=False)
+            self._executor = None
 
     async def _run(self, work: Callable[..., _T], *args: Any) -> _T:
         if self._executor is None:
-            raise RuntimeError("the batch manager is not open: use it in `async with`")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+            raise ManagerClosed("the batch manager is not open: use it in `async with`")
+        statement = asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+        # A cancelled task knows all the same that what it stored is stored.
+        await wait_done(statement)
+        try:
+            return statement.result()
+        except sqlite3.Error as error:
+            raise database_error(self._path, error) from error
 
     def _open(self) -> None:
-        # Signing secrets and signed URLs are in it. SQLite gives its other files the permissions of the database.
-        private_folder(self._path.parent)
-        private_file(self._path)
-        private_file(self._path.with_name(f"{self._path.name}.lock"))
-        # A lock that the system drops when the process dies, on every platform that SQLite runs on.
-        self._lock = sqlite3.connect(f"{self._path}.lock", timeout=0.0, isolation_level=None, check_same_thread=False)
+        folder = self._path.parent
         try:
-            self._lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise RuntimeError(f"another batch manager is using {self._path}") from error
-        self._db = sqlite3.connect(self._path, timeout=30.0, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
-            self._db.execute(f"PRAGMA {pragma}").fetchall()
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(_MIGRATIONS):
-            raise RuntimeError(f"{self._path} was made by a newer version of wme_async (schema {version})")
-        for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
-            # One transaction with its version: a kill in between leaves the old schema whole.
-            self._db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+            # Its own folder holds signed URLs and unfinished files; others are shared as their owner wants.
+            private_folder(folder, tighten=folder.name == HIDDEN)
+        except OSError as error:
+            message = f"{folder} cannot be made or used: {error.strerror or error}"
+            raise DatabaseError(message, path=str(self._path)) from error
+        self._lock = lock(self._path)
+        self._db = connect(self._path)
 
     def _close(self) -> None:
-        if self._db is not None:
-            self._db.close()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        try:
+            if self._db is not None:
+                self._db.close()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -202,8 +153,12 @@ class Store:
         with self._transaction() as db:
             if not row.number:
                 cursor = db.execute(
-                    "INSERT INTO batches (batch_id, status, options, retry_of, created_at) VALUES (?, ?, ?, ?, ?)",
-                    (row.batch_id, row.status, msgspec.json.encode(row.options), row.retry_of, row.created_at),
+                    "INSERT INTO batches (batch_id, status, options, retry_of, created_at, jobs)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        *(row.batch_id, row.status, msgspec.json.encode(row.options), row.retry_of, row.created_at),
+                        len(row.jobs),
+                    ),
                 )
                 row.number = cursor.lastrowid or 0
             db.execute(
@@ -227,11 +182,16 @@ class Store:
                     for job in jobs
                 ],
             )
+            db.execute(f"{sealed('batches')} WHERE batch_id = ?", (row.batch_id,))
+            db.executemany(
+                f"{sealed('jobs')} WHERE batch_id = ? AND position = ?", [(row.batch_id, job.position) for job in jobs]
+            )
             if message is not None:
                 db.execute(
                     "INSERT INTO outbox (message_id, batch_id, url, body, next_at) VALUES (?, ?, ?, ?, ?)",
                     (message.message_id, message.batch_id, message.url, message.body, message.next_at),
                 )
+                db.execute(f"{sealed('outbox')} WHERE message_id = ?", (message.message_id,))
             return [self._add_event(event) for event in events]
 
     def _add_event(self, event: EventRow) -> EventRow:
@@ -282,13 +242,15 @@ class Store:
                     )
                 except sqlite3.IntegrityError:
                     continue
+                db.execute(f"{sealed('jobs')} WHERE batch_id = ? AND position = ?", (batch_id, position))
                 return path
         raise RuntimeError("no candidate was free")
 
     async def release(self, batch_id: str, position: int) -> None:
         """Take the file name back from a job that will have no file."""
-        statement = "UPDATE jobs SET filepath = NULL, file_key = NULL, moving = 0 WHERE batch_id = ? AND position = ?"
-        await self._run(self._write, statement, (batch_id, position))
+        where = "WHERE batch_id = ? AND position = ?"
+        statement = f"UPDATE jobs SET filepath = NULL, file_key = NULL, moving = 0 {where}"  # noqa: S608  # ours
+        await self._run(self._write, statement, (batch_id, position), f"{sealed('jobs')} {where}", (batch_id, position))
 
     async def delete(self, event: EventRow) -> EventRow:
         """Remove a batch with its jobs, events and webhooks, and tell of it."""
@@ -296,74 +258,142 @@ class Store:
 
     def _delete(self, event: EventRow) -> EventRow:
         with self._transaction() as db:
+            if event.batch_id in self._numbers:
+                # The id of a damaged batch may not be the one that it is stored under.
+                db.execute("DELETE FROM batches WHERE number = ?", (self._numbers[event.batch_id],))
             for table in ("batches", "events", "outbox"):
                 db.execute(f"DELETE FROM {table} WHERE batch_id = ?", (event.batch_id,))  # noqa: S608  # three literals
-            return self._add_event(event)
+            stored = self._add_event(event)
+        self.damaged.pop(event.batch_id, None)
+        self._numbers.pop(event.batch_id, None)
+        return stored
 
-    def _write(self, statement: str, values: Sequence[object]) -> int:
+    def _write(
+        self, statement: str, values: Sequence[object], seal: str | None = None, key: Sequence[object] = ()
+    ) -> int:
         with self._transaction() as db:
-            return db.execute(statement, values).rowcount
+            count = db.execute(statement, values).rowcount
+            if seal is not None:
+                db.execute(seal, key)
+            return count
 
     # Questions
 
     async def unfinished(self) -> list[BatchRow]:
-        """Return the batches that have not ended, with their jobs, the oldest first."""
-        return await self._run(self._batches, "WHERE completed_at IS NULL ORDER BY number", ())
+        """Return the batches that have not ended, with their jobs, the oldest first. Note all that are damaged."""
+        return await self._run(self._unfinished)
+
+    def _unfinished(self) -> list[BatchRow]:
+        rows = []
+        # All of them: damage may make a batch look as if it had ended.
+        for values in self._db.execute(f"{_select('batches')} ORDER BY number"):
+            with contextlib.suppress(DamagedBatch):
+                row = self._decoded(values)
+                if row.completed_at is None:
+                    self._add_jobs(row)
+                    rows.append(row)
+        self._give_up_damaged(None)
+        return rows
 
     async def batch(self, batch_id: str) -> BatchRow | None:
         """Return a batch with its jobs.
 
         Raises:
             TypeError: What is asked for is no identifier.
+            DamagedBatch: Its rows are damaged.
         """
         if not isinstance(batch_id, str):
             raise TypeError(f"a batch is named by its batch_id, which is text, not by a {type(batch_id).__name__}")
-        found = await self._run(self._batches, "WHERE batch_id = ?", (batch_id,))
-        return found[0] if found else None
+        return await self._run(self._batch, batch_id)
 
-    def _batches(self, clause: str, values: Sequence[object]) -> list[BatchRow]:
-        rows = self._plain(clause, values)
-        for row in rows:
-            row.jobs = [
-                _job(columns)
-                for columns in self._db.execute(
-                    "SELECT position, url, status, title, done, total, filepath, moving, etag, extras, error,"
-                    " started_at, completed_at FROM jobs WHERE batch_id = ? ORDER BY position",
-                    (row.batch_id,),
-                )
-            ]
-        return rows
+    def _batch(self, batch_id: str) -> BatchRow | None:
+        if batch_id in self.damaged:
+            raise self._damage(batch_id, self._numbers[batch_id], self.damaged[batch_id])
+        values = self._db.execute(f"{_select('batches')} WHERE batch_id = ?", (batch_id,)).fetchone()
+        if values is None:
+            return None
+        row = self._decoded(values)
+        self._add_jobs(row)
+        return row
 
-    def _plain(self, clause: str, values: _Values) -> list[BatchRow]:
-        return [_batch(columns) for columns in self._db.execute(f"{_SELECT_BATCH} {clause}", values)]
+    def _decoded(self, values: tuple[Any, ...]) -> BatchRow:
+        """Return the row of a batch without its jobs.
 
-    async def page(self, *, before: str | None, limit: int, status: Status | None) -> list[BatchRow]:
-        """Return batches without their jobs, the newest first.
+        Raises:
+            DamagedBatch: It is damaged.
+        """
+        try:
+            return _batch(values)
+        except Exception as error:
+            raise self._damage(_printable(values[1]), values[0], f"its row: {error}") from error
+
+    def _add_jobs(self, row: BatchRow) -> None:
+        jobs: list[JobRow] = []
+        try:
+            for values in self._db.execute(f"{_select('jobs')} WHERE batch_id = ? ORDER BY position", (row.batch_id,)):
+                jobs.append(_job(values))
+                if jobs[-1].position != len(jobs) - 1:
+                    raise ValueError("a job is missing before it")  # noqa: TRY301  # told with the others
+            if len(jobs) != row.size:
+                raise ValueError(f"{row.size} jobs are expected")  # noqa: TRY301  # as above
+        except sqlite3.Error:
+            raise
+        except Exception as error:
+            raise self._damage(row.batch_id, row.number, f"job {len(jobs)}: {error}") from error
+        row.jobs = jobs
+
+    def _damage(self, batch_id: str, number: int, reason: str) -> DamagedBatch:
+        """Note that a batch is damaged, and return the error that says so."""
+        message = (
+            f"the batch {batch_id} in {self._path} is damaged ({reason}) and set aside: delete it, or look at its rows"
+            f" with sqlite3"
+        )
+        if batch_id not in self.damaged:
+            logger.error("%s", message)
+            self.damaged[batch_id], self._numbers[batch_id] = reason, number
+        return DamagedBatch(message, batch_id=batch_id, path=str(self._path))
+
+    async def page(self, *, before: str | None, limit: int, status: Status | None) -> tuple[list[BatchRow], int | None]:
+        """Return batches without their jobs, the newest first. Damaged ones are left out.
 
         Args:
             before: Only those older than this batch, or than this number, under which a batch may be gone by now.
             limit: How many at most.
             status: Only those in this state.
+
+        Returns:
+            The batches, and the number of the last, if there are more after it.
         """
         return await self._run(self._page, before, limit, status)
 
-    def _page(self, before: str | None, limit: int, status: Status | None) -> list[BatchRow]:
-        rows = self._plain(
-            "WHERE (:before IS NULL"
+    def _page(self, before: str | None, limit: int, status: Status | None) -> tuple[list[BatchRow], int | None]:
+        page = self._db.execute(
+            f"{_select('batches')} WHERE (:before IS NULL"  # noqa: S608  # names of ours
             " OR number < COALESCE((SELECT number FROM batches WHERE batch_id = :before), CAST(:before AS INTEGER)))"
             " AND (:status IS NULL OR status = :status) ORDER BY number DESC LIMIT :limit",
-            {"before": before, "status": status, "limit": limit},
-        )
-        for row in rows:
-            row.sums = {
-                Status(state): (number, known, done, total)
-                for state, number, known, done, total in self._db.execute(
-                    "SELECT status, COUNT(*), COUNT(total), SUM(done), SUM(COALESCE(total, 0)) FROM jobs"
-                    " WHERE batch_id = ? GROUP BY status",
-                    (row.batch_id,),
-                )
-            }
-        return rows
+            {"before": before, "status": status, "limit": limit + 1},
+        ).fetchall()
+        rows: list[BatchRow] = []
+        for values in page[:limit]:
+            with contextlib.suppress(DamagedBatch):
+                row = self._decoded(values)
+                if row.batch_id not in self.damaged:
+                    self._add_sums(row)
+                    rows.append(row)
+        return rows, page[limit - 1][0] if len(page) > limit else None
+
+    def _add_sums(self, row: BatchRow) -> None:
+        sums = self._db.execute(
+            "SELECT status, COUNT(*), COUNT(total), SUM(done), SUM(COALESCE(total, 0)) FROM jobs"
+            " WHERE batch_id = ? GROUP BY status",
+            (row.batch_id,),
+        ).fetchall()
+        try:
+            row.sums = {Status(state): (number, known, done, total) for state, number, known, done, total in sums}
+            if sum(number for number, *_ in row.sums.values()) != row.size:
+                raise ValueError(f"{row.size} jobs are expected")  # noqa: TRY301  # told with the others
+        except ValueError as error:
+            raise self._damage(row.batch_id, row.number, f"its jobs: {error}") from error
 
     async def finished_file(self, filepath: str) -> bool:
         """Say whether a path is the file of a completed job."""
@@ -376,24 +406,16 @@ class Store:
 
     async def events(self, *, after: int, batch_id: str | None, limit: int = 500) -> list[EventRow]:
         """Return what happened after an event, in order."""
-        rows = await self._run(
-            self._read,
+        statement = (
             "SELECT id, batch_id, position, kind, status, at, error FROM events"
-            " WHERE id > :after AND (:batch IS NULL OR batch_id = :batch) ORDER BY id LIMIT :limit",
-            {"after": after, "batch": batch_id, "limit": limit},
+            " WHERE id > :after AND (:batch IS NULL OR batch_id = :batch) ORDER BY id LIMIT :limit"
         )
-        return [
-            EventRow(
-                id=number,
-                batch_id=batch,
-                position=position,
-                kind=kind,
-                status=Status(status) if status else None,
-                at=at,
-                error=error,
-            )
-            for number, batch, position, kind, status, at, error in rows
-        ]
+        while True:
+            rows = await self._run(self._read, statement, {"after": after, "batch": batch_id, "limit": limit})
+            events = [event for row in rows if (event := _event(row)) is not None]
+            if events or len(rows) < limit:
+                return events
+            after = rows[-1][0]
 
     async def last_event(self) -> int:
         """Return the id of the newest event, 0 where there was none."""
@@ -420,15 +442,46 @@ class Store:
 
     async def messages(self, *, due: float | None = None, batch_id: str | None = None) -> list[MessageRow]:
         """Return webhooks: those that are due at a time, or those of a batch, the oldest due first."""
-        rows = await self._run(
-            self._read,
-            "SELECT message_id, batch_id, url, body, state, attempts, next_at, error FROM outbox"
+        return await self._run(self._messages, due, batch_id)
+
+    def _messages(self, due: float | None, batch_id: str | None) -> list[MessageRow]:
+        if due is not None:
+            self._give_up_damaged(due)
+        rows = self._db.execute(
+            f"{_select('outbox')}"
             " WHERE (:due IS NULL OR (state = 'waiting' AND next_at <= :due))"
             " AND (:batch IS NULL OR batch_id = :batch) ORDER BY next_at LIMIT 100",
             {"due": due, "batch": batch_id},
-        )
-        names = ("message_id", "batch_id", "url", "body", "state", "attempts", "next_at", "error")
-        return [MessageRow(**dict(zip(names, row, strict=True))) for row in rows]
+        ).fetchall()
+        return [MessageRow(**dict(zip(COLUMNS["outbox"], row[:-1], strict=True))) for row in rows]
+
+    def _give_up_damaged(self, due: float | None) -> None:
+        """Stop webhooks whose rows are damaged: their bodies are not what was said. They stay, to be looked at."""
+        rows = self._db.execute(
+            f"SELECT rowid, {', '.join(COLUMNS['outbox'])}, crc FROM outbox"  # noqa: S608  # names of ours
+            " WHERE state NOT IN ('delivered', 'given up') AND (:due IS NULL OR next_at <= :due) LIMIT 1000",
+            {"due": due},
+        ).fetchall()
+        for number, *values in rows:
+            if not matches(values):
+                logger.error("the webhook %s in %s is damaged, and is not sent", _printable(str(values[0])), self._path)
+                self._write(
+                    "UPDATE outbox SET state = 'given up', next_at = NULL, error = ? WHERE rowid = ?",
+                    ("the stored message is damaged", number),
+                )
+
+    async def limit_waits(self, now: float) -> None:
+        """Let no webhook wait longer from now than its own delay: the clock may have been set back."""
+        late = "WHERE state = 'waiting' AND next_at > :now + delay + 0.001"
+        rows = await self._run(self._read, f"SELECT message_id FROM outbox {late}", {"now": now})  # noqa: S608  # ours
+        for (message_id,) in rows:
+            await self._run(
+                self._write,
+                "UPDATE outbox SET next_at = ? + delay WHERE message_id = ?",
+                (now, message_id),
+                f"{sealed('outbox')} WHERE message_id = ?",
+                (message_id,),
+            )
 
     async def next_message(self) -> float | None:
         """Return when the next webhook is due, UTC epoch seconds."""
@@ -441,55 +494,84 @@ class Store:
         Returns:
             False if the message was deleted in the meantime.
         """
-        statement = "UPDATE outbox SET state = ?, attempts = ?, next_at = ?, error = ? WHERE message_id = ?"
-        values = (message.state, message.attempts, message.next_at, message.error, message.message_id)
-        return bool(await self._run(self._write, statement, values))
+        statement = "UPDATE outbox SET state = ?, attempts = ?, next_at = ?, delay = ?, error = ? WHERE message_id = ?"
+        values = (message.state, message.attempts, message.next_at, message.delay, message.error, message.message_id)
+        seal = f"{sealed('outbox')} WHERE message_id = ?"
+        return bool(await self._run(self._write, statement, values, seal, (message.message_id,)))
 
     async def setting(self, name: str) -> bytes | None:
-        """Return a stored setting."""
-        rows = await self._run(self._read, "SELECT value FROM meta WHERE name = ?", (name,))
-        return bytes(rows[0][0]) if rows else None
+        """Return a stored setting.
+
+        Raises:
+            DatabaseError: Its row is damaged.
+        """
+        rows = await self._run(self._read, f"{_select('meta')} WHERE name = ?", (name,))
+        if not rows:
+            return None
+        if not matches(rows[0]):
+            raise DatabaseError(
+                f"the setting {name!r} in {self._path} is damaged: restore a copy, or remove its row from the table"
+                f" 'meta' so that a new one is made",
+                path=str(self._path),
+            )
+        return bytes(rows[0][1])
 
     async def set_setting(self, name: str, value: bytes) -> None:
         """Store a setting."""
-        await self._run(self._write, "INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+        statement = "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)"
+        await self._run(self._write, statement, (name, value), f"{sealed('meta')} WHERE name = ?", (name,))
 
 
-def _job(columns: tuple[Any, ...]) -> JobRow:
-    position, url, status, title, done, total, filepath, moving, etag, extras, error, started, completed = columns
-    return JobRow(
-        position=position,
-        url=url,
-        status=Status(status),
-        title=title,
-        done=done,
-        total=total,
-        filepath=filepath,
-        moving=bool(moving),
-        etag=etag,
-        extras=msgspec.json.decode(extras),
-        error=error,
-        started_at=started,
-        completed_at=completed,
-    )
+def _select(table: str) -> str:
+    return f"SELECT {', '.join(COLUMNS[table])}, crc FROM {table}"  # noqa: S608  # names of ours
 
 
-def _batch(columns: tuple[Any, ...]) -> BatchRow:
-    number, batch_id, status, paused, cancelled, options, retry_of, created_at, started_at, completed_at, error = (
-        columns
-    )
-    row = BatchRow(
-        batch_id=batch_id,
-        options=msgspec.json.decode(options, type=Options),
-        created_at=created_at,
-        number=number,
-        status=Status(status),
-        paused=bool(paused),
-        cancelled=bool(cancelled),
-        retry_of=retry_of,
-        started_at=started_at,
-        completed_at=completed_at,
-        error=error,
-    )
-    assert (row.completed_at is not None) == (row.status in FINAL)
+def _checked(table: str, values: tuple[Any, ...]) -> dict[str, Any]:
+    """Return a row as a mapping.
+
+    Raises:
+        ValueError: It does not match its check.
+    """
+    row = dict(zip(COLUMNS[table], values[:-1], strict=True))
+    if not matches(values):
+        raise ValueError("it does not match its checksum")
+    for name in ("created_at", "started_at", "completed_at"):
+        if row.get(name) is not None and not 0 <= row[name] < _LAST_TIME:
+            raise ValueError(f"{name} is not a time")
     return row
+
+
+def _job(values: tuple[Any, ...]) -> JobRow:
+    row = _checked("jobs", values)
+    row |= {"moving": bool(row["moving"]), "extras": msgspec.json.decode(row["extras"])}
+    return msgspec.convert(row, type=JobRow)
+
+
+def _batch(values: tuple[Any, ...]) -> BatchRow:
+    row = _checked("batches", values)
+    row |= {
+        "paused": bool(row["paused"]),
+        "cancelled": bool(row["cancelled"]),
+        "options": msgspec.json.decode(row["options"], type=Options),
+        "size": row.pop("jobs"),
+    }
+    batch = msgspec.convert(row, type=BatchRow)
+    if (batch.completed_at is not None) != (batch.status in FINAL):
+        raise ValueError(f"it is {batch.status} and {'ended' if batch.completed_at else 'has not ended'}")
+    return batch
+
+
+def _event(values: tuple[Any, ...]) -> EventRow | None:
+    names = ("id", "batch_id", "position", "kind", "status", "at", "error")
+    try:
+        event = msgspec.convert(dict(zip(names, values, strict=True)), type=EventRow)
+        if event.kind not in {"batch", "job", "deleted"} or not 0 <= event.at < _LAST_TIME:
+            raise ValueError("its kind or time is damaged")  # noqa: TRY301  # told with the others
+    except ValueError as error:
+        logger.error("the event %s is damaged and left out: %s", values[0], error)  # noqa: TRY400  # no bug of ours
+        return None
+    return event
+
+
+def _printable(text: object) -> str:
+    return str(text).encode("utf-8", "backslashreplace").decode()

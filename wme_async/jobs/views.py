@@ -12,7 +12,7 @@ from wme_async.jobs.model import Batch, BatchProgress, Job, JobFile, JobProgress
 from wme_async.jobs.rows import BatchRow, JobRow
 from wme_async.jobs.states import FINAL, Status
 
-__all__ = ["batch_error", "live_progress", "plain", "show", "stored_progress", "total_progress", "words"]
+__all__ = ["live_progress", "plain", "show", "stored_progress", "total_progress", "words"]
 
 
 def show(
@@ -165,17 +165,6 @@ def _add_up(groups: list[_Group]) -> BatchProgress:
     )
 
 
-def batch_error(row: BatchRow) -> str | None:
-    """Say why a batch failed, or stopped early."""
-    failed = [job for job in row.jobs if job.status is Status.FAILED]
-    if row.status not in FINAL or not failed:
-        return None
-    first = f"{failed[0].url}: {failed[0].error}"
-    if row.options.stop_on_error:
-        return f"stopped on the first error: {first}"
-    return f"{len(failed)} of {len(row.jobs)} jobs failed, the first {first}" if row.status is Status.FAILED else None
-
-
 def words(error: BaseException, *, silence: float) -> str:
     """Say why a job failed, so that a person can act on it.
 
@@ -190,6 +179,8 @@ def words(error: BaseException, *, silence: float) -> str:
     if isinstance(error, WMEError):
         said, status = str(error) or type(error).__name__, f"HTTP {getattr(error, 'status', 0)}"
         return said if said.startswith("HTTP ") or status == "HTTP 0" else f"{status}: {said}"
+    if isinstance(error, TimeoutError):
+        return f"timed out: {error}" if str(error) else "timed out"
     if isinstance(error, OSError):
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return "the disk is full"

@@ -353,6 +353,7 @@ async def serve(
 
     Raises:
         OSError: The port is taken.
+        RuntimeError: The batch manager has ended; whoever supervises the service must start it again.
         TypeError: An argument of another type.
         ValueError: A port that is none. It would listen to everybody and ask nobody for a key.
     """
@@ -378,6 +379,7 @@ async def serve(
         if on_ready is not None:
             shown = f"[{host}]" if ":" in host else host
             on_ready(f"http://{shown}:{runner.addresses[0][1]}")
-        await asyncio.get_running_loop().create_future()
+        await manager.wait_ended()
+        raise RuntimeError("the batch manager was closed under its service")
     finally:
         await runner.cleanup()

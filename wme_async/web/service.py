@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import re
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
@@ -14,7 +13,19 @@ import msgspec
 
 from wme_async import _clock
 from wme_async.errors import StatusError, WMEError
-from wme_async.jobs import Batch, BatchManager, Event, InvalidBatch, Listing, Status, UnknownBatch, WrongState
+from wme_async.jobs import (
+    Batch,
+    BatchManager,
+    DamagedBatch,
+    DatabaseError,
+    Event,
+    InvalidBatch,
+    Listing,
+    ManagerClosed,
+    Status,
+    UnknownBatch,
+    WrongState,
+)
 from wme_async.jobs.names import VARIABLES
 from wme_async.jobs.states import FINAL
 from wme_async.web.access import Keys, Links, Throttle, same_origin
@@ -462,13 +473,15 @@ def _translated(error: Exception) -> Refused:
         return Refused(404, "no_such_batch", str(error))
     if isinstance(error, WrongState):
         return Refused(409, "wrong_state", str(error))
+    if isinstance(error, DamagedBatch):
+        return Refused(500, "damaged", f"the stored rows of the batch {error.batch_id} are damaged")
+    if isinstance(error, DatabaseError):
+        logger.error("the database refused: %s", error)
+        return Refused(503, "database", "the database cannot be used at the moment")
     if isinstance(error, WMEError):
         status = f" (HTTP {error.status})" if isinstance(error, StatusError) else ""
         return Refused(502, "upstream", f"Wikimedia Enterprise did not answer as it should{status}: {error}")
-    if isinstance(error, sqlite3.OperationalError):
-        logger.error("the database refused: %s", error)
-        return Refused(503, "database", "the database cannot be written to at the moment")
-    if isinstance(error, RuntimeError) and "batch manager" in str(error):
+    if isinstance(error, ManagerClosed):
         return Refused(503, "closing", "the service is being closed")
     logger.error("a call could not be answered", exc_info=error)
     return Refused(500, "internal", "something went wrong here; it was logged")

@@ -1,0 +1,338 @@
+"""One webhook, job or helper that fails in any way is its own failure: nothing else ends, and nobody waits for ever."""
+
+import asyncio
+import errno
+
+import pytest
+from aiohttp import web
+from jobs_server import FileServer
+
+from wme_async import _clock
+from wme_async._protocol.settings import Retry
+from wme_async.jobs import (
+    BatchManager,
+    Fetched,
+    FileName,
+    JobLimits,
+    ManagerClosed,
+    UnknownBatch,
+    crew,
+    outbox,
+    sign_webhook,
+)
+from wme_async.jobs.store import Store
+from wme_async.web import serve
+
+
+@pytest.fixture
+async def server():
+    async with FileServer().running() as running:
+        yield running
+
+
+def open_manager(directory, **options):
+    return BatchManager(
+        directory,
+        allow_hosts=["127.0.0.1"],
+        retry=Retry(attempts=1, base=0.01),
+        limits=JobLimits(free_space=0),
+        **{"webhook_delays": (0.02,), **options},
+    )
+
+
+async def settled(manager, batch_id):
+    await manager.wait(batch_id, timeout=10)
+    async with asyncio.timeout(10):
+        while (message := (await manager.webhooks(batch_id))[0]).state == "waiting":  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # a delivery is told in the database alone
+    return message
+
+
+class Pages:
+    """A media fetcher that does what a test says for each page."""
+
+    def __init__(self, act):
+        self.act = act
+        self.started = asyncio.Event()
+
+    async def fetch(self, url, folder, *, options, moved, titled, allow=()):
+        self.started.set()
+        await self.act(url)
+        path = folder / "page.txt"
+        path.write_bytes(b"page")
+        name = FileName(title="page", ext="txt", id="1", uploader="u", upload_date="20250101")
+        return Fetched(path=path, name=name, size=4)
+
+
+def page(server, name="page.html"):
+    return server.add(name, 100, None, Content_Type="text/html")
+
+
+# Webhooks
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"message":' + b"[" * 60_000,
+        b'{"message":' + b"9" * 5_000 + b"}",
+        b'{"message":1e99999999999999999999}',
+        b"{" + b"\xff" * 100,
+        b"<Error>" * 3000,
+    ],
+    ids=["nested", "long number", "exponent", "not text", "xml"],
+)
+async def test_an_error_body_of_a_receiver_ends_only_its_own_webhook(tmp_path, server, body):
+    async def refuse(_request):
+        return web.Response(status=400, body=body, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_post("/hook", refuse)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with open_manager(tmp_path) as manager:
+            url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+            poison = await manager.submit([server.add("a")], webhook_url=url)
+            good = await manager.submit([server.add("b")], webhook_url=f"{server.url}/hook")
+            message = await settled(manager, poison.batch_id)
+            assert (message.state, message.attempts) == ("given up", 2)
+            assert (await settled(manager, good.batch_id)).state == "delivered"
+            assert not manager.closing
+        async with open_manager(tmp_path) as manager:
+            assert (await settled(manager, poison.batch_id)).attempts == 2
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("failure", [RecursionError("deep"), MemoryError(), asyncio.CancelledError(), KeyError("x")])
+async def test_any_exception_of_a_delivery_is_a_failed_attempt_of_it(tmp_path, server, monkeypatch, failure):
+    sign = sign_webhook
+    failing = []
+
+    def broken(message_id, *args, **options):
+        if message_id in failing:
+            raise failure
+        return sign(message_id, *args, **options)
+
+    monkeypatch.setattr(outbox, "sign_webhook", broken)
+    server.answers = [500]
+    async with open_manager(tmp_path, webhook_delays=(0.02, 0.02, 0.02)) as manager:
+        first = await manager.submit([server.add("a")], webhook_url=f"{server.url}/hook")
+        async with asyncio.timeout(10):
+            await server.hooked.wait()
+        failing.append(server.hooks[0][0]["webhook-id"])
+        message = await settled(manager, first.batch_id)
+        assert (message.state, message.attempts) == ("given up", 4)
+        server.answers = [200]
+        second = await manager.submit([server.add("b")], webhook_url=f"{server.url}/hook")
+        assert (await settled(manager, second.batch_id)).state == "delivered"
+
+
+async def test_an_attempt_is_counted_before_it_begins(tmp_path, server):
+    """A body that ends the process must not be sent again for ever."""
+    server.answers = [500]
+    async with open_manager(tmp_path, webhook_delays=()) as manager:
+        asked = asyncio.Event()
+
+        async def hold(_request):
+            asked.set()
+            await asyncio.sleep(10)
+
+        app = web.Application()
+        app.router.add_post("/hook", hold)
+        runner = web.AppRunner(app, shutdown_timeout=0.0, handler_cancellation=True)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+            batch = await manager.submit([server.add("a")], webhook_url=url)
+            async with asyncio.timeout(10):
+                await asked.wait()
+            [message] = await manager.webhooks(batch.batch_id)
+            assert (message.state, message.attempts) == ("waiting", 1)
+            await manager.aclose()
+            # It was closed in order, so that the attempt does not count.
+            await manager.start()
+            asked.clear()
+            async with asyncio.timeout(10):
+                await asked.wait()
+        finally:
+            await manager.aclose()
+            await runner.cleanup()
+
+
+async def test_a_clock_that_is_set_back_delays_a_webhook_by_its_own_delay_at_most(tmp_path, server, monkeypatch):
+    working = _clock.source
+    server.answers = [500, 200]
+    monkeypatch.setattr(_clock, "source", lambda: working() + 1_000_000.0)
+    async with open_manager(tmp_path, webhook_delays=(0.2,)) as manager:
+        batch = await manager.submit([server.add("a")], webhook_url=f"{server.url}/hook")
+        async with asyncio.timeout(10):
+            await server.hooked.wait()
+        monkeypatch.setattr(_clock, "source", working)
+        message = await settled(manager, batch.batch_id)
+    assert (message.state, message.attempts) == ("delivered", 2)
+
+
+# Jobs
+
+
+@pytest.mark.parametrize("failure", [RecursionError("deep"), MemoryError(), asyncio.CancelledError(), KeyError("x")])
+async def test_any_exception_of_a_job_is_its_own_failure(tmp_path, server, failure):
+    async def fail(_url):
+        raise failure
+
+    async with open_manager(tmp_path, media=Pages(fail)) as manager:
+        batch = await manager.submit([page(server), server.add("a")])
+        done = await manager.wait(batch.batch_id, timeout=10)
+        assert [str(job.status) for job in done.jobs] == ["failed", "completed"]
+        assert done.jobs[0].error
+
+
+async def test_a_lack_of_descriptors_delays_a_job_and_does_not_fail_it(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(crew, "_DESCRIPTOR_PAUSE", 0.01)
+    failures = [OSError(errno.EMFILE, "too many"), RuntimeError("wrapped")]
+    failures[1].__cause__ = OSError(errno.ENFILE, "too many")
+
+    async def fail_twice(_url):
+        if failures:
+            raise failures.pop()
+
+    async with open_manager(tmp_path, media=Pages(fail_twice)) as manager:
+        batch = await manager.submit([page(server)])
+        done = await manager.wait(batch.batch_id, timeout=10)
+    assert (done.jobs[0].status, done.jobs[0].error, failures) == ("completed", None, [])
+
+
+@pytest.mark.parametrize("change", ["delete", "retry"])
+async def test_a_job_that_takes_long_to_stop_holds_up_nothing_else(tmp_path, server, change):
+    release = asyncio.Event()
+
+    async def merge(_url):
+        # Like a thread that cannot be cancelled.
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    pages = Pages(merge)
+    async with open_manager(tmp_path, media=pages) as manager:
+        batch = await manager.submit([page(server)])
+        async with asyncio.timeout(10):
+            await pages.started.wait()
+        await manager.cancel(batch.batch_id)
+        if change == "delete":
+            pending = asyncio.ensure_future(manager.delete(batch.batch_id))
+        else:
+            pending = asyncio.ensure_future(manager.retry(batch.batch_id, cancelled=True))
+        other = await manager.submit([server.add("a")])
+        assert (await manager.wait(other.batch_id, timeout=10)).status == "completed"
+        assert (await manager.status(batch.batch_id)).status == "cancelled"
+        assert not pending.done()
+        release.set()
+        async with asyncio.timeout(10):
+            again = await pending
+        if change == "delete":
+            with pytest.raises(UnknownBatch):
+                await manager.status(batch.batch_id)
+        else:
+            assert (await manager.wait(again.batch_id, timeout=10)).status == "completed"
+
+
+async def test_a_caller_who_leaves_does_not_stop_a_deletion(tmp_path, server):
+    release = asyncio.Event()
+
+    async def merge(_url):
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    pages = Pages(merge)
+    async with open_manager(tmp_path, media=pages) as manager:
+        batch = await manager.submit([page(server)])
+        await pages.started.wait()
+        events = manager.watch(batch.batch_id)
+        pending = asyncio.ensure_future(manager.delete(batch.batch_id))
+        async with asyncio.timeout(10):
+            async for event in events:
+                if event.status == "cancelled" and event.job_id is None:
+                    break
+        pending.cancel()
+        await asyncio.wait([pending])
+        watching = asyncio.ensure_future(anext(manager.watch()))
+        release.set()
+        async with asyncio.timeout(10):
+            assert (await watching).kind == "deleted"
+
+
+async def test_two_deletions_at_once_and_one_while_closing_end(tmp_path, server):
+    async with open_manager(tmp_path) as manager:
+        batch = await manager.submit([server.add("a", 100_000, "hang")])
+        await server.hanging.wait()
+        results = await asyncio.gather(*(manager.delete(batch.batch_id) for _ in range(2)), return_exceptions=True)
+        assert None in results
+        assert all(result is None or isinstance(result, UnknownBatch) for result in results)
+        second = await manager.submit([server.add("b", 100_000, "hang")])
+        deleting = asyncio.ensure_future(manager.delete(second.batch_id))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await manager.aclose()
+            await asyncio.wait([deleting])
+        assert deleting.exception() is None or isinstance(deleting.exception(), ManagerClosed)
+
+
+# The end of a manager
+
+
+async def test_every_caller_is_answered_when_a_manager_dies_during_a_change(tmp_path, server, monkeypatch):
+    reached = asyncio.Event()
+
+    async def never(*_args, **_options):
+        reached.set()
+        await asyncio.Event().wait()
+
+    manager = open_manager(tmp_path)
+    await manager.start()
+    monkeypatch.setattr(Store, "save", never)
+    waiting = [asyncio.ensure_future(manager.submit([server.add(name)])) for name in "abc"]
+    watching = asyncio.ensure_future(anext(manager.watch(), None))
+    async with asyncio.timeout(10):
+        await reached.wait()
+        [task] = [task for task in asyncio.all_tasks() if task.get_name() == "wme_async batch manager"]
+        task.cancel()
+        await asyncio.wait([*waiting, watching])
+        assert all(isinstance(submission.exception(), ManagerClosed) for submission in waiting)
+        with pytest.raises(ManagerClosed, match="batch manager"):
+            await manager.submit([server.add("d")])
+        with pytest.raises(RuntimeError, match="ended because of an error"):
+            await manager.wait_ended()
+        assert manager.closing
+        await manager.aclose()
+
+
+async def test_the_end_of_a_manager_can_be_waited_for(tmp_path):
+    manager = open_manager(tmp_path)
+    with pytest.raises(ManagerClosed):
+        await manager.wait_ended()
+    async with manager:
+        waiting = asyncio.ensure_future(manager.wait_ended())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    await asyncio.wait_for(waiting, 10)
+
+
+async def test_a_service_ends_with_an_error_when_its_manager_has_ended(tmp_path):
+    manager = open_manager(tmp_path)
+    ready = asyncio.Event()
+    service = asyncio.ensure_future(serve(manager, port=0, api_keys=None, on_ready=lambda _url: ready.set()))
+    async with asyncio.timeout(10):
+        await ready.wait()
+        [task] = [task for task in asyncio.all_tasks() if task.get_name() == "wme_async batch manager"]
+        task.cancel()
+        with pytest.raises(RuntimeError, match="batch manager"):
+            await service

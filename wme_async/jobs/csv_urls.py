@@ -1,0 +1,140 @@
+"""URLs from CSV files as spreadsheets and scripts write them. A row that would lose or cut a URL is an error."""
+
+import codecs
+import csv
+import io
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from wme_async._protocol.arguments import check_path
+
+__all__ = ["from_csv"]
+
+_DELIMITERS: Final = ",;\t"
+_MARKS: Final = (
+    # The mark of UTF-32 begins with that of UTF-16.
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_LONGEST_FIELD: Final = 1 << 24  # characters; a quote that is left open takes the whole file for one field
+_limit_lock = threading.Lock()
+
+
+def from_csv(path: str | os.PathLike[str], column: str = "url") -> list[str]:
+    """Read URLs from a CSV file. It blocks, so use a thread for a large one.
+
+    The first row that is not blank names the columns; case and blanks around a name do not matter. Fields are
+    separated by commas, semicolons or tabs, which the first row shows, and quoted by `"`. The encoding is UTF-8, or
+    UTF-16 or UTF-32 with a byte order mark or recognisable by its zero bytes.
+
+    Args:
+        path: The file.
+        column: The column that holds the URLs.
+
+    Returns:
+        The URLs in order; empty cells are left out.
+
+    Raises:
+        ValueError: There is no such column or it is there twice, the encoding is another one, or a row is malformed:
+            a quote left open, or more cells than columns, as an unquoted comma in a URL makes them. With the file's
+            name and the line.
+        OSError: The file cannot be read.
+    """
+    check_path("path", path)
+    name = os.fspath(path)
+    text = _decoded(Path(path).read_bytes(), name)
+    rows, delimiter = _rows(text, name)
+    urls = []
+    index: int | None = None
+    width = 0
+    for line, row in rows:
+        if not any(cell.strip() for cell in row):
+            continue
+        if index is None:
+            index, width = _index(row, column, name, line), len(row)
+            continue
+        # Spreadsheets end each row with the separators of empty columns.
+        if any(cell.strip() for cell in row[width:]):
+            raise ValueError(
+                f"{name}, line {line}: {len(row)} cells for {width} columns; put quotes around a cell that contains"
+                f" {_shown(delimiter)}"
+            )
+        if index < len(row) and (url := row[index].strip()):
+            urls.append(url)
+    if index is None:
+        raise ValueError(f"{name} has no column {column!r}: it is empty")
+    return urls
+
+
+def _decoded(data: bytes, name: str) -> str:
+    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
+    if encoding is None:
+        # A CSV file of URLs begins with ASCII, so in UTF-16 without a mark every other byte is zero.
+        start = data[:2]
+        encoding = "utf-16-le" if start[1:] == b"\0" else "utf-16-be" if start[:1] == b"\0" else "utf-8"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{name}, line {line}: the text is not {encoding.partition('-sig')[0].upper()}; save the file as UTF-8"
+        ) from None
+
+
+def _delimiter(text: str) -> tuple[str, int]:
+    """Return the delimiter, and how many lines a note about it takes up before the first row.
+
+    It is the one that the first row contains most often outside quotes, or that of a line `sep=;`, which Excel reads.
+    """
+    for number, line in enumerate(io.StringIO(text, newline=""), start=1):
+        content = line.strip()
+        if len(content) == 5 and content.lower().startswith("sep="):
+            return content[4], number
+        if content:
+            outside = "".join(line.split('"')[::2])
+            return max(_DELIMITERS, key=outside.count), 0
+    return ",", 0
+
+
+def _rows(text: str, name: str) -> tuple[list[tuple[int, list[str]]], str]:
+    """Return each row with the number of its first line, and the delimiter."""
+    delimiter, skipped = _delimiter(text)
+    lines = io.StringIO(text, newline="")
+    for _ in range(skipped):
+        next(lines)
+    rows: list[tuple[int, list[str]]] = []
+    # The limit belongs to the process, and others may rely on theirs.
+    with _limit_lock:
+        limit = csv.field_size_limit(_LONGEST_FIELD)
+        line = skipped + 1
+        try:
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            for row in reader:
+                rows.append((line, row))
+                line = skipped + reader.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{name}, line {line}: {error}; is a quote left open?") from None
+        finally:
+            csv.field_size_limit(limit)
+    return rows, delimiter
+
+
+def _index(header: Sequence[str], column: str, name: str, line: int) -> int:
+    names = [cell.strip() for cell in header]
+    matches = [at for at, cell in enumerate(names) if cell == column]
+    matches = matches or [at for at, cell in enumerate(names) if cell.casefold() == column.strip().casefold()]
+    if not matches:
+        raise ValueError(f"{name}, line {line}: there is no column {column!r}; it has {', '.join(names)}")
+    if len(matches) > 1:
+        raise ValueError(f"{name}, line {line}: the column {column!r} is there {len(matches)} times; rename one")
+    return matches[0]
+
+
+def _shown(delimiter: str) -> str:
+    return {",": "a comma", ";": "a semicolon"}.get(delimiter, "a tab")

@@ -1,0 +1,295 @@
+"""The SQLite file of a batch manager: opened privately, locked, upgraded, and checked for damage. All of it blocks.
+
+SQLite has no checksums, so batches, jobs, webhooks and settings carry one in each row. Damage to the structure of the
+file keeps a manager from opening it, with an error that names the damage. Damage to a row concerns that row alone.
+"""
+
+import contextlib
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from wme_async._files import private_file
+from wme_async.jobs.errors import DatabaseError, database_error
+
+__all__ = ["COLUMNS", "check_of", "connect", "lock", "matches", "sealed"]
+
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_SHOWN_PROBLEMS: Final = 5
+
+_TABLES: Final = """
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE batches (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        batch_id TEXT NOT NULL UNIQUE,
+        status TEXT NOT NULL,
+        paused INTEGER NOT NULL DEFAULT 0,
+        cancelled INTEGER NOT NULL DEFAULT 0,
+        options BLOB NOT NULL,
+        retry_of TEXT,
+        created_at REAL NOT NULL,
+        started_at REAL,
+        completed_at REAL,
+        error TEXT
+    );
+    CREATE INDEX batches_unfinished ON batches (status) WHERE completed_at IS NULL;
+    CREATE TABLE jobs (
+        batch_id TEXT NOT NULL REFERENCES batches (batch_id) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        url TEXT NOT NULL,
+        status TEXT NOT NULL,
+        title TEXT,
+        done INTEGER NOT NULL DEFAULT 0,
+        total INTEGER,
+        filepath TEXT,
+        file_key TEXT,
+        moving INTEGER NOT NULL DEFAULT 0,
+        etag TEXT,
+        extras BLOB NOT NULL DEFAULT '[]',
+        error TEXT,
+        started_at REAL,
+        completed_at REAL,
+        PRIMARY KEY (batch_id, position)
+    ) WITHOUT ROWID;
+    CREATE INDEX jobs_path ON jobs (filepath);
+    CREATE INDEX jobs_extras ON jobs (status) WHERE extras <> '[]';
+    CREATE UNIQUE INDEX jobs_file ON jobs (file_key) WHERE file_key IS NOT NULL;
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        batch_id TEXT NOT NULL,
+        position INTEGER,
+        kind TEXT NOT NULL,
+        status TEXT,
+        at REAL NOT NULL,
+        error TEXT
+    );
+    CREATE INDEX events_batch ON events (batch_id, id);
+    CREATE TABLE outbox (
+        message_id TEXT PRIMARY KEY,
+        batch_id TEXT NOT NULL,
+        url TEXT NOT NULL,
+        body BLOB NOT NULL,
+        state TEXT NOT NULL DEFAULT 'waiting',
+        attempts INTEGER NOT NULL DEFAULT 0,
+        next_at REAL,
+        error TEXT
+    );
+    CREATE INDEX outbox_due ON outbox (next_at) WHERE state = 'waiting';
+"""
+
+_CHECKS: Final = """
+    ALTER TABLE batches ADD COLUMN jobs INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE batches ADD COLUMN crc INTEGER;
+    ALTER TABLE jobs ADD COLUMN crc INTEGER;
+    ALTER TABLE outbox ADD COLUMN delay REAL NOT NULL DEFAULT 0;
+    ALTER TABLE outbox ADD COLUMN crc INTEGER;
+    ALTER TABLE meta ADD COLUMN crc INTEGER;
+    UPDATE batches SET jobs = (SELECT COUNT(*) FROM jobs WHERE jobs.batch_id = batches.batch_id);
+"""
+
+COLUMNS: Final[dict[str, tuple[str, ...]]] = {
+    "batches": (
+        *("number", "batch_id", "status", "paused", "cancelled", "options", "retry_of", "created_at", "started_at"),
+        *("completed_at", "error", "jobs"),
+    ),
+    "jobs": (
+        *("batch_id", "position", "url", "status", "title", "done", "total", "filepath", "file_key", "moving", "etag"),
+        *("extras", "error", "started_at", "completed_at"),
+    ),
+    "outbox": ("message_id", "batch_id", "url", "body", "state", "attempts", "next_at", "delay", "error"),
+    "meta": ("name", "value"),
+}
+"""The columns of each table whose rows are checked, in the order in which they enter the check."""
+
+_KEYS: Final = {
+    "batches": ("number",),
+    "jobs": ("batch_id", "position"),
+    "outbox": ("message_id",),
+    "meta": ("name",),
+}
+
+_Row: TypeAlias = Sequence[Any]
+_Step: TypeAlias = Callable[[sqlite3.Connection], None]
+
+
+def check_of(values: _Row) -> int:
+    """Return the check of a row: the CRC-32 of its values as SQLite returns them, in the order of `COLUMNS`."""
+    return zlib.crc32(repr(tuple(values)).encode("utf-8", "surrogatepass"))
+
+
+def matches(row: _Row) -> bool:
+    """Say whether a row matches its check, which is its last column."""
+    return bool(row[-1] == check_of(row[:-1]))
+
+
+def sealed(table: str) -> str:
+    """Return the SQL that sets the check of changed rows; append a WHERE clause."""
+    return f"UPDATE {table} SET crc = row_check({', '.join(COLUMNS[table])})"  # noqa: S608  # names of ours
+
+
+def _script(text: str) -> _Step:
+    def run(db: sqlite3.Connection) -> None:
+        for statement in text.split(";"):
+            if statement.strip():
+                db.execute(statement)
+
+    return run
+
+
+def _add_checks(db: sqlite3.Connection) -> None:
+    _script(_CHECKS)(db)
+    for table, columns in COLUMNS.items():
+        # In Python, not in SQL: a row whose text cannot be read must not keep the others from being upgraded.
+        where = " AND ".join(f"{key} = ?" for key in _KEYS[table])
+        statement = f"UPDATE {table} SET crc = ? WHERE {where}"  # noqa: S608  # names of ours
+        for row in db.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall():  # noqa: S608  # names of ours
+            keys = [row[columns.index(key)] for key in _KEYS[table]]
+            with contextlib.suppress(UnicodeEncodeError):
+                db.execute(statement, (check_of(row), *keys))
+
+
+_MIGRATIONS: Final[tuple[_Step, ...]] = (_script(_TABLES), _add_checks)
+
+
+def lock(path: Path) -> sqlite3.Connection:
+    """Take the lock of a database: the system drops it when the process dies, on every platform that SQLite runs on.
+
+    Raises:
+        RuntimeError: Another manager has it.
+        DatabaseError: It cannot be taken for another reason.
+    """
+    place = Path(f"{path}.lock")
+    with _translated(place):
+        private_file(place)
+        connection = sqlite3.connect(place, timeout=0.0, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if error.sqlite_errorcode & 0xFF in _BUSY:
+                raise RuntimeError(f"another batch manager is using {path}") from error
+            raise
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a database whose lock is held: make it where it is missing, upgrade it, and check it.
+
+    Raises:
+        RuntimeError: A newer version of this package made it.
+        DatabaseError: It cannot be opened, is something else, or is damaged; the message says where.
+    """
+    with _translated(path):
+        if os.path.lexists(path):
+            if path.stat().st_size == 0:
+                raise DatabaseError(
+                    f"{path} is empty, so it was cut: restore a copy, or remove it to begin anew", path=str(path)
+                )
+            _check_version(path)
+        else:
+            _create(path)
+        private_file(path)
+        db = _connection(path)
+        try:
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
+                db.execute(f"PRAGMA {pragma}").fetchall()
+            _upgrade(db, path)
+            _check_schema(db, path)
+            _check_structure(db, path)
+            for suffix in ("-wal", "-shm"):
+                if os.path.lexists(f"{path}{suffix}"):
+                    private_file(Path(f"{path}{suffix}"))
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise database_error(path, error) from error
+    except OSError as error:
+        raise DatabaseError(f"{path} cannot be opened: {error.strerror or error}", path=str(path)) from error
+
+
+def _connection(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+    # Text that is damaged must not keep the rows beside it from being read.
+    db.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+    db.create_function("row_check", -1, lambda *values: check_of(values), deterministic=True)
+    return db
+
+
+def _create(path: Path) -> None:
+    """Make a new database, which appears under its name only when its tables are there."""
+    new = Path(f"{path}.new")
+    new.unlink(missing_ok=True)
+    private_file(new)
+    with contextlib.closing(_connection(new)) as db:
+        _upgrade(db, path)
+    new.replace(path)
+
+
+def _check_version(path: Path) -> None:
+    with contextlib.closing(_connection(path)) as db:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(_MIGRATIONS) or version < 0:
+            raise RuntimeError(
+                f"{path} was made by a newer version of wme_async (schema {version}; this one knows"
+                f" {len(_MIGRATIONS)}): upgrade wme_async"
+            )
+        if version == 0 and db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall():
+            raise DatabaseError(f"{path} holds other tables than those of batches: name another file", path=str(path))
+
+
+def _upgrade(db: sqlite3.Connection, path: Path) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    for number, step in enumerate(_MIGRATIONS[version:], start=version + 1):
+        # One transaction with its version: a kill in between leaves the old schema whole.
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            step(db)
+            db.execute(f"PRAGMA user_version = {number}")
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            message = f"{path} could not be upgraded to schema {number}: {database_error(path, error)}"
+            raise DatabaseError(message, path=str(path)) from error
+
+
+def _check_schema(db: sqlite3.Connection, path: Path) -> None:
+    """Raise if a table or column is missing: every statement that needs it would fail, again and again."""
+    expected = {**COLUMNS, "events": ("id", "batch_id", "position", "kind", "status", "at", "error")}
+    for table, columns in expected.items():
+        present = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+        missing = sorted({*columns} - present)
+        if missing:
+            part = f"its table {table!r}" if not present else f"{', '.join(missing)} of its table {table!r}"
+            raise DatabaseError(f"{path} is damaged: {part} is missing; restore a copy", path=str(path))
+
+
+def _check_structure(db: sqlite3.Connection, path: Path) -> None:
+    """Raise if the structure of the file is damaged. Indexes can be made anew from their tables, and are."""
+    problems = _problems(db)
+    if problems and all("index" in problem for problem in problems):
+        db.execute("REINDEX")
+        problems = _problems(db)
+    if problems:
+        shown = "; ".join(problems[:_SHOWN_PROBLEMS])
+        raise DatabaseError(
+            f"{path} is damaged ({shown}): restore a copy, or rescue its rows by `sqlite3 FILE .recover`",
+            path=str(path),
+        )
+
+
+def _problems(db: sqlite3.Connection) -> list[str]:
+    rows = [str(row[0]) for row in db.execute(f"PRAGMA integrity_check({4 * _SHOWN_PROBLEMS})")]
+    return [] if rows == ["ok"] else [" ".join(row.split()) for row in rows]
