@@ -187,10 +187,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     with _translated(path):
         if os.path.lexists(path):
-            if path.stat().st_size == 0:
-                raise DatabaseError(
-                    f"{path} is empty, so it was cut: restore a copy, or remove it to begin anew", path=str(path)
-                )
+            _check_size(path)
             _check_version(path)
         else:
             _create(path)
@@ -215,10 +212,13 @@ def connect(path: Path) -> sqlite3.Connection:
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
-        raise database_error(path, error) from error
+    except (DatabaseError, RuntimeError):
+        raise
     except OSError as error:
         raise DatabaseError(f"{path} cannot be opened: {error.strerror or error}", path=str(path)) from error
+    except Exception as error:
+        # Not SQLite's errors alone: a damaged name in one of its messages is a UnicodeDecodeError.
+        raise database_error(path, error) from error
 
 
 def _connection(path: Path) -> sqlite3.Connection:
@@ -237,6 +237,22 @@ def _create(path: Path) -> None:
     with contextlib.closing(_connection(new)) as db:
         _upgrade(db, path)
     new.replace(path)
+
+
+def _check_size(path: Path) -> None:
+    """Raise if the file was cut: SQLite takes an empty file for a new database, and fills up an incomplete page."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(18)
+    page = int.from_bytes(header[16:18]) if header.startswith(b"SQLite format 3\0") else 0
+    page = 65_536 if page == 1 else page
+    log = Path(f"{path}-wal")
+    # What a power failure leaves incomplete is in the log.
+    logged = log.exists() and log.stat().st_size > 0
+    if size == 0 or (page >= 512 and size % page and not logged):
+        raise DatabaseError(
+            f"{path} was cut, at {size} bytes: restore a copy, or remove it to begin anew", path=str(path)
+        )
 
 
 def _check_version(path: Path) -> None:

@@ -91,7 +91,7 @@ class Store:
         await wait_done(statement)
         try:
             return statement.result()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise database_error(self._path, error) from error
 
     def _open(self) -> None:

@@ -1,0 +1,307 @@
+"""The jobs database: private, checked, upgraded; damage is named, and damage to one batch concerns that batch alone."""
+
+import contextlib
+import os
+import random
+import shutil
+import sqlite3
+import stat
+
+import pytest
+from jobs_server import FileServer
+
+from wme_async._protocol.settings import Retry
+from wme_async.jobs import BatchManager, DamagedBatch, DatabaseError, JobLimits, UnknownBatch
+
+
+@pytest.fixture
+async def server():
+    async with FileServer().running() as running:
+        yield running
+
+
+def open_manager(directory, **options):
+    return BatchManager(
+        directory, allow_hosts=["127.0.0.1"], retry=Retry(attempts=1), limits=JobLimits(free_space=0), **options
+    )
+
+
+def database(directory):
+    return directory / ".wme-jobs" / "jobs.sqlite"
+
+
+def execute(path, statement, *values):
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        return db.execute(statement, values).fetchall()
+
+
+async def filled(directory, server, *, paused=3, finished=2):
+    """Return the ids of batches that are paused, and of some that have ended."""
+    async with open_manager(directory) as manager:
+        ids = []
+        for number in range(finished):
+            batch = await manager.submit([server.add(f"done-{number}-{job}") for job in range(2)])
+            await manager.wait(batch.batch_id, timeout=10)
+            ids.append(batch.batch_id)
+    async with open_manager(directory) as manager:
+        pass
+    manager = open_manager(directory)
+    await manager.start(jobs=False)
+    for number in range(paused):
+        batch = await manager.submit(
+            [server.add(f"open-{number}-{job}") for job in range(3)], webhook_url=f"{server.url}/hook"
+        )
+        await manager.pause(batch.batch_id)
+        ids.append(batch.batch_id)
+    await manager.aclose()
+    return ids[finished:], ids[:finished]
+
+
+async def states(manager):
+    """Return all that a caller can see of every batch, or why not."""
+    facts = {}
+    before = None
+    while True:
+        page = await manager.list(limit=2, before=before)
+        for listed in page.batches:
+            try:
+                batch = await manager.status(listed.batch_id)
+            except DatabaseError as error:
+                facts[listed.batch_id] = error
+                continue
+            facts[batch.batch_id] = [
+                (job.url, job.status, job.title, job.file_info, job.error, job.created_at) for job in batch.jobs
+            ]
+        before = page.next
+        if before is None:
+            return facts
+
+
+# Permissions
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+async def test_only_the_owner_can_read_the_database_whatever_the_umask_is(tmp_path, umask):
+    old = os.umask(umask)
+    try:
+        async with open_manager(tmp_path / "new") as manager:
+            folder = database(manager.directory).parent
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.is_file()}
+            assert {"jobs.sqlite", "jobs.sqlite-wal", "jobs.sqlite-shm", "jobs.sqlite.lock"} <= modes.keys()
+            assert set(modes.values()) == {0o600}
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    finally:
+        os.umask(old)
+
+
+async def test_files_of_an_older_version_are_made_private(tmp_path):
+    async with open_manager(tmp_path):
+        pass
+    database(tmp_path).chmod(0o644)
+    database(tmp_path).parent.chmod(0o755)
+    async with open_manager(tmp_path):
+        assert stat.S_IMODE(database(tmp_path).stat().st_mode) == 0o600
+        assert stat.S_IMODE(database(tmp_path).parent.stat().st_mode) == 0o700
+
+
+# What cannot be opened
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda path: path.write_bytes(b"no database" * 100), "is not a jobs database"),
+        (lambda path: path.write_bytes(b""), "was cut, at 0 bytes"),
+        (lambda path: os.truncate(path, 4096), "is damaged"),
+        (lambda path: os.truncate(path, path.stat().st_size - 100), "was cut, at "),
+        (lambda path: execute(path, "DROP TABLE outbox"), "its table 'outbox' is missing"),
+        (lambda path: execute(path, "ALTER TABLE jobs DROP COLUMN etag"), "etag of its table 'jobs' is missing"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be opened"),
+        (lambda path: execute(path, "UPDATE meta SET value = x'00'"), "webhook_secrets.* is damaged"),
+    ],
+)
+async def test_a_database_that_cannot_be_used_is_named_with_the_cause(tmp_path, server, break_it, words):
+    await filled(tmp_path, server, paused=1, finished=1)
+    break_it(database(tmp_path))
+    manager = open_manager(tmp_path)
+    with pytest.raises(DatabaseError, match=words) as caught:
+        await manager.start()
+    assert str(database(tmp_path)) in str(caught.value)
+    assert caught.value.path == str(database(tmp_path))
+
+
+async def test_a_database_of_another_program_is_left_alone(tmp_path):
+    path = tmp_path / "other.sqlite"
+    execute(path, "CREATE TABLE things (name TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(DatabaseError, match="holds other tables"):
+        await open_manager(tmp_path, database=path).start()
+    assert path.read_bytes() == before
+
+
+async def test_only_a_lock_means_another_manager(tmp_path, monkeypatch):
+    connect = sqlite3.connect
+
+    class Full(sqlite3.Connection):
+        def execute(self, statement, *values):
+            if statement == "BEGIN EXCLUSIVE":
+                error = sqlite3.OperationalError("full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            return super().execute(statement, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Full, **options))
+    with pytest.raises(DatabaseError, match=r"jobs\.sqlite\.lock cannot be written, because the disk is full"):
+        await open_manager(tmp_path).start()
+
+
+async def test_a_database_that_another_program_locks_says_so(tmp_path, server, monkeypatch):
+    await filled(tmp_path, server, paused=1, finished=0)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **{**options, "timeout": 0.0}))
+    with contextlib.closing(connect(database(tmp_path), isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(DatabaseError, match=r"jobs\.sqlite is locked by another program"):
+            await open_manager(tmp_path).start()
+
+
+async def test_the_first_schema_is_upgraded_with_all_that_is_in_it(tmp_path, server):
+    opened, ended = await filled(tmp_path, server)
+    async with open_manager(tmp_path) as manager:
+        before = await states(manager)
+    path = database(tmp_path)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for table in ("batches", "jobs", "outbox", "meta"):
+            db.execute(f"ALTER TABLE {table} DROP COLUMN crc")
+        db.execute("ALTER TABLE batches DROP COLUMN jobs")
+        db.execute("ALTER TABLE outbox DROP COLUMN delay")
+        db.execute("PRAGMA user_version = 1")
+    async with open_manager(tmp_path) as manager:
+        assert await states(manager) == before
+        assert set(before) == {*opened, *ended}
+        assert manager.damaged == {}
+
+
+# Damage to rows
+
+
+async def test_a_damaged_batch_is_set_aside_by_name_and_the_others_run(tmp_path, server, caplog):
+    (bad, lost, good), _ = await filled(tmp_path, server)
+    path = database(tmp_path)
+    execute(path, "UPDATE jobs SET status = 'runnimg' WHERE batch_id = ? AND position = 1", bad)
+    execute(path, "DELETE FROM jobs WHERE batch_id = ? AND position = 2", lost)
+    async with open_manager(tmp_path) as manager:
+        assert set(manager.damaged) == {bad, lost}
+        assert "job 1" in manager.damaged[bad]
+        assert manager.statistics()["damaged"] == 2
+        assert bad in caplog.text
+        with pytest.raises(DamagedBatch, match=rf"{bad} in .*jobs\.sqlite is damaged") as caught:
+            await manager.resume(bad)
+        assert caught.value.batch_id == bad
+        assert {batch.batch_id for batch in (await manager.list()).batches}.isdisjoint({bad, lost})
+        await manager.resume(good)
+        assert (await manager.wait(good, timeout=10)).status == "completed"
+        # They are there to be looked at until they are deleted.
+        assert len(execute(path, "SELECT * FROM jobs WHERE batch_id = ?", bad)) == 3
+        await manager.delete(bad)
+        assert set(manager.damaged) == {lost}
+        with pytest.raises(UnknownBatch):
+            await manager.status(bad)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE batches SET completed_at = 1.0, status = 'completed'",
+        "UPDATE batches SET options = x'7b7d'",
+        "UPDATE batches SET created_at = 1e300",
+        "UPDATE batches SET error = CAST(x'ff' AS TEXT)",
+        "UPDATE batches SET batch_id = CAST(x'62ff' AS TEXT)",
+        "UPDATE jobs SET url = CAST(x'68747470ff' AS TEXT) WHERE position = 0",
+        "UPDATE jobs SET url = 'http://[' WHERE position = 0",
+        "UPDATE jobs SET extras = '[' WHERE position = 0",
+        "UPDATE jobs SET done = 'x' WHERE position = 0",
+    ],
+)
+async def test_every_kind_of_damage_to_a_row_is_found(tmp_path, server, statement):
+    [batch_id], ended = await filled(tmp_path, server, paused=1, finished=1)
+    where = " AND " if "WHERE" in statement else " WHERE "
+    execute(database(tmp_path), "PRAGMA foreign_keys = OFF")
+    execute(database(tmp_path), f"{statement}{where}batch_id = ?", batch_id)
+    async with open_manager(tmp_path) as manager:
+        assert len(manager.damaged) == 1
+        assert (await manager.status(ended[0])).status == "completed"
+        for name in manager.damaged:
+            await manager.delete(name)
+        assert manager.damaged == {}
+    async with open_manager(tmp_path) as manager:
+        assert manager.damaged == {}
+
+
+async def test_a_damaged_webhook_is_not_sent_and_a_damaged_event_is_left_out(tmp_path, server):
+    [batch_id], [ended] = await filled(tmp_path, server, paused=1, finished=1)
+    manager = open_manager(tmp_path)
+    await manager.start(jobs=False)
+    server.answers = [500]
+    await manager.cancel(batch_id)
+    await manager.aclose()
+    path = database(tmp_path)
+    execute(path, "UPDATE outbox SET body = x'00', state = 'waitinh', next_at = 0")
+    [(first, last)] = execute(path, "SELECT MIN(id), MAX(id) FROM events WHERE batch_id = ?", ended)
+    execute(path, "UPDATE events SET status = 'runninh', kind = 'jpb' WHERE id = ?", first)
+    server.hooks.clear()
+    async with open_manager(tmp_path) as manager:
+        [message] = await manager.webhooks(batch_id)
+        assert (message.state, message.error) == ("given up", "the stored message is damaged")
+        seen = [event.id async for event in manager.watch(ended, after=0)]
+        assert (seen[0], seen[-1]) == (first + 1, last)
+    assert server.hooks == []
+
+
+async def refusal_to_start(manager):
+    try:
+        await manager.start(jobs=False)
+    except (DatabaseError, RuntimeError) as error:
+        return error
+    return None
+
+
+async def test_random_damage_gives_the_truth_or_an_error_that_names_it(tmp_path, server):
+    """Bits that flip, and files that are cut: never a wrong state, never an error without the damaged thing's name."""
+    opened, ended = await filled(tmp_path, server)
+    async with open_manager(tmp_path) as manager:
+        truth = await states(manager)
+    path = database(tmp_path)
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    whole = path.read_bytes()
+    choose = random.Random(1)  # a test
+    outcomes = {"whole": 0, "set aside": 0, "refused": 0}
+    for number in range(60):
+        data = bytearray(whole)
+        if number % 6 == 5:
+            del data[choose.randrange(len(data)) :]
+        else:
+            data[choose.randrange(len(data))] ^= 1 << choose.randrange(8)
+        shutil.rmtree(path.parent)
+        path.parent.mkdir()
+        path.write_bytes(data)
+        manager = open_manager(tmp_path)
+        refusal = await refusal_to_start(manager)
+        if refusal is not None:
+            assert str(path) in str(refusal), number
+            outcomes["refused"] += 1
+            continue
+        try:
+            facts = await states(manager)
+            damaged = manager.damaged
+            for batch_id, seen in facts.items():
+                if not isinstance(seen, DatabaseError):
+                    assert seen == truth[batch_id], number
+            missing = {*opened, *ended} - facts.keys()
+            assert len(missing) <= len(damaged), number
+            outcomes["set aside" if damaged else "whole"] += 1
+        finally:
+            await manager.aclose()
+    assert all(outcomes.values()), outcomes
