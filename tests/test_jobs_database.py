@@ -6,6 +6,7 @@ import random
 import shutil
 import sqlite3
 import stat
+from typing import Any
 
 import pytest
 from jobs_server import FileServer
@@ -59,7 +60,7 @@ async def filled(directory, server, *, paused=3, finished=2):
 
 async def states(manager):
     """Return all that a caller can see of every batch, or why not."""
-    facts = {}
+    facts: dict[str, Any] = {}
     before = None
     while True:
         page = await manager.list(limit=2, before=before)
