@@ -24,9 +24,10 @@ from wme_async.jobs.guard import guard
 from wme_async.jobs.model import Batch, Event, Listing, Outbox, utc
 from wme_async.jobs.outbox import Delivery, check_delivery
 from wme_async.jobs.rules import InvalidBatch, JobLimits, Options, Problem, check_options, check_urls
+from wme_async.jobs.shelf import HIDDEN
 from wme_async.jobs.sources import Fetcher, MediaFetcher
 from wme_async.jobs.states import Status
-from wme_async.jobs.store import HIDDEN, Store
+from wme_async.jobs.store import Store
 from wme_async.jobs.supervision import restarted
 from wme_async.jobs.views import show
 from wme_async.jobs.webhooks import DELAYS

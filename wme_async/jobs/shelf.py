@@ -9,9 +9,12 @@ from wme_async.jobs import staging
 from wme_async.jobs.errors import DamagedBatch
 from wme_async.jobs.rows import BatchRow, JobRow
 from wme_async.jobs.states import Status
-from wme_async.jobs.store import HIDDEN, Store
+from wme_async.jobs.store import Store
 
-__all__ = ["Shelf"]
+__all__ = ["HIDDEN", "Shelf"]
+
+HIDDEN = ".wme-jobs"
+"""The folder of unfinished files and of the database. No name of a finished file begins with a full stop."""
 
 _Key = tuple[str, int]
 

@@ -24,12 +24,9 @@ from wme_async.jobs.rows import BatchRow, EventRow, JobRow, MessageRow
 from wme_async.jobs.rules import Options
 from wme_async.jobs.states import FINAL, Status
 
-__all__ = ["HIDDEN", "Store"]
+__all__ = ["Store"]
 
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
-
-HIDDEN = ".wme-jobs"
-"""The folder of unfinished files and of the database. No name of a finished file begins with a full stop."""
 
 _T = TypeVar("_T")
 _Values: TypeAlias = Sequence[object] | Mapping[str, object]
@@ -97,8 +94,7 @@ class Store:
     def _open(self) -> None:
         folder = self._path.parent
         try:
-            # Its own folder holds signed URLs and unfinished files; others are shared as their owner wants.
-            private_folder(folder, tighten=folder.name == HIDDEN)
+            private_folder(folder)
         except OSError as error:
             message = f"{folder} cannot be made or used: {error.strerror or error}"
             raise DatabaseError(message, path=str(self._path)) from error
