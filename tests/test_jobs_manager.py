@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import sqlite3
@@ -762,3 +763,48 @@ async def test_whoever_is_cancelled_while_submitting_leaves_nothing_half_done(ma
 def test_everything_public_is_exported():
     assert sorted(jobs.__all__) == jobs.__all__
     assert all(getattr(jobs, name) for name in jobs.__all__)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+async def test_a_file_system_with_short_names_gets_a_shorter_one_with_the_same_extension(
+    manager, server, monkeypatch, tmp_path, honest
+):
+    real = os.link
+
+    def link(source, target, **options):
+        if len(os.fsencode(target.name)) > 143:
+            raise OSError(errno.ENAMETOOLONG, "too long")
+        real(source, target, **options)
+
+    monkeypatch.setattr(os, "link", link)
+    if honest:
+        monkeypatch.setattr(os, "pathconf", lambda *_: 143)
+    name = "ü" * 70 + ".tar.gz"
+    urls = [server.add(f"{place}/{name}", 1000) for place in ("a", "b")]
+    batch = await manager.submit(urls)
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert states(done) == ["completed", "completed"]
+    paths = [tmp_path / "files" / job.file_info.filepath for job in done.jobs]
+    assert len(set(paths)) == 2
+    for path in paths:
+        assert path.name.startswith("ü" * 50)
+        assert path.name.endswith(".tar.gz")
+        assert len(os.fsencode(path.name)) <= 143
+        assert path.stat().st_size == 1000
+
+
+async def test_a_finished_download_that_another_program_replaces_gets_no_name(manager, server, monkeypatch, tmp_path):
+    url = server.add("a.bin", 1000)
+    real = staging.collect
+
+    def collect(folder, path, *rest):
+        path.unlink()
+        path.write_bytes(bytes(999))
+        return real(folder, path, *rest)
+
+    monkeypatch.setattr(staging, "collect", collect)
+    batch = await manager.submit([url])
+    done = await manager.wait(batch.batch_id, timeout=10)
+    assert states(done) == ["failed"]
+    assert "another program" in done.jobs[0].error
+    assert [path.name for path in (tmp_path / "files").iterdir()] == [".wme-jobs"]

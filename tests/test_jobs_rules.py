@@ -17,6 +17,7 @@ from wme_async.jobs.names import (
     check_template,
     expand,
     file_key,
+    fitted,
     name_file,
     numbered,
     safe_name,
@@ -598,6 +599,21 @@ def test_without_a_disposition_type_and_path_make_the_name(url, kind, name):
 def test_two_urls_have_two_ids_and_one_url_always_the_same():
     ids = [name_file(f"https://example.com/{number}", upload_date="").id for number in (1, 2, 1)]
     assert ids[0] == ids[2] != ids[1]
+
+
+@given(
+    st.lists(st.text(min_size=1, max_size=200).map(safe_name), min_size=1, max_size=4),
+    st.sampled_from(["", ".bin", ".tar.gz"]),
+    st.integers(40, 255),
+)
+def test_every_level_of_a_fitted_path_fits(levels, ext, limit):
+    path = PurePosixPath(*levels[:-1], levels[-1] + ext)
+    shorter = fitted(path, limit)
+    assert all(0 < len(part.encode()) <= limit for part in shorter.parts)
+    assert len(shorter.parts) == len(path.parts)
+    assert shorter.name.endswith(ext)
+    if all(len(part.encode()) <= limit for part in path.parts):
+        assert str(shorter).casefold() == str(path).casefold()
 
 
 @given(st.text(min_size=1, max_size=60).map(safe_name), st.integers(2, 999))

@@ -19,6 +19,7 @@ from typing import Final, Self
 from wme_async.errors import IntegrityError
 
 __all__ = [
+    "NAME_LEAST",
     "LockedFile",
     "explained",
     "followed",
@@ -40,7 +41,7 @@ _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, 
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
 _NAME_MAX: Final = 255  # bytes; what nearly all file systems allow
-_NAME_LEAST: Final = 143  # what the strictest of them allow, encrypted ones that report 255 among them
+NAME_LEAST: Final = 143  # what the strictest of them allow, encrypted ones that report 255 among them
 _LONGEST_SUFFIX: Final = len(".part.ledger")
 
 _logged: set[tuple[str, Path]] = set()
@@ -123,7 +124,7 @@ def sibling(path: Path, suffix: str, *, cautious: bool = False) -> Path:
     """
     assert len(suffix) <= _LONGEST_SUFFIX
     name = os.fsencode(path.name)
-    limit = (_NAME_LEAST if cautious else name_limit(path.parent)) - _LONGEST_SUFFIX
+    limit = (NAME_LEAST if cautious else name_limit(path.parent)) - _LONGEST_SUFFIX
     if len(name) > limit:
         digest = hashlib.sha256(name).hexdigest()[:16]
         # A cut inside a character is not a name that every file system takes.

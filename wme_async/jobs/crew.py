@@ -593,7 +593,7 @@ class Crew:
         path = expand(row.options.path_template, fetched.name, batch_id=key[0], submitted=utc(row.created_at))
         try:
             if naming.staged is None:
-                naming.staged = await self._shelf.collect(key, fetched.path, fetched.extras)
+                naming.staged = await self._shelf.collect(key, fetched.path, fetched.extras, fetched.size)
             if naming.facts is None:
                 title, etag = (
                     storable_text(fetched.name.title),

@@ -16,7 +16,17 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import msgspec
 
-__all__ = ["VARIABLES", "FileName", "check_template", "expand", "file_key", "name_file", "numbered", "safe_name"]
+__all__ = [
+    "VARIABLES",
+    "FileName",
+    "check_template",
+    "expand",
+    "file_key",
+    "fitted",
+    "name_file",
+    "numbered",
+    "safe_name",
+]
 
 VARIABLES: tuple[str, ...] = ("batch_id", "safe_title", "id", "ext", "uploader", "upload_date")
 """What a path template may contain, in braces."""
@@ -243,6 +253,25 @@ def numbered(path: PurePosixPath, number: int) -> PurePosixPath:
         return path
     title, ext = _split_extension(path.name)
     return path.with_name(f"{title} ({number}){'.' if ext else ''}{ext}")
+
+
+def fitted(path: PurePosixPath, limit: int) -> PurePosixPath:
+    """Return a path of which no level is too long for a file system, with the extension of the file.
+
+    Args:
+        path: The path.
+        limit: Bytes that a level may have.
+    """
+    title, ext = _split_extension(path.name)
+    end = f".{ext}" if ext else ""
+    folders = (_cut(folder, limit) for folder in path.parts[:-1])
+    return PurePosixPath(*folders, _cut(title, limit - len(end.encode())) + end)
+
+
+def _cut(text: str, limit: int) -> str:
+    data = text.encode()
+    # Neither half a character nor a dot or space, which Windows drops, at the end.
+    return text if len(data) <= limit else data[:limit].decode(errors="ignore").rstrip(". ")
 
 
 def file_key(path: PurePosixPath) -> str:

@@ -1,5 +1,6 @@
 """Where the files of jobs are, and what becomes of them: begun, whole, named, taken up after a kill, forgotten."""
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -49,9 +50,9 @@ class Shelf:
         """Remove what jobs have that will not go on."""
         await in_thread(staging.remove, *(self._folder(key) for key in keys))
 
-    async def collect(self, key: _Key, path: Path, extras: Iterable[Path]) -> Path:
+    async def collect(self, key: _Key, path: Path, extras: Iterable[Path], size: int) -> Path:
         """Bring a finished download to where a kill cannot lose it."""
-        return await in_thread(staging.collect, self._folder(key), path, tuple(extras))
+        return await in_thread(staging.collect, self._folder(key), path, tuple(extras), size)
 
     async def place(
         self, key: _Key, wanted: PurePosixPath, staged: Path, *, title: str | None, etag: str | None
@@ -73,13 +74,19 @@ class Shelf:
         Raises:
             OSError: The disk refused.
         """
+        cautious = False
         while True:
-            candidates = staging.candidates(self._directory, wanted)
+            candidates = staging.candidates(self._directory, wanted, cautious=cautious)
             chosen = await self._store.reserve(*key, candidates, title=title, etag=etag)
             try:
                 size = await in_thread(staging.move, staged, self._directory / chosen)
             except (FileExistsError, NotADirectoryError):
                 # Somebody else took the name between the look and the move; the next look sees it.
+                continue
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG or cautious:
+                    raise
+                cautious = True
                 continue
             return {**await self._named(key, chosen, size), "title": title, "etag": etag}
 

@@ -11,12 +11,13 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from wme_async._files import sync_folder
-from wme_async.jobs.names import file_key, numbered, safe_name
+from wme_async._files import NAME_LEAST, name_limit, sync_folder
+from wme_async.jobs.names import file_key, fitted, numbered, safe_name
 
 __all__ = [
     "DATA",
@@ -42,6 +43,7 @@ WHOLE = "whole"
 """The name of a finished download in its folder."""
 
 _EXTRAS = "extras"
+_NUMBER = len(" (999999)")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _BATCH = re.compile(r"batch_[0-9a-f]{16}")
 
@@ -78,12 +80,26 @@ def folders(parts: Path) -> list[str]:
     return []
 
 
-def collect(folder: Path, path: Path, extras: Iterable[Path]) -> Path:
+def collect(folder: Path, path: Path, extras: Iterable[Path], size: int) -> Path:
     """Bring a finished download to where a kill cannot lose it: one name in its folder, extras below.
+
+    Args:
+        folder: The job's folder.
+        path: The finished download.
+        extras: Files that belong to it.
+        size: Bytes that were downloaded.
 
     Returns:
         The file.
+
+    Raises:
+        OSError: Another program has changed or replaced the file, or the disk failed.
     """
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+        raise OSError(
+            errno.EIO, "another program has changed or replaced the downloaded file; repeat the job", str(path)
+        )
     for extra in extras:
         (folder / _EXTRAS).mkdir(exist_ok=True)
         extra.replace(folder / _EXTRAS / extra.name)
@@ -92,16 +108,18 @@ def collect(folder: Path, path: Path, extras: Iterable[Path]) -> Path:
     return whole
 
 
-def candidates(directory: Path, wanted: PurePosixPath) -> Iterator[tuple[str, str]]:
+def candidates(directory: Path, wanted: PurePosixPath, *, cautious: bool = False) -> Iterator[tuple[str, str]]:
     """Yield names for a file, the wanted one first, none of which is taken on the disk; without end.
 
     Args:
         directory: Where files go.
-        wanted: The relative path.
+        wanted: The relative path. A level that is too long for the file system is cut.
+        cautious: Do not trust the length that the file system reports.
 
     Yields:
         Relative path, and the key by which file systems compare it.
     """
+    wanted = fitted(wanted, (NAME_LEAST if cautious else name_limit(directory)) - _NUMBER)
     for number in itertools.count(1):
         path = numbered(_around(directory, wanted), number)
         if not os.path.lexists(directory / path):
@@ -165,9 +183,11 @@ def move_extras(folder: Path, directory: Path, chosen: str) -> list[str]:
     """
     waiting = sorted((folder / _EXTRAS).iterdir()) if (folder / _EXTRAS).is_dir() else []
     main = PurePosixPath(chosen)
+    # The file has its name, so a name of this length is possible whatever the file system reports.
+    limit = max(min(NAME_LEAST, name_limit(directory)), len(main.name.encode()))
     moved: list[str] = []
     for extra in waiting:
-        path = main.with_name(f"{main.stem}.{safe_name(extra.name, limit=40)}")
+        path = fitted(main.with_name(f"{main.stem}.{safe_name(extra.name, limit=40)}"), limit)
         try:
             move(extra, directory / path)
         except FileExistsError:
