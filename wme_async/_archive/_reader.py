@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import os
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
@@ -13,12 +13,12 @@ import msgspec
 
 from wme_async._archive._feed import Feed, FileFeed, WindowFeed
 from wme_async._archive._inflate import Inflater
-from wme_async._protocol.archive import DEFAULT_MAX_RECORD, Lines, TarScanner, TooLong
+from wme_async._protocol.archive import DEFAULT_MAX_RECORD, Lines, Run, TarScanner, TooLong
 from wme_async._protocol.decode import Buffer, make_decoder, names_of
 from wme_async._tasks import wait_done
 from wme_async.errors import ArchiveError, DecodeError
 
-__all__ = ["ArchiveReader", "ArchiveStatistics", "OnBadRecord"]
+__all__ = ["ArchiveReader", "ArchiveStatistics", "Block", "OnBadRecord"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,7 @@ _ROUNDS: Final = 3  # turns of the loop until a task has run that waited for a t
 _CREDIT: Final = 64 * 1024  # bytes decoded between two looks at the clock
 _EACH: Final = 64  # bytes that a record counts for beside its own
 _BATCH: Final = 1024 * 1024
+_BLOCK: Final = 16 * 1024 * 1024
 _WINDOW: Final = 2 * 1024 * 1024
 
 
@@ -51,6 +52,24 @@ class ArchiveStatistics(msgspec.Struct, frozen=True):
     compressed_bytes: int
     members: int
     member: str | None
+
+
+class Block(msgspec.Struct, frozen=True):
+    """Whole lines of NDJSON that follow each other in one member of an archive.
+
+    Attributes:
+        member: Name of the member.
+        line: Number of the first line, counted from 1.
+        offset: Byte offset of the first line in the uncompressed member.
+        data: The lines, each ended by a line feed.
+        lines: Number of lines.
+    """
+
+    member: str
+    line: int
+    offset: int
+    data: bytes
+    lines: int
 
 
 class ArchiveReader(Generic[T]):
@@ -85,6 +104,9 @@ class ArchiveReader(Generic[T]):
         use_isal: Inflate with isal where it is installed.
         use_orjson: Decode long records with orjson where it is installed and quicker.
 
+    Attributes:
+        type: What each record is decoded into.
+
     Raises:
         ValueError: A bad argument.
         TypeError: A bad argument, or a type that msgspec cannot decode into.
@@ -117,6 +139,7 @@ class ArchiveReader(Generic[T]):
         # No set: what is given may be a list.
         if on_bad_record not in ("raise", "skip") and not callable(on_bad_record):
             raise ValueError(f"on_bad_record must be 'raise', 'skip' or a function, not {on_bad_record!r}")
+        self.type = type
         self._source = source
         self._label = label or (Path(source).name if isinstance(source, str | os.PathLike) else "the archive")
         self._decode = make_decoder(type, use_orjson=use_orjson)
@@ -129,10 +152,12 @@ class ArchiveReader(Generic[T]):
         self._pump: asyncio.Task[None] | None = None
         self._closed = False
         self._over: BaseException | None = None  # the end, or why there is none: raised from then on
-        self._items: Iterator[Lines | TooLong] = iter(())
+        self._items: Iterator[Lines | Run | TooLong] = iter(())
         self._lines = Lines("", 1, 0, [])
         self._records: Iterator[Buffer] = iter(())
         self._index = -1  # of the last record taken, in `_lines`
+        self._gathered: Run | None = None  # of the block in the making
+        self._next_run: Run | None = None  # of the block after it
         self._bad: DecodeError | None = None  # found, not yet dealt with
         self._given = 0
         self._bad_count = 0
@@ -242,6 +267,50 @@ class ArchiveReader(Generic[T]):
         """
         return _Batches(self, max_bytes)
 
+    def blocks(self, *, max_bytes: int = _BLOCK) -> AsyncIterator[Block]:
+        """Iterate over blocks of whole lines instead of records, for callers that parse NDJSON themselves.
+
+        Blocks hold `max_bytes` or somewhat more, never span members, and leave out lines above `max_record`, which
+        are dealt with as `on_bad_record` says. Records of a block count as given out. `decode` turns a block into
+        records.
+
+        Args:
+            max_bytes: Bytes of lines after which a block is given.
+
+        Raises:
+            RuntimeError: Records were already taken from this reader.
+        """
+        if self._scanner.position and not self._scanner.runs:
+            raise RuntimeError("blocks and records of one archive cannot be mixed: open it again")
+        self._scanner.runs = True
+        return _Blocks(self, max_bytes)
+
+    async def decode(self, block: Block, *, max_bytes: int = _BATCH) -> AsyncGenerator[list[T], None]:
+        """Decode the lines of a block, as iterating over the archive does.
+
+        Args:
+            block: A block of this archive.
+            max_bytes: Bytes of JSON after which a list is given.
+
+        Yields:
+            Lists of records, never empty.
+
+        Raises:
+            DecodeError: A bad record, if `on_bad_record` is `raise`.
+        """
+        self._lines = Lines(block.member, block.line, block.offset, list(block.data.split(b"\n")[:-1]))
+        self._records = iter(self._lines.records)
+        self._index = -1
+        self._given -= block.lines
+        while True:
+            if self._credit < 0 or self._bad is not None:
+                await self._settle()
+            records = self._fill(max_bytes)
+            if records:
+                yield records
+            elif self._bad is None:
+                return
+
     def statistics(self) -> ArchiveStatistics:
         """Return how far the reading is."""
         return ArchiveStatistics(
@@ -322,6 +391,16 @@ class ArchiveReader(Generic[T]):
 
     async def _more(self) -> None:
         """Get the next lines, or raise what there is in their place."""
+        item = await self._next_item()
+        if isinstance(item, Lines):
+            self._lines = item
+            self._records = iter(item.records)
+            self._index = -1
+        elif isinstance(item, TooLong):
+            self._bad = self._too_long(item)
+
+    async def _next_item(self) -> Lines | Run | TooLong | None:
+        """Return what the tar gives next; None where another block of it had to be fetched first."""
         if self._over is not None:
             raise self._over
         if self._inflater is None:
@@ -332,17 +411,44 @@ class ArchiveReader(Generic[T]):
             item = next(self._items, None)
             if item is None:
                 await self._next_block(self._inflater)
-            elif isinstance(item, Lines):
-                self._lines = item
-                self._records = iter(item.records)
-                self._index = -1
-            else:
-                self._bad = self._too_long(item)
         except ArchiveError as error:
             self._over = ArchiveError(
                 f"{self._label}: {error.message}", member=error.member or self._scanner.member, offset=error.offset
             )
             raise self._over from error
+        return item
+
+    async def _next_lines(self, max_bytes: int) -> Block:
+        while self._next_run is None and (self._gathered is None or self._gathered.size < max_bytes):
+            if self._bad is not None and self._gathered is not None:
+                break
+            if self._credit < 0 or self._bad is not None:
+                await self._settle()
+            try:
+                item = await self._next_item()
+            except (ArchiveError, StopAsyncIteration):
+                if self._gathered is None:
+                    raise
+                break  # what is whole comes first; the reason is raised from now on
+            if isinstance(item, TooLong):
+                self._bad = self._too_long(item)
+            elif item is not None:
+                self._gather(item if isinstance(item, Run) else _as_run(item))
+        run, self._gathered, self._next_run = self._gathered, self._next_run, None
+        assert run is not None
+        self._given += run.lines
+        self._lines = Lines(run.member, run.line, run.offset, [])
+        return Block(run.member, run.line, run.offset, b"".join(run.parts), run.lines)
+
+    def _gather(self, run: Run) -> None:
+        if self._gathered is None:
+            self._gathered = run
+        elif self._gathered.member != run.member:
+            self._next_run = run
+        else:
+            self._gathered.parts += run.parts
+            self._gathered.lines += run.lines
+            self._gathered.size += run.size
 
     async def _next_block(self, inflater: Inflater) -> None:
         block = inflater.take()
@@ -388,6 +494,25 @@ class _Batches(Generic[T]):
 
     async def __anext__(self) -> list[T]:
         return await self._reader._next_batch(self._max_bytes)  # noqa: SLF001 - one class in two parts
+
+
+class _Blocks:
+    """As `_Batches`, for blocks."""
+
+    def __init__(self, reader: ArchiveReader[Any], max_bytes: int) -> None:
+        self._reader = reader
+        self._max_bytes = max_bytes
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Block:
+        return await self._reader._next_lines(self._max_bytes)  # noqa: SLF001 - one class in two parts
+
+
+def _as_run(lines: Lines) -> Run:
+    parts: list[Buffer] = [part for record in lines.records for part in (record, b"\n")]
+    return Run(lines.member, lines.line, lines.offset, parts, len(lines.records), sum(map(len, parts)))
 
 
 async def _pump(source: AsyncIterable[bytes], window: WindowFeed) -> None:

@@ -19,7 +19,7 @@ from wme_async._protocol.decode import Buffer
 from wme_async._protocol.longlines import Trimmer
 from wme_async.errors import ArchiveError
 
-__all__ = ["DEFAULT_MAX_RECORD", "Lines", "TarScanner", "TooLong", "looks_like"]
+__all__ = ["DEFAULT_MAX_RECORD", "Lines", "Run", "TarScanner", "TooLong", "looks_like"]
 
 DEFAULT_MAX_RECORD: Final = 64 * 1024 * 1024
 """Bytes. The longest lines seen in archives are a little above 20 MiB."""
@@ -66,6 +66,26 @@ class Lines:
         return self.offset + sum(len(record) + 1 for record in self.records[:index])
 
 
+class Run(msgspec.Struct):
+    """Whole lines that follow each other in one member, not cut apart.
+
+    Attributes:
+        member: Name of the member.
+        line: Number of the first line, counted from 1.
+        offset: Byte offset of the first line in the uncompressed member.
+        parts: The bytes, line feeds included, in pieces.
+        lines: Number of lines.
+        size: Number of bytes.
+    """
+
+    member: str
+    line: int
+    offset: int
+    parts: list[Buffer]
+    lines: int
+    size: int
+
+
 class TooLong(msgspec.Struct, frozen=True):
     """A line above the limit, told as soon as that is known.
 
@@ -92,6 +112,7 @@ class TarScanner:
             then an empty string stands in its place.
 
     Attributes:
+        runs: Whether to give whole lines as `Run` where there are many, instead of one by one as `Lines`.
         position: Bytes of the tar taken so far.
         member: Name of the member being read, or of the last one.
         members: Number of regular members begun.
@@ -104,6 +125,7 @@ class TarScanner:
         select: Callable[[str], bool] | None = None,
         names: frozenset[str] | None = None,
     ) -> None:
+        self.runs = False
         self.position = 0
         self.member: str | None = None
         self.members = 0
@@ -128,7 +150,7 @@ class TarScanner:
         self._trimmed = 0  # bytes of that line that were left out
         self._dropping = False  # inside a line above the limit
 
-    def feed(self, block: bytes) -> Iterator[Lines | TooLong]:
+    def feed(self, block: bytes) -> Iterator[Lines | Run | TooLong]:
         """Take the next block and give the lines that are whole now.
 
         The iterator must be used up before the next block is fed. What it raises comes after the lines before it.
@@ -244,7 +266,7 @@ class TarScanner:
         self._wanted = self._select is None or self._select(name)
         return size
 
-    def _end_member(self) -> Iterator[Lines | TooLong]:
+    def _end_member(self) -> Iterator[Lines | Run | TooLong]:
         if self._meta_kind:
             self._take_meta()
         elif self._carry:  # the last line has no line feed, and is whole since its member is
@@ -284,7 +306,7 @@ class TarScanner:
             raise self._error("a damaged number in a header of the tar inside")
         return int(digits or b"0", 8)
 
-    def _cut(self, block: bytes, start: int, stop: int) -> Iterator[Lines | TooLong]:
+    def _cut(self, block: bytes, start: int, stop: int) -> Iterator[Lines | Run | TooLong]:
         first = block.find(b"\n", start, stop)
         if first < 0:
             yield from self._keep(block, start, stop)
@@ -315,11 +337,14 @@ class TarScanner:
 
     def _cut_whole(
         self, block: bytes, start: int, stop: int, records: list[Buffer], size: int
-    ) -> Iterator[Lines | TooLong]:
+    ) -> Iterator[Lines | Run | TooLong]:
         """Cut a run of whole lines; `records` may hold the line just before them, of `size` bytes."""
         view = memoryview(block)
-        find = block.find
         limit = self._max_record
+        if self.runs and stop - start <= limit:
+            yield from self._run(view[start:stop], block.count(b"\n", start, stop), records, size)
+            return
+        find = block.find
         run = start
         while start < stop:
             at = find(b"\n", start, stop)
@@ -336,6 +361,15 @@ class TarScanner:
                     records, size, run = [], 0, at + 1
             start = at + 1
         yield from self._lines(records, size + stop - run)
+
+    def _run(self, view: memoryview, lines: int, records: list[Buffer], size: int) -> Iterator[Run]:
+        parts = [part for record in records for part in (record, b"\n")]
+        lines += len(records)
+        size += len(view)
+        if lines:
+            yield Run(self.member or "", self._line, self._offset, [*parts, view], lines, size)
+        self._line += lines
+        self._offset += size
 
     def _lines(self, records: list[Buffer], size: int) -> Iterator[Lines]:
         if records:

@@ -5,7 +5,7 @@ building columns from them takes. It is laxer than msgspec in some places and st
 equality is not certain is left to msgspec (`parse` returns None):
 
 - The reader accepts what is not JSON or not one object per line (`NaN`, two records on one line, one on two lines). So
-  msgspec walks over the lines first, without keeping anything, and the two must agree on the number of records.
+  msgspec walks over each line first, without keeping anything of it.
 - The reader takes `null` for absence everywhere. For the fields of an object msgspec's way here does so too; inside a
   list, a `null` is left to msgspec. So are numbers that overflow a float, and text that is not UTF-8.
 - Times are read as text and converted by arithmetic on columns: `2026-11-29T05:00:00Z` with up to nine digits of a
@@ -40,8 +40,8 @@ Finish = Callable[[Any, Any], Any]
 the rows that exist, since a column of a nested Struct also has rows where there is no such Struct; None means all.
 Raises `_NotCertain`."""
 
-Constant = Callable[[Any, Any], Any]
-"""Makes an array of one element, given a msgspec type and a value of it."""
+Constant = Callable[[Any, Any, tuple[Any, ...]], Any]
+"""Makes an array of one element, given a msgspec type, a value of it, and the Structs around it."""
 
 
 class _NotCertain(Exception):
@@ -68,7 +68,7 @@ class JSONColumns:
     def __init__(self, schema: "pa.Schema", read: "pa.Schema", finish: list[Finish]) -> None:
         self.schema = schema
         self._finish = finish
-        self._validate = msgspec.json.Decoder(_Anything).decode_lines
+        self._validate = msgspec.json.Decoder(_Anything).decode
         self._options = pj.ParseOptions(explicit_schema=read, unexpected_field_behavior="ignore")
 
     def parse(self, data: bytes, lines: int) -> "pa.RecordBatch | None":
@@ -78,10 +78,7 @@ class JSONColumns:
             data: Whole lines, each ended by a line feed.
             lines: Their number.
         """
-        try:
-            if len(self._validate(data)) != lines:
-                return None
-        except Exception:  # noqa: BLE001 - decoders raise more than they document; msgspec's way names the line
+        if not self._is_valid(data, lines):
             return None
         options = pj.ReadOptions(use_threads=False, block_size=len(data) + 1)
         try:
@@ -96,6 +93,19 @@ class JSONColumns:
         except (_NotCertain, pa.ArrowException):
             return None
         return pa.RecordBatch.from_arrays(finished, schema=self.schema)
+
+    def _is_valid(self, data: bytes, lines: int) -> bool:
+        """Return whether each line is one object of JSON."""
+        validate, find, view = self._validate, data.find, memoryview(data)
+        start = 0
+        try:
+            for _ in range(lines):
+                end = find(b"\n", start)
+                validate(view[start:end])
+                start = end + 1
+        except Exception:  # noqa: BLE001 - decoders raise more than they document; msgspec's way names the line
+            return False
+        return start == len(data)
 
 
 def json_columns(type: Any, schema: "pa.Schema", constant: Constant) -> JSONColumns | None:
@@ -149,7 +159,7 @@ class _Types:
         except _Unsupported:
             if field.required:
                 raise
-            return pa.null(), self._absent(field, unset=unset)
+            return pa.null(), self._absent(field, above, unset=unset)
         if field.required:
             if nullable:
                 raise _Unsupported
@@ -159,15 +169,15 @@ class _Types:
         default = _default(field)
         if nullable:
             if default is not None:
-                return pa.null(), self._absent(field, unset=False)
+                return pa.null(), self._absent(field, above, unset=False)
             return read, convert
         try:
-            return read, _filled(kind, default, convert, self._constant(kind, default))
+            return read, _filled(kind, default, convert, self._constant(kind, default, above))
         except _Unsupported:
-            return pa.null(), self._absent(field, unset=False)
+            return pa.null(), self._absent(field, above, unset=False)
 
-    def _absent(self, field: Any, *, unset: bool) -> Finish:
-        one = self._constant(field.type, None if unset else _default(field))
+    def _absent(self, field: Any, above: tuple[Any, ...], *, unset: bool) -> Finish:
+        one = self._constant(field.type, None if unset else _default(field), above)
 
         def finish(column: Any, exists: Any) -> Any:
             del exists
@@ -197,7 +207,7 @@ class _Types:
 
     def _nested(self, info: Any, above: tuple[Any, ...]) -> tuple[Any, Finish]:
         fields, finish, folded = self.struct(info, above)
-        none = self._constant(info, None).type
+        none = self._constant(info, None, above).type
 
         def convert(column: Any, exists: Any) -> Any:
             if column.null_count == len(column):
