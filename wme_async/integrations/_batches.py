@@ -1,0 +1,120 @@
+"""Arrow batches from archives, streams and other sources of records."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+
+import pyarrow as pa
+
+from wme_async._archive import ArchiveReader, Block
+from wme_async._tasks import wait_done, wait_shielded
+from wme_async.integrations._columns import columns_of, constant, record_batch, schema_of
+from wme_async.integrations._json_columns import JSONColumns, json_columns
+
+__all__ = ["BLOCK", "SMALL_BLOCK", "batches_of"]
+
+BLOCK: Final = 8 * 1024 * 1024
+"""Bytes of JSON lines that are parsed at a time where memory for several of them is no concern."""
+
+SMALL_BLOCK: Final = 4 * 1024 * 1024
+_SMALL_SHARE: Final = 0.15  # of the JSON; below it msgspec alone takes less time
+_ITEMS: Final = 500  # records of a source that gives one at a time which make a batch
+
+
+async def batches_of(
+    records: Any, type: Any, block_bytes: int
+) -> AsyncGenerator[tuple["pa.RecordBatch", str | None], None]:
+    """Give batches, each with the member of the archive that it comes from."""
+    columns, schema = columns_of(type), schema_of(type)
+    parser = json_columns(type, schema, constant) if _unread(records, type) else None
+    if parser is None:
+        async with contextlib.aclosing(_lists(records)) as lists:
+            async for found in lists:
+                member = records.statistics().member if hasattr(records, "statistics") else None
+                yield record_batch(found, columns, schema), member
+        return
+    async with contextlib.aclosing(_parsed(records, parser, block_bytes)) as blocks:
+        async for block, batch in blocks:
+            if batch is not None:
+                yield batch, block.member
+                continue
+            async with contextlib.aclosing(records.decode(block)) as lists:
+                async for found in lists:
+                    yield record_batch(found, columns, schema), block.member
+
+
+def _unread(records: Any, type: Any) -> bool:
+    return isinstance(records, ArchiveReader) and records.type is type and not records.statistics().bytes
+
+
+async def _parsed(
+    reader: ArchiveReader[Any], parser: JSONColumns, block_bytes: int
+) -> AsyncGenerator[tuple[Block, "pa.RecordBatch | None"], None]:
+    """Parse blocks in a thread, one ahead of the consumer, as long as most of them can be parsed."""
+    pending: tuple[Block, asyncio.Future[pa.RecordBatch | None]] | None = None
+    attempts = _Attempts()
+    loop = asyncio.get_running_loop()
+    try:
+        async for block in reader.blocks(max_bytes=block_bytes):
+            if attempts.worthwhile():
+                work = loop.run_in_executor(None, parser.parse, block.data, block.lines)
+            else:
+                work = loop.create_future()
+                work.set_result(None)
+            ready, pending = pending, (block, work)
+            if ready is not None:
+                await wait_done(ready[1])
+                yield ready[0], attempts.result(ready[1].result(), len(ready[0].data))
+        if pending is not None:
+            ready, pending = pending, None
+            await wait_done(ready[1])
+            yield ready[0], ready[1].result()
+    finally:
+        if pending is not None:
+            await wait_shielded(pending[1])
+
+
+class _Attempts:
+    """Decides whether to parse the next block in C++.
+
+    It stops doing so for a while where it keeps failing, since each attempt costs time, and for good where the type
+    keeps so little of a record that decoding it takes less time than parsing all of it.
+    """
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._skip = 0
+        self._decided = False
+
+    def worthwhile(self) -> bool:
+        self._skip -= 1
+        return self._skip < 0
+
+    def result(self, batch: "pa.RecordBatch | None", json_bytes: int) -> "pa.RecordBatch | None":
+        if batch is not None:
+            self._failures = 0
+            if not self._decided and batch.nbytes < _SMALL_SHARE * json_bytes:
+                self._skip = sys.maxsize
+            self._decided = True
+        elif self._skip < 0:
+            self._failures += 1
+            self._skip = min(64, 2**self._failures) if self._failures > 1 else 0
+        return batch
+
+
+async def _lists(records: Any) -> AsyncGenerator[list[Any], None]:
+    """Give lists: the source's own, where it has them."""
+    if hasattr(records, "batches"):
+        async for found in records.batches():
+            yield found
+        return
+    found = []
+    async for record in records:
+        found.append(record)
+        if len(found) == _ITEMS:
+            yield found
+            found = []
+    if found:
+        yield found

@@ -1,0 +1,174 @@
+"""From the types of msgspec to Arrow: the schema of a type, and columns from its records."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import pyarrow as pa
+from msgspec import inspect
+
+from wme_async._protocol.arguments import check_record_type
+from wme_async.errors import DecodeError
+
+__all__ = ["Field", "columns_of", "constant", "record_batch", "schema_of"]
+
+Build = Callable[[list[Any]], "pa.Array"]
+Column = tuple["pa.DataType", Build]
+Field = tuple[str, Callable[[Any], Any], "pa.DataType", Build]
+
+
+def schema_of(type: Any) -> "pa.Schema":
+    """Return the Arrow schema of a Struct, dataclass or TypedDict.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    return pa.schema([pa.field(name, kind) for name, _, kind, _ in columns_of(type)])
+
+
+def record_batch(records: list[Any], columns: list[Field], schema: Any) -> Any:
+    try:
+        arrays = [build([get(record) for record in records]) for _, get, _, build in columns]
+    except AttributeError as error:
+        raise TypeError(f"type is not that of the records: {error}") from error
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        raise DecodeError(f"Arrow cannot hold a record: {error}") from error
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def constant(kind: Any, value: Any, above: tuple[Any, ...]) -> Any:
+    """Return an array of one element."""
+    return _column(kind, above)[1]([value])
+
+
+def columns_of(type: Any) -> list[Field]:
+    """Return (name, how to get it from a record, its Arrow type, how to make an array of it) for each field."""
+    check_record_type(type)
+    info = inspect.type_info(type)
+    if not isinstance(info, inspect.StructType | inspect.DataclassType | inspect.TypedDictType):
+        raise TypeError(f"a table needs a type with fields, not {type!r}")
+    return _fields(info, ())
+
+
+def _fields(info: Any, above: tuple[Any, ...]) -> list[Field]:
+    mapping = isinstance(info, inspect.TypedDictType)
+    found = []
+    for field in info.fields:
+        if field.name.startswith("_"):  # another spelling of a public field
+            continue
+        kind, build = _column(field.type, (*above, info.cls))
+        found.append((field.encode_name, _getter(field.name, mapping=mapping), kind, build))
+    return found
+
+
+def _getter(name: str, *, mapping: bool) -> Callable[[Any], Any]:
+    if mapping:
+        return lambda record: record.get(name)
+
+    def get(record: Any) -> Any:
+        value = getattr(record, name)
+        return None if value is msgspec.UNSET else value
+
+    return get
+
+
+def _column(info: Any, above: tuple[Any, ...]) -> Column:
+    """Return the Arrow type for a msgspec type, and what makes an array of a list of its values."""
+    while isinstance(info, inspect.Metadata):
+        info = info.type
+    if isinstance(info, inspect.UnionType):
+        rest = [each for each in info.types if not isinstance(each, inspect.NoneType)]
+        if len(rest) == 1:
+            return _column(rest[0], above)
+        if all(isinstance(each, inspect.IntType | inspect.FloatType) for each in rest):
+            return _leaf(pa.float64(), float)
+        return _json()
+    if isinstance(info, inspect.StructType | inspect.DataclassType | inspect.TypedDictType):
+        return _json() if info.cls in above else _struct(info, above)
+    if isinstance(info, inspect.CollectionType):
+        return _list(_column(info.item_type, above))
+    if isinstance(info, inspect.DictType) and isinstance(info.key_type, inspect.StrType):
+        return _map(_column(info.value_type, above))
+    if isinstance(info, inspect.EnumType | inspect.LiteralType):
+        values = [each.value for each in info.cls] if isinstance(info, inspect.EnumType) else info.values
+        return _leaf(pa.string(), _value) if all(isinstance(each, str) for each in values) else _json()
+    for kind, arrow, change in _LEAVES:
+        if isinstance(info, kind):
+            return _leaf(arrow, change)
+    return _json()
+
+
+def _value(value: Any) -> Any:
+    return getattr(value, "value", value)
+
+
+_LEAVES: Final[list[tuple[Any, Any, Callable[[Any], Any] | None]]] = [
+    (inspect.StrType, pa.string(), None),
+    (inspect.BoolType, pa.bool_(), None),
+    (inspect.IntType, pa.int64(), None),
+    (inspect.FloatType, pa.float64(), None),
+    (inspect.DateTimeType, pa.timestamp("us", tz="UTC"), None),
+    (inspect.DateType, pa.date32(), None),
+    (inspect.TimeType, pa.time64("us"), None),
+    (inspect.BytesType, pa.binary(), None),
+    (inspect.UUIDType, pa.string(), str),
+]
+
+
+def _leaf(kind: "pa.DataType", change: Callable[[Any], Any] | None) -> Column:
+    if change is None:
+        return kind, lambda values: pa.array(values, kind)
+    return kind, lambda values: pa.array([None if value is None else change(value) for value in values], kind)
+
+
+def _json() -> Column:
+    encode = msgspec.json.Encoder().encode
+    return _leaf(pa.string(), lambda value: encode(value).decode())
+
+
+def _struct(info: Any, above: tuple[Any, ...]) -> Column:
+    fields = _fields(info, above)
+    if not fields:
+        return _json()
+    kind = pa.struct([pa.field(name, each) for name, _, each, _ in fields])
+    arrow_fields = list(kind)
+
+    def build(values: list[Any]) -> Any:
+        children = [make([None if value is None else get(value) for value in values]) for _, get, _, make in fields]
+        missing = [value is None for value in values]
+        mask = pa.array(missing, pa.bool_()) if any(missing) else None
+        return pa.StructArray.from_arrays(children, fields=arrow_fields, mask=mask)
+
+    return kind, build
+
+
+def _offsets(values: list[Any]) -> "pa.Array":
+    """Return where each list begins; null where there is none."""
+    found: list[int | None] = []
+    at = 0
+    for value in values:
+        found.append(None if value is None else at)
+        at += 0 if value is None else len(value)
+    found.append(at)
+    return pa.array(found, pa.int32())
+
+
+def _list(item: Column) -> Column:
+    kind = pa.list_(item[0])
+
+    def build(values: list[Any]) -> Any:
+        flat = [each for value in values if value is not None for each in value]
+        return pa.ListArray.from_arrays(_offsets(values), item[1](flat), type=kind)
+
+    return kind, build
+
+
+def _map(item: Column) -> Column:
+    kind = pa.map_(pa.string(), item[0])
+
+    def build(values: list[Any]) -> Any:
+        keys = [key for value in values if value is not None for key in value]
+        items = [each for value in values if value is not None for each in value.values()]
+        return pa.MapArray.from_arrays(_offsets(values), pa.array(keys, pa.string()), item[1](items), type=kind)
+
+    return kind, build
