@@ -532,7 +532,9 @@ async def test_a_bad_record_is_an_error_with_its_place_and_the_next_can_be_read(
         ("m_1", 8, 49, b'{"name":"\xff"}'),
         ("m_1", 9, 62, b'{"name":"c"'),
     ]
-    assert str(errors[0]) == "line 2 of m_1 in x, at byte 13: Expected `str`, got `int` - at `$.name`"
+    with pytest.raises(msgspec.ValidationError) as reason:
+        msgspec.json.decode(b'{"name":1}', type=Page)
+    assert str(errors[0]) == f"line 2 of m_1 in x, at byte 13: {reason.value}"
     assert str(errors[4]).startswith("line 9 of m_1 in x, at byte 62: ")
 
 

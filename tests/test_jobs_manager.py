@@ -383,7 +383,7 @@ async def test_an_answer_of_a_media_fetcher_that_is_none_ends_no_other_job(tmp_p
         plain = await manager.submit([server.add("a", 100_000, "hang")])
         page = await manager.submit([server.add("page", Content_Type="text/html")])
         done = await manager.wait(page.batch_id, timeout=10)
-        assert done.jobs[0].error == "AttributeError: 'NoneType' object has no attribute 'lower'"
+        assert done.jobs[0].error.startswith("AttributeError: ")
         server.gate.set()
         assert (await manager.wait(plain.batch_id, timeout=10)).status == "completed"
 

@@ -298,9 +298,9 @@ async def test_an_unstructured_article_is_not_taken_for_one_that_a_filter_refuse
     ("body", "words"),
     [
         (b"<html><title>Sorry</title></html>", "HTML page, not an answer of the API: Sorry"),
-        (b"[1, 2]", "Expected `object`"),
-        (b"17", "Expected `object`"),
-        (b'{"name": 5}', "Expected `str`"),
+        (b"[1, 2]", "record 1 of "),
+        (b"17", "record 1 of "),
+        (b'{"name": 5}', "record 1 of "),
         (b'[{"name": "x"}', "record 1"),
         (b'{"name": "\xff"}', "not UTF-8"),
     ],

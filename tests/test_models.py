@@ -267,7 +267,8 @@ def test_times_of_any_precision_are_read_and_aware(text: str, expected: datetime
 
 
 def test_a_time_without_zone_is_refused() -> None:
-    with pytest.raises(msgspec.ValidationError, match="timezone"):
+    assert read({"date_modified": "2024-07-16T06:06:16Z"}, Article).date_modified
+    with pytest.raises(msgspec.ValidationError):
         read({"date_modified": "2024-07-16T06:06:16"}, Article)
 
 
@@ -669,11 +670,16 @@ def test_what_is_not_json_is_said_to_be_so(data: bytes) -> None:
 
 def test_what_cannot_be_mended_raises_what_was_wrong_with_it() -> None:
     decoder = msgspec.json.Decoder(Article)
-    for data in (b'{"name":5,"skipped":"\xff"}', b'{"name":5,"skipped":' + b"[" * 5000 + b"]" * 5000 + b"}"):
-        with pytest.raises(msgspec.ValidationError, match=r"\$\.name"):
+    for data, plain in (
+        (b'{"name":5,"skipped":"\xff"}', b'{"name":5}'),
+        (b'{"name":5,"skipped":' + b"[" * 5000 + b"]" * 5000 + b"}", b'{"name":5}'),
+        (b'{"name":null,"identifier":"x"}', b'{"identifier":"x"}'),
+    ):
+        with pytest.raises(msgspec.ValidationError) as expected:
+            decoder.decode(plain)
+        with pytest.raises(msgspec.ValidationError) as caught:
             decode_record(decoder, data)
-    with pytest.raises(msgspec.ValidationError, match=r"\$\.identifier"):
-        decode_record(decoder, b'{"name":null,"identifier":"x"}')
+        assert str(caught.value) == str(expected.value)
 
 
 class Cat(msgspec.Struct, tag="cat"):
@@ -743,8 +749,11 @@ def test_a_required_field_that_is_null_is_missing() -> None:
     class Needs(msgspec.Struct):
         name: str
 
-    with pytest.raises(msgspec.ValidationError, match="name"):
+    with pytest.raises(msgspec.ValidationError) as expected:
+        msgspec.json.decode(b"{}", type=Needs)
+    with pytest.raises(msgspec.ValidationError) as caught:
         patiently({"name": None}, Needs)
+    assert str(caught.value) == str(expected.value)
 
 
 scalars = (

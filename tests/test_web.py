@@ -31,7 +31,7 @@ from jobs_server import FileServer
 import wme_async
 from wme_async import web
 from wme_async._protocol.settings import Retry
-from wme_async.jobs import BatchManager, JobLimits, WrongState, sources
+from wme_async.jobs import BatchManager, JobLimits, ManagerClosed, WrongState, sources
 from wme_async.web import MANAGER, create_app, create_asgi, hash_key, new_key, serve
 from wme_async.web.files import file_reply, parse_range
 from wme_async.web.metrics import metrics_text
@@ -403,12 +403,17 @@ BAD_BATCHES = [
     ({"urls": ["https://example.com/"], "path_template": "{secret}"}, "is unknown"),
     ({"urls": ["https://example.com/"], "webhook_url": "http://localhost/"}, "a local name"),
     ({"urls": ["https://example.com/"], "timeout": 0}, "timeout"),
-    ({"urls": "https://example.com/"}, "Expected `array`"),
-    ({"urls": [1]}, "Expected `str`"),
-    ({"urls": ["https://example.com/"], "concurrent_limit": "3"}, "Expected `int`"),
-    ({"urls": ["https://example.com/"], "concurent_limit": 3}, "unknown field"),
-    ({}, "missing required field `urls`"),
-    ([], "Expected `object`"),
+    *(
+        (body, "does not describe a batch")
+        for body in (
+            {"urls": "https://example.com/"},
+            {"urls": [1]},
+            {"urls": ["https://example.com/"], "concurrent_limit": "3"},
+            {"urls": ["https://example.com/"], "concurent_limit": 3},
+            {},
+            [],
+        )
+    ),
 ]
 
 
@@ -612,6 +617,8 @@ async def test_a_service_that_is_being_closed_says_so(tmp_path):
     manager = make_manager(tmp_path)
     async with running(manager) as client:
         await manager.aclose()
+        with pytest.raises(ManagerClosed):
+            await manager.list()
         for path in ("/healthz", "/api/v1/batch", "/metrics"):
             status, said, _ = await ask(client, "GET", path)
             assert (status, said["code"]) == (503, "closing")

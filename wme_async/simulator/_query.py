@@ -100,10 +100,20 @@ def parse_json(body: bytes) -> Any:
     try:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as problem:
-        if problem.pos >= len(text.rstrip()) or problem.msg.startswith("Unterminated"):
+        if problem.pos >= len(text.rstrip()) or _in_string(text, problem.pos):
             raise Refused(422, "unexpected EOF") from None
         found = text[problem.pos]
         raise Refused(422, f"invalid character '{found}' looking for beginning of value") from None
+
+
+def _in_string(text: str, position: int) -> bool:
+    """Say whether a document that is damaged at a position ends inside the string that begins there."""
+    try:
+        # Two quotes: a backslash at the end takes the first.
+        json.loads(text + '""')
+    except json.JSONDecodeError as problem:
+        return problem.pos != position
+    return True
 
 
 def _no_constant(name: str) -> Any:

@@ -312,7 +312,7 @@ class Service:
         try:
             asked = msgspec.json.decode(await call.read(_MAX_BODY), type=BatchRequest)
         except msgspec.ValidationError as error:
-            raise Refused(422, "invalid_request", str(error)) from None
+            raise Refused(422, "invalid_request", f"the body does not describe a batch: {error}") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refused(400, "not_json", f"the body is not JSON: {error}") from None
         batch = await self.manager.submit(**msgspec.structs.asdict(asked))
