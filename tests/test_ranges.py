@@ -9,19 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._protocol.pace import Bucket, Governor, Meter
-from wme_async._protocol.ranges import (
-    MIB,
-    Claim,
-    Plan,
-    Spans,
-    Verdict,
-    etag_matches,
-    judge,
-    parse_content_range,
-    part_size,
-    strong_etag,
-)
+from wme_async._protocol.pace import Bucket, ConnectionCap, Governor, Meter
+from wme_async._protocol.range_answers import Verdict, etag_matches, judge, parse_content_range, strong_etag
+from wme_async._protocol.ranges import MIB, Claim, Plan, Spans, part_size
 
 
 def test_what_a_planner_holds_can_be_read() -> None:
@@ -295,7 +285,11 @@ GOOD = {"Content-Range": "bytes 10-19/100", "ETag": '"v1"', "Content-Length": "1
         (206, GOOD | {"Content-Encoding": "identity"}, Verdict.TAKE),
         (206, GOOD | {"ETag": '"v2"'}, Verdict.REPLACED),
         (206, GOOD | {"Content-Range": "bytes 10-19/101"}, Verdict.REPLACED),
-        (206, GOOD | {"Content-Range": "bytes 10-18/100"}, Verdict.REFUSED),
+        (206, GOOD | {"Content-Range": "bytes 10-18/100"}, Verdict.TAKE),
+        (206, GOOD | {"Content-Range": "bytes 10-20/100"}, Verdict.TAKE),
+        (206, GOOD | {"Content-Range": "bytes 0-99/100"}, Verdict.TAKE),
+        (206, GOOD | {"Content-Range": "bytes 0-9/100"}, Verdict.REFUSED),
+        (206, GOOD | {"Content-Encoding": "utf-8"}, Verdict.TAKE),
         (206, GOOD | {"Content-Range": "bytes 11-19/100"}, Verdict.REFUSED),
         (206, GOOD | {"Content-Range": "whatever"}, Verdict.REFUSED),
         (206, {"ETag": '"v1"'}, Verdict.REFUSED),
@@ -308,16 +302,18 @@ GOOD = {"Content-Range": "bytes 10-19/100", "ETag": '"v1"', "Content-Length": "1
     ],
 )
 def test_only_the_range_that_was_asked_for_is_taken(status: int, headers: Mapping[str, str], verdict: Verdict) -> None:
-    found, why = judge(status, headers, start=10, stop=20, size=100, etag='"v1"')
-    assert found is verdict
-    assert bool(why) == (verdict in {Verdict.REFUSED, Verdict.REPLACED})
+    answer = judge(status, headers, start=10, stop=20, size=100, validator='"v1"')
+    assert answer.verdict is verdict
+    assert bool(answer.reason) == (verdict in {Verdict.REFUSED, Verdict.REPLACED})
 
 
 def test_a_whole_file_may_come_as_200_if_the_whole_file_was_asked_for() -> None:
     for headers in ({}, {"Content-Length": "100"}):
-        assert judge(200, headers, start=0, stop=100, size=100, etag='"v1"')[0] is Verdict.WHOLE
-    assert judge(200, {"Content-Length": "99"}, start=0, stop=100, size=100, etag='"v1"')[0] is Verdict.REFUSED
-    assert judge(200, {}, start=0, stop=50, size=100, etag='"v1"')[0] is Verdict.REFUSED
+        assert judge(200, headers, start=0, stop=100, size=100, validator='"v1"').verdict is Verdict.WHOLE
+    assert (
+        judge(200, {"Content-Length": "99"}, start=0, stop=100, size=100, validator='"v1"').verdict is Verdict.REFUSED
+    )
+    assert judge(200, {}, start=0, stop=50, size=100, validator='"v1"').verdict is Verdict.REFUSED
 
 
 @given(st.floats(1.0, 1e9), st.lists(st.floats(0.01, 1.0), min_size=1, max_size=50))
@@ -573,3 +569,42 @@ def test_a_large_file_costs_few_signatures_though_each_lives_only_a_minute() -> 
     assert seconds > 1000
     # One a minute would be 20.
     assert world.signatures <= 3
+
+
+@given(
+    st.integers(1, 32),
+    st.lists(st.tuples(st.sampled_from(["refuse", "tick"]), st.integers(0, 32), st.booleans(), st.floats(0.05, 9.0))),
+)
+def test_a_cap_stays_in_its_bounds_and_grows_only_with_progress(
+    most: int, steps: list[tuple[str, int, bool, float]]
+) -> None:
+    cap, now, done, done_then = ConnectionCap(most), 0.0, 0, 0
+    for step, served, progress, seconds in steps:
+        now, done, before = now + seconds, done + progress, cap.allowed
+        if step == "refuse":
+            cap.lower(served, now, done=done)
+            done_then = done
+            assert cap.allowed <= max(1, served)
+        else:
+            cap.tick(now, done=done)
+            assert cap.allowed - before in {0, 1}
+            assert cap.allowed == before or done > done_then
+        assert 1 <= cap.allowed <= most
+        assert cap.lowered == (cap.allowed < most)
+
+
+def test_a_cap_tries_later_each_time_and_as_late_as_the_server_says() -> None:
+    cap, now, holds = ConnectionCap(4), 0.0, []
+    for done in range(6):
+        cap.lower(1, now, done=done)
+        began = now
+        while cap.allowed == 1:
+            now += 0.1
+            cap.tick(now, done=done + 1)
+        holds.append(round(now - began))
+    assert holds == [5, 10, 20, 40, 60, 60]
+    cap.lower(1, now, done=9, retry_after=100.0)
+    cap.tick(now + 99, done=10)
+    assert cap.allowed == 1
+    cap.tick(now + 101, done=10)
+    assert cap.allowed == 2

@@ -5,11 +5,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
 import msgspec
 
+from wme_async._download.attempts import WRONG_MOST, check_ticket
 from wme_async._download.budget import Ticket
-from wme_async._download.engine import Replaced, check_ticket
+from wme_async._download.engine import Replaced
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import Checksum, FileInfo, Source
-from wme_async._protocol.ranges import etag_matches, strong_etag
+from wme_async._protocol.range_answers import (
+    conditions,
+    content_coding,
+    etag_matches,
+    parse_content_range,
+    strong_etag,
+)
 from wme_async._protocol.retry import Backoff, gave_up, is_transient, jittered
 from wme_async._tasks import WorkGroup, long_in_thread, raise_first_cause
 from wme_async._transport import Body, Request, Transport
@@ -126,8 +133,14 @@ async def verify_sha1(known: Collection[str], part: PartFile) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def ask_whole(transport: Transport, ticket: Ticket, info: FileInfo) -> AsyncIterator[tuple[Body, int | None]]:
-    """Ask for a file in one answer; yields its body and how many bytes it promises.
+async def ask_whole(transport: Transport, ticket: Ticket, info: FileInfo) -> AsyncIterator[tuple[Body, FileInfo]]:
+    """Ask for a file in one answer, which is of one version whatever other answers say.
+
+    A file of an archive has to be the version that is known. Of a URL that a user named the answer itself decides: it
+    is asked for without conditions, and a content coding is part of the file.
+
+    Yields:
+        The body, and what its head says of the file; `size` is None where it does not say it.
 
     Raises:
         Replaced: It is another version.
@@ -135,14 +148,14 @@ async def ask_whole(transport: Transport, ticket: Ticket, info: FileInfo) -> Asy
         WMEError: It could not be had.
     """
     signed = await ticket.get()
-    etag = strong_etag(info.etag)
-    headers = {**signed.headers, "Accept-Encoding": "identity", **({"If-Match": etag} if etag else {})}
+    etag = None if ticket.plain else strong_etag(info.etag)
+    headers = {**signed.headers, "Accept-Encoding": "identity", **conditions(etag)}
     request = Request(method="GET", role=signed.role, path=signed.url, headers=headers, accepts="any")
     try:
         async with transport.open(request, retry=False) as body:
-            expected = _whole_size(body, info, etag)
+            size = _size_of_any(body) if ticket.plain else _size_of_version(body, info, etag)
             ticket.worked()
-            yield body, expected
+            yield body, msgspec.structs.replace(info, size=size, etag=body.headers.get("ETag", info.etag))
     except StatusError as error:
         if error.status == 403:
             ticket.refused(signed)
@@ -170,26 +183,47 @@ def wait_after_whole(error: WMEError, ticket: Ticket, backoff: Backoff, elapsed:
     if status == 403:
         check_ticket(ticket, error)
         return 0.0
-    if not is_transient(error) and not isinstance(error, IntegrityError):
+    wrong = isinstance(error, IntegrityError)
+    if not wrong and not is_transient(error):
         raise error
     wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
-    if wait is None:
+    if wait is None or (wrong and backoff.attempts > WRONG_MOST):
         raise gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
     return wait
 
 
-def _whole_size(body: Body, info: FileInfo, etag: str | None) -> int | None:
-    """Check the head of an answer that should hold the whole file, and return how many bytes it promises."""
-    encoding = body.headers.get("Content-Encoding", "identity").strip().lower()
-    if body.status != 200 or encoding not in {"", "identity"}:
-        raise IntegrityError(
-            f"HTTP {body.status}, encoding {encoding}, where the plain file was asked for",
-            url=body.url.partition("?")[0],
-        )
+def _size_of_version(body: Body, info: FileInfo, etag: str | None) -> int | None:
+    """Check the head of an answer that should hold a known version of a file; return how many bytes it promises."""
+    coding = content_coding(body.headers)
+    if body.status != 200 or coding is not None:
+        encoded = f", encoded ({coding})," if coding else ""
+        raise _unexpected(body, f"HTTP {body.status}{encoded} where the plain file was asked for")
     if not etag_matches(body.headers.get("ETag"), etag):
         raise Replaced("the ETag has changed")
-    length = body.headers.get("Content-Length", "")
-    size = int(length) if length.isdecimal() else None
+    size = _length_of(body)
     if size is not None and info.size is not None and size != info.size:
         raise Replaced(f"the file has {size} bytes and no longer {info.size}")
     return size if size is not None else info.size
+
+
+def _size_of_any(body: Body) -> int | None:
+    """Check the head of an answer that should hold a whole file; return how many bytes it promises."""
+    length = _length_of(body)
+    if body.status in {200, 203}:
+        return length
+    if body.status == 204 or (body.status == 206 and length == 0):
+        # Some servers have no other way to send an empty file.
+        return 0
+    sent = parse_content_range(body.headers.get("Content-Range")) if body.status == 206 else None
+    if sent is not None and sent.start == 0 and sent.stop == sent.size:
+        return sent.size
+    raise _unexpected(body, f"HTTP {body.status} where the whole file was asked for")
+
+
+def _length_of(body: Body) -> int | None:
+    length = body.headers.get("Content-Length", "")
+    return int(length) if length.isascii() and length.isdigit() else None
+
+
+def _unexpected(body: Body, message: str) -> IntegrityError:
+    return IntegrityError(message, url=body.url.partition("?")[0])

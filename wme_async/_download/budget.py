@@ -123,6 +123,7 @@ class Ticket:
 
     Attributes:
         requests: How often it was signed.
+        plain: The address is a URL that a user named: nobody has promised what its bytes are, and it is free.
         failure: Why it could not be signed. Whoever signs has tried as often as is allowed, so it is not tried again
             unless `forgive` lets it.
     """
@@ -137,6 +138,7 @@ class Ticket:
         self._strikes = 0
         self._forgiven = False
         self.requests = 0
+        self.plain = False
         self.failure: WMEError | None = None
 
     @property
@@ -169,6 +171,7 @@ class Ticket:
                 self.requests += 1
                 try:
                     signed = self._signed = await self._source.sign()
+                    self.plain = signed.role == "public"
                 except WMEError as error:
                     # A copy: with the error itself its frames would be kept.
                     self.failure = copy.copy(error)

@@ -6,15 +6,18 @@ import copy
 from collections.abc import Awaitable
 from typing import NoReturn, Protocol
 
+from wme_async._download.attempts import HOPELESS, WRONG_MOST, Attempts
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.source import SignedUrl
-from wme_async._protocol.ranges import Claim, Plan, Verdict, judge
-from wme_async._protocol.retry import Backoff, gave_up, is_transient
+from wme_async._protocol.pace import ConnectionCap
+from wme_async._protocol.range_answers import RangeAnswer, Verdict, conditions, judge
+from wme_async._protocol.ranges import Claim, Plan
+from wme_async._protocol.retry import gave_up, is_transient
 from wme_async._tasks import WorkGroup, raise_first_cause
-from wme_async._transport import Body, Request, Transport
-from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
+from wme_async._transport import Body, Request, Sink, Transport
+from wme_async.errors import IntegrityError, Interrupted, QuotaExceeded, StatusError, WMEError
 
-__all__ = ["Crew", "NoRanges", "Replaced", "Store", "check_ticket"]
+__all__ = ["Crew", "NoRanges", "Replaced", "Store"]
 
 _TICK = 0.1
 _TICKS_A_LOOK = 3
@@ -23,6 +26,10 @@ _PATIENCE_MOST = 120.0
 _LEAST_PART = 1 << 20
 # An attempt that brought fewer bytes than this got nowhere: a connection that breaks after each packet is broken.
 _PROGRESS = 16 * 1024
+# Refused attempts at one range after which it is left to the connections that do bring something.
+_ATTEMPTS_BESIDE_OTHERS = 2
+# What servers answer that do not know a condition (`If-Match`), beside those that ignore it.
+_CONDITION_REFUSED = frozenset({400, 405, 406, 417, 500, 501})
 
 
 class Replaced(Exception):
@@ -43,6 +50,10 @@ class _Enough(Exception):
 
 class _NoAddress(Exception):
     """No address can be had; the ticket says why."""
+
+
+class _Crowded(Exception):
+    """The server does not serve this connection beside the others of the file."""
 
 
 class Store(Protocol):
@@ -73,7 +84,7 @@ class Crew:
         store: Where they go.
         ticket: The address.
         budget: Connections and bandwidth.
-        etag: The strong ETag that every answer must have.
+        validator: What every answer must have that names a version: a strong ETag or a date.
         connections: At most so many for this file.
         least: Bytes that are worth a request of their own when they are taken over from another.
         most: Bytes, the upper bound of ordinary parts.
@@ -90,7 +101,7 @@ class Crew:
         ticket: Ticket,
         budget: Budget,
         *,
-        etag: str | None,
+        validator: str | None,
         connections: int,
         least: int = _LEAST_PART,
         most: int,
@@ -104,7 +115,7 @@ class Crew:
         self._store = store
         self._ticket = ticket
         self._budget = budget
-        self._etag = etag
+        self._validator = validator
         self._connections = connections
         self._least = least
         self._most = most
@@ -117,6 +128,9 @@ class Crew:
         self._scopes: dict[Claim, asyncio.Timeout] = {}
         self._news = asyncio.Event()
         self._answered = False
+        self._cap = ConnectionCap(connections)
+        self._serving = 0
+        self._signed_beside_others = False
         # Requests that had an address when they were sent, and what had come when none could be had.
         self._under_way = 0
         self._came: int | None = None
@@ -167,6 +181,8 @@ class Crew:
             tick += 1
             now = self._transport.monotonic()
             self._budget.tick(now)
+            if self._cap.lowered:
+                self._cap.tick(now, done=self.plan.done)
             if tick % _TICKS_A_LOOK == 0:
                 self.plan.tick(now)
                 if not self._at_once and self._ticket.failure is None:
@@ -182,7 +198,7 @@ class Crew:
 
     async def _work(self) -> None:
         while not self.plan.complete:
-            if self._stands_by():
+            if self._stands_by() or self._serving >= self._cap.allowed:
                 await self.news()
                 continue
             if self._plenty():
@@ -252,7 +268,7 @@ class Crew:
             return None if rest is None else (rest, None)
         return self.plan.next(
             now,
-            connections=min(self._budget.share, self._connections),
+            connections=min(self._budget.share, self._cap.allowed),
             lifetime=None if self._in_order else self._ticket.lifetime,
             # Where `max_rate` makes all wait, nobody is to blame for being silent.
             setup=self._setup + self._budget.moved(0, now),
@@ -268,6 +284,7 @@ class Crew:
             self._abort(victim)
         # Not for a time limit, but because it can be made to expire from outside.
         scope = asyncio.timeout(None)
+        self._serving += 1
         try:
             self._store.open_claim(claim)
             async with scope:
@@ -276,9 +293,10 @@ class Crew:
         except TimeoutError:
             if not scope.expired():
                 raise
-        except _NoAddress:
+        except (_NoAddress, _Crowded):
             pass
         finally:
+            self._serving -= 1
             self._scopes.pop(claim, None)
             self.plan.release(claim, self._transport.monotonic())
             self._store.close_claim(claim)
@@ -290,43 +308,88 @@ class Crew:
             scope.reschedule(asyncio.get_running_loop().time())
 
     async def _fetch(self, claim: Claim) -> None:
-        backoff = Backoff(self._transport.retry, self._transport.random.random)
-        since = self._transport.monotonic()
+        attempts = Attempts(self._transport, self._beside(claim))
         while claim.rest:
             at = claim.at
             try:
                 await self._ask(claim)
+                # A server may send less than was asked for.
+                attempts.reset(self._beside(claim))
                 continue
             except WMEError as error:
-                now = self._transport.monotonic()
-                if claim.at - at >= _PROGRESS:
-                    backoff.reset()
-                    since = now
-                wait = self._wait_after(error, backoff, now - since)
+                progress = claim.at - at >= _PROGRESS
+                if progress:
+                    attempts.reset(self._beside(claim))
+                wait = self._wait_after(error, claim, attempts, refused=not progress)
             await self._transport.sleep(wait)
 
-    def _wait_after(self, error: WMEError, backoff: Backoff, elapsed: float) -> float:
-        """Return the seconds to wait before the next attempt, or raise what ends the claim or the download."""
+    def _beside(self, claim: Claim) -> int:
+        """Return how many bytes of the file are there that did not come for this claim."""
+        return self.plan.done - (claim.at - claim.start)
+
+    def _wait_after(self, error: WMEError, claim: Claim, attempts: Attempts, *, refused: bool) -> float:
+        """Return the seconds to wait before the next attempt, or raise what ends the claim or the download.
+
+        Trouble of one connection is not the file's: as long as another one is under way, the claim goes back to the
+        plan and fewer connections are used. Only the last one ends the download, once all attempts since the last
+        progress of any connection have failed.
+        """
         status = error.status if isinstance(error, StatusError) else None
         if status in {412, 416}:
             raise Replaced(str(error)) from error
         if self._ticket.failure is not None:
-            raise _NoAddress from error
+            if not (self._ticket.plain and self._answered):
+                raise _NoAddress from error
+            # Asking where a URL leads costs nothing, and is refused for the same reasons as the bytes.
+            self._ticket.failure = None
         if status in {429, 503}:
             self._budget.governor.refused(self._transport.monotonic())
-        if status == 403:
-            check_ticket(self._ticket, error)
+        if status == 403 and not self._ticket.hopeless and not (self._ticket.plain and self._answered):
             return 0.0
-        wrong = isinstance(error, IntegrityError)
-        if not wrong and not is_transient(error):
-            raise error
-        wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
-        if wait is None or (wrong and backoff.attempts > 2):
-            gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
-            if wrong and not self._answered:
-                raise NoRanges(error)
-            raise error
+        wait = attempts.failed(error)
+        progress = self._beside(claim) - attempts.beside >= _PROGRESS
+        over = wait is None or not self._worth_repeating(error, attempts)
+        many = attempts.count >= _ATTEMPTS_BESIDE_OTHERS or self._cap.lowered
+        if self._under_way and (over or (refused and progress and many)):
+            self._use_fewer(error, self._under_way)
+        if over and progress:
+            attempts.reset(self._beside(claim))
+            wait = attempts.failed(error)
+            over = wait is None
+        if over or wait is None:
+            raise self._failure(error, attempts)
         return wait
+
+    def _worth_repeating(self, error: WMEError, attempts: Attempts) -> bool:
+        """Say whether another attempt at a range may succeed."""
+        if isinstance(error, IntegrityError):
+            return attempts.count <= WRONG_MOST
+        if is_transient(error):
+            return True
+        # A server that has served this file may refuse one request for it, for reasons that pass. Each 403 of a signed
+        # address costs another metered request, so those are bounded by the ticket.
+        if not isinstance(error, StatusError) or isinstance(error, QuotaExceeded):
+            return False
+        return self._answered and (error.status != 403 or self._ticket.plain)
+
+    def _use_fewer(self, error: WMEError, others: int) -> NoReturn:
+        """Leave a claim to the other connections, and use no more than those for a while."""
+        retry_after = getattr(error, "retry_after", None)
+        self._cap.lower(others, self._transport.monotonic(), done=self.plan.done, retry_after=retry_after)
+        raise _Crowded from error
+
+    def _failure(self, error: WMEError, attempts: Attempts) -> Exception:
+        """Return what ends the download, with what was tried."""
+        if isinstance(error, StatusError) and error.status == 403 and self._ticket.hopeless:
+            error.add_note(HOPELESS)
+        gave_up(error, attempts=attempts.count, elapsed=attempts.elapsed)
+        if isinstance(error, IntegrityError) and (self._ticket.plain or not self._answered):
+            return NoRanges(error)
+        if self._ticket.plain and not self._answered and self._validator is not None:
+            status = error.status if isinstance(error, StatusError) else None
+            if status in _CONDITION_REFUSED:
+                return NoRanges(error)
+        return error
 
     async def _ask(self, claim: Claim) -> None:
         """Send one request for the rest of a claim and take its body."""
@@ -341,22 +404,38 @@ class Crew:
         self._under_way += 1
         asked = self._transport.monotonic()
         try:
-            async with self._transport.open(range_request(signed, start, stop, self._etag), retry=False) as body:
-                self._check(body, start, stop)
+            async with self._transport.open(range_request(signed, start, stop, self._validator), retry=False) as body:
+                answer = self._check(body, start, stop)
                 self._ticket.worked()
                 self._answered = True
                 self._setup += 0.3 * (min(5.0, self._transport.monotonic() - asked) - self._setup)
                 with contextlib.suppress(_Enough):
-                    await body.copy_to(lambda data: self._take(claim, data))
+                    await body.copy_to(self._sink(claim, answer))
         except StatusError as error:
             if error.status == 403:
-                self._ticket.refused(signed)
+                self._refuse_address(signed, error)
             raise
         finally:
             self._under_way -= 1
             self._budget.finished()
-        if claim.rest:
-            raise Interrupted(f"the answer ended {claim.rest} bytes before the end of its range", url=None)
+        end = min(answer.stop, claim.stop)
+        if claim.at < end:
+            raise Interrupted(f"the answer ended {end - claim.at} bytes before the end of its range", url=None)
+
+    def _refuse_address(self, signed: SignedUrl, error: StatusError) -> None:
+        """Take note of a 403: the address has run out, or the server refuses one connection more.
+
+        Another address costs a metered request where addresses run out at all. While others are under way it is asked
+        for once, and no more where that has not helped.
+
+        Raises:
+            _Crowded: It is left to those that are under way.
+        """
+        others = self._under_way - 1
+        if others and (signed.expires_at is None or self._signed_beside_others):
+            self._use_fewer(error, others)
+        self._signed_beside_others = self._signed_beside_others or others > 0
+        self._ticket.refused(signed)
 
     async def _address(self, claim: Claim) -> SignedUrl:
         """Return an address, for which a claim may have to wait long: that is not its connection's fault.
@@ -374,12 +453,35 @@ class Crew:
             if scope is not None:
                 self._scopes[claim] = scope
 
-    def _check(self, body: Body, start: int, stop: int) -> None:
-        verdict, why = judge(body.status, body.headers, start=start, stop=stop, size=self.plan.size, etag=self._etag)
-        if verdict is Verdict.REPLACED:
-            raise Replaced(why)
-        if verdict is Verdict.REFUSED:
-            raise IntegrityError(why, url=body.url.partition("?")[0])
+    def _check(self, body: Body, start: int, stop: int) -> RangeAnswer:
+        answer = judge(
+            body.status, body.headers, start=start, stop=stop, size=self.plan.size, validator=self._validator
+        )
+        if answer.verdict is Verdict.REPLACED:
+            raise Replaced(answer.reason)
+        if answer.verdict is Verdict.REFUSED:
+            raise IntegrityError(answer.reason, url=body.url.partition("?")[0])
+        return answer
+
+    def _sink(self, claim: Claim, answer: RangeAnswer) -> Sink:
+        """Return what takes the body of an answer that may hold other bytes before and after those of a claim."""
+        start, at = claim.at, answer.start
+        if start == at and claim.stop <= answer.stop:
+            return lambda data: self._take(claim, data)
+
+        def take(data: memoryview) -> Awaitable[None] | None:
+            nonlocal at
+            first, last = max(0, start - at), max(0, answer.stop - at)
+            at += len(data)
+            part = data[first:last]
+            self.fetched += len(data) - len(part)
+            if part:
+                return self._take(claim, part)
+            if at > answer.stop:
+                raise _Enough
+            return None
+
+        return take
 
     def _take(self, claim: Claim, data: memoryview) -> Awaitable[None] | None:
         size = len(data)
@@ -412,20 +514,12 @@ class Crew:
         return self._budget.moved(size, self._transport.monotonic())
 
 
-def range_request(signed: SignedUrl, start: int, stop: int, etag: str | None) -> Request:
+def range_request(signed: SignedUrl, start: int, stop: int, validator: str | None) -> Request:
     """Build the request for a range, pinned to one version of the file."""
-    headers = {**signed.headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-    if etag is not None:
-        headers["If-Match"] = etag
+    headers = {
+        **signed.headers,
+        "Range": f"bytes={start}-{stop - 1}",
+        "Accept-Encoding": "identity",
+        **conditions(validator),
+    }
     return Request(method="GET", role=signed.role, path=signed.url, headers=headers, accepts="any")
-
-
-def check_ticket(ticket: Ticket, error: WMEError) -> None:
-    """Let a refused address be renewed, unless new ones are refused too.
-
-    Raises:
-        WMEError: They are.
-    """
-    if ticket.hopeless:
-        error.add_note("new signatures were refused too: is the clock of this machine or of a proxy wrong?")
-        raise error

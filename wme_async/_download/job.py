@@ -9,11 +9,12 @@ from wme_async._download.asking import ask_whole, pause, verify, verify_sha1, ve
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced
 from wme_async._download.partfile import PartChanged, PartFile, check_target, known_version
-from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, Source
+from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, Source, validator_of
 from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.etags import PartSums
 from wme_async._protocol.pace import Meter, check_numbers
-from wme_async._protocol.ranges import Claim, Plan, strong_etag
+from wme_async._protocol.range_answers import strong_etag
+from wme_async._protocol.ranges import Claim, Plan
 from wme_async._protocol.retry import Backoff
 from wme_async._protocol.settings import check_kinds
 from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_cause
@@ -30,6 +31,8 @@ _SMALL = MIB
 _HASH_STEP = 8 * MIB
 _HASH_MOST = 64 * MIB
 _RESTARTS = 4
+# The same for URLs that users named, whose versions prove nothing: then the file is asked for in one answer.
+_PLAIN_RESTARTS = 2
 _CHECKPOINT_SECONDS = 2.0
 _CHECKPOINT_BYTES = 8 * MIB
 _PROGRESS_SECONDS = 0.1
@@ -248,7 +251,7 @@ class Job:
     async def _unchanged(self, info: FileInfo) -> tuple[str | None, bool | None] | None:
         return await long_in_thread(
             lambda unwanted: known_version(
-                self.to, identity=self.source.identity, size=info.size, etag=info.etag,
+                self.to, identity=self.source.identity, size=info.size, etag=validator_of(info),
                 promised=self.promised.md5 if self.promised else None, unwanted=unwanted,
             )
         )  # fmt: skip
@@ -271,24 +274,32 @@ class Job:
 
     async def _fetch(self, info: FileInfo) -> tuple[FileInfo, str | None]:
         """Fetch all bytes of one version, beginning again when it changes meanwhile."""
+        at_once = False
         while True:
-            etag = strong_etag(info.etag)
+            validator = validator_of(info)
             try:
-                if info.size is None or etag is None or not info.accept_ranges:
-                    return info, await self._fetch_stream(info)
+                if at_once or info.size is None or validator is None or not info.accept_ranges:
+                    return await self._fetch_stream(info)
                 try:
-                    return info, await self._fetch_ranges(info.size, etag)
+                    return info, await self._fetch_ranges(info.size, validator)
                 except NoRanges as refusal:
-                    if self.part is None or (self.part.plan is not None and self.part.plan.done):
+                    resumed = self.part is None or (self.part.plan is not None and self.part.plan.done)
+                    if resumed and not self.ticket.plain:
                         raise refusal.error from None
-                    return info, await self._fetch_stream(info)
+                    self._withdraw()
+                    return await self._fetch_stream(info)
             except Replaced as change:
                 self.restarts += 1
                 self.versions += 1
                 self._withdraw()
+                # Servers behind one name may each have versions of their own, or refuse every condition. One answer
+                # is of one version all the same.
+                at_once = self.ticket.plain and self.restarts >= _PLAIN_RESTARTS
                 if self.restarts > _RESTARTS:
                     raise IntegrityError(
-                        f"the file kept changing on the server ({change}); try again later", expected=info.etag
+                        f"the server had another version of the file {self.restarts} times, the last time because:"
+                        f" {change}; try again later",
+                        expected=info.etag,
                     ) from change
                 await pause(self.transport, self.restarts)
                 info, self.promised = await self._ask()
@@ -298,19 +309,21 @@ class Job:
         self.streamed = 0
         self._withdrawn = self.part.plan if self.part is not None else None
 
-    async def _fetch_ranges(self, size: int, etag: str) -> str | None:
+    async def _fetch_ranges(self, size: int, validator: str) -> str | None:
         part = self.part
         assert part is not None
         keep = size > _SMALL
         # A new ledger is flushed to the disk.
         plan = await (in_thread if keep else self.budget.short_work.run)(
-            lambda: part.resume(identity=self.source.identity, size=size, etag=etag, keep=keep, rate=self.budget.rate)
+            lambda: part.resume(
+                identity=self.source.identity, size=size, etag=validator, keep=keep, rate=self.budget.rate
+            )
         )
         self.total = size
         self.resumed = plan.done
         crew = Crew(
             self.transport, plan, PartStore(part, self.on_bytes), self.ticket, self.budget,
-            etag=etag, connections=self.connections, most=self.part_size, min_rate=self.min_rate,
+            validator=validator, connections=self.connections, most=self.part_size, min_rate=self.min_rate,
             least=min(MIB, self.part_size), in_order=self.in_order,
         )  # fmt: skip
         digest = hashlib.md5(usedforsecurity=False) if self.verify else None
@@ -375,7 +388,7 @@ class Job:
             spans, flushed = plan.written, plan.done
             await in_thread(part.checkpoint, spans)
 
-    async def _fetch_stream(self, info: FileInfo) -> str | None:
+    async def _fetch_stream(self, info: FileInfo) -> tuple[FileInfo, str | None]:
         """Fetch the file in one answer: nothing proves that two answers hold the same bytes."""
         part = self.part
         assert part is not None
@@ -388,20 +401,19 @@ class Job:
                 self.streamed, self.total = 0, info.size
                 digest = hashlib.md5(usedforsecurity=False) if self.verify and self.promised else None
                 try:
-                    await self._ask_stream(info, part, digest)
-                    return digest.hexdigest() if digest else None
+                    return await self._ask_stream(info, part, digest), digest.hexdigest() if digest else None
                 except WMEError as error:
                     wait = wait_after_whole(error, self.ticket, backoff, self.transport.monotonic() - began)
-                    if strong_etag(info.etag) is None:
+                    if self.ticket.plain or strong_etag(info.etag) is None:
                         self.versions += 1
                     self._withdraw()
                 await self.transport.sleep(wait)
         finally:
             self.budget.release()
 
-    async def _ask_stream(self, info: FileInfo, part: PartFile, digest: "hashlib._Hash | None") -> None:
-        async with ask_whole(self.transport, self.ticket, info) as (body, expected):
-            self.total = expected
+    async def _ask_stream(self, info: FileInfo, part: PartFile, digest: "hashlib._Hash | None") -> FileInfo:
+        async with ask_whole(self.transport, self.ticket, info) as (body, answer):
+            expected = self.total = answer.size
             with raise_first_cause():
                 async with WorkGroup() as group:
                     report = group.start(self._report_stream())
@@ -409,6 +421,7 @@ class Job:
                     group.stop(report)
         if expected is not None and self.streamed != expected:
             raise Interrupted(f"{self.streamed} bytes came of {expected}", url=None)
+        return answer
 
     async def _report_stream(self) -> None:
         while True:

@@ -26,7 +26,7 @@ from wme_async._files import (
 )
 from wme_async._protocol.decode import decode_json
 from wme_async._protocol.etags import Digest, PartSums
-from wme_async._protocol.ranges import Claim, Plan, Spans, strong_etag
+from wme_async._protocol.ranges import Claim, Plan, Spans
 from wme_async._tasks import in_thread
 from wme_async.errors import DecodeError
 
@@ -161,7 +161,8 @@ class PartFile:
         Args:
             identity: What names the file on its server.
             size: Its bytes.
-            etag: Its strong ETag; without one nothing can be resumed, since nothing proves that it is the same file.
+            etag: What proves its version: a strong ETag or a date; without one nothing can be resumed, since nothing
+                proves that it is the same file.
             keep: Keep a ledger. A small file is sooner fetched than accounted for.
             rate: For the plan.
 
@@ -199,6 +200,7 @@ class PartFile:
         """Begin again from nothing, without a ledger: for answers that can only be taken whole."""
         self._drop_ledger()
         self.plan = None
+        self._etag = ""
         self._clear()
 
     def _clear(self) -> None:
@@ -214,7 +216,8 @@ class PartFile:
         if free is not None and needed > free:
             raise OSError(
                 errno.ENOSPC,
-                f"{needed:,} more bytes are needed and {free:,} are free; make room or choose another disk",
+                f"the server says that the file has {size:,} bytes, of which {needed:,} are still to come, and {free:,}"
+                " are free; make room or choose another disk",
                 str(self.path),
             )
 
@@ -444,6 +447,14 @@ def known_version(
     A note that is kept with the file (an extended attribute) answers at once, if the file has not been touched since.
     Otherwise the file is hashed and compared with the checksum of the metadata.
 
+    Args:
+        target: The file.
+        identity: What names it on its server.
+        size: Its bytes there, None where unknown.
+        etag: What proves its version there: a strong ETag or a date; None where nothing does.
+        promised: The MD5 of the metadata, None where there is none.
+        unwanted: Says whether the answer is no longer wanted.
+
     Returns:
         Its MD5 where known, and whether it was verified; None where it is another one, or nobody can say.
     """
@@ -460,7 +471,7 @@ def known_version(
             known is not None
             and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns)
             and known.identity == identity
-            and strong_etag(etag) == known.etag
+            and etag == known.etag
         ):
             return known.md5, known.verified
         if promised is None:

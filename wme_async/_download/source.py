@@ -7,7 +7,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
-__all__ = ["Checksum", "Download", "FileInfo", "Progress", "ProgressHook", "SignedUrl", "Source"]
+from wme_async._protocol.range_answers import strong_validator
+
+__all__ = ["Checksum", "Download", "FileInfo", "Progress", "ProgressHook", "SignedUrl", "Source", "validator_of"]
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +31,11 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str | None = None
     accept_ranges: bool = False
     headers: Mapping[str, str] = {}
+
+
+def validator_of(info: FileInfo) -> str | None:
+    """Return what proves that two answers hold bytes of the same version of a file, None where nothing does."""
+    return strong_validator(info.etag, info.headers)
 
 
 class Checksum(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,10 +14,11 @@ from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced
 from wme_async._download.job import Job, after
 from wme_async._download.partfile import PartFile
-from wme_async._download.source import Checksum, Download, FileInfo, Source
+from wme_async._download.source import Checksum, Download, FileInfo, Source, validator_of
 from wme_async._protocol.etags import PartSums, may_be_newer
 from wme_async._protocol.pace import check_numbers
-from wme_async._protocol.ranges import Claim, Plan, strong_etag
+from wme_async._protocol.range_answers import strong_etag
+from wme_async._protocol.ranges import Claim, Plan
 from wme_async._protocol.retry import Backoff
 from wme_async._protocol.settings import check_kinds
 from wme_async._tasks import WorkGroup, in_thread, raise_first_cause, wait_done
@@ -316,8 +317,8 @@ class _Windowed(Ordered):
         return self._sums is not None and self._sums.proven()
 
     async def _fetch(self, info: FileInfo) -> None:
-        etag = strong_etag(info.etag)
-        if info.size is None or etag is None or not info.accept_ranges:
+        validator = validator_of(info)
+        if info.size is None or validator is None or not info.accept_ranges:
             await self._fetch_stream(info)
             return
         plan = Plan(info.size, rate=self._budget.rate)
@@ -326,7 +327,7 @@ class _Windowed(Ordered):
         self._step = part if self._window >= 4 * part else 1
         crew = self._crew = Crew(
             self._transport, plan, self, self._ticket, self._budget,
-            etag=etag, connections=self._connections, least=min(MIB, part),
+            validator=validator, connections=self._connections, least=min(MIB, part),
             most=part, in_order=not single, at_once=single,
         )  # fmt: skip
         try:
@@ -372,8 +373,8 @@ class _Windowed(Ordered):
             delay = self._budget.moved(len(data), self._transport.monotonic())
             return after(room, self._transport, delay)
 
-        async with ask_whole(self._transport, self._ticket, info) as (body, expected):
-            self.size = expected
+        async with ask_whole(self._transport, self._ticket, info) as (body, answer):
+            expected = self.size = answer.size
             with raise_first_cause():
                 async with WorkGroup() as group:
                     group.start(self._hash())

@@ -2,7 +2,7 @@
 
 import math
 
-__all__ = ["Bucket", "Governor", "Meter", "check_numbers"]
+__all__ = ["Bucket", "ConnectionCap", "Governor", "Meter", "check_numbers"]
 
 
 def check_numbers(*, whole: bool, optional: bool = True, **given: object) -> None:
@@ -86,6 +86,70 @@ class Bucket:
         self._at = now
         self._level -= count
         return max(0.0, -self._level / self.rate)
+
+
+class ConnectionCap:
+    """How many connections a server bears for one file.
+
+    It is lowered when the server refuses a connection beside others that it serves. After a while one more is tried, if
+    the others have brought something; each time that it is refused again, the next try is later.
+
+    Args:
+        most: Connections to use where nothing is refused.
+
+    Attributes:
+        allowed: Connections that may be used now, at least 1.
+    """
+
+    __slots__ = ("_done", "_hold", "_lowered_at", "_most", "_next_try", "allowed")
+
+    # Seconds until one more is tried, and refusals within this time count once.
+    _HOLD = 5.0
+    _HOLD_MOST = 60.0
+    _MOMENT = 1.0
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._done = 0
+        self._hold = self._HOLD / 2
+        self._lowered_at = -math.inf
+        self._next_try = -math.inf
+        self.allowed = most
+
+    @property
+    def lowered(self) -> bool:
+        """Whether fewer connections than usual are used."""
+        return self.allowed < self._most
+
+    def lower(self, served: int, now: float, *, done: int, retry_after: float | None = None) -> None:
+        """Use no more connections than the server serves.
+
+        Args:
+            served: Connections that it serves now, without the one that was refused.
+            now: Seconds.
+            done: Bytes of the file that are there.
+            retry_after: Seconds until another may be tried, as the server wants it.
+        """
+        self.allowed = max(1, min(self.allowed, served))
+        if now - self._lowered_at > self._MOMENT:
+            self._hold = min(self._HOLD_MOST, 2 * self._hold)
+        self._lowered_at = now
+        self._done = done
+        self._next_try = max(self._next_try, now + max(self._hold, retry_after or 0.0))
+
+    def tick(self, now: float, *, done: int) -> None:
+        """Allow one more connection if it is time for it. Call it several times a second.
+
+        Args:
+            now: Seconds.
+            done: Bytes of the file that are there.
+        """
+        if self.allowed >= self._most or now < self._next_try or done <= self._done:
+            return
+        self.allowed += 1
+        self._next_try = now + self._MOMENT
+        if self.allowed == self._most:
+            self._hold = self._HOLD / 2
 
 
 class Governor:

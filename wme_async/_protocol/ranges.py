@@ -1,28 +1,14 @@
-"""Which bytes to ask for next, from whom to take some over, and whether an answer is the one that was asked for.
+"""Which bytes to ask for next, and from whom to take some over.
 
 All decisions of a ranged download that need no socket. Offsets are bytes; an interval is half-open: [start, stop).
 """
 
-import enum
-import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-
-import msgspec
+from collections.abc import Iterable, Iterator
 
 from wme_async._protocol.pace import Meter
 
-__all__ = [
-    "Claim",
-    "Plan",
-    "Spans",
-    "Verdict",
-    "etag_matches",
-    "judge",
-    "parse_content_range",
-    "part_size",
-    "strong_etag",
-]
+__all__ = ["Claim", "Plan", "Spans", "part_size"]
 
 MIB = 1 << 20
 _PAGE = 4096
@@ -430,99 +416,3 @@ def part_size(
     # over what is left of the large ones anyway.
     ordinary = min(int(rate * _PART_SECONDS), most)
     return min(most, max(_PART_LEAST, min(ordinary, max(share, int(rate * _PART_SECONDS / 4)))))
-
-
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.IGNORECASE)
-
-
-class ContentRange(msgspec.Struct, frozen=True):
-    """A `Content-Range` header.
-
-    Args:
-        start: First byte.
-        stop: The byte after the last.
-        size: Bytes of the whole file; None where the server does not say.
-    """
-
-    start: int
-    stop: int
-    size: int | None
-
-
-def parse_content_range(value: str | None) -> ContentRange | None:
-    """Read a `Content-Range` header; None where it is missing, unreadable or makes no sense."""
-    found = _CONTENT_RANGE.fullmatch(value.strip()) if value else None
-    if found is None:
-        return None
-    first, last, total = found.groups()
-    if max(len(first), len(last), len(total)) > 18:
-        return None
-    size = None if total == "*" else int(total)
-    if int(first) > int(last) or (size is not None and int(last) >= size):
-        return None
-    return ContentRange(int(first), int(last) + 1, size)
-
-
-def strong_etag(value: str | None) -> str | None:
-    """Return an ETag that stands for the very bytes, as it was sent; None for weak, missing and malformed ones."""
-    text = (value or "").strip()
-    return text if len(text) > 2 and text[0] == text[-1] == '"' and '"' not in text[1:-1] else None
-
-
-def etag_matches(sent: str | None, wanted: str | None) -> bool:
-    """Say whether an answer may be of the wanted version: it says so, or it says nothing."""
-    return sent is None or wanted is None or sent.strip() == wanted
-
-
-class Verdict(enum.Enum):
-    """What the head of an answer to a ranged request means."""
-
-    TAKE = "the bytes that were asked for"
-    WHOLE = "the whole file, which is what was asked for"
-    REFUSED = "something else"
-    REPLACED = "bytes of another version of the file"
-
-
-def judge(
-    status: int, headers: Mapping[str, str], *, start: int, stop: int, size: int, etag: str | None
-) -> tuple[Verdict, str]:
-    """Say whether the answer to `Range: bytes=start-(stop-1)` may be written at `start`.
-
-    Nothing but 206 with exactly the range that was asked for is good enough: a 200 holds the file from its beginning,
-    a multipart answer has headers among the bytes, an encoded one has other bytes altogether.
-
-    Args:
-        status: HTTP status, below 400.
-        headers: Looked up without regard to case.
-        start: First byte that was asked for.
-        stop: The byte after the last.
-        size: Bytes of the file as its metadata has it.
-        etag: The strong ETag that was asked for, or None.
-
-    Returns:
-        The verdict, and in words what is wrong.
-    """
-    encoding = headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in {"", "identity"}:
-        return Verdict.REFUSED, f"the answer is encoded ({encoding}) though identity was asked for"
-    if status not in {200, 206}:
-        return Verdict.REFUSED, f"HTTP {status} for a range"
-    sent = headers.get("ETag")
-    if not etag_matches(sent, etag):
-        return Verdict.REPLACED, f"the ETag is {sent} and no longer {etag}"
-    if status == 200:
-        length = headers.get("Content-Length")
-        if start == 0 and stop == size and (length is None or length.strip() == str(size)):
-            return Verdict.WHOLE, ""
-        return Verdict.REFUSED, "the server sent the file from its beginning (200) though a range was asked for"
-    if headers.get("Content-Type", "").strip().lower().startswith("multipart/"):
-        return Verdict.REFUSED, "the server sent a multipart answer for one range"
-    sent = headers.get("Content-Range")
-    found = parse_content_range(sent)
-    if found is None:
-        return Verdict.REFUSED, f"206 with {'no' if sent is None else 'an unreadable'} Content-Range"
-    if found.size is not None and found.size != size:
-        return Verdict.REPLACED, f"the file has {found.size} bytes and no longer {size}"
-    if (found.start, found.stop) != (start, stop):
-        return Verdict.REFUSED, f"the server sent bytes {found.start}-{found.stop - 1} for {start}-{stop - 1}"
-    return Verdict.TAKE, ""

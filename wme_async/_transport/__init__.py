@@ -1,5 +1,6 @@
 """All client I/O: sessions, tokens, limits, retries, and one translation of foreign errors."""
 
+from wme_async._transport._takeover import Sink
 from wme_async._transport.auth import Credentials, TokenKeeper
 from wme_async._transport.body import Body
 from wme_async._transport.core import Transport
@@ -14,6 +15,7 @@ __all__ = [
     "Response",
     "Role",
     "SessionPool",
+    "Sink",
     "TokenFile",
     "TokenKeeper",
     "Transport",

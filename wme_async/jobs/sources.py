@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from wme_async._client.files import Files
 from wme_async._download import Budget, Checksum, FileInfo, Progress, SignedUrl, download
 from wme_async._files import free_space
 from wme_async._protocol.answer import REDIRECTS
-from wme_async._protocol.ranges import parse_content_range
+from wme_async._protocol.range_answers import content_coding, parse_content_range
 from wme_async._protocol.retry import http_date
 from wme_async._tasks import in_thread
 from wme_async._transport import Body, Request, Transport
@@ -27,6 +28,8 @@ from wme_async.jobs.staging import DATA
 __all__ = ["Fetched", "Fetcher", "MediaFetcher", "UrlSource", "wme_files"]
 
 _MAX_HOPS = 10
+# What servers answer to a range that they do not know, or that an empty file does not have.
+_RANGE_REFUSED = frozenset({400, 405, 406, 416, 417, 501})
 # Content types of pages and playlists: what is meant is the medium behind them.
 _PAGES = frozenset(
     {
@@ -109,8 +112,10 @@ class UrlSource:
             DataError: It redirects for ever, or to where it must not.
             TransportError: It did not answer.
         """
-        if self._info is None:
+        if self._info is None or self._used:
+            # Whoever asks again after the bytes were begun has met another version.
             self._info = await self._ask()
+            self._used = False
         return self._info
 
     async def sign(self) -> SignedUrl:
@@ -130,7 +135,7 @@ class UrlSource:
             try:
                 answer = await self._first_byte(url, ranged=True)
             except StatusError as error:
-                if error.status not in {400, 416, 501}:
+                if error.status not in _RANGE_REFUSED:
                     raise
                 # An empty file has no first byte, and some servers refuse what they do not know.
                 answer = await self._first_byte(url, ranged=False)
@@ -162,14 +167,17 @@ class UrlSource:
 
 def _info_of(body: Body) -> FileInfo:
     ranged = parse_content_range(body.headers.get("Content-Range")) if body.status == 206 else None
+    coded = content_coding(body.headers) is not None
     length = body.headers.get("Content-Length", "")
-    size = ranged.size if ranged else int(length) if length.isascii() and length.isdigit() else None
+    whole = int(length) if body.status == 200 and length.isascii() and length.isdigit() else None
     return FileInfo(
-        size=size,
+        # Ranges of an encoded answer are those of an encoding that need not be made twice in the same way.
+        size=None if coded else ranged.size if ranged else whole,
         etag=_etag(body.headers.get("ETag")),
         last_modified=http_date(body.headers.get("Last-Modified")),
         content_type=body.headers.get("Content-Type"),
-        accept_ranges=ranged is not None and ranged.size is not None,
+        accept_ranges=ranged is not None and ranged.size is not None and not coded,
+        headers=dict(body.headers),
     )
 
 
@@ -343,7 +351,8 @@ class Fetcher:
         # What an earlier attempt has left takes no more room.
         need = max(0, (size or 0) - there) + self._limits.free_space
         if free is not None and free < need:
-            raise OSError(errno.ENOSPC, f"{need} bytes are needed and {free} are free")
+            reason = f"the server says that the file has {size:,} bytes" if size else os.strerror(errno.ENOSPC)
+            raise OSError(errno.ENOSPC, reason)
 
 
 def _space(folder: Path) -> tuple[int, int | None]:

@@ -1,6 +1,7 @@
 """From what is stored to what is shown: counts, progress by bytes, durations, and the words of an error. Pure."""
 
 import errno
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -174,7 +175,7 @@ def words(error: BaseException, *, silence: float) -> str:
     """
     if isinstance(error, TimedOut):
         return f"stalled: nothing arrived for {silence:g} s ({error})"
-    if isinstance(error, IntegrityError):
+    if isinstance(error, IntegrityError) and error.got is not None:
         return f"the file is damaged: {error}"
     if isinstance(error, WMEError):
         said, status = str(error) or type(error).__name__, f"HTTP {getattr(error, 'status', 0)}"
@@ -183,7 +184,8 @@ def words(error: BaseException, *, silence: float) -> str:
         return f"timed out: {error}" if str(error) else "timed out"
     if isinstance(error, OSError):
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return "the disk is full"
+            known = error.strerror in {None, os.strerror(error.errno)}
+            return "the disk is full" if known else f"the disk is full: {error.strerror}"
         return f"the disk refused: {error.strerror or error}"
     return f"{type(error).__name__}: {error}"
 
