@@ -103,7 +103,10 @@ class ConnectFailed(TransportError):
 
 
 class TimedOut(TransportError):
-    """Nothing arrived for as long as `Timeouts` allows. It measures inactivity, never the length of a transfer."""
+    """Nothing arrived for as long as `Timeouts` allows, or an answer that is read at once was not whole in time.
+
+    A download, an archive or a stream is never cut for being long.
+    """
 
 
 class Interrupted(TransportError):

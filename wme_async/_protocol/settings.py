@@ -67,12 +67,19 @@ class Hosts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to wait, in seconds. They all measure inactivity: no transfer is ever cut for being long.
+    """How long to wait, in seconds.
+
+    All but `answer` and `error` measure inactivity: no download, archive or stream is ever cut for being long.
 
     Args:
         connect: For a connection: name resolution, proxy, TCP and TLS together. An aiohttp session of your own goes by
             its connector, which may count otherwise.
-        read: Between two pieces of a body, and for the head of an answer.
+        read: Between two pieces of a body, and for the whole head of an answer once there is a connection. (With an
+            aiohttp session of your own, between two pieces of the head.)
+        answer: For the whole body of an answer that is read at once: lists, look-ups, metadata, tokens. Without it, a
+            server that sends a byte now and then would hold a call for hours.
+        error: For the body of an error, which only adds words to a status that is known already; what has come by then
+            is used.
         lookup: For the head of an on-demand answer. A look-up without a project filter walks up to 900 projects on the
             server, so it is longer than `read`.
         pool: For a free connection of the pool; None waits for ever.
@@ -84,6 +91,8 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
     connect: float = 30.0
     read: float = 60.0
+    answer: float = 300.0
+    error: float = 5.0
     lookup: float = 120.0
     pool: float | None = None
 

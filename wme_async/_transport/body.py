@@ -1,5 +1,6 @@
 """An answer whose body is still on its way, read with a watch on silence that does not depend on aiohttp."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import NoReturn
@@ -12,7 +13,7 @@ from wme_async._transport._body_end import BodyEnd
 from wme_async._transport._takeover import Sink, take_over
 from wme_async._transport.closing import Waits
 from wme_async._transport.wire import translate
-from wme_async.errors import ClientClosed, DataError, TransportError, WMEError
+from wme_async.errors import ClientClosed, DataError, TimedOut, TransportError, WMEError
 
 __all__ = ["Body"]
 
@@ -88,17 +89,28 @@ class Body:
             if pending is not None:
                 await pending
 
-    async def read(self, limit: int) -> bytes:
+    async def read(self, limit: int, *, seconds: float | None = None) -> bytes:
         """Return the whole body.
 
         Args:
             limit: Bytes above which it is refused.
+            seconds: How long it may take in all; None for as long as something comes.
 
         Raises:
             DataError: The body is longer.
             Interrupted: The body ended early.
-            TimedOut: Nothing came for as long as is allowed.
+            TimedOut: Nothing came for as long as is allowed, or it was not whole in time.
         """
+        try:
+            async with asyncio.timeout(seconds) as whole:
+                return await self._whole(limit)
+        except TimeoutError:
+            if not whole.expired():
+                raise
+            shown = bare_url(self.url)
+            raise TimedOut(f"{shown} had not sent its whole answer after {seconds:g} s", url=shown) from None
+
+    async def _whole(self, limit: int) -> bytes:
         pieces: list[bytes] = []
         size = 0
         # Small answers come by the thousand, and most in one piece: no generator is worth making for them.
@@ -109,14 +121,15 @@ class Body:
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def beginning(self) -> bytes:
-        """Return the first part of an error's body; that it breaks off is of no interest."""
+    async def beginning(self, seconds: float) -> bytes:
+        """Return what of an error's body comes in so many seconds; that it breaks off is of no interest."""
         pieces: list[bytes] = []
         size = 0
-        with contextlib.suppress(WMEError):
-            while size < _ERROR_BODY and (piece := await self._next()):
-                pieces.append(piece)
-                size += len(piece)
+        with contextlib.suppress(WMEError, TimeoutError):
+            async with asyncio.timeout(seconds):
+                while size < _ERROR_BODY and (piece := await self._next()):
+                    pieces.append(piece)
+                    size += len(piece)
         return b"".join(pieces)[:_ERROR_BODY]
 
     def close(self) -> None:

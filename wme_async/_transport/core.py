@@ -21,7 +21,7 @@ from wme_async._transport._body_end import BodyEnd, coding_error
 from wme_async._transport.auth import Credentials, TokenKeeper
 from wme_async._transport.body import Body
 from wme_async._transport.closing import Wait, Waits
-from wme_async._transport.pool import SessionPool
+from wme_async._transport.pool import SessionPool, head_within
 from wme_async._transport.throttle import Throttle
 from wme_async._transport.tokenfile import TokenFile
 from wme_async._transport.wire import Request, Response, Role, translate
@@ -219,7 +219,11 @@ class Transport:
         async def once() -> Response:
             body = await self._authorized(request, read_timeout=read_timeout, head_timeout=None)
             try:
-                data = b"" if request.method == "HEAD" else await body.read(self.limits.max_response)
+                data = (
+                    b""
+                    if request.method == "HEAD"
+                    else await body.read(self.limits.max_response, seconds=self.timeouts.answer)
+                )
             finally:
                 self._release(body)
             return Response(status=body.status, headers=body.headers, body=data, url=body.url)
@@ -402,10 +406,10 @@ class Transport:
                 # A session of the user's own may want errors for statuses; ours say more.
                 raise_for_status=False,
             )
-            if head_timeout is None:
-                return await asking
-            async with asyncio.timeout(head_timeout):
-                return await asking
+            async with asyncio.timeout(head_timeout) as limit:
+                # The time that a request waits for a connection is no silence of the server.
+                with head_within(limit, silence):
+                    return await asking
         except (aiohttp.ClientError, OSError, AssertionError) as error:
             raise translate(error, url=url, timeout=head_timeout or silence) from error
         except RuntimeError as error:
@@ -421,7 +425,7 @@ class Transport:
 
     async def _error(self, request: Request, body: Body) -> StatusError:
         try:
-            data = b"" if request.method == "HEAD" else await body.beginning()
+            data = b"" if request.method == "HEAD" else await body.beginning(self.timeouts.error)
         finally:
             body.close()
         return error_of(

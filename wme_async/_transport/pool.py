@@ -1,12 +1,14 @@
 """The aiohttp sessions: one for each role, opened when first needed, shared by all clients of a process."""
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import socket
 import ssl as ssl_module
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -275,6 +277,26 @@ class SessionPool:
         return session
 
 
+_head: ContextVar[tuple[asyncio.Timeout, float] | None] = ContextVar("_head", default=None)
+
+
+@contextlib.contextmanager
+def head_within(limit: asyncio.Timeout, seconds: float) -> Iterator[None]:
+    """Have a timeout expire so many seconds after the request of this block has its connection.
+
+    aiohttp's own timer begins anew with each byte, so that a head which comes byte by byte would never end.
+
+    Args:
+        limit: The timeout; it may expire earlier by itself.
+        seconds: For the whole head.
+    """
+    token = _head.set((limit, seconds))
+    try:
+        yield
+    finally:
+        _head.reset(token)
+
+
 class _Connector(aiohttp.TCPConnector):
     """Holds the time for a connection to everything that one needs.
 
@@ -283,6 +305,15 @@ class _Connector(aiohttp.TCPConnector):
 
     The method is aiohttp's own affair. Where it is called otherwise or not at all, aiohttp's way of counting is left.
     """
+
+    async def connect(self, *args: Any, **options: Any) -> Any:
+        connection = await super().connect(*args, **options)
+        if (head := _head.get()) is not None:
+            limit, seconds = head
+            end, earlier = asyncio.get_running_loop().time() + seconds, limit.when()
+            if not limit.expired() and (earlier is None or end < earlier):
+                limit.reschedule(end)
+        return connection
 
     async def _create_connection(self, *args: Any, **options: Any) -> Any:
         given = (each for each in (*args, *options.values()) if isinstance(each, aiohttp.ClientTimeout))

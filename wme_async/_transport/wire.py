@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 import aiohttp
 import msgspec
@@ -105,14 +105,54 @@ def translate(error: Exception, *, url: str, timeout: float | None = None) -> Tr
         error._conn_key = key._replace(proxy=None, proxy_auth=None)  # noqa: SLF001  # there is no other way in
         error.args = (error._conn_key, *error.args[1:])  # noqa: SLF001  # same
     ours = _ours(error, text, shown, timeout)
-    if _permanent(error):
+    if _permanent(error) or _tls_refusal(error):
         ours.permanent = True
     return ours
 
 
+# What an alert or an error of OpenSSL is named where the two sides will never agree, and what to do about it. What may
+# pass, such as INTERNAL_ERROR or an end of the connection, is not here.
+_TLS_REFUSALS: Final[tuple[tuple[str, str], ...]] = (
+    ("CERTIFICATE_REQUIRED", "the server asks for a client certificate; give one in SessionPool(ssl=...)"),
+    ("WRONG_VERSION_NUMBER", "what answers does not speak TLS; is it http, or a proxy in between?"),
+    ("UNKNOWN_PROTOCOL", "what answers does not speak TLS; is it http, or a proxy in between?"),
+    ("HTTP_REQUEST", "what answers does not speak TLS; is it http, or a proxy in between?"),
+    ("PROTOCOL_VERSION", "there is no TLS version that both sides allow"),
+    ("UNSUPPORTED_PROTOCOL", "there is no TLS version that both sides allow"),
+    ("VERSION_TOO_LOW", "there is no TLS version that both sides allow"),
+    ("NO_PROTOCOLS_AVAILABLE", "there is no TLS version that both sides allow"),
+    ("INAPPROPRIATE_FALLBACK", "there is no TLS version that both sides allow"),
+    ("HANDSHAKE_FAILURE", "there is no cipher that both sides allow, or the server asks for a client certificate"),
+    ("NO_SHARED_CIPHER", "there is no cipher that both sides allow"),
+    ("NO_CIPHERS_AVAILABLE", "there is no cipher that both sides allow"),
+    ("INSUFFICIENT_SECURITY", "there is no cipher that both sides allow"),
+    ("KEY_TOO_SMALL", "the server's key is too small for this system's rules"),
+    ("LEGACY_RENEGOTIATION", "the server needs a renegotiation that this system does not allow"),
+    ("UNRECOGNIZED_NAME", "the server does not serve this name"),
+    ("NO_APPLICATION_PROTOCOL", "the server does not speak HTTP/1.1 there"),
+    ("BAD_CERTIFICATE", "the server does not accept the client certificate"),
+    ("CERTIFICATE_EXPIRED", "the server does not accept the client certificate"),
+    ("CERTIFICATE_REVOKED", "the server does not accept the client certificate"),
+    ("CERTIFICATE_UNKNOWN", "the server does not accept the client certificate"),
+    ("UNSUPPORTED_CERTIFICATE", "the server does not accept the client certificate"),
+    ("UNKNOWN_CA", "the server does not accept the client certificate"),
+    ("ACCESS_DENIED", "the server does not accept the client certificate"),
+)
+
+
+def _tls_refusal(error: BaseException) -> str:
+    """Say why TLS will not come about, and what to do; empty where another attempt may succeed."""
+    for cause in (error, getattr(error, "os_error", None), error.__cause__):
+        reason = getattr(cause, "reason", None) if isinstance(cause, ssl.SSLError) else None
+        if reason:
+            return next((advice for name, advice in _TLS_REFUSALS if name in reason), "")
+    return ""
+
+
 def _permanent(error: BaseException) -> bool:
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return error.status == 407
+        # The proxy's own rules; what it says of the host behind it is a 5xx.
+        return 400 <= error.status < 500 and error.status not in {408, 425, 429}
     return isinstance(
         error,
         aiohttp.InvalidURL
@@ -123,6 +163,12 @@ def _permanent(error: BaseException) -> bool:
 
 
 def _ours(error: BaseException, text: str, shown: str, timeout: float | None) -> TransportError:
+    if refusal := _tls_refusal(error):
+        return ConnectFailed(f"could not connect to {shown}: {refusal} ({text})", url=shown)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        advice = {403: "its rules do not allow this host", 407: "it wants a user name and password"}.get(error.status)
+        words = f"the proxy refused with HTTP {error.status}" + (f": {advice}" if advice else "")
+        return ConnectFailed(f"could not connect to {shown}: {words}", url=shown)
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return ConnectFailed(f"could not connect to {shown} in time", url=shown)
     if isinstance(error, TimeoutError):
@@ -133,7 +179,6 @@ def _ours(error: BaseException, text: str, shown: str, timeout: float | None) ->
         aiohttp.ClientConnectorError
         | aiohttp.ServerFingerprintMismatch
         | aiohttp.ClientProxyConnectionError
-        | aiohttp.ClientHttpProxyError
         | ssl.SSLCertVerificationError,
     ):
         return ConnectFailed(f"could not connect to {shown}: {text}", url=shown)
