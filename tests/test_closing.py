@@ -173,12 +173,12 @@ def test_the_error_is_of_the_transport_and_of_the_caller():
     assert (error.permanent, error.url) == (True, "https://host/path")
 
 
-@pytest.mark.parametrize(("work", "name"), [(stream, "connection 1"), (lookup_many, "wme look-up")])
+@pytest.mark.parametrize(("work", "name"), [(stream, "wme connection 1"), (lookup_many, "wme look-up")])
 async def test_a_task_that_a_stranger_cancels_is_an_error_of_the_whole(sim, tmp_path, work, name):
     sim.faults.inject("hang_head", role="api", times=None)
     async with Client(**sim.client_options()) as wme:
         task = asyncio.create_task(work(wme, sim, tmp_path))
         await until(asked(sim, "api" if work is lookup_many else "realtime"))
-        next(other for other in asyncio.all_tasks() if other.get_name().endswith(name)).cancel()
+        next(other for other in asyncio.all_tasks() if other.get_name().startswith(name)).cancel()
         with pytest.raises(RuntimeError, match="was cancelled"):
             await asyncio.wait_for(task, SECONDS)

@@ -82,7 +82,8 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
             is used.
         lookup: For the head of an on-demand answer. A look-up without a project filter walks up to 900 projects on the
             server, so it is longer than `read`.
-        pool: For a free connection of the pool; None waits for ever.
+        pool: For a free connection of the pool, counted from the last one that was given to anybody: a long queue that
+            moves is no error. None waits for ever.
 
     Raises:
         TypeError: A value is no number.
@@ -94,7 +95,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     answer: float = 300.0
     error: float = 5.0
     lookup: float = 120.0
-    pool: float | None = None
+    pool: float | None = 300.0
 
     def __post_init__(self) -> None:
         """Refuse times that would fail every request, or none."""
@@ -142,7 +143,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """How much at once.
 
     Args:
-        connections: Open connections of one host role in a pool.
+        connections: Requests that may have a connection at the same time, for each host role of a pool. Those of
+            streams, which never end, come on top.
         requests_per_second: Client-side limit of requests to the API, None for none. The server answers 429 above a
             rate that is not published.
         burst: Requests that may go at once when the client was quiet, if `requests_per_second` is set.

@@ -218,8 +218,8 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Whether a request is out or its answer is being read."""
-        return self.session is not None
+        """Whether the server has begun to answer: it does so with the first event."""
+        return self.session is not None and self.session.answered
 
     @property
     def listening(self) -> bool:
@@ -317,6 +317,7 @@ class Connection:
             headers={"Accept": _ACCEPT[settings.framing], "Content-Type": "application/json"},
             body=wanted.body(),
             token=True,
+            lasting=True,
             product=settings.resource.product,
         )
         async with self._transport.open(request, retry=False, read_timeout=settings.idle_timeout) as body:

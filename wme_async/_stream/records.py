@@ -134,7 +134,8 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
         acknowledged: Offset of the last event that was processed, -1 for none yet.
         published: When the last event read was published, UTC.
         age: Seconds since then, by the server's clock. Large for a partition with nothing to say.
-        connected: Whether its connection is being read.
+        connected: Whether its connection is being read. The server begins its answer with the first event, so that of a
+            silent partition is not.
     """
 
     partition: int
@@ -158,7 +159,7 @@ class StreamStatistics(msgspec.Struct, frozen=True, kw_only=True):
         backfilled: Articles taken from hourly batches to fill gaps.
         connects: Connections that brought an event.
         reconnects: Connections made after the first of each.
-        connected: Connections being read now.
+        connected: Connections that the server has begun to answer on and that are being read now.
         buffered: Bytes received and not decoded yet.
         lag: Seconds between the publication of the last event read and now, by the server's clock.
         rate: Events a second, over the last minute.

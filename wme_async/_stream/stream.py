@@ -182,6 +182,8 @@ class Stream(Generic[T]):
         async with contextlib.AsyncExitStack() as stack:
             if isinstance(self._store, ClaimingStore):
                 await stack.enter_async_context(self._store.claim(self._key))
+            self._transport.pool.reserve(self._connections)
+            stack.callback(self._transport.pool.reserve, -self._connections)
             positions = await self._store.load(self._key)
             partitions = partitions_of(self.resource, self._parts)
             resumed = any(partition in positions for partition in partitions)
@@ -250,8 +252,8 @@ class Stream(Generic[T]):
         try:
             async with WorkGroup() as tasks:
                 for connection in self._pool:
-                    tasks.start(connection.run(), name=f"wme stream {self._key} connection {connection.number}")
-                tasks.start(self._keep_time(), name=f"wme stream {self._key} clock")
+                    tasks.start(connection.run(), name=f"wme connection {connection.number} of {self._key}")
+                tasks.start(self._keep_time(), name=f"wme clock of {self._key}")
         except BaseExceptionGroup as group:
             self._failure = first_cause(group)
         except asyncio.CancelledError:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NoReturn
 
 import aiohttp
@@ -38,7 +38,9 @@ class Body:
         read_timeout: float,
         waits: Waits,
         direct: bool = False,
+        on_close: Callable[[], None] | None = None,
     ) -> None:
+        self._on_close = on_close
         self._response = response
         self._end = end
         self._waits = waits
@@ -138,6 +140,9 @@ class Body:
             self._response.release()
         else:
             self._response.close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
 
     async def _next(self) -> bytes:
         """Return the bytes that are there, or the next that come; b"" at the end of the body."""

@@ -22,6 +22,7 @@ from wme_async._transport.auth import Credentials, TokenKeeper
 from wme_async._transport.body import Body
 from wme_async._transport.closing import Wait, Waits
 from wme_async._transport.pool import SessionPool, head_within
+from wme_async._transport.slots import Slots
 from wme_async._transport.throttle import Throttle
 from wme_async._transport.tokenfile import TokenFile
 from wme_async._transport.wire import Request, Response, Role, translate
@@ -94,6 +95,7 @@ class Transport:
         self._on_retry = on_retry
         self._bodies: set[Body] = set()
         self._closed = False
+        self._queued = 0
         self._waits = Waits(lambda: "this client" if self._closed else self.pool.closed)
         self.pool.join(self)
         self._dates: dict[Role, float] = {}
@@ -121,7 +123,7 @@ class Transport:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
-        return f"<Transport {state}, {len(self._bodies)} open bodies, {self._throttle.waiting} waiting>"
+        return f"<Transport {state}, {len(self._bodies)} open bodies, {self.waiting} waiting>"
 
     @property
     def closed(self) -> bool:
@@ -140,8 +142,8 @@ class Transport:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for the client-side rate limit."""
-        return self._throttle.waiting
+        """How many requests wait for a connection or for the client-side rate limit."""
+        return self._throttle.waiting + self._queued
 
     async def sleep(self, seconds: float) -> None:
         """Wait.
@@ -343,10 +345,19 @@ class Transport:
         if request.role == "api" and not self._throttle.idle:
             await self._throttle.wait()
         started = self.monotonic()
-        response = await self._send(session, request, url, token, silence=silence, head_timeout=head_timeout)
+        slots = None if request.lasting else self.pool.slots(request.role)
+        if slots is not None:
+            await self._connection(slots, url)
+        try:
+            response = await self._send(session, request, url, token, silence=silence, head_timeout=head_timeout)
+        except BaseException:
+            if slots is not None:
+                slots.release()
+            raise
         end = BodyEnd(response, session, url=url)
         direct = not self.pool.injected
-        body = Body(response, end, url=url, read_timeout=silence, waits=self._waits, direct=direct)
+        on_close = None if slots is None else slots.release
+        body = Body(response, end, url=url, read_timeout=silence, waits=self._waits, direct=direct, on_close=on_close)
         self._note_date(request.role, body)
         if logger.isEnabledFor(logging.DEBUG):
             elapsed = 1000 * (self.monotonic() - started)
@@ -363,6 +374,19 @@ class Transport:
             raise coded
         self._bodies.add(body)
         return body
+
+    async def _connection(self, slots: Slots, url: str) -> None:
+        self._queued += 1
+        try:
+            await slots.acquire(self.timeouts.pool)
+        except TimeoutError as error:
+            raise ConnectFailed(
+                f"could not connect to {bare_url(url)} in time: {error}; close what is open, or raise "
+                "Limits(connections=...) or Timeouts(pool=...)",
+                url=bare_url(url),
+            ) from None
+        finally:
+            self._queued -= 1
 
     async def _metered(self, pool: str, body: Body) -> None:
         assert self.on_metered is not None
@@ -390,7 +414,7 @@ class Transport:
             if len(self._client_timeouts) > 100:
                 self._client_timeouts.clear()
             timeout = self._client_timeouts[silence] = aiohttp.ClientTimeout(
-                total=None, connect=self.timeouts.pool, sock_connect=self.timeouts.connect, sock_read=silence
+                total=None, connect=self._queue_timeout(), sock_connect=self.timeouts.connect, sock_read=silence
             )
         try:
             target = URL(url, encoded=True)
@@ -406,7 +430,7 @@ class Transport:
                 # A session of the user's own may want errors for statuses; ours say more.
                 raise_for_status=False,
             )
-            async with asyncio.timeout(head_timeout) as limit:
+            async with asyncio.timeout(head_timeout or self._head_timeout(silence)) as limit:
                 # The time that a request waits for a connection is no silence of the server.
                 with head_within(limit, silence):
                     return await asking
@@ -422,6 +446,24 @@ class Transport:
             raise ValueError(f"{bare_url(url)} cannot be asked for: a header or the URL has illegal characters") from (
                 None if token is not None else error
             )
+
+    def _queue_timeout(self) -> float | None:
+        """Return the seconds for aiohttp to wait for a connection and make it: its queue is used for streams alone.
+
+        A session of the user's own may also be busy with requests that are not ours.
+        """
+        pool = self.timeouts.pool
+        return pool + self.timeouts.connect if self.pool.injected and pool is not None else None
+
+    def _head_timeout(self, silence: float) -> float | None:
+        """Return the seconds after which no head will come, whatever becomes of aiohttp's own timers.
+
+        They are more than those allow together: aiohttp may ask a second time where a kept connection was closed.
+        """
+        queue = self._queue_timeout()
+        if self.pool.injected and queue is None:
+            return None
+        return 2 * ((queue or 0.0) + self.timeouts.connect + silence)
 
     async def _error(self, request: Request, body: Body) -> StatusError:
         try:

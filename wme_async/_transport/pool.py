@@ -22,6 +22,7 @@ from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.settings import Limits, Timeouts, check_kinds
 from wme_async._tasks import in_thread
 from wme_async._transport._body_end import Response
+from wme_async._transport.slots import Slots
 from wme_async._transport.wire import Refused, Role
 from wme_async.errors import ClientClosed, ConnectFailed
 
@@ -107,6 +108,7 @@ class SessionPool:
         self._injected = session
         self._sessions: dict[Role, aiohttp.ClientSession] = {}
         self._users: weakref.WeakSet[PoolUser] = weakref.WeakSet()
+        self._slots: dict[Role | None, Slots] = {}
         self._watch: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -114,7 +116,8 @@ class SessionPool:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._loop else "unopened"
         connections = ", ".join(f"{role}={_count(session)}" for role, session in sorted(self._sessions.items()))
-        return f"<SessionPool {state}{' ' if connections else ''}{connections}>"
+        waiting = f", {self.waiting} requests waiting" if self.waiting else ""
+        return f"<SessionPool {state}{' ' if connections else ''}{connections}{waiting}>"
 
     async def __aenter__(self) -> Self:
         self._check_loop()
@@ -140,6 +143,43 @@ class SessionPool:
     def join(self, user: PoolUser) -> None:
         """Remember who sends requests through this pool, for as long as it lives."""
         self._users.add(user)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a connection."""
+        return sum(slots.waiting for slots in self._slots.values())
+
+    def slots(self, role: Role) -> Slots:
+        """Return the bound on connections for a role; a session of the user's own has one for all roles."""
+        key = None if self._injected is not None else role
+        slots = self._slots.get(key)
+        if slots is None:
+            slots = self._slots[key] = (
+                Slots(f"{role} host", self.limits.connections)
+                if self._injected is None
+                else Slots("hosts of your aiohttp session", _bound(self._injected))
+            )
+        return slots
+
+    def reserve(self, count: int) -> None:
+        """Make sure that connections can be held for good beside all others; negative numbers give them back.
+
+        Connections of streams come on top of the limit of a pool. A session of the user's own has a limit that is not
+        ours, and whoever takes all of it leaves nothing for the token, look-ups and downloads.
+
+        Raises:
+            ValueError: The session's connector does not allow so many and one more.
+        """
+        if self._injected is None:
+            return
+        slots = self.slots("realtime")
+        if count > slots.free:
+            raise ValueError(
+                f"the connector of your aiohttp session allows {_bound(self._injected)} connections, streams "
+                f"have {slots.reserved} of them and one has to stay for other requests, so {count} more for a stream are "
+                "too many: ask for fewer connections, or give the session TCPConnector(limit=0)"
+            )
+        slots.reserve(count)
 
     @property
     def proxy(self) -> str | None:
@@ -252,7 +292,8 @@ class SessionPool:
         if role == "public" and self._guard is not None:
             resolver = _GuardedResolver(resolver, self._guard)
         connector = _Connector(
-            limit=self.limits.connections,
+            # `Slots` bounds them.
+            limit=0,
             ssl=True if self._ssl is None else self._ssl,
             resolver=resolver,
         )
@@ -372,6 +413,13 @@ def _check_proxy(proxy: str) -> None:
     if not good:
         # It may have a password in it, so it is not repeated.
         raise ValueError("a proxy is a URL such as http://host:3128 or http://user:password@host:3128")
+
+
+def _bound(session: aiohttp.ClientSession) -> int | None:
+    """Return how many connections a session of the user's own allows, to one host or in all; None for any number."""
+    connector = session.connector
+    limits = [] if connector is None else [n for n in (connector.limit, connector.limit_per_host) if n]
+    return min(limits, default=None)
 
 
 def _is_address(host: str) -> bool:

@@ -31,6 +31,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         headers: Further headers.
         body: Bytes to send.
         token: Send the bearer token. Refused for `store` and `public`.
+        lasting: Its answer has no end, as that of a stream: it does not take one of the connections that are bounded.
         repeatable: Asking twice does no harm. Otherwise only a failed connection is tried again.
         pool: The monthly allowance it is counted in, if any.
         product: What it asks for, in words, for the message of a 403.
@@ -43,6 +44,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
     body: bytes | None = None
     token: bool = False
+    lasting: bool = False
     repeatable: bool = True
     pool: str | None = None
     product: str | None = None
