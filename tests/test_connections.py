@@ -62,7 +62,7 @@ async def test_a_stream_that_would_take_all_connections_of_a_session_is_refused(
                 await wme.realtime.articles(connections=10).__aenter__()
             assert not sim.requests, "nothing was sent"
             async with wme.realtime.articles(connections=9, parts=range(9)) as stream:
-                with pytest.raises(ValueError, match="have 9"):
+                with pytest.raises(ValueError, match="streams have 9"):
                     await wme.realtime.articles(parts=[9], name="other").__aenter__()
                 await sim.firehose.wait_open(9)
                 # The one connection that is left serves them all.

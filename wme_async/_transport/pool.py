@@ -175,9 +175,9 @@ class SessionPool:
         slots = self.slots("realtime")
         if count > slots.free:
             raise ValueError(
-                f"the connector of your aiohttp session allows {_bound(self._injected)} connections, streams "
-                f"have {slots.reserved} of them and one has to stay for other requests, so {count} more for a stream are "
-                "too many: ask for fewer connections, or give the session TCPConnector(limit=0)"
+                f"the connector of your aiohttp session allows {_bound(self._injected)} connections, streams have "
+                f"{slots.reserved} of them and other requests need one, so {count} more for a stream are too many: "
+                "ask for fewer connections, or give the session TCPConnector(limit=0)"
             )
         slots.reserve(count)
 
