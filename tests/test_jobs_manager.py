@@ -484,7 +484,8 @@ async def test_a_name_that_resolves_to_a_private_address_is_refused(tmp_path, se
     async with open_manager(tmp_path, allow_hosts=[]) as manager:
         batch = await manager.submit([url])
         done = await manager.wait(batch.batch_id, timeout=10)
-    assert "innocent.example (127.0.0.1) is refused: loopback" in done.jobs[0].error
+    assert "innocent.example is refused" in done.jobs[0].error
+    assert "127.0.0.1" not in done.jobs[0].error
     assert server.asked["secret"] == 0
 
 

@@ -219,7 +219,8 @@ async def test_a_webhook_to_a_private_address_is_never_sent(tmp_path, server, na
         batch = await manager.submit([server.add("a")], webhook_url=url)
         told = await settled(manager, batch.batch_id)
     assert (told.state, told.attempts) == ("given up", 1)
-    assert "hooks.example (127.0.0.1) is refused" in told.error
+    assert "hooks.example is refused" in told.error
+    assert "127.0.0.1" not in told.error
     assert server.hooks == []
 
 

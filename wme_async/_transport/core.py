@@ -361,7 +361,8 @@ class Transport:
         self._note_date(request.role, body)
         if logger.isEnabledFor(logging.DEBUG):
             elapsed = 1000 * (self.monotonic() - started)
-            logger.debug("%s %s: %d in %.0f ms", request.method, bare_url(url), body.status, elapsed)
+            shown = str(URL(url, encoded=True).origin()) if request.secret_path else bare_url(url)
+            logger.debug("%s %s: %d in %.0f ms", request.method, shown, body.status, elapsed)
         answered = is_answer(body.status, body.headers, request.accepts)
         # What neither answers the question nor refuses it does not come from the service, which has counted nothing.
         counted = body.status not in _UNMETERED if body.status >= 400 else answered

@@ -36,6 +36,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         pool: The monthly allowance it is counted in, if any.
         product: What it asks for, in words, for the message of a 403.
         accepts: Which statuses below 400 are its answer; all others are errors.
+        secret_path: The path is a secret, as that of most webhooks, and is not logged.
     """
 
     method: str = "GET"
@@ -49,6 +50,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     pool: str | None = None
     product: str | None = None
     accepts: Accepts = "body"
+    secret_path: bool = False
 
     def __post_init__(self) -> None:
         """Keep credentials at home."""

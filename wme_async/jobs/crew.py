@@ -30,6 +30,7 @@ from wme_async.jobs.sources import Fetched, Fetcher
 from wme_async.jobs.states import FINAL, BatchState, Cause, Change, Status, Waiting, WrongState, choose
 from wme_async.jobs.store import Store
 from wme_async.jobs.supervision import contained, is_passing
+from wme_async.jobs.urls import redacted
 from wme_async.jobs.views import live_progress, words
 
 __all__ = ["Crew"]
@@ -583,7 +584,8 @@ class Crew:
             for change in changes
             if change.new is Status.CANCELLED
         }
-        await self._commit(row, after, changes, {**facts, key[1]: {"error": storable_text(why)}})
+        error = redacted(storable_text(why), url=row.jobs[key[1]].url)
+        await self._commit(row, after, changes, {**facts, key[1]: {"error": error}})
 
     async def _finish(self, key: _Key, fetched: Fetched, naming: _Naming) -> None:
         """Give a whole file its name. From the reservation on, a kill at any point is made good by `recover`."""

@@ -6,11 +6,14 @@ written, unless a host is allowed by name.
 """
 
 import ipaddress
+import logging
 from collections.abc import Callable, Iterable
 
 from wme_async.errors import WMEError
 
 __all__ = ["AddressRefused", "check_address", "check_host", "guard"]
+
+logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -154,9 +157,12 @@ def guard(allow: Iterable[str] = ()) -> Callable[[str, str], str | None]:
 
     def check(host: str, address: str) -> str | None:
         reason = None if _allowed(host, allowed) else check_address(address)
+        if reason and host == address:
+            raise AddressRefused(f"{host} is refused: {reason}", url=host)
         if reason:
-            where = host if host == address else f"{host} ({address})"
-            raise AddressRefused(f"{where} is refused: {reason}", url=host)
+            # Callers are not told what names of this network lead to; the log is for whoever runs it.
+            logger.info("%s (%s) is refused: %s", host, address, reason)
+            raise AddressRefused(f"{host} is refused: it leads to an address outside the public internet", url=host)
         return None
 
     return check

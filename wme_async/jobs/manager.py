@@ -29,6 +29,7 @@ from wme_async.jobs.sources import Fetcher, MediaFetcher
 from wme_async.jobs.states import Status
 from wme_async.jobs.store import Store
 from wme_async.jobs.supervision import restarted
+from wme_async.jobs.urls import ascii_host
 from wme_async.jobs.views import show
 from wme_async.jobs.webhooks import DELAYS
 
@@ -99,7 +100,7 @@ class BatchManager:
         self.directory: Path = Path(directory).absolute()
         self.limits: JobLimits = limits or JobLimits()
         self.media: bool = media is not None
-        self._allow = texts_of("allow_hosts", allow_hosts, "host names")
+        self._allow = tuple(map(ascii_host, texts_of("allow_hosts", allow_hosts, "host names")))
         self._client = client
         self._media = media
         self._database = Path(database) if database is not None else self.directory / HIDDEN / "jobs.sqlite"

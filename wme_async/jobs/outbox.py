@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from wme_async._protocol.answer import bare_url
 from wme_async._transport import Request, Transport
 from wme_async.errors import StatusError, WMEError
 from wme_async.jobs.errors import DatabaseError
@@ -17,6 +18,7 @@ from wme_async.jobs.guard import AddressRefused
 from wme_async.jobs.model import Batch
 from wme_async.jobs.rows import BatchRow, MessageRow
 from wme_async.jobs.store import Store
+from wme_async.jobs.urls import origin, redacted_url
 from wme_async.jobs.views import plain
 from wme_async.jobs.webhooks import WebhookMessage, new_secret, retry_delay, sign_webhook
 
@@ -125,7 +127,7 @@ class Delivery:
         message = WebhookMessage(
             type=f"batch.{row.status}",
             timestamp=datetime.fromtimestamp(now, UTC).isoformat().replace("+00:00", "Z"),
-            data=plain(batch),
+            data=plain(_without_credentials(batch)),
         )
         # The bytes are kept, not the batch: every attempt sends the same ones.
         body = json.dumps(msgspec.to_builtins(message), ensure_ascii=False, separators=(",", ":")).encode()
@@ -260,6 +262,7 @@ class Delivery:
             },
             body=message.body,
             repeatable=False,
+            secret_path=True,
             accepts="any",
         )
         try:
@@ -276,8 +279,15 @@ class Delivery:
             # 410 is how a receiver says that it wants no more of them.
             return f"HTTP {error.status}", error.status == 410, error.retry_after
         except (WMEError, ValueError) as error:
-            return str(error), False, None
+            # For many receivers the path is the secret.
+            return str(error).replace(bare_url(message.url), origin(message.url)), False, None
         if 200 <= status < 300:
             return None, False, None
         # Redirects are not followed: the body would go to where nobody was asked to send it.
         return f"HTTP {status}", False, None
+
+
+def _without_credentials(batch: Batch) -> Batch:
+    """Return a batch as a receiver sees it, who need not be the one that submitted its URLs."""
+    jobs = tuple(msgspec.structs.replace(job, url=redacted_url(job.url)) for job in batch.jobs)
+    return msgspec.structs.replace(batch, jobs=jobs)

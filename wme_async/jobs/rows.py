@@ -8,6 +8,7 @@ import msgspec
 from wme_async.jobs.model import JobProgress
 from wme_async.jobs.rules import Options
 from wme_async.jobs.states import FINAL, BatchState, Change, Status
+from wme_async.jobs.urls import redacted_url
 
 __all__ = ["BatchRow", "EventRow", "JobRow", "MessageRow", "batch_error", "changed", "storable_size", "storable_text"]
 
@@ -197,7 +198,7 @@ def batch_error(row: BatchRow) -> str | None:
     failed = [job for job in row.jobs if job.status is Status.FAILED]
     if row.status not in FINAL or not failed:
         return None
-    first = f"{failed[0].url}: {failed[0].error}"
+    first = f"{redacted_url(failed[0].url)}: {failed[0].error}"
     if row.options.stop_on_error:
         return f"stopped on the first error: {first}"
     return f"{len(failed)} of {len(row.jobs)} jobs failed, the first {first}" if row.status is Status.FAILED else None

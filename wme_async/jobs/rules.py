@@ -1,17 +1,16 @@
 """What a batch may ask for: limits, URLs, and the words in which the rest is refused. Pure."""
 
-import ipaddress
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
 from wme_async._protocol.pace import check_numbers
-from wme_async.jobs.guard import check_host
 from wme_async.jobs.names import check_template
+from wme_async.jobs.urls import check_web_url
 
 __all__ = [
     "InvalidBatch",
@@ -25,13 +24,8 @@ __all__ = [
     "split",
 ]
 
-_MAX_URL = 8192
-# White space, controls and characters that a URL must escape; browsers read a backslash as a slash, so hosts differ.
-_BAD_CHARACTER = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ufeff<>\"\\^`{|}]")
-_HOST_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Problem(NamedTuple):
@@ -289,77 +283,15 @@ def check_urls(urls: Sequence[str], *, limits: JobLimits, allow: Iterable[str] =
 
 
 def check_url(url: str, *, allow: Iterable[str] = (), schemes: Sequence[str] = ("http", "https", "wme")) -> str:
-    """Check one URL as far as that can be done without asking the network.
-
-    Args:
-        url: What was submitted.
-        allow: Hosts that may be fetched though they are private.
-        schemes: Which are accepted.
-
-    Returns:
-        It, with scheme and host in lower case, without default port and fragment, and all in ASCII.
+    """Check one URL of any kind, as `check_web_url` does for the web.
 
     Raises:
         ValueError: Why not, in words that may be shown.
     """
-    if not url:
-        raise ValueError("it is empty")
-    if len(url) > _MAX_URL:
-        raise ValueError(f"longer than {_MAX_URL} characters")
-    if found := _BAD_CHARACTER.search(url):
-        raise ValueError(f"the character U+{ord(found[0]):04X} must be percent-encoded")
-    if any(0xD800 <= ord(char) <= 0xDFFF for char in url):
-        raise ValueError("it is not text")
-    scheme = url.partition(":")[0].lower()
-    if scheme not in schemes or ":" not in url:
-        raise ValueError(f"it must start with {' or '.join(_opening(each) for each in schemes)}")
-    if scheme == "wme":
-        parse_wme(url)
-        return "wme:" + url.partition(":")[2]
-    try:
-        parts = urlsplit(url)
-        host, port = (parts.hostname or ""), parts.port
-    except ValueError as error:
-        raise ValueError(f"host or port is malformed ({error})") from None
-    if not url[len(scheme) + 1 :].startswith("//") or not host:
-        raise ValueError(f"it must be {scheme}://HOST/...")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("a user name or password in a URL would be stored and shown")
-    if port == 0:
-        raise ValueError("port 0 cannot be connected to")
-    host = _host(host)
-    if reason := check_host(host, allow=allow):
-        raise ValueError(reason)
-    shown = f"[{host}]" if ":" in host else host
-    netloc = shown if port in {None, _DEFAULT_PORTS[scheme]} else f"{shown}:{port}"
-    return urlunsplit(SplitResult(scheme, netloc, _ascii(parts.path) or "/", _ascii(parts.query), ""))
-
-
-def _ascii(text: str) -> str:
-    return "".join(char if char.isascii() else quote(char) for char in text)
-
-
-def _opening(scheme: str) -> str:
-    return f"{scheme}:" if scheme == "wme" else f"{scheme}://"
-
-
-def _host(host: str) -> str:
-    """Bring a host to the ASCII form that is looked up; what cannot be one is refused."""
-    if ":" in host:
-        try:
-            address = ipaddress.IPv6Address(host)
-        except ValueError:
-            raise ValueError("the address in brackets is not IPv6") from None
-        if address.scope_id is not None:
-            raise ValueError("an address with a zone is local")
-        return address.compressed
-    try:
-        name = host.encode("idna").decode("ascii").lower().rstrip(".") if not host.isascii() else host.rstrip(".")
-    except UnicodeError:
-        raise ValueError("the host name is not valid") from None
-    if len(name) > 253 or not all(_HOST_LABEL.fullmatch(label) for label in name.split(".")):
-        raise ValueError("the host name is not valid")
-    return name
+    if url.partition(":")[0].lower() != "wme" or "wme" not in schemes or ":" not in url:
+        return check_web_url(url, allow=allow, schemes=schemes)
+    parse_wme(url)
+    return "wme:" + url.partition(":")[2]
 
 
 def _shown(url: object) -> str:

@@ -3,13 +3,15 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urljoin
 
+import aiohttp
 import msgspec
+from yarl import URL
 
 from wme_async._client.client import Client
 from wme_async._client.files import Files
@@ -22,14 +24,19 @@ from wme_async._tasks import in_thread
 from wme_async._transport import Body, Request, Transport
 from wme_async.errors import DataError, StatusError
 from wme_async.jobs.names import FileName, name_file
-from wme_async.jobs.rules import JobLimits, Options, WmeUrl, check_url, parse_wme
+from wme_async.jobs.rules import JobLimits, Options, WmeUrl, parse_wme
 from wme_async.jobs.staging import DATA
+from wme_async.jobs.urls import redirect_target
 
 __all__ = ["Fetched", "Fetcher", "MediaFetcher", "UrlSource", "wme_files"]
 
 _MAX_HOPS = 10
 # What servers answer to a range that they do not know, or that an empty file does not have.
 _RANGE_REFUSED = frozenset({400, 405, 406, 416, 417, 501})
+_MAX_COOKIES = 50
+_MAX_COOKIE = 4096
+# What can be sent back in a header.
+_COOKIE = re.compile(r"[\x20-\x7e]+")
 # Content types of pages and playlists: what is meant is the medium behind them.
 _PAGES = frozenset(
     {
@@ -96,6 +103,8 @@ class UrlSource:
         self.disposition: str | None = None
         self._transport = transport
         self._allow = frozenset(allow)
+        # Of this job alone. Servers set a cookie and redirect to the same address, to see whether it comes back.
+        self._cookies = aiohttp.CookieJar(unsafe=True)
         self._info: FileInfo | None = None
         self._used = False
 
@@ -123,7 +132,18 @@ class UrlSource:
         if self._info is None or self._used:
             self._info = await self._ask()
         self._used = True
-        return SignedUrl(url=self.final_url, role="public")
+        return SignedUrl(url=self.final_url, role="public", headers=self._cookie_header(self.final_url))
+
+    def _cookie_header(self, url: str) -> dict[str, str]:
+        cookies = self._cookies.filter_cookies(URL(url, encoded=True))
+        text = "; ".join(f"{name}={cookie.coded_value}" for name, cookie in cookies.items())
+        return {"Cookie": text} if text else {}
+
+    def _keep_cookies(self, url: str, body: Body) -> None:
+        headers = body.headers.getall("Set-Cookie", [])[:_MAX_COOKIES]
+        self._cookies.update_cookies_from_headers(
+            [text for text in headers if len(text) <= _MAX_COOKIE and _COOKIE.fullmatch(text)], URL(url, encoded=True)
+        )
 
     async def checksum(self) -> Checksum | None:
         """Return None: plain servers promise none."""
@@ -143,17 +163,18 @@ class UrlSource:
                 self.final_url = url
                 return answer
             try:
-                url = check_url(urljoin(url, answer), allow=self._allow, schemes=("http", "https"))
+                url = redirect_target(url, answer, allow=self._allow)
             except ValueError as error:
                 raise DataError(f"redirected to where it must not be followed: {error}") from None
         raise DataError(f"redirected more than {_MAX_HOPS} times")
 
     async def _first_byte(self, url: str, *, ranged: bool) -> FileInfo | str:
         """Return what the server says about the file, or where it sends us."""
-        headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity", **self._cookie_header(url)}
         if ranged:
             headers["Range"] = "bytes=0-0"
         async with self._transport.open(Request(role="public", path=url, headers=headers, accepts="any")) as body:
+            self._keep_cookies(url, body)
             if body.status in REDIRECTS:
                 location = body.headers.get("Location")
                 if not location:
