@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -30,7 +29,7 @@ from wme_async.jobs.sources import Fetched, Fetcher
 from wme_async.jobs.states import FINAL, BatchState, Cause, Change, Status, Waiting, WrongState, choose
 from wme_async.jobs.store import Store
 from wme_async.jobs.supervision import contained, is_passing
-from wme_async.jobs.urls import redacted
+from wme_async.jobs.urls import netloc_of, redacted
 from wme_async.jobs.views import live_progress, words
 
 __all__ = ["Crew"]
@@ -458,7 +457,7 @@ class Crew:
     def _host_of(self, batch_id: str, position: int) -> str:
         hosts = self._hosts.get(batch_id)
         if hosts is None:
-            hosts = self._hosts[batch_id] = tuple(_host(job.url) for job in self.rows[batch_id].jobs)
+            hosts = self._hosts[batch_id] = tuple(netloc_of(job.url) for job in self.rows[batch_id].jobs)
         return hosts[position]
 
     def _start_job(self, key: _Key, url: str, options: Options) -> None:
@@ -643,10 +642,3 @@ class Crew:
             after, changes = now.state.interrupt()
             if changes:
                 await self._commit(now, after, changes)
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).netloc
-    except ValueError:
-        return ""

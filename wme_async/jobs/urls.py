@@ -10,7 +10,7 @@ import idna
 
 from wme_async.jobs.guard import check_host
 
-__all__ = ["ascii_host", "check_web_url", "origin", "redacted", "redacted_url", "redirect_target"]
+__all__ = ["ascii_host", "check_web_url", "netloc_of", "origin", "redacted", "redacted_url", "redirect_target"]
 
 _MAX_URL: Final = 8192
 _MAX_HOST: Final = 253
@@ -169,6 +169,14 @@ def origin(url: str) -> str:
     """Return scheme, host and port of a URL: what may be logged where the path itself is a secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def netloc_of(url: str) -> str:
+    """Return host and port of a URL; empty if it has none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def redacted_url(url: str) -> str:
