@@ -352,8 +352,10 @@ def test_who_stops_reading_ends_the_command_in_silence(environment):
         (["projects", "ls"], "auth", signal.SIGINT),
         (["projects", "ls"], "api", signal.SIGINT),
         (["projects", "ls"], "api", signal.SIGTERM),
+        (["projects", "ls"], "api", signal.SIGHUP),
         (["stream"], "realtime", signal.SIGINT),
         (["stream"], "realtime", signal.SIGTERM),
+        (["stream"], "realtime", signal.SIGHUP),
         (["lookup"], None, signal.SIGINT),
     ],
 )

@@ -233,9 +233,9 @@ async def test_a_table_with_nonsense_in_it_is_told(tmp_path: Path) -> None:
         await store.load(NAME)
 
 
-async def test_a_database_that_cannot_be_opened_is_the_callers_to_see(tmp_path: Path) -> None:
+async def test_a_folder_in_place_of_a_database_is_an_error_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "offsets.db").mkdir()
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(IsADirectoryError, match=r"name a file.*offsets\.db"):
         await SQLiteOffsets(tmp_path / "offsets.db").load(NAME)
 
 
@@ -245,10 +245,10 @@ async def test_a_database_that_others_are_writing_to_is_waited_for(tmp_path: Pat
         others.execute("CREATE TABLE edits (name TEXT)")
         others.execute("BEGIN IMMEDIATE")
         others.execute("INSERT INTO edits VALUES ('x')")
-        loading = asyncio.ensure_future(SQLiteOffsets(path).load("a"))
+        assert await SQLiteOffsets(path).load("a") == {}
+        saving = asyncio.ensure_future(SQLiteOffsets(path).save("a", {0: Position(1)}))
         asyncio.get_running_loop().call_later(0.1, others.execute, "COMMIT")
-        assert await loading == {}
-    await SQLiteOffsets(path).save("a", {0: Position(1)})
+        await saving
     assert await SQLiteOffsets(path).load("a") == {0: Position(1)}
     with contextlib.closing(sqlite3.connect(path)) as others:
         assert others.execute("PRAGMA journal_mode").fetchone() == ("wal",)

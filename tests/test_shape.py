@@ -16,7 +16,7 @@ PACKAGE = ROOT / "wme_async"
 # Rows from the top: a module imports only from rows above its own. Modules of one entry may import each other.
 ROWS = [
     ["_clock", "_files", "_tasks", "_version", "errors", "models"],
-    ["_protocol"],
+    ["_protocol", "_sqlite"],
     ["_transport", "offsets"],
     ["_download", "_archive", "_stream"],
     ["_client"],

@@ -188,7 +188,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            os.fchmod(file.fileno(), mode)
+            _set_mode(file.fileno(), mode)
             file.write(data)
             file.flush()
             sync_file(file.fileno())
@@ -244,10 +244,22 @@ def private_file(path: Path) -> None:
         OSError: It cannot be created.
     """
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         # Not opened: closing any descriptor of a file drops the locks that SQLite has on it in this process.
         restrict(path)
+        return
+    try:
+        _set_mode(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
+def _set_mode(descriptor: int, mode: int) -> None:
+    """Give a new file its permissions if the umask has taken some; a file system without them is left alone."""
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(descriptor, mode)
 
 
 def private_folder(path: Path, *, tighten: bool = False) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from wme_async._protocol.framing import Framing, Record, framer_for
 from wme_async._protocol.positions import Plan, StreamResource, check_since, partitions_of, plan
 from wme_async._protocol.retry import Backoff, is_transient
 from wme_async._protocol.settings import Retry
+from wme_async._stream.outage import Outage
 from wme_async._stream.progress import Progress
 from wme_async._stream.records import StreamConnected, StreamDisconnected, StreamEvent, StreamRetrying
 from wme_async._transport import Body, Request, Transport
@@ -30,7 +31,7 @@ from wme_async.errors import (
     WMEError,
 )
 
-__all__ = ["FOR_EVER", "Block", "Buffer", "Connection", "Session", "Settings", "begin_at"]
+__all__ = ["FOR_EVER", "Block", "Buffer", "Connection", "Session", "Settings", "begin_at", "make_connections"]
 
 logger = logging.getLogger("wme_async.stream")
 
@@ -180,6 +181,7 @@ class Connection:
         progress: Where the stream is.
         start: From when on partitions without a position are wanted.
         buffer: Where records go.
+        outage: Logs failures that last.
     """
 
     def __init__(
@@ -192,6 +194,7 @@ class Connection:
         progress: Progress,
         start: datetime,
         buffer: Buffer,
+        outage: Outage,
     ) -> None:
         self.number = number
         self.parts = parts
@@ -207,6 +210,7 @@ class Connection:
         self._progress = progress
         self._start = start
         self._buffer = buffer
+        self._outage = outage
         self._backoff = Backoff(settings.retry, transport.random.random)
         self._progressed = transport.monotonic()
         self._guard = _GUARD
@@ -218,7 +222,7 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Whether the server has begun to answer: it does so with the first event."""
+        """Whether the response to its request has begun; the service sends no head before the first event."""
         return self.session is not None and self.session.answered
 
     @property
@@ -335,6 +339,8 @@ class Connection:
                     held = framer.pending
                     records = framer.feed(data)
                     if records:
+                        if not session.records:
+                            self._outage.received(self.number, now=self._transport.monotonic())
                         session.records += len(records)
                         if not long and len(data) > LONG_RECORD * len(records):
                             long = True
@@ -384,12 +390,25 @@ class Connection:
             asked = min(asked, FOR_EVER.retry_after_cap)
         elapsed = self._transport.monotonic() - self._progressed
         wait = self._backoff.failed(elapsed=elapsed, retry_after=asked)
+        attempts = self._backoff.attempts
+        if not self._silent:
+            self._outage.failed(self.number, error, attempts=attempts, now=self._transport.monotonic())
         if wait is None:
-            raise _exhausted(error, self._backoff.attempts, self._settings.idle_timeout if self._silent else None)
-        self._settings.tell(
-            StreamRetrying(connection=self.number, attempt=self._backoff.attempts, wait=wait, error=error)
-        )
+            raise _exhausted(error, attempts, self._settings.idle_timeout if self._silent else None)
+        self._settings.tell(StreamRetrying(connection=self.number, attempt=attempts, wait=wait, error=error))
         await self._transport.sleep(wait)
+
+
+def make_connections(key: str, parts: Sequence[tuple[int, ...]], **shared: Any) -> list[Connection]:
+    """Make the connections of one stream.
+
+    Args:
+        key: The name of its positions, for log messages.
+        parts: The parts that each connection reads.
+        **shared: Further arguments of `Connection`.
+    """
+    outage = Outage(key, len(parts))
+    return [Connection(number, each, outage=outage, **shared) for number, each in enumerate(parts)]
 
 
 async def begin_at(

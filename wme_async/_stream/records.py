@@ -134,8 +134,7 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
         acknowledged: Offset of the last event that was processed, -1 for none yet.
         published: When the last event read was published, UTC.
         age: Seconds since then, by the server's clock. Large for a partition with nothing to say.
-        connected: Whether its connection is being read. The server begins its answer with the first event, so that of a
-            silent partition is not.
+        connected: Whether the response of its connection has begun and has not ended.
     """
 
     partition: int
@@ -159,7 +158,8 @@ class StreamStatistics(msgspec.Struct, frozen=True, kw_only=True):
         backfilled: Articles taken from hourly batches to fill gaps.
         connects: Connections that brought an event.
         reconnects: Connections made after the first of each.
-        connected: Connections that the server has begun to answer on and that are being read now.
+        connected: Connections whose response has begun and has not ended. The service sends nothing before the first
+            event, so a connection that has had nothing to say since it was made does not count.
         buffered: Bytes received and not decoded yet.
         lag: Seconds between the publication of the last event read and now, by the server's clock.
         rate: Events a second, over the last minute.

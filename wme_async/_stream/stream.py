@@ -14,7 +14,7 @@ from wme_async._protocol.positions import Position, StreamResource, check_aware,
 from wme_async._protocol.settings import Retry
 from wme_async._stream.arguments import Commit, OnBadRecord, OnGap, call, check_arguments, check_bounds, check_kinds
 from wme_async._stream.backfill import Backfill, Filler
-from wme_async._stream.connection import FOR_EVER, Buffer, Connection, Settings, begin_at
+from wme_async._stream.connection import FOR_EVER, Buffer, Settings, begin_at, make_connections
 from wme_async._stream.keeper import Keeper
 from wme_async._stream.meter import Meter
 from wme_async._stream.progress import Progress
@@ -33,7 +33,7 @@ logger = logging.getLogger("wme_async.stream")
 T = TypeVar("T")
 
 _TICK: Final = 5.0
-_GRACE: Final = 5.0  # seconds that closing may take once its task has been cancelled
+_GRACE: Final = 5.0  # seconds for the last save, and for closing once its task has been cancelled
 _TURN: Final = 256 * 1024  # bytes that may be handed out before other tasks get their turn
 
 
@@ -173,8 +173,6 @@ class Stream(Generic[T]):
     def __repr__(self) -> str:
         return f"<Stream {self._key!r} {self._state}, {self._connections} connections>"
 
-    # Beginning and end
-
     async def __aenter__(self) -> Self:
         if self._state != "new":
             raise RuntimeError("a stream is opened once; make another one")
@@ -194,18 +192,15 @@ class Stream(Generic[T]):
             # Without this, what a partition says for the first time while nobody reads would be lost.
             await self._keeper.begin(positions)
             self._buffer = Buffer(self._max_buffer)
-            self._pool = [
-                Connection(
-                    number,
-                    parts,
-                    transport=self._transport,
-                    settings=self._settings,
-                    progress=self._progress,
-                    start=start,
-                    buffer=self._buffer,
-                )
-                for number, parts in enumerate(deal(self._parts, self._connections))
-            ]
+            self._pool = make_connections(
+                self._key,
+                deal(self._parts, self._connections),
+                transport=self._transport,
+                settings=self._settings,
+                progress=self._progress,
+                start=start,
+                buffer=self._buffer,
+            )
             self._runs: Runs[T] = Runs(
                 self._shape,
                 self._progress,
@@ -229,7 +224,12 @@ class Stream(Generic[T]):
         # In a task of its own, so that being cancelled meanwhile does not leave half of it undone.
         closing = asyncio.create_task(self._close(), name=f"wme stream {self._key} closing")
         await wait_done(closing, grace=_GRACE)
-        closing.result()
+        if (failure := closing.exception()) is not None:
+            if error is None:
+                raise failure
+            # What ended the block is what the caller has to see, above all a cancellation.
+            logger.error("closing the stream %r failed: %s", self._key, failure)
+            error.add_note(f"closing the stream {self._key!r} failed as well: {failure}")
 
     async def aclose(self) -> None:
         """End the stream and save the positions; leaving the `async with` block does the same."""
@@ -246,7 +246,7 @@ class Stream(Generic[T]):
                     with contextlib.suppress(RuntimeError):
                         await generator.aclose()
             if self._mode != "manual":
-                await self._keeper.save()
+                await self._keeper.save_last(_GRACE)
 
     async def _run(self) -> None:
         try:
@@ -272,7 +272,7 @@ class Stream(Generic[T]):
             last = now
             if self._mode != "manual" and now - saved >= self._commit_interval * 0.99:
                 saved = now
-                await self._keeper.save_or_tell()
+                await self._keeper.save_periodically()
 
     def _tick(self, seconds: float) -> None:
         up = [p for each in self._pool if each.listening and not self._buffer.full for p in each.partitions]
@@ -385,7 +385,6 @@ class Stream(Generic[T]):
 
     async def _gather(self, taken: list[tuple[T, PlaceLike]], max_items: int, max_wait: float) -> None:
         """Fill a list of events; or, if it stays empty, `_spare`."""
-        loop = asyncio.get_running_loop()
         deadline: float | None = None
         while True:
             count = self._runs.take(taken, max_items, explicit=self._mode == "ack")
@@ -398,12 +397,13 @@ class Stream(Generic[T]):
             if self._spare and not count:
                 return
             if count and deadline is None:
-                deadline = loop.time() + max_wait
+                deadline = asyncio.get_running_loop().time() + max_wait
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(deadline) as timeout:
                     await self._advance()
             except TimeoutError:
-                if deadline is None or loop.time() < deadline:
+                # Not the clock: some event loops run a timer before their clock has reached its time.
+                if not timeout.expired():
                     raise
                 return
 

@@ -93,7 +93,8 @@ class Group(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             context.exit(0)
         except KeyboardInterrupt:
-            stderr.print("stopped; what there is so far is kept: the same command goes on from there", style="yellow")
+            with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+                stderr.print("stopped; the same command continues from what there is so far", style="yellow")
             context.exit(130)
         except (WMEError, OSError, ValueError) as error:
             fail(error, context)
@@ -108,7 +109,7 @@ def fail(error: BaseException, context: click.Context) -> None:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine; Ctrl-C and SIGTERM cancel it, so that it can put its state away.
+    """Run a coroutine; SIGINT (Ctrl-C), SIGTERM and SIGHUP cancel it, so that it can save its state.
 
     Raises:
         KeyboardInterrupt: It was interrupted.
@@ -117,8 +118,12 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     async def guarded() -> T:
         task = asyncio.current_task()
         assert task is not None
-        with contextlib.suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # Under `nohup` SIGHUP is ignored already, and stays so.
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                with contextlib.suppress(NotImplementedError):
+                    asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         return await main
 
     try:

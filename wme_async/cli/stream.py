@@ -89,7 +89,8 @@ async def _follow(
                 else:
                     await _print(stream, limit)
             finally:
-                base.stderr.print(_summary(stream.statistics()), style="dim", highlight=False)
+                with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+                    base.stderr.print(_summary(stream.statistics()), style="dim", highlight=False)
 
 
 async def _print(stream: Stream[Any], limit: int | None) -> None:

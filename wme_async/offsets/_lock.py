@@ -1,62 +1,84 @@
-"""A lock between processes that ends with its holder, however that ends."""
+"""File names for the names of positions, and a lock between processes that ends with its holder."""
 
 import contextlib
+import hashlib
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
-from wme_async._files import LockedFile, private_folder
+from wme_async._files import LockedFile
 from wme_async.offsets.protocol import in_use
 
-__all__ = ["file_name", "locked"]
+__all__ = ["file_name", "locked", "old_file_name"]
+
+_LONGEST: Final = 200  # characters; with a suffix, every file system takes it
+
+
+def old_file_name(name: str) -> str:
+    """Return the file name that earlier versions used; on some disks, names that differ in case alone shared one.
+
+    Raises:
+        ValueError: The name is too long.
+    """
+    quoted = quote(name, safe="")
+    if len(quoted) > _LONGEST:
+        raise ValueError(f"the name of these positions is too long: at most {_LONGEST} characters, percent-encoded")
+    return quoted
 
 
 def file_name(name: str) -> str:
-    """Return a file name for any string, without separators, readable where the string was.
+    """Return a file name for any string, different from those of all others on a disk that ignores case too.
+
+    Everything but lower-case letters, digits and `_.-~` is percent-encoded. If that is too long for a file name, it is
+    cut and a digest of the string appended.
 
     Raises:
-        ValueError: It would be longer than file systems allow.
+        ValueError: The name is too long.
     """
-    quoted = quote(name, safe="")
-    if len(quoted) > 200:
-        raise ValueError("the name of these positions is too long: at most 200 characters, percent-encoded")
+    old_file_name(name)
+    quoted = "".join(f"%{ord(c):02X}" if c.isascii() and c.isupper() else quote(c, safe="") for c in name)
+    if len(quoted) > _LONGEST:
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        quoted = f"{quoted[: _LONGEST - 1 - len(digest)]}~{digest}"
     return quoted
 
 
 @contextlib.contextmanager
 def locked(path: Path, name: str) -> Iterator[None]:
-    """Hold the kernel's lock on a file; the file exists only while somebody holds it.
+    """Hold the kernel's lock on a file, which exists only while somebody holds it.
 
-    It takes microseconds, so that it needs no worker thread.
+    It takes microseconds, so it does not need a worker thread.
 
     Args:
         path: The lock file. Its folder is created if it does not exist.
-        name: What it protects, for the message.
+        name: The name of the positions, for the message.
 
     Raises:
-        StreamError: Another holder has it, in this process or another.
-        OSError: The file cannot be created.
+        StreamError: Another holder has the lock, in this process or another.
+        OSError: The file cannot be created or locked.
     """
-    private_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = LockedFile(path)
     except BlockingIOError:
-        raise in_use(name, _holder(path) or "another process") from None
+        raise in_use(name, _holder(path)) from None
     try:
         lock.write_holder(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        # Removed while it is still locked: whoever has opened it meanwhile sees that it is gone, and creates a new one.
+        # A forked child has lost the lock, and must not remove its parent's file.
         if lock.descriptor >= 0:
+            # While it is locked: a process that has opened it meanwhile sees that it is gone, and makes a new one.
             path.unlink(missing_ok=True)
-        lock.close()
+            lock.close()
 
 
 def _holder(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(300).decode(errors="replace")
+            return file.read(300).decode(errors="replace") or "another process"
     except OSError:
-        return ""
+        return "another process"

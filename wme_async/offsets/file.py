@@ -3,45 +3,54 @@
 import contextlib
 import os
 import threading
+import zlib
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC
 from pathlib import Path
+from typing import Final
 
 import aiofiles
 import msgspec
 
 from wme_async._files import private_folder, write_atomically
 from wme_async._protocol.arguments import check_path
-from wme_async._protocol.decode import decode_json
+from wme_async._protocol.decode import reason_of
 from wme_async._protocol.positions import Position
 from wme_async._tasks import in_thread
 from wme_async.errors import DecodeError
-from wme_async.offsets._lock import file_name, locked
+from wme_async.offsets._lock import file_name, locked, old_file_name
 from wme_async.offsets.protocol import check_name, check_positions
 
 __all__ = ["FileOffsets"]
 
+_VERSION: Final = 2  # 1 had no checksum
 
-class _Content(msgspec.Struct):
+
+class _Content(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     name: str
     positions: dict[int, Position]
-    version: int = 1
+    version: int
+    crc: str | None = None
 
-
-_CONTENT = msgspec.json.Decoder(_Content)
+    def checksum(self) -> str:
+        """Return the CRC-32 of everything else, eight hexadecimal digits."""
+        content = _Content(self.name, dict(sorted(self.positions.items())), self.version)
+        return f"{zlib.crc32(msgspec.json.encode(content)):08x}"
 
 
 class FileOffsets:
     """Keeps positions in a folder on a local disk.
 
     Each save writes a new file, brings it to the disk and renames it over the old one, so that there is always a whole
-    one: the old or the new. A lock file beside it keeps a second reader of the same name away; the kernel ends the lock
-    with the process, so nothing has to be cleaned up after a crash.
+    one: the old or the new. The file has the name of the positions and a checksum in it; one that does not match is not
+    used. A lock file beside it keeps a second reader of the same name away; the kernel ends the lock with the process,
+    so nothing has to be cleaned up after a crash. Files are readable by their owner alone.
 
     Args:
-        folder: The folder; it is made at the first save.
+        folder: The folder; it is created at the first save.
 
     Raises:
-        TypeError: It is no path.
+        TypeError: It is not a path.
         ValueError: It is empty.
     """
 
@@ -57,22 +66,25 @@ class FileOffsets:
         """Return the last saved position of each partition.
 
         Raises:
-            DecodeError: The file is not one of ours.
+            DecodeError: The file is not one of ours, is damaged, or is from a later version.
             OSError: It cannot be read.
         """
         check_name(name)
-        path = self._path(name)
-        try:
-            async with aiofiles.open(path, "rb") as file:
-                return _positions(path, await file.read())
-        except FileNotFoundError:
-            return {}
+        for path in self._paths(name):
+            try:
+                async with aiofiles.open(path, "rb") as file:
+                    content = _decode(path, await file.read())
+            except FileNotFoundError:
+                continue
+            if _belongs(content, path, name):
+                return content.positions
+        return {}
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:
-        """Keep these positions, leaving other partitions as they are. When it returns, they are on the disk.
+        """Save these positions, leaving other partitions as they are. When it returns, they are on the disk.
 
         Raises:
-            DecodeError: The file that is there is not one of ours, so it is not overwritten.
+            DecodeError: The present file is not one of ours or is damaged, so it is not overwritten.
             OSError: It cannot be written; the old file is still there.
         """
         check_positions(name, positions)
@@ -91,22 +103,61 @@ class FileOffsets:
         with locked(self.folder / f"{file_name(name)}.lock", name):
             yield
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{file_name(name)}.json"
+    def _paths(self, name: str) -> list[Path]:
+        """Return where the positions are, and where earlier versions kept them."""
+        return [self.folder / f"{stem}.json" for stem in dict.fromkeys((file_name(name), old_file_name(name)))]
 
     def _save(self, name: str, positions: dict[int, Position]) -> None:
-        path = self._path(name)
+        path, *old_paths = self._paths(name)
         with self._mutex:
             private_folder(self.folder)
-            saved = _positions(path, path.read_bytes()) if path.exists() else {}
-            content = _Content(name, {**saved, **positions})
+            saved: dict[int, Position] = {}
+            replaced: list[Path] = []
+            for place in (path, *old_paths):
+                with contextlib.suppress(FileNotFoundError):
+                    content = _decode(place, place.read_bytes())
+                    if _belongs(content, place, name):
+                        saved = {**content.positions, **saved}
+                        replaced.append(place)
+            positions = {partition: _in_utc(position) for partition, position in positions.items()}
+            content = _Content(name, {**saved, **positions}, _VERSION)
+            content.crc = content.checksum()
             write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=1))
+            for place in replaced:
+                if place != path:
+                    place.unlink(missing_ok=True)
 
 
-def _positions(path: Path, data: bytes) -> dict[int, Position]:
+def _in_utc(position: Position) -> Position:
+    published, reached = (time and time.astimezone(UTC) for time in (position.published, position.reached))
+    return Position(position.offset, published, reached)
+
+
+def _decode(path: Path, data: bytes) -> _Content:
     try:
-        return decode_json(data, _CONTENT).positions
-    except DecodeError as error:
-        raise DecodeError(
-            f"{path} does not hold positions ({error.message}); move it away to start anew", record=data
-        ) from None
+        content = msgspec.json.decode(data, type=_Content)
+    except Exception as error:
+        raise _unusable(path, data, f"does not hold positions ({reason_of(error, data)})") from error
+    if content.version > _VERSION:
+        advice = f"is in format {content.version} of a later version of wme_async; update this one"
+        raise DecodeError(f"{path} {advice}, or move the file away to start anew", record=data)
+    if content.version < 1 or content.crc != (content.checksum() if content.version == _VERSION else None):
+        raise _unusable(path, data, "is damaged: its checksum does not match")
+    return content
+
+
+def _belongs(content: _Content, path: Path, name: str) -> bool:
+    """Return whether a file holds the positions of a name, and not those of another name in its place.
+
+    Raises:
+        DecodeError: It has the file name of this name and holds those of another one.
+    """
+    if content.name == name:
+        return True
+    if path.stem == file_name(name):
+        raise _unusable(path, b"", f"holds the positions {content.name!r} instead of {name!r}")
+    return False
+
+
+def _unusable(path: Path, data: bytes, problem: str) -> DecodeError:
+    return DecodeError(f"{path} {problem}; restore a copy of it, or move it away to start anew", record=data)

@@ -2,52 +2,99 @@
 
 import contextlib
 import os
+import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import anyio
+import msgspec
 
-from wme_async._files import private_file, private_folder
+from wme_async._files import private_file, sync_folder
 from wme_async._protocol.arguments import check_path
 from wme_async._protocol.positions import Position
-from wme_async._tasks import in_thread
+from wme_async._sqlite import explained, is_busy, primary_code
+from wme_async._tasks import long_in_thread
 from wme_async.errors import DataError
 from wme_async.offsets._lock import file_name, locked
 from wme_async.offsets.protocol import check_name, check_positions
 
 __all__ = ["SQLiteOffsets"]
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS wme_offsets (
-    name TEXT NOT NULL,
-    partition INTEGER NOT NULL,
-    "offset" INTEGER NOT NULL,
-    published TEXT,
-    reached TEXT,
-    PRIMARY KEY (name, partition)
-) WITHOUT ROWID
+R = TypeVar("R")
+
+_VERSION: Final = 2  # of the tables; 1 had no checksums and no second table
+_PATIENCE: Final = 30.0  # seconds to wait for another process that has the database locked
+_SMALLEST: Final = 512  # bytes of a page, of which a database has at least one
+_LOOK: Final = 0.05  # seconds after which such a wait sees that nobody wants the result any more
+
+# `checksum` reveals a damaged row, and the number of rows in the second table one that cannot be found any more.
+# Triggers keep that number right, and drop the checksum of rows that other programs change, such as SQLite's shell.
+_COUNT: Final = """
+    INSERT INTO wme_offsets_names VALUES (NEW.name, 1, {version}) ON CONFLICT (name) DO UPDATE
+    SET partitions = (SELECT count(*) FROM wme_offsets WHERE name = NEW.name);
 """
-_LOAD = 'SELECT partition, "offset", published, reached FROM wme_offsets WHERE name = ?'
-_SAVE = """
-INSERT INTO wme_offsets (name, partition, "offset", published, reached) VALUES (?, ?, ?, ?, ?)
+_COUNT_OLD: Final = """
+    UPDATE wme_offsets_names SET partitions = (SELECT count(*) FROM wme_offsets WHERE name = OLD.name)
+    WHERE name = OLD.name;
+    DELETE FROM wme_offsets_names WHERE name = OLD.name AND partitions = 0;
+"""
+_OBJECTS: Final = {
+    "wme_offsets": """CREATE TABLE wme_offsets (
+        name TEXT NOT NULL,
+        partition INTEGER NOT NULL,
+        "offset" INTEGER NOT NULL,
+        published TEXT,
+        reached TEXT,
+        checksum INTEGER,
+        PRIMARY KEY (name, partition)
+    ) WITHOUT ROWID""",
+    "wme_offsets_names": """CREATE TABLE wme_offsets_names (
+        name TEXT NOT NULL PRIMARY KEY,
+        partitions INTEGER NOT NULL,
+        version INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+    "wme_offsets_added": f"CREATE TRIGGER wme_offsets_added AFTER INSERT ON wme_offsets BEGIN {_COUNT} END",
+    "wme_offsets_deleted": f"CREATE TRIGGER wme_offsets_deleted AFTER DELETE ON wme_offsets BEGIN {_COUNT_OLD} END",
+    "wme_offsets_moved": f"""CREATE TRIGGER wme_offsets_moved AFTER UPDATE OF name ON wme_offsets
+    WHEN NEW.name IS NOT OLD.name BEGIN {_COUNT} {_COUNT_OLD} END""",
+    "wme_offsets_changed": """CREATE TRIGGER wme_offsets_changed AFTER UPDATE ON wme_offsets
+    WHEN NEW.checksum IS OLD.checksum AND NEW.checksum IS NOT NULL AND (
+        NEW.name IS NOT OLD.name OR NEW.partition IS NOT OLD.partition OR NEW."offset" IS NOT OLD."offset"
+        OR NEW.published IS NOT OLD.published OR NEW.reached IS NOT OLD.reached
+    ) BEGIN
+        UPDATE wme_offsets SET checksum = NULL WHERE name = NEW.name AND partition = NEW.partition;
+    END""",
+}
+_FIND: Final = "SELECT name FROM sqlite_master WHERE name IN (?, ?, ?, ?, ?, ?)"
+_LOAD: Final = 'SELECT partition, "offset", published, reached, {} FROM wme_offsets WHERE name = ?'
+_SAVE: Final = """
+INSERT INTO wme_offsets (name, partition, "offset", published, reached, checksum) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (name, partition) DO UPDATE
-SET "offset" = excluded."offset", published = excluded.published, reached = excluded.reached
+SET "offset" = excluded."offset", published = excluded.published, reached = excluded.reached,
+    checksum = excluded.checksum
 """
+_NOT_WRITABLE: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR})
 
 
 class SQLiteOffsets:
     """Keeps positions in a table of an SQLite database on a local disk; the database may hold other tables.
 
-    Each save is one transaction, on the disk when it returns. No connection stays open in between. A lock file beside
-    the database keeps a second reader of the same name away; the kernel ends the lock with the process.
+    Each save is one transaction, on the disk when it returns. No connection stays open in between. Rows have checksums;
+    positions that do not match theirs are not used. A lock file beside the database keeps a second reader of the same
+    name away; the kernel ends the lock with the process. A new database is readable by its owner alone; an existing one
+    keeps its permissions.
 
     Args:
-        path: The database file; it is made if it is not there.
+        path: The database file; it is created at the first save if it does not exist.
 
     Raises:
-        TypeError: It is no path.
+        TypeError: It is not a path.
         ValueError: `:memory:`, which would be forgotten at once; use `MemoryOffsets`.
     """
 
@@ -63,27 +110,29 @@ class SQLiteOffsets:
         return f"SQLiteOffsets({str(self.path)!r})"
 
     async def load(self, name: str) -> Mapping[int, Position]:
-        """Return the last saved position of each partition.
+        """Return the last saved position of each partition. A read-only file or file system is enough for it.
 
         Raises:
-            DataError: The file is no database, or the table is not ours.
-            sqlite3.OperationalError: The database is locked for long, or cannot be opened.
+            DataError: The file is not a database, is damaged, or is from a later version.
+            BlockingIOError: Another process has the database locked for half a minute.
+            OSError: It cannot be read.
         """
         check_name(name)
         async with self._limiter:
-            return await in_thread(self._load, name)
+            return await long_in_thread(partial(self._load, name))
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:
-        """Keep these positions, leaving other partitions as they are, in one transaction.
+        """Save these positions, leaving other partitions as they are, in one transaction.
 
         Raises:
-            DataError: The file is no database, or the table is not ours.
-            sqlite3.OperationalError: The database is locked for long, or the disk is full.
+            DataError: The file is not a database, is damaged, or is from a later version.
+            BlockingIOError: Another process has the database locked for half a minute.
+            OSError: It cannot be written, or the disk is full.
         """
         check_positions(name, positions)
         if positions:
             async with self._limiter:
-                await in_thread(self._save, name, dict(positions))
+                await long_in_thread(lambda cancelled: self._save(name, dict(positions), cancelled))
 
     @contextlib.asynccontextmanager
     async def claim(self, name: str) -> AsyncIterator[None]:
@@ -96,42 +145,164 @@ class SQLiteOffsets:
         with locked(self.path.with_name(f"{self.path.name}.{file_name(name)}.lock"), name):
             yield
 
-    def _load(self, name: str) -> dict[int, Position]:
-        with self._connected() as connection:
-            return {
-                partition: Position(offset, _time(published), _time(reached))
-                for partition, offset, published, reached in connection.execute(_LOAD, (name,))
-            }
-
-    def _save(self, name: str, positions: dict[int, Position]) -> None:
-        rows = [
-            (name, partition, position.offset, _text(position.published), _text(position.reached))
-            for partition, position in positions.items()
-        ]
-        with self._connected() as connection, connection:
-            connection.executemany(_SAVE, rows)
-
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        private_folder(self.path.parent)
-        if not self.path.exists():
-            private_file(self.path)  # SQLite gives its other files the permissions of this one
+    def _load(self, name: str, cancelled: Callable[[], bool]) -> dict[int, Position]:
         try:
-            connection = sqlite3.connect(self.path, timeout=30.0)
+            if self.path.stat().st_size < _SMALLEST:
+                # SQLite takes an empty file for a new database; the positions that were in it would not be missed.
+                raise self._damaged("it is empty, or nearly so")
+        except FileNotFoundError:
+            return {}
+
+        def work() -> dict[int, Position]:
             try:
-                # Refused at once, without the wait, while others are in a transaction. It can be had another time, and
-                # what is wrong beyond that comes up below.
+                return self._read(name, "mode=rw")
+            except sqlite3.Error as error:
+                if primary_code(error) not in _NOT_WRITABLE or self._has_log():
+                    raise
+                # A database in write-ahead mode needs files beside it, unless nobody can write to it.
+                with contextlib.suppress(sqlite3.Error):
+                    return self._read(name, "mode=ro&immutable=1")
+                raise
+
+        return self._when_unlocked(work, cancelled)
+
+    def _read(self, name: str, mode: str) -> dict[int, Position]:
+        with _connected(self.path, mode) as connection:
+            connection.execute("BEGIN")  # all of it from one state of the database
+            objects = _objects(connection)
+            count = 0
+            if "wme_offsets_names" in objects:
+                self._check_version(connection)
+                row = connection.execute("SELECT partitions FROM wme_offsets_names WHERE name = ?", (name,)).fetchone()
+                count = row[0] if row else 0
+            rows: list[tuple[Any, ...]] = []
+            if "wme_offsets" in objects:
+                checksum = "checksum" if _has_checksums(connection) else "NULL"
+                rows = connection.execute(_LOAD.format(checksum), (name,)).fetchall()
+        # Neither is there in a database of the first version.
+        if len(rows) != count and (count or any(row[4] is not None for row in rows)):
+            raise self._damaged(f"{count} partitions of {name!r} were saved and {len(rows)} are there")
+        positions: dict[int, Position] = {}
+        for partition, offset, published, reached, checksum in rows:
+            if checksum is not None and checksum != _checksum(name, partition, offset, published, reached):
+                raise self._damaged(f"the checksum of partition {partition} of {name!r} does not match")
+            try:
+                positions[partition] = Position(offset, _time(published), _time(reached))
+            except (TypeError, ValueError) as error:
+                raise self._damaged(f"partition {partition} of {name!r}: {error}") from error
+        return positions
+
+    def _save(self, name: str, positions: dict[int, Position], cancelled: Callable[[], bool]) -> None:
+        rows: list[tuple[Any, ...]] = []
+        for partition, position in positions.items():
+            row = (name, partition, position.offset, _text(position.published), _text(position.reached))
+            rows.append((*row, _checksum(*row)))
+
+        def work() -> None:
+            if not self.path.exists():
+                _create(self.path)
+            with _connected(self.path, "mode=rw") as connection:
+                # Refused without waiting while others are in a transaction; the next save tries again.
                 with contextlib.suppress(sqlite3.OperationalError):
                     connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=FULL")
-                connection.execute(_SCHEMA)
-                yield connection
-            finally:
-                connection.close()
-        except sqlite3.OperationalError:
-            raise
-        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
-            raise DataError(f"{self.path} does not hold positions: {error}") from error
+                connection.execute("BEGIN IMMEDIATE")
+                _prepare(connection)
+                self._check_version(connection)
+                connection.executemany(_SAVE, rows)
+                connection.execute("COMMIT")
+
+        self._when_unlocked(work, cancelled)
+
+    def _when_unlocked(self, work: Callable[[], R], cancelled: Callable[[], bool]) -> R:
+        """Do something with the database, again and again while another process has it locked."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return work()
+            except sqlite3.Error as error:
+                if not is_busy(error) or cancelled() or time.monotonic() >= deadline:
+                    raise explained(error, self.path, "positions") from error
+                time.sleep(_LOOK)
+            except (OSError, DataError):
+                raise
+            except Exception as error:  # such as names in it that are not UTF-8
+                raise self._damaged(f"{type(error).__name__}: {error}") from error
+
+    def _check_version(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("SELECT max(version) FROM wme_offsets_names").fetchone()
+        if version is not None and version != _VERSION:
+            raise DataError(
+                f"the positions in {self.path} are in format {version}, and this version of wme_async knows format "
+                f"{_VERSION}: update it, or move the file away to start anew"
+            )
+
+    def _damaged(self, problem: str) -> DataError:
+        return DataError(f"{self.path} is damaged ({problem}); restore a copy of it, or move it away to start anew")
+
+    def _has_log(self) -> bool:
+        log = Path(f"{os.path.realpath(self.path)}-wal")
+        return log.exists() and log.stat().st_size > 0
+
+
+@contextlib.contextmanager
+def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    uri = f"{path.absolute().as_uri()}?{mode}"
+    connection = sqlite3.connect(uri, uri=True, timeout=_LOOK, isolation_level=None)
+    try:
+        yield connection
+    finally:
+        connection.close()  # which rolls back what was not committed
+
+
+def _create(path: Path) -> None:
+    """Create a database with our tables, at once as a whole: a reader never sees an empty file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".wme-{secrets.token_hex(8)}.tmp")
+    try:
+        private_file(temporary)
+        with _connected(temporary, "mode=rw") as connection:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("BEGIN IMMEDIATE")
+            _prepare(connection)
+            connection.execute("COMMIT")
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return  # another process was quicker
+        except OSError:  # a file system without hard links
+            private_file(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _objects(connection: sqlite3.Connection) -> set[str]:
+    """Return which of our tables and triggers are there."""
+    return {name for (name,) in connection.execute(_FIND, tuple(_OBJECTS))}
+
+
+def _has_checksums(connection: sqlite3.Connection) -> bool:
+    return any(row[1] == "checksum" for row in connection.execute("PRAGMA table_info(wme_offsets)"))
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Create the tables and triggers that are missing, such as in a database of the first version."""
+    objects = _objects(connection)
+    if len(objects) == len(_OBJECTS):
+        return
+    if "wme_offsets" in objects and not _has_checksums(connection):
+        connection.execute("ALTER TABLE wme_offsets ADD COLUMN checksum INTEGER")
+    for name, statement in _OBJECTS.items():
+        if name not in objects:
+            connection.execute(statement.format(version=_VERSION))
+    connection.execute("DELETE FROM wme_offsets_names")
+    count = "INSERT INTO wme_offsets_names SELECT name, count(*), ? FROM wme_offsets GROUP BY name"
+    connection.execute(count, (_VERSION,))
+
+
+def _checksum(name: str, partition: int, offset: int, published: str | None, reached: str | None) -> int:
+    return zlib.crc32(msgspec.json.encode((name, partition, offset, published, reached)))
 
 
 def _text(time: datetime | None) -> str | None:
