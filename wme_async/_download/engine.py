@@ -207,7 +207,8 @@ class Crew:
                 await self.news()
                 continue
             try:
-                found = await self._found()
+                # Fewer may be allowed than when this one began to wait for a connection.
+                found = await self._found() if self._serving < self._cap.allowed else None
                 if found is not None:
                     await self._serve(*found)
             finally:
@@ -330,8 +331,8 @@ class Crew:
     def _wait_after(self, error: WMEError, claim: Claim, attempts: Attempts, *, refused: bool) -> float:
         """Return the seconds to wait before the next attempt, or raise what ends the claim or the download.
 
-        Trouble of one connection is not the file's: as long as another one is under way, the claim goes back to the
-        plan and fewer connections are used. Only the last one ends the download, once all attempts since the last
+        Trouble of one connection is not the file's: as long as others are at work, the claim goes back to the plan and
+        fewer connections are used. Only the last one ends the download, once all attempts since the last
         progress of any connection have failed.
         """
         status = error.status if isinstance(error, StatusError) else None
@@ -350,7 +351,7 @@ class Crew:
         progress = self._beside(claim) - attempts.beside >= _PROGRESS
         over = wait is None or not self._worth_repeating(error, attempts)
         many = attempts.count >= _ATTEMPTS_BESIDE_OTHERS or self._cap.lowered
-        if self._under_way and (over or (refused and progress and many)):
+        if self._serving > 1 and (over or (refused and progress and many)):
             self._use_fewer(error, self._under_way)
         if over and progress:
             attempts.reset(self._beside(claim))
