@@ -7,6 +7,7 @@ import aiohttp
 import pytest
 
 from wme_async import Cache, Client, ClientClosed, Limits, Retry, Retrying, SessionPool, TransportError
+from wme_async.jobs import BatchManager, JobLimits
 
 NAME = "enwiki_namespace_0"
 SECONDS = 20.0  # within which anything ends that does not wait for ever
@@ -182,3 +183,23 @@ async def test_a_task_that_a_stranger_cancels_is_an_error_of_the_whole(sim, tmp_
         next(other for other in asyncio.all_tasks() if other.get_name().startswith(name)).cancel()
         with pytest.raises(RuntimeError, match="was cancelled"):
             await asyncio.wait_for(task, SECONDS)
+
+
+async def test_closing_the_client_of_a_batch_manager_keeps_its_jobs_for_the_next(sim, tmp_path):
+    sim.put_object("snapshots/awiki_namespace_0.tar.gz", b"a" * 1000)
+    sim.faults.inject("hang_head", role="store", times=1)
+    limits = JobLimits(free_space=0)
+    async with Client(**sim.client_options()) as wme, BatchManager(tmp_path, client=wme, limits=limits) as manager:
+        batch = await manager.submit(["wme:snapshots/awiki_namespace_0"])
+        waiting = asyncio.create_task(manager.wait(batch.batch_id))
+        await until(asked(sim, "store"))
+        await wme.aclose()
+        with pytest.raises(ClientClosed):
+            await asyncio.wait_for(waiting, SECONDS)
+        with pytest.raises(RuntimeError, match="ended"):
+            await asyncio.wait_for(manager.wait_ended(), SECONDS)
+        with pytest.raises(ClientClosed):
+            await manager.submit(["wme:snapshots/awiki_namespace_0"])
+    async with Client(**sim.client_options()) as wme, BatchManager(tmp_path, client=wme, limits=limits) as manager:
+        ended = await manager.wait(batch.batch_id, timeout=SECONDS)
+    assert [job.status for job in ended.jobs] == ["completed"]

@@ -6,6 +6,7 @@ change behind.
 """
 
 import asyncio
+import copy
 import logging
 import secrets
 from collections import Counter
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from wme_async._tasks import wait_done
-from wme_async.errors import DataError, WMEError
+from wme_async.errors import ClientClosed, DataError, WMEError
 from wme_async.jobs.errors import DamagedBatch, DatabaseError, ManagerClosed, UnknownBatch
 from wme_async.jobs.hub import Hub, job_id
 from wme_async.jobs.model import Batch, JobProgress, utc
@@ -105,6 +106,8 @@ class Crew:
         self._asked: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]] | None] = asyncio.Queue()
         self._group: asyncio.TaskGroup | None = None
         self._ended = False
+        self.failure: ClientClosed | None = None
+        """Why the crew ends by itself: the client that fetches `wme:` URLs was closed."""
 
     @property
     def running(self) -> int:
@@ -485,12 +488,26 @@ class Crew:
                 raise
             # Nobody cancelled this job: a library let go of what it waited for.
             reason = "the download was cancelled from within"
+        except ClientClosed as error:
+            self._client_closed(error)
+            return
         except (WMEError, OSError) as error:
             reason = words(error, silence=self._silence) + self._reached(key)
         except Exception as error:
             logger.exception("job %s failed with an unexpected error", job_id(*key))
             reason = f"{type(error).__name__}: {error}"
         await self._report(key, fetched, reason)
+
+    def _client_closed(self, error: ClientClosed) -> None:
+        """End, as if the manager was closed: the jobs have not failed, and go on with another client."""
+        if self._ended:
+            return
+        logger.error(
+            "the batch manager ends, because its client was closed; unfinished batches go on when it is opened again"
+        )
+        # A copy: with the error itself its frames would be kept.
+        self.failure = copy.copy(error)
+        self.shut()
 
     async def _fetch(self, key: _Key, url: str, options: Options) -> Fetched:
         """Download a job's file, again after a lack of file descriptors, within the job's timeout."""
