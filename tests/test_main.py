@@ -28,10 +28,9 @@ from wme_async.simulator import Simulator
 click = pytest.importorskip("click")
 pytest.importorskip("rich")
 
-from rich.console import Console  # noqa: E402  # behind its extra
-
-from wme_async.cli import base  # noqa: E402  # same
+from wme_async.cli import base  # noqa: E402  # behind its extra
 from wme_async.cli.root import root  # noqa: E402  # same
+from wme_async.cli.terminal import TerminalConsole  # noqa: E402  # same
 
 ARCHIVE = "enwiki_namespace_0"
 
@@ -165,7 +164,7 @@ def test_what_was_tried_is_told_with_the_error(run, world, monkeypatch):
     assert "gave up after 5 attempts" in run("projects", "ls", code=1).stderr
 
 
-def test_being_stopped_before_it_begins_is_no_traceback(monkeypatch):
+def test_being_stopped_before_it_begins_is_no_traceback(monkeypatch, capsys):
     def stopped():
         raise KeyboardInterrupt
 
@@ -178,6 +177,12 @@ def test_being_stopped_before_it_begins_is_no_traceback(monkeypatch):
         raise ImportError("of something else", name="elsewhere")
 
     monkeypatch.setattr("wme_async.cli.root.main", broken)
+    monkeypatch.setattr(sys, "argv", ["wme-async", "projects", "ls"])
+    with pytest.raises(SystemExit) as stopping:
+        entry.main()
+    assert stopping.value.code == 1
+    assert "ImportError: of something else" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["wme-async", "-vv", "projects", "ls"])
     with pytest.raises(ImportError, match="of something else"):
         entry.main()
 
@@ -580,7 +585,7 @@ def terminal(monkeypatch):
     def console(**options):
         file = io.StringIO()
         options.update(file=file, force_terminal=True, color_system=None, width=200, markup=False, emoji=False)
-        return file, Console(**options)
+        return file, TerminalConsole(**options)
 
     (out, stdout), (err, stderr) = console(), console(soft_wrap=True)
     monkeypatch.setattr(base, "stdout", stdout)

@@ -23,6 +23,12 @@ def main() -> None:
     except KeyboardInterrupt:
         # So early that nothing had begun.
         raise SystemExit(130) from None
+    except Exception as error:
+        # Before the command line's own door stands: a damaged installation, no memory, no descriptors.
+        if any(argument.startswith("-vv") for argument in sys.argv[1:]):
+            raise
+        print(f"{type(error).__name__}: {error} (-vv shows where)", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _open_what_is_closed() -> None:

@@ -89,7 +89,7 @@ class _Commands:
         self._place = place
         resource = RESOURCES[row]
         self._columns = _COLUMNS.get(row, _ARCHIVE_COLUMNS)
-        self.group = base.Group(name, help=f"{resource.product.capitalize() or name}: {', '.join(resource.verbs)}.")
+        self.group = click.Group(name, help=f"{resource.product.capitalize() or name}: {', '.join(resource.verbs)}.")
         self._add("ls", self._list, base.where_option, base.fields_option, base.json_option)
         self._add("get", self._get, _identifier, base.fields_option, base.json_option)
         if "download" in resource.verbs:
@@ -175,7 +175,7 @@ class _Commands:
                     done = await files.download(
                         identifier, folder, progress=progress, verify=verify, if_changed=if_changed, **options
                     )
-                click.echo(told(done))
+                base.echo(told(done))
 
     async def _read(
         self,
@@ -207,7 +207,7 @@ class _Commands:
                     base.line(record)
             bad = records.statistics().bad_records
         if count:
-            click.echo(seen)
+            base.echo(seen)
         note = f", {bad} bad ones skipped" if bad else ""
         base.stderr.print(f"{seen} records in {time.monotonic() - began:.1f} s{note}", style="dim", highlight=False)
 
@@ -237,7 +237,7 @@ class _Commands:
             ) as records,
         ):
             written = await write_parquet(records, to, type=record)
-        click.echo(f"{to}  {written.rows} records, {written.bytes / 1e6:.3f} MB in {len(written.files)} files")
+        base.echo(f"{to}  {written.rows} records, {written.bytes / 1e6:.3f} MB in {len(written.files)} files")
 
 
 def told(done: Download) -> str:
@@ -270,7 +270,7 @@ _READ_OPTIONS = (
 )
 
 
-def _made() -> list[base.Group]:
+def _made() -> list[click.Group]:
     plain = [_Commands(name, name, _attribute(name)).group for name in ("projects", "languages", "namespaces", "codes")]
     return [
         *plain,

@@ -2,18 +2,18 @@
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 import msgspec
 import platformdirs
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -23,12 +23,14 @@ from wme_async._client import Client
 from wme_async._download import Progress
 from wme_async._protocol.query import kind_of
 from wme_async._protocol.resources import Resource
+from wme_async.cli.terminal import LogFormatter, echo, json_line, one_line, stderr, stdout, visible
 from wme_async.errors import Forbidden, NotFound, QuotaExceeded, RateLimited, Unauthorized, WMEError
 
 __all__ = [
-    "Group",
+    "Root",
     "bar",
     "connect",
+    "echo",
     "fields_option",
     "has_account",
     "json_option",
@@ -45,11 +47,7 @@ logger: logging.Logger = logging.getLogger("wme_async.cli")
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# Titles, paths and what servers say may look like markup, and are printed as they are.
-stdout: Console = Console(markup=False, emoji=False)
-stderr: Console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
-
-# What a shell script can tell apart. click itself uses 2 for wrong usage.
+# What a shell script can tell apart, documented in docs/cli.md. click itself uses 2 for wrong usage.
 _EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
     (NotFound, 3),
     (Unauthorized, 4),
@@ -59,7 +57,12 @@ _EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
     (WMEError, 1),
     (OSError, 1),
     (ValueError, 2),
+    (ImportError, 1),
 )
+_EXIT_UNEXPECTED = 1
+# More than an event loop of libuv has been seen to open.
+_LOOP_DESCRIPTORS = 12
+_EXIT_INTERRUPTED = 130
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line, also on a terminal."
@@ -79,33 +82,101 @@ where_option: Callable[[Any], Any] = click.option(
 )
 
 
-class Group(click.Group):
-    """Commands that fail with one line and an exit code, never with a traceback."""
+class Root(click.Group):
+    """The door of the command line: every exception becomes one line and an exit code.
+
+    `-vv` shows the traceback.
+    """
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        """Parse the arguments, and show help if it is asked for.
+
+        Args:
+            *arguments: As for `click.Command`.
+            **extra: As for `click.Command`.
+        """
+        with _exits():
+            return super().make_context(*arguments, **extra)
 
     def invoke(self, context: click.Context) -> Any:
-        """Run the command and say in one line what stopped it."""
-        try:
-            return super().invoke(context)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except BrokenPipeError:
-            # Whoever read our output has had enough. Python would complain once more when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            context.exit(0)
-        except KeyboardInterrupt:
-            with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
-                stderr.print("stopped; the same command continues from what there is so far", style="yellow")
-            context.exit(130)
-        except (WMEError, OSError, ValueError) as error:
-            fail(error, context)
+        """Run the command.
+
+        Args:
+            context: As for `click.Command`.
+        """
+        with _exits():
+            result = super().invoke(context)
+            # A full disk must not be noticed only at the end of the interpreter.
+            sys.stdout.flush()
+            return result
 
 
-def fail(error: BaseException, context: click.Context) -> None:
-    """Print an error in one line and leave with its exit code."""
-    stderr.print(Text.assemble((type(error).__name__, "bold red"), f": {error}"), highlight=False)
+@contextlib.contextmanager
+def _exits() -> Iterator[None]:
+    """Turn every exception into a message and `click.exceptions.Exit`."""
+    try:
+        yield
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+        if _flush(sys.stdout) is not None:
+            code = code or 1
+    except BrokenPipeError:
+        # The reader of the output has had enough.
+        code = 0
+    except (KeyboardInterrupt, click.Abort):
+        code = _EXIT_INTERRUPTED
+        _say("stopped; the same command continues from what there is so far", style="yellow")
+    except click.ClickException as error:
+        code = error.exit_code
+        message = io.StringIO()
+        error.show(message)
+        with contextlib.suppress(OSError, ValueError):
+            click.echo(visible(message.getvalue()), err=True, nl=False)
+    except Exception as error:  # noqa: BLE001  # the door
+        code = _fail(error)
+    else:
+        return
+    _flush(sys.stdout)
+    _flush(sys.stderr)
+    raise click.exceptions.Exit(code) from None
+
+
+def _fail(error: Exception) -> int:
+    """Print an exception in one line and return its exit code."""
+    logger.debug("the command failed", exc_info=error)
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), None)
+    hint = "" if code is not None or logger.isEnabledFor(logging.DEBUG) else " (-vv shows where)"
+    message = one_line(str(error)) or "no further information"
+    _say(Text.assemble((type(error).__name__, "bold red"), f": {message}{hint}"))
     for note in getattr(error, "__notes__", ()):
-        stderr.print(f"  {note}", style="dim", highlight=False)
-    context.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
+        _say(f"  {one_line(note)}", style="dim")
+    return _EXIT_UNEXPECTED if code is None else code
+
+
+def _say(message: str | Text, *, style: str | None = None) -> None:
+    # Standard error may be full or closed; the exit code is left.
+    with contextlib.suppress(OSError, ValueError):
+        stderr.print(message, style=style, highlight=False)
+
+
+def _flush(stream: TextIO) -> OSError | None:
+    """Flush a standard stream, and discard its output from now on if that fails.
+
+    Python would complain once more when it flushes at exit.
+    """
+    try:
+        stream.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+        return error
+    except ValueError:
+        pass
+    return None
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -128,9 +199,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            # Without descriptors no event loop can be made, and nothing would await a coroutine made before it.
+            runner.get_loop()
             return runner.run(guarded())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+    finally:
+        main.close()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -138,8 +213,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         import uvloop  # noqa: PLC0415  # an extra
     except ImportError:
         return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
+
+    def make() -> asyncio.AbstractEventLoop:
+        # libuv aborts the process if it cannot open the descriptors of a loop.
+        with contextlib.ExitStack() as stack:
+            for _ in range(_LOOP_DESCRIPTORS):
+                stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        return loop
+
+    return make
 
 
 @contextlib.asynccontextmanager
@@ -159,10 +242,11 @@ def has_account(context: click.Context) -> bool:
 
 def _token_file(named: str | None) -> Path | None:
     """Return where tokens are kept for the next command; None where the usual place cannot be written to."""
-    path = Path(named) if named else platformdirs.user_state_path("wme-async") / "tokens.json"
     try:
+        # RuntimeError and KeyError: there is no HOME, and no entry of this user in the system's list.
+        path = Path(named) if named else platformdirs.user_state_path("wme-async") / "tokens.json"
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:
         if named:
             raise
         logger.warning("tokens are not kept for the next command: %s", error)
@@ -173,7 +257,9 @@ def _token_file(named: str | None) -> Path | None:
 def configure_logging(verbosity: int) -> None:
     """Log to standard error: warnings, with `-v` what is retried, with `-vv` every request."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def conditions(filters: Sequence[str], row: Resource) -> dict[str, Any]:
@@ -238,19 +324,20 @@ def show_one(record: Any, *, as_json: bool) -> None:
     if as_json or not stdout.is_terminal:
         line(record)
     else:
+        # The door of the console writes the other control characters as JSON does.
         stdout.print_json(msgspec.json.encode(record).decode())
 
 
 def line(record: Any) -> None:
-    """Write a record as one line of JSON, in the bytes that the encoder made."""
-    sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
-    sys.stdout.buffer.flush()
+    """Write a record as one line of JSON."""
+    json_line(msgspec.json.encode(record))
 
 
 def _cell(record: Any, column: str) -> str:
     bare = column.removesuffix("*").removesuffix(".")
     value = _inside(record, bare.split(".") if bare else [])
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    # Here too, so that the width of the column is right.
+    return one_line(value if isinstance(value, str) else msgspec.json.encode(value).decode())
 
 
 def _inside(value: Any, keys: Sequence[str]) -> Any:
@@ -276,7 +363,7 @@ def bar(label: str, *, shown: bool = True) -> Iterator[Callable[[Progress], None
         console=stderr,
     )
     with bars:
-        task = bars.add_task(label, total=None)
+        task = bars.add_task(one_line(label), total=None)
 
         def move(progress: Progress) -> None:
             bars.update(task, completed=progress.done, total=progress.total)

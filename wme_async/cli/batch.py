@@ -140,7 +140,7 @@ async def _account(context: click.Context) -> AsyncIterator[Client | None]:
         yield client
 
 
-@click.group("batch", cls=base.Group)
+@click.group("batch")
 @click.option("--server", metavar="URL", help="A service, as `wme-async serve` runs it. Without: a folder here.")
 @click.option("--api-key", metavar="KEY", help="Of the service; also WME_BATCH_API_KEY.")
 @click.option("--directory", default="downloads", show_default=True, help="Without a service: where files go.")
@@ -190,7 +190,7 @@ def submit(
     async def run() -> Batch:
         async with _open(context, jobs=not detach) as batches:
             made = await batches.submit(named, ignore_errors=not fail_on_error, **given)
-            click.echo(made.batch_id)
+            base.echo(made.batch_id)
             return made if detach else await _wait(batches, made.batch_id)
 
     done = base.run(run())
@@ -248,7 +248,7 @@ def _simple(name: str, description: str) -> None:
                 return changed
 
         changed = base.run(run())
-        click.echo(f"{changed.batch_id}  {changed.status}")
+        base.echo(f"{changed.batch_id}  {changed.status}")
 
 
 for _name, _description in (
@@ -288,7 +288,7 @@ def _bar(batch_id: str) -> Iterator[Callable[[Batch], None]]:
 
 
 def _finish(context: click.Context, done: Batch) -> None:
-    click.echo(
+    base.echo(
         f"{done.status}: {done.completed_jobs} succeeded, {done.failed_jobs} failed, {done.cancelled_jobs} cancelled"
     )
     for job in done.jobs:
@@ -302,7 +302,14 @@ def _finish(context: click.Context, done: Batch) -> None:
 @click.option("--directory", default="downloads", show_default=True, help="Where files go.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
-@click.option("--api-key", "keys", metavar="KEY", multiple=True, help="Ask callers for it; also WME_SERVE_API_KEY.")
+@click.option(
+    "--api-key",
+    "keys",
+    metavar="KEY",
+    multiple=True,
+    envvar=["WME_SERVE_API_KEY", "WME_SERVE_KEYS"],
+    help="Require it of callers; also WME_SERVE_API_KEY, several separated by blanks.",
+)
 @click.option("--no-key", is_flag=True, help="Ask for none: on loopback only.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="HOST", help="May be fetched although it is private.")
 @click.pass_context
@@ -325,7 +332,7 @@ def serve(
         raise click.UsageError("--no-key and --api-key exclude each other")
     if not no_key and not keys:
         keys = (web.new_key(),)
-        click.echo(f"X-API-Key: {keys[0]}")
+        base.echo(f"X-API-Key: {keys[0]}")
 
     async def run() -> None:
         async with _account(context) as client, _managing(directory, client, hosts) as manager:
@@ -336,4 +343,4 @@ def serve(
 
 
 def _ready(url: str) -> None:
-    click.echo(f"serving at {url}")
+    base.echo(f"serving at {url}")

@@ -13,6 +13,7 @@ from wme_async._protocol.query import Query, filterable
 from wme_async._protocol.resources import RESOURCES
 from wme_async.cli import base
 from wme_async.cli.archives import told
+from wme_async.cli.terminal import text_line
 from wme_async.errors import NotFound
 
 __all__ = ["explain", "files", "lookup", "quota", "structured", "wikidata"]
@@ -93,7 +94,7 @@ def _out(records: Sequence[Any], field: str | None, *, as_json: bool) -> list[An
     if field is not None:
         for record in records:
             value = _at(record, field.split(".") if field else [])
-            click.echo(value if isinstance(value, str) else msgspec.json.encode(value).decode())
+            text_line(value if isinstance(value, str) else msgspec.json.encode(value).decode())
         return []
     if as_json or not base.stdout.is_terminal:
         for record in records:
@@ -122,7 +123,7 @@ lookup: click.Command = _look_up(
 structured: click.Command = _look_up("structured", "structured_contents", "The same for structured contents.")
 
 
-@click.group("wikidata", cls=base.Group)
+@click.group("wikidata")
 def wikidata() -> None:
     """Wikidata entities by id (beta)."""
 
@@ -149,7 +150,7 @@ for _kind, _letter in (("items", "Q42"), ("properties", "P31"), ("labels", "Q42"
     _entity(_kind, _letter)
 
 
-@click.group("files", cls=base.Group)
+@click.group("files")
 def files() -> None:
     """Media files of Wikimedia Commons (not in the published reference: may vanish)."""
 
@@ -181,7 +182,7 @@ def _download(context: click.Context, /, name: str, to: str, quiet: bool) -> Non
             with base.bar(name, shown=not quiet) as progress:
                 return await client.files.download(name, to, progress=progress)
 
-    click.echo(told(base.run(fetch())))
+    base.echo(told(base.run(fetch())))
 
 
 @click.command("quota")
@@ -228,9 +229,9 @@ def explain(resource: str, filters: Sequence[str], fields: list[str] | None, lim
     query = Query.build(
         row.backend, row.model, fields=fields, filters=base.conditions(filters, row) or None, limit=limit
     )
-    click.echo(query.explain())
+    base.echo(query.explain())
     if "lookup" in row.verbs:
         for note in planned(query, "project").notes:
-            click.echo(note)
+            base.echo(note)
     if not filters:
-        click.echo(f"it can be filtered by: {', '.join(sorted(known_fields))}")
+        base.echo(f"it can be filtered by: {', '.join(sorted(known_fields))}")

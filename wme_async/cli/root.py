@@ -1,6 +1,5 @@
 """The root of the command line: global options, sign-in and sign-out, and all other commands below it."""
 
-import contextlib
 import importlib
 from typing import Any
 
@@ -21,7 +20,7 @@ _LATER = {
 }
 
 
-class _Root(base.Group):
+class _Root(base.Root):
     """Commands, some of which are loaded only when they are called."""
 
     def list_commands(self, context: click.Context) -> list[str]:
@@ -51,12 +50,13 @@ class _Root(base.Group):
 @click.version_option(__version__, prog_name="wme-async")
 @click.option("--env-file", metavar="PATH", help="File of NAME=value lines with WME_USERNAME and WME_PASSWORD.")
 @click.option("--token-file", metavar="PATH", help="Where tokens are shared between runs.")
-@click.option("-v", "verbosity", count=True, help="Log what is retried; -vv: every request.")
+@click.option("-v", "verbosity", count=True, help="Log retries; -vv: every request, and tracebacks.")
 def root(env_file: str | None, token_file: str | None, verbosity: int) -> None:
     """Wikimedia Enterprise on the command line.
 
     Credentials come from WME_USERNAME and WME_PASSWORD, or WME_ACCESS_TOKEN. Exit codes: 0 done, 1 failed, 2 wrong
-    usage, 3 not found, 4 credentials or plan, 5 quota or rate limit, 130 interrupted.
+    usage, 3 not found, 4 credentials or plan, 5 quota or rate limit, 130 interrupted. Errors are one line; -vv shows a
+    traceback.
     """
     del env_file, token_file
     base.configure_logging(verbosity)
@@ -73,10 +73,10 @@ def login(context: click.Context) -> None:
             return await client.auth.user(), await client.auth.quota()
 
     user, quota = base.run(sign_in())
-    click.echo(f"signed in as {user.username}, groups: {', '.join(user.groups) or 'none'}")
+    base.echo(f"signed in as {user.username}, groups: {', '.join(user.groups) or 'none'}")
     for pool in (quota.snapshot, quota.chunk, quota.ondemand):
         limit = "without limit" if pool.limit is None else f"of {pool.limit}"
-        click.echo(f"  {pool.pool}: {pool.used} used {limit} in {quota.month}")
+        base.echo(f"  {pool.pool}: {pool.used} used {limit} in {quota.month}")
 
 
 @root.command()
@@ -89,7 +89,7 @@ def logout(context: click.Context) -> None:
             await client.auth.revoke()
 
     base.run(sign_out())
-    click.echo("signed out")
+    base.echo("signed out")
 
 
 _LOOKUPS = (
@@ -106,5 +106,4 @@ for _command in (*archives.COMMANDS, *_LOOKUPS):
 
 def main() -> None:
     """Run the command line."""
-    with contextlib.suppress(BrokenPipeError):
-        root.main(prog_name="wme-async")
+    root.main(prog_name="wme-async")

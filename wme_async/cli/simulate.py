@@ -30,7 +30,7 @@ def command(data: str | None, articles: int, port: int | None, rate: float | Non
     async def serve() -> None:
         async with Simulator(seed=seed, data=data, articles=articles, article_size=None, ports=ports) as simulator:
             for name, value in simulator.environment().items():
-                click.echo(f"export {name}={shlex.quote(value)}")
+                base.echo(f"export {name}={shlex.quote(value)}")
             if rate is None:
                 await asyncio.Event().wait()
             else:

@@ -1,0 +1,278 @@
+"""The door of the command line: one line and an exit code for every exception, and no control characters of others."""
+
+import io
+import json
+import logging
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wme_async.simulator import Simulator
+
+click = pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from click.testing import CliRunner  # noqa: E402  # behind its extra
+from rich.table import Table  # noqa: E402  # same
+from rich.text import Text  # noqa: E402  # same
+
+from wme_async.cli.root import root  # noqa: E402  # same
+from wme_async.cli.terminal import LogFormatter, TerminalConsole, one_line, visible  # noqa: E402  # same
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\x7f\u202e\u2066\r"
+
+
+@pytest.fixture(scope="module")
+def world():
+    with Simulator.run_in_thread(articles=3) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def environment(world, tmp_path, monkeypatch):
+    values = {**world.environment(), "WME_TOKEN_FILE": str(tmp_path / "tokens.json")}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return values
+
+
+def walk(command, path=()):
+    """Yield the path and the command of the root and of everything below it."""
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from walk(command.get_command(context, name), (*path, name))
+
+
+COMMANDS = [(path, command) for path, command in walk(root)]
+LEAVES = [(path, command) for path, command in COMMANDS if not isinstance(command, click.Group)]
+
+
+def invoke(*arguments, **options):
+    # Uncaught exceptions leave the runner, and fail the test.
+    return CliRunner().invoke(root, arguments, catch_exceptions=False, **options)
+
+
+@pytest.mark.parametrize("path", [path for path, _ in COMMANDS], ids="-".join)
+def test_every_command_explains_itself(path):
+    result = invoke(*path, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage:")
+
+
+def wrong_values():
+    """Yield arguments that are wrong for one option each: nothing else of them is looked at."""
+    for path, command in LEAVES:
+        for parameter in command.params:
+            if not isinstance(parameter, click.Option):
+                continue
+            name = parameter.opts[0]
+            if isinstance(parameter.type, click.IntRange | click.FloatRange | click.Choice):
+                yield (*path, name, "\x1b[31m²")
+            elif isinstance(parameter.type, click.Path):
+                yield (*path, name, "/dev/null/\x1b[31m")
+            elif parameter.is_flag:
+                yield (*path, f"{name}=1")
+        yield (*path, "--\x1b[31m-nonsense")
+
+
+@pytest.mark.parametrize("arguments", list(wrong_values()), ids=lambda value: ascii("-".join(value)))
+def test_a_wrong_value_of_any_option_is_wrong_usage(arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert "\x1b" not in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["projects", "ls", "--where", "identifier=\x1b[31m"],
+        ["batches", "ls", "2020-01-01T00\x1b[2J"],
+        ["--env-file", "/dev/null/\x1b[31m", "quota"],
+        ["explain", "\x1b[31m"],
+        ["lookup", "\x1b[31mA", "--limit", "1"],
+        ["wikidata", "items", "Q\x1b[31m"],
+        ["stream", "--since", "\x1b[31m"],
+        ["stream", "--offsets", "/dev/null/\x1b[31m/o.db", "--limit", "1"],
+        ["files", "download", "\x1b[31m", "--to", "/dev/null/x"],
+    ],
+    ids=lambda value: ascii("-".join(value)),
+)
+def test_values_with_control_characters_come_back_visible(environment, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    assert "\x1b" not in result.stderr
+    assert "Traceback" not in result.output
+
+
+def run(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, prelude="", **environment):
+    """Run a command in a process of its own, after some lines of Python."""
+    code = f"import sys; sys.argv[0] = 'wme-async'\n{prelude}\nfrom wme_async.__main__ import main; main()"
+    variables = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["lookup", "--help"], ["codes", "ls"]])
+def test_a_full_disk_is_one_line(environment, arguments):
+    with Path("/dev/full").open("wb") as full:
+        result = run(*arguments, stdout=full)
+        assert result.returncode == 1
+        assert result.stderr.count(b"\n") == 1
+        assert result.stderr.startswith(b"OSError: ")
+        assert run(*arguments, stdout=full, stderr=full).returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [["lookup", "--help"], ["codes", "ls"]])
+def test_a_closed_pipe_is_the_end(environment, arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = run(*arguments, stdout=writer)
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+NOBODY = """
+import pwd
+def unknown(*_): raise KeyError('no entry')
+pwd.getpwuid = unknown
+"""
+
+
+@pytest.mark.parametrize("arguments", [["login"], ["lookup", "Squirrel", "--limit", "1"], ["stream", "--limit", "1"]])
+def test_without_a_home_tokens_are_not_kept(environment, world, arguments):
+    world.firehose.publish()
+    environment = {**environment, "HOME": None, "XDG_STATE_HOME": None, "WME_TOKEN_FILE": None}
+    if arguments[0] == "stream":
+        arguments = [*arguments, "--since", "1h"]
+    result = run(*arguments, prelude=NOBODY, **environment)
+    assert b"Traceback" not in result.stderr
+    assert b"tokens are not kept" in result.stderr
+    assert result.returncode == 0, result.stderr
+
+
+FEW = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (10, 10))"
+
+
+def test_without_descriptors_it_is_one_line(environment):
+    load = "import wme_async.cli.root, wme_async._client, ssl, asyncio"
+    result = run("codes", "ls", prelude=f"{load}\n{FEW}", **environment)
+    assert result.returncode == 1
+    assert b"never awaited" not in result.stderr
+    assert b"Traceback" not in result.stderr
+    assert b"OSError" in result.stderr
+
+
+def test_a_missing_extra_is_one_line(environment, tmp_path):
+    hidden = "sys.modules['pyarrow'] = None"
+    result = run("batches", "read", "latest", "enwiki_namespace_0", "--to", f"{tmp_path}/a.parquet", prelude=hidden)
+    assert result.returncode == 1
+    assert result.stderr.count(b"\n") == 1
+    assert b"wme-async[arrow]" in result.stderr
+
+
+def test_the_traceback_of_any_error_is_shown_on_request(environment):
+    broken = "import wme_async.cli.lookups as module\nmodule.planned = lambda *_: 1 / 0"
+    result = run("explain", "articles", prelude=broken)
+    assert result.returncode == 1
+    assert result.stderr.startswith(b"ZeroDivisionError: ")
+    assert b"-vv" in result.stderr
+    assert result.stderr.count(b"\n") == 1
+    assert b"Traceback" in run("-vv", "explain", "articles", prelude=broken).stderr
+
+
+def test_each_exit_code_is_documented():
+    help_text = " ".join(invoke("--help").stdout.split())
+    documented = re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    assert documented == ["0", "1", "2", "3", "4", "5", "130"]
+    for code in documented:
+        assert re.search(rf"\b{code} [a-z]", help_text)
+
+
+@given(st.text())
+def test_no_control_character_is_left(text):
+    shown = visible(text)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", shown)
+    shown.encode()
+    assert "\n" not in one_line(text)
+    # In the notation of JSON, so that JSON keeps its meaning.
+    if not re.search("[\ud800-\udfff]", text):
+        assert json.loads(visible(json.dumps(text, ensure_ascii=False))) == text
+
+
+def test_tables_texts_and_styles_of_a_console_are_safe():
+    file = io.StringIO()
+    console = TerminalConsole(file=file, force_terminal=True, color_system="truecolor", width=100)
+    table = Table(title=HOSTILE)
+    table.add_column(HOSTILE)
+    table.add_row(HOSTILE)
+    for renderable in (HOSTILE, Text.assemble((HOSTILE, "bold red"), HOSTILE), table):
+        console.print(renderable, style="red")
+    console.print_json(json.dumps({"title": HOSTILE}))
+    own_styles = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066]", own_styles)
+    assert own_styles.count("\\u202e") >= 5
+
+
+def test_log_lines_are_safe_and_single():
+    formatter = LogFormatter("%(levelname)s: %(message)s")
+    record = logging.LogRecord("a", logging.INFO, "", 1, "answer %s", (f"{HOSTILE}\nERROR: forged",), None)
+    line = formatter.format(record)
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert "\\u001b[2J" in line
+
+
+def on_a_terminal(*arguments):
+    """Return what a command writes to a pseudo-terminal."""
+    leader, follower = pty.openpty()
+    try:
+        result = run(*arguments, stdout=follower, stderr=follower, TERM="dumb")
+    finally:
+        os.close(follower)
+    output = b""
+    while True:
+        try:
+            piece = os.read(leader, 65536)
+        except OSError:  # how Linux says that nobody has the other end
+            break
+        if not piece:
+            break
+        output += piece
+    os.close(leader)
+    return result.returncode, output.decode().replace("\r\n", "\n")
+
+
+def test_titles_and_errors_are_safe_on_a_terminal_and_json_stays_json(environment, world):
+    page = {"name": "Hostile", "identifier": 8, "is_part_of": {"identifier": "enwiki"}}
+    world.pages.add({**page, "abstract": HOSTILE, "url": f"https://example.org/{HOSTILE}"})
+    for arguments in (["--fields", "abstract"], ["--field", "abstract"], ["--json"]):
+        _, output = on_a_terminal("lookup", "Hostile", "--limit", "1", *arguments)
+        assert "u202e" in output
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u2066]", output), arguments
+    assert json.loads(output)["abstract"] == HOSTILE
+    # Into a pipe, a value is what it is.
+    assert run("lookup", "Hostile", "--limit", "1", "--field", "abstract").stdout == f"{HOSTILE}\n".encode()
+    world.faults.inject("status", role="api", status=422, body=json.dumps({"message": HOSTILE}).encode(), times=1)
+    _, output = on_a_terminal("codes", "ls")
+    assert "\\u001b" in output
+    assert "\x1b" not in output
