@@ -16,7 +16,7 @@ from wall_clock import MIDDLE_OF_A_MONTH, now
 
 from wme_async import Client, Limits, Retry, SessionPool, Timeouts
 from wme_async._transport import Request, Transport
-from wme_async.errors import DataError, Interrupted, TimedOut, TransportError, Unprocessable, WMEError
+from wme_async.errors import DataError, Interrupted, StatusError, TimedOut, TransportError, Unprocessable, WMEError
 from wme_async.simulator import Simulator
 
 AT_ONCE = Retry(base=0, cap=0)
@@ -177,7 +177,7 @@ RAW_DEFLATE = DEFLATE.compress(b"[1]") + DEFLATE.flush()
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n[1]\r\n0\r\n\r\n", 1, b"[1]"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n[1]\r\n", 2, Interrupted),
         (b"HTTP/1.1 200 OK\r\n\r\n[1]", 1, b"[1]"),
-        (b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", 1, b""),
+        (b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", 1, StatusError),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n", 2, TransportError),
         (b"SSH-2.0-OpenSSH\r\n\r\n", 2, TransportError),
         (b"", 2, TransportError),

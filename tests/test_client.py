@@ -510,7 +510,7 @@ async def test_chunks_of_another_snapshot_are_refused(sim, wme):
         await wme.snapshots.chunks("enwiki_namespace_0").get("dewiki_namespace_0_chunk_1")
 
 
-def test_clients_are_made_of_the_environment(monkeypatch, tmp_path):
+def test_clients_are_made_of_the_environment(monkeypatch):
     with pytest.raises(ValueError, match="no credentials"):
         Client.from_env()
     monkeypatch.setenv("WME_USERNAME", "a")
@@ -521,13 +521,19 @@ def test_clients_are_made_of_the_environment(monkeypatch, tmp_path):
     client = Client.from_env()
     assert client._transport.hosts == Hosts(api="http://127.0.0.1:1")
     assert Client.from_env(access_token="t", hosts={"api": "http://h"})._transport.hosts.api == "http://h"
+    with pytest.raises(TypeError):
+        Client.from_env(download_concurency=99)
+
+
+def test_clients_are_made_of_a_file_below_the_environment(monkeypatch, tmp_path):
+    pytest.importorskip("dotenv", reason="the extra `cli` is not installed")
+    monkeypatch.setenv("WME_USERNAME", "a")
+    monkeypatch.setenv("WME_PASSWORD", "b")
     env_file = tmp_path / "env"
     env_file.write_text("WME_USERNAME=ignored\nWME_AUTH_URL=http://127.0.0.1:2\n")
     assert Client.from_env(env_file)._transport.hosts.auth == "http://127.0.0.1:2"
     with pytest.raises(FileNotFoundError):
         Client.from_env(tmp_path / "none")
-    with pytest.raises(TypeError):
-        Client.from_env(download_concurency=99)
 
 
 def test_what_files_leave_around_credentials_is_dropped_but_blanks_of_a_password_are_kept(monkeypatch):

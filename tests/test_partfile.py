@@ -126,11 +126,11 @@ async def test_a_disk_that_fills_up_leaves_what_can_be_resumed(
     data = noise(4_000_000)
     sim.put_object(KEY, data)
     source = StoreSource(sim, transport)
-    real, budget = PartFile._write, [12]
+    real, free = PartFile._write, [2_000_000]
 
     def full(self: PartFile, offset: int, view: memoryview) -> None:
-        budget[0] -= 1
-        if budget[0] < 0:
+        free[0] -= len(view)
+        if free[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(self, offset, view)
 

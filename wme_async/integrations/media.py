@@ -217,7 +217,9 @@ class _Worker:
             limit=_MAX_MESSAGE,
         )
         assert process.stdin is not None
-        process.stdin.write(json.dumps(task).encode() + b"\n")
+        # A process that has ended already is reported with its status; uvloop raises at the write, asyncio does not.
+        with contextlib.suppress(OSError, RuntimeError):
+            process.stdin.write(json.dumps(task).encode() + b"\n")
         return cls(process, folder)
 
     async def result(self, moved: Moved, titled: Callable[[str, int | None], None]) -> dict[str, Any]:
