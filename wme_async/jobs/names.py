@@ -12,9 +12,11 @@ import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
+
+from wme_async.jobs.disposition import disposition_name
 
 __all__ = [
     "VARIABLES",
@@ -39,14 +41,50 @@ _RESERVED = re.compile(r'[<>:"/\\|?*]')
 _DEVICES = re.compile(
     r"(?:con|prn|aux|nul|clock\$|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(?:[. ].*)?$", re.IGNORECASE
 )
-_DOUBLE = re.compile(r"\.(tar\.[a-z0-9]{1,4}|[a-z0-9]{1,8}\.(?:gz|bz2|xz|zst))$", re.IGNORECASE)
-_SINGLE = re.compile(r"\.([A-Za-z0-9]{1,10})$")
-_EXTENSION = re.compile(r"[a-z0-9]{1,10}(?:\.[a-z0-9]{1,10})?")
+_DOUBLE = re.compile(r"\.(tar\.[a-z0-9]{1,4}|[a-z0-9]{1,16}\.(?:gz|bz2|xz|zst|lz4|lzma|br|z))$", re.IGNORECASE)
+_SINGLE = re.compile(r"\.([A-Za-z0-9]{1,16})$")
+_EXTENSION = re.compile(r"[a-z0-9]{1,16}(?:\.[a-z0-9]{1,16})?")
 
 # Only the types that Python itself knows: the machine's own list would give other names on other machines.
 _TYPES = mimetypes.MimeTypes(filenames=())
-# Types that say nothing, or less than the name does.
-_VAGUE = {"application/octet-stream", "binary/octet-stream", "application/gzip", "application/x-gzip", "text/plain"}
+for _kind, _ext in (
+    # Those that not every version of Python knows.
+    *(("application/epub+zip", "epub"), ("application/xhtml+xml", "xhtml"), ("audio/flac", "flac")),
+    *(("audio/mp4", "m4a"), ("audio/opus", "opus"), ("image/avif", "avif"), ("image/heic", "heic")),
+    *(("image/webp", "webp"), ("text/markdown", "md"), ("video/webm", "webm"), ("video/x-m4v", "m4v")),
+    *(("video/x-matroska", "mkv"), ("font/woff", "woff"), ("font/woff2", "woff2")),
+):
+    _TYPES.add_type(_kind, f".{_ext}")
+# Where Python has another extension than people expect, or none.
+_EXTENSIONS: Mapping[str, str] = {
+    "application/geo+json": "geojson",
+    "application/gzip": "gz",
+    "application/jsonl": "jsonl",
+    "application/vnd.apache.parquet": "parquet",
+    "application/x-bzip2": "bz2",
+    "application/x-gzip": "gz",
+    "application/x-gtar": "tar",
+    "application/x-javascript": "js",
+    "application/x-ndjson": "ndjson",
+    "application/x-xz": "xz",
+    "application/x-7z-compressed": "7z",
+    "application/xml": "xml",
+    "application/zstd": "zst",
+    "audio/mp4": "m4a",
+    "audio/ogg": "ogg",
+    "image/jpeg": "jpg",
+    "text/plain": "txt",
+    "text/xml": "xml",
+    "video/ogg": "ogv",
+}
+# Extensions of programs: what they write is in the type.
+_SCRIPTS = frozenset(
+    {
+        *("action", "ashx", "asmx", "asp", "aspx", "axd", "cfm", "cgi", "do", "fcgi", "jsp", "jspx", "php", "php3"),
+        *("php4", "php5", "php7", "phtml", "shtml", "svc"),
+    }
+)
+_PAGES = frozenset({"text/html", "application/xhtml+xml"})
 
 
 class FileName(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +92,7 @@ class FileName(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         title: Its name without extension.
-        ext: Its extension without a dot.
+        ext: Its extension without a dot; empty if it has none, and then no dot stands in front of it either.
         id: Short and, as far as the source can tell, its own.
         uploader: Whose it is: a channel, or the host.
         upload_date: `YYYYMMDD`; empty where the source does not say.
@@ -82,63 +120,74 @@ def name_file(
         The parts of a name, not yet safe: `expand` makes them so.
     """
     parts = urlsplit(url)
-    path_name = unquote(parts.path.rstrip("/").rpartition("/")[2], errors="replace")
-    given = _disposition_name(disposition) if disposition else None
-    title, ext = _split_extension(given or path_name)
-    if given is None or not ext:
-        path_ext = ext if given is None else _split_extension(path_name)[1]
-        ext = _extension(path_ext, content_type)
+    suggestion = disposition_name(disposition) if disposition else None
+    if suggestion is not None:
+        # A name without an extension is one: README, Makefile.
+        title, ext = _split_extension(suggestion)
+    else:
+        path_name = unquote(parts.path.rstrip("/").rpartition("/")[2], errors="replace")
+        title, ext = _with_extension(path_name, (content_type or "").partition(";")[0].strip().lower())
+        ext = ext or "bin"
     return FileName(
         title=title or parts.hostname or "download",
-        ext=ext or "bin",
+        ext=ext,
         id=hashlib.sha256(url.encode("utf-8", "replace")).hexdigest()[:11],
         uploader=parts.hostname or "unknown",
         upload_date=upload_date,
     )
 
 
-def _disposition_name(header: str) -> str | None:
-    """Return the last part of the name in a `Content-Disposition` header; `filename*` wins (RFC 6266)."""
-    if len(header) > 8192:
-        return None
-    name: str | None = None
-    extended = re.search(r";\s*filename\*\s*=\s*([\w!#$%&+^`{}~.-]*)'[^']*'([^;\s]+)", header, re.IGNORECASE)
-    if extended:
-        charset = extended[1].lower()
-        if charset in {"utf-8", "iso-8859-1"}:
-            name = unquote_to_bytes(extended[2].strip('"')).decode(charset, "replace")
-    if not name:
-        plain = re.search(r';\s*filename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s]+))', header, re.IGNORECASE)
-        name = _unescaped(plain[1], plain[2]) if plain else None
-    if not name:
-        return None
-    return re.split(r"[/\\]", name)[-1].strip() or None
-
-
-def _unescaped(quoted: str | None, token: str) -> str:
-    name = token if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-    if not name.isascii():
-        # Servers that put UTF-8 into a plain header arrive here with surrogates.
-        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return unquote(name, errors="replace") if re.search(r"%[0-9A-Fa-f]{2}", name) else name
-
-
 def _split_extension(name: str) -> tuple[str, str]:
     for pattern in (_DOUBLE, _SINGLE):
-        found = pattern.search(name)
-        if found and found.start() > 0:
-            return name[: found.start()], found[1].lower()
+        match = pattern.search(name)
+        if match and match.start() > 0:
+            return name[: match.start()], match[1].lower()
     return name, ""
 
 
-def _extension(path_ext: str, content_type: str | None) -> str:
-    kind = (content_type or "").partition(";")[0].strip().lower()
-    if not kind or (path_ext and kind in _VAGUE):
-        return path_ext
-    if path_ext and _TYPES.guess_type(f"name.{path_ext}", strict=False)[0] == kind:
-        return path_ext
-    guessed = _TYPES.guess_extension(kind, strict=False)
-    return guessed[1:] if guessed else path_ext
+def _with_extension(name: str, kind: str) -> tuple[str, str]:
+    """Return title and extension of a name in a URL, for bytes of a type.
+
+    The extension of a URL says more than most types: those of containers (zip, gzip, mp4) and general ones (JSON, XML,
+    plain text) are those of many formats. It gives way where it is that of a program, or where the type is of another
+    world: a page, a document or a picture under the name of something else.
+    """
+    title, ext = _split_extension(name)
+    guess = _EXTENSIONS.get(kind) or (_TYPES.guess_extension(kind, strict=False) or "")[1:]
+    if not ext:
+        return title, guess
+    if not guess or kind in {"application/octet-stream", "binary/octet-stream"}:
+        return title, "bin" if ext in _SCRIPTS and kind and "php" not in kind else ext
+    if ext in _SCRIPTS:
+        return title, guess
+    own, encoding = _TYPES.guess_type(f"name.{ext}", strict=False)
+    if own is None and encoding is None:
+        # Not an extension but a part of the name, such as a version number or the end of a title.
+        return (name, guess) if kind in _PAGES or (ext.isdigit() and len(ext) < 3) else (title, ext)
+    return title, guess if own != kind and _contradicts(kind, own if encoding is None else "application/gzip") else ext
+
+
+def _contradicts(kind: str, own: str | None) -> bool:
+    """Say whether bytes of a type cannot be a file whose extension stands for another type."""
+    if own is None:
+        return False
+    own_group, group = _group(own), _group(kind)
+    if group == "image":
+        # A drawing is also XML. Pictures are converted on their way, and keep their names.
+        return not (kind == "image/svg+xml" and own.endswith("xml"))
+    return group is not None and group != own_group
+
+
+def _group(kind: str) -> str | None:
+    """Return which world a type belongs to; None for types that are those of many formats."""
+    major = kind.partition("/")[0]
+    if major in {"audio", "video"}:
+        return "media"
+    if kind in _PAGES:
+        return "page"
+    if kind in {"application/pdf", "application/postscript"}:
+        return "document"
+    return major if major in {"image", "font"} else None
 
 
 def safe_name(text: str, *, fallback: str = "download", limit: int = _MAX_BYTES) -> str:
@@ -157,9 +206,12 @@ def safe_name(text: str, *, fallback: str = "download", limit: int = _MAX_BYTES)
     text = "".join(" " if char in "\t\n\r" else char for char in text if char in "\t\n\r" or _visible(char))
     text = _RESERVED.sub("_", text)
     text = re.sub(r"\s+", " ", text).strip().strip(". ").lstrip("~-")
-    text = text.encode("utf-8")[:limit].decode("utf-8", "ignore").strip(". ")
     if _DEVICES.match(text):
         text = f"_{text}"
+    text = text.encode("utf-8")[:limit].decode("utf-8", "ignore").strip(". ")
+    if _DEVICES.match(text):
+        # What was cut off made the difference.
+        text = f"_{text}".encode()[:limit].decode("utf-8", "ignore").strip(". ")
     return text or fallback
 
 
@@ -228,12 +280,12 @@ def expand(template: str, name: FileName, *, batch_id: str, submitted: datetime 
         "batch_id": safe_name(batch_id, fallback="batch"),
         "safe_title": safe_name(name.title),
         "id": safe_name(name.id, fallback="unknown", limit=60),
-        "ext": ext if _EXTENSION.fullmatch(ext) else "bin",
+        "ext": ext if not ext or _EXTENSION.fullmatch(ext) else "bin",
         "uploader": safe_name(name.uploader, fallback="unknown", limit=80),
         "upload_date": safe_name(date, fallback="unknown", limit=20),
     }
     # Safe values hold no separator, so the levels of the template are the levels of the path.
-    levels = template.split("/")
+    levels = (template if ext else template.replace(".{ext}", "")).split("/")
     filled = [level.format_map(values) for level in levels]
     *folders, last = filled
     return PurePosixPath(*(safe_name(folder, fallback="_", limit=200) for folder in folders), _keep_end(last, values))
@@ -242,7 +294,7 @@ def expand(template: str, name: FileName, *, batch_id: str, submitted: datetime 
 def _keep_end(name: str, values: Mapping[str, str]) -> str:
     """Shorten a file name, if it must be, in front of its extension."""
     end = f".{values['ext']}"
-    if name.endswith(end):
+    if values["ext"] and name.endswith(end):
         return safe_name(name[: -len(end)], limit=200 - len(end)) + end
     return safe_name(name, limit=200)
 
