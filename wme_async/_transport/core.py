@@ -417,9 +417,9 @@ class Transport:
             timeout = self._client_timeouts[silence] = aiohttp.ClientTimeout(
                 total=None, connect=self._queue_timeout(), sock_connect=self.timeouts.connect, sock_read=silence
             )
+        target = URL(url, encoded=True)
+        proxy = await self.pool.proxy_of(target)
         try:
-            target = URL(url, encoded=True)
-            proxy = await self.pool.proxy_of(target)
             asking = session.request(
                 request.method,
                 target,

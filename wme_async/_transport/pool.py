@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import socket
 import ssl as ssl_module
 import weakref
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.helpers import get_env_proxy_for_url
+from aiohttp.helpers import basicauth_from_netrc, netrc_from_env
 from yarl import URL
 
 from wme_async._protocol.answer import bare_url
@@ -22,6 +23,7 @@ from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.settings import Limits, Timeouts, check_kinds
 from wme_async._tasks import in_thread
 from wme_async._transport._body_end import Response
+from wme_async._transport.proxies import EnvironmentProxies, check_proxy
 from wme_async._transport.slots import Slots
 from wme_async._transport.wire import Refused, Role
 from wme_async.errors import ClientClosed, ConnectFailed
@@ -67,9 +69,11 @@ class SessionPool:
         ssl: A TLS context, such as one that knows a company's authority; None, and True, verify by the system's. False
             verifies nothing: whoever stands in between reads user name, password, tokens and data, and may change
             them. It is for tests, and a warning is logged.
-        proxy: URL of an HTTP proxy for all requests.
-        trust_env: Take proxies from `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`, and passwords for them from `~/.netrc`;
-            what that has for other hosts is not used.
+        proxy: URL of a proxy for all requests, of scheme `http` or `https`; a user name and a password may be in it.
+        trust_env: Without a `proxy`, take one from `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, but for what `NO_PROXY`
+            lists, and passwords for them from `~/.netrc`; what that has for other hosts is not used. The variables are
+            read once. What cannot be used, such as `socks5://`, is a `ValueError` of the first request that would need
+            it, before anything is sent. The page on embedding has the rules.
         guard: For addresses behind URLs that strangers name: says why an IP address is refused, or None. It is asked
             about the very addresses that are connected to, so a name cannot change its mind in between. With a proxy it
             cannot be kept, so URLs of strangers are then refused.
@@ -96,7 +100,7 @@ class SessionPool:
         check_functions(guard=guard)
         check_ssl(ssl)
         if proxy is not None:
-            _check_proxy(proxy)
+            check_proxy(proxy)
         if ssl is False:
             logger.warning("ssl=False: certificates are not verified, so credentials and data may go to anybody")
         self.limits: Limits = limits or Limits()
@@ -104,6 +108,8 @@ class SessionPool:
         self._ssl = ssl
         self._proxy = proxy
         self._trust_env = trust_env
+        self._proxies = EnvironmentProxies(os.environ) if trust_env and proxy is None else None
+        self._proxy_of: dict[URL, URL | None] = {}
         self._guard = guard
         self._injected = session
         self._sessions: dict[Role, aiohttp.ClientSession] = {}
@@ -206,15 +212,21 @@ class SessionPool:
         return session
 
     async def proxy_of(self, url: URL) -> URL | None:
-        """Return the proxy that the environment names for a URL, with its password; None where there is none."""
-        if not self._trust_env or self._proxy is not None or self._injected is not None:
+        """Return the proxy that the environment names for a URL, with its password; None where there is none.
+
+        Raises:
+            ValueError: What the environment names cannot be used.
+        """
+        if self._proxies is None or self._injected is not None:
             return None
-        try:
-            # It may read a file.
-            proxy, password = await in_thread(get_env_proxy_for_url, url)
-        except LookupError:
-            return None
-        return proxy if password is None else proxy.with_user(password.login).with_password(password.password)
+        origin = url.origin()
+        if origin not in self._proxy_of:
+            if len(self._proxy_of) > 1000:
+                self._proxy_of.clear()
+            proxy = self._proxies.proxy_of(url)
+            # It reads a file.
+            self._proxy_of[origin] = proxy if proxy is None else await in_thread(_with_password, proxy)
+        return self._proxy_of[origin]
 
     def refuse(self, url: str) -> None:
         """Apply the guard to a URL that names an address outright, which no resolver ever sees.
@@ -402,17 +414,15 @@ def check_ssl(ssl: object) -> None:
         )
 
 
-def _check_proxy(proxy: str) -> None:
-    if not isinstance(proxy, str):
-        raise TypeError(f"proxy is text such as http://host:3128, not {type(proxy).__name__}")
+def _with_password(proxy: URL) -> URL:
+    """Return a proxy with user name and password from `~/.netrc`, if it has none and they are there."""
+    if proxy.user is not None:
+        return proxy
     try:
-        parts = urlsplit(proxy)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        # It may have a password in it, so it is not repeated.
-        raise ValueError("a proxy is a URL such as http://host:3128 or http://user:password@host:3128")
+        password = basicauth_from_netrc(netrc_from_env(), proxy.host or "")
+    except LookupError:
+        return proxy
+    return proxy.with_user(password.login).with_password(password.password)
 
 
 def _bound(session: aiohttp.ClientSession) -> int | None:

@@ -23,6 +23,7 @@ from wme_async._client import Client
 from wme_async._download import Progress
 from wme_async._protocol.query import kind_of
 from wme_async._protocol.resources import Resource
+from wme_async._transport import SessionPool
 from wme_async.cli.terminal import LogFormatter, echo, json_line, one_line, stderr, stdout, visible
 from wme_async.errors import Forbidden, NotFound, QuotaExceeded, RateLimited, Unauthorized, WMEError
 
@@ -230,8 +231,17 @@ async def connect(context: click.Context) -> AsyncIterator[Client]:
     """Open a client with the options of the command line."""
     options = context.find_root().params
     token_file = _token_file(options.get("token_file"))
-    async with Client.from_env(options.get("env_file"), token_file=token_file) as client:
+    async with (
+        session_pool(context) as pool,
+        Client.from_env(options.get("env_file"), token_file=token_file, pool=pool) as client,
+    ):
         yield client
+
+
+def session_pool(context: click.Context) -> SessionPool:
+    """Make a pool with the proxy of the command line, or else those of the environment."""
+    proxy = context.find_root().params.get("proxy")
+    return SessionPool(proxy=proxy, trust_env=proxy is None)
 
 
 def has_account(context: click.Context) -> bool:

@@ -16,7 +16,7 @@ from rich.text import Text
 from wme_async import web
 from wme_async._client import Client
 from wme_async._protocol.decode import decode_json
-from wme_async._transport import Request, Transport
+from wme_async._transport import Request, SessionPool, Transport
 from wme_async.cli import base
 from wme_async.errors import DecodeError, NotFound
 from wme_async.jobs import Batch, BatchManager, DatabaseError, Listing, Status, UnknownBatch, WrongState, from_csv
@@ -35,16 +35,19 @@ class _Service:
     Args:
         url: Where it is.
         key: The API key, if it asks for one.
+        pool: Its connections; closed with the service.
     """
 
-    def __init__(self, url: str, key: str | None) -> None:
+    def __init__(self, url: str, key: str | None, pool: SessionPool) -> None:
         self._url = f"{url.rstrip('/')}/api/v1/batch"
         self._headers = {"Accept": "application/json", **({} if key is None else {"X-API-Key": key.strip()})}
-        self._transport = Transport(None)
+        self._pool = pool
+        self._transport = Transport(None, pool=pool)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
+        await self._pool.aclose()
 
     async def submit(self, urls: Sequence[str], **options: Any) -> Batch:
         body = msgspec.json.encode({"urls": list(urls), **options})
@@ -96,7 +99,7 @@ async def _open(context: click.Context, *, jobs: bool = False) -> AsyncIterator[
     """
     options = context.find_object(dict) or {}
     if options["server"]:
-        remote = _Service(options["server"], options["api_key"])
+        remote = _Service(options["server"], options["api_key"], base.session_pool(context))
         try:
             yield remote
         finally:
@@ -104,7 +107,7 @@ async def _open(context: click.Context, *, jobs: bool = False) -> AsyncIterator[
         return
     async with (
         _account(context) as client,
-        _managing(options["directory"], client, options["hosts"], jobs=jobs) as manager,
+        _managing(context, options["directory"], client, options["hosts"], jobs=jobs) as manager,
     ):
         try:
             yield manager
@@ -116,10 +119,10 @@ async def _open(context: click.Context, *, jobs: bool = False) -> AsyncIterator[
 
 @contextlib.asynccontextmanager
 async def _managing(
-    directory: str, client: Client | None, hosts: Sequence[str], *, jobs: bool = True
+    context: click.Context, directory: str, client: Client | None, hosts: Sequence[str], *, jobs: bool = True
 ) -> AsyncIterator[BatchManager]:
     """Open the manager of a folder; that another one has it, or that it cannot be read, is one line."""
-    manager = BatchManager(directory, client=client, allow_hosts=hosts)
+    manager = BatchManager(directory, client=client, allow_hosts=hosts, proxy=context.find_root().params.get("proxy"))
     try:
         await manager.start(jobs=jobs)
     except (RuntimeError, DatabaseError) as error:
@@ -335,7 +338,7 @@ def serve(
         base.echo(f"X-API-Key: {keys[0]}")
 
     async def run() -> None:
-        async with _account(context) as client, _managing(directory, client, hosts) as manager:
+        async with _account(context) as client, _managing(context, directory, client, hosts) as manager:
             ready: Callable[[str], None] = _ready
             await web.serve(manager, host=host, port=port, api_keys=None if no_key else keys, on_ready=ready)
 

@@ -50,15 +50,20 @@ class _Root(base.Root):
 @click.version_option(__version__, prog_name="wme-async")
 @click.option("--env-file", metavar="PATH", help="File of NAME=value lines with WME_USERNAME and WME_PASSWORD.")
 @click.option("--token-file", metavar="PATH", help="Where tokens are shared between runs.")
+@click.option(
+    "--proxy",
+    metavar="URL",
+    help="Proxy for everything, such as http://host:3128; otherwise HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.",
+)
 @click.option("-v", "verbosity", count=True, help="Log retries; -vv: every request, and tracebacks.")
-def root(env_file: str | None, token_file: str | None, verbosity: int) -> None:
+def root(env_file: str | None, token_file: str | None, proxy: str | None, verbosity: int) -> None:
     """Wikimedia Enterprise on the command line.
 
     Credentials come from WME_USERNAME and WME_PASSWORD, or WME_ACCESS_TOKEN. Exit codes: 0 done, 1 failed, 2 wrong
     usage, 3 not found, 4 credentials or plan, 5 quota or rate limit, 130 interrupted. Errors are one line; -vv shows a
     traceback.
     """
-    del env_file, token_file
+    del env_file, token_file, proxy
     base.configure_logging(verbosity)
 
 

@@ -19,6 +19,7 @@ from wme_async._protocol.settings import Limits, Retry, Timeouts, check_kinds
 from wme_async._tasks import WorkGroup, in_thread
 from wme_async._transport import SessionPool, Transport
 from wme_async._transport.pool import check_ssl
+from wme_async._transport.proxies import check_proxy
 from wme_async.jobs.crew import Crew
 from wme_async.jobs.errors import DatabaseError, ManagerClosed, UnknownBatch
 from wme_async.jobs.guard import guard
@@ -67,6 +68,9 @@ class BatchManager:
         timeouts: Seconds of silence.
         retry: When one request of a job is tried again.
         ssl: A TLS context, such as one that knows a company's authority; otherwise as for `SessionPool`.
+        proxy: URL of a proxy for plain URLs and webhooks, as for `SessionPool`; `wme:` URLs go as their client goes.
+            The proxy resolves names, so it is the proxy that then has to keep URLs of strangers from private addresses:
+            here, addresses and names are only checked as they are written. Proxies of the environment are not used.
 
     Raises:
         TypeError: An argument of another type.
@@ -88,6 +92,7 @@ class BatchManager:
         timeouts: Timeouts | None = None,
         retry: Retry | None = None,
         ssl: ssl_module.SSLContext | bool | None = None,
+        proxy: str | None = None,
     ) -> None:
         check_path("directory", directory)
         check_path("database", database, optional=True)
@@ -95,6 +100,10 @@ class BatchManager:
             client=(client, Client), limits=(limits, JobLimits), timeouts=(timeouts, Timeouts), retry=(retry, Retry)
         )
         check_ssl(ssl)
+        if proxy is not None:
+            check_proxy(proxy)
+            if media is not None:
+                raise ValueError("media cannot be fetched through a proxy: give either media or proxy")
         check_url_of("file_url", file_url)
         check_delivery(webhook_secrets, webhook_delays)
         if media is not None and (isinstance(media, type) or not hasattr(media, "fetch")):
@@ -112,6 +121,7 @@ class BatchManager:
         self._timeouts = timeouts or Timeouts()
         self._retry = retry or Retry()
         self._ssl = ssl
+        self._proxy = proxy
         self._crew: Crew | None = None
         self._fetcher: Fetcher | None = None
         self._delivery: Delivery | None = None
@@ -148,7 +158,9 @@ class BatchManager:
         if self._main is not None:
             raise RuntimeError("this batch manager is open already")
         timeouts = self._timeouts
-        pool = SessionPool(limits=Limits(), timeouts=timeouts, ssl=self._ssl, guard=guard(self._allow))
+        # Behind a proxy there are no addresses to ask a guard about.
+        checked = guard(self._allow) if self._proxy is None else None
+        pool = SessionPool(limits=Limits(), timeouts=timeouts, ssl=self._ssl, proxy=self._proxy, guard=checked)
         self._transport = Transport(
             None, timeouts=timeouts, retry=self._retry, limits=Limits(max_response=1 << 20), pool=pool
         )

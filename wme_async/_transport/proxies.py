@@ -1,0 +1,120 @@
+"""Which proxy a request goes through: one rule for the client, the command line and jobs.
+
+A proxy that is given wins. Otherwise, and only if the environment is to be trusted, the usual variables are read. What
+they name is used or is an error that names the variable: nothing ever goes past a proxy because it cannot be used.
+"""
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from yarl import URL
+
+__all__ = ["EnvironmentProxies", "check_proxy"]
+
+
+class EnvironmentProxies:
+    """The proxies that the environment names.
+
+    `HTTP_PROXY` is for `http` URLs, `HTTPS_PROXY` for `https` URLs, `ALL_PROXY` for both where their own is not set. In
+    lower case they win over upper case. A value is a URL of scheme `http` or `https`, or `host:port`, which is `http`.
+    An empty one means no proxy. `HTTP_PROXY` in upper case is ignored under CGI (where `REQUEST_METHOD` is set): there
+    anybody can set it by a header.
+
+    `NO_PROXY` lists, separated by commas, what is asked directly: `*` is everything; `example.org` and `.example.org`
+    are the host and all below it; an address or a network such as `10.0.0.0/8` covers URLs with such an address (names
+    are not resolved for it); each may end in `:port`. Nothing else is exempt, loopback included.
+
+    Args:
+        environ: The variables.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._values: dict[str, tuple[str, str]] = {}
+        for scheme in ("http", "https"):
+            names = [f"{scheme}_proxy", f"{scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY"]
+            forged = "HTTP_PROXY" if "REQUEST_METHOD" in environ else None
+            name = next((name for name in names if name in environ and name != forged), None)
+            if name is not None and environ[name].strip():
+                self._values[scheme] = (name, environ[name].strip())
+        exempt = environ.get("no_proxy", environ.get("NO_PROXY", ""))
+        self._exempt = [entry for part in exempt.split(",") if (entry := part.strip().lower())]
+
+    def proxy_of(self, url: URL) -> URL | None:
+        """Return the proxy for a URL, None where it is asked directly.
+
+        Raises:
+            ValueError: The variable for it holds what cannot be used. Nothing has been sent.
+        """
+        name, value = self._values.get(url.scheme, ("", ""))
+        if not value or self._is_exempt(url):
+            return None
+        return _parsed(value if "://" in value else f"http://{value}", name)
+
+    def _is_exempt(self, url: URL) -> bool:
+        host = (url.host or "").lower().rstrip(".")
+        return any(entry == "*" or _covers(entry, host, url.port) for entry in self._exempt)
+
+
+def _covers(entry: str, host: str, port: int | None) -> bool:
+    """Say whether an entry of `NO_PROXY` covers a host."""
+    address = _address(host)
+    if address is not None:
+        network = _network(entry)
+        if network is not None:
+            return address in network
+    if entry.startswith("["):
+        name, _, entry_port = entry[1:].partition("]")
+        entry_port = entry_port.removeprefix(":")
+    elif entry.count(":") == 1:
+        name, _, entry_port = entry.partition(":")
+    else:
+        name, entry_port = entry, ""
+    if entry_port and entry_port != str(port):
+        return False
+    if address is not None:
+        return _address(name) == address
+    name = name.removeprefix("*").strip(".")
+    return bool(name) and (host == name or host.endswith(f".{name}"))
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def check_proxy(proxy: str) -> None:
+    """Raise if a proxy that was given cannot be used.
+
+    Raises:
+        TypeError: It is not text.
+        ValueError: It is not a URL of scheme `http` or `https`.
+    """
+    if not isinstance(proxy, str):
+        raise TypeError(f"proxy is text such as http://host:3128, not {type(proxy).__name__}")
+    _parsed(proxy, None)
+
+
+def _parsed(value: str, variable: str | None) -> URL:
+    # It may have a password in it, so of the value nothing but the scheme is repeated.
+    try:
+        parts = urlsplit(value)
+        well_formed = bool(parts.hostname) and parts.port != 0
+        if well_formed and parts.scheme in {"http", "https"}:
+            return URL(value)
+    except ValueError:
+        well_formed = False
+    usage = "a proxy is a URL such as http://host:3128 or http://user:password@host:3128"
+    problem = f"proxies of scheme {parts.scheme} cannot be used; {usage}" if well_formed else usage
+    if variable is None:
+        raise ValueError(problem)
+    raise ValueError(f"the environment variable {variable} cannot be used: {problem}. Correct it, or unset it")
