@@ -19,7 +19,6 @@ from wme_async._protocol.settings import Limits, Retry, Timeouts, check_kinds
 from wme_async._tasks import WorkGroup, in_thread
 from wme_async._transport import SessionPool, Transport
 from wme_async._transport.pool import check_ssl
-from wme_async._transport.proxies import check_proxy
 from wme_async.jobs.crew import Crew
 from wme_async.jobs.errors import DatabaseError, ManagerClosed, UnknownBatch
 from wme_async.jobs.guard import guard
@@ -28,7 +27,7 @@ from wme_async.jobs.model import Batch, Event, Listing, Outbox, utc
 from wme_async.jobs.outbox import Delivery, check_delivery
 from wme_async.jobs.rules import InvalidBatch, JobLimits, Options, Problem, check_options, check_urls
 from wme_async.jobs.shelf import HIDDEN
-from wme_async.jobs.sources import Fetcher, MediaFetcher
+from wme_async.jobs.sources import Fetcher, MediaFetcher, check_media
 from wme_async.jobs.states import Status
 from wme_async.jobs.store import Store
 from wme_async.jobs.supervision import restarted
@@ -69,8 +68,8 @@ class BatchManager:
         retry: When one request of a job is tried again.
         ssl: A TLS context, such as one that knows a company's authority; otherwise as for `SessionPool`.
         proxy: URL of a proxy for plain URLs and webhooks, as for `SessionPool`; `wme:` URLs go as their client goes.
-            The proxy resolves names, so it is the proxy that then has to keep URLs of strangers from private addresses:
-            here, addresses and names are only checked as they are written. Proxies of the environment are not used.
+            It resolves names, so it then has to keep URLs of strangers from private addresses; here they are only
+            checked as they are written. Proxies of the environment are never used.
 
     Raises:
         TypeError: An argument of another type.
@@ -100,14 +99,9 @@ class BatchManager:
             client=(client, Client), limits=(limits, JobLimits), timeouts=(timeouts, Timeouts), retry=(retry, Retry)
         )
         check_ssl(ssl)
-        if proxy is not None:
-            check_proxy(proxy)
-            if media is not None:
-                raise ValueError("media cannot be fetched through a proxy: give either media or proxy")
+        check_media(media, proxy)
         check_url_of("file_url", file_url)
         check_delivery(webhook_secrets, webhook_delays)
-        if media is not None and (isinstance(media, type) or not hasattr(media, "fetch")):
-            raise TypeError(f"media is wme_async.integrations.media.Media() or None, not {media!r}")
         self.directory: Path = Path(directory).absolute()
         self.limits: JobLimits = limits or JobLimits()
         self.media: bool = media is not None
@@ -157,10 +151,10 @@ class BatchManager:
         """
         if self._main is not None:
             raise RuntimeError("this batch manager is open already")
-        timeouts = self._timeouts
+        timeouts, proxy = self._timeouts, self._proxy
         # Behind a proxy there are no addresses to ask a guard about.
-        checked = guard(self._allow) if self._proxy is None else None
-        pool = SessionPool(limits=Limits(), timeouts=timeouts, ssl=self._ssl, proxy=self._proxy, guard=checked)
+        checked = None if proxy is not None else guard(self._allow)
+        pool = SessionPool(limits=Limits(), timeouts=timeouts, ssl=self._ssl, proxy=proxy, guard=checked)
         self._transport = Transport(
             None, timeouts=timeouts, retry=self._retry, limits=Limits(max_response=1 << 20), pool=pool
         )

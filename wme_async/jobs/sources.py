@@ -22,13 +22,14 @@ from wme_async._protocol.range_answers import content_coding, parse_content_rang
 from wme_async._protocol.retry import http_date
 from wme_async._tasks import in_thread
 from wme_async._transport import Body, Request, Transport
+from wme_async._transport.proxies import check_proxy
 from wme_async.errors import DataError, StatusError
 from wme_async.jobs.names import FileName, name_file
 from wme_async.jobs.rules import JobLimits, Options, WmeUrl, parse_wme
 from wme_async.jobs.staging import DATA
 from wme_async.jobs.urls import redirect_target
 
-__all__ = ["Fetched", "Fetcher", "MediaFetcher", "UrlSource", "wme_files"]
+__all__ = ["Fetched", "Fetcher", "MediaFetcher", "UrlSource", "check_media", "wme_files"]
 
 _MAX_HOPS = 10
 # What servers answer to a range that they do not know, or that an empty file does not have.
@@ -86,6 +87,21 @@ class MediaFetcher(Protocol):
     ) -> Fetched:
         """Download what a page shows into a folder, going on with what is there."""
         ...
+
+
+def check_media(media: object, proxy: str | None) -> None:
+    """Raise if media cannot be got out of pages in this way.
+
+    Raises:
+        TypeError: It does not get media, or the proxy is not text.
+        ValueError: The proxy cannot be used, or media would go past it.
+    """
+    if media is not None and (isinstance(media, type) or not hasattr(media, "fetch")):
+        raise TypeError(f"media is wme_async.integrations.media.Media() or None, not {media!r}")
+    if proxy is not None:
+        check_proxy(proxy)
+        if media is not None:
+            raise ValueError("media cannot be fetched through a proxy: give either media or proxy")
 
 
 class UrlSource:
