@@ -15,7 +15,7 @@ from wme_async._protocol.ranges import Claim, Plan
 from wme_async._protocol.retry import gave_up, is_transient
 from wme_async._tasks import WorkGroup, raise_first_cause
 from wme_async._transport import Body, Request, Sink, Transport
-from wme_async.errors import IntegrityError, Interrupted, QuotaExceeded, StatusError, WMEError
+from wme_async.errors import IntegrityError, Interrupted, QuotaExceeded, ServerError, StatusError, WMEError
 
 __all__ = ["Crew", "NoRanges", "Replaced", "Store"]
 
@@ -131,6 +131,7 @@ class Crew:
         self._cap = ConnectionCap(connections)
         self._serving = 0
         self._signed_beside_others = False
+        self._kept_address = False
         # Requests that had an address when they were sent, and what had come when none could be had.
         self._under_way = 0
         self._came: int | None = None
@@ -365,6 +366,8 @@ class Crew:
         """Say whether another attempt at a range may succeed."""
         if isinstance(error, IntegrityError):
             return attempts.count <= WRONG_MOST
+        if self._refuses_condition(error):
+            return isinstance(error, ServerError) and error.status == 500 and attempts.count <= WRONG_MOST
         if is_transient(error):
             return True
         # A server that has served this file may refuse one request for it, for reasons that pass. Each 403 of a signed
@@ -386,11 +389,13 @@ class Crew:
         gave_up(error, attempts=attempts.count, elapsed=attempts.elapsed)
         if isinstance(error, IntegrityError) and (self._ticket.plain or not self._answered):
             return NoRanges(error)
-        if self._ticket.plain and not self._answered and self._validator is not None:
-            status = error.status if isinstance(error, StatusError) else None
-            if status in _CONDITION_REFUSED:
-                return NoRanges(error)
-        return error
+        return NoRanges(error) if self._refuses_condition(error) else error
+
+    def _refuses_condition(self, error: WMEError) -> bool:
+        """Say whether an answer may be due to the condition (`If-Match`), and can be had without it."""
+        if self._answered or self._validator is None or not self._ticket.plain:
+            return False
+        return isinstance(error, StatusError) and error.status in _CONDITION_REFUSED
 
     async def _ask(self, claim: Claim) -> None:
         """Send one request for the rest of a claim and take its body."""
@@ -409,6 +414,7 @@ class Crew:
                 answer = self._check(body, start, stop)
                 self._ticket.worked()
                 self._answered = True
+                self._kept_address = False
                 self._setup += 0.3 * (min(5.0, self._transport.monotonic() - asked) - self._setup)
                 with contextlib.suppress(_Enough):
                     await body.copy_to(self._sink(claim, answer))
@@ -436,6 +442,12 @@ class Crew:
         if others and (signed.expires_at is None or self._signed_beside_others):
             self._use_fewer(error, others)
         self._signed_beside_others = self._signed_beside_others or others > 0
+        if self._ticket.plain and self._answered and not self._kept_address:
+            # A URL that has served bytes is asked once more as it is: the server may still count a connection that has
+            # ended, and asking where the URL leads would be a connection too.
+            self._kept_address = True
+            return
+        self._kept_address = False
         self._ticket.refused(signed)
 
     async def _address(self, claim: Claim) -> SignedUrl:

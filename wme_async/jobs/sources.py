@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -199,13 +200,16 @@ class UrlSource:
             if body.status >= 300:
                 raise DataError(f"answered with HTTP {body.status} instead of a file")
             self.disposition = body.headers.get("Content-Disposition")
-            return _info_of(body)
+            return _info_of(body, received=self._transport.now())
 
 
-def _info_of(body: Body) -> FileInfo:
+def _info_of(body: Body, *, received: float) -> FileInfo:
     ranged = parse_content_range(body.headers.get("Content-Range")) if body.status == 206 else None
     coded = content_coding(body.headers) is not None
     length = body.headers.get("Content-Length", "")
+    # Without a date an answer has the one on which it was received (RFC 9110, section 6.6.1).
+    headers = {name.title(): text for name, text in body.headers.items()}
+    headers.setdefault("Date", formatdate(received, usegmt=True))
     whole = int(length) if body.status == 200 and length.isascii() and length.isdigit() else None
     return FileInfo(
         # Ranges of an encoded answer are those of an encoding that need not be made twice in the same way.
@@ -214,7 +218,7 @@ def _info_of(body: Body) -> FileInfo:
         last_modified=http_date(body.headers.get("Last-Modified")),
         content_type=body.headers.get("Content-Type"),
         accept_ranges=ranged is not None and ranged.size is not None and not coded,
-        headers=dict(body.headers),
+        headers=headers,
     )
 
 
