@@ -1,7 +1,9 @@
 """One stream, many listeners: order, resuming, slow listeners, failures, server-sent events."""
 
 import asyncio
+import contextlib
 import json
+import statistics
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -251,3 +253,51 @@ async def test_records_without_an_event_need_a_function_for_their_position(sim):
             event = await anext(events)
             assert event.id is not None
             assert event.id.endswith(f"{sent[0]}:{sent[1]}")
+
+
+async def delays(*, hindered: bool) -> list[float]:
+    """Return the delays of 198 listeners of 200, of which two are frozen and slow if `hindered`."""
+    loop = asyncio.get_running_loop()
+    sent: dict[tuple[int | None, int | None], float] = {}
+    measured: list[float] = []
+
+    async def listen(events: Listener[Article]) -> None:
+        for _ in range(300):
+            event = (await anext(events)).item.event
+            measured.append(loop.time() - sent[event.partition, event.offset])
+
+    async def crawl(events: Listener[Article]) -> None:
+        async for _ in events:
+            await asyncio.sleep(0.5)
+
+    async with (
+        Simulator() as sim,
+        relay(sim, backlog=100) as hub,
+        contextlib.AsyncExitStack() as stack,
+        asyncio.TaskGroup() as tasks,
+    ):
+        listeners = [await stack.enter_async_context(hub.listen()) for _ in range(200)]
+        frozen, slow, *others = listeners
+        readers = [tasks.create_task(listen(events)) for events in others]
+        if hindered:
+            crawling = tasks.create_task(crawl(slow))
+        else:
+            frozen.close()
+            slow.close()
+        for _ in range(300):
+            sent[sim.firehose.publish(size="small")] = loop.time()
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*readers)
+        assert hub.statistics().backlog <= 100
+        if hindered:
+            crawling.cancel()
+    return measured
+
+
+@pytest.mark.torture
+async def test_a_frozen_and_a_slow_listener_do_not_delay_198_others():
+    def p99(values: list[float]) -> float:
+        return statistics.quantiles(values, n=100)[98]
+
+    ratios = [p99(await delays(hindered=True)) / p99(await delays(hindered=False)) for _ in range(5)]
+    assert statistics.median(ratios) <= 2, sorted(ratios)

@@ -24,7 +24,7 @@ except ImportError as _error:
 
 from wme_async.integrations._batches import SMALL_BLOCK, batches_of
 from wme_async.integrations._columns import schema_of
-from wme_async.integrations.parquet import Parquet, parquet_chunks, unwritten, write_parquet
+from wme_async.integrations._parquet import Parquet, parquet_chunks, unwritten, write_parquet
 
 __all__ = ["Parquet", "parquet_chunks", "record_batches", "schema_of", "unwritten", "write_parquet"]
 
