@@ -810,6 +810,8 @@ async def test_a_count_beyond_the_limit_that_is_stated_for_all_shows_that_it_is_
 
 
 async def test_a_limit_of_requests_can_be_the_accounts_own(sim):
+    # The service counts requests only for groups with an allowance.
+    sim.caps.limits["group_3"] = {"ondemand": 100}
     for cap, kind in ((5, QuotaExceeded), (6, RateLimited)):
         user = f"capped{cap}"
         sim.add_user(user, "pw")

@@ -173,6 +173,8 @@ async def test_the_tiers_of_the_table_are_those_of_the_simulators_plans(group, t
 
 async def test_what_the_table_says_is_metered_is_what_the_simulator_counts(sim):
     pools = {"ondemand": "ondemand", "snapshot": "snapshots", "chunk": "chunks"}
+    # The service counts requests only for groups with an allowance.
+    sim.caps.limits["group_3"] = dict.fromkeys(pools.values(), 1000)
     async with Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
         token = await signed_in(wme)
         for each in ENDPOINTS:

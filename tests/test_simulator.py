@@ -252,6 +252,8 @@ async def test_bearer_parsing(call: Caller, header: str | None, message: str | N
 
 
 async def test_get_user_tells_counts_and_the_limits_of_the_process(call: Caller) -> None:
+    # Requests are counted only for groups with an allowance.
+    call.simulator.caps.limits["group_3"] = {"ondemand": 5, "snapshots": 5, "chunks": 5}
     await call.get("/v2/articles/Squirrel")
     await call.get("/v2/snapshots/enwiki_namespace_0/download")
     headers = {"Authorization": f"Bearer {call.token}"}

@@ -163,11 +163,16 @@ class Caps:
         self._counts[username, pool] = count
 
     def spend(self, username: str, groups: Iterable[str], pool: str) -> bool:
-        """Count one request, or say that the allowance is used up; what is refused does not count."""
+        """Count one request, or say that the allowance is used up; a refused request does not count.
+
+        The allowance is that of the alphabetically last group. Without one, nothing is counted.
+        """
         self._turn()
-        caps = [self.limits[group][pool] for group in groups if pool in self.limits.get(group, {})]
+        limit = self.limits.get(max(groups, default=""), {}).get(pool)
+        if limit is None:
+            return True
         used = self._counts.get((username, pool), 0)
-        if caps and used >= min(caps):
+        if used >= limit:
             return False
         self._counts[username, pool] = used + 1
         return True

@@ -16,6 +16,7 @@ from wme_async.simulator._http import JSON, Answer, error_answer
 
 __all__ = ["Accounts", "AuthHost", "Denied", "User"]
 
+_CONFIRMATION_CODE: Final = "123456"
 _GENERIC: Final = "Internal error, please try again later."
 _CACHE_SECONDS: Final = 24 * 3600
 _REFRESH_SECONDS: Final = 90 * 24 * 3600
@@ -262,6 +263,9 @@ class AuthHost:
             "change-password": self._change_password,
             "forgot-password": self._forgot,
             "forgot-password-confirm": self._forgot_confirm,
+            "create-user": self._create,
+            "confirm-user": self._confirm,
+            "resend-confirm": self._resend,
         }
 
     def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -346,10 +350,41 @@ class AuthHost:
         if not _fits(form, username=(1, 255), password=(1, 255), confirmation_code=(1, 2048)):
             return 422, _GENERIC
         user = self._accounts.find(form["username"])
-        if user is None or form["confirmation_code"] != "123456":
+        if user is None or form["confirmation_code"] != _CONFIRMATION_CODE:
             return 401, "CodeMismatchException: Invalid verification code provided, please try again."
         user.password = form["password"]
         return Answer(204)
+
+    def _create(self, form: Mapping[str, Any]) -> Answer | tuple[int, str]:
+        texts = {
+            "username": (1, None),
+            "email": (1, 60),
+            "password": (8, None),
+            "captcha_id": (1, 30),
+            "captcha_solution": (1, 6),
+            "policy_date_accept": (1, None),
+            "policy_version": (1, 4),
+            "marketing_emails": (4, 5),
+        }
+        if not _fits(form, **texts):
+            return 422, _GENERIC
+        if self._accounts.find(form["username"]) or self._accounts.find(form["email"]):
+            return 400, "An account with the given email already exists."
+        self._accounts.add(User(form["username"], form["password"], ["group_1"], email=form["email"]))
+        return Answer(204)
+
+    def _confirm(self, form: Mapping[str, Any]) -> Answer | tuple[int, str]:
+        if not _fits(form, username=(1, None), confirmation_code=(1, 6)):
+            return 422, _GENERIC
+        user = self._accounts.find(form["username"])
+        if user is None or form["confirmation_code"] != _CONFIRMATION_CODE:
+            return 500, _GENERIC
+        return _document({"userId": user.subject, "email": user.email or ""})
+
+    def _resend(self, form: Mapping[str, Any]) -> Answer | tuple[int, str]:
+        if not _fits(form, username=(1, None)):
+            return 422, _GENERIC
+        return Answer(204) if self._accounts.find(form["username"]) else (401, _GENERIC)
 
     def _user(self, user: User) -> Answer:
         answer: dict[str, Any] = {"groups": list(user.groups)}

@@ -93,8 +93,8 @@ def _equal(found: Any, wanted: Any) -> bool:
 def project(record: Mapping[str, Any], fields: Sequence[str], rnd: Random) -> dict[str, Any]:
     """Reduce a record to the fields asked for.
 
-    Where two entries conflict the later wins, the order of keys is random, and a name below a list makes the list an
-    empty object.
+    Where two entries conflict the later wins, and the order of keys is random. An object of which fields are selected
+    is always there, if only empty: a name below a list makes the list an empty object, an index or `#` becomes its key.
 
     Args:
         record: The stored record.
@@ -126,9 +126,9 @@ def _cut(value: Any, tree: Mapping[str, Any], rnd: Random) -> dict[str, Any]:
     for name in names:
         below = tree[name]
         inner = get(value, name) if isinstance(value, (Mapping, list)) else MISSING
-        if below is None:
-            if inner is not MISSING:
-                found[name] = inner
+        if below is not None:
+            # An object that was selected is written even if nothing is in it; an index and `#` are keys like others.
+            found[name] = _cut(inner, below, rnd)
         elif inner is not MISSING:
-            found[name] = _cut(inner, below, rnd) if isinstance(inner, Mapping) else {}
+            found[name] = inner
     return found

@@ -159,11 +159,11 @@ class Lookups:
 
     def _find(self, call: Call) -> tuple[Query, list[Mapping[str, Any]]]:
         query = call.bound()
-        if query.limit > _MAX_LIMIT:
-            raise Refused(422, "limit cannot be greater than 10")
         title = call.values["name"].replace(" ", "_")
         if not title:
             raise Refused(404, "Not Found")
+        if query.limit > _MAX_LIMIT:
+            raise Refused(422, "limit cannot be greater than 10")
         if any(item is None for item in query.filters):
             raise Panic(fatal=True)
         limit = query.limit if query.limit > 0 else _DEFAULT_LIMIT
@@ -172,16 +172,17 @@ class Lookups:
         for name in self._walk(query):
             if any(fault.get("projects") is None or name in fault.get("projects") for fault in hidden):
                 continue
-            if (record := self._pages.article(name, title)) is not None:
+            record = self._pages.article(name, title)
+            # Each worker filters what it fetches, and goes on to its next project if that does not match.
+            if record is not None and matches(record, query):
                 hits.append(record)
                 if len(hits) == limit + 3:
                     break
         # Each of `limit` workers goes on to its first hit: the early projects win, in no fixed order.
         winners = self._random.sample(hits, min(limit, len(hits)))
-        found = [record for record in winners if matches(record, query)]
-        if not found:
+        if not winners:
             raise Refused(404, "Not Found")
-        return query, found
+        return query, winners
 
     def _walk(self, query: Query) -> list[str]:
         """The projects that the first filter by project and the first by language leave."""
@@ -198,10 +199,11 @@ class Lookups:
 
 
 def _selected(record: Mapping[str, Any], query: Query) -> dict[str, Any]:
-    """Reduce structured contents: unknown names are ignored, and if none is left the base fields come."""
+    """Reduce structured contents: unknown names are ignored, and if none is left the base fields are returned."""
     if not query.fields:
         return {key: value for key, value in record.items() if key in _BASE or value}
-    asked = set(query.fields) & {*_BASE, *_EXTRAS}
+    # The first segment of a dotted name counts, and brings the whole field.
+    asked = {name.partition(".")[0] for name in query.fields} & {*_BASE, *_EXTRAS}
     if "sections" in asked:
         asked.add("tables")
     asked = asked or set(_BASE)

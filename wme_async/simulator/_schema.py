@@ -71,7 +71,8 @@ def _object(leaves: str = "", *, many: bool = False, zeros: Mapping[str, Any] | 
 
 _EVENT = _object(
     "identifier:string type:string date_created:time date_published:time fail_count:int fail_reason:string "
-    "is_internal_message:bool:"
+    # A pointer, which no value of a filter can be converted to.
+    "is_internal_message:pointer:"
 )
 _SIZE = _object("value:float unit_text:string")
 _LINKS = _object("name:string url:string", many=True)

@@ -25,7 +25,7 @@ from wme_async.simulator._access import (
     Limiter,
     allowed,
 )
-from wme_async.simulator._api import Api
+from wme_async.simulator._api import Api, moved
 from wme_async.simulator._arguments import check_mappings, check_numbers, check_texts
 from wme_async.simulator._auth import Accounts, AuthHost, Denied, User
 from wme_async.simulator._catalog import Catalog
@@ -504,6 +504,14 @@ class Simulator:
         path = unquote(record.path)
         if record.method == "GET" and path in {"/v2/status", "/healthz"}:
             return await send(request, Answer(200))
+        if path.endswith("/") and path.rstrip("/") in self._streams:
+            location = path.rstrip("/") + (f"?{record.query}" if record.query else "")
+            if record.method == "GET":
+                return await send(request, moved(301, location, "Moved Permanently"))
+            return await send(request, Answer(307, {"Location": location}))
+        if record.method == "OPTIONS":
+            cors = {"Origin": "*", "Methods": "GET,POST,OPTIONS,HEAD", "Headers": "*"}
+            return await send(request, Answer(204, {f"Access-Control-Allow-{name}": cors[name] for name in cors}))
         try:
             user = self.accounts.authenticate(headers.get("authorization"))
         except Denied as denied:

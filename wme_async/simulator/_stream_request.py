@@ -1,5 +1,6 @@
 """What the stream's server makes of a request: binding, the checks in their order, and the exact texts."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ _RFC3339: Final = re.compile(
 )
 _ZERO_TIME: Final = -62_135_596_800_000  # milliseconds; the first instant of year 1 counts as "not given"
 _INT: Final = re.compile(r"[+-]?\d+", re.ASCII)
+# Bodies of these types are not read as JSON, so the stream is unfiltered; that of the first is read as a form.
+_UNREAD_BODIES: Final = {"application/x-www-form-urlencoded", "multipart/form-data", "application/xml", "text/xml"}
 _KEYS: Final = ("since", "fields", "filters", "parts", "offsets", "since_per_partition")
 
 
@@ -91,13 +94,15 @@ def bind_stream_request(method: str, query: str, content_type: str, body: bytes)
     try:
         if not (posted and kind == "application/json"):
             form = query
-            if posted and kind in {"application/x-www-form-urlencoded", "multipart/form-data"}:
+            if posted and kind in _UNREAD_BODIES:
                 if kind == "application/x-www-form-urlencoded":
                     form = f"{body.decode('utf-8', 'replace')}&{query}"
                 body = b""
             model.update(_form(parse_qs(form, keep_blank_values=True)))
         if body.strip():
-            given = _json(body) or {}
+            given = _json(body)
+            if given is None:
+                given = {}
             if not isinstance(given, dict):
                 return Refused(422, f"json: cannot unmarshal {_kind(given)} into Go value of type articles.Model")
             for key, value in given.items():
@@ -140,9 +145,18 @@ def _json(data: bytes) -> Any:
     except msgspec.DecodeError:
         pass
     text = data.decode("utf-8", "replace").lstrip()
+    try:
+        # Whatever follows the first value is ignored.
+        return json.JSONDecoder(parse_constant=_reject_constant).raw_decode(text)[0]
+    except (ValueError, RecursionError):
+        pass
     if text[:1] not in {"{", "[", '"', "t", "f", "n", "-"} and not text[:1].isdigit():
         raise _Bad(f"invalid character '{text[:1]}' looking for beginning of value")
     raise _Bad("unexpected EOF")
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
 
 
 def check_stream_request(
@@ -170,14 +184,12 @@ def check_stream_request(
 
 
 def _check(model: Mapping[str, Any], now: int, schema: Node, partitions: int, max_parts: int) -> Accepted:
-    since = _time(model["since"]) if model.get("since") is not None else None
+    decoded = _decode(model)
+    since = decoded["since"]
     if since == _ZERO_TIME:
         since = None
-    fields = [_typed(item, str, "fields", "string") for item in _list(model, "fields", "[]string")]
-    filters = [_filter(item) for item in _list(model, "filters", "[]resolver.RequestFilter")]
-    parts = [_typed(item, int, "parts", "int") for item in _list(model, "parts", "[]int")]
-    offsets = _map(model, "offsets", "map[int]int64", lambda value: _typed(value, int, "offsets", "int64"))
-    times = _map(model, "since_per_partition", "map[int]time.Time", _time)
+    fields, filters, parts = decoded["fields"], decoded["filters"], decoded["parts"]
+    offsets, times = decoded["offsets"], decoded["since_per_partition"]
     _check_binding(fields, filters)
     for name in fields:
         _check_field(schema, name)
@@ -208,6 +220,22 @@ def _check(model: Mapping[str, Any], now: int, schema: Node, partitions: int, ma
         offsets=offsets,
         since_per_partition=times,
     )
+
+
+def _decode(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Decode the parameters in the order of the body: of two wrong ones the first is reported."""
+    decoders: dict[str, Callable[[], Any]] = {
+        "since": lambda: _time(model["since"]) if model.get("since") is not None else None,
+        "fields": lambda: [_typed(item, str, "fields", "string") for item in _list(model, "fields", "[]string")],
+        "filters": lambda: [_filter(item) for item in _list(model, "filters", "[]resolver.RequestFilter")],
+        "parts": lambda: [_typed(item, int, "parts", "int") for item in _list(model, "parts", "[]int")],
+        "offsets": lambda: _map(
+            model, "offsets", "map[int]int64", lambda value: _typed(value, int, "offsets", "int64")
+        ),
+        "since_per_partition": lambda: _map(model, "since_per_partition", "map[int]time.Time", _time),
+    }
+    order = dict.fromkeys([*(key for key in model if key in decoders), *decoders])
+    return {key: decoders[key]() for key in order}
 
 
 def _check_binding(fields: list[str], filters: list[tuple[str, Any]]) -> None:

@@ -10,7 +10,6 @@ _BASE_BEFORE_EXTRAS = (
     "name",
     "identifier",
     "abstract",
-    "description",
     "version",
     "event",
     "url",
@@ -22,6 +21,7 @@ _BASE_BEFORE_EXTRAS = (
     "in_language",
     "image",
     "license",
+    "description",
 )
 _HEADINGS = ("Abstract", "Early life", "Geography and climate", "History", "In popular culture", "See also")
 
@@ -53,8 +53,10 @@ def structured_content(
         sections.insert(1, None)
     record["infoboxes"] = infoboxes
     record["article_sections" if old_names else "sections"] = sections
-    record["references"] = _references(rnd)
-    record["tables"] = [table]
+    references = {"references": _references(rnd)}
+    tables = {"tables": [table]}
+    # The two producers write them in different order.
+    record.update(references | tables if snapshot else tables | references)
     if not snapshot:
         record["attribution"] = {
             "editors_count": {"anonymous_count": str(rnd.randrange(100)), "registered_count": ">100"},

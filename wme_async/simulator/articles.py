@@ -299,10 +299,12 @@ class ArticleGenerator:
         record.update(_links(rnd, index, base))
         record["is_part_of"] = {"identifier": project, "url": base}
         html_bytes = max(0, wanted - 2600) * 7 // 10
-        record["article_body"] = {
+        body = {
             "html": self._html.take(rnd, html_bytes),
             "wikitext": self._wikitext.take(rnd, max(0, wanted - 2600 - html_bytes)),
         }
+        if any(body.values()):
+            record["article_body"] = {name: text for name, text in body.items() if text}
         record["license"] = [_LICENSE]
         record["event"] = _event(rnd, "update", when)
         if rnd.random() < 0.3:
@@ -390,19 +392,21 @@ def _small(page: _Page) -> dict[str, Any]:
 
 def _with_empty_body(record: dict[str, Any]) -> dict[str, Any]:
     event = record.pop("event")
-    return {**record, "article_body": {"html": "", "wikitext": ""}, "event": event}
+    return {**record, "article_body": {}, "event": event}
 
 
 def _padded(record: dict[str, Any], size: int) -> dict[str, Any]:
     """Make the JSON exactly `size` bytes long by adding to, or cutting from, its wikitext."""
     body = record["article_body"]
+    body.setdefault("wikitext", "")
     missing = size - len(dumps(record))
     if missing < 0:
-        for key in ("html", "wikitext"):
-            body[key] = ""
+        body.pop("html", None)
+        body["wikitext"] = ""
         missing = size - len(dumps(record))
-    if missing < 0:
-        raise ValueError(f"this article has at least {size - missing} bytes")
+    if missing < 1:
+        # An empty string is never written, so there is one character at least.
+        raise ValueError(f"this article has at least {size - missing + 1} bytes")
     body["wikitext"] += _prose.FILLER * (missing // len(_prose.FILLER)) + _prose.FILLER[: missing % len(_prose.FILLER)]
     return record
 
