@@ -139,7 +139,7 @@ def test_what_a_page_shows_runs_and_prints_what_it_says(
         runner = stack.enter_context(asyncio.Runner())
         for name, value in simulator.environment().items():
             monkeypatch.setenv(name, value)
-        if page.stem in {"README", "realtime"}:
+        if page.stem in {"README", "realtime", "relay"}:
             stack.enter_context(publishing(simulator.firehose))
         try:
             run_page(page, namespace, runner)
