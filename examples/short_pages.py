@@ -1,6 +1,6 @@
 """Find the shortest pages in many downloaded archives, on all processors.
 
-    python examples/short_pages.py data/*.tar.gz
+    python examples/short_pages.py data/snapshots/*.tar.gz
 
 One line for each page under 100 characters: its length, its title, and the archive that it is in.
 """

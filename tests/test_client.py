@@ -55,7 +55,8 @@ async def test_the_five_uses_of_hourly_batches(sim, wme, tmp_path):
     assert isinstance(batch, Batch)
     info = await hour.head("enwiki_namespace_0")
     done = await hour.download("enwiki_namespace_0", tmp_path)
-    assert done.path == tmp_path / "enwiki_namespace_0.tar.gz"
+    day, _, clock = hour_of(sim).partition("T")
+    assert done.path == tmp_path / "batches" / day / clock / "enwiki_namespace_0.tar.gz"
     data = done.path.read_bytes()
     assert len(data) == info.size == done.size
     assert hashlib.md5(data).hexdigest() == batch.version == done.version
@@ -677,7 +678,9 @@ async def test_the_bytes_of_an_archive_are_passed_on(sim, wme, tmp_path):
     async with hour.content("enwiki_namespace_0", tee=tmp_path) as content:
         data = b"".join([piece async for piece in content])
     assert hashlib.md5(data).hexdigest() == (await hour.get("enwiki_namespace_0")).version
-    assert (tmp_path / "enwiki_namespace_0.tar.gz").read_bytes() == data
+    [copy] = tmp_path.rglob("enwiki_namespace_0.tar.gz")
+    assert copy.parts[-4] == "batches"
+    assert copy.read_bytes() == data
     async with hour.read("enwiki_namespace_0", select=lambda name: name.endswith("_0.ndjson")) as articles:
         some = len([article async for article in articles])
     async with hour.read("enwiki_namespace_0") as articles:

@@ -350,11 +350,11 @@ async def test_a_file_with_another_checksum_never_gets_its_name(sim, wme, tmp_pa
     old.write_bytes(b"the old one")
     sim.faults.inject("corrupt", role="store", times=None)
     with pytest.raises(IntegrityError, match="SHA-1") as caught:
-        await wme.files.download("Ottawa 0757.jpg", tmp_path)
+        await wme.files.download("Ottawa 0757.jpg", tmp_path, overwrite=True)
     assert caught.value.expected != caught.value.got
     assert [each.name for each in tmp_path.iterdir()] == ["Ottawa_0757.jpg"]
     assert old.read_bytes() == b"the old one"
-    done = await wme.files.download("Ottawa 0757.jpg", tmp_path, verify=False)
+    done = await wme.files.download("Ottawa 0757.jpg", tmp_path, verify=False, overwrite=True)
     assert done.verified is None
 
 

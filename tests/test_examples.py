@@ -40,8 +40,11 @@ SCRIPTS = {
         (["simplewiki_namespace_0", "pages.ndjson"], r"20 records of \d members, 0 bad, 20 pages in pages\.ndjson\n"),
     ],
     "resume_download": [
-        (["simplewiki_namespace_0", "data"], r"data/simple\S+: \d+ bytes, 0 of them from before, MD5 verified: True\n"),
-        (["simplewiki_namespace_0", "data"], r"data/simplewiki_namespace_0\.tar\.gz is already the newest\n"),
+        (
+            ["simplewiki_namespace_0", "data"],
+            r"data/snapshots/simple\S+: \d+ bytes, 0 of them from before, MD5 verified: True\n",
+        ),
+        (["simplewiki_namespace_0", "data"], r"data/snapshots/simplewiki_namespace_0\.tar\.gz is already the newest\n"),
     ],
 }
 FILES = {"short_pages"}

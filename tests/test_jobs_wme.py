@@ -43,11 +43,16 @@ async def test_every_kind_of_archive_is_a_job_with_its_checksum(sim, wme, manage
     batch = await manager.submit(list(identifiers), path_template="{upload_date}/{safe_title}-{id}.{ext}")
     done = await manager.wait(batch.batch_id, timeout=30)
     assert (done.status, done.completed_jobs) == ("completed", 4)
+    # The template is for http URLs; an archive is where a download to the folder would be.
+    assert {job.file_info.filepath for job in done.jobs} == {
+        f"batches/{hour_of(sim)}/enwiki_namespace_0.tar.gz",
+        "snapshots/dewiki_namespace_0.tar.gz",
+        "snapshots/enwiki_namespace_0/chunk_0.tar.gz",
+        "structured_snapshots/enwiki_namespace_0.tar.gz",
+    }
     for job in done.jobs:
         name = job.url.rpartition("/")[2]
         path = manager.directory / job.file_info.filepath
-        assert path.name.startswith(name)
-        assert path.name.endswith(".tar.gz")
         assert job.title == name
         version = (await identifiers[job.url].get(name)).version
         assert hashlib.md5(path.read_bytes()).hexdigest() == version

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -86,7 +87,7 @@ def test_batches_are_listed_asked_for_downloaded_and_read(run, world, tmp_path, 
     assert lines(run("batches", "get", hour, ARCHIVE))[0]["identifier"] == ARCHIVE
     size = lines(run("batches", "head", hour, ARCHIVE))[0]["size"]
     told = run("batches", "download", hour, ARCHIVE, "dewiki_namespace_0", "--to", str(tmp_path / "data")).stdout
-    path = tmp_path / "data" / f"{ARCHIVE}.tar.gz"
+    [path] = (tmp_path / "data").rglob(f"{ARCHIVE}.tar.gz")
     assert path.stat().st_size == size
     assert told.count("MD5 matches") == 2
     assert "unchanged" in run("batches", "download", hour, ARCHIVE, "--to", f"{tmp_path}/data/", "--if-changed").stdout
@@ -97,7 +98,7 @@ def test_batches_are_listed_asked_for_downloaded_and_read(run, world, tmp_path, 
     (tmp_path / "tee").mkdir()
     counted = run("batches", "read", hour, ARCHIVE, "--count", "--tee", f"{tmp_path}/tee/")
     assert counted.stdout == f"{len(records)}\n"
-    assert (tmp_path / "tee" / f"{ARCHIVE}.tar.gz").stat().st_size == size
+    assert next((tmp_path / "tee").rglob(f"{ARCHIVE}.tar.gz")).stat().st_size == size
 
 
 def test_an_archive_is_written_to_parquet(run, world, tmp_path):
@@ -239,7 +240,7 @@ def test_a_download_that_is_interrupted_goes_on_with_the_same_command(environmen
         hour = simulator.hours[-1]
         command = [sys.executable, "-m", "wme_async", "batches", "download", hour, ARCHIVE, "--to", f"{tmp_path}/"]
         process = subprocess.Popen([*command, "--max-rate", "0.5"], env=values, stderr=subprocess.PIPE, text=True)
-        part = tmp_path / f"{ARCHIVE}.tar.gz.part"
+        part = tmp_path / "batches" / hour.replace("T", "/") / f"{ARCHIVE}.tar.gz.part"
         deadline = time.monotonic() + 20
         while not (part.exists() and part.stat().st_blocks * 512 > 300_000):
             assert time.monotonic() < deadline
@@ -319,7 +320,7 @@ def test_letters_that_the_terminal_does_not_know_are_no_reason_to_stop(environme
     result = shell(f"{labels} && {download}", environment=environment)
     assert result.returncode == 0, result.stderr
     assert r"/\u0141/" in result.stdout
-    assert (tmp_path / "Ł" / f"{ARCHIVE}.tar.gz").is_file()
+    assert [path.is_file() for path in (tmp_path / "Ł").rglob(f"{ARCHIVE}.tar.gz")] == [True]
 
 
 @pytest.mark.parametrize(("closed", "heard"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)])
@@ -720,3 +721,50 @@ def test_without_uvloop_the_usual_loop_runs(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert base._loop_factory() is None
     assert lines(run("codes", "get", "wiki"))
+
+
+def test_an_archive_goes_to_standard_output(run, world):
+    hour = world.hours[-2]
+    [row] = lines(run("batches", "get", hour, ARCHIVE))
+    result = run("batches", "download", hour, ARCHIVE, "--to", "-")
+    assert hashlib.md5(result.stdout_bytes).hexdigest() == row["version"]
+    for option in (["--force"], ["--if-changed"], ["--name", "x"], ["--no-verify"], ["dewiki_namespace_0"]):
+        told = run("batches", "download", hour, ARCHIVE, "--to", "-", *option, code=2).stderr
+        assert "--to - writes one archive" in told
+
+
+def test_a_file_of_another_version_is_replaced_by_force_alone(run, world, tmp_path):
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(b"mine")
+    command = ["batches", "download", world.hours[-2], ARCHIVE, "--to", str(path)]
+    told = run(*command, code=1).stderr
+    assert hashlib.md5(b"mine").hexdigest() in told
+    assert "--force" in told
+    assert path.read_bytes() == b"mine"
+    assert "MD5 matches" in run(*command, "--force").stdout
+    assert "unchanged" in run(*command).stdout
+    path.write_bytes(b"mine")
+    assert "MD5 matches" in run(*command, "--if-changed").stdout
+
+
+def test_a_name_is_a_template_below_the_folder(run, world, tmp_path):
+    command = ["batches", "download", world.hours[-2], ARCHIVE, "dewiki_namespace_0", "--to", str(tmp_path / "data")]
+    run(*command, "--name", "{identifier}")
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "dewiki_namespace_0.tar.gz",
+        f"{ARCHIVE}.tar.gz",
+    ]
+    before = len(world.requests)
+    for template in ("{date}", "x", "../{identifier}", "{title}", "{chunk}-{identifier}"):
+        assert "name" in run(*command, "--name", template, code=2).stderr
+    assert len(world.requests) == before
+
+
+def test_an_upload_of_a_media_file_is_replaced_by_force_alone(run, tmp_path):
+    command = ["files", "download", "Ottawa 0757.jpg", "--to", f"{tmp_path}/media/"]
+    run(*command)
+    assert "unchanged" in run(*command).stdout
+    (tmp_path / "media" / "Ottawa_0757.jpg").write_bytes(b"mine")
+    assert "SHA-1" in run(*command, code=1).stderr
+    run(*command, "--force")
+    assert (tmp_path / "media" / "Ottawa_0757.jpg").read_bytes() != b"mine"

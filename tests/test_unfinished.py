@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from download_store import KEY, StoreSource, clean, leftovers, noise, store_requests
 
-from wme_async import Client, IntegrityError, NotFound, Progress, Retry
-from wme_async._download import download
+from wme_async import Client, IntegrityError, NotFound, Progress, Retry, VersionConflict
+from wme_async._download import FileInfo, download
 from wme_async._download.partfile import PartFile
 from wme_async._protocol.ranges import Spans
 from wme_async._transport import Transport
@@ -268,6 +268,35 @@ async def test_a_copy_beside_a_reader_never_gets_the_name_of_a_foreign_file(tmp_
                         replace_by_zeros(tmp_path / "x.part")
                         replaced = True
         assert not target.exists()
+
+
+class Overtaken(StoreSource):
+    """A source whose file another download brings while it is asked for its version."""
+
+    target: Path
+    content: bytes
+
+    async def head(self) -> FileInfo:
+        info = await super().head()
+        self.target.write_bytes(self.content)
+        return info
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_a_file_that_another_download_has_finished_meanwhile_is_not_replaced(
+    sim: Simulator, transport: Transport, tmp_path: Path, same: bool
+) -> None:
+    source = Overtaken(sim, transport)
+    source.target, source.content = tmp_path / "x", DATA if same else noise(SIZE, 2)
+    if same:
+        done = await download(source, tmp_path / "x", transport=transport, overwrite=False)
+        assert done.unchanged
+    else:
+        with pytest.raises(VersionConflict):
+            await download(source, tmp_path / "x", transport=transport, overwrite=False)
+    assert (tmp_path / "x").read_bytes() == source.content
+    assert source.signed == 0
+    assert leftovers(tmp_path) == ["x"]
 
 
 # --- names

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         TransportError,
         Unauthorized,
         Unprocessable,
+        VersionConflict,
         WMEError,
     )
     from wme_async.models import Article, Batch, Event, Project, Snapshot, StructuredContent
@@ -132,6 +133,7 @@ __all__ = [
     "TransportError",
     "Unauthorized",
     "Unprocessable",
+    "VersionConflict",
     "WMEError",
     "__version__",
     "read_archive",
@@ -183,6 +185,7 @@ _HOMES = {
         "TransportError",
         "Unauthorized",
         "Unprocessable",
+        "VersionConflict",
         "WMEError",
     ),
     "wme_async.models": ("Article", "Batch", "Event", "Project", "Snapshot", "StructuredContent"),

@@ -15,6 +15,7 @@
         DecodeError               a JSON document or line that does not fit its model
         ArchiveError              gzip or tar is damaged, cut short, or hostile
         IntegrityError            a file that does not match its checksum, size or version
+        VersionConflict           another version of the file is there; also a `FileExistsError`
       StreamError               the firehose
         OffsetGap                 events of a partition are missing
         IdleTimeout               the stream was silent for too long
@@ -25,6 +26,7 @@ Misuse (a client that was not entered, a naive datetime, an unknown field) is `V
 Every error carries what is known as attributes, is picklable, and never holds a credential.
 """
 
+import errno
 from typing import Any
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "TransportError",
     "Unauthorized",
     "Unprocessable",
+    "VersionConflict",
     "WMEError",
     "error_for_status",
 ]
@@ -292,6 +295,49 @@ class IntegrityError(DataError):
         super().__init__(message, url=url)
         self.expected = expected
         self.got = got
+
+
+class VersionConflict(DataError, FileExistsError):
+    """A finished file of another version has the name already; it was not replaced.
+
+    Args:
+        message: Which file, and what to do.
+        path: The file.
+        local: Its version: its MD5.
+        remote: The version on the server: the MD5 of its metadata, or its ETag.
+        url: Where the bytes would have come from.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        path: str | None = None,
+        local: str | None = None,
+        remote: str | None = None,
+        url: str | None = None,
+    ) -> None:
+        super().__init__(message, url=url)
+        self.errno = errno.EEXIST
+        self.strerror = message
+        self.filename = path
+        self.local = local
+        self.remote = remote
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what a system error keeps apart from other attributes, too."""
+        return _rebuild_conflict, (type(self), self.message, self.filename, dict(self.__dict__))
+
+
+def _rebuild_conflict(
+    kind: type[VersionConflict], message: str, path: str | None, facts: dict[str, Any]
+) -> VersionConflict:
+    error = kind(message, path=path)
+    error.__dict__.update(facts)
+    return error
 
 
 class StreamError(WMEError):

@@ -191,7 +191,9 @@ class Client:
         Raises:
             ValueError: It is no hour, or a naive datetime.
         """
-        return self._files("batches", hour=hour_path(hour))
+        place = hour_path(hour)
+        resource = self._resources["batches"]
+        return Files(self._transport, resource, resource.at(hour=place), place=place)
 
     def _collection(self, name: str) -> Collection[Any]:
         resource = self._resources[name]
@@ -200,9 +202,9 @@ class Client:
     def _lookup(self, name: str) -> Lookup[Any]:
         return Lookup(self._transport, self._resources[name], cache=self._cache)
 
-    def _files(self, name: str, **values: str) -> "Files[Any, Any]":
+    def _files(self, name: str) -> "Files[Any, Any]":
         resource = self._resources[name]
-        return Files(self._transport, resource, resource.at(**values))
+        return Files(self._transport, resource, resource.path)
 
 
 def _trimmed(name: str, value: str) -> str:

@@ -344,7 +344,8 @@ class Wikidata:
             ValueError: It is no hour, or a naive datetime.
         """
         resource = self._resources["wikidata.batches"]
-        return Files(self._transport, resource, resource.at(hour=hour_path(hour)))
+        place = hour_path(hour)
+        return Files(self._transport, resource, resource.at(hour=place), place=place)
 
 
 def _checked_id(identifier: object, letters: str) -> str:

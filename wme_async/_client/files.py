@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar, overload
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,6 +24,7 @@ from wme_async._download import (
 )
 from wme_async._protocol.answer import REDIRECTS, bare_url, redirect_target
 from wme_async._protocol.archive import DEFAULT_MAX_RECORD
+from wme_async._protocol.archive_names import ArchiveName, uses_version
 from wme_async._protocol.arguments import check_path
 from wme_async._protocol.paths import chunk_path
 from wme_async._protocol.quota import Cost
@@ -124,7 +125,17 @@ class Files(Collection[M], Generic[M, R]):
     """Archives of one kind: what can be listed, got, asked for its size, downloaded and read.
 
     `M` is the model of an archive's metadata, `R` that of the records in it.
+
+    Args:
+        transport: Sends the requests.
+        resource: Its row of the table.
+        path: Its path, placeholders filled in.
+        place: Which hour (`YYYY-MM-DD/HH`) or snapshot it is part of, for the names of files.
     """
+
+    def __init__(self, transport: Transport, resource: Resource, path: str, *, place: str = "") -> None:
+        super().__init__(transport, resource, path)
+        self._place = place
 
     async def head(self, identifier: str | int) -> FileInfo:
         """Return size, ETag and dates of an archive; free of charge.
@@ -141,6 +152,8 @@ class Files(Collection[M], Generic[M, R]):
         identifier: str | int,
         to: str | os.PathLike[str] = ".",
         *,
+        name: str | None = None,
+        overwrite: bool = False,
         progress: ProgressHook | None = None,
         verify: bool = True,
         if_changed: bool = False,
@@ -156,32 +169,51 @@ class Files(Collection[M], Generic[M, R]):
 
         Args:
             identifier: As the list has it.
-            to: A folder, in which the file is called `IDENTIFIER.tar.gz`, or the path of the file. What ends in a slash
-                is a folder, and made where it is not there.
+            to: A folder, or the path of the file. What ends in a slash is a folder, and created if it does not exist.
+                The path below a folder identifies the content: `batches/2025-07-16/05/enwiki_namespace_0.tar.gz`,
+                `snapshots/enwiki_namespace_0.tar.gz`, `snapshots/enwiki_namespace_0/chunk_3.tar.gz`,
+                `structured_snapshots/…`, `wikidata/snapshots/…`, `wikidata/batches/…`. A symbolic link to a file is
+                followed.
+            name: Another path below the folder `to`, which is created if it does not exist: a template of `{kind}
+                {date} {hour} {snapshot} {chunk} {identifier} {version} {ext}`, such as `"{identifier}"` for a flat
+                folder. The extension is appended where it is missing.
+            overwrite: Download the file anew and replace the one that is there, of whatever version.
             progress: Receives `Progress` about ten times a second and once at the end.
             verify: Check the MD5. Without it the size and the version on the server are checked alone.
-            if_changed: Do nothing if the file is already there in the same version. Free of charge then.
+            if_changed: Keep the file up to date: one of another version is replaced. Without `if_changed` and
+                `overwrite` that is a `VersionConflict`. A file of the same version is never downloaded again, which is
+                free of charge, unless `overwrite` says so; `unchanged` tells. In a folder, `IDENTIFIER.tar.gz` (the
+                name of earlier versions of this package) satisfies `if_changed` too.
             connections: Concurrent byte ranges at most; not given, as many as bring something.
             min_rate: Bytes a second below which a range is asked for again by a new connection.
             max_rate: Bytes a second of this download at most.
             budget: Connections and bandwidth to share with other downloads.
 
         Raises:
-            ValueError: The identifier is none, or an option is out of range.
+            ValueError: The identifier is none, an option is out of range, or the name has an unknown field or leads out
+                of the folder; nothing was sent.
+            VersionConflict: A file of another version is there.
             IsADirectoryError: The path of the file is a folder.
             OSError: The disk is full, or not to be written to.
             IntegrityError: What arrived is not what the metadata promises; no file was made.
             QuotaExceeded: The month's allowance is used up.
             WMEError: Whatever else went wrong.
         """
-        path = target_of(to, f"{identifier}.tar.gz")
+        source = self._source(identifier)
+        below = self._name(identifier)
+        path = target_of(to, below.path(name), folder=name is not None)
+        if uses_version(name):
+            path = target_of(to, below.path(name, version=await self._version(source)), folder=True)
         return await download(
-            self._source(identifier),
+            source,
             path,
             transport=self._transport,
             progress=progress,
             verify=verify,
             if_changed=if_changed,
+            overwrite=overwrite,
+            also=Path(to, below.flat) if name is None and path != Path(to) else None,
+            create=path != Path(to),
             connections=connections,
             min_rate=min_rate,
             max_rate=max_rate,
@@ -194,6 +226,7 @@ class Files(Collection[M], Generic[M, R]):
         identifier: str | int,
         *,
         tee: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
@@ -209,6 +242,7 @@ class Files(Collection[M], Generic[M, R]):
         *,
         type: type[U],
         tee: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
@@ -223,6 +257,7 @@ class Files(Collection[M], Generic[M, R]):
         *,
         type: type[Any] | None = None,
         tee: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
@@ -240,7 +275,9 @@ class Files(Collection[M], Generic[M, R]):
         Args:
             identifier: As the list has it.
             type: A msgspec Struct of yours to decode into; what it does not name is skipped, which is quick.
-            tee: Keep the archive too: a folder or the path of a file, which is there when all was read and checked.
+            tee: Keep the archive too: a folder or the path of a file, which is there when all was read and checked. It
+                is named as by `download`.
+            overwrite: Replace a file of another version that `tee` finds there.
             on_bad_record: What to do with a line that does not decode: `"raise"`, `"skip"` and count, or a function
                 that is given the `DecodeError` with member, line, offset and raw bytes.
             max_record: Bytes of one record above which it is a bad record.
@@ -256,9 +293,16 @@ class Files(Collection[M], Generic[M, R]):
 
         Raises:
             ValueError: The identifier is none.
+            VersionConflict: When it is entered or read: `tee` found a file of another version.
         """
         source = self.content(
-            identifier, tee=tee, connections=connections, window=window, max_rate=max_rate, budget=budget
+            identifier,
+            tee=tee,
+            overwrite=overwrite,
+            connections=connections,
+            window=window,
+            max_rate=max_rate,
+            budget=budget,
         )
         record = type if type is not None else self._resource.record
         assert record is not None
@@ -276,6 +320,7 @@ class Files(Collection[M], Generic[M, R]):
         identifier: str | int,
         *,
         tee: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
         connections: int | None = None,
         window: int = 12 << 20,
         max_rate: float | None = None,
@@ -289,7 +334,8 @@ class Files(Collection[M], Generic[M, R]):
 
         Args:
             identifier: As the list has it.
-            tee: Keep the archive too: a folder or the path of a file.
+            tee: Keep the archive too: a folder or the path of a file, named as by `download`.
+            overwrite: Replace a file of another version that `tee` finds there.
             connections: Concurrent byte ranges at most. Not given, one where the archive is metered, since several need
                 a metered request for every minute of reading; else as many as bring something.
             window: Bytes held in memory ahead of the reader.
@@ -304,10 +350,14 @@ class Files(Collection[M], Generic[M, R]):
         Raises:
             ValueError: The identifier is none, or an option is out of range.
         """
+        source = self._source(identifier)
+        path = None if tee is None else target_of(tee, self._name(identifier).path(), argument="tee")
         return ordered(
-            self._source(identifier),
+            source,
             transport=self._transport,
-            tee=None if tee is None else target_of(tee, f"{identifier}.tar.gz", argument="tee"),
+            tee=path,
+            overwrite=overwrite,
+            create=path is not None and path != Path(tee or ""),
             connections=1 if connections is None and self._resource.pool else connections,
             window=window,
             max_rate=max_rate,
@@ -329,6 +379,16 @@ class Files(Collection[M], Generic[M, R]):
             if not isinstance(identifier, str | int):
                 raise TypeError(f"identifiers are given one by one, as in cost(*identifiers), got {identifier!r}")
         return Cost(pool=self._resource.pool, requests=len(identifiers) if self._resource.pool else 0)
+
+    def _name(self, identifier: str | int) -> ArchiveName:
+        return ArchiveName(kind=self._resource.name, identifier=str(identifier), place=self._place)
+
+    async def _version(self, source: ArchiveSource) -> str:
+        """Return the MD5 of the metadata, or the ETag of an archive without any, for its name."""
+        checksum = await source.checksum()
+        if checksum is not None:
+            return checksum.md5
+        return (await source.head()).etag or "unknown"
 
     def _source(self, identifier: str | int) -> ArchiveSource:
         async def checksum() -> Checksum | None:
@@ -368,27 +428,31 @@ class _Chunks(Files[Chunk, R]):
     """The chunks of one archive; the server reads the last number of an identifier and nothing else."""
 
     def __init__(self, transport: Transport, resource: Resource, path: str, snapshot: str) -> None:
-        super().__init__(transport, resource, path)
-        self._snapshot = snapshot
+        super().__init__(transport, resource, path, place=snapshot)
 
     def _quoted(self, identifier: str | int) -> str:
-        return chunk_path(self._snapshot, identifier)
+        return chunk_path(self._place, identifier)
 
 
-def target_of(to: str | os.PathLike[str], name: str, *, argument: str = "to") -> Path:
+def target_of(
+    to: str | os.PathLike[str], name: str | PurePosixPath, *, argument: str = "to", folder: bool = False
+) -> Path:
     """Return the path of a file that is to go to a folder, or to have this path itself.
 
+    Args:
+        to: A folder if it exists as one or ends in a slash; else the path of the file.
+        name: The path of the file below a folder.
+        argument: What `to` is called, for messages.
+        folder: It is a folder in any case.
+
     Raises:
-        TypeError: It is no path; the message has the argument's name.
+        TypeError: It is not a path; the message has the argument's name.
         ValueError: It is empty.
     """
     check_path(argument, to)
     text = os.fspath(to)
     path = Path(text)
-    if text.endswith(("/", os.sep)):
-        # Somebody who writes the slash means a folder, there or not yet.
-        path.mkdir(parents=True, exist_ok=True)
-    return path / name if path.is_dir() else path
+    return path / name if folder or text.endswith(("/", os.sep)) or path.is_dir() else path
 
 
 def _file_info(headers: CIMultiDictProxy[str]) -> FileInfo:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -16,7 +17,7 @@ from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
 from wme_async._tasks import in_thread, long_in_thread
 from wme_async._transport import Transport
-from wme_async.errors import Forbidden, NotFound
+from wme_async.errors import Forbidden, NotFound, VersionConflict
 from wme_async.models import FilePage, FileRevision
 
 __all__ = ["MediaFiles"]
@@ -72,6 +73,7 @@ class MediaFiles:
         name: str,
         to: str | os.PathLike[str] = ".",
         *,
+        overwrite: bool = False,
         progress: ProgressHook | None = None,
         verify: bool = True,
         if_changed: bool = False,
@@ -81,31 +83,43 @@ class MediaFiles:
         Args:
             name: As it reads, without `File:` before it.
             to: A folder, in which the file has its name with underscores, or the path of the file. What ends in a slash
-                is a folder, and made where it is not there.
+                is a folder, and created if it does not exist. A symbolic link to a file is followed.
+            overwrite: Download the file anew and replace the one that is there, of whatever upload.
             progress: Receives `Progress` about ten times a second and once at the end.
             verify: Check the SHA-1. Where the page has none, `verified` is None.
-            if_changed: Do nothing if the file is already there with the SHA-1 of its latest upload.
+            if_changed: Keep the file up to date: one of another upload is replaced. Without `if_changed` and
+                `overwrite` that is a `VersionConflict`. A file with the SHA-1 of the latest upload is not downloaded
+                again, unless `overwrite` says so.
 
         Raises:
             ValueError: No file can have this name; nothing was sent.
             NotFound: There is no such file.
+            VersionConflict: A file of another upload is there.
             IntegrityError: What arrived has not the SHA-1 of the page; no file was made.
             OSError: The disk is full, or not to be written to.
             WMEError: Whatever else went wrong.
         """
-        check_flags(verify=verify, if_changed=if_changed)
+        check_flags(overwrite=overwrite, verify=verify, if_changed=if_changed)
         check_functions(progress=progress)
         path = f"{self._resource.path}/{file_path(name)}"
         target = target_of(to, name.replace(" ", "_"))
-        uploads = await self._uploads(name) if verify or if_changed else []
+        present = not overwrite and await in_thread(target.is_file)
+        uploads = await self._uploads(name) if verify or present else []
         known = frozenset(upload.sha1.lower() for upload in uploads)
-        if (
-            if_changed
-            and known
-            and await long_in_thread(lambda unwanted: _sha1_or_none(target, unwanted)) in _newest(uploads)
-        ):
-            size = (await in_thread(target.stat)).st_size
-            return Download(path=target, size=size, verified=True, unchanged=True)
+        if present:
+            sha1 = await long_in_thread(partial(_sha1_or_none, target))
+            if sha1 in _newest(uploads):
+                size = (await in_thread(target.stat)).st_size
+                return Download(path=target, size=size, verified=True, unchanged=True)
+            if sha1 is not None and not if_changed:
+                remote = " or ".join(sorted(_newest(uploads))) or None
+                raise VersionConflict(
+                    f"{target} has SHA-1 {sha1}, the latest upload {remote or 'an unknown one'}; nothing was replaced. "
+                    "overwrite=True (--force) replaces it, and if_changed=True keeps it up to date",
+                    path=str(target),
+                    local=sha1,
+                    remote=remote,
+                )
         source = _MediaSource(self._transport, self._resource, path, _no_md5)
         return await download(
             source,
@@ -114,6 +128,7 @@ class MediaFiles:
             progress=progress,
             verify=False,
             sha1=known if verify else (),
+            create=target != Path(to),
         )
 
     def cost(self, *names: str) -> Cost:

@@ -3,12 +3,20 @@
 import hashlib
 import inspect
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from pathlib import Path
 
 from wme_async._download.asking import ask_whole, pause, verify, verify_sha1, version_of, wait_after_whole
 from wme_async._download.budget import Budget, Ticket
 from wme_async._download.engine import Crew, NoRanges, Replaced
-from wme_async._download.partfile import PartChanged, PartFile, check_target, known_version
+from wme_async._download.finished import (
+    check_target,
+    existing_version,
+    missing_folders,
+    remove_empty,
+    signature,
+)
+from wme_async._download.partfile import PartChanged, PartFile
 from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, Source, validator_of
 from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.etags import PartSums
@@ -19,7 +27,7 @@ from wme_async._protocol.retry import Backoff
 from wme_async._protocol.settings import check_kinds
 from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_cause
 from wme_async._transport import Transport
-from wme_async.errors import IntegrityError, Interrupted, WMEError
+from wme_async.errors import IntegrityError, Interrupted, VersionConflict, WMEError
 
 __all__ = ["Job", "PartStore", "after", "download"]
 
@@ -46,6 +54,9 @@ async def download(
     verify: bool = True,
     sha1: Collection[str] = (),
     if_changed: bool = False,
+    overwrite: bool = True,
+    also: Path | None = None,
+    create: bool = False,
     connections: int | None = None,
     part_size: int = _PART_MOST,
     min_rate: float | None = None,
@@ -62,11 +73,16 @@ async def download(
 
     Args:
         source: Where it comes from.
-        to: The name of the finished file. An older file of that name is replaced at the very end.
+        to: The name of the finished file. An older file of that name is replaced at the very end. A symbolic link is
+            followed.
         transport: The door to the network.
         verify: Compare the MD5 of the file with the one that its metadata promises.
         sha1: The file has to have one of these, in hexadecimal, where any are given; for sources that promise no MD5.
         if_changed: Fetch nothing if the target is already this version. That costs no allowance.
+        overwrite: Replace a file that is there. False: one of this version is returned as it is, and another one is an
+            error, unless `if_changed` keeps it up to date.
+        also: Another file that satisfies `if_changed` if it is of this version.
+        create: Create missing folders of the target, once it is known that there is something to put there.
         connections: At most so many for this file; None leaves it to the budget.
         part_size: Bytes, the upper bound of a range. Where the signature would run out before the file is whole,
             each connection takes its whole share at once instead, since a body that has begun goes on.
@@ -83,6 +99,7 @@ async def download(
     Raises:
         IntegrityError: The bytes are not those that are promised, or the file kept changing.
         NotFound: No such file.
+        VersionConflict: Another version is there, and it is not to be replaced.
         QuotaExceeded: The month's allowance of metered requests is used up.
         WMEError: It could not be had for another reason.
         OSError: The disk: no space, no permission, a directory in the way, another download of this target.
@@ -92,7 +109,7 @@ async def download(
     check_numbers(whole=True, connections=connections, part_size=part_size)
     check_numbers(whole=False, min_rate=min_rate)
     check_kinds(budget=(budget, Budget))
-    check_flags(verify=verify, if_changed=if_changed)
+    check_flags(verify=verify, if_changed=if_changed, overwrite=overwrite)
     check_functions(progress=progress)
     if part_size < 1 or (connections is not None and connections < 1):
         raise ValueError("connections and part_size must be at least 1")
@@ -104,7 +121,7 @@ async def download(
         budget = Budget.for_one(connections, max_rate)
     job = Job(source, to, transport, budget, progress)
     job.verify, job.if_changed, job.min_rate, job.durable = verify, if_changed, min_rate, durable
-    job.sha1 = sha1
+    job.sha1, job.overwrite, job.also, job.create = sha1, overwrite, also, create
     job.connections = connections or budget.governor.most
     job.part_size = part_size
     return await job.run()
@@ -150,6 +167,10 @@ class Job:
         verify: As in `download`.
         sha1: As in `download`.
         if_changed: As in `download`.
+        overwrite: As in `download`.
+        also: As in `download`.
+        create: As in `download`.
+        refetch: Fetch the file although it is there in this version: somebody reads it meanwhile.
         durable: As in `download`.
         min_rate: As in `download`.
         connections: At most so many.
@@ -166,6 +187,10 @@ class Job:
     verify = True
     sha1: Collection[str] = ()
     if_changed = False
+    overwrite = True
+    also: Path | None = None
+    create = False
+    refetch = False
     durable = True
     min_rate: float | None = None
     connections = 16
@@ -210,22 +235,23 @@ class Job:
             OSError: As `download`.
         """
         began = self.transport.monotonic()
-        target = await self.budget.short_work.run(check_target, self.to)
-        info, self.promised = await self._ask()
-        if self.if_changed:
-            known = await self._unchanged(info)
-            if known is not None:
-                size = self.to.stat().st_size
-                md5, verified = known
-                return Download(
-                    path=self.to, size=size, etag=info.etag, version=md5, verified=verified, unchanged=True,
-                    seconds=self.transport.monotonic() - began,
-                )  # fmt: skip
+        target = await self.budget.short_work.run(check_target, self.to, create=self.create)
+        before = await self.budget.short_work.run(signature, target)
+        info, self.promised = await self._ask(present=before is not None)
+        present = await self._present(info, began)
+        if present is not None:
+            return present
+        missing = await self.budget.short_work.run(missing_folders, target) if self.create else []
         opened: list[PartFile] = []
         try:
             # Whoever is cancelled while it is opened has it open and locked all the same, and closes it.
-            await self.budget.short_work.run(lambda: opened.append(PartFile(target, durable=self.durable)))
+            await self.budget.short_work.run(lambda: opened.append(self._open(target)))
             part = self.part = opened[0]
+            if await self.budget.short_work.run(signature, target) != before:
+                # Another download has finished while this one waited for the server or the lock.
+                present = await self._present(info, began)
+                if present is not None:
+                    return present
             if self.on_open is not None:
                 self.on_open(part)
             info, md5, verified = await self._fetch_verified(info, part)
@@ -238,6 +264,7 @@ class Job:
             # Threads that were at work have been waited for by now; closing takes no time.
             for each in opened:
                 each.close()
+            remove_empty(missing)
         await self._show(size, size)
         return Download(
             path=self.to, size=size, etag=info.etag, version=md5 or (self.promised.md5 if self.promised else None),
@@ -245,16 +272,54 @@ class Job:
             api_requests=self.ticket.requests, resumed=self.resumed, restarts=self.restarts,
         )  # fmt: skip
 
-    async def _ask(self) -> tuple[FileInfo, Checksum | None]:
-        return await version_of(self.source, self.transport, checksum=self.verify or self.if_changed)
+    def _open(self, target: Path) -> PartFile:
+        while True:
+            try:
+                if self.create:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                return PartFile(target, durable=self.durable)
+            except FileNotFoundError:
+                # Another download that failed has just removed the folder.
+                if not self.create:
+                    raise
 
-    async def _unchanged(self, info: FileInfo) -> tuple[str | None, bool | None] | None:
-        return await long_in_thread(
-            lambda unwanted: known_version(
-                self.to, identity=self.source.identity, size=info.size, etag=validator_of(info),
-                promised=self.promised.md5 if self.promised else None, unwanted=unwanted,
-            )
-        )  # fmt: skip
+    async def _ask(self, *, present: bool = False) -> tuple[FileInfo, Checksum | None]:
+        return await version_of(self.source, self.transport, checksum=self.verify or self.if_changed or present)
+
+    async def _present(self, info: FileInfo, began: float) -> Download | None:
+        """Return the finished file that is there already, if nothing is to be fetched.
+
+        Raises:
+            VersionConflict: It is of another version, and not to be replaced.
+        """
+        if self.overwrite and not self.if_changed:
+            return None
+        promised = self.promised.md5 if self.promised else None
+        for path in (self.to, self.also) if self.also is not None and self.if_changed else (self.to,):
+            existing = await long_in_thread(
+                partial(
+                    existing_version, path, identity=self.source.identity, size=info.size, etag=validator_of(info),
+                    promised=promised, named=not self.if_changed,
+                )
+            )  # fmt: skip
+            if existing is None:
+                continue
+            if existing.current and not self.refetch:
+                return Download(
+                    path=path, size=path.stat().st_size, etag=info.etag, version=existing.md5,
+                    verified=existing.verified, unchanged=True, seconds=self.transport.monotonic() - began,
+                )  # fmt: skip
+            if not existing.current and not self.if_changed:
+                remote = promised or strong_etag(info.etag)
+                raise VersionConflict(
+                    f"{path} has version {existing.md5 or 'unknown'}, the server has {remote or 'an unknown one'}; "
+                    "nothing was replaced. overwrite=True (--force) replaces it, if_changed=True (--if-changed) keeps "
+                    "it up to date, and another name keeps both",
+                    path=str(path),
+                    local=existing.md5,
+                    remote=remote,
+                )
+        return None
 
     async def _fetch_verified(self, info: FileInfo, part: PartFile) -> tuple[FileInfo, str | None, bool | None]:
         """Fetch the file and check it. If what an earlier call had left is damaged, all of it is fetched once more."""

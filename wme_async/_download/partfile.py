@@ -3,42 +3,27 @@
 import contextlib
 import errno
 import hashlib
-import logging
 import os
-import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 
-import msgspec
-
+from wme_async._download.finished import Known, Unwanted, hash_range, remember
 from wme_async._download.ledger import Ledger, boot_id
 from wme_async._files import (
     LockedFile,
     explained,
-    followed,
     free_space,
-    name_limit,
     publish,
     sibling,
     sync_file,
     sync_folder,
 )
-from wme_async._protocol.decode import decode_json
 from wme_async._protocol.etags import Digest, PartSums
 from wme_async._protocol.ranges import Claim, Plan, Spans
 from wme_async._tasks import in_thread
-from wme_async.errors import DecodeError
 
-__all__ = ["PartChanged", "PartFile", "check_target", "hash_range", "known_version"]
-
-logger = logging.getLogger("wme_async.download")
-
-Unwanted = Callable[[], bool]
-"""Says whether a digest is no longer wanted: of a large file it takes minutes."""
-
-_BLOCK = 256 * 1024
-_XATTR = "user.wme_async.version"
+__all__ = ["PartChanged", "PartFile"]
 
 # A write into the page cache takes some 50 microseconds. Where two of the last eight took this long, the disk cannot
 # keep up, and the next ones go to a thread for a while: the event loop stands still for two such writes, not for all.
@@ -49,64 +34,8 @@ _SLOW_PERIOD = 5.0
 _SLOW_MOST = 60.0
 
 
-class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered with a finished file, so that the next look at it costs nothing."""
-
-    identity: str
-    etag: str
-    size: int
-    mtime_ns: int
-    md5: str | None
-    verified: bool | None
-
-
-_KNOWN = msgspec.json.Decoder(Known)
-
-
 class PartChanged(Exception):
     """Another program has changed the unfinished file. The download turns it into an `IntegrityError`."""
-
-
-def check_target(target: Path) -> Path:
-    """Raise if a target can never be written, before anything is requested.
-
-    Returns:
-        The file to write: where a symbolic link points to, if the target is one.
-
-    Raises:
-        OSError: It is a directory, its folder is missing, its name is too long, or nothing can be created there.
-    """
-    try:
-        target = followed(target)
-        folder = target.parent
-        mode = target.stat().st_mode if target.exists() else None
-    except NotADirectoryError:
-        raise NotADirectoryError(
-            errno.ENOTDIR, "the target's folder does not exist; create it first", str(target.parent)
-        ) from None
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise explained(error, "the target cannot be used", target) from error
-        raise _too_long(target) from None
-    if mode is not None and stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "the target is a directory; name a file in it", str(target))
-    if not folder.is_dir():
-        kind = errno.ENOTDIR if folder.exists() else errno.ENOENT
-        raise OSError(kind, "the target's folder does not exist; create it first", str(folder))
-    if len(os.fsencode(target.name)) > name_limit(folder):
-        raise _too_long(target)
-    if mode is not None and not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "the target is there and is not a regular file", str(target))
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "nothing can be written in the target's folder", str(folder))
-    return target
-
-
-def _too_long(target: Path) -> OSError:
-    return OSError(
-        errno.ENAMETOOLONG, "the file system does not allow a name or path of this length; use a shorter one",
-        str(target),
-    )  # fmt: skip
 
 
 class PartFile:
@@ -360,7 +289,7 @@ class PartFile:
                 md5=md5,
                 verified=verified,
             )
-            _remember(self._fd, known)
+            remember(self._fd, known)
         if self.durable:
             try:
                 sync_file(self._fd)
@@ -415,87 +344,3 @@ class PartFile:
             self._ledger.close()
             self._ledger = None
         self._file.close()
-
-
-def hash_range(fd: int, digest: Digest, start: int, stop: int, unwanted: Unwanted | None = None) -> bool:
-    """Feed bytes of a file to a digest, in blocks that stay in the processor's cache.
-
-    Returns:
-        Whether the file is long enough.
-
-    Raises:
-        InterruptedError: The digest is no longer wanted.
-    """
-    buffer = bytearray(_BLOCK)
-    view = memoryview(buffer)
-    while start < stop:
-        if unwanted is not None and unwanted():
-            raise InterruptedError(errno.EINTR, "nobody waits for the digest any more")
-        count = os.preadv(fd, [view[: min(_BLOCK, stop - start)]], start)
-        if not count:
-            return False
-        digest.update(view[:count])
-        start += count
-    return True
-
-
-def known_version(
-    target: Path, *, identity: str, size: int | None, etag: str | None, promised: str | None, unwanted: Unwanted
-) -> tuple[str | None, bool | None] | None:
-    """Say whether a finished file is the one on the server. May block for long; meant for a thread.
-
-    A note that is kept with the file (an extended attribute) answers at once, if the file has not been touched since.
-    Otherwise the file is hashed and compared with the checksum of the metadata.
-
-    Args:
-        target: The file.
-        identity: What names it on its server.
-        size: Its bytes there, None where unknown.
-        etag: What proves its version there: a strong ETag or a date; None where nothing does.
-        promised: The MD5 of the metadata, None where there is none.
-        unwanted: Says whether the answer is no longer wanted.
-
-    Returns:
-        Its MD5 where known, and whether it was verified; None where it is another one, or nobody can say.
-    """
-    try:
-        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or (size is not None and status.st_size != size):
-            return None
-        known = _recall(fd)
-        if (
-            known is not None
-            and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns)
-            and known.identity == identity
-            and etag == known.etag
-        ):
-            return known.md5, known.verified
-        if promised is None:
-            return None
-        digest = hashlib.md5(usedforsecurity=False)
-        whole = hash_range(fd, digest, 0, status.st_size, unwanted)
-        return (promised, True) if whole and digest.hexdigest() == promised.lower() else None
-    finally:
-        os.close(fd)
-
-
-def _remember(fd: int, known: Known) -> None:
-    if hasattr(os, "setxattr"):
-        try:
-            os.setxattr(fd, _XATTR, msgspec.json.encode(known))
-        except OSError:
-            # The file system keeps no attributes: the next look has to hash.
-            logger.debug("no extended attributes here")
-
-
-def _recall(fd: int) -> Known | None:
-    if not hasattr(os, "getxattr"):
-        return None
-    try:
-        return decode_json(os.getxattr(fd, _XATTR), _KNOWN)
-    except (OSError, DecodeError):
-        return None

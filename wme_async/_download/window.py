@@ -15,6 +15,7 @@ from wme_async._download.engine import Crew, NoRanges, Replaced
 from wme_async._download.job import Job, after
 from wme_async._download.partfile import PartFile
 from wme_async._download.source import Checksum, Download, FileInfo, Source, validator_of
+from wme_async._protocol.arguments import check_flags
 from wme_async._protocol.etags import PartSums, may_be_newer
 from wme_async._protocol.pace import check_numbers
 from wme_async._protocol.range_answers import strong_etag
@@ -50,6 +51,8 @@ def ordered(
     max_rate: float | None = None,
     budget: Budget | None = None,
     durable: bool = True,
+    overwrite: bool = True,
+    create: bool = False,
 ) -> "Ordered":
     """Read a file in order while it is fetched.
 
@@ -68,6 +71,8 @@ def ordered(
         max_rate: Bytes per second.
         budget: Connections and bandwidth shared with other downloads.
         durable: As for `download`, with `tee`.
+        overwrite: As for `download`, with `tee`; a file of this version is fetched all the same.
+        create: As for `download`, with `tee`.
 
     Returns:
         An async iterator of bytes, and an async context manager; `aclose` stops everything.
@@ -78,6 +83,7 @@ def ordered(
     """
     check_numbers(whole=True, connections=connections, window=window)
     check_kinds(budget=(budget, Budget))
+    check_flags(overwrite=overwrite)
     if window < 1 or (connections is not None and connections < 1):
         raise ValueError("connections and window must be at least 1")
     if budget is not None and max_rate is not None:
@@ -87,6 +93,7 @@ def ordered(
     if tee is not None:
         job = Job(source, tee, transport, shared, None)
         job.verify, job.durable, job.connections = verify, durable, limit
+        job.overwrite, job.create, job.refetch = overwrite, create, True
         if limit > 1:
             # One alone brings them in order anyway, and needs no further signature for a long part.
             job.in_order, job.part_size = True, _TEE_PART

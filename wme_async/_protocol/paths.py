@@ -125,6 +125,21 @@ def chunk_path(snapshot: str, chunk: str | int) -> str:
     return path
 
 
+def chunk_number(chunk: str | int) -> int:
+    """Return the number of a chunk: what the server reads of its identifier.
+
+    Args:
+        chunk: One that `chunk_path` lets pass.
+
+    Raises:
+        ValueError: `chunk` does not end in a number.
+    """
+    match = _CHUNK.fullmatch(str(chunk))
+    if match is None:
+        raise ValueError(f"a chunk is a number or ends in one, got {chunk!r}")
+    return int(match["number"])
+
+
 def hour_path(hour: str | datetime) -> str:
     """Return the path of an hour, UTC: `"2025-07-16/05"`, the hour always with two digits.
 

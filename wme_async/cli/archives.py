@@ -1,9 +1,11 @@
 """Commands for what can be listed and for archives: the same verbs, made once for every resource."""
 
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import PurePosixPath
 from typing import Any
 
 import click
@@ -11,7 +13,9 @@ import click
 from wme_async import _clock
 from wme_async._client import Client, Collection, Files
 from wme_async._download import Download
+from wme_async._protocol.archive_names import ArchiveName, uses_version
 from wme_async._protocol.resources import RESOURCES
+from wme_async._tasks import in_thread
 from wme_async.cli import base
 from wme_async.errors import NotFound
 
@@ -157,6 +161,8 @@ class _Commands:
         *,
         identifiers: Sequence[str],
         to: str,
+        name: str | None,
+        force: bool,
         verify: bool,
         if_changed: bool,
         connections: int | None,
@@ -168,14 +174,47 @@ class _Commands:
         options: dict[str, Any] = {} if connections is None else {"connections": connections}
         if max_rate is not None:
             options["max_rate"] = max_rate * 1e6
+        if to == "-":
+            if len(identifiers) > 1 or name is not None or force or if_changed or not verify:
+                raise click.UsageError(
+                    "--to - writes one archive to standard output; leave out --name, --force, --if-changed and "
+                    "--no-verify"
+                )
+            if sys.stdout.isatty():
+                raise click.UsageError("--to - writes an archive to standard output, which is a terminal; pipe it")
+            async with self._open(context, place) as files, files.content(identifiers[0], **options) as content:
+                await _to_stdout(content)
+            return
+        self._check_names(name, identifiers)
         folder = to if to.endswith("/") or len(identifiers) == 1 else f"{to}/"
         async with self._open(context, place) as files:
             for identifier in identifiers:
                 with base.bar(identifier, shown=not quiet) as progress:
                     done = await files.download(
-                        identifier, folder, progress=progress, verify=verify, if_changed=if_changed, **options
+                        identifier,
+                        folder,
+                        name=name,
+                        overwrite=force,
+                        progress=progress,
+                        verify=verify,
+                        if_changed=if_changed,
+                        **options,
                     )
                 base.echo(told(done))
+
+    def _check_names(self, template: str | None, identifiers: Sequence[str]) -> None:
+        """Raise if two archives would get one name."""
+        if template is None or uses_version(template):
+            return
+        place = "0000-00-00/00" if self._place == "HOUR" else "snapshot"
+        paths: dict[PurePosixPath, str] = {}
+        for identifier in dict.fromkeys(identifiers):
+            path = ArchiveName(kind=self._row, identifier=identifier, place=place).path(template)
+            if path in paths:
+                raise ValueError(
+                    f"--name {template} gives {identifier} and {paths[path]} the same name; add {{identifier}}"
+                )
+            paths[path] = identifier
 
     async def _read(
         self,
@@ -240,6 +279,18 @@ class _Commands:
         base.echo(f"{to}  {written.rows} records, {written.bytes / 1e6:.3f} MB in {len(written.files)} files")
 
 
+async def _to_stdout(content: AsyncIterable[bytes]) -> None:
+    """Write bytes to standard output as they arrive. An error at the end tells that they are not those promised."""
+    output = sys.stdout.buffer
+
+    def write(data: bytes) -> None:
+        output.write(data)
+        output.flush()
+
+    async for data in content:
+        await in_thread(write, data)
+
+
 def told(done: Download) -> str:
     """Say in one line what became of a download."""
     if done.unchanged:
@@ -252,9 +303,18 @@ def told(done: Download) -> str:
 _identifier = click.argument("identifier")
 _identifiers = click.argument("identifiers", nargs=-1, required=True, metavar="IDENTIFIER…")
 _DOWNLOAD_OPTIONS = (
-    click.option("--to", default=".", show_default=True, help="Folder, or path of the file."),
+    click.option(
+        "--to", default=".", show_default=True, help="Folder, or path of the file; - writes to standard output."
+    ),
+    click.option(
+        "--name",
+        metavar="TEMPLATE",
+        help="Path below the folder, of {kind} {date} {hour} {snapshot} {chunk} {identifier} {version} {ext}; "
+        "'{identifier}' for a flat folder.",
+    ),
+    click.option("--force", is_flag=True, help="Replace a file that is there, of whatever version."),
     click.option("--verify/--no-verify", default=True, show_default=True, help="Check the MD5 of the metadata."),
-    click.option("--if-changed", is_flag=True, help="Skip what is there already in the same version."),
+    click.option("--if-changed", is_flag=True, help="Replace a file of another version; skip one of the same."),
     click.option("--connections", type=click.IntRange(1, 64), help="Concurrent byte ranges at most."),
     click.option("--max-rate", type=click.FloatRange(min=0, min_open=True), metavar="MB/S", help="Bandwidth limit."),
     click.option("--quiet", is_flag=True, help="No progress bar."),

@@ -96,7 +96,7 @@ class _Demo:
         """Kill a process that downloads it."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "wme_async", "batches", "download", self.batch_hour, _ARCHIVE),
-            *("--to", f"{self.folder}/", "--max-rate", f"{self.batch.size.bytes / 1e6 / _SECONDS}", "--quiet"),
+            *("--to", str(self.path), "--max-rate", f"{self.batch.size.bytes / 1e6 / _SECONDS}", "--quiet"),
             env={**os.environ, **self.simulator.environment(), "WME_TOKEN_FILE": str(self.folder / "tokens.json")},
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -122,7 +122,7 @@ class _Demo:
     async def download(self) -> None:
         """Download it, from where the killed process left off."""
         with base.bar(_ARCHIVE) as progress:
-            done = await self.hour.download(_ARCHIVE, self.folder, progress=progress)
+            done = await self.hour.download(_ARCHIVE, self.path, progress=progress)
         base.stdout.print(f"   {told(done)}", style="dim", highlight=False)
         self.check(done.resumed > 0, f"{done.resumed / 1e6:.1f} MB were taken over from the killed process")
         self.check(done.verified and done.version == self.batch.version, "the MD5 is the one that was promised")

@@ -172,15 +172,17 @@ def _get(context: click.Context, /, name: str, as_json: bool) -> None:
 @files.command("download")
 @click.argument("name")
 @click.option("--to", default=".", show_default=True, help="Folder, or path of the file.")
+@click.option("--force", is_flag=True, help="Replace a file that is there, of whatever upload.")
+@click.option("--if-changed", is_flag=True, help="Replace a file of another upload; skip one of the same.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.pass_context
-def _download(context: click.Context, /, name: str, to: str, quiet: bool) -> None:
+def _download(context: click.Context, /, name: str, to: str, force: bool, if_changed: bool, quiet: bool) -> None:
     """Download a file."""
 
     async def fetch() -> Any:
         async with base.connect(context) as client:
             with base.bar(name, shown=not quiet) as progress:
-                return await client.files.download(name, to, progress=progress)
+                return await client.files.download(name, to, progress=progress, overwrite=force, if_changed=if_changed)
 
     base.echo(told(base.run(fetch())))
 

@@ -96,6 +96,7 @@ class FileName(msgspec.Struct, frozen=True, kw_only=True):
         id: Short and, as far as the source can tell, its own.
         uploader: Whose it is: a channel, or the host.
         upload_date: `YYYYMMDD`; empty where the source does not say.
+        path: The whole path, for an archive of `wme:`; no template is filled in.
     """
 
     title: str
@@ -103,6 +104,7 @@ class FileName(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     uploader: str
     upload_date: str
+    path: str = ""
 
 
 def name_file(
@@ -274,6 +276,8 @@ def expand(template: str, name: FileName, *, batch_id: str, submitted: datetime 
     Returns:
         A relative path whose every level is safe.
     """
+    if name.path:
+        return PurePosixPath(*(safe_name(level, fallback="_", limit=200) for level in name.path.split("/")))
     ext = name.ext.lower()
     date = name.upload_date or (submitted.strftime("%Y%m%d") if submitted else "")
     values: Mapping[str, str] = {

@@ -19,6 +19,7 @@ from wme_async._client.files import Files
 from wme_async._download import Budget, Checksum, FileInfo, Progress, SignedUrl, download
 from wme_async._files import free_space
 from wme_async._protocol.answer import REDIRECTS
+from wme_async._protocol.archive_names import ArchiveName
 from wme_async._protocol.range_answers import content_coding, parse_content_range
 from wme_async._protocol.retry import http_date
 from wme_async._tasks import in_thread
@@ -374,6 +375,7 @@ class Fetcher:
             id=(parts.scope or "").replace("-", "").replace(":", "") or done.version or parts.identifier,
             uploader="wikimedia-enterprise",
             upload_date=_day(info.last_modified),
+            path=str(_archive_name(parts).path()),
         )
         return Fetched(path=done.path, name=name, size=done.size, etag=done.etag)
 
@@ -394,6 +396,13 @@ class Fetcher:
         if free is not None and free < need:
             reason = f"the server says that the file has {size:,} bytes" if size else os.strerror(errno.ENOSPC)
             raise OSError(errno.ENOSPC, reason)
+
+
+def _archive_name(parts: WmeUrl) -> ArchiveName:
+    """Return what names the file of an archive, as `download` names it in a folder."""
+    kind = parts.collection.replace("-", "_").replace("/", ".").replace("chunks", "snapshots.chunks")
+    place = (parts.scope or "").replace("T", "/") if kind.endswith("batches") else parts.scope or ""
+    return ArchiveName(kind=kind, identifier=parts.identifier or "", place=place)
 
 
 def _space(folder: Path) -> tuple[int, int | None]:

@@ -1,0 +1,247 @@
+"""A finished file: where it may go, what is remembered with it, and which version one is that is there already."""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from wme_async._files import explained, followed, name_limit
+from wme_async._protocol.decode import decode_json
+from wme_async._protocol.etags import Digest, PartSums
+from wme_async._protocol.range_answers import strong_etag
+from wme_async.errors import DecodeError
+
+__all__ = [
+    "Existing",
+    "Known",
+    "Unwanted",
+    "check_target",
+    "existing_version",
+    "hash_range",
+    "missing_folders",
+    "remember",
+    "remove_empty",
+    "signature",
+]
+
+logger = logging.getLogger("wme_async.download")
+
+Unwanted = Callable[[], bool]
+"""Says whether a digest is no longer wanted: of a large file it takes minutes."""
+
+_BLOCK = 256 * 1024
+_XATTR = "user.wme_async.version"
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered with a finished file, so that the next look at it costs nothing."""
+
+    identity: str
+    etag: str
+    size: int
+    mtime_ns: int
+    md5: str | None
+    verified: bool | None
+
+
+_KNOWN = msgspec.json.Decoder(Known)
+
+
+def check_target(target: Path, *, create: bool = False) -> Path:
+    """Raise if a target can never be written, before anything is requested.
+
+    Args:
+        target: The name of the finished file.
+        create: Missing folders will be created.
+
+    Returns:
+        The file to write: where a symbolic link points to, if the target is one.
+
+    Raises:
+        OSError: It is a directory, its folder is missing, its name is too long, or nothing can be created there.
+    """
+    try:
+        target = followed(target)
+        mode = target.stat().st_mode if target.exists() else None
+        folder = target.parent
+        while create and not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        usable = folder.is_dir()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise explained(error, "the target cannot be used", target) from error
+        raise _too_long(target) from None
+    if mode is not None and stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "the target is a directory; name a file in it", str(target))
+    if not usable:
+        kind = errno.ENOTDIR if folder.exists() else errno.ENOENT
+        raise OSError(kind, "the target's folder does not exist; create it first", str(folder))
+    limit = name_limit(folder)
+    if any(len(os.fsencode(level)) > limit for level in target.parts[len(folder.parts) :]):
+        raise _too_long(target)
+    if mode is not None and not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "the target is there and is not a regular file", str(target))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "nothing can be written in the target's folder", str(folder))
+    return target
+
+
+def _too_long(target: Path) -> OSError:
+    return OSError(
+        errno.ENAMETOOLONG, "the file system does not allow a name or path of this length; use a shorter one",
+        str(target),
+    )  # fmt: skip
+
+
+def missing_folders(target: Path) -> list[Path]:
+    """Return the folders above a target that do not exist, the innermost first."""
+    return [folder for folder in target.parents if not folder.exists()]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, up to one that is used."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def signature(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from one that is put in its place; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def hash_range(fd: int, digest: Digest, start: int, stop: int, unwanted: Unwanted | None = None) -> bool:
+    """Feed bytes of a file to a digest, in blocks that stay in the processor's cache.
+
+    Returns:
+        Whether the file is long enough.
+
+    Raises:
+        InterruptedError: The digest is no longer wanted.
+    """
+    buffer = bytearray(_BLOCK)
+    view = memoryview(buffer)
+    while start < stop:
+        if unwanted is not None and unwanted():
+            raise InterruptedError(errno.EINTR, "nobody waits for the digest any more")
+        count = os.preadv(fd, [view[: min(_BLOCK, stop - start)]], start)
+        if not count:
+            return False
+        digest.update(view[:count])
+        start += count
+    return True
+
+
+class Existing(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished file that is there already.
+
+    Args:
+        current: Whether it is the version that the server has.
+        md5: Its MD5 where known.
+        verified: Whether that is the MD5 of the metadata; None where there was nothing to compare with.
+    """
+
+    current: bool
+    md5: str | None = None
+    verified: bool | None = None
+
+
+def existing_version(
+    target: Path,
+    unwanted: Unwanted,
+    *,
+    identity: str,
+    size: int | None,
+    etag: str | None,
+    promised: str | None,
+    named: bool,
+) -> Existing | None:
+    """Return which version a finished file is. May block for long; meant for a thread.
+
+    A note that is kept with the file (an extended attribute) answers at once, if the file has not been changed since.
+    Otherwise the file is hashed and compared with the checksum of the metadata.
+
+    Args:
+        target: The file.
+        unwanted: Says whether nobody waits for the answer any more.
+        identity: What names it on its server.
+        size: The size on the server, if known.
+        etag: What proves its version on the server: a strong ETag or a date; None where nothing does.
+        promised: The MD5 of the metadata, if known.
+        named: Compute the MD5 also of a file that cannot be the current version, to tell what it is; and compare it
+            with the ETag where the metadata promises nothing.
+
+    Returns:
+        The version; None if there is no such file.
+
+    Raises:
+        InterruptedError: Nobody waits for the answer.
+    """
+    try:
+        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        return Existing(current=False)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return Existing(current=False)
+        fits = size is None or status.st_size == size
+        known = _recall(fd)
+        if known is not None and (known.size, known.mtime_ns) != (status.st_size, status.st_mtime_ns):
+            known = None
+        if known is not None and fits and known.identity == identity and etag == known.etag:
+            return Existing(current=True, md5=known.md5, verified=known.verified)
+        if not named and (not fits or promised is None):
+            return Existing(current=False)
+        md5 = known.md5 if known is not None and known.md5 is not None else _md5(fd, status.st_size, unwanted)
+        if fits and md5 is not None and md5 == (promised or "").lower():
+            return Existing(current=True, md5=md5, verified=True)
+        if fits and named and promised is None and _has_etag(fd, etag, md5, status.st_size, unwanted):
+            return Existing(current=True, md5=md5)
+        return Existing(current=False, md5=md5)
+    finally:
+        os.close(fd)
+
+
+def _md5(fd: int, size: int, unwanted: Unwanted) -> str | None:
+    digest = hashlib.md5(usedforsecurity=False)
+    return digest.hexdigest() if hash_range(fd, digest, 0, size, unwanted) else None
+
+
+def _has_etag(fd: int, etag: str | None, md5: str | None, size: int, unwanted: Unwanted) -> bool:
+    strong = strong_etag(etag)
+    if strong is None:
+        return False
+    sums = PartSums(strong, size)
+    return strong == f'"{md5}"' or (bool(sums) and hash_range(fd, sums, 0, size, unwanted) and sums.proven())
+
+
+def remember(fd: int, known: Known) -> None:
+    """Keep a note of its version with a file, if the file system keeps attributes."""
+    if hasattr(os, "setxattr"):
+        try:
+            os.setxattr(fd, _XATTR, msgspec.json.encode(known))
+        except OSError:
+            # The file system keeps no attributes: the next look has to hash.
+            logger.debug("no extended attributes here")
+
+
+def _recall(fd: int) -> Known | None:
+    if not hasattr(os, "getxattr"):
+        return None
+    try:
+        return decode_json(os.getxattr(fd, _XATTR), _KNOWN)
+    except (OSError, DecodeError):
+        return None
