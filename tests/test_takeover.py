@@ -384,3 +384,30 @@ async def test_a_reset_that_only_the_direct_read_meets_is_told(monkeypatch: pyte
         with pytest.raises(Interrupted, match="reset by peer") as caught:
             await fetch(transport, request)
         assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+
+def test_a_pause_of_the_sink_is_no_silence_of_the_peer(world: tuple[str, Path | None], taken: list[bool]) -> None:
+    """The sink waits for longer than a peer may be silent, beginning with what aiohttp has read already."""
+
+    async def main() -> None:
+        got = bytearray()
+        pauses = 1
+
+        async def pause() -> None:
+            await asyncio.sleep(0.4)
+
+        def sink(data: memoryview) -> Awaitable[None] | None:
+            nonlocal pauses
+            got.extend(data)
+            pauses -= 1
+            return pause() if pauses >= 0 else None
+
+        async with served(whole, world[1]) as (transport, request, _), transport.open(request) as body:
+            # Something has to be there before the body is read.
+            while not body._response.content.total_bytes:  # noqa: ASYNC110  # no event tells of it
+                await asyncio.sleep(0.001)
+            await body.copy_to(sink)
+        assert got == DATA
+        assert taken == [True]
+
+    run(world[0], main())

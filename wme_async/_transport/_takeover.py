@@ -74,6 +74,8 @@ async def take_over(response: aiohttp.ClientResponse, sink: Sink, *, url: str, r
         # Emptying aiohttp's buffer may let it read again, so it is stopped after each piece; nothing comes in between.
         piece = response.content.read_nowait()
         transport.pause_reading()
+        # While the sink makes us wait nobody listens, so that the peer cannot be silent.
+        handler._drop_timeout()  # noqa: SLF001  # see _as_expected
         if not piece:
             break
         drained += len(piece)
@@ -83,8 +85,9 @@ async def take_over(response: aiohttp.ClientResponse, sink: Sink, *, url: str, r
     if transport.is_closing() or transport.get_protocol() is not handler or response.content.is_eof():
         with contextlib.suppress(RuntimeError):
             transport.resume_reading()
+        if not response.content.is_eof():
+            handler.start_timeout()
         return False
-    handler._drop_timeout()  # noqa: SLF001  # its silence is watched here from now on
     reader = _Reader(loop, transport, handler, sink, length - response.content.total_bytes, read_timeout)
     try:
         transport.set_protocol(reader)
@@ -114,6 +117,7 @@ def _as_expected(handler: Any, transport: Any) -> bool:
         and not getattr(handler, "_tail", True)
         and not getattr(handler, "_upgraded", True)
         and hasattr(handler, "_drop_timeout")
+        and hasattr(handler, "start_timeout")
     )
 
 
