@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import sys
 
 import pytest
 from aiohttp import web
@@ -161,6 +162,29 @@ async def test_an_attempt_is_counted_before_it_begins(tmp_path, server):
         finally:
             await manager.aclose()
             await runner.cleanup()
+
+
+async def test_a_webhook_that_kills_its_process_each_time_ends_after_its_attempts(tmp_path, server):
+    child = """
+import asyncio, os, sys
+from wme_async.jobs import BatchManager, JobLimits, outbox
+outbox.sign_webhook = lambda *_, **__: os._exit(9)
+async def main(directory, url, hook):
+    async with BatchManager(
+        directory, allow_hosts=["127.0.0.1"], limits=JobLimits(free_space=0), webhook_delays=()
+    ) as manager:
+        batches = (await manager.list()).batches
+        batch = batches[0] if batches else await manager.submit([url], webhook_url=hook)
+        while (await manager.counts())["outbox"].get("given up") != 1:
+            await asyncio.sleep(0.005)
+asyncio.run(main(*sys.argv[1:]))
+"""
+    codes = []
+    for _ in range(2):
+        arguments = (tmp_path, server.add("a"), f"{server.url}/hook")
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", child, *map(str, arguments))
+        codes.append(await process.wait())
+    assert codes == [9, 0]
 
 
 async def test_a_clock_that_is_set_back_delays_a_webhook_by_its_own_delay_at_most(tmp_path, server, monkeypatch):

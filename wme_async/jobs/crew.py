@@ -636,13 +636,12 @@ class Crew:
             self.rows[row.batch_id] = row
             try:
                 await self._recover(row)
-            except (DatabaseError, OSError):
+            except DatabaseError:
                 # The disk's trouble is not this batch's.
                 raise
-            except Exception:
-                logger.exception(
-                    "the batch %s could not be taken up again; it is left alone until a restart", row.batch_id
-                )
+            except Exception as error:
+                logger.exception("the batch %s could not be taken up again", row.batch_id)
+                self._store.set_aside(row.batch_id, row.number, f"{type(error).__name__}: {error}")
                 self.rows.pop(row.batch_id, None)
         await self._shelf.sweep()
 

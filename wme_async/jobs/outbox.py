@@ -31,8 +31,8 @@ _TIMEOUT = 20.0
 # How long to wait before the database is asked again that could not be read or written.
 _DISK_PAUSE = 2.0
 _ERROR_PAUSE = 10.0
-# Seconds that an attempt may take in all, its storing included.
-_LEASE = 60.0
+# Seconds at most after which an attempt that a kill cut off is made again.
+_LONGEST_LEASE = 60.0
 _MAX_ERROR = 500
 _SETTING = "webhook_secrets"
 
@@ -191,9 +191,11 @@ class Delivery:
                 await self._record(msgspec.structs.replace(message, state="given up", next_at=None, error=reason))
                 return
             attempts = message.attempts + 1
-            # A message that ends the process must not be sent for ever. After a kill it waits for the lease to end.
-            lease = self._transport.now() + _LEASE
-            begun = msgspec.structs.replace(message, attempts=attempts, next_at=lease, delay=_LEASE)
+            # A message that ends the process must not be sent for ever. After a kill, the next attempt waits as after
+            # a failed one, but not for hours: most kills have nothing to do with it.
+            pause = min(self._delays[min(attempts, len(self._delays)) - 1] if self._delays else 0.0, _LONGEST_LEASE)
+            next_at = self._transport.now() + pause
+            begun = msgspec.structs.replace(message, attempts=attempts, next_at=next_at, delay=pause)
             try:
                 if not await self._record(begun):
                     return
@@ -209,10 +211,10 @@ class Delivery:
         state = "delivered" if error is None else "given up" if delay is None else "waiting"
         if error is not None:
             logger.info("webhook %s, attempt %d: %s; %s", message.message_id, attempts, error, state)
-        next_at = None if delay is None else self._transport.now() + delay
+        due = None if delay is None else self._transport.now() + delay
         await self._record(
             msgspec.structs.replace(
-                message, state=state, attempts=attempts, next_at=next_at, delay=delay or 0.0, error=error
+                message, state=state, attempts=attempts, next_at=due, delay=delay or 0.0, error=error
             )
         )
 

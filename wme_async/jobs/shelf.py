@@ -1,6 +1,7 @@
 """Where the files of jobs are, and what becomes of them: begun, whole, named, taken up after a kill, forgotten."""
 
 import errno
+import logging
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +17,8 @@ __all__ = ["HIDDEN", "Shelf"]
 
 HIDDEN = ".wme-jobs"
 """The folder of unfinished files and of the database. No name of a finished file begins with a full stop."""
+
+logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _Key = tuple[str, int]
 
@@ -101,6 +104,18 @@ class Shelf:
         Returns:
             Fields of the job, which is completed; None if there is no file, so that it must be downloaded again.
         """
+        try:
+            facts = await self._settled(key, job)
+        except OSError as error:
+            # Its bytes stay where they are, and the next run of the job takes them up.
+            logger.warning("the file of job %d of %s could not be named (%s)", key[1], key[0], error)
+            facts = None
+        if facts is None:
+            await self._store.release(*key)
+            job.moving, job.filepath = False, None
+        return facts
+
+    async def _settled(self, key: _Key, job: JobRow) -> dict[str, Any] | None:
         assert job.filepath is not None
         target = self._directory / job.filepath
         staged = self._folder(key) / staging.WHOLE
@@ -110,8 +125,6 @@ class Shelf:
         if where == "staged":
             return await self.place(key, PurePosixPath(job.filepath), staged, title=job.title, etag=job.etag)
         # Neither: somebody tidied up.
-        await self._store.release(*key)
-        job.moving, job.filepath = False, None
         return None
 
     async def forget(self, row: BatchRow, *, files: bool) -> None:

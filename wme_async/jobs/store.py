@@ -304,7 +304,7 @@ class Store:
 
     def _batch(self, batch_id: str) -> BatchRow | None:
         if batch_id in self.damaged:
-            raise self._damage(batch_id, self._numbers[batch_id], self.damaged[batch_id])
+            raise self.set_aside(batch_id, self._numbers[batch_id], self.damaged[batch_id])
         values = self._db.execute(f"{_select('batches')} WHERE batch_id = ?", (batch_id,)).fetchone()
         if values is None:
             return None
@@ -321,7 +321,7 @@ class Store:
         try:
             return _batch(values)
         except Exception as error:
-            raise self._damage(_printable(values[1]), values[0], f"its row: {error}") from error
+            raise self.set_aside(_printable(values[1]), values[0], f"its row: {error}") from error
 
     def _add_jobs(self, row: BatchRow) -> None:
         jobs: list[JobRow] = []
@@ -335,10 +335,10 @@ class Store:
         except sqlite3.Error:
             raise
         except Exception as error:
-            raise self._damage(row.batch_id, row.number, f"job {len(jobs)}: {error}") from error
+            raise self.set_aside(row.batch_id, row.number, f"job {len(jobs)}: {error}") from error
         row.jobs = jobs
 
-    def _damage(self, batch_id: str, number: int, reason: str) -> DamagedBatch:
+    def set_aside(self, batch_id: str, number: int, reason: str) -> DamagedBatch:
         """Note that a batch is damaged, and return the error that says so."""
         message = (
             f"the batch {batch_id} in {self._path} is damaged ({reason}) and set aside: delete it, or look at its rows"
@@ -389,7 +389,7 @@ class Store:
             if sum(number for number, *_ in row.sums.values()) != row.size:
                 raise ValueError(f"{row.size} jobs are expected")  # noqa: TRY301  # told with the others
         except ValueError as error:
-            raise self._damage(row.batch_id, row.number, f"its jobs: {error}") from error
+            raise self.set_aside(row.batch_id, row.number, f"its jobs: {error}") from error
 
     async def finished_file(self, filepath: str) -> bool:
         """Say whether a path is the file of a completed job."""

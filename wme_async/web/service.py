@@ -309,13 +309,8 @@ class Service:
         if kind != "application/json":
             raise Refused(415, "not_json", "send a JSON object, with the header Content-Type: application/json")
         self._throttle.take(who)
-        try:
-            asked = msgspec.json.decode(await call.read(_MAX_BODY), type=BatchRequest)
-        except msgspec.ValidationError as error:
-            raise Refused(422, "invalid_request", f"the body does not describe a batch: {error}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Refused(400, "not_json", f"the body is not JSON: {error}") from None
-        batch = await self.manager.submit(**msgspec.structs.asdict(asked))
+        request = _batch_request(await call.read(_MAX_BODY))
+        batch = await self.manager.submit(**msgspec.structs.asdict(request))
         return _created(call, batch)
 
     async def _list_batches(self, call: Call, _who: str) -> Reply:
@@ -433,6 +428,27 @@ class Service:
 
     async def _page(self, _call: Call, _who: str) -> Reply:
         return page_reply()
+
+
+def _batch_request(body: bytes) -> BatchRequest:
+    """Decode the body that creates a batch.
+
+    Raises:
+        Refused: It is not JSON, or does not describe a batch.
+    """
+    try:
+        return msgspec.json.decode(body, type=BatchRequest)
+    except msgspec.ValidationError as error:
+        # JSON Schema takes 3.0 for a whole number.
+        with contextlib.suppress(Exception):
+            document = msgspec.json.decode(body)
+            for name in ("concurrent_limit", "priority"):
+                if isinstance(document.get(name), float) and document[name].is_integer():
+                    document[name] = int(document[name])
+            return msgspec.convert(document, BatchRequest)
+        raise Refused(422, "invalid_request", f"the body does not describe a batch: {error}") from None
+    except Exception as error:  # noqa: BLE001  # whatever leaves a decoder
+        raise Refused(400, "not_json", f"the body is not JSON: {error}") from None
 
 
 def _flag(call: Call, name: str) -> bool:
