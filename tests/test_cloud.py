@@ -246,3 +246,63 @@ async def test_what_cannot_be_iterated_starts_no_upload(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         await upload(chunks, (tmp_path / "x").as_uri())
     assert asyncio.all_tasks() == before
+
+
+class Sized(Source):
+    """A source that knows its size once its first bytes are there, as an archive does."""
+
+    size: int | None = None
+
+    async def __anext__(self) -> bytes:
+        chunk = await super().__anext__()
+        self.size = 300_000_000_000
+        return chunk
+
+
+def s3() -> Any:
+    return obstore.store.S3Store("bucket", region="us-east-1", access_key_id="a", secret_access_key="b")
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "part"),
+    [
+        (Source(3), None, 8 * MIB),
+        (Source(3), 80_000_000_000, 8 * MIB),
+        (Source(3), 84_000_000_000, 9 * MIB),
+        (Sized(3), None, 29 * MIB),
+        (Sized(3), 1_000_000_000_000, 96 * MIB),
+        (Sized(0), None, 8 * MIB),
+    ],
+)
+async def test_parts_are_large_enough_for_the_whole_object(
+    monkeypatch: pytest.MonkeyPatch, source: Source, size: int | None, part: int
+) -> None:
+    sizes = []
+
+    async def put(_store: Any, _key: str, taken: Any, *, chunk_size: int, **_options: Any) -> dict[str, Any]:
+        sizes.append(chunk_size)
+        async for _ in taken:
+            pass
+        return {}
+
+    monkeypatch.setattr(obstore, "put_async", put)
+    await upload(source, "a.bin", store=s3(), size=size)
+    assert sizes == [part]
+    assert max(size or 0, getattr(source, "size", None) or 0) <= 10_000 * part
+
+
+async def test_more_bytes_than_a_store_takes_are_an_error_before_they_are_all_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def put(_store: Any, _key: str, taken: Any, **_options: Any) -> dict[str, Any]:
+        async for _ in taken:
+            pass
+        return {}
+
+    monkeypatch.setattr(obstore, "put_async", put)
+    source = Source(100)
+    with pytest.raises(OSError, match="10,000 parts"):
+        await upload(source, "a.bin", store=s3(), part_size=1000)
+    assert source.left == 90
+    assert source.closed == 1
+    assert (await upload(Source(20), "a.bin", store=obstore.store.MemoryStore(), part_size=1000)).size == 20 * MIB

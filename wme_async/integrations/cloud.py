@@ -9,8 +9,9 @@ object is there when all of it was sent; whatever ends the upload earlier leaves
 """
 
 import asyncio
+import errno
 import os
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -23,14 +24,16 @@ from wme_async._tasks import wait_shielded
 try:
     import obstore
     from obstore import exceptions
-    from obstore.store import from_url
+    from obstore.store import AzureStore, GCSStore, S3Store, from_url
 except ImportError as _error:
     raise ImportError("cloud storage needs the extra `cloud`: pip install 'wme-async[cloud]'") from _error
 
 __all__ = ["Uploaded", "upload"]
 
 _SCHEMES: Final = frozenset({"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "file"})
-_PART: Final = 8 * 1024 * 1024
+_MIB: Final = 1024 * 1024
+_PART: Final = 8 * _MIB
+_MOST_PARTS: Final = {S3Store: 10_000, GCSStore: 10_000, AzureStore: 50_000}
 _GRACE: Final = 10.0  # seconds for the store to take an upload back
 
 
@@ -55,6 +58,7 @@ async def upload(
     to: "str | os.PathLike[str]",
     *,
     store: Any = None,
+    size: int | None = None,
     part_size: int = _PART,
     connections: int = 4,
     **options: Any,
@@ -68,19 +72,23 @@ async def upload(
         to: `s3://bucket/key`, `gs://bucket/key`, `az://container/key`, `file:///path`. Credentials are found where the
             tools of each cloud look for them, such as `AWS_ACCESS_KEY_ID`. With `store`, the path inside it.
         store: An obstore store of your own, such as one with its own credentials.
-        part_size: Bytes of one part; S3 wants 5 MiB at least.
+        size: Bytes in all, where known. Stores take 10,000 parts of an object (Azure 50,000), so parts are made larger
+            where that is needed. `content()` of an archive knows its size by itself.
+        part_size: Bytes of one part, or more; S3 wants 5 MiB at least.
         connections: Parts on their way at a time.
         **options: For `obstore.store.from_url`, such as `region="eu-west-1"`, `endpoint=` or `client_options=`.
 
     Raises:
         TypeError: An argument of another type, or a chunk that is not bytes.
         ValueError: A URL without a key, or of a kind that is not known.
-        OSError: The store refused; `PermissionError` and `FileNotFoundError` where it says so.
+        OSError: The store refused; `PermissionError` and `FileNotFoundError` where it says so. Or these are more bytes
+            than the store takes in parts of this size.
         Exception: What the source raises.
     """
     check_source("chunks", chunks, "bytes")
     check_path("to", to)
     check_numbers(whole=True, optional=False, part_size=part_size, connections=connections)
+    check_numbers(whole=True, size=size)
     if part_size < 1 or connections < 1:
         raise ValueError(f"part_size and connections are numbers above 0, not {part_size} and {connections}")
     name = os.fspath(to)
@@ -92,14 +100,16 @@ async def upload(
         key = name
     source = aiter(chunks)
     taken = _Taken()
-    putting = asyncio.ensure_future(_put(store, key, taken, part_size, connections))
-    size = 0
+    parts = _Parts(store, part_size, lambda: size if size is not None else getattr(chunks, "size", None))
+    putting = asyncio.ensure_future(_put(store, key, taken, parts, connections))
+    sent = 0
     try:
         try:
             async for chunk in source:
                 if not isinstance(chunk, bytes | bytearray | memoryview):
                     raise TypeError(f"chunks are bytes, and one is {type(chunk).__name__}")
-                size += len(chunk)
+                sent += len(chunk)
+                parts.check(sent)
                 await taken.give(bytes(chunk), putting)
         finally:
             close = getattr(source, "aclose", None)
@@ -110,7 +120,42 @@ async def upload(
     except BaseException:
         await _take_back(taken, putting)
         raise
-    return Uploaded(url=name, size=size, etag=result.get("e_tag"), version=result.get("version"))
+    return Uploaded(url=name, size=sent, etag=result.get("e_tag"), version=result.get("version"))
+
+
+class _Parts:
+    """How large the parts of an object are.
+
+    Args:
+        store: Takes so many of them.
+        least: Bytes of one.
+        total: Returns the bytes of the object, None where unknown. Asked when the first of them are there.
+    """
+
+    def __init__(self, store: Any, least: int, total: Callable[[], object]) -> None:
+        self._most = next((most for kind, most in _MOST_PARTS.items() if isinstance(store, kind)), None)
+        self._size = least
+        self._total = total
+        self._fixed = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of each part but the last."""
+        if not self._fixed:
+            self._fixed = True
+            total = self._total()
+            if self._most is not None and isinstance(total, int) and total > self._most * self._size:
+                self._size = -(-total // self._most // _MIB) * _MIB
+        return self._size
+
+    def check(self, sent: int) -> None:
+        """Raise if there are more bytes than the store takes: it would say so only after all of them."""
+        if self._most is not None and sent > self._most * self.size:
+            raise OSError(
+                errno.EFBIG,
+                f"the store takes {self._most:,} parts, and these are more than as many of {self.size:,} bytes; give"
+                " upload() the size or a larger part_size",
+            )
 
 
 class _Taken:
@@ -118,6 +163,7 @@ class _Taken:
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(1)
+        self.begun = asyncio.Event()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -134,6 +180,7 @@ class _Taken:
         """Hand over a chunk, or the end; raise what ended the upload, if anything did."""
         if chunk == b"":
             return
+        self.begun.set()
         giving = asyncio.ensure_future(self._queue.put(chunk))
         try:
             await asyncio.wait([giving, putting], return_when=asyncio.FIRST_COMPLETED)
@@ -144,6 +191,7 @@ class _Taken:
 
     def refuse(self) -> None:
         """Make the upload fail."""
+        self.begun.set()
         while not self._queue.empty():
             self._queue.get_nowait()
         self._queue.put_nowait(_TakenBackError())
@@ -160,10 +208,12 @@ async def _take_back(taken: _Taken, putting: "asyncio.Future[Any]") -> None:
     await wait_shielded(putting, grace=_GRACE)
 
 
-async def _put(store: Any, key: str, taken: _Taken, part_size: int, connections: int) -> Any:
+async def _put(store: Any, key: str, taken: _Taken, parts: _Parts, connections: int) -> Any:
+    # How large it is may be known only once its first bytes are there.
+    await taken.begun.wait()
     try:
         return await obstore.put_async(
-            store, key, taken, use_multipart=True, chunk_size=part_size, max_concurrency=connections
+            store, key, taken, use_multipart=True, chunk_size=parts.size, max_concurrency=connections
         )
     except exceptions.NotFoundError as error:
         raise FileNotFoundError(_first_line(error)) from error
