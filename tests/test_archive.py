@@ -804,6 +804,24 @@ async def test_others_have_their_turn_while_records_are_decoded(monkeypatch: pyt
     assert turns - before > (2_000_000 + 300_000 * 64) // (128 * 1024)
 
 
+@pytest.mark.parametrize("blank", [b"\n", b" \n"])
+async def test_empty_lines_without_end_are_told_after_the_records(
+    blank: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_reader, "_EMPTY_LINES", 5000)
+    data = archive([("a", lines(*pages(3)) + blank * 8000)])
+    async with ArchiveReader(Source(data, 10**6), type=Page) as reader:
+        records = []
+        with pytest.raises(ArchiveError, match=r"empty lines and 3 records .*remove"):
+            while True:
+                records.append(await anext(reader))
+        assert records == pages(3)
+    # Ten for each record are no harm, whatever the number.
+    data = archive([("a", lines(*pages(1)) * 1000 + blank * 14_000)])
+    async with ArchiveReader(Source(data, 10**6), type=Page) as reader:
+        assert len([page async for page in reader]) == 1000
+
+
 async def test_a_reader_that_is_not_closed_says_so_and_its_thread_ends() -> None:
     readers = [ArchiveReader(Source(one(*pages(50_000)), 100, hang=True), type=Page)]
     await readers[0].__aenter__()

@@ -145,3 +145,21 @@ def test_a_bomb_comes_in_bounded_blocks(inflate: Inflate) -> None:
 def test_something_else_behind_the_end_is_told(inflate: Inflate) -> None:
     with pytest.raises(gzip.BadGzipFile, match="there is more after the end"):
         list(inflate(Pieces(gzip.compress(b"all of it") + b"\0\0PK", [3])))
+
+
+@pytest.mark.parametrize("flag", [0x20, 0x40, 0x80, 0xE8])
+def test_reserved_flags_are_refused_by_both(inflate: Inflate, flag: int) -> None:
+    """RFC 1952, 2.3.1.2; the flags of a later member count too."""
+    header = bytearray(gzip.compress(b"x", mtime=0))
+    header[3] |= flag
+    for packed in (bytes(header), gzip.compress(b"first", mtime=0) + header):
+        with pytest.raises((gzip.BadGzipFile, zlib.error)):
+            list(inflate(Pieces(packed, [1, 7, 100])))
+
+
+def test_many_empty_members_in_a_row_are_refused(inflate: Inflate) -> None:
+    empty, full = gzip.compress(b"", mtime=0), gzip.compress(b"x", mtime=0)
+    blocks = list(inflate(Pieces((empty * 900 + full) * 12, [1 << 20])))
+    assert b"".join(blocks) == b"x" * 12
+    with pytest.raises(gzip.BadGzipFile, match="empty gzip members"):
+        list(inflate(Pieces(full + empty * 10_001, [1 << 20])))

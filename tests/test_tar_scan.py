@@ -226,9 +226,51 @@ def test_a_directory_is_passed_over() -> None:
     assert flat(scan(directory + old_style + tar([("data/a", b"x\n")]))) == [("data/a", 1, 0, b"x")]
 
 
-def test_a_directory_with_contents_is_refused() -> None:
-    with pytest.raises(ArchiveError, match="directory"):
+def sized(data: bytes, size: int) -> bytes:
+    """Return a header with another size and the checksum for it."""
+    header = bytearray(data[:512])
+    header[124:136] = b"%011o\0" % size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def test_the_size_of_a_directory_is_not_that_of_its_bytes() -> None:
+    """As GNU and BSD tools write what a directory may grow to; no bytes follow."""
+    directory = sized(tar([("data", b"")], type=tarfile.DIRTYPE), 4096)
+    assert flat(scan(directory + tar([("data/a", b"x\n")]))) == [("data/a", 1, 0, b"x")]
+    regular = tar([("data/", b"not a record\n")])[:1024]
+    assert flat(scan(regular + tar([("data/a", b"x\n")]))) == [("data/a", 1, 0, b"x")]
+
+
+def test_bytes_behind_a_directory_are_no_member() -> None:
+    with pytest.raises(ArchiveError, match="damaged header"):
         scan(patched(put(156, b"5")))
+
+
+@pytest.mark.parametrize("size", ["2", "02", "0" * 30 + "2", "0" * 5000 + "2"])
+def test_numbers_of_pax_headers_may_have_leading_zeros(size: str) -> None:
+    big = tar([("a", b"x\n")], tarfile.PAX_FORMAT, pax_headers={"size": size})
+    assert flat(scan(big)) == [("a", 1, 0, b"x")]
+
+
+@pytest.mark.parametrize("kind", [b"0", b"5", b"g", b"L"])
+def test_many_headers_without_content_are_refused(kind: bytes) -> None:
+    header = bytearray(tar([("e", b"")])[:512])
+    header[156:157] = kind
+    empty = sized(bytes(header), 0)
+    full = tar([("a", b"x\n")])[:1024]
+    with pytest.raises(ArchiveError, match="pack it again"):
+        scan(full + empty * 10_100)
+    if kind in {b"0", b"5"}:
+        members = (full + empty * 9) * 1200  # as many in all, but each tenth has a record
+        assert len(flat(scan(members + bytes(1024)))) == 1200
+
+
+def test_a_pax_header_of_many_records_is_read_in_one_pass() -> None:
+    """A megabyte of them took minutes when the rest was copied for each."""
+    records = {f"k{number}": "v" for number in range(25_000)}
+    assert flat(scan(tar([("a", b"x\n")], tarfile.PAX_FORMAT, pax_headers=records))) == [("a", 1, 0, b"x")]
 
 
 def test_sparse_files_of_pax_headers_are_refused() -> None:

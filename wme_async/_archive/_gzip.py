@@ -17,6 +17,8 @@ _BLOCK: Final = 2 * 1024 * 1024  # bytes that a call of isal should make: what t
 _MOST: Final = _BLOCK * 5 // 4  # bytes that it makes at most; what is left of the input is then copied
 _PIECE_OF_ISAL: Final = 1024 * 1024  # compressed bytes for one call of it, at most
 _MAGIC: Final = b"\x1f\x8b\x08"  # with the one method there is
+_RESERVED: Final = 0xE0  # flags that RFC 1952 (2.3.1.2) has decoders refuse; zlib does, isal does not
+_EMPTY_MEMBERS: Final = 10_000  # that may follow each other; each costs many times what its 20 bytes would
 _LONGEST_HEADER: Final = 256 * 1024  # bytes of one that is waited for; what is longer is no honest one
 _INPUT: Final = 4 * 1024 * 1024  # compressed bytes taken at a time for zlib
 _PIECE: Final = 64 * 1024  # compressed bytes for one call of zlib; at most 1032 times as much can come out
@@ -57,7 +59,7 @@ def _by_isal(feed: Feed, held: list[bytes]) -> Iterator[bytes]:
     reading, spare = memoryview(bytearray(_PIECE_OF_ISAL)), memoryview(bytearray(_PIECE_OF_ISAL))
     engine: Any = None
     header = b""  # the beginning of one
-    members = 0
+    members = empty = 0
     size = _PIECE
     piece: Any = reading[: feed.readinto(reading[:size])]
     while piece:
@@ -67,6 +69,9 @@ def _by_isal(feed: Feed, held: list[bytes]) -> Iterator[bytes]:
                 header = _next_member(header + piece, members)
                 if not _is_whole(header):
                     break
+                if header.startswith(_MAGIC) and header[3] & _RESERVED:
+                    raise gzip.BadGzipFile("a gzip header with reserved flags set")
+                empty = _count_empty(empty)
                 piece, header = header, b""
                 engine = lib.IgzipDecompressor(flag=lib.DECOMP_GZIP)
                 members += 1
@@ -77,6 +82,7 @@ def _by_isal(feed: Feed, held: list[bytes]) -> Iterator[bytes]:
                     given = made
                 if block:
                     held.append(block)
+                    empty = 0
                 made += len(block)
                 piece = b""
                 if engine.eof or (engine.needs_input and len(block) < _MOST):
@@ -137,10 +143,21 @@ def _next_member(piece: Any, members: int) -> bytes:
     return rest
 
 
+def _count_empty(count: int) -> int:
+    """Return the number of members since the last byte came out, with one more.
+
+    Raises:
+        BadGzipFile: There are so many that nobody can have meant it.
+    """
+    if count >= _EMPTY_MEMBERS:
+        raise gzip.BadGzipFile(f"more than {_EMPTY_MEMBERS} empty gzip members in a row; pack it again if it is yours")
+    return count + 1
+
+
 def by_zlib(feed: Feed) -> Iterator[bytes]:
     """Inflate with the standard library, one or several gzip members."""
     engine: Any = None
-    members = 0
+    members = empty = 0
     size = _PIECE // 4
     while chunk := feed.read(_INPUT):  # much at once: between two calls of zlib nothing should let the lock go
         at = 0
@@ -154,7 +171,9 @@ def by_zlib(feed: Feed) -> Iterator[bytes]:
                         break
                     engine = zlib.decompressobj(31)
                     members += 1
+                    empty = _count_empty(empty)
                 if block := _inflate_piece(engine, piece):
+                    empty = 0
                     yield block
                 if len(piece) >= _PIECE // 32:  # a shorter one says nothing
                     size = max(_PIECE // 32, min(_PIECE, len(piece) * _TARGET // max(1, len(block))))

@@ -29,6 +29,8 @@ _SLICE: Final = 0.002  # seconds that decoding may keep the loop without letting
 _ROUNDS: Final = 3  # turns of the loop until a task has run that waited for a timer which is due
 _CREDIT: Final = 64 * 1024  # bytes decoded between two looks at the clock
 _EACH: Final = 64  # bytes that a record counts for beside its own
+_EMPTY_LINES: Final = 1_000_000  # that an archive may have,
+_EMPTY_SHARE: Final = 10  # and how many more for each record
 _BATCH: Final = 1024 * 1024
 _BLOCK: Final = 16 * 1024 * 1024
 _WINDOW: Final = 2 * 1024 * 1024
@@ -161,6 +163,7 @@ class ArchiveReader(Generic[T]):
         self._bad: DecodeError | None = None  # found, not yet dealt with
         self._given = 0
         self._bad_count = 0
+        self._empty_lines = 0
         self._credit = _CREDIT
         self._since = 0.0
         self._now: Callable[[], float] = float
@@ -357,6 +360,7 @@ class ArchiveReader(Generic[T]):
         """Return the error of a bad record, or nothing for an empty line."""
         raw = bytes(record)
         if not raw.strip():
+            self._count_empty_lines(1)
             return None
         lines = self._lines
         line, offset = lines.line + self._index, lines.offset_of(self._index)
@@ -366,6 +370,19 @@ class ArchiveReader(Generic[T]):
             line=line,
             offset=offset,
             record=raw,
+        )
+
+    def _count_empty_lines(self, count: int) -> None:
+        """End the reading if there are too many: half a megabyte may inflate to half a billion of them."""
+        self._empty_lines += count
+        if self._empty_lines <= _EMPTY_LINES + _EMPTY_SHARE * self._given or self._over is not None:
+            return
+        self._records = iter(())
+        self._over = ArchiveError(
+            f"{self._label} has {self._empty_lines} empty lines and {self._given} records so far: remove the empty "
+            "lines if it is yours",
+            member=self._scanner.member,
+            offset=self._scanner.position,
         )
 
     async def _settle(self) -> None:
@@ -393,6 +410,10 @@ class ArchiveReader(Generic[T]):
         """Get the next lines, or raise what there is in their place."""
         item = await self._next_item()
         if isinstance(item, Lines):
+            if not any(item.records):  # nothing but line feeds; true records end the search at the first
+                self._credit -= _EACH * len(item.records)
+                self._count_empty_lines(len(item.records))
+                return
             self._lines = item
             self._records = iter(item.records)
             self._index = -1

@@ -26,10 +26,15 @@ DEFAULT_MAX_RECORD: Final = 64 * 1024 * 1024
 
 _BLOCK: Final = 512
 _MAX_META: Final = 1024 * 1024  # bytes of one pax header or GNU long name
+_EMPTY_HEADERS: Final = 10_000  # headers without content that an archive may have,
+_EMPTY_SHARE: Final = 10  # and how many more for each member with content; both bound what costs time and has no bytes
 _MAX_TAIL: Final = 1024 * 1024  # bytes of zeros after the end marker; tar pads to 10 KiB
 _RUN: Final = 1024  # lines given at a time, so that a block of empty ones does not keep the reader for long
 _HEAD: Final = 4096  # bytes kept of a line above the limit
 _LONG: Final = 2 * 1024 * 1024  # bytes from which it is worth a look whether all of a line is wanted
+
+_PAX_RECORD: Final = re.compile(rb"0*([0-9]{1,9}) ([^=]+)=")
+_PAX_KEYS: Final = frozenset({"path", "size"})  # the others have no meaning here, and there may be many
 
 _REFUSED: Final = {
     b"1": "a hard link",
@@ -142,6 +147,8 @@ class TarScanner:
         self._pax: dict[str, str] = {}
         self._pax_global: dict[str, str] = {}
         self._zero_blocks = 0
+        self._empty_headers = 0
+        self._full_members = 0
         self._tail = 0
         self._line = 1
         self._offset = 0
@@ -224,6 +231,12 @@ class TarScanner:
             raise self._error("a single zero block amid the tar inside")
         if not _checksum_fits(header):
             raise self._error("a damaged header in the tar inside")
+        self._empty_headers += 1
+        if self._empty_headers > _EMPTY_HEADERS + _EMPTY_SHARE * self._full_members:
+            raise self._error(
+                f"{self._empty_headers} headers without content in the tar inside and {self._full_members} with some: "
+                "pack it again without them if it is yours"
+            )
         size = self._number(header[124:136])
         kind = header[156:157]
         if kind in {b"x", b"g", b"L", b"K"}:
@@ -244,23 +257,26 @@ class TarScanner:
         self._pax = {}
         self._long_name = None
         if "size" in pax:
-            if not re.fullmatch(r"[0-9]{1,19}", pax["size"], re.ASCII):
+            if not re.fullmatch(r"0*[0-9]{1,19}", pax["size"], re.ASCII):
                 raise self._error(f"a size that is none: {pax['size']!r}", member=name)
-            size = int(pax["size"])
-        if any(key.startswith("GNU.sparse") for key in pax):
+            size = int(pax["size"].lstrip("0") or "0")
+        if "GNU.sparse" in pax:
             kind = b"S"
         if not name or name.startswith("/") or ".." in name.split("/") or not name.isprintable():
             raise self._error(f"a member with a name that no archive of the service has: {name!r}", member=name)
         if kind == b"5" or (kind in {b"0", b"\0"} and name.endswith("/")):
-            if size:
-                raise self._error("a directory that has contents of its own", member=name)
             self._wanted = False
-            return 0
+            # The size of a directory is what it may grow to, and no bytes follow (POSIX, ustar typeflag 5; old archives
+            # mark one by the slash alone). The bytes of a regular file do follow, whatever its name.
+            return size if kind == b"0" else 0
         if kind not in {b"0", b"\0", b"7"}:
             what = _REFUSED.get(kind, f"a member of the unknown type {kind!r}")
             raise self._error(f"{what}, where only regular files are expected", member=name)
         self.member = name
         self.members += 1
+        if size:
+            self._empty_headers -= 1
+            self._full_members += 1
         self._line = 1
         self._offset = 0
         self._wanted = self._select is None or self._select(name)
@@ -287,15 +303,20 @@ class TarScanner:
 
     def _pax_records(self, meta: bytes) -> dict[str, str]:
         """Read records of `LENGTH KEY=VALUE` and a line feed, where the length counts the whole record."""
-        found: dict[str, str] = {}
-        while meta:
-            match = re.match(rb"([0-9]{1,9}) ([^=]+)=", meta)
-            length = int(match[1]) if match else 0
-            if not match or length <= match.end() or meta[length - 1 : length] != b"\n":
+        records: dict[str, str] = {}
+        start = 0
+        while start < len(meta):
+            match = _PAX_RECORD.match(meta, start)
+            end = start + int(match[1]) if match else 0
+            if not match or end <= match.end() or meta[end - 1 : end] != b"\n":
                 raise self._error("a damaged pax header")
-            found[_text(match[2])] = _text(meta[match.end() : length - 1])
-            meta = meta[length:]
-        return found
+            key = _text(match[2])
+            if key in _PAX_KEYS:
+                records[key] = _text(meta[match.end() : end - 1])
+            elif key.startswith("GNU.sparse"):
+                records["GNU.sparse"] = ""
+            start = end
+        return records
 
     def _number(self, field: bytes) -> int:
         """Read an octal number, or a binary one of GNU tar, which has the highest bit set."""
