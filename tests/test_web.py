@@ -829,6 +829,44 @@ async def test_a_range_of_another_version_is_the_whole_file(client, stored):
             assert answer.status == status
 
 
+@pytest.mark.parametrize(
+    ("condition", "status"),
+    [
+        ({"If-Match": "{etag}"}, 206),
+        ({"If-Match": '"other", {etag}'}, 206),
+        ({"If-Match": "*"}, 206),
+        ({"If-Match": '"other"'}, 412),
+        ({"If-Match": "W/{etag}"}, 412),
+        ({"If-Match": ""}, 412),
+        ({"If-Unmodified-Since": "{modified}"}, 206),
+        ({"If-Unmodified-Since": "Wed, 21 Oct 2015 07:28:00 GMT"}, 412),
+        ({"If-Unmodified-Since": "no date"}, 206),
+        # The tag decides where both are there.
+        ({"If-Match": "{etag}", "If-Unmodified-Since": "Wed, 21 Oct 2015 07:28:00 GMT"}, 206),
+        # Before what would make it a 304.
+        ({"If-Match": '"other"', "If-None-Match": "{etag}"}, 412),
+    ],
+)
+async def test_bytes_of_another_version_than_the_one_that_is_wanted_are_not_sent(client, stored, condition, status):
+    path, data, _ = stored
+    async with client.head(path, headers=HEAD) as answer:
+        etag, modified = answer.headers["ETag"], answer.headers["Last-Modified"]
+    headers = {name: text.format(etag=etag, modified=modified) for name, text in condition.items()}
+    async with client.get(path, headers={**HEAD, "Range": "bytes=0-9", **headers}) as answer:
+        body = await answer.read()
+        assert (answer.status, answer.headers["ETag"]) == (status, etag)
+        assert (body == data[:10]) == (status == 206)
+    async with client.head(path, headers={**HEAD, **headers}) as answer:
+        assert answer.status == (200 if status == 206 else 412)
+
+
+async def test_nobody_on_the_way_may_encode_a_file(client, stored):
+    for condition in ({}, {"Range": "bytes=0-9"}):
+        async with client.get(stored[0], headers={**HEAD, **condition}) as answer:
+            assert "no-transform" in answer.headers["Cache-Control"]
+            assert "Content-Encoding" not in answer.headers
+
+
 @given(st.text(max_size=30), st.integers(0, 10_000))
 def test_any_range_header_is_bytes_of_the_file_or_nothing(text, size):
     for header in (text, f"bytes={text}"):

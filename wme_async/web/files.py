@@ -54,7 +54,8 @@ async def file_reply(path: Path, call: Call) -> Reply:
     """Return a file, or the part of it that is asked for.
 
     Raises:
-        Refused: 404 if it cannot be opened, 416 if the range is not in it.
+        Refused: 404 if it cannot be opened, 412 if it is not the version that is asked for, 416 if the range is not in
+            it.
     """
     opening = asyncio.get_running_loop().run_in_executor(None, _open, path)
     try:
@@ -75,12 +76,14 @@ async def file_reply(path: Path, call: Call) -> Reply:
             "ETag": etag,
             "Last-Modified": format_datetime(modified, usegmt=True),
             "Accept-Ranges": "bytes",
-            "Cache-Control": "private, no-cache",
+            # A middleware that compresses would send a part in other bytes than its range and its ETag say.
+            "Cache-Control": "private, no-cache, no-transform",
             "Content-Type": _TYPES.guess_type(path.name, strict=False)[0] or "application/octet-stream",
             # Strangers' files: saved, not shown, and powerless if they are shown all the same.
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.name, safe='')}",
             "Content-Security-Policy": "sandbox; default-src 'none'",
         }
+        _check_version(call, etag, modified)
         if _unchanged(call, etag, modified):
             file.close()
             return Reply(
@@ -128,6 +131,19 @@ async def _pieces(file: BinaryIO, start: int, stop: int) -> AsyncIterator[bytes]
             yield piece
     finally:
         file.close()
+
+
+def _check_version(call: Call, etag: str, modified: datetime) -> None:
+    """Raise if a caller wants another version of the file alone (RFC 9110, sections 13.1.1 and 13.1.4)."""
+    tags = call.headers.get("if-match")
+    if tags is not None:
+        # The comparison is strong: a weak tag matches nothing.
+        same = tags.strip() == "*" or etag in (tag.strip() for tag in tags.split(","))
+    else:
+        since = http_date(call.headers.get("if-unmodified-since"))
+        same = since is None or modified <= since
+    if not same:
+        raise Refused(412, "another_version", "the file has changed", headers={"ETag": etag})
 
 
 def _unchanged(call: Call, etag: str, modified: datetime) -> bool:

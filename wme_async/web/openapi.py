@@ -24,6 +24,7 @@ _WORDS = {
     409: "Not possible in this state",
     413: "The body is too large",
     415: "The body is not said to be JSON",
+    412: "The file is not the version that If-Match or If-Unmodified-Since asks for",
     416: "The range is not in the file",
     421: "The service is not called by this name",
     422: "Something in the request is wrong; details name all of it",

@@ -210,7 +210,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         *("GET", "/files/{filepath:path}", "file", "A finished file", (200, None)),
-        errors=(404, 416),
+        errors=(404, 412, 416),
         media="application/octet-stream",
     ),
     Route("GET", "/api/v1/openapi.json", "openapi", "This document", (200, None), open=True),
