@@ -1,6 +1,7 @@
 """Answers that never end, and connections that can never be made: bounded in time, and said in words."""
 
 import asyncio
+import os
 import socket
 import ssl
 import threading
@@ -167,6 +168,9 @@ def other_ciphers(context: ssl.SSLContext) -> None:
 async def test_what_tls_will_never_agree_on_is_said_once_and_not_tried_again(
     certificate: Path, change: Callable[[ssl.SSLContext], None] | None, words: str
 ) -> None:
+    # In TLS 1.3 that is said after the handshake.
+    if change is demands_a_certificate and os.environ.get("WME_TEST_LOOP") == "uvloop":
+        pytest.skip("uvloop closes the connection, most of the time, before it tells what the server said")
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate, f"{certificate}.key")
     server.load_verify_locations(certificate)
