@@ -44,12 +44,16 @@ _NAME_MAX: Final = 255  # bytes; what nearly all file systems allow
 NAME_LEAST: Final = 143  # what the strictest of them allow, encrypted ones that report 255 among them
 _LONGEST_SUFFIX: Final = len(".part.ledger")
 
+_MOST_LOGGED: Final = 1000
+
 _logged: set[tuple[str, Path]] = set()
 
 
 def _log_once(level: int, kind: str, folder: Path, message: str, *args: object) -> None:
     """Log what is wrong with a folder's file system once for each kind and folder."""
     if (kind, folder) not in _logged:
+        if len(_logged) >= _MOST_LOGGED:
+            _logged.clear()
         _logged.add((kind, folder))
         logger.log(level, message, *args)
 

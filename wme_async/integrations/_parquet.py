@@ -11,6 +11,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from wme_async._files import publish, sync_file, sync_folder
 from wme_async._protocol.arguments import check_path, check_source
 from wme_async._tasks import in_thread
 from wme_async.errors import ArchiveError
@@ -351,8 +352,9 @@ class _Writer:
         assert self._target is not None
         self._write(self._file.finish())
         self._out.flush()
-        os.fsync(self._out.fileno())
+        sync_file(self._out.fileno())
+        publish(self._out.fileno(), self._part, self._target, size=self._out.tell())
         self._out.close()
-        self._part.replace(self._target)
+        sync_folder(self._target.parent)
         self.files.append(str(self._target))
         self._file = self._out = None
