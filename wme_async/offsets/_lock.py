@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from wme_async._files import LockedFile
+from wme_async._files import LockedFile, private_folder
 from wme_async.offsets.protocol import in_use
 
 __all__ = ["file_name", "locked", "old_file_name"]
@@ -60,7 +60,7 @@ def locked(path: Path, name: str) -> Iterator[None]:
         StreamError: Another holder has the lock, in this process or another.
         OSError: The file cannot be created or locked.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     try:
         lock = LockedFile(path)
     except BlockingIOError:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import anyio
 import msgspec
 
-from wme_async._files import private_file, sync_folder
+from wme_async._files import private_file, private_folder, sync_folder
 from wme_async._protocol.arguments import check_path
 from wme_async._protocol.positions import Position
 from wme_async._sqlite import explained, is_busy, primary_code
@@ -257,7 +257,7 @@ def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
 
 def _create(path: Path) -> None:
     """Create a database with our tables, at once as a whole: a reader never sees an empty file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     temporary = path.with_name(f".wme-{secrets.token_hex(8)}.tmp")
     try:
         private_file(temporary)
