@@ -9,10 +9,13 @@ import stat
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 from jobs_server import FileServer
 
 from wme_async._protocol.settings import Retry
-from wme_async.jobs import BatchManager, DamagedBatch, DatabaseError, JobLimits, UnknownBatch
+from wme_async.jobs import BatchManager, DamagedBatch, DatabaseError, JobLimits, UnknownBatch, staging
+from wme_async.jobs.database import check_of, sealed
+from wme_async.web import create_app
 
 
 @pytest.fixture
@@ -240,6 +243,23 @@ async def test_every_kind_of_damage_to_a_row_is_found(tmp_path, server, statemen
         assert manager.damaged == {}
 
 
+async def test_the_service_names_a_damaged_batch_and_can_forget_it(tmp_path, server):
+    [batch_id], _ = await filled(tmp_path, server, paused=1, finished=0)
+    execute(database(tmp_path), "UPDATE jobs SET done = 5 WHERE batch_id = ?", batch_id)
+    async with open_manager(tmp_path) as manager:
+        app = create_app(manager, api_keys=["a-good-key"])
+        async with TestClient(TestServer(app), headers={"X-API-Key": "a-good-key"}) as client:
+            path = f"/api/v1/batch/{batch_id}"
+            async with client.get(path) as answer:
+                assert (answer.status, (await answer.json())["code"]) == (500, "damaged")
+                assert batch_id in await answer.text()
+                assert str(tmp_path) not in await answer.text()
+            async with client.delete(path, params={"purge": "true"}) as answer:
+                assert answer.status == 204
+            async with client.get(path) as answer:
+                assert answer.status == 404
+
+
 async def test_a_damaged_webhook_is_not_sent_and_a_damaged_event_is_left_out(tmp_path, server):
     [batch_id], [ended] = await filled(tmp_path, server, paused=1, finished=1)
     manager = open_manager(tmp_path)
@@ -306,3 +326,68 @@ async def test_random_damage_gives_the_truth_or_an_error_that_names_it(tmp_path,
         finally:
             await manager.aclose()
     assert all(outcomes.values()), outcomes
+
+
+async def test_damage_to_the_log_is_named_and_a_cut_end_is_not_damage(tmp_path, server):
+    """SQLite reads a log up to the first damaged frame, and drops all that was answered after it."""
+    manager = open_manager(tmp_path)
+    await manager.start(jobs=False)
+    ids = []
+    for number in range(3):
+        batch = await manager.submit([server.add(f"{number}-{job}") for job in range(3)])
+        await manager.pause(batch.batch_id)
+        ids.append(batch.batch_id)
+    truth = await states(manager)
+    path = database(tmp_path)
+    files = {file.name: file.read_bytes() for file in path.parent.iterdir() if file.name.startswith("jobs.sqlite")}
+    await manager.aclose()
+    log = files["jobs.sqlite-wal"]
+    frame = 24 + 4096
+    last_commit = max(at for at in range(32, len(log), frame) if log[at + 4 : at + 8] != bytes(4))
+    choose = random.Random(2)  # a test
+    # In the header, in the first transactions, and in the last, which a power failure may have left so.
+    places = [choose.randrange(24), *(choose.randrange(32, last_commit // 2) for _ in range(15)), last_commit + 30]
+    outcomes = []
+    for place in places:
+        shutil.rmtree(path.parent)
+        path.parent.mkdir(mode=0o700)
+        for name, data in files.items():
+            changed = bytearray(data)
+            if name == "jobs.sqlite-wal":
+                changed[place] ^= 1 << choose.randrange(8)
+            (path.parent / name).write_bytes(changed)
+        manager = open_manager(tmp_path)
+        refusal = await refusal_to_start(manager)
+        if refusal is None:
+            assert len(await states(manager)) == len(truth)
+            await manager.aclose()
+        else:
+            assert f"{path}-wal is damaged" in str(refusal)
+            # It is left as it is, to be rescued.
+            assert (path.parent / "jobs.sqlite-wal").stat().st_size == len(log)
+        outcomes.append(refusal is not None)
+    assert outcomes == [True] * 16 + [False]
+
+
+async def test_a_file_that_cannot_be_named_after_a_kill_keeps_no_manager_from_opening(tmp_path, server, monkeypatch):
+    async with open_manager(tmp_path) as manager:
+        batch = await manager.submit([server.add("a")])
+        done = await manager.wait(batch.batch_id, timeout=10)
+    # As a kill leaves it between the name and the end.
+    path = database(tmp_path)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.create_function("row_check", -1, lambda *values: check_of(values))
+        db.execute("UPDATE batches SET status = 'running', completed_at = NULL")
+        db.execute("UPDATE jobs SET status = 'running', completed_at = NULL, moving = 1")
+        for table in ("batches", "jobs"):
+            db.execute(sealed(table))
+
+    def refuse(_staged, _target):
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(staging, "find", refuse)
+    async with open_manager(tmp_path) as manager:
+        again = await manager.wait(batch.batch_id, timeout=10)
+    assert (again.status, again.jobs[0].error) == ("completed", None)
+    # The file that is there is never written to again.
+    assert again.jobs[0].file_info.filepath != done.jobs[0].file_info.filepath

@@ -417,17 +417,20 @@ BAD_BATCHES = [
 ]
 
 
-async def test_a_whole_number_may_be_written_with_a_point(manager):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"concurrent_limit": 3.0, "priority": -5.0}, 201),
+        ({"priority": 0.0}, 201),
+        ({"priority": 0.5}, 422),
+        ({"concurrent_limit": 1e300}, 422),
+    ],
+)
+async def test_a_whole_number_may_be_written_with_a_point(manager, options, expected):
     async with running(manager, create_rate=None) as client:
-        for body, expected in (
-            ({"concurrent_limit": 3.0, "priority": -5.0}, 201),
-            ({"priority": 0.0}, 201),
-            ({"priority": 0.5}, 422),
-            ({"concurrent_limit": 1e300}, 422),
-        ):
-            body["urls"] = ["https://example.com/"]
-            status, _, _ = await ask(client, "POST", "/api/v1/batch/download", json=body)
-            assert status == expected, body
+        body = {"urls": ["https://example.com/"], **options}
+        status, _, _ = await ask(client, "POST", "/api/v1/batch/download", json=body)
+    assert status == expected
 
 
 async def test_a_bad_batch_is_refused_in_words(manager):

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from wme_async._files import private_file
 from wme_async.jobs.errors import DatabaseError, database_error
+from wme_async.jobs.wal import lost_transactions
 
 __all__ = ["COLUMNS", "check_of", "connect", "lock", "matches", "sealed"]
 
@@ -187,7 +188,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     with _translated(path):
         if os.path.lexists(path):
-            _check_size(path)
+            _check_files(path)
             _check_version(path)
         else:
             _create(path)
@@ -239,19 +240,25 @@ def _create(path: Path) -> None:
     new.replace(path)
 
 
-def _check_size(path: Path) -> None:
-    """Raise if the file was cut: SQLite takes an empty file for a new database, and fills up an incomplete page."""
+def _check_files(path: Path) -> None:
+    """Raise if SQLite would hide damage: it takes an empty file for a new database, and fills up an incomplete page."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header = file.read(18)
     page = int.from_bytes(header[16:18]) if header.startswith(b"SQLite format 3\0") else 0
     page = 65_536 if page == 1 else page
     log = Path(f"{path}-wal")
+    logged = log.read_bytes() if log.exists() else b""
     # What a power failure leaves incomplete is in the log.
-    logged = log.exists() and log.stat().st_size > 0
     if size == 0 or (page >= 512 and size % page and not logged):
         raise DatabaseError(
             f"{path} was cut, at {size} bytes: restore a copy, or remove it to begin anew", path=str(path)
+        )
+    if logged and page >= 512 and (lost := lost_transactions(logged, page)):
+        raise DatabaseError(
+            f"{log} is damaged, and {lost} changes in it cannot be read: restore a copy of both files, or remove"
+            f" the log to go on with the state before it",
+            path=str(path),
         )
 
 

@@ -331,7 +331,12 @@ class Service:
             raise Refused(422, "invalid_request", "purge is false, true, or files")
         if purge == "false":
             return json_reply(_with_urls(await self.manager.cancel(batch_id), call))
-        batch = await self.manager.status(batch_id)
+        try:
+            batch = await self.manager.status(batch_id)
+        except DamagedBatch:
+            # There is nothing left to show of it.
+            await self.manager.delete(batch_id)
+            return Reply(status=204)
         await self.manager.delete(batch_id, files=purge == "files")
         return json_reply(_with_urls(batch, call))
 
