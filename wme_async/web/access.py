@@ -94,10 +94,13 @@ class Keys:
         """Return who calls, as the hash of the key.
 
         Raises:
-            Refused: 401.
+            Refused: 401, or 400 for several different keys.
         """
         if self._hashes is None:
             return "anybody"
+        if call.repeated & {"x-api-key", "authorization"}:
+            # A proxy in front may have looked at another one.
+            raise Refused(400, "several_keys", "send one API key; this request has several different ones")
         given = call.headers.get("x-api-key")
         if given is None and call.headers.get("authorization", "").lower().startswith("bearer "):
             given = call.headers["authorization"][7:].strip()

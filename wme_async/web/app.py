@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl, quote, unquote
 
 from aiohttp import web
@@ -15,8 +15,9 @@ from wme_async import _clock
 from wme_async._protocol.arguments import check_functions, check_text, check_url_of
 from wme_async._protocol.pace import check_numbers
 from wme_async.jobs import BatchManager
+from wme_async.web.server import Listener
 from wme_async.web.service import Service
-from wme_async.web.wire import Call, Refused, Reply
+from wme_async.web.wire import Call, Refused, Reply, headers_of
 
 __all__ = ["MANAGER", "create_app", "create_asgi", "serve"]
 
@@ -24,6 +25,11 @@ logger: logging.Logger = logging.getLogger("wme_async.web")
 
 MANAGER: web.AppKey[BatchManager] = web.AppKey("wme_batch_manager", BatchManager)
 """Where the aiohttp application keeps its manager."""
+
+# Seconds in which a further request may come on a connection.
+_KEEP_ALIVE = 75.0
+# Seconds in which a whole body must arrive; it has a megabyte at most.
+_BODY_TIMEOUT = 60.0
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?")
 
@@ -125,7 +131,7 @@ def _from_aiohttp(request: web.Request, public_url: str | None) -> Call | Refuse
     host = request.headers.get("Host", "")
     if not _HOST.fullmatch(host) or not path.startswith("/"):
         return Refused(400, "bad_request", "the request has no proper path or Host header")
-    headers = {name.lower(): value for name, value in request.headers.items()}
+    headers, repeated = headers_of(request.headers.items())
 
     async def read(limit: int) -> bytes:
         try:
@@ -141,6 +147,7 @@ def _from_aiohttp(request: web.Request, public_url: str | None) -> Call | Refuse
         base=(public_url or f"{request.scheme}://{host}{prefix}").rstrip("/"),
         read=read,
         client=request.remote or "",
+        repeated=repeated,
     )
 
 
@@ -149,10 +156,15 @@ async def _limited(pieces: AsyncIterator[bytes], limit: int, said: int | None) -
     if said is not None and said > limit:
         raise too_large
     body = bytearray()
-    async for piece in pieces:
-        body += piece
-        if len(body) > limit:
-            raise too_large
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT):
+            async for piece in pieces:
+                body += piece
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        slow = f"the body did not arrive within {_BODY_TIMEOUT:.0f} s"
+        raise Refused(408, "too_slow", slow, headers={"Connection": "close"}) from None
     return bytes(body)
 
 
@@ -250,7 +262,9 @@ async def _lifespan(manager: BatchManager, receive: Receive, send: Send) -> None
 
 
 def _from_asgi(scope: Scope, receive: Receive, public_url: str | None) -> Call | Refused:
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    headers, repeated = headers_of(
+        (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+    )
     host = headers.get("host", "")
     path, root = _place(scope)
     if not _HOST.fullmatch(host):
@@ -279,6 +293,7 @@ def _from_asgi(scope: Scope, receive: Receive, public_url: str | None) -> Call |
         base=(public_url or f"{scope.get('scheme', 'http')}://{host}{root}").rstrip("/"),
         read=read,
         client=client[0] if client else "",
+        repeated=repeated,
     )
 
 
@@ -339,6 +354,8 @@ async def serve(
     port: int = 8080,
     api_keys: Iterable[str] | None,
     on_ready: Callable[[str], None] | None = None,
+    head_timeout: float = 15.0,
+    max_connections: int | None = None,
     **options: Any,
 ) -> None:
     """Run the service until it is cancelled.
@@ -349,6 +366,9 @@ async def serve(
         port: Port to listen on, 0 for any that is free.
         api_keys: As for `create_app`.
         on_ready: Told the URL as soon as it listens.
+        head_timeout: Seconds in which the head of a request must arrive; then its connection is closed.
+        max_connections: Connections at once; by default as many as the limit of descriptors of this process allows
+            beside the jobs, 1000 at most. A new one closes the oldest that has no request in progress.
         **options: Further ones, as for `create_app`.
 
     Raises:
@@ -362,24 +382,52 @@ async def serve(
     if not 0 <= port <= 65535:
         raise ValueError(f"port is 0 to 65535, not {port}")
     check_functions(on_ready=on_ready)
+    check_numbers(whole=False, optional=False, head_timeout=head_timeout)
+    check_numbers(whole=True, max_connections=max_connections)
+    if head_timeout <= 0 or (max_connections is not None and max_connections < 1):
+        raise ValueError(
+            f"head_timeout is above 0 and max_connections at least 1, not {head_timeout} and {max_connections}"
+        )
     # One that is given as a string or not as a list is refused below.
     keys = list(api_keys) if isinstance(api_keys, Iterable) and not isinstance(api_keys, str | bytes) else api_keys
     if keys is None and not options.get("allowed_hosts") and host not in {"127.0.0.1", "::1", "localhost"}:
         raise ValueError("without API keys it listens on loopback only; give api_keys, or allowed_hosts behind a proxy")
+    app = create_app(manager, api_keys=keys, **options)
     runner = web.AppRunner(
-        create_app(manager, api_keys=keys, **options),
-        access_log=None,
-        handler_cancellation=True,
-        shutdown_timeout=5.0,
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=5.0, keepalive_timeout=_KEEP_ALIVE
     )
+
+    def protocol() -> asyncio.Protocol:
+        assert runner.server is not None
+        return cast("asyncio.Protocol", runner.server())
+
+    listener = Listener(protocol, host, port, head_timeout=head_timeout, limit=max_connections)
+    app.middlewares.append(_watched_by(listener))
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        if on_ready is not None:
-            shown = f"[{host}]" if ":" in host else host
-            on_ready(f"http://{shown}:{runner.addresses[0][1]}")
-        await manager.wait_ended()
+        async with listener.listening() as bound:
+            if on_ready is not None:
+                shown = f"[{host}]" if ":" in host else host
+                on_ready(f"http://{shown}:{bound}")
+            await manager.wait_ended()
         raise RuntimeError("the batch manager was closed under its service")
     finally:
         await runner.cleanup()
+
+
+def _watched_by(listener: Listener) -> Any:
+    """Make a middleware that tells a listener which of its connections have a request in progress."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
+        connection = listener.connection_of(request.transport)
+        if connection is not None:
+            connection.begin()
+        try:
+            response: web.StreamResponse = await handler(request)
+            return response
+        finally:
+            if connection is not None:
+                connection.end()
+
+    return middleware

@@ -273,7 +273,13 @@ class Service:
         # Strangers choose method and path, but not how many figures there are.
         known = call.method if call.method in {"GET", "HEAD", "POST", "DELETE"} else "other"
         self.answered[known, route.name if route else "unknown", reply.status] += 1
-        headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", **reply.headers}
+        headers = {
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            # Pages of other origins cannot load it, even where a browser sends credentials along.
+            "Cross-Origin-Resource-Policy": "same-origin",
+            **reply.headers,
+        }
         if call.method == "HEAD" and isinstance(reply.body, bytes):
             length = reply.length if reply.length is not None else len(reply.body)
             return msgspec.structs.replace(reply, headers=headers, body=b"", length=length)

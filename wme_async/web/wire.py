@@ -1,11 +1,11 @@
 """What crosses the door of the service, whichever web framework holds it: a call, and a reply."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-__all__ = ["Call", "Problems", "Refused", "Reply", "json_reply"]
+__all__ = ["Call", "Problems", "Refused", "Reply", "headers_of", "json_reply"]
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,7 +15,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         method: In capitals.
         path: Below the place where the service is mounted, percent-encoded, with its leading slash.
         query: The last value of each name.
-        headers: By name in lower case.
+        headers: By name in lower case; of repeated ones the last.
+        repeated: Names in lower case of headers that came with several different values.
         base: URL of the place where the service is mounted, without a slash at its end.
         read: Returns the body, or raises `Refused` if it is longer than it is given bytes for.
         client: Where it comes from, for limits where there are no keys.
@@ -28,6 +29,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     base: str
     read: Callable[[int], Awaitable[bytes]]
     client: str = ""
+    repeated: frozenset[str] = frozenset()
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +105,22 @@ class Refused(Exception):
     def reply(self) -> Reply:
         """Return the answer."""
         return json_reply(self.problems, status=self.problems.status, headers=self.headers)
+
+
+def headers_of(lines: Iterable[tuple[str, str]]) -> tuple[dict[str, str], frozenset[str]]:
+    """Return headers by name in lower case, and the names that came with several different values.
+
+    Args:
+        lines: Name and value of each header line.
+    """
+    headers: dict[str, str] = {}
+    repeated = set()
+    for name, value in lines:
+        lowered = name.lower()
+        if headers.setdefault(lowered, value) != value:
+            repeated.add(lowered)
+            headers[lowered] = value
+    return headers, frozenset(repeated)
 
 
 def json_reply(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
