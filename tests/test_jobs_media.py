@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 from jobs_server import FileServer
+from raw_server import RawServer, reset
 
 from wme_async._protocol.settings import Retry
 from wme_async.errors import DataError
@@ -226,6 +227,41 @@ async def test_the_proxy_serves_only_who_knows_its_password():
             writer.close()
             await writer.wait_closed()
         assert files.asked["a"] == 0
+
+
+@pytest.mark.parametrize("method", ["GET", "CONNECT"])
+@pytest.mark.parametrize("broken", [True, False])
+async def test_the_proxy_ends_a_connection_as_the_server_did(method, broken):
+    read = asyncio.Event()
+
+    async def answer(request, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nbeginning")
+        await writer.drain()
+        # A reset throws away what has not arrived.
+        await read.wait()
+        if broken:
+            reset(writer)
+        return False
+
+    async with RawServer(answer) as server, GuardedProxy(["127.0.0.1"]).running() as proxy, asyncio.timeout(10):
+        where = urlsplit(proxy.url)
+        password = base64.b64encode(f"{where.username}:{where.password}".encode()).decode()
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        target = server.url.removeprefix("http://") if method == "CONNECT" else f"{server.url}/a"
+        writer.write(f"{method} {target} HTTP/1.1\r\nProxy-Authorization: Basic {password}\r\n\r\n".encode())
+        if method == "CONNECT":
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"GET /a HTTP/1.1\r\n\r\n")
+        await reader.readuntil(b"beginning")
+        read.set()
+        if broken:
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        else:
+            assert await reader.read() == b""
+        writer.close()
+        with contextlib.suppress(ConnectionResetError):
+            await writer.wait_closed()
 
 
 async def test_the_proxy_makes_no_connection_after_its_end(monkeypatch, caplog):

@@ -20,6 +20,7 @@ import logging
 import os
 import secrets
 import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -435,10 +436,22 @@ def _destination(method: str, target: str) -> SplitResult:
 
 
 async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
+    try:
         while piece := await reader.read(_PIECE):
             writer.write(piece)
             await writer.drain()
+    except OSError:
+        # A body without a length would look whole if its connection ended in good order.
+        _reset(writer)
+        return
     with contextlib.suppress(OSError, RuntimeError):
         if writer.can_write_eof():
             writer.write_eof()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    sock = writer.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
