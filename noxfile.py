@@ -142,7 +142,7 @@ def extras(session: nox.Session, extra: str) -> None:
     """Run the tests of each extra where it alone is installed, and check the messages where others are missing."""
     install(session, f"extra-{extra}")
     files = [f"tests/{name}.py" for name in ("test_extras", *OF_EXTRA[extra])]
-    session.run("pytest", "-q", *(session.posargs or files), env={"WME_TEST_EXTRA": extra})
+    session.run("pytest", "-q", "-n", "2", *(session.posargs or files), env={"WME_TEST_EXTRA": extra})
 
 
 @nox.session
@@ -181,7 +181,7 @@ def lowest(session: nox.Session) -> None:
     session.run_install(
         "uv", "pip", "install", python, "--resolution", "lowest-direct", "-e", ".[cli]", *groups("tests")
     )
-    session.run("pytest", "-q", *session.posargs)
+    suite(session)
 
 
 @nox.session

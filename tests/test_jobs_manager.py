@@ -302,10 +302,10 @@ async def test_retry_keeps_the_bytes_that_are_there(manager, server):
 
 async def test_a_silent_server_is_a_stall_and_says_so(tmp_path, server):
     url = server.add("big", 100_000, "hang")
-    async with open_manager(tmp_path, timeouts=Timeouts(read=0.3), retry=Retry(attempts=1)) as manager:
+    async with open_manager(tmp_path, timeouts=Timeouts(read=0.8), retry=Retry(attempts=1)) as manager:
         batch = await manager.submit([url])
         done = await manager.wait(batch.batch_id, timeout=10)
-    assert done.jobs[0].error.startswith("stalled: nothing arrived for 0.3 s")
+    assert done.jobs[0].error.startswith("stalled: nothing arrived for 0.8 s")
 
 
 async def test_a_full_disk_is_told_in_words(tmp_path, server):

@@ -32,7 +32,7 @@ KEY = "batches/{hour}/enwiki_namespace_0"
 
 @pytest.fixture
 async def wme(sim):
-    async with Client(**sim.client_options(), retry=AT_ONCE, timeouts=Timeouts(read=0.5)) as client:
+    async with Client(**sim.client_options(), retry=AT_ONCE, timeouts=Timeouts(read=5)) as client:
         yield client
 
 
@@ -146,7 +146,7 @@ def expected_bytes(sim, hour_text):
 async def test_no_answer_to_a_range_makes_a_wrong_file(tmp_path, kind, details, times):
     async with Simulator(archive_bytes={ARCHIVE: 60_000}) as sim:
         retry = Retry(attempts=3, base=0)
-        async with Client(**sim.client_options(), retry=retry, timeouts=Timeouts(read=0.5)) as wme:
+        async with Client(**sim.client_options(), retry=retry, timeouts=Timeouts(read=5)) as wme:
             hour = wme.batches(sim.hours[-2])
             fault = sim.faults.inject(kind, role="store", times=times, **details)
             target = tmp_path / "a.tar.gz"

@@ -483,7 +483,7 @@ async def test_what_progress_raises_on_the_way_ends_the_others(wme, monkeypatch)
 
 async def test_a_wait_that_is_cancelled_loses_nothing(sim, wme):
     await wme.auth.login()
-    hang = sim.faults.inject("delay", role="api", path="NATO", seconds=0.2)
+    hang = sim.faults.inject("delay", role="api", path="NATO", seconds=0.5)
     async with wme.articles.lookup_many(["NATO", "Earth"], filters=EN) as results:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):

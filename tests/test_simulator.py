@@ -400,7 +400,7 @@ async def test_closing_ends_requests_that_hang(call: Caller) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(hanging())
         await simulator.requests.wait(path="/v2/codes")
-        async with asyncio.timeout(0.9):
+        async with asyncio.timeout(20):
             await simulator._shut()
     assert simulator.requests.last.done
     assert simulator.requests.last.status is None

@@ -174,7 +174,8 @@ async def test_a_quota_that_cannot_be_asked_for_is_a_rate_limit(sim):
     ],
 )
 async def test_a_broken_exchange_is_repeated_and_then_an_error_of_ours(sim, fault, details, error):
-    transport = make(sim, timeouts=Timeouts(read=0.1), retry=Retry(attempts=2, base=0))
+    timeouts = Timeouts(read=0.3) if error is TimedOut else Timeouts()
+    transport = make(sim, timeouts=timeouts, retry=Retry(attempts=2, base=0))
     await transport.request(PROJECTS)
     once = sim.faults.inject(fault, role="api", **details)
     assert (await transport.request(PROJECTS)).status == 200

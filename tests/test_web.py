@@ -741,7 +741,8 @@ async def test_a_stream_ends_when_the_server_does(tmp_path, files):
         answer = await client.get("/api/v1/events", headers=HEAD)
         await answer.content.readline()
         began = time.monotonic()
-    assert time.monotonic() - began < 5
+    # aiohttp waits a minute for those who listen.
+    assert time.monotonic() - began < 30
 
 
 async def test_the_stream_of_a_batch_says_end_only_when_the_batch_has_ended(client, manager, files):
