@@ -37,9 +37,11 @@ settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell starts what runs in its background this way, and processes that tests interrupt would inherit it.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            # So a shell starts what runs in its background, and `nohup` anything. Processes that tests interrupt would
+            # inherit it; a handler that does nothing they do not.
+            signal.signal(number, lambda *_: None)
     config.addinivalue_line("markers", "torture: takes minutes; run by `nox -s torture`, not by default")
     config.addinivalue_line(
         "markers", "middle_of_a_month: counts by the month; the simulator begins away from its turn"
