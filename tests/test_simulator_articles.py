@@ -132,6 +132,12 @@ class TestArticles:
         sizes = [len(dumps(GENERATOR.article(n, size="small"))) for n in range(200)]
         assert max(sizes) < 400
 
+    @pytest.mark.parametrize("index", [2418, 4781])
+    def test_an_article_that_has_the_wished_size_by_nature_is_left_as_it_is(self, index: int) -> None:
+        article = ArticleGenerator(0).article(index, size=8192, published=1_760_000_000.0)
+        assert len(dumps(article)) == 8192
+        assert article["article_body"]["wikitext"]
+
     @pytest.mark.parametrize("size", [420, 500, 3000, 8191, 8192, 100_000, (20 << 20) + 1])
     def test_a_wished_size_is_exact(self, size: Any) -> None:
         assert len(dumps(GENERATOR.article(0, size=size))) == size

@@ -400,7 +400,9 @@ def _padded(record: dict[str, Any], size: int) -> dict[str, Any]:
     body = record["article_body"]
     body.setdefault("wikitext", "")
     missing = size - len(dumps(record))
-    if missing < 0:
+    if missing == 0 and body["wikitext"]:
+        return record
+    if missing < 1:
         body.pop("html", None)
         body["wikitext"] = ""
         missing = size - len(dumps(record))
