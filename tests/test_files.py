@@ -333,6 +333,49 @@ async def claim(folder: Path) -> None:
         pass
 
 
+def test_a_lock_file_that_cannot_be_removed_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        asyncio.run(claim(tmp_path))
+    assert len(names_in(tmp_path)) == 1
+    asyncio.run(claim(tmp_path))
+    assert names_in(tmp_path) == []
+
+
+def test_the_lock_file_of_another_holder_is_not_removed(tmp_path: Path) -> None:
+    first = LockedFile(tmp_path / "x")
+    (tmp_path / "x").unlink()
+    with LockedFile(tmp_path / "x"):
+        first.remove()
+        with pytest.raises(BlockingIOError):
+            LockedFile(tmp_path / "x")
+
+
+def test_a_full_disk_does_not_keep_anybody_from_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    asyncio.run(claim(tmp_path))
+
+
+async def test_a_token_file_behind_a_link_stays_there_and_is_shared_by_both_names(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    link, real = tmp_path / "tokens.json", tmp_path / "secrets" / "tokens.json"
+    link.symlink_to("secrets/tokens.json")
+    async with Simulator() as sim:
+        for path in (link, real):
+            async with Client(**sim.client_options() | {"token_file": path}) as wme:
+                await wme.codes.list()
+        assert sim.requests.count("auth", path="login") == 1
+    assert link.is_symlink()
+    assert mode_of(real) == 0o600
+    assert names_in(tmp_path / "secrets").count("tokens.json") == 1
+
+
 # --- permissions
 
 

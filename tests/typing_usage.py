@@ -128,6 +128,7 @@ async def downloads(wme: Client) -> None:
     assert_type(done.path, Path)
     assert_type(done.verified, bool | None)
     await wme.snapshots.download("enwiki_namespace_0", progress=show_later)
+    await wme.snapshots.download("enwiki_namespace_0", "data", name="{identifier}-{version}", overwrite=True)
 
 
 async def reading(wme: Client) -> None:

@@ -355,9 +355,31 @@ class LockedFile:
         self.close()
 
     def write_holder(self, text: str) -> None:
-        """Replace the content by a short text that tells people who holds the lock."""
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, text.encode(), 0)
+        """Replace the content by a short text that tells people who holds the lock, if the disk has room for it."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, text.encode(), 0)
+
+    def owns_name(self) -> bool:
+        """Return whether the path still belongs to this file."""
+        try:
+            return os.path.samestat(self.path.lstat(), os.fstat(self.descriptor))
+        except FileNotFoundError:
+            return False
+
+    def remove(self) -> None:
+        """Remove the file while it is locked, if the name still belongs to it, and close it.
+
+        A process that has opened the file meanwhile sees that it is gone, and creates a new one. A forked child has
+        lost the lock, and leaves the file to its parent.
+        """
+        try:
+            if self.descriptor >= 0 and self.owns_name():
+                self.path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.debug("%s cannot be removed: %s", self.path, error)
+        finally:
+            self.close()
 
     def reader(self) -> int:
         """Return a descriptor for reading that outlives this object and does not share its lock; the caller closes it.

@@ -1,6 +1,5 @@
 """The unfinished file: locked, written in place, and given its name only when it is whole."""
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -328,10 +327,9 @@ class PartFile:
 
     def _remove(self) -> None:
         """Remove the file and its ledger, unless the name belongs to another file by now."""
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(self.path.lstat(), os.fstat(self._fd)):
-                self.path.unlink()
-                self._drop_ledger()
+        if self._file.owns_name():
+            self.path.unlink(missing_ok=True)
+            self._drop_ledger()
 
     def _drop_ledger(self) -> None:
         if self._ledger is not None:

@@ -69,11 +69,7 @@ def locked(path: Path, name: str) -> Iterator[None]:
         lock.write_holder(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        # A forked child has lost the lock, and must not remove its parent's file.
-        if lock.descriptor >= 0:
-            # While it is locked: a process that has opened it meanwhile sees that it is gone, and makes a new one.
-            path.unlink(missing_ok=True)
-            lock.close()
+        lock.remove()
 
 
 def _holder(path: Path) -> str:
