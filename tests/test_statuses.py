@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from wme_async import Cache, Client, Retry, StatusError, TransportError
+from wme_async import (
+    Cache,
+    Client,
+    RateLimited,
+    Retry,
+    Retrying,
+    StatusError,
+    StreamRetrying,
+    TransportError,
+)
 from wme_async._protocol.answer import redirect_target
 from wme_async.simulator import Simulator
 
@@ -141,3 +150,27 @@ def test_a_redirect_keeps_to_http_and_never_leaves_tls(asked: str, location: str
         redirect_target(asked, location)
     assert caught.value.permanent
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("header", ["0", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"])
+async def test_a_retry_after_of_now_does_not_take_the_waits_away(sim: Simulator, header: str) -> None:
+    waits: list[float] = []
+
+    def note(event: object) -> None:
+        if isinstance(event, Retrying | StreamRetrying):
+            waits.append(event.wait)
+
+    quick = Retry(attempts=4, base=0.01)
+    async with Client(**sim.client_options(), retry=quick, on_retry=note) as wme:
+        await wme.auth.login()
+        sim.faults.inject("status", status=429, headers={"Retry-After": header}, times=None)
+        with pytest.raises(RateLimited):
+            await wme.projects.list()
+        assert len(waits) == 3
+        assert sum(waits) > 0
+        waits.clear()
+        with pytest.raises(RateLimited):
+            async with wme.realtime.articles(retry=quick, on_event=note) as stream:
+                await anext(stream)
+        assert len(waits) == 3
+        assert sum(waits) > 0
