@@ -8,7 +8,10 @@ import pty
 import re
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -276,3 +279,71 @@ def test_titles_and_errors_are_safe_on_a_terminal_and_json_stays_json(environmen
     _, output = on_a_terminal("codes", "ls")
     assert "\\u001b" in output
     assert "\x1b" not in output
+
+
+def documented_variables():
+    """Return the environment variables that the help of any command or the page of the command line names."""
+    texts = [invoke(*path, "--help").stdout for path, _ in COMMANDS]
+    texts.append((ROOT / "docs" / "cli.md").read_text())
+    return {name for text in texts for name in re.findall(r"\bWME_[A-Z_]+\b", text)}
+
+
+def serve_with(keys, directory, **environment):
+    """Start the service with keys of the environment, and return the statuses that each of some keys is answered."""
+    command = [sys.executable, "-m", "wme_async", "serve", "--port", "0", "--directory", str(directory)]
+    environment = {**os.environ, "WME_USERNAME": "", "WME_PASSWORD": "", **environment}
+    process: Any = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        url = process.stdout.readline().split()[-1]
+        statuses = []
+        for key in keys:
+            request = urllib.request.Request(f"{url}/api/v1/batch", headers={"X-API-Key": key})
+            try:
+                with urllib.request.urlopen(request, timeout=20) as response:
+                    statuses.append(response.status)
+            except urllib.error.HTTPError as error:
+                statuses.append(error.code)
+                error.close()
+        return url, statuses
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def test_every_documented_variable_has_an_effect(world, environment, tmp_path, monkeypatch):
+    accounts = {"WME_USERNAME", "WME_PASSWORD"}
+    hosts = {"WME_AUTH_URL", "WME_API_URL", "WME_REALTIME_URL"}
+    # An account: without one of the two there is none, with both a token is fetched and kept.
+    for name in sorted(accounts):
+        with monkeypatch.context() as patch:
+            patch.delenv(name)
+            assert invoke("codes", "ls").exit_code != 0, name
+    assert invoke("codes", "ls").exit_code == 0
+    assert (tmp_path / "tokens.json").is_file()  # WME_TOKEN_FILE
+    for name in sorted(hosts):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "not a url")
+            result = invoke("codes", "ls")
+            assert result.exit_code == 2, name
+            assert name.split("_")[1].lower() in result.stderr
+    with monkeypatch.context() as patch:
+        patch.setenv("WME_ACCESS_TOKEN", "a.b.c")
+        patch.delenv("WME_USERNAME")
+        patch.delenv("WME_PASSWORD")
+        assert invoke("codes", "ls").exit_code == 4
+    file = tmp_path / "account.env"
+    file.write_text("".join(f"{name}={environment[name]}\n" for name in sorted(accounts)))
+    with monkeypatch.context() as patch:
+        for name in accounts:
+            patch.delenv(name)
+        patch.setenv("WME_ENV_FILE", str(file))
+        assert invoke("codes", "ls").exit_code == 0
+    key, other = "wme_first_key_0123456789", "wme_second_key_0123456789"
+    _, statuses = serve_with([key, other, "wrong"], tmp_path / "a", WME_SERVE_API_KEY=f"{key} {other}")
+    assert statuses == [200, 200, 401]
+    with monkeypatch.context() as patch:
+        patch.setenv("WME_BATCH_API_KEY", "wme_sent_0123456789")
+        assert invoke("batch", "--server", world.api_url, "status").exit_code != 0
+    assert any(("X-API-Key", "wme_sent_0123456789") in record.headers for record in world.requests)
+    probed = accounts | hosts | {"WME_TOKEN_FILE", "WME_ACCESS_TOKEN", "WME_ENV_FILE", "WME_SERVE_API_KEY"}
+    assert documented_variables() == probed | {"WME_BATCH_API_KEY"}

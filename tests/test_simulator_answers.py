@@ -1,6 +1,8 @@
 """What the service answers where the simulator once answered otherwise; each test states the service's answer."""
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -234,3 +236,21 @@ async def test_an_account_is_created_and_confirmed(call: Caller) -> None:
     confirmed = await call.auth("confirm-user", username="new", confirmation_code="123456")
     assert (confirmed.status, confirmed.json["email"]) == (200, "new@example.org")
     assert set(confirmed.json) == {"userId", "email"}
+
+
+# Its end
+
+
+async def test_its_end_does_not_wait_for_archives_that_are_being_built() -> None:
+    loop = asyncio.get_running_loop()
+    threads = set(threading.enumerate())
+    async with Simulator(start=START, articles=10**9) as simulator:
+        async for call in caller_of(simulator):
+            listing = asyncio.create_task(call.get("/v2/batches/2026-07-16/05"))
+            async with asyncio.timeout(20):
+                while not set(threading.enumerate()) - threads:  # noqa: ASYNC110 - a thread sets no event of ours
+                    await asyncio.sleep(0.01)
+            listing.cancel()
+            await asyncio.wait([listing])
+    async with asyncio.timeout(20):
+        await loop.shutdown_default_executor()

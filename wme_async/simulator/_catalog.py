@@ -7,6 +7,7 @@ being stored beforehand. What is listed is built, since a list states the MD5 of
 import asyncio
 import math
 import re
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -128,6 +129,7 @@ class Catalog:
         self._rows: dict[str, dict[str, Any]] = {}
         self._extra: dict[str, dict[str, str]] = {}
         self._lock = asyncio.Lock()
+        self.stopping: threading.Event = threading.Event()
         self.objects: dict[str, StoredObject] = {}
         self._snapshots()
 
@@ -352,6 +354,13 @@ class Catalog:
         ]
 
     def _lines(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
+        """Make the records of a member, unless the simulator is ending: a thread cannot be cancelled."""
+        for line in self._made(spec, member):
+            if self.stopping.is_set():
+                raise InterruptedError("the simulator is ending")
+            yield line
+
+    def _made(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
         """Make the records of a member; a chunk has the very lines of its member of the snapshot."""
         first = self.first_page(spec.project, spec.namespace) + member * self.articles
         wanted = self._wanted(spec)

@@ -213,6 +213,7 @@ class Simulator:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        self.catalog.stopping.clear()
         try:
             for role in _ROLES:
                 await self._listen(role, self._ports.get(role, 0))
@@ -254,6 +255,7 @@ class Simulator:
         self._urls[role] = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
     async def _shut(self) -> None:
+        self.catalog.stopping.set()
         # Handlers that hang on purpose would hold the closing of their server up.
         for task in [task for tasks in self._busy.values() for task in tasks]:
             task.cancel()
