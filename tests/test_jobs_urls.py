@@ -229,6 +229,10 @@ SIGNED = f"X-Amz-Algorithm=AWS4&X-Amz-Credential={SECRETS[0]}&X-Amz-Signature={S
         ("0123456789abcdef0123456789abcdef", "REDACTED"),
         ("title=Paris,_France&lang=en", "title=Paris,_France&lang=en"),
         ("token=", "token="),
+        ("language_code=en&code=x", "language_code=en&code=REDACTED"),
+        ("keyword=monkey&expires=3&design=1", "keyword=monkey&expires=3&design=1"),
+        ("title=List_of_2024_Summer_Olympics_medal_winners", "title=List_of_2024_Summer_Olympics_medal_winners"),
+        ("AWSAccessKeyId=A&Key-Pair-Id=B&hdnts=exp", "AWSAccessKeyId=REDACTED&Key-Pair-Id=REDACTED&hdnts=exp"),
     ],
 )
 def test_a_query_is_shown_without_credentials(query, shown):

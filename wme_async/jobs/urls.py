@@ -22,9 +22,14 @@ _DOT: Final = re.compile(r"(?:\.|%2e)", re.IGNORECASE)
 
 # Names of query parameters whose values let others use the URL, and values that look like keys or signatures.
 _CREDENTIAL_NAME: Final = re.compile(
-    r"sig|token|secret|passw|pwd|key|auth|credential|policy|hmac|session|jwt|ticket|expires|code", re.IGNORECASE
+    r"signature|token|secret|passw|credential|api_?key|access_?key"
+    r"|(?:^|[_-])(?:sig|key|pwd|pass|auth|authorization|policy|hmac|session|sid|jwt|ticket)(?:$|[_-])|^code$",
+    re.IGNORECASE,
 )
-_CREDENTIAL_VALUE: Final = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+/_=.~%:-]{24,}")
+_CREDENTIAL_VALUE: Final = re.compile(
+    r"[0-9A-Fa-f]{32,}|(?=.*\d)(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/=%]{32,}"
+    r"|(?=(?:.*\d){4})(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/=%_.-]{64,}"
+)
 _HIDDEN: Final = "REDACTED"
 _URL_IN_TEXT: Final = re.compile(r"https?://[^\s\"'<>]+", re.IGNORECASE)
 _ADDRESS: Final = re.compile(
