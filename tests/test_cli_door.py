@@ -281,6 +281,30 @@ def test_titles_and_errors_are_safe_on_a_terminal_and_json_stays_json(environmen
     assert "\x1b" not in output
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_titles_and_env_files_are_read_in_any_unicode_encoding(environment, world, tmp_path, monkeypatch, encoding):
+    world.pages.add({"name": "Straße", "identifier": 8, "is_part_of": {"identifier": "dewiki"}})
+    result = invoke("lookup", "--field", "name", input="Straße\r\n".encode(encoding))
+    assert result.stdout == "Straße\n"
+    file = tmp_path / "account.env"
+    names = ("WME_USERNAME", "WME_PASSWORD")
+    file.write_bytes("".join(f"{name}={environment[name]}\n" for name in names).encode(encoding))
+    for name in names:
+        monkeypatch.delenv(name)
+    assert invoke("--env-file", str(file), "codes", "ls").exit_code == 0
+
+
+def test_another_encoding_is_named_with_file_and_line(environment, tmp_path):
+    file = tmp_path / "account.env"
+    file.write_bytes("WME_USERNAME=a\nWME_PASSWORD=ß\n".encode("latin-1"))
+    result = invoke("--env-file", str(file), "codes", "ls")
+    assert result.exit_code == 2
+    assert "account.env, line 2" in result.stderr
+    result = invoke("lookup", input="A\nStraße\n".encode("latin-1"))
+    assert result.exit_code == 2
+    assert "standard input, line 2" in result.stderr
+
+
 def documented_variables():
     """Return the environment variables that the help of any command or the page of the command line names."""
     texts = [invoke(*path, "--help").stdout for path, _ in COMMANDS]

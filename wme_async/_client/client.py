@@ -1,5 +1,6 @@
 """The client: one account and everything it can reach."""
 
+import io
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -20,6 +21,7 @@ from wme_async._protocol.quota import Allowances
 from wme_async._protocol.resources import resource_table
 from wme_async._protocol.retry import Retrying
 from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts, check_kinds
+from wme_async._protocol.text import decode_text
 from wme_async._transport import Credentials, SessionPool, Transport
 from wme_async.models import (
     Article,
@@ -221,4 +223,5 @@ def _env_file(path: str | os.PathLike[str] | None) -> dict[str, str]:
         from dotenv import dotenv_values  # noqa: PLC0415  # an extra
     except ImportError as error:
         raise ImportError("reading an env_file needs python-dotenv: pip install 'wme-async[cli]'") from error
-    return {name: value for name, value in dotenv_values(path, interpolate=False).items() if value is not None}
+    stream = io.StringIO(decode_text(Path(path).read_bytes(), os.fspath(path)))
+    return {name: value for name, value in dotenv_values(stream=stream, interpolate=False).items() if value is not None}

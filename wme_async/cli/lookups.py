@@ -1,5 +1,6 @@
 """Commands for look-ups, media files, quotas, and what a query would do."""
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from rich.text import Text
 from wme_async._client.plan import planned
 from wme_async._protocol.query import Query, filterable
 from wme_async._protocol.resources import RESOURCES
+from wme_async._protocol.text import decode_text
 from wme_async.cli import base
 from wme_async.cli.archives import told
 from wme_async.cli.terminal import text_line
@@ -55,7 +57,7 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
             # As records spell it, without a wildcard; empty for whole records.
             (shown,) = Query.build(resource.backend, resource.model, fields=asked).fields or ("",)
         # Before the event loop runs: reading may wait for somebody who types, and Ctrl-C has to end it.
-        titles = names or [title for line in sys.stdin if (title := line.strip())]
+        titles = names or _titles()
 
         async def find() -> None:
             missing, failures, found = 0, [], []
@@ -87,6 +89,12 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
         base.run(find())
 
     return click.command(name, help=description)(command)
+
+
+def _titles() -> list[str]:
+    """Read titles from standard input, one a line."""
+    text = decode_text(sys.stdin.buffer.read(), "standard input")
+    return [title for line in io.StringIO(text, newline=None) if (title := line.strip())]
 
 
 def _out(records: Sequence[Any], field: str | None, *, as_json: bool) -> list[Any]:

@@ -1,6 +1,5 @@
 """URLs from CSV files as spreadsheets and scripts write them. A row that would lose or cut a URL is an error."""
 
-import codecs
 import csv
 import io
 import os
@@ -10,18 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from wme_async._protocol.arguments import check_path
+from wme_async._protocol.text import decode_text
 
 __all__ = ["from_csv"]
 
 _DELIMITERS: Final = ",;\t"
-_MARKS: Final = (
-    # The mark of UTF-32 begins with that of UTF-16.
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 _LONGEST_FIELD: Final = 1 << 24  # characters; a quote that is left open takes the whole file for one field
 _limit_lock = threading.Lock()
 
@@ -48,7 +40,7 @@ def from_csv(path: str | os.PathLike[str], column: str = "url") -> list[str]:
     """
     check_path("path", path)
     name = os.fspath(path)
-    text = _decoded(Path(path).read_bytes(), name)
+    text = decode_text(Path(path).read_bytes(), name)
     rows, delimiter = _rows(text, name)
     urls = []
     index: int | None = None
@@ -70,21 +62,6 @@ def from_csv(path: str | os.PathLike[str], column: str = "url") -> list[str]:
     if index is None:
         raise ValueError(f"{name} has no column {column!r}: it is empty")
     return urls
-
-
-def _decoded(data: bytes, name: str) -> str:
-    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
-    if encoding is None:
-        # A CSV file of URLs begins with ASCII, so in UTF-16 without a mark every other byte is zero.
-        start = data[:2]
-        encoding = "utf-16-le" if start[1:] == b"\0" else "utf-16-be" if start[:1] == b"\0" else "utf-8"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{name}, line {line}: the text is not {encoding.partition('-sig')[0].upper()}; save the file as UTF-8"
-        ) from None
 
 
 def _delimiter(text: str) -> tuple[str, int]:
