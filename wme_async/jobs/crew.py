@@ -107,7 +107,7 @@ class Crew:
         self._group: asyncio.TaskGroup | None = None
         self._ended = False
         self.failure: ClientClosed | None = None
-        """Why the crew ends by itself: the client that fetches `wme:` URLs was closed."""
+        """Why `wme:` jobs are not run: the client that fetches them was closed."""
 
     @property
     def running(self) -> int:
@@ -447,7 +447,7 @@ class Crew:
 
     def _queued(self, row: BatchRow) -> Iterator[tuple[int, str]]:
         for job in row.jobs:
-            if job.status is Status.QUEUED:
+            if job.status is Status.QUEUED and not (self.failure is not None and _needs_client(job)):
                 yield job.position, self._host_of(row.batch_id, job.position)
 
     def _poke(self) -> None:
@@ -489,7 +489,7 @@ class Crew:
             # Nobody cancelled this job: a library let go of what it waited for.
             reason = "the download was cancelled from within"
         except ClientClosed as error:
-            self._client_closed(error)
+            await self._put_back(key, error)
             return
         except (WMEError, OSError) as error:
             reason = words(error, silence=self._silence) + self._reached(key)
@@ -498,16 +498,32 @@ class Crew:
             reason = f"{type(error).__name__}: {error}"
         await self._report(key, fetched, reason)
 
-    def _client_closed(self, error: ClientClosed) -> None:
-        """End, as if the manager was closed: the jobs have not failed, and go on with another client."""
-        if self._ended:
-            return
-        logger.error(
-            "the batch manager ends, because its client was closed; unfinished batches go on when it is opened again"
+    async def _put_back(self, key: _Key, closed: ClientClosed) -> None:
+        """Queue a job again whose client was closed: it has not failed, and the next manager goes on with it."""
+
+        async def change() -> None:
+            if self._running(key) is not None:
+                row = self.rows[key[0]]
+                await self._commit(row, *row.state.apply(key[1], Cause.INTERRUPT))
+
+        if self.failure is None:
+            logger.error("the client of the batch manager was closed: wme: jobs wait for a manager with another one")
+            # A copy: with the error itself its frames would be kept.
+            self.failure = copy.copy(closed)
+            self.hub.interrupt()
+        try:
+            await self._ask(change)
+        except Exception as error:  # noqa: BLE001  # the next manager finds the job running, and queues it again
+            logger.warning("job %s could not be stored as queued (%s)", job_id(*key), error)
+
+    def stuck(self, batch_id: str) -> bool:
+        """Say whether a batch cannot end in this manager, because the client of its jobs was closed."""
+        row = self.rows.get(batch_id)
+        return (
+            self.failure is not None
+            and row is not None
+            and any(job.status not in FINAL and _needs_client(job) for job in row.jobs)
         )
-        # A copy: with the error itself its frames would be kept.
-        self.failure = copy.copy(error)
-        self.shut()
 
     async def _fetch(self, key: _Key, url: str, options: Options) -> Fetched:
         """Download a job's file, again after a lack of file descriptors, within the job's timeout."""
@@ -658,3 +674,7 @@ class Crew:
             after, changes = now.state.interrupt()
             if changes:
                 await self._commit(now, after, changes)
+
+
+def _needs_client(job: JobRow) -> bool:
+    return job.url.startswith("wme:")

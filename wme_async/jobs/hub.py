@@ -65,6 +65,7 @@ class Hub:
         self._count = 0
         self.last: int = 0
         self.closed: bool = False
+        self.interrupted: bool = False
         self._epoch = 0
 
     @property
@@ -112,6 +113,11 @@ class Hub:
         self._epoch += 1
         self._wake(set(self._waking))
 
+    def interrupt(self) -> None:
+        """Wake every watch once with an empty group: some batches will not go on."""
+        self.interrupted = True
+        self._wake(set(self._waking))
+
     def close(self) -> None:
         """End every watch."""
         self.closed = True
@@ -135,7 +141,7 @@ class Hub:
         """
         wake, epoch = asyncio.Event(), self._epoch
         self._waking.setdefault(batch_id, set()).add(wake)
-        seen = 0
+        seen, interrupted = 0, False
         try:
             while True:
                 wake.clear()
@@ -158,6 +164,10 @@ class Hub:
                     yield tuple(event for _, event in fresh)
                 if ended or self.closed or (beat is not None and epoch != self._epoch):
                     return
+                if self.interrupted and not interrupted:
+                    interrupted = True
+                    yield ()
+                    continue
                 try:
                     async with asyncio.timeout(beat):
                         await wake.wait()

@@ -20,9 +20,8 @@ from wme_async._tasks import WorkGroup, in_thread
 from wme_async._transport import SessionPool, Transport
 from wme_async._transport.pool import check_ssl
 from wme_async.jobs.crew import Crew
-from wme_async.jobs.errors import DatabaseError, ManagerClosed, UnknownBatch
+from wme_async.jobs.errors import ManagerClosed, UnknownBatch
 from wme_async.jobs.guard import guard
-from wme_async.jobs.hub import Hub
 from wme_async.jobs.model import Batch, Event, Listing, Outbox, utc
 from wme_async.jobs.outbox import Delivery, check_delivery
 from wme_async.jobs.rules import InvalidBatch, JobLimits, Options, Problem, check_options, check_urls
@@ -228,8 +227,6 @@ class BatchManager:
             raise ManagerClosed("this batch manager is not open: use it in `async with`")
         await asyncio.wait([main])
         error = asyncio.CancelledError() if main.cancelled() else main.exception()
-        if error is None and self._crew is not None:
-            error = self._crew.failure
         if error is not None:
             raise RuntimeError("the batch manager has ended because of an error; see the log") from error
 
@@ -250,8 +247,6 @@ class BatchManager:
         if self._crew is None or self._main is None:
             raise ManagerClosed("this batch manager is not open: use it in `async with`")
         if self._main.done():
-            if self._crew.failure is not None:
-                raise copy.copy(self._crew.failure)
             raise ManagerClosed("this batch manager has ended because of an error; see the log, and open it again")
         return self._crew
 
@@ -452,31 +447,22 @@ class BatchManager:
             UnknownBatch: There is none.
             TimeoutError: It has not ended in time.
             ManagerClosed: The manager was closed meanwhile, or has ended.
-            ClientClosed: The manager has ended, because its client was closed; the batch goes on when it is opened
-                again.
+            ClientClosed: The manager's client was closed: the `wme:` jobs of the batch wait for the next manager.
             DamagedBatch: Its stored rows are damaged.
         """
         check_functions(progress=progress)
         check_numbers(whole=False, timeout=timeout)
-        crew = self._open()
         async with asyncio.timeout(timeout):
-            try:
-                return await self._ended(batch_id, crew.hub, progress)
-            except (ManagerClosed, DatabaseError):
-                if crew.failure is None:
-                    raise
-                raise copy.copy(crew.failure) from None
-
-    async def _ended(
-        self, batch_id: str, hub: Hub, progress: Callable[[Batch], Awaitable[None] | None] | None
-    ) -> Batch:
-        batch = await self.status(batch_id)
-        async with contextlib.aclosing(hub.watch(batch_id, hub.last)) as events:
-            batch = await self._told(batch_id, progress)
-            while not batch.ended:
-                if await anext(events, None) is None and hub.closed:
-                    raise ManagerClosed("the batch manager was closed while waiting")
+            batch = await self.status(batch_id)
+            crew = self._open()
+            async with contextlib.aclosing(crew.hub.watch(batch_id, crew.hub.last)) as events:
                 batch = await self._told(batch_id, progress)
+                while not batch.ended:
+                    if crew.failure is not None and crew.stuck(batch_id):
+                        raise copy.copy(crew.failure)
+                    if await anext(events, None) is None and crew.hub.closed:
+                        raise ManagerClosed("the batch manager was closed while waiting")
+                    batch = await self._told(batch_id, progress)
         return batch
 
     async def _told(self, batch_id: str, progress: Callable[[Batch], Awaitable[None] | None] | None) -> Batch:
