@@ -1,9 +1,9 @@
 """What all models have in common: how they are built, and what a timestamp is."""
 
 from datetime import datetime
-from typing import Annotated, TypeAlias, dataclass_transform
+from typing import Annotated, Any, Final, TypeAlias, dataclass_transform
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, json
 
 __all__ = ["Model", "Timestamp"]
 
@@ -35,3 +35,37 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True, repr_omit_def
     - A field whose attribute starts with an underscore is another spelling of a public field that some payloads use.
       It is folded into the public one when decoded, is never encoded, and is not something to ask the server for.
     """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain dicts, lists, text and numbers, under the names of the wire.
+
+        Times are ISO 8601 text. Values that are false, zero or empty are left out, as the service does.
+        """
+        plain: dict[str, Any] = json.decode(json.encode(self))  # lists, where `to_builtins` keeps tuples
+        return plain
+
+    def to_json(self) -> str:
+        """Return the record as JSON, under the names of the wire; the content is that of `to_dict`."""
+        return json.encode(self).decode()
+
+    def __repr__(self) -> str:
+        """Return the fields that are set, shortened so that a record fits a screen: `to_dict` has all of it."""
+        fields = ", ".join(f"{name}={_short(value)}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({fields})"
+
+
+_TEXT: Final = 80  # characters
+_ITEMS: Final = 10
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _TEXT else f"{value[:_TEXT]!r}…"
+    if isinstance(value, tuple | list):
+        more = f", … {len(value) - _ITEMS} more" if len(value) > _ITEMS else "," if len(value) == 1 else ""
+        return f"({', '.join(map(_short, value[:_ITEMS]))}{more})"
+    if isinstance(value, dict):
+        items = [f"{key!r}: {_short(item)}" for key, item in list(value.items())[:_ITEMS]]
+        more = f", … {len(value) - _ITEMS} more" if len(value) > _ITEMS else ""
+        return f"{{{', '.join(items)}{more}}}"
+    return repr(value)
