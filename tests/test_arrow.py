@@ -14,7 +14,7 @@ import uuid
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import anyio
 import msgspec
@@ -113,11 +113,11 @@ def plain(value: Any) -> Any:
 def plain_field(name: str, value: Any) -> Any:
     if value is None or value is msgspec.UNSET:
         return None
-    if name in {"anything", "both", "numbered", "level", "exact", "again", "empty"}:
+    if name in {"anything", "both", "numbered", "level", "again", "empty"}:
         return msgspec.json.encode(value).decode()
     if name == "typed":
         return {"y": value.get("y")}
-    if name == "key":
+    if name in {"key", "exact"}:
         return str(value)
     return plain(value)
 
@@ -396,3 +396,64 @@ async def test_members_whose_files_would_have_one_name_do_not_overwrite_each_oth
         with pytest.raises(ArchiveError, match="two members"):
             await write_parquet(records_, folder, type=Inner)
     assert not [name for name in contents(folder) if name.endswith(".part")]
+
+
+class Odd(msgspec.Struct, tag="odd", tag_field="kind"):
+    exact: Decimal | None = None
+    raw: bytearray | None = None
+    when: dt.datetime | None = None
+    local: Annotated[dt.datetime, msgspec.Meta(tz=False)] | None = None
+
+
+async def one_by_one(*values: Any) -> AsyncIterator[Any]:
+    for value in values:
+        yield value
+
+
+async def rows(type: Any, *values: Any) -> list[dict[str, Any]]:
+    return [row async for batch in record_batches(one_by_one(*values), type) for row in batch.to_pylist()]
+
+
+async def test_tags_decimals_and_bytes_keep_what_they_are() -> None:
+    local = dt.datetime(2026, 11, 29, 5)  # noqa: DTZ001 - without a zone on purpose
+    west = dt.datetime(2026, 11, 29, 5, tzinfo=dt.timezone(dt.timedelta(hours=-3)))
+    assert await rows(Odd, Odd(Decimal("1.50"), bytearray(b"x"), west, local)) == [
+        {"kind": "odd", "exact": "1.50", "raw": b"x", "when": west.astimezone(dt.UTC), "local": local}
+    ]
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        dt.datetime(2026, 11, 29),  # noqa: DTZ001 - without a zone on purpose
+        dt.datetime(1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=5))),
+    ],
+)
+async def test_times_that_are_none_in_utc_are_refused(when: dt.datetime) -> None:
+    with pytest.raises(DecodeError, match="Arrow cannot hold a record"):
+        await rows(Odd, Odd(when=when))
+
+
+async def test_a_batch_is_cut_before_a_column_is_larger_than_an_arrow_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = pa.array
+
+    def bounded(values: Any, kind: Any = None) -> Any:
+        full = kind == pa.string() and sum(len(value or "") for value in values) > 100
+        return pa.chunked_array([array(values, kind)]) if full else array(values, kind)
+
+    monkeypatch.setattr(pa, "array", bounded)
+    batches = [batch.num_rows async for batch in record_batches(one_by_one(*[Text("x" * 30)] * 9), Text)]
+    assert max(batches) <= 3
+    assert sum(batches) == 9
+    with pytest.raises(DecodeError, match="2 GiB"):
+        await rows(Text, Text("x" * 101))
+
+
+class Text(msgspec.Struct):
+    text: str
+
+
+async def test_batches_of_large_records_are_small() -> None:
+    values = [Text("x" * 20_000)] * 1500
+    batches = [batch.nbytes async for batch in record_batches(one_by_one(*values), Text)]
+    assert max(batches[1:]) <= 5_000_000  # the size of records is known after the first

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from wme_async._archive import ArchiveReader, Block
 from wme_async._tasks import wait_done, wait_shielded
-from wme_async.integrations._columns import columns_of, constant, record_batch, schema_of
+from wme_async.integrations._columns import columns_of, constant, record_batches, schema_of
 from wme_async.integrations._json_columns import JSONColumns, json_columns
 
 __all__ = ["BLOCK", "SMALL_BLOCK", "batches_of"]
@@ -20,7 +20,7 @@ BLOCK: Final = 8 * 1024 * 1024
 
 SMALL_BLOCK: Final = 4 * 1024 * 1024
 _SMALL_SHARE: Final = 0.15  # of the JSON; below it msgspec alone takes less time
-_ITEMS: Final = 500  # records of a source that gives one at a time which make a batch
+_ITEMS: Final = 500  # records of a source that gives one at a time which make a batch at most
 
 
 async def batches_of(
@@ -30,10 +30,13 @@ async def batches_of(
     columns, schema = columns_of(type), schema_of(type)
     parser = json_columns(type, schema, constant) if _unread(records, type) else None
     if parser is None:
-        async with contextlib.aclosing(_lists(records)) as lists:
+        pace = _Pace(block_bytes)
+        async with contextlib.aclosing(_lists(records, pace)) as lists:
             async for found in lists:
                 member = records.statistics().member if hasattr(records, "statistics") else None
-                yield record_batch(found, columns, schema), member
+                for batch in record_batches(found, columns, schema):
+                    pace.adapt(batch)
+                    yield batch, member
         return
     async with contextlib.aclosing(_parsed(records, parser, block_bytes)) as blocks:
         async for block, batch in blocks:
@@ -42,7 +45,8 @@ async def batches_of(
                 continue
             async with contextlib.aclosing(records.decode(block)) as lists:
                 async for found in lists:
-                    yield record_batch(found, columns, schema), block.member
+                    for decoded in record_batches(found, columns, schema):
+                        yield decoded, block.member
 
 
 def _unread(records: Any, type: Any) -> bool:
@@ -104,7 +108,24 @@ class _Attempts:
         return batch
 
 
-async def _lists(records: Any) -> AsyncGenerator[list[Any], None]:
+class _Pace:
+    """How many records of a source that gives one at a time make a batch of a bounded size.
+
+    Args:
+        batch_bytes: Bytes that a batch should have at most; it may have more where records become larger.
+    """
+
+    def __init__(self, batch_bytes: int) -> None:
+        self.items = _ITEMS
+        self._batch_bytes = batch_bytes
+
+    def adapt(self, batch: "pa.RecordBatch") -> None:
+        """Learn the size of records from a batch of them."""
+        fitting = self._batch_bytes * batch.num_rows // max(1, batch.nbytes)
+        self.items = max(1, min(_ITEMS, 2 * self.items, fitting))
+
+
+async def _lists(records: Any, pace: _Pace) -> AsyncGenerator[list[Any], None]:
     """Give lists: the source's own, where it has them."""
     if hasattr(records, "batches"):
         async for found in records.batches():
@@ -113,7 +134,7 @@ async def _lists(records: Any) -> AsyncGenerator[list[Any], None]:
     found = []
     async for record in records:
         found.append(record)
-        if len(found) == _ITEMS:
+        if len(found) >= pace.items:
             yield found
             found = []
     if found:

@@ -1,6 +1,7 @@
 """From the types of msgspec to Arrow: the schema of a type, and columns from its records."""
 
 from collections.abc import Callable
+from datetime import UTC
 from typing import Any, Final
 
 import msgspec
@@ -10,7 +11,7 @@ from msgspec import inspect
 from wme_async._protocol.arguments import check_record_type
 from wme_async.errors import DecodeError
 
-__all__ = ["Field", "columns_of", "constant", "record_batch", "schema_of"]
+__all__ = ["Field", "columns_of", "constant", "record_batches", "schema_of"]
 
 Build = Callable[[list[Any]], "pa.Array"]
 Column = tuple["pa.DataType", Build]
@@ -26,7 +27,27 @@ def schema_of(type: Any) -> "pa.Schema":
     return pa.schema([pa.field(name, kind) for name, _, kind, _ in columns_of(type)])
 
 
-def record_batch(records: list[Any], columns: list[Field], schema: Any) -> Any:
+class _TooLarge(Exception):
+    """A column has more than 2 GiB of text or bytes, which is more than one Arrow array holds."""
+
+
+def record_batches(records: list[Any], columns: list[Field], schema: Any) -> list[Any]:
+    """Return the records as batches: one, unless a column of it would be larger than an Arrow array can be.
+
+    Raises:
+        DecodeError: Arrow cannot hold a record.
+        TypeError: The records are not of the type.
+    """
+    try:
+        return [_record_batch(records, columns, schema)]
+    except _TooLarge:
+        if len(records) == 1:
+            raise DecodeError("Arrow cannot hold a record: it has more than 2 GiB of text in one field") from None
+        half = len(records) // 2
+        return [batch for part in (records[:half], records[half:]) for batch in record_batches(part, columns, schema)]
+
+
+def _record_batch(records: list[Any], columns: list[Field], schema: Any) -> Any:
     try:
         arrays = [build([get(record) for record in records]) for _, get, _, build in columns]
     except AttributeError as error:
@@ -53,6 +74,9 @@ def columns_of(type: Any) -> list[Field]:
 def _fields(info: Any, above: tuple[Any, ...]) -> list[Field]:
     mapping = isinstance(info, inspect.TypedDictType)
     found = []
+    if getattr(info, "tag_field", None) is not None:
+        tag = info.tag
+        found.append((info.tag_field, lambda _: tag, *_leaf(pa.string() if isinstance(tag, str) else pa.int64(), None)))
     for field in info.fields:
         if field.name.startswith("_"):  # another spelling of a public field
             continue
@@ -92,6 +116,9 @@ def _column(info: Any, above: tuple[Any, ...]) -> Column:
     if isinstance(info, inspect.EnumType | inspect.LiteralType):
         values = [each.value for each in info.cls] if isinstance(info, inspect.EnumType) else info.values
         return _leaf(pa.string(), _value) if all(isinstance(each, str) for each in values) else _json()
+    if isinstance(info, inspect.DateTimeType):
+        # Times that are declared to have no zone get a column without one.
+        return _leaf(pa.timestamp("us"), None) if info.tz is False else _instants()
     for kind, arrow, change in _LEAVES:
         if isinstance(info, kind):
             return _leaf(arrow, change)
@@ -107,18 +134,45 @@ _LEAVES: Final[list[tuple[Any, Any, Callable[[Any], Any] | None]]] = [
     (inspect.BoolType, pa.bool_(), None),
     (inspect.IntType, pa.int64(), None),
     (inspect.FloatType, pa.float64(), None),
-    (inspect.DateTimeType, pa.timestamp("us", tz="UTC"), None),
     (inspect.DateType, pa.date32(), None),
     (inspect.TimeType, pa.time64("us"), None),
     (inspect.BytesType, pa.binary(), None),
+    (inspect.ByteArrayType, pa.binary(), bytes),
+    (inspect.MemoryViewType, pa.binary(), bytes),
+    (inspect.DecimalType, pa.string(), str),
     (inspect.UUIDType, pa.string(), str),
 ]
 
 
 def _leaf(kind: "pa.DataType", change: Callable[[Any], Any] | None) -> Column:
     if change is None:
-        return kind, lambda values: pa.array(values, kind)
-    return kind, lambda values: pa.array([None if value is None else change(value) for value in values], kind)
+        return kind, lambda values: _array(values, kind)
+    return kind, lambda values: _array([None if value is None else change(value) for value in values], kind)
+
+
+def _array(values: list[Any], kind: "pa.DataType") -> "pa.Array":
+    array = pa.array(values, kind)
+    if isinstance(array, pa.ChunkedArray):
+        raise _TooLarge
+    return array
+
+
+def _instants() -> Column:
+    """Return a column of times in UTC. A time without a zone could be anywhere on Earth, so it is an error."""
+    kind = pa.timestamp("us", tz="UTC")
+
+    def build(values: list[Any]) -> Any:
+        zones = {value.tzinfo for value in values if value is not None}
+        if None in zones:
+            raise DecodeError(
+                "Arrow cannot hold a record: a datetime without a time zone; give it one, or declare its field as "
+                "Annotated[datetime, msgspec.Meta(tz=False)]"
+            )
+        if zones - {UTC}:  # Arrow would take a time that is in year 0 in UTC, and nobody could read it
+            values = [None if value is None else value.astimezone(UTC) for value in values]
+        return _array(values, kind)
+
+    return kind, build
 
 
 def _json() -> Column:
@@ -169,6 +223,6 @@ def _map(item: Column) -> Column:
     def build(values: list[Any]) -> Any:
         keys = [key for value in values if value is not None for key in value]
         items = [each for value in values if value is not None for each in value.values()]
-        return pa.MapArray.from_arrays(_offsets(values), pa.array(keys, pa.string()), item[1](items), type=kind)
+        return pa.MapArray.from_arrays(_offsets(values), _array(keys, pa.string()), item[1](items), type=kind)
 
     return kind, build

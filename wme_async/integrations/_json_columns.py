@@ -193,7 +193,7 @@ class _Types:
             return self._nested(kind, above)
         if isinstance(kind, inspect.ListType | inspect.VarTupleType):
             return self._list(kind, above)
-        if _constrained(kind):
+        if _constrained(kind) or (isinstance(kind, inspect.DateTimeType) and kind.tz is False):
             raise _Unsupported
         if isinstance(kind, inspect.EnumType | inspect.LiteralType):
             values = [member.value for member in kind.cls] if isinstance(kind, inspect.EnumType) else list(kind.values)

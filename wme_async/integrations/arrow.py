@@ -7,7 +7,9 @@
 
 The schema comes from the Struct, with the names of the wire, so that a small Struct is also the way to choose columns.
 Structs become structs, lists lists, mappings with text keys maps, times microseconds in UTC. What Arrow has no type for
-(a Struct inside itself, a union, JSON that nobody has described) becomes a string of JSON. What the service leaves out
+(a Struct inside itself, a union, JSON that nobody has described) becomes a string of JSON. A tag is a column of its
+own, a `Decimal` the string of its digits, `bytearray` bytes; a datetime without a zone is an error, unless its field is
+declared as `Annotated[datetime, msgspec.Meta(tz=False)]`. What the service leaves out
 because it is false, zero or empty is false, zero or empty, as in the Struct; only `None` becomes null.
 """
 
