@@ -4,6 +4,7 @@ import asyncio
 import pickle
 
 import aiohttp
+import anyio
 import pytest
 
 from wme_async import Cache, Client, ClientClosed, Limits, Retry, Retrying, SessionPool, TransportError
@@ -211,3 +212,47 @@ async def test_closing_the_client_of_a_batch_manager_keeps_its_jobs_for_the_next
     async with Client(**sim.client_options()) as wme, BatchManager(tmp_path, client=wme, limits=limits) as manager:
         ended = await manager.wait(batch.batch_id, timeout=SECONDS)
     assert [job.status for job in ended.jobs] == ["completed"]
+
+
+async def test_scopes_and_timeouts_around_the_work_keep_their_meaning(sim):
+    sim.faults.inject("hang_head", role="api", times=None)
+    async with Client(**sim.client_options()) as wme:
+        with anyio.move_on_after(0.05) as scope:
+            await wme.projects.list()
+        assert scope.cancelled_caught
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await wme.projects.list()
+        seen = len(sim.requests)
+
+        async def within():
+            with anyio.CancelScope():
+                async with asyncio.timeout(SECONDS), anyio.create_task_group() as group:
+                    group.start_soon(wme.projects.list)
+
+        task = asyncio.create_task(within())
+        await until(lambda: len(sim.requests) > seen)
+        await wme.aclose()
+        with pytest.raises(ExceptionGroup) as caught:
+            await asyncio.wait_for(task, SECONDS)
+        assert [type(error) for error in caught.value.exceptions] == [ClientClosed]
+        assert task.cancelling() == 0
+
+
+async def test_work_in_a_task_that_had_been_cancelled_before_ends_too(sim):
+    sim.faults.inject("hang_head", role="api", times=None)
+    async with Client(**sim.client_options()) as wme:
+
+        async def clean_up():
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await wme.projects.list()
+
+        task = asyncio.create_task(clean_up())
+        await asyncio.sleep(0)
+        task.cancel()
+        await until(asked(sim, "api"))
+        await wme.aclose()
+        with pytest.raises(ClientClosed):
+            await asyncio.wait_for(task, SECONDS)
