@@ -45,7 +45,7 @@ def pins(lock: Path) -> dict[str, str]:
                 r"([A-Za-z0-9_.-]+)==(\S+)( ;[^\\]+?)?((?: +--hash=sha256:[0-9a-f]{64})+)", line.strip()
             )
             assert match is not None, f"{lock.name} has the line {line[:80]!r}"
-            versions[canonicalize_name(match[1])] = match[2]
+            versions[str(canonicalize_name(match[1]))] = match[2]
     return versions
 
 

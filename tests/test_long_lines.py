@@ -191,6 +191,7 @@ def test_offsets_and_limits_count_what_was_left_out(block: int, texts: list[int]
                 if isinstance(item, archive.TooLong):
                     found.append((item.line, item.offset, None))
                     continue
+                assert isinstance(item, archive.Lines)
                 for index, record in enumerate(item.records):
                     name = msgspec.json.decode(bytes(record), type=Small).name
                     found.append((item.line + index, item.offset_of(index), name))

@@ -157,7 +157,9 @@ def test_the_server_lengthens_a_wait_and_never_shortens_it(retry, retry_after, n
     own = Backoff(retry, lambda: number)
     asked = Backoff(retry, lambda: number)
     for _ in range(attempts):
-        planned, wait = own.failed(elapsed=0), asked.failed(elapsed=0, retry_after=retry_after)
+        planned = own.failed(elapsed=0)
+        wait = asked.failed(elapsed=0, retry_after=retry_after)
+        assert planned is not None
         assert wait == max(planned, retry_after)
         assert wait == next_wait(planned, retry_after, cap=retry.retry_after_cap)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wme_async._protocol.archive import Lines, TarScanner, TooLong, looks_like
+from wme_async._protocol.archive import Lines, Run, TarScanner, TooLong, looks_like
 from wme_async.errors import ArchiveError
 
 Member = tuple[str, bytes]
@@ -38,7 +38,7 @@ def blocks(data: bytes, sizes: Iterable[int]) -> Iterator[bytes]:
     yield data[at:]
 
 
-def scan(data: bytes, sizes: Iterable[int] = (), **options: Any) -> list[Lines | TooLong]:
+def scan(data: bytes, sizes: Iterable[int] = (), **options: Any) -> list[Lines | Run | TooLong]:
     scanner = TarScanner(**options)
     found = []
     for block in blocks(data, sizes):
@@ -50,10 +50,11 @@ def scan(data: bytes, sizes: Iterable[int] = (), **options: Any) -> list[Lines |
     return found
 
 
-def flat(found: list[Lines | TooLong]) -> list[tuple[str, int, int, bytes | None]]:
+def flat(found: list[Lines | Run | TooLong]) -> list[tuple[str, int, int, bytes | None]]:
     """Return (member, line, offset, record) of each line; None for a record that was too long."""
     lines: list[tuple[str, int, int, bytes | None]] = []
     for item in found:
+        assert not isinstance(item, Run), "a scanner gives runs only when told to"
         if isinstance(item, TooLong):
             lines.append((item.member, item.line, item.offset, None))
         else:
@@ -148,7 +149,7 @@ def test_a_tar_that_is_cut_anywhere_is_an_error_and_gives_no_line_that_is_not_th
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 1024  # at most here the end marker is not yet whole
     data = whole[: cut % min(len(whole), end)]
     scanner = TarScanner()
-    found: list[Lines | TooLong] = []
+    found: list[Lines | Run | TooLong] = []
 
     def read() -> None:
         for block in blocks(data, [700] * 9):
