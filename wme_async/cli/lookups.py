@@ -93,7 +93,11 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
 
 def _titles() -> list[str]:
     """Read titles from standard input, one a line."""
-    text = decode_text(sys.stdin.buffer.read(), "standard input")
+    data = bytearray()
+    # Not in one call: Python looks for Ctrl-C between the steps of this loop.
+    while chunk := sys.stdin.buffer.read1(1 << 16):
+        data += chunk
+    text = decode_text(bytes(data), "standard input")
     return [title for line in io.StringIO(text, newline=None) if (title := line.strip())]
 
 
