@@ -3,7 +3,7 @@
 import io
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import click
 import msgspec
@@ -95,7 +95,7 @@ def _titles() -> list[str]:
     """Read titles from standard input, one a line."""
     data = bytearray()
     # Not in one call: Python looks for Ctrl-C between the steps of this loop.
-    while chunk := sys.stdin.buffer.read1(1 << 16):
+    while chunk := cast("io.BufferedReader", sys.stdin.buffer).read1(1 << 16):
         data += chunk
     text = decode_text(bytes(data), "standard input")
     return [title for line in io.StringIO(text, newline=None) if (title := line.strip())]
