@@ -37,7 +37,7 @@ def test_product_simulator_and_their_processes_begin_at_the_moment_that_the_sess
 
 def pins(lock: Path) -> dict[str, str]:
     """Return the versions of a lock file by name; raise if a line has another shape or no hash."""
-    versions = {}
+    versions: dict[str, str] = {}
     lines = lock.read_text().replace("\\\n", "").splitlines()
     for line in lines:
         if line and not line.startswith(("#", "--only-binary :all:")):

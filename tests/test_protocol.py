@@ -161,6 +161,7 @@ def test_the_server_lengthens_a_wait_and_never_shortens_it(retry, retry_after, n
         wait = asked.failed(elapsed=0, retry_after=retry_after)
         assert planned is not None
         assert wait == max(planned, retry_after)
+        assert planned is not None
         assert wait == next_wait(planned, retry_after, cap=retry.retry_after_cap)
 
 

@@ -4,13 +4,13 @@
     app.add_exception_handler(WMEError, starlette_errors)                  # Starlette, FastAPI
     app = Litestar(..., exception_handlers={WMEError: litestar_errors})    # Litestar
 
-| error | status | code |
-|---|---|---|
-| `NotFound` | 404 | `not_found` |
-| `RateLimited`, `QuotaExceeded` | 429, with `Retry-After` where it is known | `rate_limited`, `quota_exceeded` |
-| `ConnectFailed`, `ClientClosed` | 503, with `Retry-After` | `unavailable` |
-| `TimedOut`, `IdleTimeout` | 504 | `timeout` |
-| any other | 502 | `bad_gateway` |
+The status and the code of each:
+
+- `NotFound`: 404, `not_found`
+- `RateLimited`, `QuotaExceeded`: 429 with `Retry-After` where it is known, `rate_limited`, `quota_exceeded`
+- `ConnectFailed`, `ClientClosed`: 503 with `Retry-After`, `unavailable`
+- `TimedOut`, `IdleTimeout`: 504, `timeout`
+- any other: 502, `bad_gateway`
 
 A refused sign-in or a missing permission is 502 too: it is this service that lacks it, not its caller. The body is the
 JSON of `Problems`, as of the batch service. Its `message` says what happened in general words; the error's own, which
