@@ -85,6 +85,7 @@ def test_batches_are_listed_asked_for_downloaded_and_read(run, world, tmp_path, 
     rows = lines(run("batches", "ls", hour, "--where", "namespace.identifier=0"))
     assert {row["namespace"]["identifier"] for row in rows} == {0}
     assert lines(run("batches", "get", hour, ARCHIVE))[0]["identifier"] == ARCHIVE
+    assert lines(run("batches", "get", "-3h", ARCHIVE))[0]["identifier"] == ARCHIVE
     size = lines(run("batches", "head", hour, ARCHIVE))[0]["size"]
     told = run("batches", "download", hour, ARCHIVE, "dewiki_namespace_0", "--to", str(tmp_path / "data")).stdout
     [path] = (tmp_path / "data").rglob(f"{ARCHIVE}.tar.gz")

@@ -11,12 +11,11 @@ from wme_async._client.account import Account
 from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
 from wme_async._client.entities import Wikidata
-from wme_async._client.files import ChunkedFiles, Files
+from wme_async._client.files import ChunkedFiles, Files, hour_files
 from wme_async._client.lookup import Lookup
 from wme_async._client.media import MediaFiles
 from wme_async._client.realtime import Realtime
 from wme_async._protocol.arguments import check_path
-from wme_async._protocol.paths import hour_path
 from wme_async._protocol.quota import Allowances
 from wme_async._protocol.resources import resource_table
 from wme_async._protocol.retry import Retrying
@@ -188,14 +187,14 @@ class Client:
         `NotFound`. A batch also holds the first minutes of the next hour, and deletions.
 
         Args:
-            hour: `"2025-07-16T05"` (UTC), or an aware datetime, whose hour is taken.
+            hour: `"2025-07-16T05"` (UTC), or an aware datetime, whose hour is taken; `"latest"` for the newest hour
+                that has a list, `"-3h"` for the hour of three hours ago. The first request resolves these by the
+                server's clock, and the object keeps that hour; `.hour` says which it is.
 
         Raises:
-            ValueError: It is no hour, or a naive datetime.
+            ValueError: It is not an hour, or a naive datetime.
         """
-        place = hour_path(hour)
-        resource = self._resources["batches"]
-        return Files(self._transport, resource, resource.at(hour=place), place=place)
+        return hour_files(self._transport, self._resources["batches"], hour)
 
     def _collection(self, name: str) -> Collection[Any]:
         resource = self._resources[name]

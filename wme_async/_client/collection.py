@@ -86,7 +86,7 @@ class Collection(Generic[T]):
             WMEError: Whatever else went wrong.
         """
         query = self._query(fields, filters, type)
-        response = await self._ask(self._path, query)
+        response = await self._ask_list(query)
         with usable(self._cache, response):
             return decoded(response, query)
 
@@ -111,7 +111,9 @@ class Collection(Generic[T]):
             WMEError: Whatever else went wrong.
         """
         query = self._query(fields, None, type)
-        response = await self._ask(f"{self._path}/{self._quoted(identifier)}", query)
+        quoted = self._quoted(identifier)
+        await self._locate()
+        response = await self._ask(f"{self._path}/{quoted}", query)
         with usable(self._cache, response):
             records = decoded(response, query)
             if len(records) != 1:
@@ -136,6 +138,12 @@ class Collection(Generic[T]):
             ValueError: As `list` raises it.
         """
         return self._query(fields, filters, type).explain()
+
+    async def _locate(self) -> None:
+        """Find out the path, where that takes a request."""
+
+    async def _ask_list(self, query: Query) -> Response:
+        return await self._ask(self._path, query)
 
     def _quoted(self, identifier: str | int) -> str:
         return identifier_path(identifier, reserved=self._resource.reserved)

@@ -10,12 +10,11 @@ import msgspec
 
 from wme_async._client.cache import Cache, usable
 from wme_async._client.collection import decoded
-from wme_async._client.files import ChunkedFiles, Files
+from wme_async._client.files import ChunkedFiles, Files, hour_files
 from wme_async._client.lookup import Hint, asked, check_recheck, cost_of
 from wme_async._client.many import Looked, LookupProgress, Lookups
 from wme_async._protocol.answer import bare_url, instead_of, is_error
 from wme_async._protocol.decode import decoding
-from wme_async._protocol.paths import hour_path
 from wme_async._protocol.query import Query, known_names
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
@@ -338,14 +337,13 @@ class Wikidata:
         `Client(paths={"wikidata.batches": "/v2/…/{hour}"})`.
 
         Args:
-            hour: `"2026-07-16T05"` (UTC), or an aware datetime, whose hour is taken.
+            hour: `"2026-07-16T05"` (UTC), an aware datetime, whose hour is taken, `"latest"` or `"-3h"`: see
+                `Client.batches`.
 
         Raises:
-            ValueError: It is no hour, or a naive datetime.
+            ValueError: It is not an hour, or a naive datetime.
         """
-        resource = self._resources["wikidata.batches"]
-        place = hour_path(hour)
-        return Files(self._transport, resource, resource.at(hour=place), place=place)
+        return hour_files(self._transport, self._resources["wikidata.batches"], hour)
 
 
 def _checked_id(identifier: object, letters: str) -> str:

@@ -1,16 +1,17 @@
 """Archives: head, download and read, written once for every kind."""
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar, overload
-from urllib.parse import parse_qs, urlsplit
 
 import msgspec
-from multidict import CIMultiDictProxy
 
 from wme_async._archive import ArchiveReader, OnBadRecord
+from wme_async._client.archive_source import ArchiveSource
 from wme_async._client.collection import Collection
+from wme_async._client.hours import RelativeHour, hour_of, is_relative
 from wme_async._download import (
     Budget,
     Checksum,
@@ -18,107 +19,27 @@ from wme_async._download import (
     FileInfo,
     Ordered,
     ProgressHook,
-    SignedUrl,
     download,
     ordered,
 )
-from wme_async._protocol.answer import REDIRECTS, bare_url, redirect_target
 from wme_async._protocol.archive import DEFAULT_MAX_RECORD
 from wme_async._protocol.archive_names import ArchiveName, uses_version
 from wme_async._protocol.arguments import check_path
-from wme_async._protocol.paths import chunk_path
+from wme_async._protocol.paths import chunk_path, hour_path
+from wme_async._protocol.query import Query
 from wme_async._protocol.quota import Cost
 from wme_async._protocol.resources import Resource
-from wme_async._protocol.retry import http_date
-from wme_async._transport import Request, Transport
-from wme_async.errors import NotFound, TransportError
+from wme_async._transport import Response, Transport
 from wme_async.models import Archive, Chunk
 
-__all__ = ["ArchiveSource", "ChunkedFiles", "Files", "target_of"]
+__all__ = ["ChunkedFiles", "Files", "RelativeFiles", "hour_files", "target_of"]
 
 M = TypeVar("M", bound=Archive)
 R = TypeVar("R", bound=msgspec.Struct)
 U = TypeVar("U")
 
-# What the server signs for, where the address itself does not say.
-_SIGNATURE_SECONDS = 60.0
-
-# A signature is given up this long before its end, since the request still has to reach the store.
-_SIGNATURE_MARGIN = 5.0
-
-
-class ArchiveSource:
-    """One archive of the API, as the downloader sees it.
-
-    Args:
-        transport: Sends the requests.
-        resource: Its row of the table.
-        path: Path of its record; `/download` below it is the archive.
-        checksum: Returns what its metadata promises, or None.
-    """
-
-    def __init__(
-        self,
-        transport: Transport,
-        resource: Resource,
-        path: str,
-        checksum: Callable[[], Awaitable[Checksum | None]],
-    ) -> None:
-        self._transport = transport
-        self._resource = resource
-        self._path = f"{path}/download"
-        self._checksum = checksum
-
-    def __repr__(self) -> str:
-        return f"<ArchiveSource {self._path}>"
-
-    @property
-    def identity(self) -> str:
-        """Host and path."""
-        return f"{self._transport.hosts.api}{self._path}"
-
-    async def head(self) -> FileInfo:
-        """Ask for size and version; free.
-
-        Raises:
-            NotFound: The archive is not there. The server says so too while its object store is in trouble.
-            WMEError: Whatever else went wrong.
-        """
-        request = Request(method="HEAD", path=self._path, token=True, product=self._resource.product)
-        return _file_info((await self._transport.request(request)).headers)
-
-    async def sign(self) -> SignedUrl:
-        """Ask for an address that serves the bytes; one metered request where the archive is metered at all.
-
-        Raises:
-            WMEError: There was none.
-        """
-        request = Request(
-            path=self._path,
-            token=True,
-            pool=self._resource.pool,
-            product=self._resource.product,
-            accepts="redirect",
-        )
-        # Only the head is of interest: should a server send the archive at once, it is not to be read here.
-        async with self._transport.open(request) as body:
-            location = body.headers.get("Location")
-            if body.status not in REDIRECTS or not location:
-                raise TransportError(
-                    f"{bare_url(body.url)} answered {body.status} instead of redirecting to the object store",
-                    url=bare_url(body.url),
-                )
-            url = redirect_target(body.url, location)
-        seconds = _lifetime(url)
-        return SignedUrl(url=url, expires_at=self._transport.monotonic() + max(1.0, seconds - _SIGNATURE_MARGIN))
-
-    async def checksum(self) -> Checksum | None:
-        """Return MD5 and date of the metadata, or None where there is no metadata."""
-        try:
-            return await self._checksum()
-        except NotFound:
-            # The Commons archive has no record, and one is written after its archive.
-            return None
+# Stands in for the hour in names that are checked before the hour is known.
+_UNRESOLVED = "0000-00-00/00"
 
 
 class Files(Collection[M], Generic[M, R]):
@@ -136,6 +57,14 @@ class Files(Collection[M], Generic[M, R]):
     def __init__(self, transport: Transport, resource: Resource, path: str, *, place: str = "") -> None:
         super().__init__(transport, resource, path)
         self._place = place
+
+    @property
+    def hour(self) -> datetime | None:
+        """The hour that these are the batches of, UTC; None for other archives.
+
+        Of `latest` and `-3h` it is known after the first request, and None before.
+        """
+        return hour_of(self._place) if self._place and self._resource.name.endswith("batches") else None
 
     async def head(self, identifier: str | int) -> FileInfo:
         """Return size, ETag and dates of an archive; free of charge.
@@ -200,6 +129,10 @@ class Files(Collection[M], Generic[M, R]):
             WMEError: Whatever else went wrong.
         """
         source = self._source(identifier)
+        # A template that cannot be filled in is an error before anything is sent.
+        self._name(identifier).path(name)
+        check_path("to", to)
+        await self._locate()
         below = self._name(identifier)
         path = target_of(to, below.path(name), folder=name is not None)
         if uses_version(name):
@@ -351,13 +284,18 @@ class Files(Collection[M], Generic[M, R]):
             ValueError: The identifier is none, or an option is out of range.
         """
         source = self._source(identifier)
-        path = None if tee is None else target_of(tee, self._name(identifier).path(), argument="tee")
+        keep = None if tee is None else target_of(tee, self._name(identifier).path(), argument="tee")
+
+        async def kept_file() -> Path:
+            await self._locate()
+            return target_of(tee or "", self._name(identifier).path())
+
         return ordered(
             source,
             transport=self._transport,
-            tee=path,
+            tee=None if tee is None else kept_file,
             overwrite=overwrite,
-            create=path is not None and path != Path(tee or ""),
+            create=keep is not None and keep != Path(tee or ""),
             connections=1 if connections is None and self._resource.pool else connections,
             window=window,
             max_rate=max_rate,
@@ -395,8 +333,61 @@ class Files(Collection[M], Generic[M, R]):
             record = await self.get(identifier)
             return Checksum(md5=record.version, modified=record.date_modified) if record.version else None
 
-        path = f"{self._path}/{self._quoted(identifier)}"
-        return ArchiveSource(self._transport, self._resource, path, checksum)
+        quoted = self._quoted(identifier)
+        return ArchiveSource(self._transport, self._resource, lambda: f"{self._path}/{quoted}", checksum, self._locate)
+
+
+class RelativeFiles(Files[M, R]):
+    """The batches of an hour that the first request resolves: `latest` and `-3h`.
+
+    Args:
+        transport: Sends the requests.
+        resource: Its row of the table.
+        hour: `latest`, or so many hours ago.
+    """
+
+    def __init__(self, transport: Transport, resource: Resource, hour: str) -> None:
+        super().__init__(transport, resource, resource.at(hour=hour), place=_UNRESOLVED)
+        self._relative: RelativeHour[Response] = RelativeHour(transport, hour)
+
+    @property
+    def hour(self) -> datetime | None:
+        """The hour, UTC; None before the first request."""
+        return hour_of(self._relative.place) if self._relative.place else None
+
+    async def _locate(self) -> None:
+        if not self._relative.place:
+            await self._resolve(self._query(["identifier"], None, None), needed=False)
+
+    async def _ask_list(self, query: Query) -> Response:
+        response = None if self._relative.place else await self._resolve(query, needed=True)
+        return response if response is not None else await super()._ask_list(query)
+
+    async def _resolve(self, query: Query, *, needed: bool) -> Response | None:
+        response = await self._relative.resolve(
+            lambda place: self._ask(self._resource.at(hour=place), query), needed=needed
+        )
+        self._place = self._relative.place
+        self._path = self._resource.at(hour=self._place)
+        return response
+
+
+def hour_files(transport: Transport, resource: Resource, hour: str | datetime) -> "Files[Any, Any]":
+    """Return the archives of an hour.
+
+    Args:
+        transport: Sends the requests.
+        resource: The row of the table.
+        hour: As `hour_path` takes it, or `latest`, or so many hours ago (`-3h`).
+
+    Raises:
+        TypeError: It is neither text nor a datetime.
+        ValueError: It is not an hour, or a naive datetime.
+    """
+    if isinstance(hour, str) and is_relative(hour):
+        return RelativeFiles(transport, resource, hour)
+    place = hour_path(hour)
+    return Files(transport, resource, resource.at(hour=place), place=place)
 
 
 class ChunkedFiles(Files[M, R]):
@@ -453,21 +444,3 @@ def target_of(
     text = os.fspath(to)
     path = Path(text)
     return path / name if folder or text.endswith(("/", os.sep)) or path.is_dir() else path
-
-
-def _file_info(headers: CIMultiDictProxy[str]) -> FileInfo:
-    length = headers.get("Content-Length", "")
-    return FileInfo(
-        size=int(length) if length.isascii() and length.isdigit() else None,
-        etag=headers.get("ETag"),
-        last_modified=http_date(headers.get("Last-Modified")),
-        content_type=headers.get("Content-Type"),
-        accept_ranges=headers.get("Accept-Ranges", "").lower() == "bytes",
-        headers=dict(headers),
-    )
-
-
-def _lifetime(url: str) -> float:
-    """Return for how many seconds a signed address is good, as it says itself."""
-    values = parse_qs(urlsplit(url).query).get("X-Amz-Expires", [])
-    return float(values[0]) if values and values[0].isdigit() else _SIGNATURE_SECONDS

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from wme_async._client.archive_source import ArchiveSource
 from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
-from wme_async._client.files import ArchiveSource, target_of
+from wme_async._client.files import target_of
 from wme_async._download import Download, FileInfo, ProgressHook, download
 from wme_async._protocol.arguments import check_flags, check_functions
 from wme_async._protocol.paths import file_path
@@ -120,7 +121,7 @@ class MediaFiles:
                     local=sha1,
                     remote=remote,
                 )
-        source = _MediaSource(self._transport, self._resource, path, _no_md5)
+        source = _MediaSource(self._transport, self._resource, lambda: path, _no_md5)
         return await download(
             source,
             target,

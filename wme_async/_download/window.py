@@ -4,7 +4,7 @@ import abc
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -46,7 +46,7 @@ def ordered(
     transport: Transport,
     connections: int | None = None,
     window: int = _WINDOW,
-    tee: Path | None = None,
+    tee: Path | Callable[[], Awaitable[Path]] | None = None,
     verify: bool = True,
     max_rate: float | None = None,
     budget: Budget | None = None,
@@ -65,7 +65,8 @@ def ordered(
         transport: The door to the network.
         connections: At most so many; None leaves it to the budget.
         window: Bytes held ahead of the reader. With `tee` they are on the disk instead.
-        tee: Keep the file too, under this name, resumable and verified as by `download`.
+        tee: Keep the file too, under this name, resumable and verified as by `download`. A function is awaited for the
+            name when reading begins.
         verify: Compare the MD5 with the one of the metadata, and where that is of another version the ETag with the one
             of the file; a mismatch is raised at the end, after the last bytes.
         max_rate: Bytes per second.
@@ -91,13 +92,13 @@ def ordered(
     shared = budget or Budget.for_one(connections, max_rate)
     limit = connections or shared.governor.most
     if tee is not None:
-        job = Job(source, tee, transport, shared, None)
+        job = Job(source, tee if isinstance(tee, Path) else Path(), transport, shared, None)
         job.verify, job.durable, job.connections = verify, durable, limit
         job.overwrite, job.create, job.refetch = overwrite, create, True
         if limit > 1:
             # One alone brings them in order anyway, and needs no further signature for a long part.
             job.in_order, job.part_size = True, _TEE_PART
-        return _Followed(job)
+        return _Followed(job, None if isinstance(tee, Path) else tee)
     # Reading is seldom quicker than a few connections, and the fewer share the window, the larger their parts are.
     few = connections or min(_FEW, limit)
     return _Windowed(source, transport, shared, connections=few, window=window, verify=verify)
@@ -189,9 +190,10 @@ class Ordered(AsyncIterator[bytes], abc.ABC):
 class _Followed(Ordered):
     """Reads an unfinished file from the disk, right behind those who write it."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, path: Callable[[], Awaitable[Path]] | None) -> None:
         super().__init__()
         self.result: Download | None = None
+        self._path = path
         self._job = job
         self._fd = -1
         self._version = 0
@@ -203,6 +205,8 @@ class _Followed(Ordered):
         self._fd = part.duplicate()
 
     async def _run(self) -> None:
+        if self._path is not None:
+            self._job.to = await self._path()
         self.result = await self._job.run()
         self.verified = self.result.verified
 

@@ -180,6 +180,11 @@ class Transport:
             offset = next((self._dates[other] for other in _SERVICE if other in self._dates), None)
         return self.now() if offset is None else self.monotonic() + offset
 
+    @property
+    def knows_server_time(self) -> bool:
+        """Whether a host of the service has answered, so that `server_now` does not depend on this machine's clock."""
+        return any(role in self._dates for role in _SERVICE)
+
     def troubled(self, role: Role, within: float) -> bool:
         """Say whether a request to a host failed, for reasons that pass, within the last so many seconds."""
         failed = self._failed.get(role)

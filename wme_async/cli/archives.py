@@ -4,20 +4,18 @@ import sys
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
 import click
 
-from wme_async import _clock
 from wme_async._client import Client, Collection, Files
+from wme_async._client.hours import is_relative
 from wme_async._download import Download
 from wme_async._protocol.archive_names import ArchiveName, uses_version
 from wme_async._protocol.resources import RESOURCES
 from wme_async._tasks import in_thread
 from wme_async.cli import base
-from wme_async.errors import NotFound
 
 __all__ = ["COMMANDS"]
 
@@ -31,37 +29,10 @@ _COLUMNS: dict[str, Sequence[str]] = {
 }
 _ARCHIVE_COLUMNS = ("identifier", "in_language.identifier", "date_modified", "size.value", "version")
 
-# Batches of an hour appear some 25 minutes after it; looking back further than this means something is wrong.
-_HOURS_BACK = 6
-
-
-async def _latest(client: Client) -> Files[Any, Any]:
-    """Find the newest hour whose batches are there, by the API's clock, which its first answer tells."""
-    start, back, corrected = _clock.utc_now(), 1, False
-    while back <= _HOURS_BACK:
-        hour = client.batches(start - timedelta(hours=back))
-        exists = await _exists(hour)
-        server = datetime.fromtimestamp(client._transport.server_now("api"), UTC)  # noqa: SLF001  # not public
-        if not corrected and f"{server:%FT%H}" != f"{start:%FT%H}":
-            start, back, corrected = server, 1, True
-        elif exists:
-            return hour
-        else:
-            back += 1
-    raise NotFound(f"none of the last {_HOURS_BACK} hours has its batches yet", status=404)
-
-
-async def _exists(hour: Files[Any, Any]) -> bool:
-    try:
-        await hour.list(fields=["identifier"])
-    except NotFound:
-        return False
-    return True
-
 
 async def _batches(client: Client, where: str | None) -> Files[Any, Any]:
     assert where is not None
-    return await _latest(client) if where == "latest" else client.batches(where)
+    return client.batches(where)
 
 
 async def _chunks(client: Client, where: str | None) -> Files[Any, Any]:
@@ -75,6 +46,29 @@ def _attribute(name: str) -> Find:
         return getattr(client, name)
 
     return find
+
+
+# Click reads a dash at the beginning as that of an option, and no dash is part of any name here with this before it.
+_AGO = "ago:"
+
+
+class _PlaceCommand(click.Command):
+    """A command whose arguments may include `-3h`, which is an hour and not an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments after those that look like options were marked.
+
+        Args:
+            ctx: Of the command.
+            args: As they were typed.
+        """
+        return super().parse_args(
+            ctx, [f"{_AGO}{text}" if text[:1] == "-" and is_relative(text) else text for text in args]
+        )
+
+
+def _place_of(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    return value.removeprefix(_AGO)
 
 
 class _Commands:
@@ -110,8 +104,8 @@ class _Commands:
         for decorate in reversed(decorators):
             made = decorate(made)
         if self._place is not None:
-            made = click.argument("place", metavar=self._place)(made)
-        self.group.command(verb, help=function.__doc__)(made)
+            made = click.argument("place", metavar=self._place, callback=_place_of)(made)
+        self.group.command(verb, cls=_PlaceCommand, help=function.__doc__)(made)
 
     @asynccontextmanager
     async def _open(self, context: click.Context, place: str | None) -> AsyncIterator[Any]:

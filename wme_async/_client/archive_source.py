@@ -1,0 +1,124 @@
+"""One archive of the API as the downloader sees it: its size, its signed address, its checksum."""
+
+from collections.abc import Awaitable, Callable
+from urllib.parse import parse_qs, urlsplit
+
+from multidict import CIMultiDictProxy
+
+from wme_async._download import Checksum, FileInfo, SignedUrl
+from wme_async._protocol.answer import REDIRECTS, bare_url, redirect_target
+from wme_async._protocol.resources import Resource
+from wme_async._protocol.retry import http_date
+from wme_async._transport import Request, Transport
+from wme_async.errors import NotFound, TransportError
+
+__all__ = ["ArchiveSource"]
+
+# What the server signs for, where the address itself does not say.
+_SIGNATURE_SECONDS = 60.0
+
+# A signature is given up this long before its end, since the request still has to reach the store.
+_SIGNATURE_MARGIN = 5.0
+
+
+class ArchiveSource:
+    """One archive of the API, as the downloader sees it.
+
+    Args:
+        transport: Sends the requests.
+        resource: Its row of the table.
+        path: Returns the path of its record; `/download` below it is the archive.
+        checksum: Returns what its metadata promises, or None.
+        locate: Finds out the path where that takes a request; awaited before the path is used.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        resource: Resource,
+        path: Callable[[], str],
+        checksum: Callable[[], Awaitable[Checksum | None]],
+        locate: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._transport = transport
+        self._resource = resource
+        self._record_path = path
+        self._checksum = checksum
+        self._locate = locate
+
+    def __repr__(self) -> str:
+        return f"<ArchiveSource {self._path}>"
+
+    @property
+    def _path(self) -> str:
+        return f"{self._record_path()}/download"
+
+    @property
+    def identity(self) -> str:
+        """Host and path."""
+        return f"{self._transport.hosts.api}{self._path}"
+
+    async def head(self) -> FileInfo:
+        """Ask for size and version; free.
+
+        Raises:
+            NotFound: The archive is not there. The server says so too while its object store is in trouble.
+            WMEError: Whatever else went wrong.
+        """
+        if self._locate is not None:
+            await self._locate()
+        request = Request(method="HEAD", path=self._path, token=True, product=self._resource.product)
+        return _file_info((await self._transport.request(request)).headers)
+
+    async def sign(self) -> SignedUrl:
+        """Ask for an address that serves the bytes; one metered request where the archive is metered at all.
+
+        Raises:
+            WMEError: There was none.
+        """
+        if self._locate is not None:
+            await self._locate()
+        request = Request(
+            path=self._path,
+            token=True,
+            pool=self._resource.pool,
+            product=self._resource.product,
+            accepts="redirect",
+        )
+        # Only the head is of interest: should a server send the archive at once, it is not to be read here.
+        async with self._transport.open(request) as body:
+            location = body.headers.get("Location")
+            if body.status not in REDIRECTS or not location:
+                raise TransportError(
+                    f"{bare_url(body.url)} answered {body.status} instead of redirecting to the object store",
+                    url=bare_url(body.url),
+                )
+            url = redirect_target(body.url, location)
+        seconds = _lifetime(url)
+        return SignedUrl(url=url, expires_at=self._transport.monotonic() + max(1.0, seconds - _SIGNATURE_MARGIN))
+
+    async def checksum(self) -> Checksum | None:
+        """Return MD5 and date of the metadata, or None where there is no metadata."""
+        try:
+            return await self._checksum()
+        except NotFound:
+            # The Commons archive has no record, and one is written after its archive.
+            return None
+
+
+def _file_info(headers: CIMultiDictProxy[str]) -> FileInfo:
+    length = headers.get("Content-Length", "")
+    return FileInfo(
+        size=int(length) if length.isascii() and length.isdigit() else None,
+        etag=headers.get("ETag"),
+        last_modified=http_date(headers.get("Last-Modified")),
+        content_type=headers.get("Content-Type"),
+        accept_ranges=headers.get("Accept-Ranges", "").lower() == "bytes",
+        headers=dict(headers),
+    )
+
+
+def _lifetime(url: str) -> float:
+    """Return for how many seconds a signed address is good, as it says itself."""
+    values = parse_qs(urlsplit(url).query).get("X-Amz-Expires", [])
+    return float(values[0]) if values and values[0].isdigit() else _SIGNATURE_SECONDS
