@@ -1,6 +1,8 @@
 """Bodies without a length: whole only if the server ended the connection in good order."""
 
 import asyncio
+import importlib
+import importlib.util
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -34,7 +36,10 @@ async def by_close(writer: asyncio.StreamWriter) -> None:
 
 
 def run(loop: str, main: Coroutine[Any, Any, None]) -> None:
-    factory = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else None
+    if loop == "uvloop" and importlib.util.find_spec("uvloop") is None:
+        main.close()
+        pytest.skip("the extra `fast` is not installed")
+    factory = importlib.import_module("uvloop").new_event_loop if loop == "uvloop" else None
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(asyncio.wait_for(main, 20))
 

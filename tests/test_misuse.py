@@ -285,7 +285,7 @@ async def test_the_simulator_refuses_what_would_break_a_later_request(sim: Simul
 
 
 def test_arrow_refuses_what_is_no_type_and_no_path() -> None:
-    arrow = pytest.importorskip("wme_async.integrations.arrow")
+    arrow = pytest.importorskip("wme_async.integrations.arrow", exc_type=ImportError)
     refused(lambda: arrow.schema_of(5), "type is a class to decode into, such as a msgspec Struct, not 5")
     refused(lambda: arrow.schema_of(list), "a table needs a type with fields")
     refused(lambda: arrow.unwritten(5), "folder is a path, as text or as pathlib.Path, not 5")
@@ -311,7 +311,7 @@ async def records() -> AsyncIterator[Mine]:
 async def test_parquet_refuses_what_it_cannot_be_written_with(
     source: Any, options: Any, words: str, tmp_path: Path
 ) -> None:
-    arrow = pytest.importorskip("wme_async.integrations.arrow")
+    arrow = pytest.importorskip("wme_async.integrations.arrow", exc_type=ImportError)
     options = {"to": tmp_path / "a.parquet", "type": Mine, **options}
     with pytest.raises(ValueError if words.startswith("=") else TypeError) as caught:
         await arrow.write_parquet(records() if source is None else source, **options)
@@ -330,7 +330,7 @@ async def test_parquet_refuses_what_it_cannot_be_written_with(
     ],
 )
 async def test_an_upload_refuses_what_it_cannot_send(chunks: Any, options: Any, words: str, tmp_path: Path) -> None:
-    cloud = pytest.importorskip("wme_async.integrations.cloud")
+    cloud = pytest.importorskip("wme_async.integrations.cloud", exc_type=ImportError)
 
     async def given() -> AsyncIterator[Any]:
         for each in chunks:

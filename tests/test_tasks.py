@@ -225,7 +225,7 @@ async def hung_archive(release: asyncio.Future[None], tmp_path: Path) -> None:
 
 async def hung_upload(release: asyncio.Future[None], tmp_path: Path) -> None:
     """Upload to a store that takes its time to forget the parts."""
-    cloud = pytest.importorskip("wme_async.integrations.cloud")
+    cloud = pytest.importorskip("wme_async.integrations.cloud", exc_type=ImportError)
 
     async def silent() -> AsyncIterator[bytes]:
         yield b"x"

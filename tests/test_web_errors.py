@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
-import httpx2
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -15,6 +14,7 @@ from wme_async import errors
 from wme_async.errors import WMEError
 from wme_async.web.errors import aiohttp_errors, error_response, litestar_errors, starlette_errors
 
+httpx2: Any = pytest.importorskip("httpx2", reason="httpx2 is not installed")
 SECRET = "https://internal.example/path"
 
 CASES: list[tuple[WMEError, int, str, str | None]] = [
