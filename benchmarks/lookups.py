@@ -27,7 +27,7 @@ import msgspec
 from yarl import URL
 
 from wme_async import Client, Limits
-from wme_async._protocol.paths import article_path
+from wme_async._client.paths import article_path
 
 ANSWER = '{"name":"Squirrel","identifier":28492,"abstract":"Squirrels are members of the family Sciuridae."}'
 LOGIN = '{"access_token":"' + "x" * 900 + '","refresh_token":"y","expires_in":86400}'

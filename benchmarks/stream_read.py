@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from wme_async._protocol.decode import make_decoder
-from wme_async._protocol.positions import StreamResource
-from wme_async._protocol.settings import Hosts
 from wme_async._stream import Stream, StreamDisconnected, StreamEvent
+from wme_async._stream.resume import StreamResource
 from wme_async._transport import Credentials, Transport
 from wme_async.models import Article
+from wme_async.models.decoding import make_decoder
+from wme_async.settings import Hosts
 
 
 class Reading:

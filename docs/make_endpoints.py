@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from wme_async._protocol.resources import RESOURCES, Resource
+from wme_async._client.resources import RESOURCES, Resource
 
 TARGET = Path(__file__).with_name("endpoints.md")
 

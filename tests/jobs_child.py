@@ -7,8 +7,8 @@ submitted twice. It ends with 0 when all is done and told.
 import asyncio
 import sys
 
-from wme_async._protocol.settings import Retry
 from wme_async.jobs import BatchManager, JobLimits
+from wme_async.settings import Retry
 
 KINDS = ("good", "faulty", "gone", "large")
 

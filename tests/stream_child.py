@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wme_async._protocol.positions import StreamResource
-from wme_async._protocol.settings import Hosts, Retry
 from wme_async._stream import Stream, StreamDisconnected, StreamEvent
+from wme_async._stream.resume import StreamResource
 from wme_async._transport import Credentials, Transport
 from wme_async.models import Article
 from wme_async.offsets import SQLiteOffsets
+from wme_async.settings import Hosts, Retry
 from wme_async.simulator import Simulator
 from wme_async.simulator.faults import Fault
 

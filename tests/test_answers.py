@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wme_async import Cache, Client, Retry
-from wme_async._protocol.query import Query, filterable
+from wme_async._query.query import Query, filterable
 from wme_async.errors import DecodeError, Unauthorized
 from wme_async.models import (
     Article,

@@ -21,8 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wme_async._archive import ArchiveReader, _gzip, _inflate, _reader, read_archive
-from wme_async._archive._feed import FileFeed, SourceFailed, WindowFeed
+from wme_async._archive import ArchiveReader, read_archive
+from wme_async._archive import gzip as _gzip
+from wme_async._archive import inflater as _inflate
+from wme_async._archive import reader as _reader
+from wme_async._archive.feed import FileFeed, SourceFailed, WindowFeed
 from wme_async.errors import ArchiveError, DecodeError, Interrupted
 from wme_async.models import Article
 

@@ -15,14 +15,14 @@ from test_stream import batch_record
 
 from wme_async import ArchiveReader, Client
 from wme_async._client.realtime import _Batches
-from wme_async._protocol.query import Backend, Query
-from wme_async._protocol.settings import Retry
+from wme_async._query.query import Backend, Query
 from wme_async._stream.backfill import Filler
-from wme_async._stream.progress import Missing
-from wme_async._stream.shapes import Shape
+from wme_async._stream.partitions import Missing
+from wme_async._stream.record_types import Shape
 from wme_async.errors import OffsetGap
 from wme_async.models import Article
 from wme_async.offsets import MemoryOffsets
+from wme_async.settings import Retry
 from wme_async.simulator import Simulator
 
 HOUR = datetime(2025, 4, 11, 10, tzinfo=UTC)

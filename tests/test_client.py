@@ -17,7 +17,7 @@ from wall_clock import MIDDLE_OF_A_MONTH
 
 from wme_async import Allowances, Client, Cost, Hosts, Limits, Retry, SessionPool, Timeouts, read_archive
 from wme_async._client.realtime import _Batches
-from wme_async._protocol.query import Backend, Query
+from wme_async._query.query import Backend, Query
 from wme_async._transport import Request, TokenFile
 from wme_async.errors import (
     DecodeError,

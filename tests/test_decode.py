@@ -16,10 +16,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wme_async._protocol import decode as decode_module
-from wme_async._protocol.decode import LONG_RECORD, Buffer, make_decoder, names_of
 from wme_async.errors import DecodeError
 from wme_async.models import Article
+from wme_async.models import decoding as decode_module
+from wme_async.models.decoding import LONG_RECORD, Buffer, make_decoder, names_of
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from download_store import KEY, MIB, StoreSource, fetched_ranges, leftovers, noise, our_tasks, store_requests
 
-from wme_async._download import Budget, Progress, SignedUrl, download, job, ordered
-from wme_async._protocol.settings import Retry, Timeouts
+from wme_async._download import Budget, Progress, SignedUrl, download, ordered
+from wme_async._download import download as job
 from wme_async._tasks import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, IntegrityError, NotFound, QuotaExceeded, ServerError, WMEError
+from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
 
 
@@ -522,7 +523,7 @@ async def test_a_connection_that_stands_still_is_relieved_long_before_it_times_o
 async def test_a_range_below_min_rate_is_asked_for_again_from_its_last_byte(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wme_async._download.engine._PATIENCE", 0.7)
+    monkeypatch.setattr("wme_async._download.range_fetcher._PATIENCE", 0.7)
     data = noise(8_000_000)
     sim.put_object(KEY, data)
     sim.faults.inject("slow", role="store", rate=100_000, times=1)
@@ -673,7 +674,7 @@ async def test_a_request_for_an_address_is_not_given_up_for_being_slow(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is metered: who gives it up and asks again pays twice."""
-    monkeypatch.setattr("wme_async._download.engine._PATIENCE", 0.4)
+    monkeypatch.setattr("wme_async._download.range_fetcher._PATIENCE", 0.4)
     data = noise(6_000_000)
     sim.put_object(KEY, data)
     source = StoreSource(sim, transport)

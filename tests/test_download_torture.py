@@ -20,9 +20,9 @@ from shuffled_loop import wait_for_end
 
 from wme_async._download import SignedUrl, download
 from wme_async._download.ledger import Ledger, boot_id
-from wme_async._protocol.settings import Retry, Timeouts
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, ServerError, WMEError
+from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
 
 
@@ -159,7 +159,7 @@ async def test_random_scripts_of_faults_end_whole_or_in_an_error(
     sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     # Small files with a ledger, so that what one attempt leaves is gone on with by the next.
-    monkeypatch.setattr("wme_async._download.job._SMALL", 50_000)
+    monkeypatch.setattr("wme_async._download.download._SMALL", 50_000)
     outcomes = await scripts(sim, tmp_path, iter(range(count)))
     assert len(outcomes) == count
     assert outcomes.count("whole") > 0.3 * count

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from wme_async import Client
-from wme_async._protocol.resources import RESOURCES, resource_table
+from wme_async._client.resources import RESOURCES, resource_table
 from wme_async.simulator import Simulator
 
 ROOT = Path(__file__).resolve().parents[1]

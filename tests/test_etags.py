@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._protocol import etags
-from wme_async._protocol.etags import PartSums, may_be_newer
+from wme_async._download import etags
+from wme_async._download.etags import PartSums, may_be_newer
 
 MIB = 1 << 20
 MANY_PARTS = [(100_000_000, 100_000_000), (5 * MIB, 5 * MIB), (4096 * MIB + 1, 4096 * MIB)]

@@ -284,7 +284,7 @@ HOLDER = """
 import asyncio, os, sys
 from pathlib import Path
 from wme_async import FileOffsets
-from wme_async._download.partfile import PartFile
+from wme_async._download.part_file import PartFile
 
 async def main():
     async with FileOffsets(sys.argv[1]).claim("reader"):

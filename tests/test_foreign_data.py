@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import Client, DecodeError, Retry, read_archive
-from wme_async._protocol.decode import decode_json, decoding
 from wme_async.errors import BadRequest, IntegrityError, StatusError
 from wme_async.jobs import verify_webhook
 from wme_async.jobs.webhooks import new_secret, sign_webhook
 from wme_async.models import Article
+from wme_async.models.decoding import decode_json, decoding
 from wme_async.simulator import Simulator
 
 DEEP = b'{"message":' + b"[" * 1_000

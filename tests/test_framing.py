@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._protocol import framing as framing_module
-from wme_async._protocol.framing import (
+from wme_async._stream import framing as framing_module
+from wme_async._stream.framing import (
     MAX_RECORD,
     Framing,
     NDJSONFramer,

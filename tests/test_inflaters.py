@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wme_async._archive import _gzip
-from wme_async._archive._feed import Feed
+from wme_async._archive import gzip as _gzip
+from wme_async._archive.feed import Feed
 
 ENGINES = [pytest.param(_gzip.by_isal, id="isal"), pytest.param(_gzip.by_zlib, id="zlib")]
 

@@ -12,9 +12,10 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from jobs_server import FileServer
 
-from wme_async._protocol.settings import Retry
-from wme_async.jobs import BatchManager, DamagedBatch, DatabaseError, JobLimits, UnknownBatch, staging
+from wme_async.jobs import BatchManager, DamagedBatch, DatabaseError, JobLimits, UnknownBatch
+from wme_async.jobs import job_files as staging
 from wme_async.jobs.database import check_of, sealed
+from wme_async.settings import Retry
 from wme_async.web import create_app
 
 

@@ -9,19 +9,10 @@ from aiohttp import web
 from jobs_server import FileServer
 
 from wme_async import _clock
-from wme_async._protocol.settings import Retry
-from wme_async.jobs import (
-    BatchManager,
-    Fetched,
-    FileName,
-    JobLimits,
-    ManagerClosed,
-    UnknownBatch,
-    crew,
-    outbox,
-    sign_webhook,
-)
+from wme_async.jobs import BatchManager, Fetched, FileName, JobLimits, ManagerClosed, UnknownBatch, outbox, sign_webhook
+from wme_async.jobs import worker as crew
 from wme_async.jobs.store import Store
+from wme_async.settings import Retry
 from wme_async.web import serve
 
 

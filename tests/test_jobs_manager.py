@@ -14,9 +14,11 @@ import pytest
 from jobs_server import FileServer
 
 from wme_async import jobs
-from wme_async._protocol.settings import Retry, Timeouts
-from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, Status, UnknownBatch, WrongState, crew, staging
+from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, Status, UnknownBatch, WrongState
+from wme_async.jobs import job_files as staging
+from wme_async.jobs import worker as crew
 from wme_async.jobs.store import Store
+from wme_async.settings import Retry, Timeouts
 
 QUICK = Retry(attempts=2, base=0.01, cap=0.02)
 

@@ -11,10 +11,10 @@ from aiohttp import web
 from jobs_server import FileServer
 from raw_server import RawServer, reset
 
-from wme_async._protocol.settings import Retry
 from wme_async.errors import DataError
 from wme_async.integrations.media import GuardedProxy, Media, format_selector
 from wme_async.jobs import BatchManager, JobLimits, Options
+from wme_async.settings import Retry
 
 pytest.importorskip("yt_dlp", reason="yt-dlp is not installed (the extra `media`)")
 

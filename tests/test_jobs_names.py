@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async.jobs.disposition import disposition_name
-from wme_async.jobs.names import expand, name_file, safe_name
+from wme_async.jobs.naming import expand, name_file, safe_name
 
 
 def named(url="https://example.com/x", *, kind=None, header=None):

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wme_async.jobs.guard import AddressRefused, check_address, check_host, guard
-from wme_async.jobs.names import (
+from wme_async.jobs.naming import (
     VARIABLES,
     FileName,
     check_template,
@@ -22,7 +21,8 @@ from wme_async.jobs.names import (
     numbered,
     safe_name,
 )
-from wme_async.jobs.rules import (
+from wme_async.jobs.url_policy import AddressRefused, check_address, check_host, guard
+from wme_async.jobs.validation import (
     InvalidBatch,
     JobLimits,
     Options,

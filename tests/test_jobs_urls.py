@@ -11,10 +11,10 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._protocol.settings import Retry
 from wme_async.jobs import BatchManager, InvalidBatch, JobLimits
-from wme_async.jobs.rules import check_urls
 from wme_async.jobs.urls import check_web_url, redacted, redacted_url, redirect_target
+from wme_async.jobs.validation import check_urls
+from wme_async.settings import Retry
 
 
 @contextlib.asynccontextmanager

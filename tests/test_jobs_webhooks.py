@@ -11,11 +11,11 @@ from jobs_server import FileServer
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from wall_clock import machine_now, now
 
-from wme_async._protocol.settings import Retry
 from wme_async.errors import IntegrityError
 from wme_async.jobs import BatchManager, DatabaseError, JobLimits, new_secret, outbox, sign_webhook, verify_webhook
 from wme_async.jobs.store import Store
 from wme_async.jobs.webhooks import DELAYS, retry_delay
+from wme_async.settings import Retry
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 BODY = b'{"type":"batch.completed","timestamp":"2025-11-06T10:02:30Z","data":{"batch_id":"batch_1"}}'

@@ -8,9 +8,10 @@ import threading
 import pytest
 
 from wme_async import Client, Retry
-from wme_async._download.partfile import PartFile
+from wme_async._download.part_file import PartFile
 from wme_async.errors import NotFound
-from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, staging
+from wme_async.jobs import BatchManager, InvalidBatch, JobLimits
+from wme_async.jobs import job_files as staging
 
 AT_ONCE = Retry(attempts=2, base=0, cap=0)
 

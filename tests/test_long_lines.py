@@ -12,11 +12,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wme_async._protocol import archive
-from wme_async._protocol.archive import TarScanner
-from wme_async._protocol.decode import names_of
-from wme_async._protocol.longlines import Trimmer
+from wme_async._archive import tar as archive
+from wme_async._archive.field_trimmer import Trimmer
+from wme_async._archive.tar import TarScanner
 from wme_async.models import Article
+from wme_async.models.decoding import names_of
 
 
 class Inner(msgspec.Struct, kw_only=True):

@@ -11,8 +11,8 @@ import pytest
 from wall_clock import MIDDLE_OF_A_MONTH
 
 from wme_async import Allowances, Client, Cost, Limits, Looked, LookupProgress, Retry
+from wme_async._client import concurrent_lookups as many_module
 from wme_async._client import lookup as lookup_module
-from wme_async._client import many as many_module
 from wme_async.errors import DecodeError, Forbidden, NotFound, QuotaExceeded, ServerError
 from wme_async.models import Article, StructuredContent
 from wme_async.simulator import Simulator

@@ -162,7 +162,7 @@ def test_values_of_filters_have_the_type_of_their_field(run):
 
 def test_what_was_tried_is_told_with_the_error(run, world, monkeypatch):
     world.faults.inject("status", role="api", status=500, times=5)
-    monkeypatch.setattr("wme_async._transport.core.Retry", lambda: Retry(base=0.0))
+    monkeypatch.setattr("wme_async._transport.client.Retry", lambda: Retry(base=0.0))
     assert "gave up after 5 attempts" in run("projects", "ls", code=1).stderr
 
 

@@ -14,12 +14,12 @@ from download_store import KEY, StoreSource, clean, leftovers, noise, store_requ
 
 from wme_async._download import Download, download
 from wme_async._download.ledger import Ledger
-from wme_async._download.partfile import PartFile
-from wme_async._protocol.ranges import Plan
-from wme_async._protocol.settings import Retry, Timeouts
+from wme_async._download.part_file import PartFile
+from wme_async._download.range_plan import Plan
 from wme_async._tasks import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import NotFound
+from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
 
 
@@ -150,7 +150,7 @@ async def test_a_slow_disk_is_written_to_by_a_thread(
 ) -> None:
     data = noise(3_000_000)
     sim.put_object(KEY, data)
-    monkeypatch.setattr("wme_async._download.partfile._SLOW_WRITE", 0.0)
+    monkeypatch.setattr("wme_async._download.part_file._SLOW_WRITE", 0.0)
     threads: list[object] = []
     real = in_thread
 
@@ -158,7 +158,7 @@ async def test_a_slow_disk_is_written_to_by_a_thread(
         threads.append(getattr(function, "__name__", None))
         return await real(function, *args)
 
-    monkeypatch.setattr("wme_async._download.partfile.in_thread", watched)
+    monkeypatch.setattr("wme_async._download.part_file.in_thread", watched)
     await download(StoreSource(sim, transport), tmp_path / "x", transport=transport, part_size=300_000)
     assert (tmp_path / "x").read_bytes() == data
     assert threads.count("_write") > 5
@@ -273,8 +273,8 @@ async def test_what_fails_on_the_disk_is_said_in_a_sentence(
 async def test_what_was_flushed_is_noted_while_it_goes_on(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wme_async._download.job._CHECKPOINT_SECONDS", 0.05)
-    monkeypatch.setattr("wme_async._download.job._CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr("wme_async._download.download._CHECKPOINT_SECONDS", 0.05)
+    monkeypatch.setattr("wme_async._download.download._CHECKPOINT_BYTES", 1)
     sim.put_object(KEY, noise(3_000_000))
     sim.faults.inject("slow", role="store", rate=1_500_000, times=None)
     sim.faults.inject("status", role="store", status=404, skip=4, times=None)

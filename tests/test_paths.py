@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._protocol.paths import (
+from wme_async._client.paths import (
     RESERVED_SNAPSHOTS,
     article_path,
     chunk_path,

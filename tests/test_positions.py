@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._protocol.positions import (
-    Position,
+from wme_async._stream.resume import (
     Resume,
     StreamResource,
     check_parts,
@@ -22,6 +21,7 @@ from wme_async._protocol.positions import (
     plan,
     rfc3339,
 )
+from wme_async.offsets import Position
 
 ARTICLES = StreamResource(name="articles", path="/v2/articles", model=dict)
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import errors
-from wme_async._protocol.answer import bare_url, error_of, is_error, words_of
-from wme_async._protocol.quota import Allowances, Cost, month_of, quota_of
-from wme_async._protocol.retry import Backoff, http_date, is_transient, next_wait, parse_retry_after
-from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
-from wme_async._protocol.token import REFRESH_LIMIT, Step, Tokens, jwt_expiry, next_step, renewal
+from wme_async._client.quota import Allowances, Cost, month_of, quota_of
+from wme_async._transport.error_responses import bare_url, error_of, is_error, words_of
+from wme_async._transport.retry import Backoff, http_date, is_transient, next_wait, parse_retry_after
+from wme_async._transport.token_policy import REFRESH_LIMIT, Step, Tokens, jwt_expiry, next_step, renewal
+from wme_async.settings import Hosts, Limits, Retry, Timeouts
 
 LEAVES = [
     getattr(errors, name)

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._protocol.query import Backend, Query, Value, fields_of, filterable
-from wme_async._protocol.query import kind_of as type_of_filter
+from wme_async._query.query import Backend, Query, Value, fields_of, filterable
+from wme_async._query.query import kind_of as type_of_filter
 from wme_async.models import (
     Article,
     Batch,

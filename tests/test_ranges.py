@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._protocol.pace import Bucket, ConnectionCap, Governor, Meter
-from wme_async._protocol.range_answers import Verdict, etag_matches, judge, parse_content_range, strong_etag
-from wme_async._protocol.ranges import MIB, Claim, Plan, Spans, part_size
+from wme_async._download.range_plan import MIB, Claim, Plan, Spans, part_size
+from wme_async._download.range_responses import Verdict, etag_matches, judge, parse_content_range, strong_etag
+from wme_async._download.rates import Bucket, ConnectionCap, Governor, Meter
 
 
 def test_what_a_planner_holds_can_be_read() -> None:

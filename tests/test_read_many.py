@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from wme_async._archive import _many as many
+from wme_async._archive import parallel as many
 from wme_async._archive import read_many
 from wme_async.errors import ArchiveError, DecodeError, WMEError
 from wme_async.models import Article

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "wme_async"
 
 # Rows from the top: a module imports only from rows above its own. Modules of one entry may import each other.
 ROWS = [
-    ["_clock", "_files", "_tasks", "_version", "errors", "models"],
-    ["_protocol", "_sqlite"],
-    ["_transport", "offsets"],
+    ["_arguments", "_clock", "_files", "_sqlite", "_tasks", "_text", "_version", "errors", "models", "settings"],
+    ["_query", "offsets"],
+    ["_transport"],
     ["_download", "_archive", "_stream"],
     ["_client"],
     ["jobs", "relay", "integrations"],
@@ -25,6 +25,34 @@ ROWS = [
     ["__main__", "cli"],
 ]
 APART = "simulator"
+
+# Decisions: no I/O, no clock, no randomness, nothing asynchronous; all of it is passed in. `nox -s coverage`
+# reads this list: every branch of these modules is tested.
+PURE = [
+    "_archive/field_trimmer.py",
+    "_archive/tar.py",
+    "_arguments.py",
+    "_client/archive_names.py",
+    "_client/paths.py",
+    "_client/quota.py",
+    "_client/resources.py",
+    "_download/etags.py",
+    "_download/range_plan.py",
+    "_download/range_responses.py",
+    "_download/rates.py",
+    "_query/backends.py",
+    "_query/model_fields.py",
+    "_query/query.py",
+    "_query/values.py",
+    "_stream/framing.py",
+    "_stream/resume.py",
+    "_text.py",
+    "_transport/error_responses.py",
+    "_transport/retry.py",
+    "_transport/token_policy.py",
+    "models/decoding.py",
+    "settings.py",
+]
 
 
 def modules():
@@ -88,20 +116,13 @@ def test_a_module_imports_only_from_rows_above_its_own(path):
         if other in {"", own} or (not (PACKAGE / other).exists() and not (PACKAGE / f"{other}.py").exists()):
             continue
         number = row_of(other)
-        # Beside errors and models, which may use each other, a row does not look sideways, except where the design
-        # draws the arrow: jobs stand on integrations.
-        sideways = {
-            ("_files", "errors"),
-            ("models", "errors"),
-            ("jobs", "integrations"),
-            ("_archive", "_download"),
-            ("_stream", "_archive"),
-        }
+        # Modules of row 0 may use each other; further down, a row looks sideways only where the design draws an arrow.
+        sideways = {("jobs", "integrations"), ("_archive", "_download"), ("_stream", "_archive")}
         if other == "simulator":
             assert own in {"__main__", "cli"}, f"{dotted(path)} imports the simulator"
             continue
         assert number is not None
-        assert number < row or (own, other) in sideways, f"{dotted(path)} imports {name}"
+        assert number < row or number == row == 0 or (own, other) in sideways, f"{dotted(path)} imports {name}"
 
 
 def test_the_simulator_imports_nothing_of_ours():
@@ -113,7 +134,8 @@ def test_the_simulator_imports_nothing_of_ours():
 
 def test_pure_modules_have_no_io_in_them():
     forbidden = {"asyncio", "aiohttp", "time", "random", "anyio", "socket", "os", "threading", "sqlite3", "aiofiles"}
-    for path in (PACKAGE / "_protocol").rglob("*.py"):
+    for name in PURE:
+        path = PACKAGE / name
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             assert not isinstance(node, ast.AsyncFunctionDef | ast.Await), f"{path} is not pure"
@@ -125,7 +147,7 @@ def test_pure_modules_have_no_io_in_them():
             assert not {name.split(".")[0] for name in names} & forbidden, f"{path} imports {names}"
 
 
-CLOCKS = {"wme_async/_clock.py", "wme_async/simulator/_clock.py", "tests/wall_clock.py", "tests/test_shape.py"}
+CLOCKS = {"wme_async/_clock.py", "wme_async/simulator/clock.py", "tests/wall_clock.py", "tests/test_shape.py"}
 CLOCKS |= {"tests/calendar_site/sitecustomize.py", "tests/typing_usage.py"}
 # Functions that read the date or the time of day of this machine, by the name that they are called by.
 WALL_CLOCK = {
@@ -227,7 +249,7 @@ def test_every_module_can_be_imported_alone():
 
 # Better left whole, each for a reason of its own: the SQL of one schema; the one task that makes every change to
 # batches; the methods of one public class, most of them docstrings.
-LONGER = {"wme_async.jobs.store": 650, "wme_async.jobs.crew": 690, "wme_async.jobs.manager": 675}
+LONGER = {"wme_async.jobs.store": 650, "wme_async.jobs.worker": 690, "wme_async.jobs.manager": 675}
 
 
 def test_modules_and_functions_keep_to_the_budget():

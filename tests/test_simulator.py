@@ -17,7 +17,7 @@ import pytest
 from plain_http import ENWIKI, HOUR, START, Caller, caller_of
 
 from wme_async.simulator import AccessRow, Clock, Simulator
-from wme_async.simulator._access import allowed
+from wme_async.simulator.hosts.access import allowed
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from plain_http import START, Caller, caller_of
 
 from wme_async.simulator import Simulator
-from wme_async.simulator._stream_request import Accepted, Refused, bind_stream_request, check_stream_request
-from wme_async.simulator.articles import ArticleGenerator, dumps
+from wme_async.simulator.protocol.stream_request import Accepted, Refused, bind_stream_request, check_stream_request
+from wme_async.simulator.world.articles import ArticleGenerator, dumps
 
 NOW = START.timestamp()
 

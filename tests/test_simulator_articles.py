@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async.simulator.articles import (
+from wme_async.simulator.world.articles import (
     ArchiveMember,
     ArticleGenerator,
     build_archive,

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async.simulator import Clock
-from wme_async.simulator._realtime import Firehose
-from wme_async.simulator._schema import ENTITY
-from wme_async.simulator._stream import Line
-from wme_async.simulator._stream_request import Accepted
-from wme_async.simulator.articles import ArticleGenerator, dumps
-from wme_async.simulator.entities import EntityGenerator, Shape
+from wme_async.simulator.hosts.realtime import Firehose
+from wme_async.simulator.hosts.stream import Line
+from wme_async.simulator.protocol.schema import ENTITY
+from wme_async.simulator.protocol.stream_request import Accepted
+from wme_async.simulator.world.articles import ArticleGenerator, dumps
+from wme_async.simulator.world.entities import EntityGenerator, Shape
 
 GENERATOR = EntityGenerator(seed=1)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from plain_http import START, Caller, caller_of
 
 from wme_async.simulator import Simulator
-from wme_async.simulator._gjson import MISSING, get
-from wme_async.simulator._http import negotiate
-from wme_async.simulator._query import Query, Refused, bind, select_rows
+from wme_async.simulator.hosts.http import negotiate
+from wme_async.simulator.protocol.gjson import MISSING, get
+from wme_async.simulator.protocol.query import Query, Refused, bind, select_rows
 
 
 @pytest.fixture

@@ -17,16 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async.simulator import Clock, Faults, Simulator
-from wme_async.simulator._realtime import (
+from wme_async.simulator.faults import Fault
+from wme_async.simulator.hosts.realtime import (
     Accepted,
     Firehose,
     Refused,
     bind_stream_request,
     check_stream_request,
 )
-from wme_async.simulator._schema import ARTICLE, Node, compile_fields, compile_filters, leaves
-from wme_async.simulator.articles import ArticleGenerator, dumps, timestamp
-from wme_async.simulator.faults import Fault
+from wme_async.simulator.protocol.schema import ARTICLE, Node, compile_fields, compile_filters, leaves
+from wme_async.simulator.world.articles import ArticleGenerator, dumps, timestamp
 
 NOW = 1_780_000_000.0
 ALL_PARTS = list(range(10))

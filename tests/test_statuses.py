@@ -15,7 +15,7 @@ from wme_async import (
     StreamRetrying,
     TransportError,
 )
-from wme_async._protocol.answer import redirect_target
+from wme_async._transport.error_responses import redirect_target
 from wme_async.simulator import Simulator
 
 ELSEWHERE = "https://api.example.org/v2/elsewhere?X-Signature=secret"

@@ -15,8 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wall_clock import utc_now
 
-from wme_async._protocol.positions import Position, StreamResource
-from wme_async._protocol.settings import Hosts, Retry, Timeouts
 from wme_async._stream import (
     Stream,
     StreamBadRecord,
@@ -31,9 +29,10 @@ from wme_async._stream import (
 from wme_async._stream import backfill as backfill_module
 from wme_async._stream.backfill import Filler
 from wme_async._stream.connection import _framing_of as framing_of
-from wme_async._stream.meter import Meter
-from wme_async._stream.progress import Missing, Progress
-from wme_async._stream.shapes import Shape, Spot, published_of
+from wme_async._stream.partitions import Missing, Progress
+from wme_async._stream.record_types import Shape, Spot, published_of
+from wme_async._stream.resume import StreamResource
+from wme_async._stream.statistics import Meter
 from wme_async._transport import Credentials, Request, Transport
 from wme_async.errors import (
     DecodeError,
@@ -50,7 +49,8 @@ from wme_async.errors import (
     WMEError,
 )
 from wme_async.models import Article
-from wme_async.offsets import MemoryOffsets, SQLiteOffsets
+from wme_async.offsets import MemoryOffsets, Position, SQLiteOffsets
+from wme_async.settings import Hosts, Retry, Timeouts
 from wme_async.simulator import Simulator
 
 KEY = "default/articles"

@@ -11,14 +11,14 @@ import msgspec
 import pytest
 from test_stream import Checker, World, articles, learn_the_time, take, world
 
-from wme_async._protocol.positions import Plan, Position
 from wme_async._stream import stream as stream_module
 from wme_async._stream.connection import Block, Buffer, Session
-from wme_async._stream.progress import LookAgain, Missing, Progress
-from wme_async._stream.shapes import Spot
+from wme_async._stream.partitions import LookAgain, Missing, Progress
+from wme_async._stream.record_types import Spot
+from wme_async._stream.resume import Plan
 from wme_async.errors import DecodeError, OffsetGap, StreamError
 from wme_async.models import Article
-from wme_async.offsets import MemoryOffsets
+from wme_async.offsets import MemoryOffsets, Position
 
 
 @pytest.fixture(name="world")

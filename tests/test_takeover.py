@@ -11,9 +11,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from wme_async._protocol.settings import Limits, Retry, Timeouts
-from wme_async._transport import Body, Request, SessionPool, Transport, _takeover
+from wme_async._transport import Body, Request, SessionPool, Transport
+from wme_async._transport import fast_body as _takeover
 from wme_async.errors import Interrupted, TimedOut
+from wme_async.settings import Limits, Retry, Timeouts
 
 SIZE = 3_000_000
 DATA = bytes(range(256)) * (SIZE // 256) + b"x" * (SIZE % 256)
@@ -374,7 +375,7 @@ async def test_a_reset_that_only_the_direct_read_meets_is_told(monkeypatch: pyte
     def reset(descriptor: int, buffers: list[Any]) -> int:
         raise ConnectionResetError(104, "Connection reset by peer")
 
-    monkeypatch.setattr("wme_async._transport._takeover.os.readv", reset)
+    monkeypatch.setattr("wme_async._transport.fast_body.os.readv", reset)
 
     async def short(writer: asyncio.StreamWriter) -> None:
         writer.write(DATA[:1_500_000])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wme_async._protocol.archive import Lines, Run, TarScanner, TooLong, looks_like
+from wme_async._archive.tar import Lines, Run, TarScanner, TooLong, looks_like
 from wme_async.errors import ArchiveError
 
 Member = tuple[str, bytes]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from wme_async import Client
-from wme_async._protocol.token import Tokens
 from wme_async._transport import TokenFile
+from wme_async._transport.token_policy import Tokens
 from wme_async.simulator import Simulator
 
 

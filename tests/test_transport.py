@@ -22,12 +22,11 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from wme_async._client.account import Account
-from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
-from wme_async._protocol.token import Tokens
 from wme_async._transport import Credentials, Request, SessionPool, Transport
-from wme_async._transport.pool import _Connector
+from wme_async._transport.requests import translate
+from wme_async._transport.sessions import _Connector
 from wme_async._transport.throttle import Throttle
-from wme_async._transport.wire import translate
+from wme_async._transport.token_policy import Tokens
 from wme_async.errors import (
     ConnectFailed,
     DataError,
@@ -43,6 +42,7 @@ from wme_async.errors import (
     Unauthorized,
     WMEError,
 )
+from wme_async.settings import Hosts, Limits, Retry, Timeouts
 from wme_async.simulator import Simulator
 
 AT_ONCE = Retry(base=0, cap=0)

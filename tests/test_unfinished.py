@@ -15,8 +15,8 @@ from download_store import KEY, StoreSource, clean, leftovers, noise, store_requ
 
 from wme_async import Client, IntegrityError, NotFound, Progress, Retry, VersionConflict
 from wme_async._download import FileInfo, download
-from wme_async._download.partfile import PartFile
-from wme_async._protocol.ranges import Spans
+from wme_async._download.part_file import PartFile
+from wme_async._download.range_plan import Spans
 from wme_async._transport import Transport
 from wme_async.simulator import Simulator
 

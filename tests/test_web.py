@@ -30,12 +30,12 @@ from jobs_server import FileServer
 
 import wme_async
 from wme_async import web
-from wme_async._protocol.settings import Retry
 from wme_async.jobs import BatchManager, JobLimits, ManagerClosed, WrongState, sources
+from wme_async.settings import Retry
 from wme_async.web import MANAGER, create_app, create_asgi, hash_key, new_key, serve
 from wme_async.web.files import file_reply, parse_range
+from wme_async.web.messages import Call, Refused
 from wme_async.web.metrics import metrics_text
-from wme_async.web.wire import Call, Refused
 
 KEY = "your-api-key"
 HEAD = {"X-API-Key": KEY}

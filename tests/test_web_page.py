@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 from jobs_server import FileServer
 
-from wme_async._protocol.settings import Retry
 from wme_async.jobs import BatchManager, JobLimits
+from wme_async.settings import Retry
 from wme_async.web import serve
 
 CHROMIUM = next(

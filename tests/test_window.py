@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from wme_async._download import Budget, Checksum, FileInfo, Ordered, SignedUrl, ordered
-from wme_async._download.partfile import PartFile
-from wme_async._protocol.etags import PartSums
-from wme_async._protocol.settings import Retry, Timeouts
+from wme_async._download.etags import PartSums
+from wme_async._download.part_file import PartFile
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, IntegrityError, NotFound, ServerError, WMEError
+from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
 
 KEY = "snapshots/x.tar.gz"
@@ -137,7 +137,7 @@ async def test_trouble_on_the_way_is_not_seen(
 async def test_a_file_that_is_replaced_while_it_is_read_is_an_error(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tee: bool
 ) -> None:
-    monkeypatch.setattr("wme_async._download.window._TEE_PART", 200_000)
+    monkeypatch.setattr("wme_async._download.reader._TEE_PART", 200_000)
     sim.put_object(KEY, noise(3_000_000))
     sim.faults.inject("slow", role="store", rate=1_000_000, times=None)
     stream = ordered(

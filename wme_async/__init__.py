@@ -19,10 +19,8 @@ from wme_async._version import __version__
 if TYPE_CHECKING:
     from wme_async._archive import ArchiveReader, ManyReader, ManyResult, read_archive, read_many
     from wme_async._client import Cache, Client, Collection, Files, Looked, Lookup, LookupProgress, Lookups
+    from wme_async._client.quota import Allowances, Cost, Quota
     from wme_async._download import Budget, Download, FileInfo, Progress
-    from wme_async._protocol.quota import Allowances, Cost, Quota
-    from wme_async._protocol.retry import Retrying
-    from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts
     from wme_async._stream import (
         PartitionStatistics,
         Stream,
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
         StreamStatistics,
     )
     from wme_async._transport import SessionPool
+    from wme_async._transport.retry import Retrying
     from wme_async.errors import (
         ArchiveError,
         BadRequest,
@@ -64,6 +63,7 @@ if TYPE_CHECKING:
     )
     from wme_async.models import Article, Batch, Event, Project, Snapshot, StructuredContent
     from wme_async.offsets import FileOffsets, MemoryOffsets, OffsetStore, Position, SQLiteOffsets
+    from wme_async.settings import Hosts, Limits, Retry, Timeouts
 
 __all__ = [
     "Allowances",
@@ -146,9 +146,9 @@ _HOMES = {
     "wme_async._archive": ("ArchiveReader", "ManyReader", "ManyResult", "read_archive", "read_many"),
     "wme_async._client": ("Cache", "Client", "Collection", "Files", "Looked", "Lookup", "LookupProgress", "Lookups"),
     "wme_async._download": ("Budget", "Download", "FileInfo", "Progress"),
-    "wme_async._protocol.quota": ("Allowances", "Cost", "Quota"),
-    "wme_async._protocol.retry": ("Retrying",),
-    "wme_async._protocol.settings": ("Hosts", "Limits", "Retry", "Timeouts"),
+    "wme_async._client.quota": ("Allowances", "Cost", "Quota"),
+    "wme_async._transport.retry": ("Retrying",),
+    "wme_async.settings": ("Hosts", "Limits", "Retry", "Timeouts"),
     "wme_async._stream": (
         "PartitionStatistics",
         "Stream",

@@ -26,7 +26,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
 import msgspec
 
 from wme_async import _clock
-from wme_async._protocol.arguments import check_functions
+from wme_async._arguments import check_functions
 from wme_async._stream import Stream
 from wme_async._tasks import wait_done
 from wme_async.errors import StreamError

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "wme_async"
-CLOCKS = {"wme_async._clock": "_clock.py", "wme_async.simulator._clock": "simulator/_clock.py"}
+CLOCKS = {"wme_async._clock": "_clock.py", "wme_async.simulator.clock": "simulator/clock.py"}
 
 
 def now() -> float:

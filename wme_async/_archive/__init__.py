@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
-from wme_async._archive._many import ManyReader, ManyResult
-from wme_async._archive._reader import ArchiveReader, ArchiveStatistics, Block, OnBadRecord
-from wme_async._protocol.archive import DEFAULT_MAX_RECORD
+from wme_async._archive.parallel import ManyReader, ManyResult
+from wme_async._archive.reader import ArchiveReader, ArchiveStatistics, Block, OnBadRecord
+from wme_async._archive.tar import DEFAULT_MAX_RECORD
 from wme_async.models import Article
 
 __all__ = [

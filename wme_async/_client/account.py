@@ -5,14 +5,14 @@ import logging
 
 import msgspec
 
-from wme_async._protocol.answer import instead_of, is_error
-from wme_async._protocol.decode import decode_json
-from wme_async._protocol.query import known_names
-from wme_async._protocol.quota import FREE_PLAN, POOLS, Allowances, Cost, Quota, month_of, quota_of
+from wme_async._client.quota import FREE_PLAN, POOLS, Allowances, Cost, Quota, month_of, quota_of
+from wme_async._query.query import known_names
 from wme_async._tasks import in_thread
 from wme_async._transport import Request, TokenKeeper, Transport
+from wme_async._transport.error_responses import instead_of, is_error
 from wme_async.errors import DecodeError, QuotaExceeded, WMEError
 from wme_async.models import User
+from wme_async.models.decoding import decode_json
 
 __all__ = ["Account"]
 

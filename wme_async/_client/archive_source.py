@@ -5,11 +5,11 @@ from urllib.parse import parse_qs, urlsplit
 
 from multidict import CIMultiDictProxy
 
+from wme_async._client.resources import Resource
 from wme_async._download import Checksum, FileInfo, SignedUrl
-from wme_async._protocol.answer import REDIRECTS, bare_url, redirect_target
-from wme_async._protocol.resources import Resource
-from wme_async._protocol.retry import http_date
 from wme_async._transport import Request, Transport
+from wme_async._transport.error_responses import REDIRECTS, bare_url, redirect_target
+from wme_async._transport.retry import http_date
 from wme_async.errors import NotFound, TransportError
 
 __all__ = ["ArchiveSource"]

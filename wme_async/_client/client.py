@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
+from wme_async._arguments import check_path
 from wme_async._client.account import Account
 from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
@@ -14,14 +15,12 @@ from wme_async._client.entities import Wikidata
 from wme_async._client.files import ChunkedFiles, Files, hour_files
 from wme_async._client.lookup import Lookup
 from wme_async._client.media import MediaFiles
+from wme_async._client.quota import Allowances
 from wme_async._client.realtime import Realtime
-from wme_async._protocol.arguments import check_path
-from wme_async._protocol.quota import Allowances
-from wme_async._protocol.resources import resource_table
-from wme_async._protocol.retry import Retrying
-from wme_async._protocol.settings import Hosts, Limits, Retry, Timeouts, check_kinds
-from wme_async._protocol.text import decode_text
+from wme_async._client.resources import resource_table
+from wme_async._text import decode_text
 from wme_async._transport import Credentials, SessionPool, Transport
+from wme_async._transport.retry import Retrying
 from wme_async.models import (
     Article,
     Batch,
@@ -33,6 +32,7 @@ from wme_async.models import (
     StructuredContent,
     StructuredSnapshot,
 )
+from wme_async.settings import Hosts, Limits, Retry, Timeouts, check_kinds
 
 __all__ = ["Client"]
 

@@ -8,14 +8,14 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 import msgspec
 
 from wme_async._client.cache import Cache, cached, usable
-from wme_async._protocol.answer import bare_url, instead_of, is_error, words_of
-from wme_async._protocol.decode import decoding
-from wme_async._protocol.paths import identifier_path
-from wme_async._protocol.query import Query, known_names
-from wme_async._protocol.resources import Resource
+from wme_async._client.paths import identifier_path
+from wme_async._client.resources import Resource
+from wme_async._query.query import Query, known_names
 from wme_async._transport import Request, Response, Transport
+from wme_async._transport.error_responses import bare_url, instead_of, is_error, words_of
 from wme_async.errors import DecodeError
 from wme_async.models._tolerant import decode_record
+from wme_async.models.decoding import decoding
 
 __all__ = ["Collection", "Value", "decoded"]
 

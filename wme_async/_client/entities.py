@@ -10,17 +10,17 @@ import msgspec
 
 from wme_async._client.cache import Cache, usable
 from wme_async._client.collection import decoded
+from wme_async._client.concurrent_lookups import Looked, LookupProgress, Lookups
 from wme_async._client.files import ChunkedFiles, Files, hour_files
 from wme_async._client.lookup import Hint, asked, check_recheck, cost_of
-from wme_async._client.many import Looked, LookupProgress, Lookups
-from wme_async._protocol.answer import bare_url, instead_of, is_error
-from wme_async._protocol.decode import decoding
-from wme_async._protocol.query import Query, known_names
-from wme_async._protocol.quota import Cost
-from wme_async._protocol.resources import Resource
+from wme_async._client.quota import Cost
+from wme_async._client.resources import Resource
+from wme_async._query.query import Query, known_names
 from wme_async._transport import Request, Response, Transport
+from wme_async._transport.error_responses import bare_url, instead_of, is_error
 from wme_async.errors import ClientClosed, DecodeError, NotFound, WMEError
 from wme_async.models import Archive, LabelsAnswer, Snapshot, WikidataArticle, merge_labels
+from wme_async.models.decoding import decoding
 from wme_async.models.wikidata import fold_entity
 
 __all__ = ["Entities", "Labels", "Wikidata"]

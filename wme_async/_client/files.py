@@ -9,9 +9,15 @@ from typing import Any, Generic, TypeVar, overload
 import msgspec
 
 from wme_async._archive import ArchiveReader, OnBadRecord
+from wme_async._archive.tar import DEFAULT_MAX_RECORD
+from wme_async._arguments import check_path
+from wme_async._client.archive_names import ArchiveName, uses_version
 from wme_async._client.archive_source import ArchiveSource
 from wme_async._client.collection import Collection
 from wme_async._client.hours import RelativeHour, hour_of, is_relative
+from wme_async._client.paths import chunk_path, hour_path
+from wme_async._client.quota import Cost
+from wme_async._client.resources import Resource
 from wme_async._download import (
     Budget,
     Checksum,
@@ -22,13 +28,7 @@ from wme_async._download import (
     download,
     ordered,
 )
-from wme_async._protocol.archive import DEFAULT_MAX_RECORD
-from wme_async._protocol.archive_names import ArchiveName, uses_version
-from wme_async._protocol.arguments import check_path
-from wme_async._protocol.paths import chunk_path, hour_path
-from wme_async._protocol.query import Query
-from wme_async._protocol.quota import Cost
-from wme_async._protocol.resources import Resource
+from wme_async._query.query import Query
 from wme_async._transport import Response, Transport
 from wme_async.models import Archive, Chunk
 

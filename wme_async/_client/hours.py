@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final, Generic, TypeVar
 
-from wme_async._protocol.paths import hour_path
+from wme_async._client.paths import hour_path
 from wme_async._transport import Transport
 from wme_async.errors import NotFound
 

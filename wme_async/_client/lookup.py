@@ -6,14 +6,14 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, overload
 
 from wme_async._client.cache import Cache, cached, usable
 from wme_async._client.collection import Value
-from wme_async._client.many import Looked, LookupProgress, Lookups
-from wme_async._client.plan import Plan, planned, read_answer
-from wme_async._protocol.answer import bare_url
-from wme_async._protocol.paths import article_path
-from wme_async._protocol.query import Query
-from wme_async._protocol.quota import Cost
-from wme_async._protocol.resources import Resource
+from wme_async._client.concurrent_lookups import Looked, LookupProgress, Lookups
+from wme_async._client.lookup_plan import Plan, planned, read_answer
+from wme_async._client.paths import article_path
+from wme_async._client.quota import Cost
+from wme_async._client.resources import Resource
+from wme_async._query.query import Query
 from wme_async._transport import Request, Response, Transport
+from wme_async._transport.error_responses import bare_url
 from wme_async.errors import ClientClosed, NotFound, WMEError
 
 __all__ = ["Hint", "Lookup", "asked", "cost_of"]

@@ -7,15 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from wme_async._arguments import check_flags, check_functions
 from wme_async._client.archive_source import ArchiveSource
 from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
 from wme_async._client.files import target_of
+from wme_async._client.paths import file_path
+from wme_async._client.quota import Cost
+from wme_async._client.resources import Resource
 from wme_async._download import Download, FileInfo, ProgressHook, download
-from wme_async._protocol.arguments import check_flags, check_functions
-from wme_async._protocol.paths import file_path
-from wme_async._protocol.quota import Cost
-from wme_async._protocol.resources import Resource
 from wme_async._tasks import in_thread, long_in_thread
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, NotFound, VersionConflict

@@ -9,20 +9,20 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
+from wme_async._arguments import check_flags, check_record_type
 from wme_async._client.collection import Value
 from wme_async._client.files import Files
-from wme_async._protocol.arguments import check_flags, check_record_type
-from wme_async._protocol.decode import Buffer, decode_json, decoding
-from wme_async._protocol.framing import MAX_RECORD, Framing
-from wme_async._protocol.positions import StreamResource
-from wme_async._protocol.query import Query
-from wme_async._protocol.resources import Resource
-from wme_async._protocol.settings import Retry
+from wme_async._client.resources import Resource
+from wme_async._query.query import Query
 from wme_async._stream import Commit, OnBadRecord, OnGap, Stream, StreamEvent
+from wme_async._stream.framing import MAX_RECORD, Framing
+from wme_async._stream.resume import StreamResource
 from wme_async._transport import Transport
 from wme_async.errors import DecodeError, NotFound
 from wme_async.models import Article, WikidataArticle
+from wme_async.models.decoding import Buffer, decode_json, decoding
 from wme_async.offsets import OffsetStore
+from wme_async.settings import Retry
 
 __all__ = ["Realtime"]
 

@@ -1,9 +1,9 @@
 """Ranged downloads: concurrent, resumable, verified; and the same bytes in order while they arrive."""
 
 from wme_async._download.budget import Budget
-from wme_async._download.job import download
+from wme_async._download.download import download
+from wme_async._download.reader import Ordered, ordered
 from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, SignedUrl, Source
-from wme_async._download.window import Ordered, ordered
 
 __all__ = [
     "Budget",

@@ -1,8 +1,8 @@
 """How often bytes are asked for: one series of attempts, and when refused addresses end it."""
 
 from wme_async._download.budget import Ticket
-from wme_async._protocol.retry import Backoff
 from wme_async._transport import Transport
+from wme_async._transport.retry import Backoff
 from wme_async.errors import WMEError
 
 __all__ = ["HOPELESS", "WRONG_MOST", "Attempts", "check_ticket"]

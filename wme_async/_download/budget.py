@@ -5,8 +5,8 @@ import copy
 from collections import deque
 from collections.abc import Callable
 
+from wme_async._download.rates import Bucket, Governor
 from wme_async._download.source import SignedUrl, Source
-from wme_async._protocol.pace import Bucket, Governor
 from wme_async._tasks import AdaptiveExecutor
 from wme_async.errors import WMEError
 

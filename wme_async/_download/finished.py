@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
+from wme_async._download.etags import Digest, PartSums
+from wme_async._download.range_responses import strong_etag
 from wme_async._files import explained, followed, name_limit
-from wme_async._protocol.decode import decode_json
-from wme_async._protocol.etags import Digest, PartSums
-from wme_async._protocol.range_answers import strong_etag
 from wme_async.errors import DecodeError
+from wme_async.models.decoding import decode_json
 
 __all__ = [
     "Existing",

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import msgspec
 
+from wme_async._download.range_plan import Claim, Plan, Spans
 from wme_async._files import explained, sync_file
-from wme_async._protocol.decode import decode_json
-from wme_async._protocol.ranges import Claim, Plan, Spans
 from wme_async.errors import DecodeError
+from wme_async.models.decoding import decode_json
 
 __all__ = ["Ledger", "boot_id"]
 

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from wme_async._protocol.range_answers import strong_validator
+from wme_async._download.range_responses import strong_validator
 
 __all__ = ["Checksum", "Download", "FileInfo", "Progress", "ProgressHook", "SignedUrl", "Source", "validator_of"]
 

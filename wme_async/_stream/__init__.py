@@ -2,7 +2,7 @@
 
 from wme_async._stream.arguments import Commit, OnBadRecord, OnGap
 from wme_async._stream.backfill import Backfill
-from wme_async._stream.records import (
+from wme_async._stream.events import (
     PartitionStatistics,
     StreamBadRecord,
     StreamCommitFailed,

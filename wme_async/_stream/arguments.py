@@ -5,8 +5,8 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
-from wme_async._protocol.settings import Retry
 from wme_async.errors import DecodeError, OffsetGap
+from wme_async.settings import Retry
 
 __all__ = ["Commit", "OnBadRecord", "OnGap", "call", "check_arguments", "check_bounds", "check_kinds"]
 

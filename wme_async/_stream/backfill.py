@@ -7,10 +7,10 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from wme_async._protocol.decode import Buffer, decode_json, decoding
-from wme_async._stream.progress import Missing
-from wme_async._stream.shapes import Shape
+from wme_async._stream.partitions import Missing
+from wme_async._stream.record_types import Shape
 from wme_async.errors import DecodeError
+from wme_async.models.decoding import Buffer, decode_json, decoding
 
 __all__ = ["Backfill", "Filler"]
 

@@ -11,15 +11,13 @@ from typing import Any, cast
 import anyio
 import msgspec
 
-from wme_async._protocol.decode import LONG_RECORD
-from wme_async._protocol.framing import Framing, Record, framer_for
-from wme_async._protocol.positions import Plan, StreamResource, check_since, partitions_of, plan
-from wme_async._protocol.retry import Backoff, is_transient
-from wme_async._protocol.settings import Retry
+from wme_async._stream.events import StreamConnected, StreamDisconnected, StreamEvent, StreamRetrying
+from wme_async._stream.framing import Framing, Record, framer_for
 from wme_async._stream.outage import Outage
-from wme_async._stream.progress import Progress
-from wme_async._stream.records import StreamConnected, StreamDisconnected, StreamEvent, StreamRetrying
+from wme_async._stream.partitions import Progress
+from wme_async._stream.resume import Plan, StreamResource, check_since, partitions_of, plan
 from wme_async._transport import Body, Request, Transport
+from wme_async._transport.retry import Backoff, is_transient
 from wme_async.errors import (
     IdleTimeout,
     Interrupted,
@@ -30,6 +28,8 @@ from wme_async.errors import (
     Unprocessable,
     WMEError,
 )
+from wme_async.models.decoding import LONG_RECORD
+from wme_async.settings import Retry
 
 __all__ = ["FOR_EVER", "Block", "Buffer", "Connection", "Session", "Settings", "begin_at", "make_connections"]
 

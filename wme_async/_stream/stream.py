@@ -9,22 +9,23 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 
-from wme_async._protocol.framing import MAX_RECORD, Framing
-from wme_async._protocol.positions import Position, StreamResource, check_aware, check_parts, deal, partitions_of
-from wme_async._protocol.settings import Retry
 from wme_async._stream.arguments import Commit, OnBadRecord, OnGap, call, check_arguments, check_bounds, check_kinds
 from wme_async._stream.backfill import Backfill, Filler
+from wme_async._stream.committer import Keeper
 from wme_async._stream.connection import FOR_EVER, Buffer, Settings, begin_at, make_connections
-from wme_async._stream.keeper import Keeper
-from wme_async._stream.meter import Meter
-from wme_async._stream.progress import Progress
-from wme_async._stream.records import StreamBadRecord, StreamEvent, StreamGap, StreamStatistics
-from wme_async._stream.runs import SKIP, Bad, Gap, Lists, Runs
-from wme_async._stream.shapes import PlaceLike, Shape
+from wme_async._stream.decoder import SKIP, Bad, Gap, Lists, Runs
+from wme_async._stream.events import StreamBadRecord, StreamEvent, StreamGap, StreamStatistics
+from wme_async._stream.framing import MAX_RECORD, Framing
+from wme_async._stream.partitions import Progress
+from wme_async._stream.record_types import PlaceLike, Shape
+from wme_async._stream.resume import StreamResource, check_aware, check_parts, deal, partitions_of
+from wme_async._stream.statistics import Meter
 from wme_async._tasks import WorkGroup, first_cause, wait_done
 from wme_async._transport import Transport
 from wme_async.errors import DecodeError, StreamError
 from wme_async.offsets import ClaimingStore, MemoryOffsets, OffsetStore
+from wme_async.offsets.protocol import Position
+from wme_async.settings import Retry
 
 __all__ = ["Stream"]
 

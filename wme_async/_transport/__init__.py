@@ -1,12 +1,12 @@
 """All client I/O: sessions, tokens, limits, retries, and one translation of foreign errors."""
 
-from wme_async._transport._takeover import Sink
 from wme_async._transport.auth import Credentials, TokenKeeper
 from wme_async._transport.body import Body
-from wme_async._transport.core import Transport
-from wme_async._transport.pool import SessionPool
-from wme_async._transport.tokenfile import TokenFile
-from wme_async._transport.wire import Request, Response, Role
+from wme_async._transport.client import Transport
+from wme_async._transport.fast_body import Sink
+from wme_async._transport.requests import Request, Response, Role
+from wme_async._transport.sessions import SessionPool
+from wme_async._transport.token_file import TokenFile
 
 __all__ = [
     "Body",

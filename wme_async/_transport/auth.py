@@ -9,11 +9,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from wme_async._protocol.decode import decode_json
-from wme_async._protocol.token import REFRESH_LIFETIME, Step, Tokens, jwt_expiry, next_step, renewal
 from wme_async._tasks import in_thread
-from wme_async._transport.tokenfile import TokenFile
-from wme_async._transport.wire import Accepts, Request, Response
+from wme_async._transport.requests import Accepts, Request, Response
+from wme_async._transport.token_file import TokenFile
+from wme_async._transport.token_policy import REFRESH_LIFETIME, Step, Tokens, jwt_expiry, next_step, renewal
 from wme_async.errors import (
     DecodeError,
     Forbidden,
@@ -22,6 +21,7 @@ from wme_async.errors import (
     Unprocessable,
     WMEError,
 )
+from wme_async.models.decoding import decode_json
 
 __all__ = ["Credentials", "TokenKeeper"]
 

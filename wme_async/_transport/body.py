@@ -8,11 +8,11 @@ from typing import NoReturn
 import aiohttp
 from multidict import CIMultiDictProxy
 
-from wme_async._protocol.answer import bare_url
-from wme_async._transport._body_end import BodyEnd
-from wme_async._transport._takeover import Sink, take_over
+from wme_async._transport.body_end import BodyEnd
 from wme_async._transport.closing import Waits
-from wme_async._transport.wire import translate
+from wme_async._transport.error_responses import bare_url
+from wme_async._transport.fast_body import Sink, take_over
+from wme_async._transport.requests import translate
 from wme_async.errors import ClientClosed, DataError, TimedOut, TransportError, WMEError
 
 __all__ = ["Body"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from wme_async._protocol.answer import bare_url
+from wme_async._transport.error_responses import bare_url
 from wme_async.errors import ClientClosed, TransportError
 
 __all__ = ["Wait", "Waits"]

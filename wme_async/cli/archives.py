@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from wme_async._client import Client, Collection, Files
+from wme_async._client.archive_names import ArchiveName, uses_version
 from wme_async._client.hours import is_relative
+from wme_async._client.resources import RESOURCES
 from wme_async._download import Download
-from wme_async._protocol.archive_names import ArchiveName, uses_version
-from wme_async._protocol.resources import RESOURCES
 from wme_async._tasks import in_thread
 from wme_async.cli import base
 

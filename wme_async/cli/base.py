@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from wme_async._client import Client
+from wme_async._client.resources import Resource
 from wme_async._download import Progress
-from wme_async._protocol.query import kind_of
-from wme_async._protocol.resources import Resource
+from wme_async._query.query import kind_of
 from wme_async._transport import SessionPool
 from wme_async.cli.terminal import LogFormatter, echo, json_line, one_line, stderr, stdout, visible
 from wme_async.errors import Forbidden, NotFound, QuotaExceeded, RateLimited, Unauthorized, WMEError

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from wme_async import web
 from wme_async._client import Client
-from wme_async._protocol.decode import decode_json
 from wme_async._transport import Request, SessionPool, Transport
 from wme_async.cli import base
 from wme_async.errors import DecodeError, NotFound
 from wme_async.jobs import Batch, BatchManager, DatabaseError, Listing, Status, UnknownBatch, WrongState, from_csv
+from wme_async.models.decoding import decode_json
 
 __all__ = ["batch", "serve"]
 

@@ -16,12 +16,12 @@ from rich.text import Text
 
 from wme_async._archive import read_archive
 from wme_async._client import Client
-from wme_async._protocol.settings import Retry
 from wme_async._stream import StreamStatistics
 from wme_async.cli import base
 from wme_async.cli.archives import told
 from wme_async.models import Article, Batch, Event
 from wme_async.offsets import SQLiteOffsets
+from wme_async.settings import Retry
 from wme_async.simulator import Simulator
 
 __all__ = ["command"]

@@ -9,10 +9,10 @@ import click
 import msgspec
 from rich.text import Text
 
-from wme_async._client.plan import planned
-from wme_async._protocol.query import Query, filterable
-from wme_async._protocol.resources import RESOURCES
-from wme_async._protocol.text import decode_text
+from wme_async._client.lookup_plan import planned
+from wme_async._client.resources import RESOURCES
+from wme_async._query.query import Query, filterable
+from wme_async._text import decode_text
 from wme_async.cli import base
 from wme_async.cli.archives import told
 from wme_async.cli.terminal import text_line

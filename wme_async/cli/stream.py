@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from wme_async import _clock
-from wme_async._protocol.resources import RESOURCES
+from wme_async._client.resources import RESOURCES
 from wme_async._stream import Stream, StreamStatistics
 from wme_async.cli import base
 from wme_async.offsets import MemoryOffsets, OffsetStore, SQLiteOffsets

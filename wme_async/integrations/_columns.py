@@ -8,7 +8,7 @@ import msgspec
 import pyarrow as pa
 from msgspec import inspect
 
-from wme_async._protocol.arguments import check_record_type
+from wme_async._arguments import check_record_type
 from wme_async.errors import DecodeError
 
 __all__ = ["Field", "columns_of", "constant", "record_batches", "schema_of"]

@@ -11,8 +11,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from wme_async._arguments import check_path, check_source
 from wme_async._files import publish, sync_file, sync_folder
-from wme_async._protocol.arguments import check_path, check_source
 from wme_async._tasks import in_thread
 from wme_async.errors import ArchiveError
 from wme_async.integrations._batches import BLOCK, batches_of

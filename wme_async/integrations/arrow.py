@@ -17,7 +17,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable
 from typing import TypeVar
 
-from wme_async._protocol.arguments import check_source
+from wme_async._arguments import check_source
 
 try:
     import pyarrow as pa

@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from wme_async._protocol.arguments import check_path, check_source
-from wme_async._protocol.pace import check_numbers
+from wme_async._arguments import check_path, check_source
+from wme_async._download.rates import check_numbers
 from wme_async._tasks import wait_shielded
 
 try:

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from wme_async._protocol.arguments import texts_of
-from wme_async._protocol.pace import check_numbers
+from wme_async._arguments import texts_of
+from wme_async._download.rates import check_numbers
 from wme_async._tasks import wait_done
 from wme_async.errors import DataError, WMEError
 
@@ -410,7 +410,7 @@ class GuardedProxy:
 
     async def _connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to an address that was checked, which is not looked up again."""
-        from wme_async.jobs.guard import check_host, guard  # noqa: PLC0415  # as above
+        from wme_async.jobs.url_policy import check_host, guard  # noqa: PLC0415  # as above
 
         reason = check_host(host, allow=self._allow)
         if reason:

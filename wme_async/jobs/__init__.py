@@ -11,7 +11,6 @@ A batch that was taken is downloaded, whatever happens to the process meanwhile.
 
 from wme_async.jobs.csv_urls import from_csv
 from wme_async.jobs.errors import DamagedBatch, DatabaseError, ManagerClosed, UnknownBatch
-from wme_async.jobs.guard import AddressRefused
 from wme_async.jobs.manager import BatchManager
 from wme_async.jobs.model import (
     Batch,
@@ -23,10 +22,11 @@ from wme_async.jobs.model import (
     Listing,
     Outbox,
 )
-from wme_async.jobs.names import FileName
-from wme_async.jobs.rules import InvalidBatch, JobLimits, Options, Problem, split
+from wme_async.jobs.naming import FileName
 from wme_async.jobs.sources import Fetched, MediaFetcher
 from wme_async.jobs.states import Status, WrongState
+from wme_async.jobs.url_policy import AddressRefused
+from wme_async.jobs.validation import InvalidBatch, JobLimits, Options, Problem, split
 from wme_async.jobs.webhooks import WebhookMessage, new_secret, sign_webhook, verify_webhook
 
 __all__ = [

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from wme_async._protocol.arguments import check_path
-from wme_async._protocol.text import decode_text
+from wme_async._arguments import check_path
+from wme_async._text import decode_text
 
 __all__ = ["from_csv"]
 

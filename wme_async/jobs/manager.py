@@ -11,28 +11,28 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
+from wme_async._arguments import check_functions, check_path, check_url_of, texts_of
 from wme_async._client.client import Client
+from wme_async._download.rates import check_numbers
 from wme_async._files import private_folder
-from wme_async._protocol.arguments import check_functions, check_path, check_url_of, texts_of
-from wme_async._protocol.pace import check_numbers
-from wme_async._protocol.settings import Limits, Retry, Timeouts, check_kinds
 from wme_async._tasks import WorkGroup, in_thread
 from wme_async._transport import SessionPool, Transport
-from wme_async._transport.pool import check_ssl
-from wme_async.jobs.crew import Crew
+from wme_async._transport.sessions import check_ssl
 from wme_async.jobs.errors import ManagerClosed, UnknownBatch
-from wme_async.jobs.guard import guard
 from wme_async.jobs.model import Batch, Event, Listing, Outbox, utc
 from wme_async.jobs.outbox import Delivery, check_delivery
-from wme_async.jobs.rules import InvalidBatch, JobLimits, Options, Problem, check_options, check_urls
 from wme_async.jobs.shelf import HIDDEN
 from wme_async.jobs.sources import Fetcher, MediaFetcher, check_media
 from wme_async.jobs.states import Status
 from wme_async.jobs.store import Store
 from wme_async.jobs.supervision import restarted
+from wme_async.jobs.url_policy import guard
 from wme_async.jobs.urls import ascii_host
+from wme_async.jobs.validation import InvalidBatch, JobLimits, Options, Problem, check_options, check_urls
 from wme_async.jobs.views import show
 from wme_async.jobs.webhooks import DELAYS
+from wme_async.jobs.worker import Crew
+from wme_async.settings import Limits, Retry, Timeouts, check_kinds
 
 __all__ = ["BatchManager"]
 

@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from wme_async._protocol.answer import bare_url
 from wme_async._transport import Request, Transport
+from wme_async._transport.error_responses import bare_url
 from wme_async.errors import StatusError, WMEError
 from wme_async.jobs.errors import DatabaseError
-from wme_async.jobs.guard import AddressRefused
 from wme_async.jobs.model import Batch
 from wme_async.jobs.rows import BatchRow, MessageRow
 from wme_async.jobs.store import Store
+from wme_async.jobs.url_policy import AddressRefused
 from wme_async.jobs.urls import origin, redacted_url
 from wme_async.jobs.views import plain
 from wme_async.jobs.webhooks import WebhookMessage, new_secret, retry_delay, sign_webhook

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 
 from wme_async.jobs.model import JobProgress
-from wme_async.jobs.rules import Options
 from wme_async.jobs.states import FINAL, BatchState, Change, Status
 from wme_async.jobs.urls import redacted_url
+from wme_async.jobs.validation import Options
 
 __all__ = ["BatchRow", "EventRow", "JobRow", "MessageRow", "batch_error", "changed", "storable_size", "storable_text"]
 

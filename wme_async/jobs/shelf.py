@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wme_async._tasks import in_thread
-from wme_async.jobs import staging
+from wme_async.jobs import job_files as staging
 from wme_async.jobs.errors import DamagedBatch
 from wme_async.jobs.rows import BatchRow, JobRow
 from wme_async.jobs.states import Status

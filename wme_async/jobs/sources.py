@@ -14,22 +14,22 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from wme_async._client.archive_names import ArchiveName
 from wme_async._client.client import Client
 from wme_async._client.files import Files
 from wme_async._download import Budget, Checksum, FileInfo, Progress, SignedUrl, download
+from wme_async._download.range_responses import content_coding, parse_content_range
 from wme_async._files import free_space
-from wme_async._protocol.answer import REDIRECTS
-from wme_async._protocol.archive_names import ArchiveName
-from wme_async._protocol.range_answers import content_coding, parse_content_range
-from wme_async._protocol.retry import http_date
 from wme_async._tasks import in_thread
 from wme_async._transport import Body, Request, Transport
+from wme_async._transport.error_responses import REDIRECTS
 from wme_async._transport.proxies import check_proxy
+from wme_async._transport.retry import http_date
 from wme_async.errors import DataError, StatusError
-from wme_async.jobs.names import FileName, name_file
-from wme_async.jobs.rules import JobLimits, Options, WmeUrl, parse_wme
-from wme_async.jobs.staging import DATA
+from wme_async.jobs.job_files import DATA
+from wme_async.jobs.naming import FileName, name_file
 from wme_async.jobs.urls import redirect_target
+from wme_async.jobs.validation import JobLimits, Options, WmeUrl, parse_wme
 
 __all__ = ["Fetched", "Fetcher", "MediaFetcher", "UrlSource", "check_media", "wme_files"]
 

@@ -21,8 +21,8 @@ from wme_async._tasks import wait_done
 from wme_async.jobs.database import COLUMNS, connect, lock, matches, sealed
 from wme_async.jobs.errors import DamagedBatch, DatabaseError, ManagerClosed, database_error
 from wme_async.jobs.rows import BatchRow, EventRow, JobRow, MessageRow
-from wme_async.jobs.rules import Options
 from wme_async.jobs.states import FINAL, Status
+from wme_async.jobs.validation import Options
 
 __all__ = ["Store"]
 

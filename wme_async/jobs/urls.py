@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
 import idna
 
-from wme_async.jobs.guard import check_host
+from wme_async.jobs.url_policy import check_host
 
 __all__ = ["ascii_host", "check_web_url", "netloc_of", "origin", "redacted", "redacted_url", "redirect_target"]
 

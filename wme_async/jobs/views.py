@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from wme_async.errors import IntegrityError, TimedOut, WMEError
-from wme_async.jobs.hub import job_id
+from wme_async.jobs.event_bus import job_id
 from wme_async.jobs.model import Batch, BatchProgress, Job, JobFile, JobProgress, utc
 from wme_async.jobs.rows import BatchRow, JobRow
 from wme_async.jobs.states import FINAL, Status

@@ -16,9 +16,9 @@ from typing import Any, Final
 import msgspec
 
 from wme_async import _clock
-from wme_async._protocol.decode import decode_json
-from wme_async._protocol.retry import next_wait
+from wme_async._transport.retry import next_wait
 from wme_async.errors import DecodeError, IntegrityError
+from wme_async.models.decoding import decode_json
 
 __all__ = ["DELAYS", "WebhookMessage", "new_secret", "retry_delay", "sign_webhook", "verify_webhook"]
 

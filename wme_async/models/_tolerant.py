@@ -46,7 +46,7 @@ def decode_record(decoder: msgspec.json.Decoder[T], data: Buffer) -> T:
 
     Raises:
         Exception: Whatever the decoder raises for what is not JSON or does not fit, mended or not: call it where
-            `_protocol.decode.decoding` translates that.
+            `models.decoding.decoding` translates that.
     """
     try:
         return decoder.decode(data)

@@ -5,10 +5,9 @@ else that can load and save a few numbers is an `OffsetStore`: write those two m
 `wme_async.offsets.conformance` say whether they keep the promises.
 """
 
-from wme_async._protocol.positions import Position
 from wme_async.offsets.file import FileOffsets
 from wme_async.offsets.memory import MemoryOffsets
-from wme_async.offsets.protocol import ClaimingStore, OffsetStore
+from wme_async.offsets.protocol import ClaimingStore, OffsetStore, Position
 from wme_async.offsets.sqlite import SQLiteOffsets
 
 __all__ = ["ClaimingStore", "FileOffsets", "MemoryOffsets", "OffsetStore", "Position", "SQLiteOffsets"]

@@ -23,9 +23,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeAlias
 
-from wme_async._protocol.positions import Position
 from wme_async.errors import StreamError
-from wme_async.offsets.protocol import ClaimingStore, OffsetStore
+from wme_async.offsets.protocol import ClaimingStore, OffsetStore, Position
 
 __all__ = ["CHECKS", "Check", "OpenStore", "check_all"]
 

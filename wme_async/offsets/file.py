@@ -12,14 +12,13 @@ from typing import Final
 import aiofiles
 import msgspec
 
+from wme_async._arguments import check_path
 from wme_async._files import private_folder, write_atomically
-from wme_async._protocol.arguments import check_path
-from wme_async._protocol.decode import reason_of
-from wme_async._protocol.positions import Position
 from wme_async._tasks import in_thread
 from wme_async.errors import DecodeError
+from wme_async.models.decoding import reason_of
 from wme_async.offsets._lock import file_name, locked, old_file_name
-from wme_async.offsets.protocol import check_name, check_positions
+from wme_async.offsets.protocol import Position, check_name, check_positions
 
 __all__ = ["FileOffsets"]
 

@@ -3,8 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 
-from wme_async._protocol.positions import Position
-from wme_async.offsets.protocol import check_name, check_positions, in_use
+from wme_async.offsets.protocol import Position, check_name, check_positions, in_use
 
 __all__ = ["MemoryOffsets"]
 

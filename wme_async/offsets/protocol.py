@@ -1,13 +1,53 @@
-"""What a store of positions has to do."""
+"""Positions, and the protocol of a store of positions."""
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Protocol, runtime_checkable
 
-from wme_async._protocol.positions import Position
+import msgspec
+
 from wme_async.errors import StreamError
 
-__all__ = ["ClaimingStore", "OffsetStore", "check_name", "check_positions", "in_use"]
+__all__ = ["ClaimingStore", "OffsetStore", "Position", "check_name", "check_positions", "in_use"]
+
+
+class Position(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far one partition was processed.
+
+    Args:
+        offset: Offset of the last event that was processed; -1 while there was none.
+        published: When that event was published, UTC; with offset -1, the time from which the partition is wanted.
+        reached: Nothing of the partition is known to be missing up to here, UTC. It is later than `published` where a
+            connection was open and the partition had nothing to say.
+
+    Raises:
+        TypeError: An offset that is no whole number, or a time that is no datetime.
+        ValueError: An offset below -1, or a time without a zone.
+    """
+
+    offset: int
+    published: datetime | None = None
+    reached: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what the server would read as "from the beginning" or not at all."""
+        if isinstance(self.offset, bool) or not isinstance(self.offset, int):
+            raise TypeError(f"Position.offset is a whole number, not {self.offset!r}")
+        if self.offset < -1:
+            raise ValueError(f"an offset is -1 (none yet) or more, not {self.offset}")
+        for name in ("published", "reached"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, datetime):
+                raise TypeError(f"Position.{name} is a datetime with a time zone, not {value!r}")
+            if value is not None and value.tzinfo is None:
+                raise ValueError(f"Position.{name} needs a time zone: datetime.now(UTC), not datetime.now()")
+
+    @property
+    def safe_until(self) -> datetime | None:
+        """The later of `published` and `reached`; None where neither is known."""
+        times = [time for time in (self.published, self.reached) if time is not None]
+        return max(times) if times else None
 
 
 class OffsetStore(Protocol):

@@ -15,14 +15,13 @@ from typing import Any, Final, TypeVar
 import anyio
 import msgspec
 
+from wme_async._arguments import check_path
 from wme_async._files import private_file, private_folder, sync_folder
-from wme_async._protocol.arguments import check_path
-from wme_async._protocol.positions import Position
 from wme_async._sqlite import explained, is_busy, primary_code
 from wme_async._tasks import long_in_thread
 from wme_async.errors import DataError
 from wme_async.offsets._lock import file_name, locked
-from wme_async.offsets.protocol import check_name, check_positions
+from wme_async.offsets.protocol import Position, check_name, check_positions
 
 __all__ = ["SQLiteOffsets"]
 

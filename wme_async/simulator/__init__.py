@@ -7,15 +7,15 @@ It imports nothing else of this package, so that it is a second opinion on the w
 HTTP. For synchronous code there is `Simulator.run_in_thread()`, for pytest the fixture `wme_simulator`.
 """
 
-from wme_async.simulator._access import ACCESS_2025, ACCESS_2026, CAPS_2025, CAPS_2026, AccessRow
-from wme_async.simulator._auth import User
-from wme_async.simulator._clock import Clock
-from wme_async.simulator._realtime import Accepted, Connection, Firehose, Refused, check_stream_request
-from wme_async.simulator._record import Request, Requests
-from wme_async.simulator._server import Simulator
-from wme_async.simulator.articles import ArticleGenerator, build_archive, dumps
-from wme_async.simulator.entities import EntityGenerator
+from wme_async.simulator.clock import Clock
 from wme_async.simulator.faults import Fault, Faults
+from wme_async.simulator.hosts.access import ACCESS_2025, ACCESS_2026, CAPS_2025, CAPS_2026, AccessRow
+from wme_async.simulator.hosts.auth import User
+from wme_async.simulator.hosts.realtime import Accepted, Connection, Firehose, Refused, check_stream_request
+from wme_async.simulator.record import Request, Requests
+from wme_async.simulator.server import Simulator
+from wme_async.simulator.world.articles import ArticleGenerator, build_archive, dumps
+from wme_async.simulator.world.entities import EntityGenerator
 
 __all__ = [
     "ACCESS_2025",

@@ -58,7 +58,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from wme_async.simulator._arguments import check_numbers
+from wme_async.simulator.arguments import check_numbers
 
 __all__ = ["Fault", "Faults"]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from wme_async.simulator._server import Simulator
+from wme_async.simulator.server import Simulator
 
 __all__ = ["pytest_configure", "wme_simulator"]
 

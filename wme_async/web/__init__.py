@@ -9,10 +9,10 @@ All three serve the same addresses; `/api/v1/openapi.json` describes them.
 
 import secrets
 
-from wme_async.web.access import hash_key
 from wme_async.web.app import MANAGER, create_app, create_asgi, serve
+from wme_async.web.auth import hash_key
+from wme_async.web.messages import Problems
 from wme_async.web.service import BatchRequest, Created, FileLink
-from wme_async.web.wire import Problems
 
 __all__ = [
     "MANAGER",

@@ -34,7 +34,7 @@ from wme_async.errors import (
     TimedOut,
     WMEError,
 )
-from wme_async.web.wire import Problems
+from wme_async.web.messages import Problems
 
 if TYPE_CHECKING:
     from litestar import Request as LitestarRequest

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
-from wme_async._protocol.retry import http_date
 from wme_async._tasks import in_thread, wait_done
-from wme_async.web.wire import Call, Refused, Reply
+from wme_async._transport.retry import http_date
+from wme_async.web.messages import Call, Refused, Reply
 
 __all__ = ["file_reply", "parse_range"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from wme_async._version import __version__
-from wme_async.web.wire import Problems
+from wme_async.web.messages import Problems
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ import hashlib
 import re
 from importlib.resources import files
 
-from wme_async.web.wire import Reply
+from wme_async.web.messages import Reply
 
 __all__ = ["page_reply"]
 

@@ -26,14 +26,14 @@ from wme_async.jobs import (
     UnknownBatch,
     WrongState,
 )
-from wme_async.jobs.names import VARIABLES
+from wme_async.jobs.naming import VARIABLES
 from wme_async.jobs.states import FINAL
-from wme_async.web.access import Keys, Links, Throttle, same_origin
+from wme_async.web.auth import Keys, Links, Throttle, same_origin
 from wme_async.web.files import file_reply
+from wme_async.web.messages import Call, Refused, Reply, json_reply
 from wme_async.web.metrics import metrics_text
 from wme_async.web.openapi import openapi_document
 from wme_async.web.page import page_reply
-from wme_async.web.wire import Call, Refused, Reply, json_reply
 
 __all__ = ["BatchRequest", "Created", "FileLink", "Route", "Service"]
 

@@ -1,0 +1,122 @@
+"""What the file of a downloaded archive is called: a path below a folder that says which content it is."""
+
+import string
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+import msgspec
+
+from wme_async._client.paths import chunk_number
+
+__all__ = ["EXTENSION", "FIELDS", "ArchiveName", "uses_version"]
+
+EXTENSION = "tar.gz"
+
+FIELDS = ("kind", "date", "hour", "snapshot", "chunk", "identifier", "version", "ext")
+"""What a template may contain, in braces."""
+
+_ANY_VERSION = "0" * 32
+
+
+class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known about an archive for its name.
+
+    Args:
+        kind: The name of its resource, such as `wikidata.snapshots.chunks`.
+        identifier: As the list has it.
+        place: Where it is: the hour of a batch, as `YYYY-MM-DD/HH`, or the snapshot of a chunk.
+    """
+
+    kind: str
+    identifier: str
+    place: str = ""
+
+    @property
+    def is_chunk(self) -> bool:
+        """Whether it is a chunk of a snapshot."""
+        return self.kind.endswith(".chunks")
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it is a batch of an hour."""
+        return self.kind.endswith("batches")
+
+    @property
+    def template(self) -> str:
+        """The name that it has unless another one is asked for."""
+        if self.is_batch:
+            return "{kind}/{date}/{hour}/{identifier}"
+        return "{kind}/{snapshot}/{chunk}" if self.is_chunk else "{kind}/{identifier}"
+
+    @property
+    def flat(self) -> str:
+        """The name that it had before there were folders, which says nothing about hour and kind."""
+        return f"{self.identifier}.{EXTENSION}"
+
+    def path(self, template: str | None = None, *, version: str | None = None) -> PurePosixPath:
+        """Return the path below a folder.
+
+        Args:
+            template: Of literal text, slashes and `FIELDS` in braces; None for the usual form. The extension is
+                appended where it is missing.
+            version: MD5 of the metadata; None as long as it is not known, to check the template.
+
+        Raises:
+            TypeError: The template is not text.
+            ValueError: It has an unknown field, or one that this kind of archive does not have, or its path leads out
+                of the folder.
+        """
+        template = self.template if template is None else template
+        _check(template)
+        values = self._values(version or _ANY_VERSION)
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        missing = next((field for field in fields if field not in values), None)
+        if missing is not None:
+            usable = ", ".join(f"{{{field}}}" for field in FIELDS if field in values)
+            raise ValueError(f"name={template!r}: {self.kind} have no {{{missing}}}; use {usable}")
+        text = template.format_map(values)
+        levels = text.split("/")
+        nameless = {"", ".", "..", f".{EXTENSION}"}
+        if nameless.intersection(levels) or "\\" in text or not text.isprintable():
+            raise ValueError(
+                f"name={template!r} gives {text!r}, which is not a path below the folder; use names without '..', "
+                "empty levels, backslashes and control characters"
+            )
+        if not text.endswith(f".{EXTENSION}"):
+            levels[-1] = f"{levels[-1]}.{EXTENSION}"
+        return PurePosixPath(*levels)
+
+    def _values(self, version: str) -> Mapping[str, str]:
+        values = {
+            "kind": self.kind.removesuffix(".chunks").replace(".", "/"),
+            "identifier": self.identifier,
+            "version": version.strip('"').replace("/", "_"),
+            "ext": EXTENSION,
+        }
+        if self.is_batch:
+            values["date"], _, values["hour"] = self.place.partition("/")
+        elif self.is_chunk:
+            values |= {"snapshot": self.place, "chunk": f"chunk_{chunk_number(self.identifier)}"}
+        else:
+            values["snapshot"] = self.identifier
+        return values
+
+
+def uses_version(template: str | None) -> bool:
+    """Return whether a template can only be filled in with the version of the archive."""
+    return template is not None and any(field == "version" for _, field, _, _ in string.Formatter().parse(template))
+
+
+def _check(template: str) -> None:
+    if not isinstance(template, str):
+        raise TypeError(f"name is a template as text, not {template!r}")
+    if not template:
+        raise ValueError("name is empty; leave it out for the usual name")
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"name={template!r}: {error}; write {{{{ for a brace itself") from None
+    for _, field, spec, conversion in parts:
+        if field is not None and (field not in FIELDS or spec or conversion):
+            usable = ", ".join(f"{{{name}}}" for name in FIELDS)
+            raise ValueError(f"name={template!r}: {{{field}}} is unknown in this form; use {usable}")

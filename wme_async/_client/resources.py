@@ -1,0 +1,309 @@
+"""Every endpoint as a row of one table.
+
+The verbs are written once; a resource is data: where it is, what it holds, which back end's rules apply to queries, who
+may use it and what it costs. Paths that the published reference does not show in full are marked as a guess, and every
+path but those of the sign-in can be replaced without touching code (`Client(paths={"wikidata.batches": "/v2/…"})`).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from wme_async._query.backends import Backend
+from wme_async.models import (
+    Archive,
+    Article,
+    Batch,
+    Chunk,
+    Code,
+    FilePage,
+    Language,
+    Namespace,
+    Project,
+    Snapshot,
+    StructuredContent,
+    StructuredSnapshot,
+    User,
+    WikidataArticle,
+)
+
+__all__ = ["RESOURCES", "Resource", "Tier", "Verb", "resource_table"]
+
+Tier = Literal["free", "paid", "any"]
+Verb = Literal["list", "get", "head", "download", "read", "lookup", "stream", "call"]
+
+_PLACEHOLDER = re.compile(r"{(\w+)}")
+
+COLLECTION: tuple[Verb, ...] = ("list", "get")
+FILES: tuple[Verb, ...] = ("list", "get", "head", "download", "read")
+
+
+class Resource(msgspec.Struct, frozen=True, kw_only=True):
+    """One row.
+
+    Attributes:
+        name: How it is reached from the client: `wme.<name>`.
+        path: Path template on its host. `{…}` are filled in percent-encoded.
+        model: What its list and items decode to.
+        record: What the lines of its archives decode to, where it has archives.
+        verbs: What can be done.
+        backend: Whose rules `fields` and `filters` obey; None where it takes none.
+        role: Its host.
+        tier: The plan that includes it.
+        product: Its name in words, for messages.
+        pool: The monthly allowance that its downloads or look-ups are counted in.
+        reserved: Identifiers that the server would read as the name of another resource.
+        beta: Announced as beta: shapes and paths may still change.
+        guess: The path is by analogy; no reference shows it.
+        undocumented: The server has it, the reference does not.
+    """
+
+    name: str
+    path: str
+    model: type
+    record: type | None = None
+    verbs: tuple[Verb, ...] = COLLECTION
+    backend: Backend | None = Backend.METADATA
+    role: Literal["auth", "api", "realtime"] = "api"
+    tier: Tier = "any"
+    product: str = ""
+    pool: str | None = None
+    reserved: frozenset[str] = frozenset()
+    beta: bool = False
+    guess: bool = False
+    undocumented: bool = False
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The names that the path template wants, in order."""
+        return tuple(_PLACEHOLDER.findall(self.path))
+
+    def at(self, **values: str) -> str:
+        """Return the path with its placeholders filled in by percent-encoded values."""
+        return self.path.format(**values)
+
+
+def _metadata() -> tuple[Resource, ...]:
+    return (
+        Resource(name="codes", path="/v2/codes", model=Code, product="metadata"),
+        Resource(name="languages", path="/v2/languages", model=Language, product="metadata"),
+        Resource(name="projects", path="/v2/projects", model=Project, product="metadata"),
+        Resource(name="namespaces", path="/v2/namespaces", model=Namespace, product="metadata"),
+    )
+
+
+def _archives() -> tuple[Resource, ...]:
+    return (
+        Resource(
+            name="batches",
+            path="/v2/batches/{hour}",
+            model=Batch,
+            record=Article,
+            verbs=FILES,
+            tier="paid",
+            product="hourly batches",
+            reserved=frozenset({"wikidata"}),
+        ),
+        Resource(
+            name="snapshots",
+            path="/v2/snapshots",
+            model=Snapshot,
+            record=Article,
+            verbs=FILES,
+            tier="free",
+            product="snapshots",
+            pool="snapshot",
+            reserved=frozenset({"structured-contents", "wikidata"}),
+        ),
+        Resource(
+            name="snapshots.chunks",
+            path="/v2/snapshots/{snapshot}/chunks",
+            model=Chunk,
+            record=Article,
+            verbs=FILES,
+            tier="free",
+            product="snapshot chunks",
+            pool="chunk",
+        ),
+        Resource(
+            name="structured_snapshots",
+            path="/v2/snapshots/structured-contents",
+            model=StructuredSnapshot,
+            record=StructuredContent,
+            verbs=FILES,
+            tier="free",
+            product="structured contents snapshots",
+            beta=True,
+        ),
+    )
+
+
+def _look_ups() -> tuple[Resource, ...]:
+    return (
+        Resource(
+            name="articles",
+            path="/v2/articles/{name}",
+            model=Article,
+            verbs=("lookup",),
+            backend=Backend.ONDEMAND,
+            tier="free",
+            product="on-demand articles",
+            pool="ondemand",
+        ),
+        Resource(
+            name="structured_contents",
+            path="/v2/structured-contents/{name}",
+            model=StructuredContent,
+            verbs=("lookup",),
+            backend=Backend.STRUCTURED,
+            tier="free",
+            product="structured contents",
+            pool="ondemand",
+            beta=True,
+        ),
+        Resource(
+            name="files",
+            path="/v2/files",
+            model=FilePage,
+            verbs=("get", "download"),
+            tier="paid",
+            product="files",
+            undocumented=True,
+        ),
+    )
+
+
+def _wikidata() -> tuple[Resource, ...]:
+    entities = tuple(
+        Resource(
+            name=f"wikidata.{name}",
+            path=f"/v2/wikidata/{name}",
+            model=model,
+            verbs=("get",),
+            backend=Backend.LOOKUP_FIELDS_ONLY,
+            tier="free",
+            product="Wikidata look-ups",
+            pool="ondemand",
+            beta=True,
+        )
+        for name, model in (("items", WikidataArticle), ("properties", WikidataArticle), ("labels", dict))
+    )
+    return (
+        *entities,
+        Resource(
+            name="wikidata.snapshots",
+            path="/v2/snapshots/wikidata",
+            model=Snapshot,
+            record=WikidataArticle,
+            verbs=FILES,
+            tier="free",
+            product="Wikidata snapshots",
+            pool="snapshot",
+            beta=True,
+        ),
+        Resource(
+            name="wikidata.snapshots.chunks",
+            path="/v2/snapshots/wikidata/{snapshot}/chunks",
+            model=Chunk,
+            record=WikidataArticle,
+            verbs=FILES,
+            tier="free",
+            product="Wikidata snapshot chunks",
+            pool="chunk",
+            beta=True,
+        ),
+        Resource(
+            name="wikidata.batches",
+            path="/v2/batches/wikidata/{hour}",
+            model=Archive,
+            record=WikidataArticle,
+            verbs=FILES,
+            tier="paid",
+            product="Wikidata hourly batches",
+            beta=True,
+            guess=True,
+        ),
+    )
+
+
+def _streams() -> tuple[Resource, ...]:
+    return (
+        Resource(
+            name="realtime.articles",
+            path="/v2/articles",
+            model=Article,
+            verbs=("stream",),
+            backend=Backend.REALTIME,
+            role="realtime",
+            tier="paid",
+            product="the realtime stream",
+        ),
+        Resource(
+            name="realtime.wikidata",
+            path="/v2/wikidata",
+            model=WikidataArticle,
+            verbs=("stream",),
+            backend=Backend.REALTIME,
+            role="realtime",
+            tier="paid",
+            product="the Wikidata realtime stream",
+            beta=True,
+        ),
+    )
+
+
+def _auth() -> tuple[Resource, ...]:
+    return tuple(
+        Resource(
+            name=f"auth.{verb}",
+            path=path,
+            model=model,
+            verbs=("call",),
+            backend=None,
+            role="auth",
+            undocumented=hidden,
+        )
+        for verb, path, model, hidden in (
+            ("login", "/v1/login", dict, False),
+            ("refresh", "/v1/token-refresh", dict, False),
+            ("revoke", "/v1/token-revoke", dict, False),
+            ("user", "/v1/get-user", User, True),
+        )
+    )
+
+
+RESOURCES: Mapping[str, Resource] = {
+    row.name: row for rows in (_metadata, _archives, _look_ups, _wikidata, _streams, _auth) for row in rows()
+}
+"""The table, by name."""
+
+
+def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, Resource]:
+    """Return the table with some paths replaced.
+
+    Args:
+        overrides: Path templates by resource name, for beta paths that have moved.
+
+    Raises:
+        TypeError: No mapping, or a path that is no text.
+        ValueError: There is no such resource, it belongs to the sign-in, or the template lacks a placeholder or has
+            another one.
+    """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise TypeError(f"paths is a mapping of resource name to path, not {overrides!r}")
+    table = dict(RESOURCES)
+    for name, path in (overrides or {}).items():
+        row = table.get(name)
+        if row is None:
+            raise ValueError(f"there is no resource {name!r}; resources are {', '.join(sorted(table))}")
+        if row.role == "auth":
+            raise ValueError(f"the path of {name} is not one to replace: passwords are sent there")
+        if not isinstance(path, str):
+            raise TypeError(f"the path of {name} is text, not {path!r}")
+        if not path.startswith("/") or sorted(_PLACEHOLDER.findall(path)) != sorted(row.placeholders):
+            wanted = ", ".join(f"{{{each}}}" for each in row.placeholders) or "no placeholder"
+            raise ValueError(f"the path of {name} begins with a slash and has {wanted} in it, not {path!r}")
+        table[name] = msgspec.structs.replace(row, path=path.rstrip("/"))
+    return table

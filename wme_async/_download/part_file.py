@@ -1,0 +1,344 @@
+"""The unfinished file: locked, written in place, and given its name only when it is whole."""
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+
+from wme_async._download.etags import Digest, PartSums
+from wme_async._download.finished import Known, Unwanted, hash_range, remember
+from wme_async._download.ledger import Ledger, boot_id
+from wme_async._download.range_plan import Claim, Plan, Spans
+from wme_async._files import (
+    LockedFile,
+    explained,
+    free_space,
+    publish,
+    sibling,
+    sync_file,
+    sync_folder,
+)
+from wme_async._tasks import in_thread
+
+__all__ = ["PartChanged", "PartFile"]
+
+# A write into the page cache takes some 50 microseconds. Where two of the last eight took this long, the disk cannot
+# keep up, and the next ones go to a thread for a while: the event loop stands still for two such writes, not for all.
+# A single one means little, since on a busy machine the scheduler does that too.
+_SLOW_WRITE = 0.020
+_RECENT = 0xFF
+_SLOW_PERIOD = 5.0
+_SLOW_MOST = 60.0
+
+
+class PartChanged(Exception):
+    """Another program has changed the unfinished file. The download turns it into an `IntegrityError`."""
+
+
+class PartFile:
+    """`NAME.part` and the ledger beside it. The constructor blocks; meant for a thread.
+
+    Args:
+        target: The name that the finished file gets.
+        durable: Flush to the disk before anything is promised: a power failure then costs no more than the last
+            seconds. Otherwise only the death of the process is survived without loss.
+
+    Raises:
+        BlockingIOError: Another download of the same target is at work.
+        OSError: It cannot be created.
+    """
+
+    def __init__(self, target: Path, *, durable: bool) -> None:
+        self.target = target
+        self.durable = durable
+        self.plan: Plan | None = None
+        self._ledger: Ledger | None = None
+        self._identity = ""
+        self._etag = ""
+        self._size: int | None = None  # of a file that is written in ranges
+        self._streamed = 0  # bytes of a file that comes in one stream
+        self._slow_until = 0.0
+        self._slow_writes = 0
+        self._slow_period = _SLOW_PERIOD
+        try:
+            self._file = self._open(cautious=False)
+        except BlockingIOError:
+            raise BlockingIOError(errno.EAGAIN, "another download to this target is at work", str(target)) from None
+        except OSError as error:
+            raise explained(error, "the unfinished file cannot be created", self.path) from error
+
+    def _open(self, *, cautious: bool) -> LockedFile:
+        self.path = sibling(self.target, ".part", cautious=cautious)
+        self.ledger_path = sibling(self.target, ".part.ledger", cautious=cautious)
+        try:
+            return LockedFile(self.path, mode=0o666)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG or cautious:
+                raise
+            return self._open(cautious=True)
+
+    @property
+    def _fd(self) -> int:
+        return self._file.descriptor
+
+    def resume(self, *, identity: str, size: int, etag: str | None, keep: bool, rate: float = 0.0) -> Plan:
+        """Find out what is there already of this version, and make room for the rest. Blocks; meant for a thread.
+
+        Args:
+            identity: What names the file on its server.
+            size: Its bytes.
+            etag: What proves its version: a strong ETag or a date; without one nothing can be resumed, since nothing
+                proves that it is the same file.
+            keep: Keep a ledger. A small file is sooner fetched than accounted for.
+            rate: For the plan.
+
+        Raises:
+            OSError: There is not enough free space.
+        """
+        spans = Spans()
+        self.plan = None
+        self._identity, self._etag = identity, etag or ""
+        if etag is None or not keep:
+            self._drop_ledger()
+        else:
+            self._ledger = self._ledger or Ledger(self.ledger_path, boot=boot_id())
+            # The ledger does not hold for a new, truncated or foreign file.
+            status = os.fstat(self._fd)
+            if status.st_size == size:
+                spans = self._ledger.load(identity=identity, size=size, etag=etag, part=status)
+        if not spans.total:
+            self._clear()
+        self._check_space(size)
+        plan = self.plan = Plan(size, spans, rate=rate)
+        if self._ledger is not None:
+            assert etag is not None
+            inode = os.fstat(self._fd).st_ino
+            self._ledger.begin(plan, identity=identity, size=size, etag=etag, inode=inode)
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            problem = f"the file system does not take a file of {size:,} bytes here"
+            raise explained(error, problem, self.path) from error
+        self._size = size
+        return plan
+
+    def empty(self) -> None:
+        """Begin again from nothing, without a ledger: for answers that can only be taken whole."""
+        self._drop_ledger()
+        self.plan = None
+        self._etag = ""
+        self._clear()
+
+    def _clear(self) -> None:
+        # ext4 flushes a file that was cut to nothing when it is closed, for the sake of programs that replace a file
+        # that way; a new one is spared that.
+        if os.fstat(self._fd).st_size:
+            os.ftruncate(self._fd, 0)
+        self._size, self._streamed = None, 0
+
+    def _check_space(self, size: int) -> None:
+        free = free_space(self._fd)
+        needed = size - os.fstat(self._fd).st_blocks * 512
+        if free is not None and needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"the server says that the file has {size:,} bytes, of which {needed:,} are still to come, and {free:,}"
+                " are free; make room or choose another disk",
+                str(self.path),
+            )
+
+    def open_claim(self, claim: Claim) -> None:
+        """Begin to account for a claim."""
+        if self._ledger is not None:
+            assert self.plan is not None
+            self._ledger.open(claim, self.plan)
+
+    def close_claim(self, claim: Claim) -> None:
+        """End the account of a claim."""
+        if self._ledger is not None:
+            self._ledger.forget(claim)
+
+    def advanced(self, claim: Claim) -> None:
+        """Note that bytes of a claim were written."""
+        if self._ledger is not None:
+            self._ledger.advance(claim)
+
+    def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
+        """Write bytes in place.
+
+        Returns:
+            None where it is done, as usually; something to await while a thread does it, because the disk is slow.
+
+        Raises:
+            OSError: It failed, such as for want of space. What was written before stays and can be resumed.
+        """
+        began = time.perf_counter()
+        if began < self._slow_until:
+            return in_thread(self._write, offset, data)
+        self._write(offset, data)
+        slow = time.perf_counter() - began > _SLOW_WRITE
+        self._slow_writes = (self._slow_writes << 1 | slow) & _RECENT
+        if slow and self._slow_writes.bit_count() > 1:
+            self._slow_writes = 0
+            self._slow_period = (
+                min(_SLOW_MOST, 2 * self._slow_period)
+                if began - self._slow_until < 2 * self._slow_period
+                else _SLOW_PERIOD
+            )
+            self._slow_until = time.perf_counter() + self._slow_period
+        return None
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        # Nobody else cuts the file, or writes behind its end, without being noticed: cut bytes would read as zeros.
+        if self._size is not None:
+            self._check_size()
+        elif os.fstat(self._fd).st_size != self._streamed:
+            raise self._changed()
+        try:
+            while data:
+                written = os.pwrite(self._fd, data, offset)
+                data = data[written:]
+                offset += written
+        except OSError as error:
+            problem = "the file could not be written; what is there is kept, and the next call goes on from it"
+            raise explained(error, problem, self.path) from error
+        if self._size is None:
+            self._streamed = offset
+
+    def _check_size(self) -> None:
+        if os.fstat(self._fd).st_size != self._size:
+            raise self._changed()
+
+    def _changed(self) -> PartChanged:
+        return PartChanged(f"another program has changed {self.path} while it was downloaded; start again")
+
+    def checkpoint(self, spans: Spans) -> None:
+        """Flush the bytes, then the note of what was flushed. Blocks; meant for a thread."""
+        try:
+            sync_file(self._fd, only_data=True)
+        except OSError as error:
+            raise explained(error, "the unfinished file did not reach the disk", self.path) from error
+        if self._ledger is not None:
+            self._ledger.synced(spans)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return bytes that were written."""
+        return os.pread(self._fd, size, offset)
+
+    def duplicate(self) -> int:
+        """Return a descriptor for reading that outlives this object; the caller closes it."""
+        return self._file.reader()
+
+    def hash_into(self, digest: "hashlib._Hash", start: int, stop: int) -> None:
+        """Hash bytes that were written. Blocks; meant for a thread."""
+        self._hash(digest, start, stop)
+
+    def sum_parts(self, sums: PartSums, unwanted: Unwanted) -> None:
+        """Take the MD5s of the parts of the whole file. Blocks for long; meant for a thread."""
+        self._hash(sums, 0, os.fstat(self._fd).st_size, unwanted)
+
+    def sha1(self, unwanted: Unwanted) -> str:
+        """Compute the SHA-1 of the whole file, in hexadecimal. Blocks for long; meant for a thread."""
+        digest = hashlib.sha1(usedforsecurity=False)
+        self._hash(digest, 0, os.fstat(self._fd).st_size, unwanted)
+        return digest.hexdigest()
+
+    def _hash(self, digest: Digest, start: int, stop: int, unwanted: Unwanted | None = None) -> None:
+        if not hash_range(self._fd, digest, start, stop, unwanted):
+            raise self._changed()
+
+    def check_holes(self, md5: str, unwanted: Unwanted) -> None:
+        """Hash the file again if a part of it was never written. May block for long; meant for a thread.
+
+        Bytes are hashed soon after they were written. Another program may have cut the file after that, and extended it
+        again: then there are holes where bytes were. Some file systems make holes of zeros themselves.
+
+        Raises:
+            PartChanged: The file has another MD5 by now.
+        """
+        try:
+            end = os.lseek(self._fd, 0, os.SEEK_HOLE)
+        except (OSError, AttributeError):
+            return
+        if end < os.fstat(self._fd).st_size:
+            digest = hashlib.md5(usedforsecurity=False)
+            self._hash(digest, 0, os.fstat(self._fd).st_size, unwanted)
+            if digest.hexdigest() != md5:
+                raise self._changed()
+
+    def finish(self, *, md5: str | None, verified: bool | None) -> int:
+        """Give the file its name. Blocks; meant for a thread.
+
+        Returns:
+            The size of the file.
+
+        Raises:
+            IntegrityError: Another program has changed or replaced the file.
+            OSError: It cannot be brought to the disk or renamed.
+        """
+        status = os.fstat(self._fd)
+        if self._etag:
+            known = Known(
+                identity=self._identity,
+                etag=self._etag,
+                size=status.st_size,
+                mtime_ns=status.st_mtime_ns,
+                md5=md5,
+                verified=verified,
+            )
+            remember(self._fd, known)
+        if self.durable:
+            try:
+                sync_file(self._fd)
+            except OSError as error:
+                raise explained(error, "the finished file did not reach the disk", self.path) from error
+        size = self._streamed if self._size is None else self._size
+        publish(self._fd, self.path, self.target, size=size)
+        if self.durable:
+            sync_folder(self.target.parent)
+        self._drop_ledger()
+        self._file.close()
+        return size
+
+    def discard(self) -> None:
+        """Remove what was fetched, so that the next attempt starts clean."""
+        if self._fd >= 0:
+            try:
+                self._remove()
+            finally:
+                self._shut()
+
+    def close(self) -> None:
+        """Leave a state that can be resumed, or nothing where nothing was fetched. The lock is released in any case."""
+        if self._fd < 0:
+            return
+        try:
+            if self.plan is None:
+                # It could not be looked into, for want of space or of descriptors: what was there before stays.
+                worth = self.ledger_path.exists() and os.fstat(self._fd).st_size > 0
+            else:
+                worth = self._ledger is not None and bool(self.plan.written)
+            if not worth:
+                self._remove()
+        finally:
+            self._shut()
+
+    def _remove(self) -> None:
+        """Remove the file and its ledger, unless the name belongs to another file by now."""
+        if self._file.owns_name():
+            self.path.unlink(missing_ok=True)
+            self._drop_ledger()
+
+    def _drop_ledger(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+        self.ledger_path.unlink(missing_ok=True)
+
+    def _shut(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+        self._file.close()

@@ -1,0 +1,206 @@
+"""Whether the answer to a request for a range holds bytes of it, and of the version that is wanted (RFC 9110).
+
+Offsets are bytes; an interval is half-open: [start, stop).
+"""
+
+import enum
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from wme_async._transport.retry import http_date
+
+__all__ = [
+    "ContentRange",
+    "RangeAnswer",
+    "Verdict",
+    "conditions",
+    "content_coding",
+    "etag_matches",
+    "judge",
+    "parse_content_range",
+    "same_version",
+    "strong_etag",
+    "strong_validator",
+]
+
+# The registered content codings (RFC 9110, section 18.6), without identity. Servers put all kinds of other words into
+# the header, such as character sets and media types, and send the bytes as they are.
+_CODINGS = frozenset(
+    {
+        *("gzip", "x-gzip", "compress", "x-compress", "deflate", "br", "zstd"),
+        *("dcb", "dcz", "exi", "pack200-gzip", "aes128gcm"),
+    }
+)
+# Where the clocks of a server's parts differ, a second says nothing; RFC 9110, section 8.8.2.2, once had a minute.
+_SETTLED_SECONDS = 60.0
+# Bytes before the ones that are asked for. Caches send whole blocks, of a few megabytes at most.
+_SKIP_MOST = 8 << 20
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.IGNORECASE | re.ASCII)
+
+
+class ContentRange(msgspec.Struct, frozen=True):
+    """A `Content-Range` header.
+
+    Args:
+        start: First byte.
+        stop: The byte after the last.
+        size: Bytes of the whole file; None where the server does not say.
+    """
+
+    start: int
+    stop: int
+    size: int | None
+
+
+def parse_content_range(value: str | None) -> ContentRange | None:
+    """Read a `Content-Range` header; None where it is missing, unreadable or makes no sense."""
+    match = _CONTENT_RANGE.fullmatch(value.strip()) if value else None
+    if match is None:
+        return None
+    first, last, total = match.groups()
+    if max(len(first), len(last), len(total)) > 18:
+        return None
+    size = None if total == "*" else int(total)
+    if int(first) > int(last) or (size is not None and int(last) >= size):
+        return None
+    return ContentRange(int(first), int(last) + 1, size)
+
+
+def content_coding(headers: Mapping[str, str]) -> str | None:
+    """Return the content coding of an answer, None where its bytes are those of the file.
+
+    Args:
+        headers: Looked up without regard to case.
+    """
+    names = [name.strip().lower() for name in headers.get("Content-Encoding", "").split(",")]
+    return ", ".join(name for name in names if name in _CODINGS) or None
+
+
+def strong_etag(value: str | None) -> str | None:
+    """Return an ETag that stands for the very bytes, as it was sent; None for weak, missing and malformed ones."""
+    text = (value or "").strip()
+    return text if len(text) > 2 and text[0] == text[-1] == '"' and '"' not in text[1:-1] else None
+
+
+def strong_validator(etag: str | None, headers: Mapping[str, str]) -> str | None:
+    """Return what proves that two answers hold bytes of one version of a file.
+
+    That is a strong ETag, or a `Last-Modified` that was old already when the server sent it: a file that changed twice
+    within one second has the same date twice, and that second is over then (RFC 9110, section 8.8.2.2).
+
+    Args:
+        etag: The ETag, as it was sent.
+        headers: Of the answer, looked up in any case of letters.
+
+    Returns:
+        The ETag with its quotes, or the date as it was sent; None where there is no such proof.
+    """
+    strong = strong_etag(etag)
+    if strong is not None:
+        return strong
+    by_name = {name.lower(): value for name, value in headers.items()}
+    text = by_name.get("last-modified", "").strip()
+    modified, sent = http_date(text), http_date(by_name.get("date"))
+    if modified is None or sent is None or not text.isascii():
+        return None
+    return text if (sent - modified).total_seconds() >= _SETTLED_SECONDS else None
+
+
+def conditions(validator: str | None) -> dict[str, str]:
+    """Return the headers that make a request for a range one for this version alone."""
+    if validator is None:
+        return {}
+    # There is no `If-Match` for dates, and `If-Unmodified-Since` is known to fewer servers.
+    return {"If-Match" if validator.startswith('"') else "If-Range": validator}
+
+
+def etag_matches(sent: str | None, expected: str | None) -> bool:
+    """Say whether an answer may be of the expected version: it says so, or it says nothing."""
+    return sent is None or expected is None or sent.strip() == expected
+
+
+def same_version(headers: Mapping[str, str], validator: str | None) -> str | None:
+    """Return how an answer shows that it is of another version than the validator's; None where it may be of that one.
+
+    Args:
+        headers: Looked up without regard to case.
+        validator: From `strong_validator`.
+    """
+    name = "ETag" if validator is None or validator.startswith('"') else "Last-Modified"
+    sent = headers.get(name)
+    return None if etag_matches(sent, validator) else f"the {name} is {sent} and no longer {validator}"
+
+
+class Verdict(enum.Enum):
+    """What the head of an answer to a ranged request means."""
+
+    TAKE = "bytes of the range that was asked for"
+    WHOLE = "the whole file, which is what was asked for"
+    REFUSED = "something else"
+    REPLACED = "bytes of another version of the file"
+
+
+class RangeAnswer(msgspec.Struct, frozen=True):
+    """What an answer to a ranged request holds.
+
+    Args:
+        verdict: Whether it may be used.
+        start: The first byte of its body.
+        stop: The byte after the last.
+        reason: In words, why it may not be used.
+    """
+
+    verdict: Verdict
+    start: int = 0
+    stop: int = 0
+    reason: str = ""
+
+
+def judge(
+    status: int, headers: Mapping[str, str], *, start: int, stop: int, size: int, validator: str | None
+) -> RangeAnswer:
+    """Say which bytes the answer to `Range: bytes=start-(stop-1)` holds, and whether they may be used.
+
+    Only a 206 whose range holds the first byte that was asked for may be: a 200 holds the file from its beginning, a
+    multipart answer has headers among the bytes, an encoded one has other bytes altogether. A server may send less than
+    was asked for, or more (RFC 9110, section 15.3.7), as caches do that keep files in blocks.
+
+    Args:
+        status: HTTP status, below 400.
+        headers: Looked up without regard to case.
+        start: First byte that was asked for.
+        stop: The byte after the last.
+        size: Bytes of the file as its metadata has it.
+        validator: From `strong_validator`.
+    """
+    coding = content_coding(headers)
+    if coding is not None:
+        return _refused(f"the answer is encoded ({coding}) though identity was asked for")
+    if status not in {200, 206}:
+        return _refused(f"HTTP {status} for a range")
+    changed = same_version(headers, validator)
+    if changed is not None:
+        return RangeAnswer(Verdict.REPLACED, reason=changed)
+    if status == 200:
+        length = headers.get("Content-Length")
+        if start == 0 and stop == size and (length is None or length.strip() == str(size)):
+            return RangeAnswer(Verdict.WHOLE, 0, size)
+        return _refused("the server sent the file from its beginning (200) though a range was asked for")
+    if headers.get("Content-Type", "").strip().lower().startswith("multipart/byteranges"):
+        return _refused("the server sent a multipart answer for one range")
+    text = headers.get("Content-Range")
+    sent = parse_content_range(text)
+    if sent is None:
+        return _refused(f"206 with {'no' if text is None else 'an unreadable'} Content-Range")
+    if sent.size is not None and sent.size != size:
+        return RangeAnswer(Verdict.REPLACED, reason=f"the file has {sent.size} bytes and no longer {size}")
+    if not sent.start <= start < sent.stop or start - sent.start > max(_SKIP_MOST, stop - start):
+        return _refused(f"the server sent bytes {sent.start}-{sent.stop - 1} for {start}-{stop - 1}")
+    return RangeAnswer(Verdict.TAKE, sent.start, sent.stop)
+
+
+def _refused(reason: str) -> RangeAnswer:
+    return RangeAnswer(Verdict.REFUSED, reason=reason)

@@ -1,0 +1,1 @@
+"""Queries: fields and filters, checked against the models and against the rules of their back end."""

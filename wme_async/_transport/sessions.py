@@ -1,0 +1,448 @@
+"""The aiohttp sessions: one for each role, opened when first needed, shared by all clients of a process."""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+import ssl as ssl_module
+import weakref
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, Protocol, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.helpers import basicauth_from_netrc, netrc_from_env
+from yarl import URL
+
+from wme_async._arguments import check_flags, check_functions
+from wme_async._tasks import in_thread
+from wme_async._transport.body_end import Response
+from wme_async._transport.error_responses import bare_url
+from wme_async._transport.proxies import EnvironmentProxies, check_proxy
+from wme_async._transport.requests import Refused, Role
+from wme_async._transport.slots import Slots
+from wme_async.errors import ClientClosed, ConnectFailed
+from wme_async.settings import Limits, Timeouts, check_kinds
+
+__all__ = ["PoolUser", "SessionPool", "check_ssl"]
+
+logger = logging.getLogger("wme_async.transport")
+
+Guard = Callable[[str, str], str | None]
+"""Says of a host and its IP address why it must not be connected to, or None where it may."""
+
+# Signed URLs travel in Location headers and request lines; aiohttp's own limit is 8 KiB.
+_MAX_HEADER = 64 * 1024
+
+# What piles up in aiohttp before a reader takes it; 64 KiB measured best for many small events, 256 KiB for bulk.
+_READ_BUFFER: dict[str, int] = {"realtime": 1 << 16, "store": 1 << 18, "public": 1 << 18}
+
+# Seconds between two looks at a session of the user's own, which tells nobody that it is closed.
+_LOOK_EVERY = 0.1
+
+
+class PoolUser(Protocol):
+    """Sends requests through a pool, and is told when that is closed."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way."""
+
+    def end_work(self) -> None:
+        """End all that is under way: the pool or its session is closed."""
+
+
+class SessionPool:
+    """The connections of a process. Several clients may share one; it closes only what it opened.
+
+    Example:
+        >>> pool = SessionPool(limits=Limits(connections=20))  # doctest: +SKIP
+        >>> async with pool, Client("a", "…", pool=pool) as one, Client("b", "…", pool=pool) as two: ...
+
+    Args:
+        limits: Connections of each role.
+        timeouts: Only `connect` and `pool` matter here.
+        ssl: A TLS context, such as one that knows a company's authority; None, and True, verify by the system's. False
+            verifies nothing: whoever stands in between reads user name, password, tokens and data, and may change
+            them. It is for tests, and a warning is logged.
+        proxy: URL of a proxy for all requests, of scheme `http` or `https`; a user name and a password may be in it.
+        trust_env: Without a `proxy`, take one from `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, but for what `NO_PROXY`
+            lists, and passwords for them from `~/.netrc`; what that has for other hosts is not used. The variables are
+            read once. What cannot be used, such as `socks5://`, is a `ValueError` of the first request that would need
+            it, before anything is sent. The page on embedding has the rules.
+        guard: For addresses behind URLs that strangers name: says why an IP address is refused, or None. It is asked
+            about the very addresses that are connected to, so a name cannot change its mind in between. With a proxy it
+            cannot be kept, so URLs of strangers are then refused.
+        session: An aiohttp session to use for all roles. It is never closed here, and its own settings win.
+
+    Raises:
+        TypeError: A setting of another type.
+        ValueError: The proxy's URL is none, or of another scheme than `http` and `https`.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
+        ssl: ssl_module.SSLContext | bool | None = None,
+        proxy: str | None = None,
+        trust_env: bool = False,
+        guard: Guard | None = None,
+        session: aiohttp.ClientSession | None = None,
+    ) -> None:
+        check_kinds(limits=(limits, Limits), timeouts=(timeouts, Timeouts), session=(session, aiohttp.ClientSession))
+        check_flags(trust_env=trust_env)
+        check_functions(guard=guard)
+        check_ssl(ssl)
+        if proxy is not None:
+            check_proxy(proxy)
+        if ssl is False:
+            logger.warning("ssl=False: certificates are not verified, so credentials and data may go to anybody")
+        self.limits: Limits = limits or Limits()
+        self.timeouts: Timeouts = timeouts or Timeouts()
+        self._ssl = ssl
+        self._proxy = proxy
+        self._trust_env = trust_env
+        self._proxies = EnvironmentProxies(os.environ) if trust_env and proxy is None else None
+        self._proxy_of: dict[URL, URL | None] = {}
+        self._guard = guard
+        self._injected = session
+        self._sessions: dict[Role, aiohttp.ClientSession] = {}
+        self._users: weakref.WeakSet[PoolUser] = weakref.WeakSet()
+        self._slots: dict[Role | None, Slots] = {}
+        self._watch: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._loop else "unopened"
+        connections = ", ".join(f"{role}={_count(session)}" for role, session in sorted(self._sessions.items()))
+        waiting = f", {self.waiting} requests waiting" if self.waiting else ""
+        return f"<SessionPool {state}{' ' if connections else ''}{connections}{waiting}>"
+
+    async def __aenter__(self) -> Self:
+        self._check_loop()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def injected(self) -> bool:
+        """Whether the session is the user's own."""
+        return self._injected is not None
+
+    @property
+    def closed(self) -> str | None:
+        """What has been closed, this pool or the session that was given to it; None while both are open."""
+        if self._closed:
+            return "this SessionPool"
+        if self._injected is not None and self._injected.closed:
+            return "the aiohttp session that was given to SessionPool"
+        return None
+
+    def join(self, user: PoolUser) -> None:
+        """Remember who sends requests through this pool, for as long as it lives."""
+        self._users.add(user)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a connection."""
+        return sum(slots.waiting for slots in self._slots.values())
+
+    def slots(self, role: Role) -> Slots:
+        """Return the bound on connections for a role; a session of the user's own has one for all roles."""
+        key = None if self._injected is not None else role
+        slots = self._slots.get(key)
+        if slots is None:
+            slots = self._slots[key] = (
+                Slots(f"{role} host", self.limits.connections)
+                if self._injected is None
+                else Slots("hosts of your aiohttp session", _bound(self._injected))
+            )
+        return slots
+
+    def reserve(self, count: int) -> None:
+        """Make sure that connections can be held for good beside all others; negative numbers give them back.
+
+        Connections of streams come on top of the limit of a pool. A session of the user's own has a limit that is not
+        ours, and whoever takes all of it leaves nothing for the token, look-ups and downloads.
+
+        Raises:
+            ValueError: The session's connector does not allow so many and one more.
+        """
+        if self._injected is None:
+            return
+        slots = self.slots("realtime")
+        if count > slots.free:
+            raise ValueError(
+                f"the connector of your aiohttp session allows {_bound(self._injected)} connections, streams have "
+                f"{slots.reserved} of them and other requests need one, so {count} more for a stream are too many: "
+                "ask for fewer connections, or give the session TCPConnector(limit=0)"
+            )
+        slots.reserve(count)
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy that all requests go through, if any."""
+        return self._proxy
+
+    def session(self, role: Role) -> aiohttp.ClientSession:
+        """Return the session of a role, opened on first use.
+
+        Raises:
+            ClientClosed: The pool, or the session that was given to it, is closed.
+            RuntimeError: The pool belongs to another event loop, or no asyncio loop is running.
+        """
+        self._check_loop()
+        if self._injected is not None:
+            if self._injected.closed:
+                raise ClientClosed(f"{self.closed} is closed; give it an open one")
+            if self._watch is None:
+                self._watch_session()
+            return self._injected
+        session = self._sessions.get(role)
+        if session is None:
+            session = self._sessions[role] = self._open(role)
+        return session
+
+    async def proxy_of(self, url: URL) -> URL | None:
+        """Return the proxy that the environment names for a URL, with its password; None where there is none.
+
+        Raises:
+            ValueError: What the environment names cannot be used.
+        """
+        if self._proxies is None or self._injected is not None:
+            return None
+        origin = url.origin()
+        if origin not in self._proxy_of:
+            if len(self._proxy_of) > 1000:
+                self._proxy_of.clear()
+            proxy = self._proxies.proxy_of(url)
+            # It reads a file.
+            self._proxy_of[origin] = proxy if proxy is None else await in_thread(_with_password, proxy)
+        return self._proxy_of[origin]
+
+    def refuse(self, url: str) -> None:
+        """Apply the guard to a URL that names an address outright, which no resolver ever sees.
+
+        Raises:
+            ConnectFailed: The guard refuses the address, or a proxy makes the guard pointless.
+        """
+        if self._guard is None:
+            return
+        host = urlsplit(url).hostname or ""
+        if self._proxy is not None or self._trust_env:
+            words = "a proxy resolves names itself, so URLs of strangers cannot be fetched safely through it"
+        elif _is_address(host) and (reason := self._guard(host, host)):
+            words = f"{host} is refused: {reason}"
+        else:
+            return
+        error = ConnectFailed(words, url=bare_url(url))
+        error.permanent = True
+        raise error
+
+    async def aclose(self) -> None:
+        """Close all sessions that were opened here. Once is enough, twice does no harm.
+
+        All that is under way through this pool ends with `ClientClosed` at once.
+
+        Raises:
+            RuntimeError: The pool was used in another event loop.
+        """
+        if self._sessions or self._busy:
+            self._check_loop(closing=True)
+        self._closed = True
+        self._end_work()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        while self._sessions:
+            _, session = self._sessions.popitem()
+            await session.close()
+
+    @property
+    def _busy(self) -> bool:
+        return any(user.busy for user in self._users)
+
+    def _end_work(self) -> None:
+        for user in list(self._users):
+            user.end_work()
+
+    def _watch_session(self) -> None:
+        """Look every now and then, while there is work, whether the user's own session has been closed."""
+        self._watch = None
+        if self.closed:
+            self._end_work()
+        elif self._loop is not None and self._busy:
+            self._watch = self._loop.call_later(_LOOK_EVERY, self._watch_session)
+
+    def _check_loop(self, *, closing: bool = False) -> None:
+        if self._closed and not closing:
+            raise ClientClosed("this SessionPool is closed; make a new one")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "wme_async needs a running asyncio event loop: call it from a coroutine under asyncio.run(); "
+                "trio is not supported"
+            ) from None
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise RuntimeError("this SessionPool belongs to another event loop; make one in each loop")
+
+    def _open(self, role: Role) -> aiohttp.ClientSession:
+        # aiohttp would take c-ares for name resolution wherever aiodns happens to be installed, which reads no
+        # system configuration on some platforms: so the threaded resolver is named.
+        resolver: AbstractResolver = aiohttp.ThreadedResolver()
+        if role == "public" and self._guard is not None:
+            resolver = _GuardedResolver(resolver, self._guard)
+        connector = _Connector(
+            # `Slots` bounds them.
+            limit=0,
+            ssl=True if self._ssl is None else self._ssl,
+            resolver=resolver,
+        )
+        session = aiohttp.ClientSession(
+            connector=connector,
+            response_class=Response,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # The signature of a URL covers its exact bytes.
+            requote_redirect_url=False,
+            # Ranges count the bytes on the wire.
+            auto_decompress=role not in {"store", "public"},
+            # aiohttp would also send what `~/.netrc` has for a host or for any, to the object store too.
+            trust_env=False,
+            proxy=self._proxy,
+            read_bufsize=_READ_BUFFER.get(role, 1 << 16),
+            max_line_size=_MAX_HEADER,
+            max_field_size=_MAX_HEADER,
+        )
+        if role in {"auth", "api", "realtime"} and hasattr(session, "_retry_connection"):
+            # aiohttp asks again by itself when a connection breaks: twice our attempts, and maybe two metered requests.
+            session._retry_connection = False  # noqa: SLF001  # the only way to have it off
+        return session
+
+
+_head: ContextVar[tuple[asyncio.Timeout, float] | None] = ContextVar("_head", default=None)
+
+
+@contextlib.contextmanager
+def head_within(limit: asyncio.Timeout, seconds: float) -> Iterator[None]:
+    """Have a timeout expire so many seconds after the request of this block has its connection.
+
+    aiohttp's own timer begins anew with each byte, so that a head which comes byte by byte would never end.
+
+    Args:
+        limit: The timeout; it may expire earlier by itself.
+        seconds: For the whole head.
+    """
+    token = _head.set((limit, seconds))
+    try:
+        yield
+    finally:
+        _head.reset(token)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Holds the time for a connection to everything that one needs.
+
+    aiohttp counts it for each TCP and TLS handshake anew, and leaves out the resolver and a proxy's answer to CONNECT,
+    which may then hang for ever.
+
+    The method is aiohttp's own affair. Where it is called otherwise or not at all, aiohttp's way of counting is left.
+    """
+
+    async def connect(self, *args: Any, **options: Any) -> Any:
+        connection = await super().connect(*args, **options)
+        if (head := _head.get()) is not None:
+            limit, seconds = head
+            end, earlier = asyncio.get_running_loop().time() + seconds, limit.when()
+            if not limit.expired() and (earlier is None or end < earlier):
+                limit.reschedule(end)
+        return connection
+
+    async def _create_connection(self, *args: Any, **options: Any) -> Any:
+        given = (each for each in (*args, *options.values()) if isinstance(each, aiohttp.ClientTimeout))
+        seconds = next((each.sock_connect for each in given), None)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await super()._create_connection(*args, **options)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise aiohttp.ConnectionTimeoutError(f"no connection within {seconds:g} s") from error
+
+
+class _GuardedResolver(AbstractResolver):
+    """Resolves names, and lets only the addresses pass that the guard allows."""
+
+    def __init__(self, inner: AbstractResolver, guard: Guard) -> None:
+        self._inner = inner
+        self._guard = guard
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        results = await self._inner.resolve(host, port, family)
+        for result in results:
+            reason = self._guard(host, result["host"])
+            if reason:
+                # One bad address condemns the name: a mix of public and private ones is how rebinding is done.
+                raise Refused(None, f"{host} is refused: it resolves to {result['host']}, {reason}")
+        return results
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+def check_ssl(ssl: object) -> None:
+    """Refuse what says nothing of how certificates are verified.
+
+    Raises:
+        TypeError: It is neither a TLS context nor True, False or None.
+    """
+    if ssl is not None and not isinstance(ssl, bool | ssl_module.SSLContext):
+        raise TypeError(
+            f"ssl is a TLS context, such as ssl.create_default_context(cafile=...), True, False or None, not {ssl!r}"
+        )
+
+
+def _with_password(proxy: URL) -> URL:
+    """Return a proxy with user name and password from `~/.netrc`, if it has none and they are there."""
+    if proxy.user is not None:
+        return proxy
+    try:
+        password = basicauth_from_netrc(netrc_from_env(), proxy.host or "")
+    except LookupError:
+        return proxy
+    return proxy.with_user(password.login).with_password(password.password)
+
+
+def _bound(session: aiohttp.ClientSession) -> int | None:
+    """Return how many connections a session of the user's own allows, to one host or in all; None for any number."""
+    connector = session.connector
+    limits = [] if connector is None else [n for n in (connector.limit, connector.limit_per_host) if n]
+    return min(limits, default=None)
+
+
+def _is_address(host: str) -> bool:
+    # aiohttp hands `2130706433` and `127.1` to the C library without asking its resolver, and they mean loopback there.
+    if ":" in host or host.replace(".", "").isdigit():
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _count(session: aiohttp.ClientSession) -> int:
+    connector: Any = session.connector
+    return len(getattr(connector, "_acquired", ())) if connector is not None else 0

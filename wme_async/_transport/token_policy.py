@@ -1,0 +1,118 @@
+"""What to do about a token: use it, refresh it, or sign in. One table, no I/O, no clock.
+
+The rules are the server's: an access token lives for `expires_in` seconds; a refresh token lives 90 days and mints at
+most 90 access tokens, after which the server answers 429 and only a new sign-in helps; a refresh answers with no new
+refresh token, so the 90 days run from the sign-in.
+"""
+
+import base64
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from wme_async.errors import DecodeError
+from wme_async.models.decoding import decoding
+
+__all__ = ["REFRESH_LIFETIME", "REFRESH_LIMIT", "Step", "Tokens", "jwt_expiry", "next_step", "renewal"]
+
+REFRESH_LIFETIME = 90 * 86400.0
+"""Seconds that a refresh token is good for, counted from its sign-in."""
+
+REFRESH_LIMIT = 90
+"""Access tokens that one refresh token may mint."""
+
+
+class Step(Enum):
+    """What has to happen before the next request."""
+
+    USE = "use"
+    REFRESH = "refresh"
+    LOGIN = "login"
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The tokens of one user at one host. Its repr shows none of them.
+
+    Args:
+        access_token: Sent as bearer.
+        access_expires: UTC epoch seconds; None where nobody said.
+        access_lifetime: Seconds it was good for when it was minted.
+        refresh_token: Mints further access tokens; empty where there is none.
+        refresh_expires: UTC epoch seconds.
+        refreshes: Access tokens minted by the refresh token so far.
+    """
+
+    access_token: str
+    access_expires: float | None = None
+    access_lifetime: float | None = None
+    refresh_token: str = ""
+    refresh_expires: float = 0.0
+    refreshes: int = 0
+
+    def __repr__(self) -> str:
+        return f"Tokens(access_expires={self.access_expires}, refreshes={self.refreshes})"
+
+    def __rich_repr__(self) -> Any:
+        """Keep the tokens out of rich tracebacks too."""
+        yield "access_expires", self.access_expires
+        yield "refreshes", self.refreshes
+
+    def works(self, *, now: float) -> bool:
+        """Say whether the access token has not ended yet, so far as is known."""
+        return bool(self.access_token) and (self.access_expires is None or now < self.access_expires)
+
+    def refreshed(self, access_token: str, expires_in: float | None, *, now: float) -> "Tokens":
+        """Return these tokens after a refresh."""
+        return msgspec.structs.replace(
+            self,
+            access_token=access_token,
+            access_expires=None if expires_in is None else now + expires_in,
+            access_lifetime=expires_in,
+            refreshes=self.refreshes + 1,
+        )
+
+
+def next_step(tokens: Tokens | None, *, now: float) -> Step:
+    """Decide what to do before a request.
+
+    A token is replaced a tenth of its lifetime, at most five minutes, before it ends.
+
+    Args:
+        tokens: What there is.
+        now: UTC epoch seconds.
+    """
+    if tokens is None or not tokens.access_token:
+        return Step.LOGIN
+    if tokens.access_expires is None:
+        return Step.USE
+    lifetime = tokens.access_lifetime if tokens.access_lifetime is not None else 3600.0
+    if now < tokens.access_expires - min(300.0, lifetime / 10):
+        return Step.USE
+    return renewal(tokens, now=now)
+
+
+def renewal(tokens: Tokens | None, *, now: float) -> Step:
+    """Decide how to get a new access token when the present one will not do."""
+    if (
+        tokens is not None
+        and tokens.refresh_token
+        and now < tokens.refresh_expires
+        and tokens.refreshes < REFRESH_LIMIT
+    ):
+        return Step.REFRESH
+    return Step.LOGIN
+
+
+def jwt_expiry(token: str) -> float | None:
+    """Read `exp` (UTC epoch seconds) from a JSON web token without checking it; None where there is none."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        with decoding():
+            payload = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+            expiry = payload.get("exp") if isinstance(payload, dict) else None
+            return float(expiry) if isinstance(expiry, int | float) and not isinstance(expiry, bool) else None
+    except DecodeError:
+        return None

@@ -1,0 +1,356 @@
+"""What a batch may ask for: limits, URLs, and the words in which the rest is refused. Pure."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+
+from wme_async._download.rates import check_numbers
+from wme_async.jobs.naming import check_template
+from wme_async.jobs.urls import check_web_url
+
+__all__ = [
+    "InvalidBatch",
+    "JobLimits",
+    "Options",
+    "Problem",
+    "WmeUrl",
+    "check_options",
+    "check_urls",
+    "parse_wme",
+    "split",
+]
+
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with what was submitted.
+
+    Args:
+        what: The URL, or the name of the option.
+        reason: Why, in words.
+    """
+
+    what: str
+    reason: str
+
+
+class InvalidBatch(ValueError):
+    """A batch that was refused as a whole, with every reason.
+
+    Args:
+        problems: All that is wrong.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        shown = "; ".join(f"{what}: {reason}" for what, reason in self.problems[:5])
+        more = len(self.problems) - 5
+        super().__init__(f"{shown}; and {more} more" if more > 0 else shown)
+
+    def __reduce__(self) -> tuple[type["InvalidBatch"], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)
+
+
+class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a manager takes on.
+
+    Args:
+        urls: URLs in one batch.
+        expanded: Jobs in one batch after `wme:` lists were looked up.
+        concurrent: The largest `concurrent_limit`.
+        running: Jobs that run at once, over all batches.
+        per_host: Jobs of one host that run at once, over all batches.
+        connections: Connections over which bytes arrive at once, over all batches.
+        bandwidth: Bytes per second over all jobs, None for no limit.
+        timeout: The longest `timeout` of a job, in seconds.
+        free_space: Bytes that must stay free on the disk.
+        job_size: Bytes above which a file of a plain URL is refused, None for no limit.
+
+    Raises:
+        TypeError: A value is no number.
+        ValueError: A value is out of range.
+    """
+
+    urls: int = 100
+    expanded: int = 2_000
+    concurrent: int = 10
+    running: int = 10
+    per_host: int = 6
+    connections: int = 32
+    bandwidth: float | None = None
+    timeout: float = 86_400.0
+    free_space: int = 64 * 1024 * 1024
+    job_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which nothing could run."""
+        whole = {*self.__struct_fields__} - {"bandwidth", "timeout"}
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            number = isinstance(value, int if name in whole else int | float) and not isinstance(value, bool)
+            if not number and (value is not None or name not in {"bandwidth", "job_size"}):
+                raise TypeError(f"JobLimits.{name} is a {'whole ' if name in whole else ''}number, not {value!r}")
+        for name in ("urls", "expanded", "concurrent", "running", "per_host", "connections"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"JobLimits.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.timeout < math.inf:
+            raise ValueError("JobLimits.timeout must be a number of seconds above 0")
+        if self.free_space < 0:
+            raise ValueError("JobLimits.free_space must be 0 bytes or more")
+        if (self.bandwidth is not None and not self.bandwidth > 0) or (self.job_size is not None and self.job_size < 1):
+            raise ValueError("JobLimits.bandwidth and job_size must be above 0, or None")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How a batch is to be downloaded.
+
+    Args:
+        concurrent_limit: Jobs of this batch at once, 1 to 10.
+        stop_on_error: Stop the entire batch on the first error.
+        ignore_errors: Individual failures do not fail the batch.
+        path_template: Where files go under the manager's directory.
+        timeout: Seconds that one job may run, counted anew after a pause or restart.
+        webhook_url: Where the end of the batch is told.
+        priority: Batches with a higher one start first, -100 to 100.
+        quality: For pages with media: `best`, or a height such as `1080p`.
+        video_format: For pages with media: the container that is preferred, such as `mp4`.
+        download_subtitles: For pages with media: keep subtitle files too.
+    """
+
+    concurrent_limit: int = 3
+    stop_on_error: bool = False
+    ignore_errors: bool = True
+    path_template: str = "batch/{batch_id}/{safe_title}.{ext}"
+    timeout: float = 1800.0
+    webhook_url: str | None = None
+    priority: int = 0
+    quality: str | None = None
+    video_format: str | None = None
+    download_subtitles: bool = False
+
+
+class WmeUrl(NamedTuple):
+    """A `wme:` URL in parts.
+
+    Args:
+        collection: `batches`, `snapshots`, `chunks`, `structured-snapshots`, or one of these after `wikidata/`.
+        scope: The hour as `YYYY-MM-DDTHH` for batches, the snapshot for chunks, else None.
+        identifier: Which archive; None stands for all that the list answers.
+        filters: Conditions of the list.
+    """
+
+    collection: str
+    scope: str | None
+    identifier: str | None
+    filters: tuple[tuple[str, str | int | bool], ...] = ()
+
+
+def split(urls: Sequence[str], size: int = 50) -> Iterator[list[str]]:
+    """Cut a long list of URLs into batches.
+
+    Args:
+        urls: Any number of them.
+        size: URLs in each batch, at least 1; the last may be shorter.
+
+    Raises:
+        TypeError: One URL instead of several, or a size that is no whole number.
+        ValueError: `size` is below 1.
+    """
+    if isinstance(urls, str | bytes):
+        raise TypeError("urls is a list of URLs, not one string")
+    if not isinstance(urls, Sequence):
+        raise TypeError(f"urls is a list of URLs, not {urls!r}")
+    check_numbers(whole=True, optional=False, size=size)
+    if size < 1:
+        raise ValueError(f"size must be at least 1, not {size}")
+    return (list(urls[start : start + size]) for start in range(0, len(urls), size))
+
+
+def parse_wme(url: str) -> WmeUrl:
+    """Read a `wme:` URL.
+
+    The forms are `wme:batches/2025-07-16/05/enwiki_namespace_0`, `wme:snapshots/enwiki_namespace_0`,
+    `wme:snapshots/enwiki_namespace_0/chunks/enwiki_namespace_0_chunk_0`, `wme:structured-snapshots/enwiki_namespace_0`,
+    and `wme:wikidata/` before the first three. Without the last part they stand for the whole list, which a query such
+    as `?in_language.identifier=en` makes shorter.
+
+    Raises:
+        ValueError: It has none of these forms.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme.lower() != "wme":
+        raise ValueError("not a wme: URL")
+    path, _, query = rest.partition("?")
+    if "#" in rest or rest.startswith("/"):
+        raise ValueError("a wme: URL is wme:COLLECTION/..., without a host or fragment")
+    parts = [unquote(part) for part in path.split("/")]
+    prefix = ""
+    scope: str | None
+    if parts[0] == "wikidata":
+        prefix, parts = "wikidata/", parts[1:]
+    match parts:
+        case ["batches", date, hour, *identifier] if len(identifier) <= 1:
+            if not _DATE.fullmatch(date) or not re.fullmatch(r"[01]\d|2[0-3]", hour):
+                raise ValueError("hours are written wme:batches/YYYY-MM-DD/HH, in UTC")
+            collection, scope = "batches", f"{date}T{hour}"
+        case ["snapshots", snapshot, "chunks", *identifier] if len(identifier) <= 1:
+            collection, scope = "chunks", _identifier(snapshot)
+        case ["snapshots" | "structured-snapshots" as collection, *identifier] if len(identifier) <= 1:
+            scope = None
+            if prefix and collection == "structured-snapshots":
+                raise ValueError("there are no structured snapshots of Wikidata")
+        case _:
+            raise ValueError(
+                "use wme:batches/YYYY-MM-DD/HH/ID, wme:snapshots/ID, wme:snapshots/ID/chunks/ID"
+                " or wme:structured-snapshots/ID"
+            )
+    if not identifier:
+        return WmeUrl(prefix + collection, scope, None, _filters(query))
+    if query:
+        raise ValueError("a query belongs to a list; this URL names one archive")
+    return WmeUrl(prefix + collection, scope, _identifier(identifier[0]))
+
+
+def _identifier(text: str) -> str:
+    if not _IDENTIFIER.fullmatch(text):
+        raise ValueError(f"{text!r} is not an identifier such as enwiki_namespace_0")
+    return text
+
+
+def _filters(query: str) -> tuple[tuple[str, str | int | bool], ...]:
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), max_num_fields=50)
+    except ValueError:
+        raise ValueError("filters are written ?field.name=value&other.field=value") from None
+    return tuple((name, _value(value)) for name, value in pairs)
+
+
+def _value(text: str) -> str | int | bool:
+    """Give a filter value the type that it looks like: the server compares 0 with numbers and "0" with nothing."""
+    if text in {"true", "false"}:
+        return text == "true"
+    return int(text) if re.fullmatch(r"0|-?[1-9]\d{0,17}", text) else text
+
+
+def check_urls(urls: Sequence[str], *, limits: JobLimits, allow: Iterable[str] = ()) -> list[str]:
+    """Check the URLs of a batch, and give them the form in which they are compared and fetched.
+
+    Args:
+        urls: What was submitted.
+        limits: How many there may be.
+        allow: Hosts that may be fetched though they are private.
+
+    Returns:
+        The URLs in the same order, without fragments.
+
+    Raises:
+        TypeError: They are no list.
+        InvalidBatch: There are none, too many, invalid or duplicate ones; each is named.
+    """
+    if isinstance(urls, str | bytes):
+        raise TypeError("urls is a list of URLs, not one string")
+    if not isinstance(urls, Sized):
+        raise TypeError(f"urls is a list of URLs, not {urls!r}")
+    if not urls:
+        raise InvalidBatch([Problem("urls", "a batch needs at least 1 URL")])
+    if len(urls) > limits.urls:
+        raise InvalidBatch([Problem("urls", f"Maximum {limits.urls} URLs per batch, not {len(urls)}: split them")])
+    allowed = frozenset(allow)
+    problems: list[Problem] = []
+    seen: dict[str, int] = {}
+    good: list[str] = []
+    for at, url in enumerate(urls):
+        try:
+            if not isinstance(url, str):
+                raise ValueError("it must be a text")  # noqa: TRY004, TRY301  # one refusal of many, all told together
+            clean = check_url(url, allow=allowed)
+        except ValueError as error:
+            problems.append(Problem(_shown(url), f"Invalid URL: {error}"))
+            continue
+        if clean in seen:
+            problems.append(Problem(_shown(url), f"Duplicate URL: the same as number {seen[clean] + 1}"))
+        seen.setdefault(clean, at)
+        good.append(clean)
+    if problems:
+        raise InvalidBatch(problems)
+    return good
+
+
+def check_url(url: str, *, allow: Iterable[str] = (), schemes: Sequence[str] = ("http", "https", "wme")) -> str:
+    """Check one URL of any kind, as `check_web_url` does for the web.
+
+    Raises:
+        ValueError: Why not, in words that may be shown.
+    """
+    if url.partition(":")[0].lower() != "wme" or "wme" not in schemes or ":" not in url:
+        return check_web_url(url, allow=allow, schemes=schemes)
+    parse_wme(url)
+    return "wme:" + url.partition(":")[2]
+
+
+def _shown(url: object) -> str:
+    text = url if isinstance(url, str) else repr(url)
+    text = text.encode("utf-8", "replace").decode()
+    # A password that was refused must not come back in the refusal.
+    text = re.sub(r"//[^/?#]*@", "//...@", text)
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _words_of(type: Any) -> str:
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+    return words.get(type, "text or None")
+
+
+def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] = ()) -> Options:
+    """Check the options of a batch.
+
+    Returns:
+        The options, the webhook's URL in its checked form.
+
+    Raises:
+        InvalidBatch: All that is wrong with them.
+        TypeError: One is not of its type.
+    """
+    # They are stored as JSON. What cannot be read again would keep a manager from ever opening its database.
+    kept: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Options):
+        value = getattr(options, field.name)
+        try:
+            kept[field.name] = msgspec.convert(msgspec.to_builtins(value), type=field.type)
+        except (msgspec.ValidationError, TypeError, ValueError, OverflowError, RecursionError):
+            raise TypeError(f"{field.name} of the batch is {_words_of(field.type)}, not {value!r}") from None
+    options = Options(**kept)
+    problems: list[Problem] = []
+    if not 1 <= options.concurrent_limit <= limits.concurrent:
+        reason = (
+            f"Maximum {limits.concurrent} concurrent downloads: 1-{limits.concurrent}, not {options.concurrent_limit}"
+        )
+        problems.append(Problem("concurrent_limit", reason))
+    if not 0 < options.timeout <= limits.timeout:
+        reason = f"a job's timeout is above 0 and at most {limits.timeout:g} seconds, not {options.timeout:g}"
+        problems.append(Problem("timeout", reason))
+    if not -100 <= options.priority <= 100:
+        problems.append(Problem("priority", "it is from -100 to 100"))
+    if options.quality is not None and not re.fullmatch(r"best|worst|[1-9]\d{1,3}p?", options.quality):
+        problems.append(Problem("quality", "it is best, worst or a height such as 1080p"))
+    if options.video_format is not None and not re.fullmatch(r"[a-z0-9]{1,8}", options.video_format):
+        problems.append(Problem("video_format", "it is a file extension such as mp4"))
+    try:
+        check_template(options.path_template)
+    except ValueError as error:
+        problems.append(Problem("path_template", str(error)))
+    webhook = options.webhook_url
+    if webhook is not None:
+        try:
+            webhook = check_url(webhook, allow=allow, schemes=("http", "https"))
+        except ValueError as error:
+            problems.append(Problem("webhook_url", f"Invalid URL: {error}"))
+    if problems:
+        raise InvalidBatch(problems)
+    return msgspec.structs.replace(options, webhook_url=webhook)

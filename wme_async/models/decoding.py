@@ -1,0 +1,311 @@
+"""Decoding of data from outside: whatever goes wrong in it becomes a `DecodeError`.
+
+`decoding()` and `decode_json()` are the door for all foreign bytes. The set of exceptions that a decoder may raise is
+open (`RecursionError`, `decimal.InvalidOperation`, another library's own next release), so no caller lists them.
+
+`make_decoder` takes the bytes of one record to a value of the caller's type, by the quickest way that is as strict.
+
+There are two ways. msgspec reads straight into the type and skips what the type does not name. orjson unescapes long
+strings faster, so that for long records of which most is kept `orjson.loads` and `msgspec.convert` together win; for
+short records, and for types that name little, they lose. `make_decoder` picks, and msgspec stays the judge: what the
+other way refuses is asked of msgspec again, so that no record is lost to a difference between the two.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from wme_async._arguments import check_record_type
+from wme_async.errors import DecodeError, WMEError
+from wme_async.models._tolerant import mend
+
+__all__ = [
+    "LONG_RECORD",
+    "Buffer",
+    "Decoder",
+    "decode_json",
+    "decoding",
+    "make_decoder",
+    "names_of",
+    "plain_data",
+    "reason_of",
+    "undecodable",
+]
+
+T = TypeVar("T")
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Decoder: TypeAlias = Callable[[Buffer], T]
+
+LONG_RECORD: Final = 4096
+"""Bytes from which orjson may win. Below about 2.6 KB it never did."""
+
+_SAMPLES: Final = 4  # long records looked at before the choice is made
+_KEPT: Final = 0.7  # share of a record that the type must keep; the two ways break even at about two thirds
+
+
+def undecodable(error: Exception, record: Buffer | None = None) -> DecodeError:
+    """Return the `DecodeError` for an exception that left a decoder, with the reason as its message.
+
+    Args:
+        error: The exception; a `DecodeError` is returned as it is.
+        record: The bytes, where they are at hand.
+    """
+    if isinstance(error, DecodeError):
+        return error
+    data = None if record is None else bytes(record)
+    return DecodeError(reason_of(error, data), record=data)
+
+
+def reason_of(error: Exception, record: bytes | None = None) -> str:
+    """Say in words what was wrong with a record.
+
+    Args:
+        error: What left the decoder.
+        record: The bytes, to tell text that is not UTF-8 from other damage.
+    """
+    if isinstance(error, DecodeError):
+        return error.message
+    if isinstance(error, RecursionError):
+        return "JSON nested too deeply"
+    if record is not None and not isinstance(error, msgspec.ValidationError):
+        try:
+            record.decode()
+        except UnicodeDecodeError as invalid:
+            return f"not UTF-8: byte 0x{record[invalid.start]:02x} at position {invalid.start}"
+    if isinstance(error, msgspec.DecodeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def decoding(record: Buffer | None = None) -> Iterator[None]:
+    """Decode data from outside in this block: whatever leaves it is raised as `DecodeError`.
+
+    Our own errors pass as they are, and so do `MemoryError` and all that is not an `Exception`: these say nothing about
+    the data.
+
+    Args:
+        record: The bytes, for the `record` of the error.
+
+    Raises:
+        DecodeError: Anything else was raised in the block.
+    """
+    try:
+        yield
+    except (WMEError, MemoryError):
+        raise
+    except Exception as error:
+        raise undecodable(error, record) from error
+
+
+def decode_json(data: Buffer, decoder: msgspec.json.Decoder[T]) -> T:
+    """Decode one JSON document from outside.
+
+    Args:
+        data: The document.
+        decoder: A decoder of msgspec.
+
+    Raises:
+        DecodeError: It is not JSON, or not of the type; its message is the reason and nothing else.
+    """
+    with decoding(data):
+        return decoder.decode(data)
+
+
+def make_decoder(type: type[T], *, use_orjson: bool = True) -> Decoder[T]:
+    """Return a function that decodes one record, given as bytes without their line end.
+
+    It raises `DecodeError` for what is not JSON or does not fit the type, after a second chance in which a `null` in a
+    place that has none counts as absence. What it returns shares no memory with its argument. It is not for use by
+    several threads at a time.
+
+    With orjson, two things differ from msgspec alone, neither of which the services send: of a key that stands twice in
+    one object only the last value is checked, and a whole number beyond 64 bits comes as a float where the type takes
+    both. Types with `Any`, `Raw`, `bytes`, `Decimal` or types that msgspec does not know never go by orjson.
+
+    Args:
+        type: What to decode into: a msgspec Struct or anything else msgspec knows.
+        use_orjson: Whether orjson may be used where it is installed.
+
+    Raises:
+        TypeError: It is no type, or msgspec cannot decode into it.
+    """
+    check_record_type(type)
+    judge = msgspec.json.Decoder(type)
+    traits = _traits(type)
+    if use_orjson and not traits and (loads := _orjson_loads()) is not None:
+        return _Choosing(type, judge, loads)
+    return _plain(judge, copy="raw" in traits)
+
+
+def _plain(judge: msgspec.json.Decoder[T], *, copy: bool) -> Decoder[T]:
+    strict = judge.decode
+
+    def decode(record: Buffer) -> T:
+        try:
+            # A Raw is a view of its input, and would keep or lock the caller's block.
+            return strict(bytes(record) if copy else record)
+        except msgspec.ValidationError as error:
+            return _mended(judge, record, error)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise undecodable(error, record) from error
+
+    return decode
+
+
+def _mended(judge: msgspec.json.Decoder[T], record: Buffer, error: msgspec.ValidationError) -> T:
+    with decoding(record):
+        return mend(judge, record, error)
+
+
+def plain_data(type: Any) -> bool:
+    """Say whether values of a type are the same in any format: no `Any`, `Raw`, `bytes`, `Decimal` or foreign types."""
+    return not _traits(type)
+
+
+def names_of(type: Any) -> frozenset[str] | None:
+    """Return all keys that a type names, at whatever depth; None where it may want keys that it does not name."""
+    names: set[str] = set()
+    for node in _nodes(type):
+        match node:
+            case inspect.StructType() if not node.array_like:
+                names.update(field.encode_name for field in node.fields)
+                names.update([node.tag_field] if node.tag_field is not None else [])
+            case inspect.TypedDictType() | inspect.DataclassType():
+                names.update(field.encode_name for field in node.fields)
+            case inspect.Metadata() | inspect.UnionType() | inspect.CollectionType() | inspect.TupleType():
+                pass
+            case _:
+                return None
+    return frozenset(names)
+
+
+class _Choosing:
+    """Watch the first long records, then settle on a way."""
+
+    __slots__ = ("_all", "_judge", "_kept", "_left", "_loads", "_quick", "_strict", "_type")
+
+    def __init__(self, type: type[Any], judge: msgspec.json.Decoder[Any], loads: Callable[[Buffer], Any]) -> None:
+        self._judge = judge
+        self._strict = judge.decode
+        self._loads = loads
+        self._type = type
+        self._left = _SAMPLES
+        self._kept = 0
+        self._all = 0
+        self._quick = False
+
+    def __call__(self, record: Buffer) -> Any:
+        if self._quick and len(record) >= LONG_RECORD:
+            try:
+                return msgspec.convert(self._loads(record), self._type)
+            except MemoryError:
+                raise
+            except Exception:  # noqa: BLE001 - the set is open; msgspec judges again
+                value = None
+        try:
+            value = self._strict(record)
+        except msgspec.ValidationError as error:
+            return _mended(self._judge, record, error)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise undecodable(error, record) from error
+        if self._left and len(record) >= LONG_RECORD:
+            self._sample(record, value)
+        return value
+
+    def _sample(self, record: Buffer, value: Any) -> None:
+        """Compare what was kept with what was there, both written anew so that escapes do not count."""
+        try:
+            with decoding():
+                whole = len(msgspec.json.encode(msgspec.json.decode(record)))
+                kept = len(msgspec.json.encode(value))
+        except DecodeError:  # in a part that the type skips
+            return
+        self._kept += kept
+        self._left -= 1
+        self._all += whole
+        self._quick = not self._left and self._kept >= _KEPT * self._all
+
+
+def _orjson_loads() -> Callable[[Buffer], Any] | None:
+    try:
+        loads: Callable[[Buffer], Any] = importlib.import_module("orjson").loads
+    except ImportError:
+        return None
+    return loads
+
+
+_PLAIN: Final = (
+    inspect.NoneType,
+    inspect.BoolType,
+    inspect.IntType,
+    inspect.FloatType,
+    inspect.StrType,
+    inspect.DateTimeType,
+    inspect.DateType,
+    inspect.TimeType,
+    inspect.UUIDType,
+    inspect.EnumType,
+    inspect.LiteralType,
+)
+
+_COMPOSED: Final = (
+    inspect.Metadata,
+    inspect.UnionType,
+    inspect.CollectionType,
+    inspect.TupleType,
+    inspect.StructType,
+    inspect.TypedDictType,
+    inspect.DataclassType,
+    inspect.NamedTupleType,
+)
+
+
+def _traits(type: Any) -> set[str]:
+    """Return what keeps a type from going by orjson: `raw`, `other`, or nothing."""
+    found: set[str] = set()
+    for node in _nodes(type):
+        if isinstance(node, inspect.RawType):
+            found.add("raw")
+        elif isinstance(node, inspect.DictType):
+            if not isinstance(node.key_type, inspect.StrType):
+                found.add("other")  # keys of other types are read from strings by the JSON decoder alone
+        elif not isinstance(node, _COMPOSED):
+            found.add("other")
+    return found
+
+
+def _nodes(type: Any) -> Iterator[inspect.Type]:
+    """Walk over a type and all that it is made of, but for what is plain."""
+    seen: set[int] = set()
+    todo: list[inspect.Type] = [inspect.type_info(type)]
+    while todo:
+        node = todo.pop()
+        if id(node) in seen or isinstance(node, _PLAIN):
+            continue
+        seen.add(id(node))
+        yield node
+        match node:
+            case inspect.Metadata():
+                todo.append(node.type)
+            case inspect.UnionType():
+                todo.extend(node.types)
+            case inspect.CollectionType():
+                todo.append(node.item_type)
+            case inspect.TupleType():
+                todo.extend(node.item_types)
+            case inspect.DictType():
+                todo.append(node.value_type)
+            case inspect.StructType() | inspect.TypedDictType() | inspect.DataclassType() | inspect.NamedTupleType():
+                todo.extend(field.type for field in node.fields)
+            case _:
+                pass

@@ -1,0 +1,178 @@
+"""Who may call what, how often in a second, and how often in a month: tables, and the three guards that read them."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Final
+
+from wme_async.simulator.clock import Clock
+
+__all__ = ["ACCESS_2025", "ACCESS_2026", "CAPS_2025", "CAPS_2026", "AccessRow", "allowed"]
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRow:
+    """One line of the access policy.
+
+    Attributes:
+        path: A pattern: `:name` is one segment, a final `*` is the rest.
+        groups: The groups that may call it.
+        methods: The methods they may use.
+    """
+
+    path: str
+    groups: tuple[str, ...]
+    methods: tuple[str, ...] = ("GET", "POST")
+
+
+_ALL: Final = ("group_1", "group_2", "group_3")
+_PAID: Final = ("group_2", "group_3")
+_TOP: Final = ("group_3",)
+_FILE: Final = ("GET", "HEAD")
+
+
+def _archive(path: str, groups: tuple[str, ...]) -> list[AccessRow]:
+    return [
+        AccessRow(path, groups),
+        AccessRow(f"{path}/:identifier", groups),
+        AccessRow(f"{path}/:identifier/download", groups, _FILE),
+    ]
+
+
+def _common() -> list[AccessRow]:
+    rows = [
+        AccessRow(f"/v2/{name}{tail}", _ALL)
+        for name in ("codes", "languages", "projects", "namespaces")
+        for tail in ("", "/:identifier")
+    ]
+    return [
+        *rows,
+        *_archive("/v2/snapshots", _ALL),
+        *_archive("/v2/snapshots/:snapshot/chunks", _ALL),
+        AccessRow("/v2/articles/*", _ALL),
+        *_archive("/v2/batches/:date/:hour", _PAID),
+        AccessRow("/v2/files/:filename", _TOP),
+        AccessRow("/v2/files/:filename/download", _TOP, ("GET",)),
+        AccessRow("/v2/articles", _TOP),
+    ]
+
+
+ACCESS_2025: Final[tuple[AccessRow, ...]] = (
+    *_common(),
+    AccessRow("/v2/structured-contents/*", _PAID),
+    AccessRow("/v2/snapshots/structured-contents/:identifier", _PAID),
+    AccessRow("/v2/snapshots/structured-contents/:identifier/download", _PAID, _FILE),
+)
+"""The built-in policy of the 2025 server: structured contents are not free, Wikidata does not exist."""
+
+ACCESS_2026: Final[tuple[AccessRow, ...]] = (
+    *_common(),
+    AccessRow("/v2/structured-contents/*", _ALL),
+    *_archive("/v2/snapshots/structured-contents", _ALL),
+    *_archive("/v2/snapshots/wikidata", _ALL),
+    *_archive("/v2/snapshots/wikidata/:snapshot/chunks", _ALL),
+    *_archive("/v2/batches/wikidata/:date/:hour", _PAID),
+    AccessRow("/v2/wikidata/items/:identifier", _ALL),
+    AccessRow("/v2/wikidata/properties/:identifier", _ALL),
+    AccessRow("/v2/wikidata/labels/:identifier", _ALL),
+    AccessRow("/v2/wikidata", _TOP),
+)
+"""The plans as published in 2026: structured contents and Wikidata look-ups and snapshots are free."""
+
+CAPS_2025: Final[Mapping[str, Mapping[str, int]]] = {"group_1": {"ondemand": 5000, "snapshots": 15, "chunks": 1500}}
+"""Monthly allowances of the free plan until 2026, by group and pool."""
+
+CAPS_2026: Final[Mapping[str, Mapping[str, int]]] = {"group_1": {"ondemand": 50_000, "snapshots": 30, "chunks": 1500}}
+"""Monthly allowances of the free plan since 2026, by group and pool."""
+
+
+@lru_cache(maxsize=512)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    text = re.sub(r":[A-Za-z_]+", "[^/]+", pattern.replace("/*", "/.*"))
+    return re.compile(f"^{text}$", re.DOTALL)
+
+
+def allowed(table: Sequence[AccessRow], groups: Iterable[str], method: str, path: str) -> bool:
+    """Say whether any of the groups may call this; a path in no row is allowed to nobody."""
+    mine = set(groups)
+    return any(
+        method in row.methods and not mine.isdisjoint(row.groups) and _compiled(row.path).match(path) is not None
+        for row in table
+    )
+
+
+@dataclass
+class Limiter:
+    """The limiter by second: a bucket for each account, its rate chosen by the alphabetically last of its groups.
+
+    Attributes:
+        clock: Fills the buckets.
+        rates: Requests per second for each group; a group that is not here has no limit.
+    """
+
+    clock: Clock
+    rates: dict[str, float] = field(default_factory=dict)
+    _buckets: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def admit(self, username: str, groups: Sequence[str]) -> bool:
+        """Take one token, or say that there is none."""
+        rate = self.rates.get(max(groups)) if groups and self.rates else None
+        if rate is None:
+            return True
+        burst = max(1.0, rate)
+        now = self.clock.now()
+        level, then = self._buckets.get(username, (burst, now))
+        level = min(burst, level + max(0.0, now - then) * rate)
+        if level < 1:
+            self._buckets[username] = (level, now)
+            return False
+        self._buckets[username] = (level - 1, now)
+        return True
+
+
+@dataclass
+class Caps:
+    """The monthly allowances: counters for each account and pool that start again with the month.
+
+    Attributes:
+        clock: Tells the month.
+        limits: For each group the allowance of each pool; absent means none is set.
+    """
+
+    clock: Clock
+    limits: dict[str, dict[str, int]] = field(default_factory=dict)
+    _counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    _month: tuple[int, int] = (0, 0)
+
+    def _turn(self) -> None:
+        today = datetime.fromtimestamp(self.clock.now(), UTC)
+        if (today.year, today.month) != self._month:
+            self._month = (today.year, today.month)
+            self._counts.clear()
+
+    def used(self, username: str, pool: str) -> int:
+        """How much of a pool the account has used this month."""
+        self._turn()
+        return self._counts.get((username, pool), 0)
+
+    def set_used(self, username: str, pool: str, count: int) -> None:
+        """Set a counter, as if so much had been used already."""
+        self._turn()
+        self._counts[username, pool] = count
+
+    def spend(self, username: str, groups: Iterable[str], pool: str) -> bool:
+        """Count one request, or say that the allowance is used up; a refused request does not count.
+
+        The allowance is that of the alphabetically last group. Without one, nothing is counted.
+        """
+        self._turn()
+        limit = self.limits.get(max(groups, default=""), {}).get(pool)
+        if limit is None:
+            return True
+        used = self._counts.get((username, pool), 0)
+        if used >= limit:
+            return False
+        self._counts[username, pool] = used + 1
+        return True

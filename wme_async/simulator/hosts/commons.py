@@ -1,0 +1,79 @@
+"""Single files of Commons: their pages, and the redirect to their bytes."""
+
+import hashlib
+from typing import Any, Final
+
+from wme_async.simulator.hosts.api import NO_SUCH_KEY, Call, moved, typed
+from wme_async.simulator.hosts.http import Answer, negotiate
+from wme_async.simulator.hosts.store import ObjectStore
+from wme_async.simulator.protocol.query import Refused, encode_row, select_rows
+
+__all__ = ["Commons"]
+
+_NAMES: Final = ("Ottawa_0757.jpg", "Squirrel_in_a_tree.jpg", "Skylark.ogg")
+_MIME: Final = {"jpg": "image/jpeg", "ogg": "application/ogg", "png": "image/png"}
+_MAGIC: Final = {"jpg": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", "ogg": b"OggS\x00\x02", "png": b"\x89PNG\r\n\x1a\n"}
+
+
+class Commons:
+    """Files by name.
+
+    Args:
+        store: Where the bytes are.
+        seed: What the bytes follow from.
+    """
+
+    def __init__(self, store: ObjectStore, seed: int) -> None:
+        self._store = store
+        self._seed = seed
+        self.pages: dict[str, dict[str, Any]] = {}
+
+    def load(self) -> None:
+        """Put the built-in files into the store."""
+        for number, name in enumerate(_NAMES):
+            suffix = name.rpartition(".")[2]
+            body = hashlib.shake_256(f"{self._seed} {name}".encode()).digest(20_000 + 1000 * number)
+            self.add(name, _MAGIC[suffix] + body)
+
+    def add(self, name: str, data: bytes) -> None:
+        """Add or replace a file and its page."""
+        name = name.replace(" ", "_")
+        self._store.put(f"commons/files/{name}", data)
+        license_ = {"name": "CC BY-SA 3.0", "identifier": "CC BY-SA 3.0 pl", "url": "https://creativecommons.org/"}
+        self.pages[name] = {
+            "name": f"File:{name.replace('_', ' ')}",
+            "identifier": 40_000_000 + len(self.pages),
+            "date_modified": "2024-02-11T09:30:01Z",
+            "version": {"identifier": 800_000_000 + len(self.pages), "is_minor_edit": True},
+            "url": f"https://commons.wikimedia.org/wiki/File:{name}",
+            "namespace": {"identifier": 6},
+            "in_language": {"identifier": "en"},
+            "is_part_of": {"identifier": "commonswiki", "url": "https://commons.wikimedia.org"},
+            "license": [license_],
+            "files": [
+                {
+                    "sha1": hashlib.sha1(data, usedforsecurity=False).hexdigest(),
+                    "size": {"value": len(data), "unit_text": "B"},
+                    "width": 1024,
+                    "height": 768,
+                    "mime": _MIME.get(name.rpartition(".")[2], "application/octet-stream"),
+                    "date_modified": "2024-02-11T09:30:01Z",
+                    "editor": {"identifier": 11, "name": "Example"},
+                    "license": [{"identifier": "CC BY-SA 3.0 pl"}],
+                }
+            ],
+        }
+
+    async def page(self, call: Call) -> Answer:
+        """Answer `/v2/files/{filename}`."""
+        query = call.bound()
+        found = self.pages.get(call.values["id"].replace(" ", "_"))
+        if found is None:
+            raise Refused(404, NO_SUCH_KEY)
+        chosen = select_rows([found], query, filtered=False)
+        return Answer(200, typed(negotiate(call.accept)), encode_row(chosen[0]))
+
+    async def download(self, call: Call) -> Answer:
+        """Answer `/v2/files/{filename}/download`."""
+        key = f"commons/files/{call.values['id'].replace(' ', '_')}"
+        return moved(307, self._store.presign(key, call.user.subject), "Temporary Redirect")

@@ -1,0 +1,1 @@
+"""Requests as the service understands them."""
