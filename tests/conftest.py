@@ -37,6 +37,7 @@ settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _set_moment()  # fixtures of modules begin before the first fixture of a test
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             # So a shell starts what runs in its background, and `nohup` anything. Processes that tests interrupt would
@@ -93,6 +94,10 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _moment() -> None:
     """Each test of `nox -s calendar` begins at the same moment of the calendar."""
+    _set_moment()
+
+
+def _set_moment() -> None:
     if moment := os.environ.get("WME_TEST_MOMENT"):
         set_moment(moment)
 
