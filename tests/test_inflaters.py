@@ -110,7 +110,7 @@ def test_a_header_may_have_all_that_it_can_have_and_be_cut_anywhere(inflate: Inf
 
 def test_a_name_without_an_end_is_told(inflate: Inflate) -> None:
     data = gzip.compress(b"all of it") + b"\x1f\x8b\x08\x18" + b"x" * (8 << 20)
-    with pytest.raises((EOFError, *_gzip.DAMAGE)):
+    with pytest.raises((EOFError, *_gzip.CORRUPT)):
         list(inflate(Pieces(data, [1 << 20])))
 
 
@@ -130,7 +130,7 @@ def test_a_flipped_bit_never_passes_for_the_whole(inflate: Inflate, at: float, b
     plain = contents(1, "lines", 100_000) + contents(2, "noise", 20_000)
     packed = bytearray(gzip.compress(plain, mtime=0))
     packed[10 + int((len(packed) - 10) * at)] ^= 1 << bit  # the ten bytes before tell a time and a system
-    with pytest.raises((EOFError, *_gzip.DAMAGE)):
+    with pytest.raises((EOFError, *_gzip.CORRUPT)):
         for _ in inflate(Pieces(bytes(packed), sizes)):
             pass
 

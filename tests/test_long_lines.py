@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wme_async._archive import tar as archive
-from wme_async._archive.field_trimmer import Trimmer
+from wme_async._archive.field_trimmer import FieldTrimmer
 from wme_async._archive.tar import TarScanner
 from wme_async.models import Article
 from wme_async.models.decoding import names_of
@@ -79,7 +79,7 @@ def cut(line: bytes, places: list[int]) -> list[bytes]:
 
 def trimmed(line: bytes, places: list[int], names: frozenset[str]) -> tuple[bytes, int]:
     """Return what is left of a line and how many bytes were dropped."""
-    trimmer, left = Trimmer(names), bytearray()
+    trimmer, left = FieldTrimmer(names), bytearray()
     dropped = sum(trimmer.take(left, piece) for piece in cut(line, places))
     return bytes(left), dropped
 

@@ -748,7 +748,7 @@ async def test_thousands_of_lookups_earn_one_hint(wme, monkeypatch, caplog):
 
 def test_lookups_spread_over_days_earn_no_hint(caplog, monkeypatch):
     monkeypatch.setattr(lookup_module, "_MANY", 20)
-    hint = lookup_module.Hint("snapshots")
+    hint = lookup_module.BulkHint("snapshots")
     for number in range(100):
         hint.count(number * 400.0)
     assert not caplog.records

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wme_async._archive.tar import Lines, Run, TarScanner, TooLong, looks_like
+from wme_async._archive.tar import Lines, Run, TarScanner, TooLong, describe_content
 from wme_async.errors import ArchiveError
 
 Member = tuple[str, bytes]
@@ -381,4 +381,4 @@ def test_the_scanner_says_where_it_is() -> None:
     ],
 )
 def test_what_came_in_place_of_an_archive_is_named(head: bytes, words: str) -> None:
-    assert re.search(words, looks_like(head))
+    assert re.search(words, describe_content(head))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["Feed", "FileFeed", "SourceFailed", "Stopped", "WindowFeed", "call"]
+__all__ = ["Feed", "FileFeed", "SourceFailed", "Stopped", "WindowFeed", "call_in_loop"]
 
 _PLENTY: Final = 1 << 40
 
@@ -191,7 +191,7 @@ class WindowFeed(Feed):
                 self._chunks.popleft()
                 self._used = 0
         if self._room is not None and self._held() - count <= self._limit // 2:
-            call(self._loop, self._make_room)
+            call_in_loop(self._loop, self._make_room)
         return count
 
     def _make_room(self) -> None:
@@ -199,7 +199,7 @@ class WindowFeed(Feed):
             self._room.set_result(None)
 
 
-def call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> None:
+def call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> None:
     """Call in the loop, which may be closed already where the program ends in the middle of an archive."""
     try:
         loop.call_soon_threadsafe(function, *args)

@@ -16,7 +16,7 @@ import msgspec
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
-__all__ = ["Trimmer"]
+__all__ = ["FieldTrimmer"]
 
 # In front of its quote, since inside a longer key than is looked at a quote may stand too, behind a backslash.
 _KEY: Final = re.compile(rb'[{,\s]"((?:[^"\\]|\\.)*)"[ \t\r\n]*:[ \t\r\n]*\Z', re.DOTALL)
@@ -24,7 +24,7 @@ _STRING: Final = msgspec.json.Decoder(str)
 _LONGEST_KEY: Final = 256  # bytes looked back for a key and its colon
 
 
-class Trimmer:
+class FieldTrimmer:
     """Takes one line, a piece at a time, and keeps what is wanted of it.
 
     Args:

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from wme_async._archive.feed import Feed, SourceFailed
 
-__all__ = ["DAMAGE", "by_isal", "by_zlib", "has_isal"]
+__all__ = ["CORRUPT", "by_isal", "by_zlib", "has_isal"]
 
-DAMAGE: Final = (gzip.BadGzipFile, zlib.error)
+CORRUPT: Final = (gzip.BadGzipFile, zlib.error)
 """What inflaters raise for damaged bytes, beside EOFError where they end too early."""
 
 _BLOCK: Final = 2 * 1024 * 1024  # bytes that a call of isal should make: what the loop decodes meanwhile
@@ -43,7 +43,7 @@ def by_isal(feed: Feed) -> Iterator[bytes]:
     held: list[bytes] = []
     try:
         yield from _by_isal(feed, held)
-    except (*DAMAGE, OSError, SourceFailed):
+    except (*CORRUPT, OSError, SourceFailed):
         # What was inflated before is good, and is wanted whatever comes behind it.
         if held:
             yield b"".join(held)

@@ -18,9 +18,9 @@ import queue
 import threading
 from typing import Final
 
-from wme_async._archive.feed import Feed, SourceFailed, Stopped, call
-from wme_async._archive.gzip import DAMAGE, by_isal, by_zlib, has_isal
-from wme_async._archive.tar import looks_like
+from wme_async._archive.feed import Feed, SourceFailed, Stopped, call_in_loop
+from wme_async._archive.gzip import CORRUPT, by_isal, by_zlib, has_isal
+from wme_async._archive.tar import describe_content
 from wme_async._tasks import wait_done
 from wme_async.errors import ArchiveError
 
@@ -143,7 +143,7 @@ class Inflater:
         try:
             with self.feed:
                 self.feed.open()
-                call(self._loop, _settle, self._opened)
+                call_in_loop(self._loop, _settle, self._opened)
                 self._inflate()
         except Stopped:
             pass
@@ -153,19 +153,19 @@ class Inflater:
             self.error = error
         finally:
             self._end()
-            call(self._loop, _settle, self._done)
+            call_in_loop(self._loop, _settle, self._done)
 
     def _inflate(self) -> None:
         head = self.feed.peek(2)
         if not head or not b"\x1f\x8b".startswith(head):
-            raise ArchiveError(f"not a gzip file but {looks_like(self.feed.peek(512))}", offset=0)
+            raise ArchiveError(f"not a gzip file but {describe_content(self.feed.peek(512))}", offset=0)
         blocks = by_isal if self._use_isal and has_isal() else by_zlib
         try:
             for block in blocks(self.feed):
                 self._put(block)
         except EOFError as error:
             raise ArchiveError("cut short: the gzip file ends too early", offset=self._made) from error
-        except DAMAGE as error:
+        except CORRUPT as error:
             raise ArchiveError(f"damaged: {error}", offset=self._made) from error
 
     def _put(self, block: bytes) -> None:
@@ -186,7 +186,7 @@ class Inflater:
     def _wake(self) -> None:
         if self._asleep:
             self._asleep = False
-            call(self._loop, self._rouse)
+            call_in_loop(self._loop, self._rouse)
 
     def _rouse(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -15,11 +15,11 @@ from typing import Final
 
 import msgspec
 
-from wme_async._archive.field_trimmer import Trimmer
+from wme_async._archive.field_trimmer import FieldTrimmer
 from wme_async.errors import ArchiveError
 from wme_async.models.decoding import Buffer
 
-__all__ = ["DEFAULT_MAX_RECORD", "Lines", "Run", "TarScanner", "TooLong", "looks_like"]
+__all__ = ["DEFAULT_MAX_RECORD", "Lines", "Run", "TarScanner", "TooLong", "describe_content"]
 
 DEFAULT_MAX_RECORD: Final = 64 * 1024 * 1024
 """Bytes. The longest lines seen in archives are a little above 20 MiB."""
@@ -153,7 +153,7 @@ class TarScanner:
         self._line = 1
         self._offset = 0
         self._carry = bytearray()  # the line that the last block left unfinished
-        self._trimmer: Trimmer | None = None
+        self._trimmer: FieldTrimmer | None = None
         self._trimmed = 0  # bytes of that line that were left out
         self._dropping = False  # inside a line above the limit
 
@@ -414,7 +414,7 @@ class TarScanner:
             self._carry += memoryview(block)[start:stop]
         else:
             if self._trimmer is None:
-                self._trimmer = Trimmer(self._names)
+                self._trimmer = FieldTrimmer(self._names)
                 begun, self._carry = bytes(self._carry), bytearray()
                 self._trimmed = self._trimmer.take(self._carry, begun)
             self._trimmed += self._trimmer.take(self._carry, block[start:stop])
@@ -426,7 +426,7 @@ class TarScanner:
         self._trimmed = 0
 
 
-def looks_like(head: bytes) -> str:
+def describe_content(head: bytes) -> str:
     """Say what bytes are that should have been a gzip file, given the first of them (512 tell all there is to tell)."""
     if not head:
         return "nothing at all (0 bytes)"

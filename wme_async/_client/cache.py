@@ -10,7 +10,7 @@ from typing import NamedTuple
 from wme_async._transport import Request, Response, Transport
 from wme_async.errors import DecodeError
 
-__all__ = ["Cache", "cached", "usable"]
+__all__ = ["Cache", "forget_unreadable", "send_cached"]
 
 # What an entry takes besides its body: key, headers and bookkeeping.
 _OVERHEAD = 2048
@@ -200,7 +200,7 @@ async def _asked(ask: Callable[[], Awaitable[Response]]) -> Response:
 
 
 @contextlib.contextmanager
-def usable(cache: Cache | None, response: Response) -> Iterator[None]:
+def forget_unreadable(cache: Cache | None, response: Response) -> Iterator[None]:
     """Read an answer in this block: one that cannot be read is an error, and errors are not kept."""
     try:
         yield
@@ -210,7 +210,7 @@ def usable(cache: Cache | None, response: Response) -> Iterator[None]:
         raise
 
 
-async def cached(
+async def send_cached(
     transport: Transport,
     request: Request,
     *,

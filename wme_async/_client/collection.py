@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 import msgspec
 
-from wme_async._client.cache import Cache, cached, usable
+from wme_async._client.cache import Cache, forget_unreadable, send_cached
 from wme_async._client.paths import identifier_path
 from wme_async._client.resources import Resource
 from wme_async._query.query import Query, known_names
@@ -17,7 +17,7 @@ from wme_async.errors import DecodeError
 from wme_async.models._tolerant import decode_record
 from wme_async.models.decoding import decoding
 
-__all__ = ["Collection", "Value", "decoded"]
+__all__ = ["Collection", "Value", "decode_response"]
 
 T = TypeVar("T", bound=msgspec.Struct)
 U = TypeVar("U")
@@ -86,9 +86,9 @@ class Collection(Generic[T]):
             WMEError: Whatever else went wrong.
         """
         query = self._query(fields, filters, type)
-        response = await self._ask_list(query)
-        with usable(self._cache, response):
-            return decoded(response, query)
+        response = await self._send_list(query)
+        with forget_unreadable(self._cache, response):
+            return decode_response(response, query)
 
     @overload
     async def get(self, identifier: str | int, *, fields: Sequence[str] | None = None) -> T: ...
@@ -111,11 +111,11 @@ class Collection(Generic[T]):
             WMEError: Whatever else went wrong.
         """
         query = self._query(fields, None, type)
-        quoted = self._quoted(identifier)
+        quoted = self._quote(identifier)
         await self._locate()
-        response = await self._ask(f"{self._path}/{quoted}", query)
-        with usable(self._cache, response):
-            records = decoded(response, query)
+        response = await self._send(f"{self._path}/{quoted}", query)
+        with forget_unreadable(self._cache, response):
+            records = decode_response(response, query)
             if len(records) != 1:
                 raise DecodeError(f"{bare_url(response.url)} answered with {len(records)} records instead of one")
         return records[0]
@@ -142,10 +142,10 @@ class Collection(Generic[T]):
     async def _locate(self) -> None:
         """Find out the path, where that takes a request."""
 
-    async def _ask_list(self, query: Query) -> Response:
-        return await self._ask(self._path, query)
+    async def _send_list(self, query: Query) -> Response:
+        return await self._send(self._path, query)
 
-    def _quoted(self, identifier: str | int) -> str:
+    def _quote(self, identifier: str | int) -> str:
         return identifier_path(identifier, reserved=self._resource.reserved)
 
     def _query(
@@ -154,7 +154,7 @@ class Collection(Generic[T]):
         assert self._resource.backend is not None
         return Query.build(self._resource.backend, self._resource.model, fields=fields, filters=filters, type=type)
 
-    async def _ask(self, path: str, query: Query) -> Response:
+    async def _send(self, path: str, query: Query) -> Response:
         # The server ignores a JSON body without the header that names it, and answers with everything.
         request = Request(
             method="POST",
@@ -164,10 +164,10 @@ class Collection(Generic[T]):
             token=True,
             product=self._resource.product,
         )
-        return await cached(self._transport, request, cache=self._cache, ttl=self._ttl)
+        return await send_cached(self._transport, request, cache=self._cache, ttl=self._ttl)
 
 
-def decoded(response: Response, query: Query, *, form: Form | None = None) -> list[Any]:
+def decode_response(response: Response, query: Query, *, form: Form | None = None) -> list[Any]:
     """Return the records of an answer, as the query wants them: a list, or one record as a list of it.
 
     Args:

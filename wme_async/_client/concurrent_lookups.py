@@ -23,7 +23,7 @@ N = TypeVar("N")
 _END: Final[Any] = object()
 
 # What holds for one name holds for all that follow, and asking for them would only be noise.
-_HOPELESS = (Unauthorized, Forbidden, QuotaExceeded)
+_FATAL = (Unauthorized, Forbidden, QuotaExceeded)
 
 _REPORT_EVERY = 0.2
 
@@ -123,16 +123,16 @@ class Lookups(Generic[T]):
             raise ValueError(f"concurrency is a whole number of 1 or more, got {concurrency!r}")
         check_flags(ordered=ordered)
         check_functions(progress=progress)
-        self._crew = _Crew(names, ask, concurrency, progress, monotonic, ordered=ordered)
+        self._runner = _LookupRunner(names, ask, concurrency, progress, monotonic, ordered=ordered)
 
     def __repr__(self) -> str:
-        return f"<Lookups {self._crew.state}, {self._crew.done} done>"
+        return f"<Lookups {self._runner.state}, {self._runner.done} done>"
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Looked[T]:
-        return await self._crew.take()
+        return await self._runner.take()
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,16 +142,16 @@ class Lookups(Generic[T]):
 
     async def aclose(self) -> None:
         """End all that is under way, and wait until it has. Once is enough, twice does no harm."""
-        await self._crew.aclose()
+        await self._runner.aclose()
 
     def __del__(self) -> None:
-        # The crew does not know of us, so dropping the iterator is how a loop that was left early is noticed.
-        crew = getattr(self, "_crew", None)
-        if crew is not None:
-            crew.abandon()
+        # The runner does not know of us, so dropping the iterator is how a loop that was left early is noticed.
+        runner = getattr(self, "_runner", None)
+        if runner is not None:
+            runner.abandon()
 
 
-class _Crew(Generic[T]):
+class _LookupRunner(Generic[T]):
     def __init__(
         self,
         names: Iterable[str] | AsyncIterable[str],
@@ -179,8 +179,8 @@ class _Crew(Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = False
-        self._dry = False
-        self._hopeless: Exception | None = None
+        self._exhausted = False
+        self._fatal: Exception | None = None
         self._error: BaseException | None = None
         self._started = 0.0
         self._reported = 0.0
@@ -254,7 +254,7 @@ class _Crew(Generic[T]):
 
     def _drawer(self) -> Callable[[], Awaitable[Any]] | Callable[[], Any]:
         if isinstance(self._names, AsyncIterable):
-            return _TurnByTurn(self._names).draw
+            return _SharedIterator(self._names).draw
         iterator = iter(self._names)
         return lambda: next(iterator, _END)
 
@@ -263,7 +263,7 @@ class _Crew(Generic[T]):
         while True:
             await self._room.acquire()
             try:
-                name = _END if self._dry else await draw() if patient else draw()
+                name = _END if self._exhausted else await draw() if patient else draw()
             except Exception as error:  # noqa: BLE001  # the caller's, for whom what was asked before is finished
                 self._error = error
                 name = _END
@@ -275,17 +275,17 @@ class _Crew(Generic[T]):
                 self._error.__cause__ = error
                 name = _END
             if name is _END:
-                self._dry = True
+                self._exhausted = True
                 self._room.release()
                 return
             number = self._issued
             self._issued += 1
-            if self._hopeless is None:
+            if self._fatal is None:
                 looked = await self._ask(name)
-                if isinstance(looked.error, _HOPELESS):
-                    self._hopeless = looked.error
+                if isinstance(looked.error, _FATAL):
+                    self._fatal = looked.error
             else:
-                looked = Looked(name=name, error=self._hopeless)
+                looked = Looked(name=name, error=self._fatal)
             self._put(number, looked)
 
     def _put(self, number: int, looked: Looked[T]) -> None:
@@ -329,7 +329,7 @@ class _Crew(Generic[T]):
         )
 
 
-class _TurnByTurn(Generic[N]):
+class _SharedIterator(Generic[N]):
     """Lets several tasks draw from one async iterator, which can be asked by one at a time."""
 
     def __init__(self, names: AsyncIterable[N]) -> None:

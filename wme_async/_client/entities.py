@@ -8,11 +8,11 @@ from typing import Any, Final, Generic, TypeVar, overload
 
 import msgspec
 
-from wme_async._client.cache import Cache, usable
-from wme_async._client.collection import decoded
+from wme_async._client.cache import Cache, forget_unreadable
+from wme_async._client.collection import decode_response
 from wme_async._client.concurrent_lookups import Looked, LookupProgress, Lookups
 from wme_async._client.files import ChunkedFiles, Files, hour_files
-from wme_async._client.lookup import Hint, asked, check_recheck, cost_of
+from wme_async._client.lookup import BulkHint, check_recheck, cost_of, send_lookup
 from wme_async._client.quota import Cost
 from wme_async._client.resources import Resource
 from wme_async._query.query import Query, known_names
@@ -52,7 +52,7 @@ class _ById(Generic[T]):
         self._resource = resource
         self._letters = letters
         self._cache = cache
-        self._hint = Hint("Wikidata snapshots")
+        self._hint = BulkHint("Wikidata snapshots")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._resource.path}>"
@@ -72,7 +72,7 @@ class _ById(Generic[T]):
     async def _answer(self, identifier: str, query: Query, recheck: bool | None) -> Response:
         request = Request(
             method="POST",
-            path=f"{self._resource.path}/{_checked_id(identifier, self._letters)}",
+            path=f"{self._resource.path}/{_check_id(identifier, self._letters)}",
             headers=_JSON,
             body=msgspec.json.encode(query.body()),
             token=True,
@@ -80,9 +80,9 @@ class _ById(Generic[T]):
             product=self._resource.product,
         )
         self._hint.count(self._transport.monotonic())
-        response = await asked(self._transport, request, cache=self._cache, recheck=recheck)
+        response = await send_lookup(self._transport, request, cache=self._cache, recheck=recheck)
         if isinstance(response, NotFound):
-            raise _nothing(identifier, response) from response
+            raise _not_found(identifier, response) from response
         return response
 
     def _many(
@@ -217,8 +217,8 @@ class Entities(_ById[T]):
     async def _one(self, identifier: str, query: Query, recheck: bool | None) -> Any:
         response = await self._answer(identifier, query, recheck)
         inside = any(name.startswith(_FOLDED) for name in query.fields or ())
-        with usable(self._cache, response):
-            records = decoded(response, query, form=fold_entity if inside else None)
+        with forget_unreadable(self._cache, response):
+            records = decode_response(response, query, form=fold_entity if inside else None)
             if len(records) != 1:
                 shown = bare_url(response.url)
                 raise DecodeError(
@@ -289,7 +289,7 @@ class Labels(_ById[dict[str, str]]):
     async def _one(self, identifier: str, query: Query, recheck: bool | None) -> dict[str, str]:
         response = await self._answer(identifier, query, recheck)
         shown = bare_url(response.url)
-        with usable(self._cache, response):
+        with forget_unreadable(self._cache, response):
             if is_error(response.body, known_names(query.model)):
                 words = instead_of("labels", response.body)
                 raise DecodeError(f"{shown} answered with {words}", url=shown, record=response.body)
@@ -346,7 +346,7 @@ class Wikidata:
         return hour_files(self._transport, self._resources["wikidata.batches"], hour)
 
 
-def _checked_id(identifier: object, letters: str) -> str:
+def _check_id(identifier: object, letters: str) -> str:
     if not isinstance(identifier, str):
         raise TypeError(f"an identifier is text such as 'Q42', got {identifier!r}")
     wanted = " or ".join(f"'{letter}42'" for letter in letters)
@@ -359,7 +359,7 @@ def _checked_id(identifier: object, letters: str) -> str:
     return identifier
 
 
-def _nothing(identifier: str, error: NotFound) -> NotFound:
+def _not_found(identifier: str, error: NotFound) -> NotFound:
     return NotFound(
         f"there is no {identifier} in the main graph of Wikidata; scholarly items are not served",
         status=error.status,

@@ -32,7 +32,7 @@ from wme_async._query.query import Query
 from wme_async._transport import Response, Transport
 from wme_async.models import Archive, Chunk
 
-__all__ = ["ChunkedFiles", "Files", "RelativeFiles", "hour_files", "target_of"]
+__all__ = ["ChunkedFiles", "Files", "RelativeFiles", "hour_files", "target_path"]
 
 M = TypeVar("M", bound=Archive)
 R = TypeVar("R", bound=msgspec.Struct)
@@ -134,9 +134,9 @@ class Files(Collection[M], Generic[M, R]):
         check_path("to", to)
         await self._locate()
         below = self._name(identifier)
-        path = target_of(to, below.path(name), folder=name is not None)
+        path = target_path(to, below.path(name), folder=name is not None)
         if uses_version(name):
-            path = target_of(to, below.path(name, version=await self._version(source)), folder=True)
+            path = target_path(to, below.path(name, version=await self._version(source)), folder=True)
         return await download(
             source,
             path,
@@ -284,11 +284,11 @@ class Files(Collection[M], Generic[M, R]):
             ValueError: The identifier is none, or an option is out of range.
         """
         source = self._source(identifier)
-        keep = None if tee is None else target_of(tee, self._name(identifier).path(), argument="tee")
+        keep = None if tee is None else target_path(tee, self._name(identifier).path(), argument="tee")
 
         async def kept_file() -> Path:
             await self._locate()
-            return target_of(tee or "", self._name(identifier).path())
+            return target_path(tee or "", self._name(identifier).path())
 
         return ordered(
             source,
@@ -333,7 +333,7 @@ class Files(Collection[M], Generic[M, R]):
             record = await self.get(identifier)
             return Checksum(md5=record.version, modified=record.date_modified) if record.version else None
 
-        quoted = self._quoted(identifier)
+        quoted = self._quote(identifier)
         return ArchiveSource(self._transport, self._resource, lambda: f"{self._path}/{quoted}", checksum, self._locate)
 
 
@@ -359,13 +359,13 @@ class RelativeFiles(Files[M, R]):
         if not self._relative.place:
             await self._resolve(self._query(["identifier"], None, None), needed=False)
 
-    async def _ask_list(self, query: Query) -> Response:
+    async def _send_list(self, query: Query) -> Response:
         response = None if self._relative.place else await self._resolve(query, needed=True)
-        return response if response is not None else await super()._ask_list(query)
+        return response if response is not None else await super()._send_list(query)
 
     async def _resolve(self, query: Query, *, needed: bool) -> Response | None:
         response = await self._relative.resolve(
-            lambda place: self._ask(self._resource.at(hour=place), query), needed=needed
+            lambda place: self._send(self._resource.at(hour=place), query), needed=needed
         )
         self._place = self._relative.place
         self._path = self._resource.at(hour=self._place)
@@ -412,7 +412,7 @@ class ChunkedFiles(Files[M, R]):
         Raises:
             ValueError: The identifier is none.
         """
-        return _Chunks(self._transport, self._chunks, self._chunks.at(snapshot=self._quoted(identifier)), identifier)
+        return _Chunks(self._transport, self._chunks, self._chunks.at(snapshot=self._quote(identifier)), identifier)
 
 
 class _Chunks(Files[Chunk, R]):
@@ -421,11 +421,11 @@ class _Chunks(Files[Chunk, R]):
     def __init__(self, transport: Transport, resource: Resource, path: str, snapshot: str) -> None:
         super().__init__(transport, resource, path, place=snapshot)
 
-    def _quoted(self, identifier: str | int) -> str:
+    def _quote(self, identifier: str | int) -> str:
         return chunk_path(self._place, identifier)
 
 
-def target_of(
+def target_path(
     to: str | os.PathLike[str], name: str | PurePosixPath, *, argument: str = "to", folder: bool = False
 ) -> Path:
     """Return the path of a file that is to go to a folder, or to have this path itself.

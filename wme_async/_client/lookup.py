@@ -4,10 +4,10 @@ import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, overload
 
-from wme_async._client.cache import Cache, cached, usable
+from wme_async._client.cache import Cache, forget_unreadable, send_cached
 from wme_async._client.collection import Value
 from wme_async._client.concurrent_lookups import Looked, LookupProgress, Lookups
-from wme_async._client.lookup_plan import Plan, planned, read_answer
+from wme_async._client.lookup_plan import LookupPlan, plan_lookup, read_response
 from wme_async._client.paths import article_path
 from wme_async._client.quota import Cost
 from wme_async._client.resources import Resource
@@ -16,7 +16,7 @@ from wme_async._transport import Request, Response, Transport
 from wme_async._transport.error_responses import bare_url
 from wme_async.errors import ClientClosed, NotFound, WMEError
 
-__all__ = ["Hint", "Lookup", "asked", "cost_of"]
+__all__ = ["BulkHint", "Lookup", "cost_of", "send_lookup"]
 
 logger = logging.getLogger("wme_async.lookup")
 
@@ -37,7 +37,7 @@ _MANY = 2000
 _HOUR = 3600.0
 
 
-class Hint:
+class BulkHint:
     """Says once, where look-ups come in thousands an hour, what they are cheaper with.
 
     Args:
@@ -74,7 +74,7 @@ class Hint:
             )
 
 
-async def asked(
+async def send_lookup(
     transport: Transport, request: Request, *, cache: Cache | None, recheck: bool | None
 ) -> Response | NotFound:
     """Send a look-up; a "not found" is returned, and asked again where it may be false.
@@ -93,13 +93,13 @@ async def asked(
     """
     timeout = transport.timeouts.lookup
     try:
-        return await cached(transport, request, cache=cache, read_timeout=timeout)
+        return await send_cached(transport, request, cache=cache, read_timeout=timeout)
     except NotFound as error:
         if not (transport.troubled("api", _TROUBLE) if recheck is None else recheck):
             return error
     await transport.sleep(_RECHECK_AFTER * (0.5 + transport.random.random()))
     try:
-        return await cached(transport, request, cache=cache, read_timeout=timeout)
+        return await send_cached(transport, request, cache=cache, read_timeout=timeout)
     except NotFound as error:
         return error
 
@@ -132,7 +132,7 @@ class Lookup(Generic[T]):
         self._transport = transport
         self._resource = resource
         self._cache = cache
-        self._hint = Hint("snapshots")
+        self._hint = BulkHint("snapshots")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._resource.path}>"
@@ -207,19 +207,19 @@ class Lookup(Generic[T]):
             QuotaExceeded: The month's allowance is used up.
             WMEError: Whatever else went wrong.
         """
-        _checked(missing, recheck)
+        _check_options(missing, recheck)
         plan = self._plan(fields, filters, limit, type, order)
-        response = await self._ask(name, plan, recheck)
+        response = await self._send(name, plan, recheck)
         if isinstance(response, NotFound):
             if missing == "raise":
-                raise _nothing(name, response) from response
+                raise _not_found(name, response) from response
             return []
-        with usable(self._cache, response):
-            records, error = read_answer(response, plan)
+        with forget_unreadable(self._cache, response):
+            records, error = read_response(response, plan)
             if error is not None:
                 raise error
         if not records and missing == "raise":
-            raise _nothing(name, _emptied(response))
+            raise _not_found(name, _filtered_out(response))
         return records
 
     @overload
@@ -296,24 +296,24 @@ class Lookup(Generic[T]):
             TypeError: `names` is one title.
             ValueError: An unknown field, a filter that could not give a right answer, a concurrency below 1.
         """
-        _checked(missing, recheck)
+        _check_options(missing, recheck)
         plan = self._plan(fields, filters, limit, type, order)
 
         async def ask(name: str) -> Looked[Any]:
             try:
-                response = await self._ask(name, plan, recheck)
+                response = await self._send(name, plan, recheck)
             except ClientClosed:
                 # It says nothing of this name, and there is no way to ask for those that follow.
                 raise
             except (WMEError, ValueError, TypeError) as error:
                 return Looked(name=name, error=error)
             if isinstance(response, NotFound):
-                return Looked(name=name, error=_nothing(name, response) if missing == "raise" else None)
-            records, trouble = read_answer(response, plan)
+                return Looked(name=name, error=_not_found(name, response) if missing == "raise" else None)
+            records, trouble = read_response(response, plan)
             if trouble is not None and self._cache is not None:
                 self._cache.forget(response)
             if not records and trouble is None and missing == "raise":
-                return Looked(name=name, error=_nothing(name, _emptied(response)))
+                return Looked(name=name, error=_not_found(name, _filtered_out(response)))
             return Looked(name=name, records=tuple(records if trouble is None else trouble.records), error=trouble)
 
         return Lookups(
@@ -359,7 +359,7 @@ class Lookup(Generic[T]):
         plan = self._plan(fields, filters, limit, type, "project")
         return "\n".join([plan.query.explain(), *plan.notes])
 
-    async def _ask(self, name: str, plan: Plan, recheck: bool | None) -> Response | NotFound:
+    async def _send(self, name: str, plan: LookupPlan, recheck: bool | None) -> Response | NotFound:
         resource = self._resource
         # The server ignores a JSON body without the header that names it, and answers with everything.
         request = Request(
@@ -372,7 +372,7 @@ class Lookup(Generic[T]):
             product=resource.product,
         )
         self._hint.count(self._transport.monotonic())
-        return await asked(self._transport, request, cache=self._cache, recheck=recheck)
+        return await send_lookup(self._transport, request, cache=self._cache, recheck=recheck)
 
     def _plan(
         self,
@@ -381,12 +381,12 @@ class Lookup(Generic[T]):
         limit: int | None,
         type: type[Any] | None,
         order: Order,
-    ) -> Plan:
+    ) -> LookupPlan:
         assert self._resource.backend is not None
         query = Query.build(
             self._resource.backend, self._resource.model, fields=fields, filters=filters, limit=limit, type=type
         )
-        return planned(query, order)
+        return plan_lookup(query, order)
 
 
 def check_recheck(recheck: object) -> None:
@@ -399,18 +399,18 @@ def check_recheck(recheck: object) -> None:
         raise TypeError(f"recheck is True, False or None, got {recheck!r}")
 
 
-def _checked(missing: str, recheck: object) -> None:
+def _check_options(missing: str, recheck: object) -> None:
     if missing not in ("empty", "raise"):  # no set: what is given may be a list
         raise ValueError(f'missing is "empty" or "raise", got {missing!r}')
     check_recheck(recheck)
 
 
-def _emptied(response: Response) -> NotFound:
+def _filtered_out(response: Response) -> NotFound:
     """What the server would have said of an answer of which the filters that are applied here leave nothing."""
     return NotFound(status=404, url=bare_url(response.url), request_id=response.headers.get("X-Request-Id"))
 
 
-def _nothing(name: str, error: NotFound) -> NotFound:
+def _not_found(name: str, error: NotFound) -> NotFound:
     return NotFound(
         f"there is no page {name!r} that the filters let through: titles are exact, capitals count, and redirects are "
         "not followed",

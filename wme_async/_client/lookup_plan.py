@@ -16,7 +16,7 @@ from wme_async.models import StructuredContent
 from wme_async.models._tolerant import decode_record
 from wme_async.models.decoding import decode_json, decoding
 
-__all__ = ["Plan", "planned", "read_answer"]
+__all__ = ["LookupPlan", "plan_lookup", "read_response"]
 
 _PROJECT: Final = "is_part_of.identifier"
 _LANGUAGE: Final = "in_language.identifier"
@@ -25,7 +25,7 @@ _MOST: Final = 10
 _RAW_KEY: Final = b'"article_body":'
 
 
-class Plan(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+class LookupPlan(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """What is the same for all names of a job.
 
     Attributes:
@@ -51,7 +51,7 @@ class Plan(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     tells: bool
 
 
-def planned(query: Query, order: Any) -> Plan:
+def plan_lookup(query: Query, order: Any) -> LookupPlan:
     """Decide what to send for a query, and how to read the answers.
 
     Args:
@@ -62,19 +62,19 @@ def planned(query: Query, order: Any) -> Plan:
         ValueError: The order is none of these.
     """
     # The same question is often put about one title after the other, and is then the same object.
-    return _usual(query, order) if order is None or isinstance(order, str) else _made(query, order)
+    return _cached_plan(query, order) if order is None or isinstance(order, str) else _build_plan(query, order)
 
 
 @lru_cache(maxsize=256)
-def _usual(query: Query, order: str | None) -> Plan:
-    return _made(query, order)
+def _cached_plan(query: Query, order: str | None) -> LookupPlan:
+    return _build_plan(query, order)
 
 
-def _made(query: Query, order: Any) -> Plan:
+def _build_plan(query: Query, order: Any) -> LookupPlan:
     order = _order(order)
     body = query.body()
     notes = []
-    cut = _cut(query)
+    cut = _max_records(query)
     if cut is not None:
         body["limit"] = _MOST
         notes.append(
@@ -92,11 +92,11 @@ def _made(query: Query, order: Any) -> Plan:
             notes.append(f"sent: instead, whole fields {', '.join(whole)}; here: reduced")
         names = body["fields"] = whole
     ordered = order is not None and not callable(order) and not (single and cut is None)
-    if ordered and names and not _covered(names):
+    if ordered and names and not _names_project(names):
         extra = "is_part_of" if query.backend is Backend.STRUCTURED else _PROJECT
         body["fields"] = [*names, extra]
         notes.append(f"sent: field {extra} besides, for the order of records; here: left out again")
-    return Plan(
+    return LookupPlan(
         query=query,
         body=msgspec.json.encode(body),
         decoder=_decoder(query.result),
@@ -111,7 +111,7 @@ def _made(query: Query, order: Any) -> Plan:
     )
 
 
-def _cut(query: Query) -> int | None:
+def _max_records(query: Query) -> int | None:
     """Return how many records to return, where more are needed to be sure of them; None where the server limits them.
 
     The server picks `limit` records by project and language alone, and compares the rest afterwards: what it picked and
@@ -133,7 +133,7 @@ def _cut(query: Query) -> int | None:
     return query.limit or _DEFAULT_LIMIT
 
 
-def _covered(names: Sequence[str]) -> bool:
+def _names_project(names: Sequence[str]) -> bool:
     return any(name in {"is_part_of", "is_part_of.*", _PROJECT} for name in names)
 
 
@@ -156,15 +156,15 @@ class _Project(msgspec.Struct, frozen=True):
     identifier: str = ""
 
 
-class _Where(msgspec.Struct, frozen=True):
+class _RecordProject(msgspec.Struct, frozen=True):
     is_part_of: _Project = _Project()
 
 
-_where: Final = msgspec.json.Decoder(_Where)
-_lines: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_project_decoder: Final = msgspec.json.Decoder(_RecordProject)
+_array_decoder: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def read_answer(response: Response, plan: Plan) -> tuple[list[Any], DecodeError | None]:
+def read_response(response: Response, plan: LookupPlan) -> tuple[list[Any], DecodeError | None]:
     """Return the records of an answer in their order, or the first thing that was wrong with it."""
     body = response.body
     if not body:
@@ -174,18 +174,18 @@ def read_answer(response: Response, plan: Plan) -> tuple[list[Any], DecodeError 
     known = known_names(plan.query.model)
     for number, line in enumerate(_rows(body), 1):
         if is_error(line, known):
-            first = first or _broken(response, line, number, instead_of("a record", line))
+            first = first or _record_error(response, line, number, instead_of("a record", line))
             continue
         try:
             with decoding(line):
                 record = _record(line, plan)
         except DecodeError as error:
-            first = first or _broken(response, line, number, error.message)
+            first = first or _record_error(response, line, number, error.message)
         else:
             if record is not None:
                 found.append((line, record))
     if len(found) > 1 and plan.order is not None:
-        found.sort(key=lambda pair: _place(pair, plan.order))
+        found.sort(key=lambda pair: _sort_key(pair, plan.order))
     records = [record for _, record in found[: plan.cut]]
     if first is not None:
         first.records = tuple(records)
@@ -197,12 +197,12 @@ def _rows(body: bytes) -> list[bytes]:
     if body[:1] != b"[":
         return [line for line in body.split(b"\n") if line.strip()] if b"\n" in body else [body]
     try:
-        return [bytes(row) for row in decode_json(body, _lines)]
+        return [bytes(row) for row in decode_json(body, _array_decoder)]
     except DecodeError:
         return [body]
 
 
-def _record(line: bytes, plan: Plan) -> Any:
+def _record(line: bytes, plan: LookupPlan) -> Any:
     query = plan.query
     raw = query.backend is Backend.STRUCTURED and _RAW_KEY in line
     if raw and not plan.tells:
@@ -234,18 +234,18 @@ def _without_project(row: dict[str, Any], query: Query) -> dict[str, Any]:
     return {**rest, "is_part_of": left} if left else rest
 
 
-def _place(pair: tuple[bytes, Any], order: Any) -> Any:
+def _sort_key(pair: tuple[bytes, Any], order: Any) -> Any:
     line, record = pair
     if callable(order):
         return order(record)
     try:
-        project = decode_json(line, _where).is_part_of.identifier
+        project = decode_json(line, _project_decoder).is_part_of.identifier
     except DecodeError:
         project = ""
     return (order.get(project, len(order)), project.encode())
 
 
-def _broken(response: Response, line: bytes, number: int, reason: str) -> DecodeError:
+def _record_error(response: Response, line: bytes, number: int, reason: str) -> DecodeError:
     shown = bare_url(response.url)
     if line.lstrip()[:1] == b"<":
         reason = words_of(line)

@@ -11,7 +11,7 @@ from wme_async._arguments import check_flags, check_functions
 from wme_async._client.archive_source import ArchiveSource
 from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
-from wme_async._client.files import target_of
+from wme_async._client.files import target_path
 from wme_async._client.paths import file_path
 from wme_async._client.quota import Cost
 from wme_async._client.resources import Resource
@@ -103,7 +103,7 @@ class MediaFiles:
         check_flags(overwrite=overwrite, verify=verify, if_changed=if_changed)
         check_functions(progress=progress)
         path = f"{self._resource.path}/{file_path(name)}"
-        target = target_of(to, name.replace(" ", "_"))
+        target = target_path(to, name.replace(" ", "_"))
         present = not overwrite and await in_thread(target.is_file)
         uploads = await self._uploads(name) if verify or present else []
         known = frozenset(upload.sha1.lower() for upload in uploads)
@@ -148,7 +148,7 @@ class MediaFiles:
 class _Pages(Collection[FilePage]):
     """Pages of files; there is no list of them."""
 
-    def _quoted(self, identifier: str | int) -> str:
+    def _quote(self, identifier: str | int) -> str:
         if not isinstance(identifier, str):
             raise TypeError(f"a file name is text, got {type(identifier).__name__}")
         return file_path(identifier)

@@ -9,7 +9,7 @@ import click
 import msgspec
 from rich.text import Text
 
-from wme_async._client.lookup_plan import planned
+from wme_async._client.lookup_plan import plan_lookup
 from wme_async._client.resources import RESOURCES
 from wme_async._query.query import Query, filterable
 from wme_async._text import decode_text
@@ -245,7 +245,7 @@ def explain(resource: str, filters: Sequence[str], fields: list[str] | None, lim
     )
     base.echo(query.explain())
     if "lookup" in row.verbs:
-        for note in planned(query, "project").notes:
+        for note in plan_lookup(query, "project").notes:
             base.echo(note)
     if not filters:
         base.echo(f"it can be filtered by: {', '.join(sorted(known_fields))}")
