@@ -6,17 +6,15 @@ them. `build_archive` and `write_archive` pack records as the exporter does.
 """
 
 import uuid
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
-from itertools import accumulate
 from os import PathLike
 from random import Random
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import quote
 
-from wme_async.simulator.world import prose as _prose
+from wme_async.simulator.world import prose
 from wme_async.simulator.world.encoding import dumps, nanoseconds_of, stamp, timestamp
 from wme_async.simulator.world.structured import structured_content
 from wme_async.simulator.world.tarball import ArchiveInfo, ArchiveMember, build_archive, write_archive
@@ -97,18 +95,14 @@ class ArticleGenerator:
 
     def __init__(self, seed: int = 0, base: Iterable[Mapping[str, Any]] | str | PathLike[str] | None = None) -> None:
         self.seed = seed
-        texts = _prose.read_base(base)
-        self._html = _Ring(texts.html)
-        self._wikitext = _Ring(texts.wikitext)
-        self._abstracts = texts.abstracts
-        self._titles = texts.titles
+        self._texts = prose.texts_of(base)
 
     def _random(self, index: int, salt: int = 0) -> Random:
         return Random((self.seed << 80) ^ (salt << 64) ^ index)
 
     def title(self, index: int, *, namespace: int = 0) -> str:
         """The title of a page, with spaces: unique by index, and with a prefix outside namespace 0."""
-        stem = self._titles[(index * 7 + self.seed) % len(self._titles)]
+        stem = self._texts.titles[(index * 7 + self.seed) % len(self._texts.titles)]
         return f"{_PREFIXES.get(namespace, f'Namespace{namespace}:')}{stem} {index}"
 
     def article(
@@ -211,7 +205,7 @@ class ArticleGenerator:
         return structured_content(
             article,
             self._random(index, salt=3),
-            self._abstracts,
+            self._texts.abstracts,
             snapshot=where == "snapshot",
             old_names=old_names,
             null_parts=null_parts,
@@ -275,7 +269,7 @@ class ArticleGenerator:
         bulk = rnd.random() < 0.04  # bulk-ingested: never edited while the service watched, so much is missing
         record: dict[str, Any] = {"name": name, "identifier": _page_id(index)}
         if namespace == 0:
-            record["abstract"] = self._abstracts[rnd.randrange(len(self._abstracts))]
+            record["abstract"] = self._texts.abstracts[rnd.randrange(len(self._texts.abstracts))]
         if not bulk:
             record["date_created"] = stamp(when - rnd.randrange(1, 600_000_000) * 1_000_000_000, 0)
         record["date_modified"] = stamp(when - rnd.randrange(3) * 1_000_000_000, 0)
@@ -300,8 +294,8 @@ class ArticleGenerator:
         record["is_part_of"] = {"identifier": project, "url": base}
         html_bytes = max(0, wanted - 2600) * 7 // 10
         body = {
-            "html": self._html.take(rnd, html_bytes),
-            "wikitext": self._wikitext.take(rnd, max(0, wanted - 2600 - html_bytes)),
+            "html": self._texts.html.take(rnd, html_bytes),
+            "wikitext": self._texts.wikitext.take(rnd, max(0, wanted - 2600 - html_bytes)),
         }
         if any(body.values()):
             record["article_body"] = {name: text for name, text in body.items() if text}
@@ -315,27 +309,6 @@ class ArticleGenerator:
                 "alternative_text": "A picture",
             }
         return record
-
-
-class _Ring:
-    """Text laid end to end, from which a piece of a wished encoded length is one slice."""
-
-    def __init__(self, paragraphs: Sequence[str]) -> None:
-        self._text = "".join(paragraphs) * 2
-        self._count = len(paragraphs)
-        lengths = [len(dumps(paragraph)) - 2 for paragraph in paragraphs] * 2
-        self._chars = [0, *accumulate(len(paragraph) for paragraph in [*paragraphs, *paragraphs])]
-        self._bytes = [0, *accumulate(lengths)]
-
-    def take(self, rnd: Random, wanted: int) -> str:
-        """About so many bytes of encoded text, from a random paragraph on."""
-        if wanted <= 0:
-            return ""
-        turns, rest = divmod(wanted, self._bytes[self._count])
-        start = rnd.randrange(self._count)
-        stop = bisect_left(self._bytes, self._bytes[start] + rest, start, start + self._count)
-        tail = self._text[self._chars[start] : self._chars[stop]]
-        return self._text[: self._chars[self._count]] * turns + tail if turns else tail
 
 
 def _page_id(index: int) -> int:
@@ -409,12 +382,12 @@ def _padded(record: dict[str, Any], size: int) -> dict[str, Any]:
     if missing < 1:
         # An empty string is never written, so there is one character at least.
         raise ValueError(f"this article has at least {size - missing + 1} bytes")
-    body["wikitext"] += _prose.FILLER * (missing // len(_prose.FILLER)) + _prose.FILLER[: missing % len(_prose.FILLER)]
+    body["wikitext"] += prose.filler(missing)
     return record
 
 
 def _comment(rnd: Random) -> str:
-    return _prose.COMMENTS[rnd.randrange(len(_prose.COMMENTS))]
+    return prose.COMMENTS[rnd.randrange(len(prose.COMMENTS))]
 
 
 def _editor(rnd: Random) -> dict[str, Any]:
@@ -475,7 +448,7 @@ def _links(rnd: Random, index: int, base: str) -> dict[str, Any]:
             {"identifier": "P625", "url": "https://www.wikidata.org/entity/P625", "aspects": ["C.P1630"]},
         ]
     for key, prefix, most in (("categories", "Category:", 6), ("templates", "Template:", 8), ("redirects", "", 3)):
-        names = [f"{prefix}{_prose.WORDS[rnd.randrange(len(_prose.WORDS))]} {n}" for n in range(rnd.randrange(most))]
+        names = [f"{prefix}{prose.WORDS[rnd.randrange(len(prose.WORDS))]} {n}" for n in range(rnd.randrange(most))]
         if names:
             out[key] = [
                 {"name": name, "url": f"{base}/wiki/{quote(name.replace(' ', '_'), safe='/:')}"} for name in names

@@ -11,7 +11,7 @@ from datetime import datetime
 from random import Random
 from typing import Any, Final, Literal
 
-from wme_async.simulator.world import prose as _prose
+from wme_async.simulator.world import prose
 from wme_async.simulator.world.articles import ArticleGenerator, Kind
 from wme_async.simulator.world.encoding import dumps, nanoseconds_of, stamp
 
@@ -224,7 +224,7 @@ class EntityGenerator:
         if known is not None:
             return known
         # By arithmetic and not by a generator: labels are embedded in every statement, and must agree everywhere.
-        words = _prose.WORDS
+        words = prose.WORDS
         first = words[(number * 7 + self.seed) % len(words)]
         second = words[(number * 13 + 5) % len(words)]
         labels = {
@@ -420,7 +420,5 @@ def _grown(record: dict[str, Any], builder: _Builder, identifier: str, size: int
         statements.setdefault("P2860", []).extend(more)
     else:
         statements.extend(more)
-    room = size - len(dumps(record))
-    filler = _prose.FILLER
-    entity["descriptions"]["en"] = filler * (room // len(filler)) + filler[: room % len(filler)]
+    entity["descriptions"]["en"] = prose.filler(size - len(dumps(record)))
     return record
