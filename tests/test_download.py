@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from download_store import KEY, MIB, StoreSource, fetched_ranges, leftovers, noise, our_tasks, store_requests
 
-from wme_async._download import Budget, Progress, SignedUrl, download, ordered
-from wme_async._download import download as job
+from wme_async._download import Budget, Progress, SignedUrl, download, open_content
 from wme_async._tasks import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, IntegrityError, NotFound, QuotaExceeded, ServerError, WMEError
@@ -373,9 +372,9 @@ async def test_numbers_that_make_no_sense_are_refused(sim: Simulator, transport:
         with pytest.raises(ValueError, match=r"connections|rate"):
             await download(source, tmp_path / "x", transport=transport, **options)
     with pytest.raises(ValueError, match="window"):
-        ordered(source, transport=transport, window=0)
+        open_content(source, transport=transport, window=0)
     with pytest.raises(ValueError, match="budget"):
-        ordered(source, transport=transport, max_rate=1.0, budget=Budget())
+        open_content(source, transport=transport, max_rate=1.0, budget=Budget())
 
 
 @pytest.mark.parametrize(
@@ -397,7 +396,7 @@ async def test_options_of_another_type_are_refused_before_anything_is_sent(
         await download(source, tmp_path / "x", transport=transport, **options)
     if not {"min_rate", "progress"} & options.keys():
         with pytest.raises(TypeError, match=words):
-            ordered(source, transport=transport, **options)
+            open_content(source, transport=transport, **options)
     assert not sim.requests.select()
 
 
@@ -459,7 +458,7 @@ async def test_a_server_that_wants_less_gets_fewer_connections(
     sim.faults.inject("status", role="store", status=503, times=2, skip=2)
     budget = Budget(8, start=8)
     await download(StoreSource(sim, transport), tmp_path / "x", transport=transport, budget=budget, part_size=200_000)
-    assert budget.governor.allowed == 4
+    assert budget.tuner.allowed == 4
 
 
 async def test_whoever_waits_for_a_connection_and_gives_up_takes_none(sim: Simulator) -> None:
@@ -543,20 +542,21 @@ async def test_whoever_is_cancelled_while_the_unfinished_file_is_opened_leaves_n
 ) -> None:
     data = noise(3 * MIB)
     sim.put_object(KEY, data)
-    begun, go_on = threading.Event(), threading.Event()
-    real = job.PartFile  # type: ignore[attr-defined]  # where the download takes it from
+    opening, proceed = threading.Event(), threading.Event()
+    system_open = os.open
 
-    def slow(target: Path, *, durable: bool) -> Any:
-        begun.set()
-        go_on.wait(10)
-        return real(target, durable=durable)
+    def slow_open(path: Any, *args: Any, **options: Any) -> int:
+        if str(path).endswith("/a.part"):
+            opening.set()
+            proceed.wait(10)
+        return system_open(path, *args, **options)
 
-    monkeypatch.setattr(job, "PartFile", slow)
+    monkeypatch.setattr(os, "open", slow_open)
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         task = group.create_task(download(StoreSource(sim, transport), tmp_path / "a", transport=transport))
-        await in_thread(begun.wait, 10)
+        await in_thread(opening.wait, 10)
         task.cancel()
-        go_on.set()
+        proceed.set()
     assert task.cancelled()
     await download(StoreSource(sim, transport), tmp_path / "a", transport=transport)
     assert (tmp_path / "a").read_bytes() == data
@@ -581,7 +581,7 @@ async def test_an_address_that_cannot_be_had_is_asked_for_no_more_often_than_any
     source.sign = failing  # type: ignore[method-assign]  # the transport has tried it as often as it may
     with pytest.raises(ServerError, match="out of order"):
         if "read" in way:
-            async with ordered(source, transport=transport) as stream:
+            async with open_content(source, transport=transport) as stream:
                 await anext(stream)
         else:
             await download(source, tmp_path / "x", transport=transport)

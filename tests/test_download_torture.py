@@ -159,7 +159,7 @@ async def test_random_scripts_of_faults_end_whole_or_in_an_error(
     sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     # Small files with a ledger, so that what one attempt leaves is gone on with by the next.
-    monkeypatch.setattr("wme_async._download.download._SMALL", 50_000)
+    monkeypatch.setattr(sys.modules["wme_async._download.download"], "_SMALL", 50_000)
     outcomes = await scripts(sim, tmp_path, iter(range(count)))
     assert len(outcomes) == count
     assert outcomes.count("whole") > 0.3 * count
@@ -214,7 +214,7 @@ def written_and_claimed(folder: Path, data: bytes, etag: str) -> tuple[int, int]
     spans = ledger.load(identity="child", size=len(data), etag=etag)
     ledger.close()
     for start, stop in spans:
-        assert part[start:stop] == data[start:stop], "the ledger claims bytes that are not in the file"
+        assert part[start:stop] == data[start:stop], "the ledger leases bytes that are not in the file"
     blocks = (data[at : at + 4096] == part[at : at + 4096] for at in range(0, len(data), 4096))
     return 4096 * sum(blocks), spans.total
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import random
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from download_store import KEY, StoreSource, clean, leftovers, noise, store_requ
 from wme_async._download import Download, download
 from wme_async._download.ledger import Ledger
 from wme_async._download.part_file import PartFile
-from wme_async._download.range_plan import Plan
+from wme_async._download.range_plan import RangePlan
 from wme_async._tasks import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import NotFound
@@ -233,12 +234,12 @@ def test_a_file_is_free_again_though_another_process_has_inherited_its_descripto
     inherited = part.duplicate()
     try:
         plan = part.resume(identity="x", size=4 << 20, etag='"x"', keep=True)
-        claim = plan.claim(0.0, most=4096)
-        assert claim is not None
-        part.open_claim(claim)
+        lease = plan.lease(0.0, most=4096)
+        assert lease is not None
+        part.open_lease(lease)
         assert part.write(0, memoryview(bytes(4096))) is None
-        claim.at += 4096
-        part.advanced(claim)
+        lease.at += 4096
+        part.advanced(lease)
         with pytest.raises(BlockingIOError):
             PartFile(tmp_path / "x", durable=False)
         part.close()
@@ -273,8 +274,8 @@ async def test_what_fails_on_the_disk_is_said_in_a_sentence(
 async def test_what_was_flushed_is_noted_while_it_goes_on(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wme_async._download.download._CHECKPOINT_SECONDS", 0.05)
-    monkeypatch.setattr("wme_async._download.download._CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(sys.modules["wme_async._download.download"], "_CHECKPOINT_SECONDS", 0.05)
+    monkeypatch.setattr(sys.modules["wme_async._download.download"], "_CHECKPOINT_BYTES", 1)
     sim.put_object(KEY, noise(3_000_000))
     sim.faults.inject("slow", role="store", rate=1_500_000, times=None)
     sim.faults.inject("status", role="store", status=404, skip=4, times=None)
@@ -315,15 +316,15 @@ async def test_a_part_file_that_was_finished_by_another_is_not_written_to(tmp_pa
 
 def test_a_ledger_claims_nothing_of_another_version_or_boot(tmp_path: Path) -> None:
     names: dict[str, Any] = {"identity": "a", "size": 10_000, "etag": '"v1"'}
-    plan = Plan(10_000)
+    plan = RangePlan(10_000)
     ledger = Ledger(tmp_path / "l", boot="boot-1")
     assert not ledger.load(**names)
     ledger.begin(plan, **names)
-    claim = plan.claim(0.0, most=4096)
-    assert claim is not None
-    ledger.open(claim, plan)
-    claim.at = 3000
-    ledger.advance(claim)
+    lease = plan.lease(0.0, most=4096)
+    assert lease is not None
+    ledger.open(lease, plan)
+    lease.at = 3000
+    ledger.advance(lease)
     ledger.close()
 
     def read(boot: str | None, **other: Any) -> list[tuple[int, int]]:
@@ -341,20 +342,20 @@ def test_a_ledger_claims_nothing_of_another_version_or_boot(tmp_path: Path) -> N
         assert read("boot-1", **other) == []
 
     ledger = Ledger(tmp_path / "l", boot="boot-1")
-    plan = Plan(10_000, ledger.load(**names))
+    plan = RangePlan(10_000, ledger.load(**names))
     ledger.begin(plan, **names)
     ledger.synced(plan.written)
-    claim = plan.claim(0.0, most=100_000)
-    assert claim is not None
-    ledger.open(claim, plan)
-    claim.at = 5000
-    ledger.advance(claim)
+    lease = plan.lease(0.0, most=100_000)
+    assert lease is not None
+    ledger.open(lease, plan)
+    lease.at = 5000
+    ledger.advance(lease)
     ledger.close()
     assert read("boot-1") == [(0, 5000)]
     assert read("boot-2") == [(0, 3000)]
     # Going on in a new boot does not bring the old table back to life.
     ledger = Ledger(tmp_path / "l", boot="boot-2")
-    plan = Plan(10_000, ledger.load(**names))
+    plan = RangePlan(10_000, ledger.load(**names))
     ledger.begin(plan, **names)
     ledger.close()
     assert read("boot-2") == [(0, 3000)]
@@ -362,22 +363,22 @@ def test_a_ledger_claims_nothing_of_another_version_or_boot(tmp_path: Path) -> N
 
 def test_a_ledger_with_very_many_claims_stays_true_and_small(tmp_path: Path) -> None:
     names: dict[str, Any] = {"identity": "a", "size": 1_000_000, "etag": '"v1"'}
-    plan = Plan(1_000_000)
+    plan = RangePlan(1_000_000)
     ledger = Ledger(tmp_path / "l", boot="b")
     ledger.begin(plan, **names)
     rng = random.Random(5)
     for _ in range(2000):
-        claim = plan.claim(0.0, most=rng.randrange(1, 600))
-        if claim is None:
+        lease = plan.lease(0.0, most=rng.randrange(1, 600))
+        if lease is None:
             break
-        ledger.open(claim, plan)
-        claim.at += rng.randrange(claim.rest + 1)
-        ledger.advance(claim)
+        ledger.open(lease, plan)
+        lease.at += rng.randrange(lease.rest + 1)
+        ledger.advance(lease)
         if rng.random() < 0.9:
-            plan.release(claim, 0.0)
-            ledger.forget(claim)
-        if len(plan.claims) > 40:
-            for old in list(plan.claims):
+            plan.release(lease, 0.0)
+            ledger.forget(lease)
+        if len(plan.leases) > 40:
+            for old in list(plan.leases):
                 plan.release(old, 0.0)
                 ledger.forget(old)
     said = set(ledger.load(**names))

@@ -1,4 +1,4 @@
-"""The planner of ranges: sets of bytes, claims, answers, and whole downloads in virtual time."""
+"""The planner of ranges: sets of bytes, leases, answers, and whole downloads in virtual time."""
 
 import itertools
 import random
@@ -9,15 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._download.range_plan import MIB, Claim, Plan, Spans, part_size
-from wme_async._download.range_responses import Verdict, etag_matches, judge, parse_content_range, strong_etag
-from wme_async._download.rates import Bucket, ConnectionCap, Governor, Meter
+from wme_async._download.range_plan import MIB, RangeLease, RangePlan, Spans, part_size
+from wme_async._download.range_responses import (
+    Verdict,
+    check_range_response,
+    etag_matches,
+    parse_content_range,
+    strong_etag,
+)
+from wme_async._download.rates import ConnectionCap, ConnectionTuner, RateMeter, TokenBucket
 
 
 def test_what_a_planner_holds_can_be_read() -> None:
-    plan = Plan(100)
-    claim = plan.claim(0.0, most=10)
-    assert repr(claim) == "<Claim 0..0..10>"
+    plan = RangePlan(100)
+    lease = plan.lease(0.0, most=10)
+    assert repr(lease) == "<RangeLease 0..0..10>"
     assert repr(Spans([(0, 3), (5, 6)])) == "Spans([(0, 3), (5, 6)])"
 
 
@@ -65,7 +71,7 @@ def test_reach_is_the_end_of_a_run(pairs: list[tuple[int, int]], start: int) -> 
 
 actions = st.lists(
     st.tuples(
-        st.sampled_from(["claim", "steal", "next", "come", "release", "tick"]), st.integers(0, 40), st.floats(0.01, 3)
+        st.sampled_from(["lease", "steal", "next", "come", "release", "tick"]), st.integers(0, 40), st.floats(0.01, 3)
     ),
     max_size=60,
 )
@@ -75,41 +81,41 @@ actions = st.lists(
 def test_whatever_happens_each_byte_is_fetched_by_at_most_one_connection(
     size: int, done: list[tuple[int, int]], script: list[tuple[str, int, float]]
 ) -> None:
-    plan = Plan(size, done)
+    plan = RangePlan(size, done)
     now = 0.0
     written = {byte for byte in bytes_of(done) if byte < size}
     for action, number, wait in script:
         now += wait
-        made: Claim | None = None
-        if action == "claim":
-            made = plan.claim(now, most=number + 1)
+        made: RangeLease | None = None
+        if action == "lease":
+            made = plan.lease(now, most=number + 1)
         elif action == "steal":
             made = (plan.steal(now, setup=0.1, least=1, gain=0.0) or (None,))[0]
         elif action == "next":
             made = (plan.next(now, connections=3, least=1, most=number + 1) or (None,))[0]
         elif action == "tick":
             plan.tick(now)
-        elif plan.claims:
-            claim = plan.claims[number % len(plan.claims)]
+        elif plan.leases:
+            lease = plan.leases[number % len(plan.leases)]
             if action == "come":
-                count = min(number, claim.rest)
-                written |= set(range(claim.at, claim.at + count))
-                claim.at += count
+                count = min(number, lease.rest)
+                written |= set(range(lease.at, lease.at + count))
+                lease.at += count
             else:
-                plan.release(claim, now)
-        assert made is None or made in plan.claims
-        spoken_for = [byte for claim in plan.claims for byte in range(claim.at, claim.stop)]
+                plan.release(lease, now)
+        assert made is None or made in plan.leases
+        spoken_for = [byte for lease in plan.leases for byte in range(lease.at, lease.stop)]
         assert len(spoken_for) == len(set(spoken_for))
         assert not written & set(spoken_for)
         assert plan.done == len(written)
         assert bytes_of(plan.written) == written
-        assert plan.unclaimed == size - len(written | set(spoken_for))
+        assert plan.unassigned == size - len(written | set(spoken_for))
         frontier = plan.frontier
         assert frontier == next((byte for byte in range(size) if byte not in written), size)
     # Whatever state it is in, the rest can be fetched.
-    for claim in list(plan.claims):
-        plan.release(claim, now)
-    while (last := plan.claim(now, most=7)) is not None:
+    for lease in list(plan.leases):
+        plan.release(lease, now)
+    while (last := plan.lease(now, most=7)) is not None:
         last.at = last.stop
         plan.release(last, now)
     assert plan.complete
@@ -117,24 +123,24 @@ def test_whatever_happens_each_byte_is_fetched_by_at_most_one_connection(
 
 
 def test_a_theft_between_equals_takes_half() -> None:
-    plan = Plan(100 * MIB)
-    claim = plan.claim(0.0, most=200 * MIB)
-    assert claim is not None
+    plan = RangePlan(100 * MIB)
+    lease = plan.lease(0.0, most=200 * MIB)
+    assert lease is not None
     for step in range(1, 9):
-        claim.at = step * MIB
+        lease.at = step * MIB
         plan.tick(step * 0.25)
     stolen = plan.steal(2.0, setup=0.0)
     assert stolen is not None
     thief, victim = stolen
-    assert victim is claim
+    assert victim is lease
     assert thief.stop == 100 * MIB
     assert thief.rest / victim.rest == pytest.approx(1.0, rel=0.01)
     assert thief.start == victim.stop
 
 
 def test_a_theft_from_a_slow_connection_takes_nearly_all_and_from_a_dead_one_all() -> None:
-    plan = Plan(100 * MIB)
-    slow, fast = plan.claim(0.0, most=50 * MIB), plan.claim(0.0, most=50 * MIB)
+    plan = RangePlan(100 * MIB)
+    slow, fast = plan.lease(0.0, most=50 * MIB), plan.lease(0.0, most=50 * MIB)
     assert slow is not None
     assert fast is not None
     for step in range(1, 9):
@@ -149,8 +155,8 @@ def test_a_theft_from_a_slow_connection_takes_nearly_all_and_from_a_dead_one_all
     assert stolen[0].rest > 0.95 * 50 * MIB
     assert not slow.lost
 
-    plan = Plan(100 * MIB)
-    dead, fast = plan.claim(0.0, most=50 * MIB), plan.claim(0.0, most=50 * MIB)
+    plan = RangePlan(100 * MIB)
+    dead, fast = plan.lease(0.0, most=50 * MIB), plan.lease(0.0, most=50 * MIB)
     assert dead is not None
     assert fast is not None
     fast.at = fast.stop
@@ -166,32 +172,32 @@ def test_a_theft_from_a_slow_connection_takes_nearly_all_and_from_a_dead_one_all
 
 def test_what_was_stolen_is_given_back_whole() -> None:
     for moved in (0.0, 50.0):
-        plan = Plan(64 * MIB)
-        claim = plan.claim(0.0, most=64 * MIB)
-        assert claim is not None
-        claim.at = 8 * MIB
+        plan = RangePlan(64 * MIB)
+        lease = plan.lease(0.0, most=64 * MIB)
+        assert lease is not None
+        lease.at = 8 * MIB
         plan.tick(1.0)
         stolen = plan.steal(1.0 + moved, setup=0.1)
         assert stolen is not None
         assert stolen[1].lost is (moved > 0)
         plan.give_back(*stolen)
-        assert plan.claims == [claim]
-        assert (claim.start, claim.at, claim.stop, claim.lost) == (0, 8 * MIB, 64 * MIB, False)
-        assert plan.unclaimed == 0
+        assert plan.leases == [lease]
+        assert (lease.start, lease.at, lease.stop, lease.lost) == (0, 8 * MIB, 64 * MIB, False)
+        assert plan.unassigned == 0
 
 
 def test_nothing_is_stolen_for_less_than_it_costs() -> None:
-    plan = Plan(4 * MIB)
-    claim = plan.claim(0.0, most=4 * MIB)
-    assert claim is not None
-    claim.at = 3 * MIB
+    plan = RangePlan(4 * MIB)
+    lease = plan.lease(0.0, most=4 * MIB)
+    assert lease is not None
+    lease.at = 3 * MIB
     plan.tick(1.0)
     assert plan.steal(1.0, setup=0.1) is None
     # An expired signature makes a request a metered one.
-    plan = Plan(400 * MIB)
-    claim = plan.claim(0.0, most=400 * MIB)
-    assert claim is not None
-    claim.at = 300 * MIB
+    plan = RangePlan(400 * MIB)
+    lease = plan.lease(0.0, most=400 * MIB)
+    assert lease is not None
+    lease.at = 300 * MIB
     plan.tick(60.0)
     assert plan.next(60.0, connections=2, lifetime=-1.0, elapsed=600.0) is None
     assert plan.next(60.0, connections=2, lifetime=30.0, elapsed=600.0) is not None
@@ -209,30 +215,30 @@ def test_parts_follow_the_rate_unless_the_signature_would_run_out() -> None:
 
 
 @given(st.integers(1, 1 << 40), st.floats(0, 1e10), st.integers(1, 64), st.none() | st.floats(-10, 60))
-def test_a_part_is_never_absurd(unclaimed: int, rate: float, connections: int, lifetime: float | None) -> None:
-    size = part_size(unclaimed, rate=rate, connections=connections, lifetime=lifetime)
+def test_a_part_is_never_absurd(unassigned: int, rate: float, connections: int, lifetime: float | None) -> None:
+    size = part_size(unassigned, rate=rate, connections=connections, lifetime=lifetime)
     assert size >= 2 * MIB
-    assert size <= max(256 * MIB, -(-unclaimed // connections))
+    assert size <= max(256 * MIB, -(-unassigned // connections))
 
 
 def test_a_straggler_is_one_that_is_slow_alone() -> None:
-    plan = Plan(400 * MIB)
-    claims = [plan.claim(0.0, most=100 * MIB) for _ in range(4)]
+    plan = RangePlan(400 * MIB)
+    leases = [plan.lease(0.0, most=100 * MIB) for _ in range(4)]
     for step in range(1, 41):
-        for index, claim in enumerate(claims):
-            assert claim is not None
-            claim.at += 100 if index == 2 else MIB // 4
+        for index, lease in enumerate(leases):
+            assert lease is not None
+            lease.at += 100 if index == 2 else MIB // 4
         plan.tick(step * 0.25)
-    assert plan.stragglers(10.0, floor=None, patience=5.0) == [claims[2]]
+    assert plan.stragglers(10.0, floor=None, patience=5.0) == [leases[2]]
     assert plan.stragglers(10.0, floor=None, patience=50.0) == []
-    assert plan.stragglers(10.0, floor=4000.0, patience=5.0, factor=1e9) == [claims[2]]
+    assert plan.stragglers(10.0, floor=4000.0, patience=5.0, factor=1e9) == [leases[2]]
     # When all are slow it is the line.
-    plan = Plan(400 * MIB)
+    plan = RangePlan(400 * MIB)
     for _ in range(4):
-        plan.claim(0.0, most=100 * MIB)
+        plan.lease(0.0, most=100 * MIB)
     for step in range(1, 41):
-        for claim in plan.claims:
-            claim.at += 100
+        for lease in plan.leases:
+            lease.at += 100
         plan.tick(step * 0.25)
     assert plan.stragglers(10.0, floor=1e6, patience=5.0) == []
 
@@ -302,24 +308,27 @@ GOOD = {"Content-Range": "bytes 10-19/100", "ETag": '"v1"', "Content-Length": "1
     ],
 )
 def test_only_the_range_that_was_asked_for_is_taken(status: int, headers: Mapping[str, str], verdict: Verdict) -> None:
-    answer = judge(status, headers, start=10, stop=20, size=100, validator='"v1"')
+    answer = check_range_response(status, headers, start=10, stop=20, size=100, validator='"v1"')
     assert answer.verdict is verdict
     assert bool(answer.reason) == (verdict in {Verdict.REFUSED, Verdict.REPLACED})
 
 
 def test_a_whole_file_may_come_as_200_if_the_whole_file_was_asked_for() -> None:
     for headers in ({}, {"Content-Length": "100"}):
-        assert judge(200, headers, start=0, stop=100, size=100, validator='"v1"').verdict is Verdict.WHOLE
+        assert (
+            check_range_response(200, headers, start=0, stop=100, size=100, validator='"v1"').verdict is Verdict.WHOLE
+        )
     assert (
-        judge(200, {"Content-Length": "99"}, start=0, stop=100, size=100, validator='"v1"').verdict is Verdict.REFUSED
+        check_range_response(200, {"Content-Length": "99"}, start=0, stop=100, size=100, validator='"v1"').verdict
+        is Verdict.REFUSED
     )
-    assert judge(200, {}, start=0, stop=50, size=100, validator='"v1"').verdict is Verdict.REFUSED
+    assert check_range_response(200, {}, start=0, stop=50, size=100, validator='"v1"').verdict is Verdict.REFUSED
 
 
 @given(st.floats(1.0, 1e9), st.lists(st.floats(0.01, 1.0), min_size=1, max_size=50))
 def test_a_meter_of_a_steady_flow_shows_it(rate: float, steps: list[float]) -> None:
     now = 0.0
-    meter = Meter(now)
+    meter = RateMeter(now)
     for step in steps:
         now += step
         meter.add(int(rate * 1000 * step), now)
@@ -328,7 +337,7 @@ def test_a_meter_of_a_steady_flow_shows_it(rate: float, steps: list[float]) -> N
 
 
 def test_a_meter_counts_what_comes_without_time_passing() -> None:
-    meter = Meter(0.0)
+    meter = RateMeter(0.0)
     assert meter.rate(0.0) == 0.0
     meter.add(10, 0.0)
     meter.add(10, 1.0)
@@ -338,7 +347,7 @@ def test_a_meter_counts_what_comes_without_time_passing() -> None:
 @given(st.floats(1e3, 1e8), st.lists(st.integers(0, 1 << 18), min_size=1, max_size=200), st.randoms())
 def test_a_bucket_lets_no_more_through_than_its_rate(rate: float, counts: list[int], rng: random.Random) -> None:
     now = 100.0
-    bucket = Bucket(rate, now)
+    bucket = TokenBucket(rate, now)
     total = 0
     for count in counts:
         wait = bucket.take(count, now)
@@ -349,25 +358,25 @@ def test_a_bucket_lets_no_more_through_than_its_rate(rate: float, counts: list[i
 
 
 def test_a_bucket_without_a_rate_never_waits_and_a_senseless_rate_is_refused() -> None:
-    assert Bucket(None, 0.0).take(1 << 40, 0.0) == 0.0
+    assert TokenBucket(None, 0.0).take(1 << 40, 0.0) == 0.0
     for rate in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="max_rate"):
-            Bucket(rate, 0.0)
+            TokenBucket(rate, 0.0)
     with pytest.raises(ValueError, match="connections"):
-        Governor(most=0)
+        ConnectionTuner(most=0)
 
 
 def test_a_refusal_halves_the_connections_once_for_each_moment() -> None:
-    governor = Governor(start=8, most=16)
-    governor.refused(10.0)
-    governor.refused(10.1)
-    governor.refused(10.2)
-    assert governor.allowed == 4
-    governor.refused(12.0)
-    assert governor.allowed == 2
+    tuner = ConnectionTuner(start=8, most=16)
+    tuner.refused(10.0)
+    tuner.refused(10.1)
+    tuner.refused(10.2)
+    assert tuner.allowed == 4
+    tuner.refused(12.0)
+    assert tuner.allowed == 2
     for _ in range(5):
-        governor.refused(12.0 + _ * 2)
-    assert governor.allowed == 1
+        tuner.refused(12.0 + _ * 2)
+    assert tuner.allowed == 1
 
 
 # --- whole downloads, without sockets and in virtual time
@@ -389,7 +398,7 @@ class Line:
 class Slot:
     number: int
     file: int = -1
-    claim: Claim | None = None
+    lease: RangeLease | None = None
     ready: float = 0.0
     carry: float = 0.0
 
@@ -405,7 +414,7 @@ class World:
     requests: int = 0
     signatures: int = 0
     rate: float = 0.0
-    plans: dict[int, Plan] = field(default_factory=dict)
+    plans: dict[int, RangePlan] = field(default_factory=dict)
     open_at: dict[int, float] = field(default_factory=dict)
     signed: dict[int, float] = field(default_factory=dict)
 
@@ -413,52 +422,52 @@ class World:
         rng = random.Random(seed)
         line = self.line
         # As a budget does: a single file begins with fewer.
-        governor = Governor(start=4 if len(self.sizes) == 1 else 8, most=line.most)
+        tuner = ConnectionTuner(start=4 if len(self.sizes) == 1 else 8, most=line.most)
         slots = [Slot(number) for number in range(line.most)]
         pending = list(range(len(self.sizes)))[::-1]
         next_tick = 0.0
         while pending or self.plans:
             while pending and len(self.plans) < self.at_once:
                 index = pending.pop()
-                self.plans[index] = Plan(self.sizes[index], rate=self.rate)
+                self.plans[index] = RangePlan(self.sizes[index], rate=self.rate)
                 # HEAD and signature: two round trips.
                 self.open_at[index] = self.now + line.setup
                 self.signatures += 1
                 self.signed[index] = self.open_at[index]
-            waiting = self.hand_out(slots, governor.allowed)
-            governor.tick(self.now, moved=self.moved, requests=self.requests, waiting=waiting)
+            waiting = self.hand_out(slots, tuner.allowed)
+            tuner.tick(self.now, moved=self.moved, requests=self.requests, waiting=waiting)
             if self.now >= next_tick:
                 next_tick = self.now + 0.25
                 for plan in self.plans.values():
                     plan.tick(self.now)
-                    for claim in plan.stragglers(self.now, floor=None, patience=5.0):
-                        self.free(next(slot for slot in slots if slot.claim is claim))
+                    for lease in plan.stragglers(self.now, floor=None, patience=5.0):
+                        self.free(next(slot for slot in slots if slot.lease is lease))
             self.now += step
             self.carry(slots, step, rng)
             assert self.now < longest, "it never ends"
         return self.now
 
     def hand_out(self, slots: list[Slot], allowed: int) -> bool:
-        busy = sum(slot.claim is not None for slot in slots)
+        busy = sum(slot.lease is not None for slot in slots)
         for slot in slots:
             if busy >= allowed:
                 return True
-            if slot.claim is not None:
+            if slot.lease is not None:
                 continue
             found = self.find(False, allowed) or self.find(True, allowed)
             if found is None:
                 return False
-            slot.file, slot.claim, victim = found
+            slot.file, slot.lease, victim = found
             slot.carry, slot.ready = 0.0, self.now + self.line.setup
             busy += 1
             if victim is not None and victim.lost:
-                self.free(next(other for other in slots if other.claim is victim))
+                self.free(next(other for other in slots if other.lease is victim))
                 busy -= 1
         return True
 
-    def find(self, alone: bool, allowed: int) -> tuple[int, Claim, Claim | None] | None:
+    def find(self, alone: bool, allowed: int) -> tuple[int, RangeLease, RangeLease | None] | None:
         for index, plan in self.plans.items():
-            if self.now < self.open_at[index] or not (alone or plan.unclaimed):
+            if self.now < self.open_at[index] or not (alone or plan.unassigned):
                 continue
             life = None if self.lifetime is None else self.signed[index] + self.lifetime - self.now
             found = plan.next(
@@ -477,17 +486,17 @@ class World:
         return None
 
     def free(self, slot: Slot) -> None:
-        assert slot.claim is not None
+        assert slot.lease is not None
         plan = self.plans[slot.file]
-        plan.release(slot.claim, self.now)
-        slot.claim = None
+        plan.release(slot.lease, self.now)
+        slot.lease = None
         self.requests += 1
         self.rate = plan.rate(self.now)
         if plan.complete:
             del self.plans[slot.file]
 
     def carry(self, slots: list[Slot], step: float, rng: random.Random) -> None:
-        working = [slot for slot in slots if slot.claim is not None and slot.ready <= self.now]
+        working = [slot for slot in slots if slot.lease is not None and slot.ready <= self.now]
         caps = {
             slot.number: min(self.line.cap, self.line.capacity) * (0.01 if slot.number < self.line.slow_slots else 1.0)
             for slot in working
@@ -496,14 +505,14 @@ class World:
         for position, slot in enumerate(sharing):
             rate = min(caps[slot.number], left / (len(sharing) - position))
             left -= rate
-            claim = slot.claim
-            assert claim is not None
+            lease = slot.lease
+            assert lease is not None
             slot.carry += rate * step
-            came = min(int(slot.carry), claim.rest)
+            came = min(int(slot.carry), lease.rest)
             slot.carry -= came
-            claim.at += came
+            lease.at += came
             self.moved += came
-            if not claim.rest or (self.line.loss and rng.random() < self.line.loss * step):
+            if not lease.rest or (self.line.loss and rng.random() < self.line.loss * step):
                 self.free(slot)
 
 

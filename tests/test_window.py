@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from wme_async._download import Budget, Checksum, FileInfo, Ordered, SignedUrl, ordered
+from wme_async._download import Budget, Checksum, ContentReader, FileInfo, SignedUrl, open_content
 from wme_async._download.etags import PartSums
 from wme_async._download.part_file import PartFile
 from wme_async._transport import Transport
@@ -82,7 +82,7 @@ def tasks() -> list[Any]:
     return [task for task in asyncio.all_tasks() if "wme_async/_download/" in task.get_coro().cr_code.co_filename]  # type: ignore[union-attr]
 
 
-async def read(stream: Ordered) -> bytes:
+async def read(stream: ContentReader) -> bytes:
     async with stream:
         pieces = [piece async for piece in stream]
     assert not tasks()
@@ -109,7 +109,7 @@ async def test_the_bytes_come_in_order(
     sim.put_object(KEY, data)
     source = Source(sim, transport)
     options = way | ({"tee": tmp_path / "kept"} if way.get("tee") else {})
-    stream = ordered(source, transport=transport, **options)
+    stream = open_content(source, transport=transport, **options)
     assert await read(stream) == data
     assert stream.position == stream.size == size
     assert stream.verified is (None if way.get("verify") is False else True)
@@ -130,7 +130,7 @@ async def test_trouble_on_the_way_is_not_seen(
         fault, {}
     )
     sim.faults.inject(fault, role="store", skip=0 if way["connections"] == 1 else 2, **details)
-    assert await read(ordered(Source(sim, transport), transport=transport, **way)) == data
+    assert await read(open_content(Source(sim, transport), transport=transport, **way)) == data
 
 
 @pytest.mark.parametrize("tee", [False, True])
@@ -140,7 +140,7 @@ async def test_a_file_that_is_replaced_while_it_is_read_is_an_error(
     monkeypatch.setattr("wme_async._download.reader._TEE_PART", 200_000)
     sim.put_object(KEY, noise(3_000_000))
     sim.faults.inject("slow", role="store", rate=1_000_000, times=None)
-    stream = ordered(
+    stream = open_content(
         Source(sim, transport), transport=transport, connections=2, window=400_000, tee=tmp_path / "x" if tee else None
     )
     async with stream:
@@ -159,7 +159,7 @@ async def test_a_file_that_is_replaced_before_the_first_byte_is_simply_read(
     sim.put_object(KEY, noise(900_000))
     new = noise(800_000, 1)
     sim.faults.inject("swap", role="store", data=new)
-    assert await read(ordered(Source(sim, transport), transport=transport, connections=1)) == new
+    assert await read(open_content(Source(sim, transport), transport=transport, connections=1)) == new
 
 
 async def test_wrong_bytes_are_told_at_the_end(sim: Simulator, transport: Transport) -> None:
@@ -167,11 +167,11 @@ async def test_wrong_bytes_are_told_at_the_end(sim: Simulator, transport: Transp
     sim.put_object(KEY, data)
     sim.faults.inject("corrupt", role="store", at=0)
     with pytest.raises(IntegrityError, match="MD5"):
-        await read(ordered(Source(sim, transport), transport=transport))
+        await read(open_content(Source(sim, transport), transport=transport))
     # Metadata that are older than the object are no reason to distrust it.
     source = Source(sim, transport)
     source.wrong = hashlib.md5(b"old").hexdigest()
-    stream = ordered(source, transport=transport)
+    stream = open_content(source, transport=transport)
     assert await read(stream) == data
     assert stream.verified is None
 
@@ -187,18 +187,18 @@ async def test_a_file_of_parts_that_is_newer_than_its_metadata_is_proven_by_its_
     source = Source(sim, transport, last_modified=DAY, accept_ranges=ranges)
     source.wrong, source.modified = hashlib.md5(b"old").hexdigest(), DAY - timedelta(hours=1)
     options = options | ({"tee": tmp_path / "x"} if options.get("tee") else {})
-    stream = ordered(source, transport=transport, **options)
+    stream = open_content(source, transport=transport, **options)
     assert await read(stream) == data
     assert stream.verified is None
     assert source.signed == 1
     # Neither do other bytes pass for it, nor those that nothing proves.
     sim.faults.inject("corrupt", role="store", at=1000)
     with pytest.raises(IntegrityError, match="MD5"):
-        await read(ordered(source, transport=transport, **options))
+        await read(open_content(source, transport=transport, **options))
     source.info["etag"] = f'"{"0" * 32}-3"'
     sim.store.objects[KEY] = dataclasses.replace(sim.store.objects[KEY], etag=f"{'0' * 32}-3")
     with pytest.raises(IntegrityError, match="MD5"):
-        await read(ordered(source, transport=transport, **options))
+        await read(open_content(source, transport=transport, **options))
 
 
 @pytest.mark.parametrize("stored", [DAY, None])
@@ -219,7 +219,7 @@ async def test_the_tag_is_computed_only_where_the_metadata_may_be_older(
     monkeypatch.setattr(PartSums, "update", counted)
     source = Source(sim, transport, last_modified=stored)
     source.modified = DAY
-    stream = ordered(source, transport=transport)
+    stream = open_content(source, transport=transport)
     assert await read(stream) == data
     assert stream.verified is True
     assert summed == (0 if stored else len(data))
@@ -234,7 +234,7 @@ async def test_metadata_that_goes_on_to_another_version_while_a_file_is_read_doe
     md5 = sim.put_object(KEY, data).md5
     source = Source(sim, transport, last_modified=DAY)
     source.modified = DAY
-    stream = ordered(source, transport=transport, connections=1)
+    stream = open_content(source, transport=transport, connections=1)
     async with stream:
         got = await anext(stream)
         # The answer that has begun is of the version that was asked for, and goes on.
@@ -251,13 +251,13 @@ async def test_a_server_without_ranges_is_read_in_one_stream(
     data = noise(900_000)
     sim.put_object(KEY, data)
     sim.faults.inject("status", role="store", status=503)
-    stream = ordered(Source(sim, transport, **info), transport=transport, window=100_000)
+    stream = open_content(Source(sim, transport, **info), transport=transport, window=100_000)
     assert await read(stream) == data
     assert stream.verified is True
     # Cut after the first bytes were handed out: it cannot be begun again, and must not look like the end.
     sim.faults.inject("drop", role="store", after=300_000)
     with pytest.raises(WMEError):
-        await read(ordered(Source(sim, transport, **info), transport=transport, window=100_000))
+        await read(open_content(Source(sim, transport, **info), transport=transport, window=100_000))
 
 
 @pytest.mark.parametrize("fault", ["expire", "encoding", "empty", "status", "drop"])
@@ -270,7 +270,7 @@ async def test_a_stream_that_nobody_has_read_of_is_begun_again(
     details: dict[str, Any] = {"after": 0} if fault == "drop" else {}
     sim.faults.inject(fault, role="store", **details)
     source = Source(sim, transport, accept_ranges=False)
-    stream = ordered(source, transport=transport, tee=tmp_path / "x" if tee else None)
+    stream = open_content(source, transport=transport, tee=tmp_path / "x" if tee else None)
     assert await read(stream) == data
     assert stream.verified is True
     assert source.signed == (2 if fault == "expire" else 1)
@@ -284,7 +284,7 @@ async def test_a_stream_whose_address_never_works_is_given_up_soon(
     sim.faults.inject("expire", role="store", times=None)
     source = Source(sim, transport, accept_ranges=False)
     with pytest.raises(Forbidden) as caught:
-        await read(ordered(source, transport=transport, tee=tmp_path / "x" if tee else None))
+        await read(open_content(source, transport=transport, tee=tmp_path / "x" if tee else None))
     assert source.signed == 3
     assert "clock" in "".join(getattr(caught.value, "__notes__", []))
 
@@ -296,7 +296,7 @@ async def test_a_reader_gets_no_bytes_of_two_answers_that_nothing_proves_to_be_t
     source = Source(sim, transport, etag=None)
     sim.faults.inject("drop", role="store", after=300_000)
     sim.faults.inject("swap", role="store", data=noise(900_000, 1), skip=1)
-    async with ordered(source, transport=transport, tee=tmp_path / "x") as stream:
+    async with open_content(source, transport=transport, tee=tmp_path / "x") as stream:
         assert await anext(stream)
         with pytest.raises(IntegrityError, match="replaced"):
             async for _ in stream:
@@ -305,10 +305,10 @@ async def test_a_reader_gets_no_bytes_of_two_answers_that_nothing_proves_to_be_t
     # Who is read by nobody yet is begun again, and so is a version that has a name.
     sim.faults.clear()
     sim.faults.inject("drop", role="store", after=0)
-    stream = ordered(source, transport=transport, tee=tmp_path / "x")
+    stream = open_content(source, transport=transport, tee=tmp_path / "x")
     assert await read(stream) == (tmp_path / "x").read_bytes() == noise(900_000, 1)
     sim.faults.inject("drop", role="store", after=300_000)
-    stream = ordered(Source(sim, transport, accept_ranges=False), transport=transport, tee=tmp_path / "y")
+    stream = open_content(Source(sim, transport, accept_ranges=False), transport=transport, tee=tmp_path / "y")
     assert await read(stream) == (tmp_path / "y").read_bytes() == noise(900_000, 1)
 
 
@@ -346,7 +346,7 @@ async def test_a_reader_that_comes_between_two_attempts_gets_no_bytes_of_the_fir
     monkeypatch.setattr(transport, "sleep", sleep)
     monkeypatch.setattr(source, "head", head_again)
     options = {"tee": tmp_path / "x"} if tee else {"window": 10_000_000}
-    stream = ordered(source, transport=transport, connections=1, **options)
+    stream = open_content(source, transport=transport, connections=1, **options)
     first = asyncio.create_task(anext(stream))
     await asyncio.sleep(0)
     first.cancel()
@@ -378,7 +378,7 @@ async def test_one_connection_needs_one_signature_however_long_the_reader_takes(
     budget = Budget(2)
     # What other files have had makes this one look slow, and its ranges end long before the file.
     budget.rate = 300_000.0
-    async with ordered(source, transport=transport, connections=1, window=1_000_000, budget=budget) as stream:
+    async with open_content(source, transport=transport, connections=1, window=1_000_000, budget=budget) as stream:
         got = await anext(stream)
         while now < 400:  # noqa: ASYNC110  # nobody tells when
             await asyncio.sleep(0)
@@ -404,7 +404,7 @@ async def test_a_reader_gets_the_bytes_in_order_though_an_address_could_not_be_h
     source.sign = failing  # type: ignore[method-assign]
     sim.faults.script([None, ("slow", {"rate": 400_000}), "expire"], role="store")
     async with asyncio.timeout(20):
-        assert await read(ordered(source, transport=transport, connections=2, window=400_000)) == data
+        assert await read(open_content(source, transport=transport, connections=2, window=400_000)) == data
     assert source.signed == 3
 
 
@@ -412,13 +412,13 @@ async def test_a_server_that_ignores_ranges_is_read_in_one_stream(sim: Simulator
     data = noise(900_000)
     sim.put_object(KEY, data)
     sim.faults.inject("ignore_range", role="store", times=None)
-    assert await read(ordered(Source(sim, transport), transport=transport, connections=3, window=300_000)) == data
+    assert await read(open_content(Source(sim, transport), transport=transport, connections=3, window=300_000)) == data
 
 
 async def test_a_reader_that_pauses_pauses_the_connections(sim: Simulator, transport: Transport) -> None:
     data = noise(8_000_000)
     sim.put_object(KEY, data)
-    stream = ordered(Source(sim, transport), transport=transport, connections=4, window=400_000)
+    stream = open_content(Source(sim, transport), transport=transport, connections=4, window=400_000)
     async with stream:
         got = bytearray(await anext(stream))
         for _ in range(40):
@@ -438,7 +438,7 @@ async def test_leaving_early_closes_everything(
     sim.put_object(KEY, noise(6_000_000))
     sim.faults.inject("stall", role="store", after=50_000, skip=2, times=None)
     options = way | ({"tee": tmp_path / "kept", "connections": 4} if way.get("tee") else {})
-    stream = ordered(Source(sim, transport), transport=transport, **options)
+    stream = open_content(Source(sim, transport), transport=transport, **options)
     async with stream:
         assert await anext(stream)
     assert transport.open_bodies == 0
@@ -455,7 +455,7 @@ async def test_a_task_that_reads_what_another_one_closes_is_told_and_not_cancell
 ) -> None:
     sim.put_object(KEY, noise(6_000_000))
     stall = sim.faults.inject("stall", role="store", after=0, times=None)
-    stream = ordered(Source(sim, transport), transport=transport, tee=tmp_path / "x" if tee else None)
+    stream = open_content(Source(sim, transport), transport=transport, tee=tmp_path / "x" if tee else None)
     reading = asyncio.create_task(anext(stream))
     while not stall.hits:  # noqa: ASYNC110  # nobody tells when
         await asyncio.sleep(0)
@@ -467,7 +467,7 @@ async def test_a_task_that_reads_what_another_one_closes_is_told_and_not_cancell
 async def test_a_reader_that_is_never_started_asks_for_nothing(sim: Simulator, transport: Transport) -> None:
     sim.put_object(KEY, noise(1000))
     source = Source(sim, transport)
-    await ordered(source, transport=transport).aclose()
+    await open_content(source, transport=transport).aclose()
     assert source.signed == 0
     assert not list(sim.requests)
 
@@ -475,7 +475,7 @@ async def test_a_reader_that_is_never_started_asks_for_nothing(sim: Simulator, t
 async def test_a_file_that_is_not_there_is_told(sim: Simulator, transport: Transport, tmp_path: Path) -> None:
     for tee in (None, tmp_path / "kept"):
         with pytest.raises(NotFound):
-            await read(ordered(Source(sim, transport), transport=transport, tee=tee))
+            await read(open_content(Source(sim, transport), transport=transport, tee=tee))
     assert not leftovers(tmp_path)
 
 
@@ -484,7 +484,7 @@ async def test_cancelling_a_reader_leaves_nothing(sim: Simulator, transport: Tra
     sim.faults.inject("hang_head", role="store", times=None)
 
     async def reader() -> None:
-        async with ordered(Source(sim, transport), transport=transport) as stream:
+        async with open_content(Source(sim, transport), transport=transport) as stream:
             async for _ in stream:
                 pass
 
@@ -513,7 +513,7 @@ async def test_who_is_cancelled_while_a_reader_is_closed_stays_cancelled_and_lea
         whole(part, digest, start, stop)
 
     monkeypatch.setattr(PartFile, "hash_into", slow)
-    stream = ordered(Source(sim, transport), transport=transport, tee=tmp_path / "x")
+    stream = open_content(Source(sim, transport), transport=transport, tee=tmp_path / "x")
     went_on = False
 
     async def leave_early() -> None:

@@ -21,12 +21,12 @@ from wme_async._client.resources import Resource
 from wme_async._download import (
     Budget,
     Checksum,
+    ContentReader,
     Download,
     FileInfo,
-    Ordered,
     ProgressHook,
     download,
-    ordered,
+    open_content,
 )
 from wme_async._query.query import Query
 from wme_async._transport import Response, Transport
@@ -258,7 +258,7 @@ class Files(Collection[M], Generic[M, R]):
         window: int = 12 << 20,
         max_rate: float | None = None,
         budget: Budget | None = None,
-    ) -> Ordered:
+    ) -> ContentReader:
         """Return the bytes of an archive in order, to pass them on.
 
         Example:
@@ -290,7 +290,7 @@ class Files(Collection[M], Generic[M, R]):
             await self._locate()
             return target_path(tee or "", self._name(identifier).path())
 
-        return ordered(
+        return open_content(
             source,
             transport=self._transport,
             tee=None if tee is None else kept_file,

@@ -1,20 +1,20 @@
 """How often bytes are asked for: one series of attempts, and when refused addresses end it."""
 
-from wme_async._download.budget import Ticket
+from wme_async._download.budget import SignedUrlCache
 from wme_async._transport import Transport
 from wme_async._transport.retry import Backoff
 from wme_async.errors import WMEError
 
-__all__ = ["HOPELESS", "WRONG_MOST", "Attempts", "check_ticket"]
+__all__ = ["MAX_WRONG_RESPONSES", "SIGNATURES_REFUSED", "Attempts", "check_signatures"]
 
-HOPELESS = "new signatures were refused too: is the clock of this machine or of a proxy wrong?"
+SIGNATURES_REFUSED = "new signatures were refused too: is the clock of this machine or of a proxy wrong?"
 
 # Answers that are not what was asked for, after which the same request is not worth another attempt.
-WRONG_MOST = 2
+MAX_WRONG_RESPONSES = 2
 
 
 class Attempts:
-    """The attempts at one claim since bytes of it came last.
+    """The attempts at one lease since bytes of it came last.
 
     Args:
         transport: Has the policy and the clock.
@@ -47,12 +47,12 @@ class Attempts:
         return self._backoff.failed(elapsed=self.elapsed, retry_after=getattr(error, "retry_after", None))
 
 
-def check_ticket(ticket: Ticket, error: WMEError) -> None:
+def check_signatures(signed_urls: SignedUrlCache, error: WMEError) -> None:
     """Let a refused address be renewed, unless new ones are refused too.
 
     Raises:
         WMEError: They are.
     """
-    if ticket.hopeless:
-        error.add_note(HOPELESS)
+    if signed_urls.hopeless:
+        error.add_note(SIGNATURES_REFUSED)
         raise error

@@ -5,12 +5,12 @@ import copy
 from collections import deque
 from collections.abc import Callable
 
-from wme_async._download.rates import Bucket, Governor
+from wme_async._download.rates import ConnectionTuner, TokenBucket
 from wme_async._download.source import SignedUrl, Source
 from wme_async._tasks import AdaptiveExecutor
 from wme_async.errors import WMEError
 
-__all__ = ["Budget", "Ticket"]
+__all__ = ["Budget", "SignedUrlCache"]
 
 # Connections that a single file begins with.
 _FIRST = 4
@@ -29,8 +29,8 @@ class Budget:
     """
 
     def __init__(self, connections: int = 16, *, start: int = 8, max_rate: float | None = None) -> None:
-        self.governor: Governor = Governor(start=start, most=connections)
-        self.bucket: Bucket = Bucket(max_rate, 0.0)
+        self.tuner: ConnectionTuner = ConnectionTuner(start=start, most=connections)
+        self.bucket: TokenBucket = TokenBucket(max_rate, 0.0)
         self.rate: float = 0.0
         self.files = 0
         self.short_work: AdaptiveExecutor = AdaptiveExecutor()
@@ -53,7 +53,7 @@ class Budget:
         return cls(max_rate=max_rate, start=_FIRST) if connections is None else cls(connections, max_rate=max_rate)
 
     def __repr__(self) -> str:
-        return f"<Budget {self._in_use} of {self.governor.allowed} connections, {len(self._waiting)} waiting>"
+        return f"<Budget {self._in_use} of {self.tuner.allowed} connections, {len(self._waiting)} waiting>"
 
     @property
     def contended(self) -> bool:
@@ -63,11 +63,11 @@ class Budget:
     @property
     def share(self) -> int:
         """How many connections one of the files may count on."""
-        return max(1, self.governor.allowed // max(1, self.files))
+        return max(1, self.tuner.allowed // max(1, self.files))
 
     def try_acquire(self) -> bool:
         """Take a connection if one is free and nobody waits."""
-        if self._waiting or self._in_use >= self.governor.allowed:
+        if self._waiting or self._in_use >= self.tuner.allowed:
             return False
         self._in_use += 1
         return True
@@ -103,18 +103,18 @@ class Budget:
 
     def tick(self, now: float) -> None:
         """Look whether more or fewer connections would do; call it several times a second."""
-        self.governor.tick(now, moved=self._moved, requests=self._requests, waiting=self.contended)
+        self.tuner.tick(now, moved=self._moved, requests=self._requests, waiting=self.contended)
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._waiting and self._in_use < self.governor.allowed:
+        while self._waiting and self._in_use < self.tuner.allowed:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 self._in_use += 1
                 waiter.set_result(None)
 
 
-class Ticket:
+class SignedUrlCache:
     """The signed address of one file, renewed once for all who use it.
 
     Args:

@@ -7,29 +7,36 @@ from functools import partial
 from pathlib import Path
 
 from wme_async._arguments import check_flags, check_functions
-from wme_async._download.budget import Budget, Ticket
+from wme_async._download.budget import Budget, SignedUrlCache
 from wme_async._download.etags import PartSums
 from wme_async._download.finished import (
     check_target,
     existing_version,
+    file_identity,
     missing_folders,
     remove_empty,
-    signature,
 )
 from wme_async._download.part_file import PartChanged, PartFile
-from wme_async._download.range_fetcher import Crew, NoRanges, Replaced
-from wme_async._download.range_plan import Claim, Plan
+from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
+from wme_async._download.range_plan import RangeLease, RangePlan
 from wme_async._download.range_responses import strong_etag
-from wme_async._download.rates import Meter, check_numbers
+from wme_async._download.rates import RateMeter, check_numbers
 from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, Source, validator_of
-from wme_async._download.verification import ask_whole, pause, verify, verify_sha1, version_of, wait_after_whole
+from wme_async._download.verification import (
+    delay_after_failure,
+    fetch_version,
+    open_whole_file,
+    verify,
+    verify_sha1,
+    wait_before_restart,
+)
 from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_cause
 from wme_async._transport import Transport
 from wme_async._transport.retry import Backoff
 from wme_async.errors import IntegrityError, Interrupted, VersionConflict, WMEError
 from wme_async.settings import check_kinds
 
-__all__ = ["Job", "PartStore", "after", "download"]
+__all__ = ["DownloadRun", "PartFileStore", "after", "download"]
 
 MIB = 1 << 20
 
@@ -119,16 +126,16 @@ async def download(
         raise ValueError("give max_rate to the budget that the downloads share")
     if budget is None:
         budget = Budget.for_one(connections, max_rate)
-    job = Job(source, to, transport, budget, progress)
+    job = DownloadRun(source, to, transport, budget, progress)
     job.verify, job.if_changed, job.min_rate, job.durable = verify, if_changed, min_rate, durable
     job.sha1, job.overwrite, job.also, job.create = sha1, overwrite, also, create
-    job.connections = connections or budget.governor.most
+    job.connections = connections or budget.tuner.most
     job.part_size = part_size
     return await job.run()
 
 
-class PartStore:
-    """Puts the bytes of claims into a part file.
+class PartFileStore:
+    """Puts the bytes of leases into a part file.
 
     Args:
         part: The file.
@@ -136,14 +143,14 @@ class PartStore:
     """
 
     def __init__(self, part: PartFile, on_bytes: Callable[[], None] | None) -> None:
-        self.open_claim = part.open_claim
-        self.close_claim = part.close_claim
+        self.open_lease = part.open_lease
+        self.close_lease = part.close_lease
         self.write = part.write
         self.advanced = part.advanced
         if on_bytes is not None:
 
-            def advanced(claim: Claim) -> None:
-                part.advanced(claim)
+            def advanced(lease: RangeLease) -> None:
+                part.advanced(lease)
                 on_bytes()
 
             self.advanced = advanced
@@ -153,8 +160,8 @@ class PartStore:
         return None
 
 
-class Job:
-    """One call of `download`, or the part of `ordered` that keeps the file.
+class DownloadRun:
+    """One call of `download`, or the part of `open_content` that keeps the file.
 
     Args:
         source: Where it comes from.
@@ -205,7 +212,7 @@ class Job:
         self.transport = transport
         self.budget = budget
         self.progress = progress
-        self.ticket = Ticket(source, transport.monotonic)
+        self.signed_urls = SignedUrlCache(source, transport.monotonic)
         self.part: PartFile | None = None
         self.on_bytes: Callable[[], None] | None = None
         self.on_open: Callable[[PartFile], None] | None = None
@@ -217,8 +224,8 @@ class Job:
         # For files that come in one stream; others have a plan.
         self.streamed = 0
         self.total: int | None = None
-        self._withdrawn: Plan | None = None
-        self._meter = Meter(transport.monotonic())
+        self._withdrawn: RangePlan | None = None
+        self._meter = RateMeter(transport.monotonic())
         self._shown = -1
 
     @property
@@ -236,7 +243,7 @@ class Job:
         """
         began = self.transport.monotonic()
         target = await self.budget.short_work.run(check_target, self.to, create=self.create)
-        before = await self.budget.short_work.run(signature, target)
+        before = await self.budget.short_work.run(file_identity, target)
         info, self.promised = await self._ask(present=before is not None)
         present = await self._present(info, began)
         if present is not None:
@@ -247,7 +254,7 @@ class Job:
             # Whoever is cancelled while it is opened has it open and locked all the same, and closes it.
             await self.budget.short_work.run(lambda: opened.append(self._open(target)))
             part = self.part = opened[0]
-            if await self.budget.short_work.run(signature, target) != before:
+            if await self.budget.short_work.run(file_identity, target) != before:
                 # Another download has finished while this one waited for the server or the lock.
                 present = await self._present(info, began)
                 if present is not None:
@@ -269,7 +276,7 @@ class Job:
         return Download(
             path=self.to, size=size, etag=info.etag, version=md5 or (self.promised.md5 if self.promised else None),
             verified=verified, seconds=self.transport.monotonic() - began, bytes_fetched=self.fetched,
-            api_requests=self.ticket.requests, resumed=self.resumed, restarts=self.restarts,
+            api_requests=self.signed_urls.requests, resumed=self.resumed, restarts=self.restarts,
         )  # fmt: skip
 
     def _open(self, target: Path) -> PartFile:
@@ -284,7 +291,7 @@ class Job:
                     raise
 
     async def _ask(self, *, present: bool = False) -> tuple[FileInfo, Checksum | None]:
-        return await version_of(self.source, self.transport, checksum=self.verify or self.if_changed or present)
+        return await fetch_version(self.source, self.transport, checksum=self.verify or self.if_changed or present)
 
     async def _present(self, info: FileInfo, began: float) -> Download | None:
         """Return the finished file that is there already, if nothing is to be fetched.
@@ -347,26 +354,26 @@ class Job:
                     return await self._fetch_stream(info)
                 try:
                     return info, await self._fetch_ranges(info.size, validator)
-                except NoRanges as refusal:
+                except RangesUnsupported as refusal:
                     resumed = self.part is None or (self.part.plan is not None and self.part.plan.done)
-                    if resumed and not self.ticket.plain:
+                    if resumed and not self.signed_urls.plain:
                         raise refusal.error from None
                     self._withdraw()
                     return await self._fetch_stream(info)
-            except Replaced as change:
+            except FileReplaced as change:
                 self.restarts += 1
                 self.versions += 1
                 self._withdraw()
                 # Servers behind one name may each have versions of their own, or refuse every condition. One answer
                 # is of one version all the same.
-                at_once = self.ticket.plain and self.restarts >= _PLAIN_RESTARTS
+                at_once = self.signed_urls.plain and self.restarts >= _PLAIN_RESTARTS
                 if self.restarts > _RESTARTS:
                     raise IntegrityError(
                         f"the server had another version of the file {self.restarts} times, the last time because:"
                         f" {change}; try again later",
                         expected=info.etag,
                     ) from change
-                await pause(self.transport, self.restarts)
+                await wait_before_restart(self.transport, self.restarts)
                 info, self.promised = await self._ask()
 
     def _withdraw(self) -> None:
@@ -386,26 +393,28 @@ class Job:
         )
         self.total = size
         self.resumed = plan.done
-        crew = Crew(
-            self.transport, plan, PartStore(part, self.on_bytes), self.ticket, self.budget,
+        fetcher = RangeFetcher(
+            self.transport, plan, PartFileStore(part, self.on_bytes), self.signed_urls, self.budget,
             validator=validator, connections=self.connections, most=self.part_size, min_rate=self.min_rate,
             least=min(MIB, self.part_size), in_order=self.in_order,
         )  # fmt: skip
         digest = hashlib.md5(usedforsecurity=False) if self.verify else None
         try:
             if size <= _SMALL and self.progress is None:
-                await crew.run()
+                await fetcher.run()
             else:
-                await self._attended(crew, plan, part, digest)
+                await self._attended(fetcher, plan, part, digest)
         finally:
-            self.fetched += crew.fetched
+            self.fetched += fetcher.fetched
         if digest is None:
             return None
         if size <= _SMALL:
             part.hash_into(digest, 0, size)
         return digest.hexdigest()
 
-    async def _attended(self, crew: Crew, plan: Plan, part: PartFile, digest: "hashlib._Hash | None") -> None:
+    async def _attended(
+        self, fetcher: RangeFetcher, plan: RangePlan, part: PartFile, digest: "hashlib._Hash | None"
+    ) -> None:
         """Fetch, and meanwhile hash what is whole, flush what is written, and tell how far it is."""
         with raise_first_cause():
             async with WorkGroup() as group:
@@ -414,14 +423,14 @@ class Job:
                     others.append(group.start(self._flush(plan, part)))
                 hashing = None
                 if digest is not None and plan.size > _SMALL:
-                    hashing = group.start(_hash_behind(digest, plan, part, crew))
-                await crew.run()
-                crew.tell()
+                    hashing = group.start(_hash_behind(digest, plan, part, fetcher))
+                await fetcher.run()
+                fetcher.notify()
                 if hashing is not None:
                     await hashing
                 group.stop(*others)
 
-    async def _report(self, plan: Plan) -> None:
+    async def _report(self, plan: RangePlan) -> None:
         while True:
             await self._show(plan.done, plan.size)
             await self.transport.sleep(_PROGRESS_SECONDS)
@@ -443,7 +452,7 @@ class Job:
         if inspect.isawaitable(told):
             await told
 
-    async def _flush(self, plan: Plan, part: PartFile) -> None:
+    async def _flush(self, plan: RangePlan, part: PartFile) -> None:
         flushed = plan.done
         while True:
             await self.transport.sleep(_CHECKPOINT_SECONDS)
@@ -468,8 +477,8 @@ class Job:
                 try:
                     return await self._ask_stream(info, part, digest), digest.hexdigest() if digest else None
                 except WMEError as error:
-                    wait = wait_after_whole(error, self.ticket, backoff, self.transport.monotonic() - began)
-                    if self.ticket.plain or strong_etag(info.etag) is None:
+                    wait = delay_after_failure(error, self.signed_urls, backoff, self.transport.monotonic() - began)
+                    if self.signed_urls.plain or strong_etag(info.etag) is None:
                         self.versions += 1
                     self._withdraw()
                 await self.transport.sleep(wait)
@@ -477,7 +486,7 @@ class Job:
             self.budget.release()
 
     async def _ask_stream(self, info: FileInfo, part: PartFile, digest: "hashlib._Hash | None") -> FileInfo:
-        async with ask_whole(self.transport, self.ticket, info) as (body, answer):
+        async with open_whole_file(self.transport, self.signed_urls, info) as (body, answer):
             expected = self.total = answer.size
             with raise_first_cause():
                 async with WorkGroup() as group:
@@ -512,22 +521,22 @@ class Job:
             sums = PartSums(etag, info.size) if etag is not None and info.size is not None else None
             if not sums:
                 return False
-            await long_in_thread(lambda unwanted: part.sum_parts(sums, unwanted))
+            await long_in_thread(lambda is_cancelled: part.sum_parts(sums, is_cancelled))
             return sums.proven()
 
         if md5 is not None:
-            await long_in_thread(lambda unwanted: part.check_holes(md5, unwanted))
+            await long_in_thread(lambda is_cancelled: part.check_holes(md5, is_cancelled))
         verified = await verify(self.source, md5, self.promised, info, has_etag)
         return await verify_sha1(self.sha1, part) if self.sha1 else verified
 
 
-async def _hash_behind(digest: "hashlib._Hash", plan: Plan, part: PartFile, crew: Crew) -> None:
+async def _hash_behind(digest: "hashlib._Hash", plan: RangePlan, part: PartFile, fetcher: RangeFetcher) -> None:
     """Hash what is whole from the beginning, a step behind the writers: the bytes are still in the page cache."""
     at = 0
     while at < plan.size:
         front = plan.frontier
         if front - at < _HASH_STEP and front < plan.size:
-            await crew.news()
+            await fetcher.wait_for_change()
             continue
         stop = min(front, at + _HASH_MOST)
         await in_thread(part.hash_into, digest, at, stop)

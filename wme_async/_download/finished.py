@@ -18,28 +18,28 @@ from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
 __all__ = [
-    "Existing",
-    "Known",
-    "Unwanted",
+    "ExistingFile",
+    "IsCancelled",
+    "VersionNote",
     "check_target",
     "existing_version",
+    "file_identity",
     "hash_range",
     "missing_folders",
-    "remember",
     "remove_empty",
-    "signature",
+    "store_note",
 ]
 
 logger = logging.getLogger("wme_async.download")
 
-Unwanted = Callable[[], bool]
+IsCancelled = Callable[[], bool]
 """Says whether a digest is no longer wanted: of a large file it takes minutes."""
 
 _BLOCK = 256 * 1024
 _XATTR = "user.wme_async.version"
 
 
-class Known(msgspec.Struct, frozen=True, kw_only=True):
+class VersionNote(msgspec.Struct, frozen=True, kw_only=True):
     """What is remembered with a finished file, so that the next look at it costs nothing."""
 
     identity: str
@@ -50,7 +50,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool | None
 
 
-_KNOWN = msgspec.json.Decoder(Known)
+_KNOWN = msgspec.json.Decoder(VersionNote)
 
 
 def check_target(target: Path, *, create: bool = False) -> Path:
@@ -111,7 +111,7 @@ def remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def signature(path: Path) -> tuple[int, int, int] | None:
+def file_identity(path: Path) -> tuple[int, int, int] | None:
     """Return what tells a file from one that is put in its place; None if there is none."""
     try:
         status = path.stat()
@@ -120,7 +120,7 @@ def signature(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def hash_range(fd: int, digest: Digest, start: int, stop: int, unwanted: Unwanted | None = None) -> bool:
+def hash_range(fd: int, digest: Digest, start: int, stop: int, is_cancelled: IsCancelled | None = None) -> bool:
     """Feed bytes of a file to a digest, in blocks that stay in the processor's cache.
 
     Returns:
@@ -132,7 +132,7 @@ def hash_range(fd: int, digest: Digest, start: int, stop: int, unwanted: Unwante
     buffer = bytearray(_BLOCK)
     view = memoryview(buffer)
     while start < stop:
-        if unwanted is not None and unwanted():
+        if is_cancelled is not None and is_cancelled():
             raise InterruptedError(errno.EINTR, "nobody waits for the digest any more")
         count = os.preadv(fd, [view[: min(_BLOCK, stop - start)]], start)
         if not count:
@@ -142,7 +142,7 @@ def hash_range(fd: int, digest: Digest, start: int, stop: int, unwanted: Unwante
     return True
 
 
-class Existing(msgspec.Struct, frozen=True, kw_only=True):
+class ExistingFile(msgspec.Struct, frozen=True, kw_only=True):
     """A finished file that is there already.
 
     Args:
@@ -158,14 +158,14 @@ class Existing(msgspec.Struct, frozen=True, kw_only=True):
 
 def existing_version(
     target: Path,
-    unwanted: Unwanted,
+    is_cancelled: IsCancelled,
     *,
     identity: str,
     size: int | None,
     etag: str | None,
     promised: str | None,
     named: bool,
-) -> Existing | None:
+) -> ExistingFile | None:
     """Return which version a finished file is. May block for long; meant for a thread.
 
     A note that is kept with the file (an extended attribute) answers at once, if the file has not been changed since.
@@ -173,7 +173,7 @@ def existing_version(
 
     Args:
         target: The file.
-        unwanted: Says whether nobody waits for the answer any more.
+        is_cancelled: Says whether nobody waits for the answer any more.
         identity: What names it on its server.
         size: The size on the server, if known.
         etag: What proves its version on the server: a strong ETag or a date; None where nothing does.
@@ -192,43 +192,43 @@ def existing_version(
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:
-        return Existing(current=False)
+        return ExistingFile(current=False)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            return Existing(current=False)
+            return ExistingFile(current=False)
         fits = size is None or status.st_size == size
-        known = _recall(fd)
+        known = _load_note(fd)
         if known is not None and (known.size, known.mtime_ns) != (status.st_size, status.st_mtime_ns):
             known = None
         if known is not None and fits and known.identity == identity and etag == known.etag:
-            return Existing(current=True, md5=known.md5, verified=known.verified)
+            return ExistingFile(current=True, md5=known.md5, verified=known.verified)
         if not named and (not fits or promised is None):
-            return Existing(current=False)
-        md5 = known.md5 if known is not None and known.md5 is not None else _md5(fd, status.st_size, unwanted)
+            return ExistingFile(current=False)
+        md5 = known.md5 if known is not None and known.md5 is not None else _md5(fd, status.st_size, is_cancelled)
         if fits and md5 is not None and md5 == (promised or "").lower():
-            return Existing(current=True, md5=md5, verified=True)
-        if fits and named and promised is None and _has_etag(fd, etag, md5, status.st_size, unwanted):
-            return Existing(current=True, md5=md5)
-        return Existing(current=False, md5=md5)
+            return ExistingFile(current=True, md5=md5, verified=True)
+        if fits and named and promised is None and _has_etag(fd, etag, md5, status.st_size, is_cancelled):
+            return ExistingFile(current=True, md5=md5)
+        return ExistingFile(current=False, md5=md5)
     finally:
         os.close(fd)
 
 
-def _md5(fd: int, size: int, unwanted: Unwanted) -> str | None:
+def _md5(fd: int, size: int, is_cancelled: IsCancelled) -> str | None:
     digest = hashlib.md5(usedforsecurity=False)
-    return digest.hexdigest() if hash_range(fd, digest, 0, size, unwanted) else None
+    return digest.hexdigest() if hash_range(fd, digest, 0, size, is_cancelled) else None
 
 
-def _has_etag(fd: int, etag: str | None, md5: str | None, size: int, unwanted: Unwanted) -> bool:
+def _has_etag(fd: int, etag: str | None, md5: str | None, size: int, is_cancelled: IsCancelled) -> bool:
     strong = strong_etag(etag)
     if strong is None:
         return False
     sums = PartSums(strong, size)
-    return strong == f'"{md5}"' or (bool(sums) and hash_range(fd, sums, 0, size, unwanted) and sums.proven())
+    return strong == f'"{md5}"' or (bool(sums) and hash_range(fd, sums, 0, size, is_cancelled) and sums.proven())
 
 
-def remember(fd: int, known: Known) -> None:
+def store_note(fd: int, known: VersionNote) -> None:
     """Keep a note of its version with a file, if the file system keeps attributes."""
     if hasattr(os, "setxattr"):
         try:
@@ -238,7 +238,7 @@ def remember(fd: int, known: Known) -> None:
             logger.debug("no extended attributes here")
 
 
-def _recall(fd: int) -> Known | None:
+def _load_note(fd: int) -> VersionNote | None:
     if not hasattr(os, "getxattr"):
         return None
     try:

@@ -2,7 +2,7 @@
 
 The ledger is one small file. It begins with a table of intervals: two little-endian 64-bit offsets and a CRC-32 of both
 each. Whoever writes bytes moves the second offset forward, with one write that stays within a page, after the bytes
-themselves are written. The kernel keeps both when a process is killed, so the table never claims a byte that is not in
+themselves are written. The kernel keeps both when a process is killed, so the table never leases a byte that is not in
 the file. After a power failure it might; therefore the ledger knows the boot it was written in, and of another boot it
 believes only what was flushed to the disk before it was noted. Those notes are JSON with a CRC-32, in two areas that
 are written in turn, so that one of them is always whole.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from wme_async._download.range_plan import Claim, Plan, Spans
+from wme_async._download.range_plan import RangeLease, RangePlan, Spans
 from wme_async._files import explained, sync_file
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
@@ -88,7 +88,7 @@ class Ledger:
         self._note: Note | None = None
         self._seed = 0
         self._used = 0
-        self._slots: dict[Claim, int] = {}
+        self._slots: dict[RangeLease, int] = {}
 
     def load(self, *, identity: str, size: int, etag: str, part: os.stat_result | None = None) -> Spans:
         """Return the bytes that are there of this very version; none where the ledger tells of another one.
@@ -119,7 +119,7 @@ class Ledger:
 
     def begin(
         self,
-        plan: Plan,
+        plan: RangePlan,
         *,
         identity: str,
         size: int,
@@ -145,28 +145,28 @@ class Ledger:
             self._write(msgspec.structs.replace(known, boot=self._boot))
         self.rewrite(plan)
 
-    def open(self, claim: Claim, plan: Plan) -> None:
-        """Make room for a claim."""
+    def open(self, lease: RangeLease, plan: RangePlan) -> None:
+        """Make room for a lease."""
         if self._used >= _SLOTS:
             self.rewrite(plan)
-        if claim not in self._slots:
-            self._slots[claim] = self._used
+        if lease not in self._slots:
+            self._slots[lease] = self._used
             self._used += 1
-            self.advance(claim)
+            self.advance(lease)
 
-    def advance(self, claim: Claim) -> None:
-        """Note that the bytes before `claim.at` are written."""
-        self._put(self._slot(claim.start, claim.at), _SLOT_SIZE * self._slots[claim])
+    def advance(self, lease: RangeLease) -> None:
+        """Note that the bytes before `lease.at` are written."""
+        self._put(self._slot(lease.start, lease.at), _SLOT_SIZE * self._slots[lease])
 
-    def forget(self, claim: Claim) -> None:
-        """A claim has ended; what it brought stays noted."""
-        self._slots.pop(claim, None)
+    def forget(self, lease: RangeLease) -> None:
+        """A lease has ended; what it brought stays noted."""
+        self._slots.pop(lease, None)
 
-    def rewrite(self, plan: Plan) -> None:
+    def rewrite(self, plan: RangePlan) -> None:
         """Write the table anew with neighbours joined. Every interval, old or new, is true while that is done."""
         spans = sorted(plan.spans, key=lambda span: span[0] - span[1])[: _SLOTS // 2]
-        pairs = [*spans, *((claim.start, claim.at) for claim in plan.claims)][:_SLOTS]
-        self._slots = {claim: len(spans) + index for index, claim in enumerate(plan.claims[: _SLOTS - len(spans)])}
+        pairs = [*spans, *((lease.start, lease.at) for lease in plan.leases)][:_SLOTS]
+        self._slots = {lease: len(spans) + index for index, lease in enumerate(plan.leases[: _SLOTS - len(spans)])}
         self._used = len(pairs)
         table = b"".join(self._slot(start, stop).ljust(_SLOT_SIZE, b"\0") for start, stop in pairs)
         self._put(table.ljust(_TABLE, b"\0"), 0)

@@ -8,9 +8,9 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 from wme_async._download.etags import Digest, PartSums
-from wme_async._download.finished import Known, Unwanted, hash_range, remember
+from wme_async._download.finished import IsCancelled, VersionNote, hash_range, store_note
 from wme_async._download.ledger import Ledger, boot_id
-from wme_async._download.range_plan import Claim, Plan, Spans
+from wme_async._download.range_plan import RangeLease, RangePlan, Spans
 from wme_async._files import (
     LockedFile,
     explained,
@@ -53,7 +53,7 @@ class PartFile:
     def __init__(self, target: Path, *, durable: bool) -> None:
         self.target = target
         self.durable = durable
-        self.plan: Plan | None = None
+        self.plan: RangePlan | None = None
         self._ledger: Ledger | None = None
         self._identity = ""
         self._etag = ""
@@ -83,7 +83,7 @@ class PartFile:
     def _fd(self) -> int:
         return self._file.descriptor
 
-    def resume(self, *, identity: str, size: int, etag: str | None, keep: bool, rate: float = 0.0) -> Plan:
+    def resume(self, *, identity: str, size: int, etag: str | None, keep: bool, rate: float = 0.0) -> RangePlan:
         """Find out what is there already of this version, and make room for the rest. Blocks; meant for a thread.
 
         Args:
@@ -111,7 +111,7 @@ class PartFile:
         if not spans.total:
             self._clear()
         self._check_space(size)
-        plan = self.plan = Plan(size, spans, rate=rate)
+        plan = self.plan = RangePlan(size, spans, rate=rate)
         if self._ledger is not None:
             assert etag is not None
             inode = os.fstat(self._fd).st_ino
@@ -149,21 +149,21 @@ class PartFile:
                 str(self.path),
             )
 
-    def open_claim(self, claim: Claim) -> None:
-        """Begin to account for a claim."""
+    def open_lease(self, lease: RangeLease) -> None:
+        """Begin to account for a lease."""
         if self._ledger is not None:
             assert self.plan is not None
-            self._ledger.open(claim, self.plan)
+            self._ledger.open(lease, self.plan)
 
-    def close_claim(self, claim: Claim) -> None:
-        """End the account of a claim."""
+    def close_lease(self, lease: RangeLease) -> None:
+        """End the account of a lease."""
         if self._ledger is not None:
-            self._ledger.forget(claim)
+            self._ledger.forget(lease)
 
-    def advanced(self, claim: Claim) -> None:
-        """Note that bytes of a claim were written."""
+    def advanced(self, lease: RangeLease) -> None:
+        """Note that bytes of a lease were written."""
         if self._ledger is not None:
-            self._ledger.advance(claim)
+            self._ledger.advance(lease)
 
     def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
         """Write bytes in place.
@@ -235,21 +235,21 @@ class PartFile:
         """Hash bytes that were written. Blocks; meant for a thread."""
         self._hash(digest, start, stop)
 
-    def sum_parts(self, sums: PartSums, unwanted: Unwanted) -> None:
+    def sum_parts(self, sums: PartSums, is_cancelled: IsCancelled) -> None:
         """Take the MD5s of the parts of the whole file. Blocks for long; meant for a thread."""
-        self._hash(sums, 0, os.fstat(self._fd).st_size, unwanted)
+        self._hash(sums, 0, os.fstat(self._fd).st_size, is_cancelled)
 
-    def sha1(self, unwanted: Unwanted) -> str:
+    def sha1(self, is_cancelled: IsCancelled) -> str:
         """Compute the SHA-1 of the whole file, in hexadecimal. Blocks for long; meant for a thread."""
         digest = hashlib.sha1(usedforsecurity=False)
-        self._hash(digest, 0, os.fstat(self._fd).st_size, unwanted)
+        self._hash(digest, 0, os.fstat(self._fd).st_size, is_cancelled)
         return digest.hexdigest()
 
-    def _hash(self, digest: Digest, start: int, stop: int, unwanted: Unwanted | None = None) -> None:
-        if not hash_range(self._fd, digest, start, stop, unwanted):
+    def _hash(self, digest: Digest, start: int, stop: int, is_cancelled: IsCancelled | None = None) -> None:
+        if not hash_range(self._fd, digest, start, stop, is_cancelled):
             raise self._changed()
 
-    def check_holes(self, md5: str, unwanted: Unwanted) -> None:
+    def check_holes(self, md5: str, is_cancelled: IsCancelled) -> None:
         """Hash the file again if a part of it was never written. May block for long; meant for a thread.
 
         Bytes are hashed soon after they were written. Another program may have cut the file after that, and extended it
@@ -264,7 +264,7 @@ class PartFile:
             return
         if end < os.fstat(self._fd).st_size:
             digest = hashlib.md5(usedforsecurity=False)
-            self._hash(digest, 0, os.fstat(self._fd).st_size, unwanted)
+            self._hash(digest, 0, os.fstat(self._fd).st_size, is_cancelled)
             if digest.hexdigest() != md5:
                 raise self._changed()
 
@@ -280,7 +280,7 @@ class PartFile:
         """
         status = os.fstat(self._fd)
         if self._etag:
-            known = Known(
+            known = VersionNote(
                 identity=self._identity,
                 etag=self._etag,
                 size=status.st_size,
@@ -288,7 +288,7 @@ class PartFile:
                 md5=md5,
                 verified=verified,
             )
-            remember(self._fd, known)
+            store_note(self._fd, known)
         if self.durable:
             try:
                 sync_file(self._fd)

@@ -6,9 +6,9 @@ All decisions of a ranged download that need no socket. Offsets are bytes; an in
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
-from wme_async._download.rates import Meter
+from wme_async._download.rates import RateMeter
 
-__all__ = ["Claim", "Plan", "Spans", "part_size"]
+__all__ = ["RangeLease", "RangePlan", "Spans", "part_size"]
 
 MIB = 1 << 20
 _PAGE = 4096
@@ -79,7 +79,7 @@ class Spans:
         return start, min(limit, self._starts[index]) if index < len(self._starts) else limit
 
 
-class Claim:
+class RangeLease:
     """One range that one connection is fetching.
 
     Attributes:
@@ -100,10 +100,10 @@ class Claim:
         self.began = self.moved = now
         self.lost = False
         self.tries = tries
-        self.meter = Meter(now)
+        self.meter = RateMeter(now)
 
     def __repr__(self) -> str:
-        return f"<Claim {self.start}..{self.at}..{self.stop}{' lost' if self.lost else ''}>"
+        return f"<RangeLease {self.start}..{self.at}..{self.stop}{' lost' if self.lost else ''}>"
 
     @property
     def rest(self) -> int:
@@ -118,7 +118,7 @@ class Claim:
         self._seen = self.at
 
 
-class Plan:
+class RangePlan:
     """The ranges of one file: which are done, which are on their way, which come next.
 
     Args:
@@ -130,7 +130,7 @@ class Plan:
     def __init__(self, size: int, done: Iterable[tuple[int, int]] = (), *, rate: float = 0.0) -> None:
         self.size = size
         self.spans = Spans((max(0, start), min(size, stop)) for start, stop in done)
-        self.claims: list[Claim] = []
+        self.leases: list[RangeLease] = []
         # What is done or on its way, so that the next gap is found in one step.
         self._taken = Spans(self.spans)
         self._closed = self.spans.total
@@ -139,8 +139,8 @@ class Plan:
 
     @property
     def done(self) -> int:
-        """Bytes that are there, those of unfinished claims included."""
-        return self._closed + sum(claim.at - claim.start for claim in self.claims)
+        """Bytes that are there, those of unfinished leases included."""
+        return self._closed + sum(lease.at - lease.start for lease in self.leases)
 
     @property
     def complete(self) -> bool:
@@ -153,9 +153,9 @@ class Plan:
         at = 0
         while True:
             reached = self.spans.reach(at)
-            for claim in self.claims:
-                if claim.start <= reached < claim.at:
-                    reached = claim.at
+            for lease in self.leases:
+                if lease.start <= reached < lease.at:
+                    reached = lease.at
             if reached == at:
                 return at
             at = reached
@@ -164,12 +164,12 @@ class Plan:
     def written(self) -> Spans:
         """All bytes that are there."""
         spans = Spans(self.spans)
-        for claim in self.claims:
-            spans.add(claim.start, claim.at)
+        for lease in self.leases:
+            spans.add(lease.start, lease.at)
         return spans
 
     @property
-    def unclaimed(self) -> int:
+    def unassigned(self) -> int:
         """Bytes that nobody fetches yet."""
         return self.size - self._taken.total
 
@@ -180,16 +180,16 @@ class Plan:
     def rate(self, now: float) -> float:
         """Return what one connection brings, in bytes per second: the mean of those at work, 0.0 where unknown."""
         # The first second is the connection's own: asking, and the slow start of TCP.
-        rates = [claim.meter.rate(now) for claim in self.claims if now - claim.began > 1]
+        rates = [lease.meter.rate(now) for lease in self.leases if now - lease.began > 1]
         return max(self._rate, sum(rates) / len(rates)) if rates else self._rate
 
     def tick(self, now: float) -> None:
-        """Measure all claims. Call it a few times a second."""
-        for claim in self.claims:
-            claim.tick(now)
-        self._peak = max(self._peak, sum(claim.meter.rate(now) for claim in self.claims if now - claim.began > 2))
+        """Measure all leases. Call it a few times a second."""
+        for lease in self.leases:
+            lease.tick(now)
+        self._peak = max(self._peak, sum(lease.meter.rate(now) for lease in self.leases if now - lease.began > 2))
 
-    def claim(self, now: float, *, most: int, limit: int | None = None) -> Claim | None:
+    def lease(self, now: float, *, most: int, limit: int | None = None) -> RangeLease | None:
         """Hand out the first bytes that nobody fetches yet.
 
         Args:
@@ -223,7 +223,7 @@ class Plan:
         least: int = MIB,
         elapsed: float = 0.0,
         alone: bool = True,
-    ) -> tuple[Claim, Claim | None] | None:
+    ) -> tuple[RangeLease, RangeLease | None] | None:
         """Say what an idle connection should fetch.
 
         Args:
@@ -238,21 +238,21 @@ class Plan:
             alone: No other file has use for the connection; else it takes nothing from those that are at work here.
 
         Returns:
-            The claim, and the one that it was taken from, if any; None where there is nothing to do.
+            The lease, and the one that it was taken from, if any; None where there is nothing to do.
         """
         rate = self.rate(now)
         size = part_size(
-            self.unclaimed,
+            self.unassigned,
             rate=rate,
             connections=connections,
             lifetime=lifetime,
-            served=sum(claim.rest > 2 * _PART_SECONDS * rate for claim in self.claims),
+            served=sum(lease.rest > 2 * _PART_SECONDS * rate for lease in self.leases),
             most=most,
         )
-        claim = self.claim(now, most=size, limit=limit)
-        if claim is not None:
-            return claim, None
-        if not alone or (limit is not None and limit < self.size and self.unclaimed):
+        lease = self.lease(now, most=size, limit=limit)
+        if lease is not None:
+            return lease, None
+        if not alone or (limit is not None and limit < self.size and self.unassigned):
             return None
         if lifetime is not None and lifetime <= 0:
             # It would cost another metered request. That a line brings more with more connections is then not assumed:
@@ -261,8 +261,10 @@ class Plan:
             return self.steal(now, setup=setup, least=least, gain=worth) if self._imbalance(now) > worth else None
         return self.steal(now, setup=setup, least=least, gain=max(0.5, setup))
 
-    def steal(self, now: float, *, setup: float, least: int = MIB, gain: float = 0.5) -> tuple[Claim, Claim] | None:
-        """Take over the end of the claim that would be the last to finish.
+    def steal(
+        self, now: float, *, setup: float, least: int = MIB, gain: float = 0.5
+    ) -> tuple[RangeLease, RangeLease] | None:
+        """Take over the end of the lease that would be the last to finish.
 
         The cut is where both finish together: half of the rest between equals, nearly all from one that stands still.
 
@@ -273,16 +275,16 @@ class Plan:
             gain: Seconds that must be won.
 
         Returns:
-            The new claim and the one it was taken from, whose `lost` says that nothing was left to it; None where
+            The new lease and the one it was taken from, whose `lost` says that nothing was left to it; None where
             nothing is worth taking over.
         """
         usual = self.rate(now)
         victim, longest = None, 0.0
-        for claim in self.claims:
-            rate = self._expected(claim, now, usual, setup)
-            left = claim.rest / rate if rate > 0 else float("inf")
-            if claim.rest >= 2 and left > longest:
-                victim, longest = claim, left
+        for lease in self.leases:
+            rate = self._expected(lease, now, usual, setup)
+            left = lease.rest / rate if rate > 0 else float("inf")
+            if lease.rest >= 2 and left > longest:
+                victim, longest = lease, left
         if victim is None:
             return None
         rate = self._expected(victim, now, usual, setup)
@@ -304,17 +306,17 @@ class Plan:
         stop, victim.stop = victim.stop, cut
         victim.lost = victim.rest == 0
         # A server that is slow to answer everybody must not be asked more and more often.
-        thief = Claim(cut, stop, now, victim.tries + 1 if victim.lost else 0)
-        self.claims.append(thief)
+        thief = RangeLease(cut, stop, now, victim.tries + 1 if victim.lost else 0)
+        self.leases.append(thief)
         return thief, victim
 
-    def give_back(self, thief: Claim, victim: Claim) -> None:
+    def give_back(self, thief: RangeLease, victim: RangeLease) -> None:
         """Undo a `steal` that nothing has come of yet."""
-        self.claims.remove(thief)
+        self.leases.remove(thief)
         victim.stop, victim.lost = thief.stop, False
 
-    def stragglers(self, now: float, *, floor: float | None, patience: float, factor: float = 16.0) -> list[Claim]:
-        """Return the claims that ought to be asked for again, from their last byte, by a new connection.
+    def stragglers(self, now: float, *, floor: float | None, patience: float, factor: float = 16.0) -> list[RangeLease]:
+        """Return the leases that ought to be asked for again, from their last byte, by a new connection.
 
         Args:
             now: Seconds.
@@ -324,33 +326,33 @@ class Plan:
                 doing, and asking again would not help.
         """
         slow = []
-        for claim in self.claims:
-            if now - claim.began < patience or not claim.rest:
+        for lease in self.leases:
+            if now - lease.began < patience or not lease.rest:
                 continue
-            rate = claim.meter.rate(now)
-            others = [other.meter.rate(now) for other in self.claims if other is not claim and now - other.began > 1]
+            rate = lease.meter.rate(now)
+            others = [other.meter.rate(now) for other in self.leases if other is not lease and now - other.began > 1]
             mean = sum(others) / len(others) if others else self._rate
             if (floor is not None and rate < floor and 2 * rate < mean) or rate * factor < mean:
-                slow.append(claim)
+                slow.append(lease)
         return slow
 
-    def release(self, claim: Claim, now: float) -> None:
-        """Take a claim back, finished or not: what came is done, the rest is free for the next."""
-        self.claims.remove(claim)
-        came = claim.at - claim.start
+    def release(self, lease: RangeLease, now: float) -> None:
+        """Take a lease back, finished or not: what came is done, the rest is free for the next."""
+        self.leases.remove(lease)
+        came = lease.at - lease.start
         if came:
-            self.spans.add(claim.start, claim.at)
+            self.spans.add(lease.start, lease.at)
             self._closed = self.spans.total
-            self._learn(came, now - claim.began)
-        if claim.rest:
+            self._learn(came, now - lease.began)
+        if lease.rest:
             self._retake()
 
     def _imbalance(self, now: float) -> float:
-        """Seconds by which the last claim will finish later than all would if the work were spread evenly."""
-        if not self.claims or not self._peak:
+        """Seconds by which the last lease will finish later than all would if the work were spread evenly."""
+        if not self.leases or not self._peak:
             return 0.0
-        rest = sum(claim.rest for claim in self.claims)
-        longest = max(claim.rest / max(claim.meter.rate(now), 1.0) for claim in self.claims)
+        rest = sum(lease.rest for lease in self.leases)
+        longest = max(lease.rest / max(lease.meter.rate(now), 1.0) for lease in self.leases)
         return longest - rest / self._peak
 
     def _learn(self, came: int, seconds: float) -> None:
@@ -363,26 +365,26 @@ class Plan:
             else self._rate + (came / seconds - self._rate) * min(0.3, came / (_PART_SECONDS * self._rate))
         )
 
-    def _expected(self, claim: Claim, now: float, usual: float, setup: float) -> float:
-        """Return the rate at which a claim will go on: nothing if it has been silent for longer than it should."""
-        if now - claim.moved > (4 * setup + 2.0) * 2**claim.tries:
+    def _expected(self, lease: RangeLease, now: float, usual: float, setup: float) -> float:
+        """Return the rate at which a lease will go on: nothing if it has been silent for longer than it should."""
+        if now - lease.moved > (4 * setup + 2.0) * 2**lease.tries:
             return 0.0
-        return claim.meter.rate(now) if claim.at > claim.start else usual
+        return lease.meter.rate(now) if lease.at > lease.start else usual
 
-    def _hand_out(self, start: int, stop: int, now: float) -> Claim:
-        claim = Claim(start, stop, now)
-        self.claims.append(claim)
+    def _hand_out(self, start: int, stop: int, now: float) -> RangeLease:
+        lease = RangeLease(start, stop, now)
+        self.leases.append(lease)
         self._taken.add(start, stop)
-        return claim
+        return lease
 
     def _retake(self) -> None:
         self._taken = Spans(self.spans)
-        for claim in self.claims:
-            self._taken.add(claim.start, claim.stop)
+        for lease in self.leases:
+            self._taken.add(lease.start, lease.stop)
 
 
 def part_size(
-    unclaimed: int,
+    unassigned: int,
     *,
     rate: float,
     connections: int,
@@ -398,7 +400,7 @@ def part_size(
     connection takes its whole share at once.
 
     Args:
-        unclaimed: Bytes that nobody fetches yet.
+        unassigned: Bytes that nobody fetches yet.
         rate: Bytes per second of one connection, 0.0 where unknown.
         connections: How many are at work.
         lifetime: Seconds that the URL still works; None: for ever.
@@ -406,12 +408,12 @@ def part_size(
         most: Bytes, the upper bound of ordinary parts.
     """
     connections = max(1, connections)
-    share = -(-unclaimed // connections)
+    share = -(-unassigned // connections)
     if rate <= 0:
         # The first ranges measure the way; small enough that a decision can still be made while the URL is fresh.
         return min(most, max(_PART_LEAST, min(share, 64 * MIB if lifetime is None else 16 * MIB)))
-    if lifetime is not None and unclaimed / (rate * connections) > lifetime:
-        return max(_PART_LEAST, -(-unclaimed // max(1, connections - served)))
+    if lifetime is not None and unassigned / (rate * connections) > lifetime:
+        return max(_PART_LEAST, -(-unassigned // max(1, connections - served)))
     # At the end parts get smaller, but not so small that asking takes longer than the bytes: idle connections take
     # over what is left of the large ones anyway.
     ordinary = min(int(rate * _PART_SECONDS), most)

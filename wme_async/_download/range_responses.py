@@ -13,16 +13,16 @@ from wme_async._transport.retry import http_date
 
 __all__ = [
     "ContentRange",
-    "RangeAnswer",
+    "RangeResponse",
     "Verdict",
+    "check_range_response",
     "conditions",
     "content_coding",
     "etag_matches",
-    "judge",
     "parse_content_range",
-    "same_version",
     "strong_etag",
     "strong_validator",
+    "version_change",
 ]
 
 # The registered content codings (RFC 9110, section 18.6), without identity. Servers put all kinds of other words into
@@ -122,7 +122,7 @@ def etag_matches(sent: str | None, expected: str | None) -> bool:
     return sent is None or expected is None or sent.strip() == expected
 
 
-def same_version(headers: Mapping[str, str], validator: str | None) -> str | None:
+def version_change(headers: Mapping[str, str], validator: str | None) -> str | None:
     """Return how an answer shows that it is of another version than the validator's; None where it may be of that one.
 
     Args:
@@ -143,7 +143,7 @@ class Verdict(enum.Enum):
     REPLACED = "bytes of another version of the file"
 
 
-class RangeAnswer(msgspec.Struct, frozen=True):
+class RangeResponse(msgspec.Struct, frozen=True):
     """What an answer to a ranged request holds.
 
     Args:
@@ -159,9 +159,9 @@ class RangeAnswer(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-def judge(
+def check_range_response(
     status: int, headers: Mapping[str, str], *, start: int, stop: int, size: int, validator: str | None
-) -> RangeAnswer:
+) -> RangeResponse:
     """Say which bytes the answer to `Range: bytes=start-(stop-1)` holds, and whether they may be used.
 
     Only a 206 whose range holds the first byte that was asked for may be: a 200 holds the file from its beginning, a
@@ -181,13 +181,13 @@ def judge(
         return _refused(f"the answer is encoded ({coding}) though identity was asked for")
     if status not in {200, 206}:
         return _refused(f"HTTP {status} for a range")
-    changed = same_version(headers, validator)
+    changed = version_change(headers, validator)
     if changed is not None:
-        return RangeAnswer(Verdict.REPLACED, reason=changed)
+        return RangeResponse(Verdict.REPLACED, reason=changed)
     if status == 200:
         length = headers.get("Content-Length")
         if start == 0 and stop == size and (length is None or length.strip() == str(size)):
-            return RangeAnswer(Verdict.WHOLE, 0, size)
+            return RangeResponse(Verdict.WHOLE, 0, size)
         return _refused("the server sent the file from its beginning (200) though a range was asked for")
     if headers.get("Content-Type", "").strip().lower().startswith("multipart/byteranges"):
         return _refused("the server sent a multipart answer for one range")
@@ -196,11 +196,11 @@ def judge(
     if sent is None:
         return _refused(f"206 with {'no' if text is None else 'an unreadable'} Content-Range")
     if sent.size is not None and sent.size != size:
-        return RangeAnswer(Verdict.REPLACED, reason=f"the file has {sent.size} bytes and no longer {size}")
+        return RangeResponse(Verdict.REPLACED, reason=f"the file has {sent.size} bytes and no longer {size}")
     if not sent.start <= start < sent.stop or start - sent.start > max(_SKIP_MOST, stop - start):
         return _refused(f"the server sent bytes {sent.start}-{sent.stop - 1} for {start}-{stop - 1}")
-    return RangeAnswer(Verdict.TAKE, sent.start, sent.stop)
+    return RangeResponse(Verdict.TAKE, sent.start, sent.stop)
 
 
-def _refused(reason: str) -> RangeAnswer:
-    return RangeAnswer(Verdict.REFUSED, reason=reason)
+def _refused(reason: str) -> RangeResponse:
+    return RangeResponse(Verdict.REFUSED, reason=reason)

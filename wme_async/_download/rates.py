@@ -2,7 +2,7 @@
 
 import math
 
-__all__ = ["Bucket", "ConnectionCap", "Governor", "Meter", "check_numbers"]
+__all__ = ["ConnectionCap", "ConnectionTuner", "RateMeter", "TokenBucket", "check_numbers"]
 
 
 def check_numbers(*, whole: bool, optional: bool = True, **given: object) -> None:
@@ -23,7 +23,7 @@ def check_numbers(*, whole: bool, optional: bool = True, **given: object) -> Non
             raise TypeError(f"{name} is a {'whole ' if whole else ''}number, not {value!r}")
 
 
-class Meter:
+class RateMeter:
     """A rate that forgets: what came lately counts most.
 
     Args:
@@ -58,7 +58,7 @@ class Meter:
         return self._sum * fade / weight if weight > 0 else 0.0
 
 
-class Bucket:
+class TokenBucket:
     """A limit of bytes per second for all that share it. It may be overdrawn; whoever did waits until it is level.
 
     Args:
@@ -152,7 +152,7 @@ class ConnectionCap:
             self._hold = self._HOLD / 2
 
 
-class Governor:
+class ConnectionTuner:
     """How many connections at once, by what they bring.
 
     It begins with a few, takes half as many more as long as that pays, and steps back when it does not. Later it tries

@@ -10,23 +10,29 @@ from types import TracebackType
 from typing import Self
 
 from wme_async._arguments import check_flags
-from wme_async._download.budget import Budget, Ticket
-from wme_async._download.download import Job, after
+from wme_async._download.budget import Budget, SignedUrlCache
+from wme_async._download.download import DownloadRun, after
 from wme_async._download.etags import PartSums, may_be_newer
 from wme_async._download.part_file import PartFile
-from wme_async._download.range_fetcher import Crew, NoRanges, Replaced
-from wme_async._download.range_plan import Claim, Plan
+from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
+from wme_async._download.range_plan import RangeLease, RangePlan
 from wme_async._download.range_responses import strong_etag
 from wme_async._download.rates import check_numbers
 from wme_async._download.source import Checksum, Download, FileInfo, Source, validator_of
-from wme_async._download.verification import ask_whole, pause, verify, version_of, wait_after_whole
+from wme_async._download.verification import (
+    delay_after_failure,
+    fetch_version,
+    open_whole_file,
+    verify,
+    wait_before_restart,
+)
 from wme_async._tasks import WorkGroup, in_thread, raise_first_cause, wait_done
 from wme_async._transport import Transport
 from wme_async._transport.retry import Backoff
 from wme_async.errors import IntegrityError, Interrupted, WMEError
 from wme_async.settings import check_kinds
 
-__all__ = ["Ordered", "ordered"]
+__all__ = ["ContentReader", "open_content"]
 
 MIB = 1 << 20
 
@@ -40,7 +46,7 @@ _HASH_BATCH = 2 * MIB
 _CLOSED = "this file is closed for reading; open it again"
 
 
-def ordered(
+def open_content(
     source: Source,
     *,
     transport: Transport,
@@ -53,7 +59,7 @@ def ordered(
     durable: bool = True,
     overwrite: bool = True,
     create: bool = False,
-) -> "Ordered":
+) -> "ContentReader":
     """Read a file in order while it is fetched.
 
     Nothing is asked for before the first bytes are wanted. Ranges ahead of the reader fill a window in memory; a reader
@@ -90,21 +96,21 @@ def ordered(
     if budget is not None and max_rate is not None:
         raise ValueError("give max_rate to the budget that the downloads share")
     shared = budget or Budget.for_one(connections, max_rate)
-    limit = connections or shared.governor.most
+    limit = connections or shared.tuner.most
     if tee is not None:
-        job = Job(source, tee if isinstance(tee, Path) else Path(), transport, shared, None)
+        job = DownloadRun(source, tee if isinstance(tee, Path) else Path(), transport, shared, None)
         job.verify, job.durable, job.connections = verify, durable, limit
         job.overwrite, job.create, job.refetch = overwrite, create, True
         if limit > 1:
             # One alone brings them in order anyway, and needs no further signature for a long part.
             job.in_order, job.part_size = True, _TEE_PART
-        return _Followed(job, None if isinstance(tee, Path) else tee)
+        return _PartFileReader(job, None if isinstance(tee, Path) else tee)
     # Reading is seldom quicker than a few connections, and the fewer share the window, the larger their parts are.
     few = connections or min(_FEW, limit)
-    return _Windowed(source, transport, shared, connections=few, window=window, verify=verify)
+    return _WindowReader(source, transport, shared, connections=few, window=window, verify=verify)
 
 
-class Ordered(AsyncIterator[bytes], abc.ABC):
+class ContentReader(AsyncIterator[bytes], abc.ABC):
     """The bytes of a file in order. Iterate once; close it, best by `async with`.
 
     Attributes:
@@ -187,10 +193,10 @@ class Ordered(AsyncIterator[bytes], abc.ABC):
         """Let go of what is held."""
 
 
-class _Followed(Ordered):
+class _PartFileReader(ContentReader):
     """Reads an unfinished file from the disk, right behind those who write it."""
 
-    def __init__(self, job: Job, path: Callable[[], Awaitable[Path]] | None) -> None:
+    def __init__(self, job: DownloadRun, path: Callable[[], Awaitable[Path]] | None) -> None:
         super().__init__()
         self.result: Download | None = None
         self._path = path
@@ -230,7 +236,7 @@ class _Followed(Ordered):
             self._fd = -1
 
 
-class _Windowed(Ordered):
+class _WindowReader(ContentReader):
     """Holds what came ahead of the reader in memory; no more than the window."""
 
     def __init__(
@@ -244,26 +250,26 @@ class _Windowed(Ordered):
         self._window = window
         self._step = 1
         self._verify = verify
-        self._ticket = Ticket(source, transport.monotonic)
+        self._signed_urls = SignedUrlCache(source, transport.monotonic)
         self._digest = hashlib.md5(usedforsecurity=False)
         self._sums: PartSums | None = None
         self._pieces: dict[int, bytes] = {}
         self._to_hash: list[bytes] = []
         self._to_hash_size = 0
         self._taken = asyncio.Event()
-        self._crew: Crew | None = None
+        self._fetcher: RangeFetcher | None = None
         self._hashed = 0
         self._end: int | None = None
 
-    # What a crew asks of a store.
+    # The protocol `RangeStore`.
 
-    def open_claim(self, claim: Claim) -> None:
+    def open_lease(self, lease: RangeLease) -> None:
         """Nothing is accounted for."""
 
-    def close_claim(self, claim: Claim) -> None:
+    def close_lease(self, lease: RangeLease) -> None:
         """Nothing is accounted for."""
 
-    def advanced(self, claim: Claim) -> None:
+    def advanced(self, lease: RangeLease) -> None:
         """Nothing is accounted for."""
 
     def limit(self) -> int | None:
@@ -295,9 +301,9 @@ class _Windowed(Ordered):
             if self._verify:
                 self._to_hash.append(piece)
                 self._to_hash_size += len(piece)
-            if self._crew is not None:
+            if self._fetcher is not None:
                 # The window has moved on: idle connections may ask for more.
-                self._crew.tell()
+                self._fetcher.notify()
         return piece
 
     def _dispose(self) -> None:
@@ -307,20 +313,20 @@ class _Windowed(Ordered):
     async def _run(self) -> None:
         restarts = 0
         while True:
-            info, promised = await version_of(self._source, self._transport, checksum=self._verify)
+            info, promised = await fetch_version(self._source, self._transport, checksum=self._verify)
             self.size = info.size
             self._sums = _sums_of(info, promised)
             try:
                 await self._fetch(info)
                 break
-            except Replaced as change:
+            except FileReplaced as change:
                 restarts += 1
                 if self.position or restarts > 4:
                     raise IntegrityError(
                         f"the file was replaced on the server while it was read ({change}); read it again"
                     ) from change
                 self._pieces.clear()
-                await pause(self._transport, restarts)
+                await wait_before_restart(self._transport, restarts)
         if self._verify:
             self.verified = await verify(self._source, self._digest.hexdigest(), promised, info, self._has_etag)
 
@@ -332,22 +338,22 @@ class _Windowed(Ordered):
         if info.size is None or validator is None or not info.accept_ranges:
             await self._fetch_stream(info)
             return
-        plan = Plan(info.size, rate=self._budget.rate)
+        plan = RangePlan(info.size, rate=self._budget.rate)
         single = self._connections == 1
         part = max(min(MIB, self._window), self._window // max(2, self._connections))
         self._step = part if self._window >= 4 * part else 1
-        crew = self._crew = Crew(
-            self._transport, plan, self, self._ticket, self._budget,
+        fetcher = self._fetcher = RangeFetcher(
+            self._transport, plan, self, self._signed_urls, self._budget,
             validator=validator, connections=self._connections, least=min(MIB, part),
             most=part, in_order=not single, at_once=single,
         )  # fmt: skip
         try:
             with raise_first_cause():
                 async with WorkGroup() as group:
-                    group.start(crew.run())
+                    group.start(fetcher.run())
                     self._end = info.size
                     await self._hash()
-        except NoRanges as refusal:
+        except RangesUnsupported as refusal:
             if self.position:
                 raise refusal.error from None
             self._pieces.clear()
@@ -363,7 +369,7 @@ class _Windowed(Ordered):
                 try:
                     return await self._ask_stream(info)
                 except WMEError as error:
-                    wait = wait_after_whole(error, self._ticket, backoff, self._transport.monotonic() - began)
+                    wait = delay_after_failure(error, self._signed_urls, backoff, self._transport.monotonic() - began)
                     if self.position:
                         raise
                     # At once: a reader may come before the next attempt.
@@ -384,7 +390,7 @@ class _Windowed(Ordered):
             delay = self._budget.moved(len(data), self._transport.monotonic())
             return after(room, self._transport, delay)
 
-        async with ask_whole(self._transport, self._ticket, info) as (body, answer):
+        async with open_whole_file(self._transport, self._signed_urls, info) as (body, answer):
             expected = self.size = answer.size
             with raise_first_cause():
                 async with WorkGroup() as group:

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
 import msgspec
 
-from wme_async._download.attempts import WRONG_MOST, check_ticket
-from wme_async._download.budget import Ticket
+from wme_async._download.attempts import MAX_WRONG_RESPONSES, check_signatures
+from wme_async._download.budget import SignedUrlCache
 from wme_async._download.part_file import PartFile
-from wme_async._download.range_fetcher import Replaced
+from wme_async._download.range_fetcher import FileReplaced
 from wme_async._download.range_responses import (
     conditions,
     content_coding,
@@ -22,10 +22,10 @@ from wme_async._transport import Body, Request, Transport
 from wme_async._transport.retry import Backoff, gave_up, is_transient, jittered
 from wme_async.errors import IntegrityError, NotFound, StatusError, WMEError
 
-__all__ = ["ask_whole", "pause", "verify", "verify_sha1", "version_of", "wait_after_whole"]
+__all__ = ["delay_after_failure", "fetch_version", "open_whole_file", "verify", "verify_sha1", "wait_before_restart"]
 
 
-async def head_of(source: Source, transport: Transport) -> FileInfo:
+async def fetch_info(source: Source, transport: Transport) -> FileInfo:
     """Ask for the version of a file. The server says 404 to a HEAD for any trouble of its own, so that is asked again.
 
     Raises:
@@ -36,16 +36,16 @@ async def head_of(source: Source, transport: Transport) -> FileInfo:
         try:
             return await source.head()
         except NotFound:
-            await pause(transport, attempt)
+            await wait_before_restart(transport, attempt)
     return await source.head()
 
 
-async def pause(transport: Transport, attempt: int) -> None:
+async def wait_before_restart(transport: Transport, attempt: int) -> None:
     """Wait a little, the longer the more attempts there were."""
     await transport.sleep(jittered(transport.retry, attempt + 1, transport.random.random))
 
 
-async def version_of(
+async def fetch_version(
     source: Source, transport: Transport, *, checksum: bool = True
 ) -> tuple[FileInfo, Checksum | None]:
     """Ask for the version of a file and, where it is wanted, the checksum: both at once, and both free.
@@ -56,12 +56,12 @@ async def version_of(
     """
     with raise_first_cause():
         async with WorkGroup() as group:
-            info = group.start(head_of(source, transport))
-            promised = group.start(checksum_or_none(source)) if checksum else None
+            info = group.start(fetch_info(source, transport))
+            promised = group.start(promised_checksum(source)) if checksum else None
     return info.result(), promised.result() if promised else None
 
 
-async def checksum_or_none(source: Source) -> Checksum | None:
+async def promised_checksum(source: Source) -> Checksum | None:
     """Ask for the promised MD5; None also where the file has no metadata, as the monthly Commons archive has none."""
     try:
         promised = await source.checksum()
@@ -104,7 +104,7 @@ async def verify(
     if md5 == promised.md5:
         return True
     # Metadata that has vanished meanwhile proves as little as what it said before, so the ETag decides then too.
-    promised = await checksum_or_none(source) or promised
+    promised = await promised_checksum(source) or promised
     if md5 == promised.md5:
         return True
     if strong_etag(info.etag) == f'"{md5}"' or await has_etag():
@@ -133,7 +133,9 @@ async def verify_sha1(known: Collection[str], part: PartFile) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def ask_whole(transport: Transport, ticket: Ticket, info: FileInfo) -> AsyncIterator[tuple[Body, FileInfo]]:
+async def open_whole_file(
+    transport: Transport, signed_urls: SignedUrlCache, info: FileInfo
+) -> AsyncIterator[tuple[Body, FileInfo]]:
     """Ask for a file in one answer, which is of one version whatever other answers say.
 
     A file of an archive has to be the version that is known. Of a URL that a user named the answer itself decides: it
@@ -143,51 +145,51 @@ async def ask_whole(transport: Transport, ticket: Ticket, info: FileInfo) -> Asy
         The body, and what its head says of the file; `size` is None where it does not say it.
 
     Raises:
-        Replaced: It is another version.
+        FileReplaced: It is another version.
         IntegrityError: It is something else.
         WMEError: It could not be had.
     """
-    signed = await ticket.get()
-    etag = None if ticket.plain else strong_etag(info.etag)
+    signed = await signed_urls.get()
+    etag = None if signed_urls.plain else strong_etag(info.etag)
     headers = {**signed.headers, "Accept-Encoding": "identity", **conditions(etag)}
     request = Request(method="GET", role=signed.role, path=signed.url, headers=headers, accepts="any")
     try:
         async with transport.open(request, retry=False) as body:
-            size = _size_of_any(body) if ticket.plain else _size_of_version(body, info, etag)
-            ticket.worked()
+            size = _size_of_any(body) if signed_urls.plain else _size_of_version(body, info, etag)
+            signed_urls.worked()
             yield body, msgspec.structs.replace(info, size=size, etag=body.headers.get("ETag", info.etag))
     except StatusError as error:
         if error.status == 403:
-            ticket.refused(signed)
+            signed_urls.refused(signed)
         raise
 
 
-def wait_after_whole(error: WMEError, ticket: Ticket, backoff: Backoff, elapsed: float) -> float:
+def delay_after_failure(error: WMEError, signed_urls: SignedUrlCache, backoff: Backoff, elapsed: float) -> float:
     """Return the seconds to wait before a file is asked for in one answer again, or raise what ends that.
 
     Args:
         error: Why the last answer was not taken.
-        ticket: Where its address came from.
+        signed_urls: Where its address came from.
         backoff: Counts the attempts.
         elapsed: Seconds since the first one began.
 
     Raises:
-        Replaced: It is another version.
+        FileReplaced: It is another version.
         WMEError: It cannot be had.
     """
     status = error.status if isinstance(error, StatusError) else None
     if status == 412:
-        raise Replaced(str(error)) from error
-    if ticket.failure is not None:
+        raise FileReplaced(str(error)) from error
+    if signed_urls.failure is not None:
         raise error
     if status == 403:
-        check_ticket(ticket, error)
+        check_signatures(signed_urls, error)
         return 0.0
     wrong = isinstance(error, IntegrityError)
     if not wrong and not is_transient(error):
         raise error
     wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
-    if wait is None or (wrong and backoff.attempts > WRONG_MOST):
+    if wait is None or (wrong and backoff.attempts > MAX_WRONG_RESPONSES):
         raise gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
     return wait
 
@@ -199,10 +201,10 @@ def _size_of_version(body: Body, info: FileInfo, etag: str | None) -> int | None
         encoded = f", encoded ({coding})," if coding else ""
         raise _unexpected(body, f"HTTP {body.status}{encoded} where the plain file was asked for")
     if not etag_matches(body.headers.get("ETag"), etag):
-        raise Replaced("the ETag has changed")
+        raise FileReplaced("the ETag has changed")
     size = _length_of(body)
     if size is not None and info.size is not None and size != info.size:
-        raise Replaced(f"the file has {size} bytes and no longer {info.size}")
+        raise FileReplaced(f"the file has {size} bytes and no longer {info.size}")
     return size if size is not None else info.size
 
 
