@@ -107,7 +107,7 @@ async def test_a_template_that_names_no_path_below_the_folder_is_an_error_before
 
 async def test_a_template_that_is_not_text_is_an_error_before_any_request(sim: Simulator, wme: Client) -> None:
     wrong: Any = 5
-    with pytest.raises(TypeError, match="name is a template"):
+    with pytest.raises(TypeError, match="name must be a template"):
         await wme.snapshots.download(ARCHIVE, name=wrong)
     assert len(sim.requests) == 0
 

@@ -183,7 +183,7 @@ def test_bounds_that_are_none_are_refused(name, value):
 
 @pytest.mark.parametrize("value", ["60", None, True])
 def test_bounds_that_are_no_numbers_are_refused(value):
-    with pytest.raises(TypeError, match=r"Cache\.ttl is a number above 0"):
+    with pytest.raises(TypeError, match=r"Cache\.ttl must be a number above 0"):
         Cache(ttl=value)
 
 

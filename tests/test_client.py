@@ -556,8 +556,8 @@ def test_what_files_leave_around_credentials_is_dropped_but_blanks_of_a_password
     ("path", "kind", "words"),
     [
         ("", ValueError, "token_file is empty; leave it out"),
-        (5, TypeError, "token_file is a path, .* not 5"),
-        (b"x", TypeError, "token_file is a path, .* not b'x'"),
+        (5, TypeError, "token_file must be a path, .* not 5"),
+        (b"x", TypeError, "token_file must be a path, .* not b'x'"),
     ],
 )
 def test_a_token_file_without_a_name_is_refused_before_anything_is_sent(path, kind, words):
@@ -568,18 +568,18 @@ def test_a_token_file_without_a_name_is_refused_before_anything_is_sent(path, ki
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"timeouts": 30}, r"timeouts takes Timeouts\(...\) or None, not 30"),
-        ({"retry": False}, r"retry takes Retry\(...\)"),
-        ({"retry": {"attempts": 3}}, r"retry takes Retry\(...\)"),
-        ({"limits": 10}, r"limits takes Limits\(...\)"),
-        ({"limits": {}}, r"limits takes Limits\(...\)"),
-        ({"pool": Limits()}, r"pool takes SessionPool\(...\)"),
-        ({"cache": True}, r"cache takes Cache\(...\)"),
-        ({"allowances": {"snapshot": 3}}, r"allowances takes Allowances\(...\)"),
-        ({"on_retry": "print"}, "on_retry is a function"),
-        ({"hosts": {"api": 8080}}, "Hosts.api is text"),
-        ({"paths": "/v3/batches"}, "paths is a mapping"),
-        ({"paths": {"batches": None}}, "path of batches is text"),
+        ({"timeouts": 30}, r"timeouts must be Timeouts\(...\) or None, not 30"),
+        ({"retry": False}, r"retry must be Retry\(...\)"),
+        ({"retry": {"attempts": 3}}, r"retry must be Retry\(...\)"),
+        ({"limits": 10}, r"limits must be Limits\(...\)"),
+        ({"limits": {}}, r"limits must be Limits\(...\)"),
+        ({"pool": Limits()}, r"pool must be SessionPool\(...\)"),
+        ({"cache": True}, r"cache must be Cache\(...\)"),
+        ({"allowances": {"snapshot": 3}}, r"allowances must be Allowances\(...\)"),
+        ({"on_retry": "print"}, "on_retry must be a function"),
+        ({"hosts": {"api": 8080}}, "Hosts.api must be text"),
+        ({"paths": "/v3/batches"}, "paths must be a mapping"),
+        ({"paths": {"batches": None}}, "path of batches must be text"),
     ],
 )
 def test_settings_of_another_type_are_refused_with_what_they_take(options, words):
@@ -588,14 +588,14 @@ def test_settings_of_another_type_are_refused_with_what_they_take(options, words
 
 
 def test_a_pool_takes_no_numbers_for_settings():
-    with pytest.raises(TypeError, match=r"limits takes Limits\(...\)"):
+    with pytest.raises(TypeError, match=r"limits must be Limits\(...\)"):
         SessionPool(limits=20)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("secret", [b"hunter2", 1234567])
 def test_credentials_that_are_no_text_are_refused_and_not_repeated(secret):
     for options in ({"username": "a", "password": secret}, {"access_token": secret}):
-        with pytest.raises(TypeError, match="is text, not") as caught:
+        with pytest.raises(TypeError, match="must be text, not") as caught:
             Client(**options)
         assert "hunter2" not in str(caught.value)
         assert "1234567" not in str(caught.value)

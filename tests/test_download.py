@@ -380,12 +380,12 @@ async def test_numbers_that_make_no_sense_are_refused(sim: Simulator, transport:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"connections": "4"}, "connections is a whole number, not '4'"),
-        ({"connections": 1.5}, "connections is a whole number"),
-        ({"min_rate": "1000"}, "min_rate is a number"),
-        ({"max_rate": "1000"}, "max_rate is a number"),
-        ({"budget": 5}, r"budget takes Budget\(...\)"),
-        ({"progress": "print"}, "progress is a function"),
+        ({"connections": "4"}, "connections must be a whole number, not '4'"),
+        ({"connections": 1.5}, "connections must be a whole number"),
+        ({"min_rate": "1000"}, "min_rate must be a number"),
+        ({"max_rate": "1000"}, "max_rate must be a number"),
+        ({"budget": 5}, r"budget must be Budget\(...\)"),
+        ({"progress": "print"}, "progress must be a function"),
     ],
 )
 async def test_options_of_another_type_are_refused_before_anything_is_sent(
@@ -402,7 +402,7 @@ async def test_options_of_another_type_are_refused_before_anything_is_sent(
 
 @pytest.mark.parametrize("number", ["8", None, True, 2.5])
 def test_a_budget_counts_in_whole_connections(number: Any) -> None:
-    with pytest.raises(TypeError, match="connections is a whole number"):
+    with pytest.raises(TypeError, match="connections must be a whole number"):
         Budget(number)
 
 

@@ -264,9 +264,9 @@ async def test_what_no_file_can_be_called_is_refused_before_anything_is_sent(sim
 
 @pytest.mark.parametrize("name", [None, b"Ottawa 0757.jpg", 757, True])
 async def test_the_name_of_a_file_is_text(sim, wme, tmp_path, name):
-    with pytest.raises(TypeError, match="a file name is text"):
+    with pytest.raises(TypeError, match="a file name must be text"):
         await wme.files.get(name)
-    with pytest.raises(TypeError, match="a file name is text"):
+    with pytest.raises(TypeError, match="a file name must be text"):
         await wme.files.download(name, tmp_path)
     assert sim.requests.count("api") == 0
 

@@ -726,7 +726,7 @@ async def test_one_manager_at_a_time_has_the_database(tmp_path):
 @pytest.mark.parametrize("option", ["allow_hosts", "webhook_secrets"])
 def test_one_string_is_not_taken_for_a_list(tmp_path, option):
     options: dict[str, Any] = {option: "whsec_c2VjcmV0"}
-    with pytest.raises(TypeError, match=f"{option} is a list of .*, not one string") as caught:
+    with pytest.raises(TypeError, match=f"{option} must be a list of .*, not one string") as caught:
         BatchManager(tmp_path, **options)
     assert ("c2VjcmV0" in str(caught.value)) is (option == "allow_hosts")
 

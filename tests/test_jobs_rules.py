@@ -236,7 +236,7 @@ def test_a_hundred_urls_are_a_batch():
 
 
 def test_one_text_is_not_taken_for_a_list_of_urls():
-    with pytest.raises(TypeError, match="urls is a list of URLs, not 5"):
+    with pytest.raises(TypeError, match="urls must be a list of URLs, not 5"):
         check_urls(5, limits=LIMITS)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not one string"):
         check_urls("https://example.com/", limits=LIMITS)
@@ -277,7 +277,7 @@ def test_options_out_of_range_are_refused_with_a_reason(changes, what, words):
     [{"stop_on_error": 1}, {"download_subtitles": "x"}, {"concurrent_limit": 2.5}, {"priority": 0.5}, {"quality": 720}],
 )
 def test_an_option_that_could_be_stored_and_not_be_read_again_is_refused(changes):
-    with pytest.raises(TypeError, match=r"of the batch is (True|a whole number|text).*, not "):
+    with pytest.raises(TypeError, match=r"of the batch must be (True|a whole number|text).*, not "):
         check_options(Options(**changes), limits=LIMITS)
 
 

@@ -64,93 +64,93 @@ def left_in(folder: Path) -> list[Path]:
 
 
 SYNC: dict[str, Callable[[], Any]] = {
-    "paths is a list of paths, such as ['a'], not one path": lambda: read_many("a"),
-    "paths is a list of paths, not 5": lambda: read_many(5),  # type: ignore[call-overload]
-    "each of paths is a path, as text or as pathlib.Path, not None": lambda: read_many([None]),  # type: ignore[list-item]
+    "paths must be a list of paths, such as ['a'], not one path": lambda: read_many("a"),
+    "paths must be a list of paths, not 5": lambda: read_many(5),  # type: ignore[call-overload]
+    "each of paths must be a path, as text or as pathlib.Path, not None": lambda: read_many([None]),  # type: ignore[list-item]
     "=each of paths is an empty path": lambda: read_many([""]),
-    "workers is a whole number, not '2'": lambda: read_many(["a"], workers="2"),  # type: ignore[call-overload]
-    "=workers is a number of processes above 0, not 0": lambda: read_many(["a"], workers=0),
-    "each is a function, not 5": lambda: read_many(["a"], type=Mine, each=5),  # type: ignore[call-overload]
+    "workers must be a whole number, not '2'": lambda: read_many(["a"], workers="2"),  # type: ignore[call-overload]
+    "=workers must be a number of processes above 0, not 0": lambda: read_many(["a"], workers=0),
+    "each must be a function, not 5": lambda: read_many(["a"], type=Mine, each=5),  # type: ignore[call-overload]
     "each must stand at the top of a module": lambda: read_many(["a"], type=Mine, each=lambda found: found),
-    "type is a class to decode into, such as a msgspec Struct, not 5": lambda: read_archive("a", type=5),  # type: ignore[call-overload]
+    "type must be a class to decode into, such as a msgspec Struct, not 5": lambda: read_archive("a", type=5),  # type: ignore[call-overload]
     "such as a msgspec Struct, not 'Mine'": lambda: read_archive("a", type="Mine"),  # type: ignore[call-overload]
     "such as a msgspec Struct, not Mine(": lambda: read_archive("a", type=Mine()),  # type: ignore[call-overload]
     "=source is an empty path": lambda: read_archive(""),
     "=on_bad_record must be 'raise', 'skip' or a function, not []": lambda: read_archive("a", on_bad_record=[]),  # type: ignore[call-overload]
-    "Allowances.ondemand is a whole number, not '5'": lambda: Allowances(ondemand="5"),  # type: ignore[arg-type]
+    "Allowances.ondemand must be a whole number, not '5'": lambda: Allowances(ondemand="5"),  # type: ignore[arg-type]
     "=Allowances.chunk is 0 or more, or None for no limit, not -1": lambda: Allowances(chunk=-1),
-    "positions are a dict of name and positions, not 5": lambda: MemoryOffsets(5),  # type: ignore[arg-type]
-    "and 0: 5 is none": lambda: MemoryOffsets({"a": {0: 5}}),  # type: ignore[dict-item]
-    "folder is a path, as text or as pathlib.Path, not 5": lambda: FileOffsets(5),  # type: ignore[arg-type]
-    "folder is a path, as text or as pathlib.Path, not None": lambda: FileOffsets(None),  # type: ignore[arg-type]
+    "positions must be a dict of name and positions, not 5": lambda: MemoryOffsets(5),  # type: ignore[arg-type]
+    "and 0: 5 is not": lambda: MemoryOffsets({"a": {0: 5}}),  # type: ignore[dict-item]
+    "folder must be a path, as text or as pathlib.Path, not 5": lambda: FileOffsets(5),  # type: ignore[arg-type]
+    "folder must be a path, as text or as pathlib.Path, not None": lambda: FileOffsets(None),  # type: ignore[arg-type]
     '=folder is an empty path; the current folder is "."': lambda: FileOffsets(""),
-    "path is a path, as text or as pathlib.Path, not 5": lambda: SQLiteOffsets(5),  # type: ignore[arg-type]
+    "path must be a path, as text or as pathlib.Path, not 5": lambda: SQLiteOffsets(5),  # type: ignore[arg-type]
     "=SQLiteOffsets needs a file": lambda: SQLiteOffsets(""),
-    "Position.offset is a whole number, not '5'": lambda: Position("5"),  # type: ignore[arg-type]
-    "Position.published is a datetime with a time zone, not 'now'": lambda: Position(5, "now"),  # type: ignore[arg-type]
+    "Position.offset must be a whole number, not '5'": lambda: Position("5"),  # type: ignore[arg-type]
+    "Position.published must be a datetime with a time zone, not 'now'": lambda: Position(5, "now"),  # type: ignore[arg-type]
     "=Position.published needs a time zone": lambda: Position(5, NAIVE),
-    "limits takes Limits(...) or None, not '3'": lambda: SessionPool(limits="3"),  # type: ignore[arg-type]
-    "env_file is a path, as text or as pathlib.Path, not 5": lambda: Client.from_env(5),  # type: ignore[arg-type]
+    "limits must be Limits(...) or None, not '3'": lambda: SessionPool(limits="3"),  # type: ignore[arg-type]
+    "env_file must be a path, as text or as pathlib.Path, not 5": lambda: Client.from_env(5),  # type: ignore[arg-type]
     # Jobs
-    "directory is a path, as text or as pathlib.Path, not 5": lambda: BatchManager(5),  # type: ignore[arg-type]
+    "directory must be a path, as text or as pathlib.Path, not 5": lambda: BatchManager(5),  # type: ignore[arg-type]
     "=directory is an empty path": lambda: BatchManager(""),
-    "database is a path, as text or as pathlib.Path, not 5": lambda: BatchManager("a", database=5),  # type: ignore[arg-type]
-    "client takes Client(...) or None, not 5": lambda: BatchManager("a", client=5),  # type: ignore[arg-type]
-    "limits takes JobLimits(...) or None, not 5": lambda: BatchManager("a", limits=5),  # type: ignore[arg-type]
-    "timeouts takes Timeouts(...) or None, not 5": lambda: BatchManager("a", timeouts=5),  # type: ignore[arg-type]
-    "retry takes Retry(...) or None, not 5": lambda: BatchManager("a", retry=5),  # type: ignore[arg-type]
+    "database must be a path, as text or as pathlib.Path, not 5": lambda: BatchManager("a", database=5),  # type: ignore[arg-type]
+    "client must be Client(...) or None, not 5": lambda: BatchManager("a", client=5),  # type: ignore[arg-type]
+    "limits must be JobLimits(...) or None, not 5": lambda: BatchManager("a", limits=5),  # type: ignore[arg-type]
+    "timeouts must be Timeouts(...) or None, not 5": lambda: BatchManager("a", timeouts=5),  # type: ignore[arg-type]
+    "retry must be Retry(...) or None, not 5": lambda: BatchManager("a", retry=5),  # type: ignore[arg-type]
     "ssl is a TLS context": lambda: BatchManager("a", ssl="ca.pem"),  # type: ignore[arg-type]
-    "allow_hosts is a list of host names, not 5": lambda: BatchManager("a", allow_hosts=5),  # type: ignore[arg-type]
-    "allow_hosts is a list of host names, and 5 is no text": lambda: BatchManager("a", allow_hosts=[5]),  # type: ignore[list-item]
-    "webhook_secrets is a list of secrets, not int": lambda: BatchManager("a", webhook_secrets=5),  # type: ignore[arg-type]
-    "a webhook secret is text, not int": lambda: BatchManager("a", webhook_secrets=[5]),  # type: ignore[list-item]
+    "allow_hosts must be a list of host names, not 5": lambda: BatchManager("a", allow_hosts=5),  # type: ignore[arg-type]
+    "allow_hosts must be a list of host names, and 5 is not text": lambda: BatchManager("a", allow_hosts=[5]),  # type: ignore[list-item]
+    "webhook_secrets must be a list of secrets, not int": lambda: BatchManager("a", webhook_secrets=5),  # type: ignore[arg-type]
+    "a webhook secret must be text, not int": lambda: BatchManager("a", webhook_secrets=[5]),  # type: ignore[list-item]
     "=a webhook secret has 24 to 64 bytes": lambda: BatchManager("a", webhook_secrets=["whsec_AAAA"]),
     "=cannot be signed without a secret": lambda: BatchManager("a", webhook_secrets=[]),
-    "webhook_delays is a list of seconds, not 5": lambda: BatchManager("a", webhook_delays=5),  # type: ignore[arg-type]
-    "webhook_delays is a list of seconds, and '5' is no number": lambda: BatchManager("a", webhook_delays=("5",)),  # type: ignore[arg-type]
-    "=webhook_delays is a list of seconds, and -1 is below 0": lambda: BatchManager("a", webhook_delays=(-1,)),
+    "webhook_delays must be a list of seconds, not 5": lambda: BatchManager("a", webhook_delays=5),  # type: ignore[arg-type]
+    "webhook_delays must be a list of seconds, and '5' is not": lambda: BatchManager("a", webhook_delays=("5",)),  # type: ignore[arg-type]
+    "=webhook_delays must be a list of seconds, and -1 is below 0": lambda: BatchManager("a", webhook_delays=(-1,)),
     "media is wme_async.integrations.media.Media() or None, not 5": lambda: BatchManager("a", media=5),  # type: ignore[arg-type]
-    "=file_url is a URL such as https://example.com/downloads, not": lambda: BatchManager("a", file_url="files"),
-    "Cost.requests is a whole number, not '1'": lambda: Cost(pool="ondemand", requests="1"),  # type: ignore[arg-type]
+    "=file_url must be a URL such as https://example.com/downloads, not": lambda: BatchManager("a", file_url="files"),
+    "Cost.requests must be a whole number, not '1'": lambda: Cost(pool="ondemand", requests="1"),  # type: ignore[arg-type]
     "=Cost.requests is 0 or more, not -1": lambda: Cost(pool="ondemand", requests=-1),
     "=there is no pool 'x'": lambda: Cost(pool="x", requests=1),
-    "=data is a folder with files such as articles.ndjson": lambda: Simulator(data="nowhere"),
-    "article_size is a whole number, not 'big'": lambda: Simulator(article_size="big"),  # type: ignore[arg-type]
-    "groups is a list of names, not 5": lambda: Simulator(groups=5),  # type: ignore[arg-type]
-    "file_url is text, not 5": lambda: BatchManager("a", file_url=5),  # type: ignore[arg-type]
-    "JobLimits.urls is a whole number, not '5'": lambda: JobLimits(urls="5"),  # type: ignore[arg-type]
-    "JobLimits.running is a whole number, not 2.5": lambda: JobLimits(running=2.5),  # type: ignore[arg-type]
-    "JobLimits.bandwidth is a number, not 'x'": lambda: JobLimits(bandwidth="x"),  # type: ignore[arg-type]
-    "JobLimits.free_space is a whole number, not None": lambda: JobLimits(free_space=None),  # type: ignore[arg-type]
+    "=data must be a folder with files such as articles.ndjson": lambda: Simulator(data="nowhere"),
+    "article_size must be a whole number, not 'big'": lambda: Simulator(article_size="big"),  # type: ignore[arg-type]
+    "groups must be a list of names, not 5": lambda: Simulator(groups=5),  # type: ignore[arg-type]
+    "file_url must be text, not 5": lambda: BatchManager("a", file_url=5),  # type: ignore[arg-type]
+    "JobLimits.urls must be a whole number, not '5'": lambda: JobLimits(urls="5"),  # type: ignore[arg-type]
+    "JobLimits.running must be a whole number, not 2.5": lambda: JobLimits(running=2.5),  # type: ignore[arg-type]
+    "JobLimits.bandwidth must be a number, not 'x'": lambda: JobLimits(bandwidth="x"),  # type: ignore[arg-type]
+    "JobLimits.free_space must be a whole number, not None": lambda: JobLimits(free_space=None),  # type: ignore[arg-type]
     "=JobLimits.urls must be at least 1, not 0": lambda: JobLimits(urls=0),
-    "urls is a list of URLs, not 5": lambda: split(5),  # type: ignore[arg-type]
-    "size is a whole number, not '2'": lambda: split(["a"], "2"),  # type: ignore[arg-type]
+    "urls must be a list of URLs, not 5": lambda: split(5),  # type: ignore[arg-type]
+    "size must be a whole number, not '2'": lambda: split(["a"], "2"),  # type: ignore[arg-type]
     "=size must be at least 1, not 0": lambda: split(["a"], 0),
-    "path is a path, as text or as pathlib.Path, not 7": lambda: from_csv(7),  # type: ignore[arg-type]
+    "path must be a path, as text or as pathlib.Path, not 7": lambda: from_csv(7),  # type: ignore[arg-type]
     "=path is an empty path": lambda: from_csv(""),
     "body is the bytes of the request as they came, not dict": lambda: verify_webhook({}, {}, new_secret()),  # type: ignore[arg-type]
-    "headers is a mapping of name and value, not list": lambda: verify_webhook(b"", [], new_secret()),  # type: ignore[arg-type]
-    "secrets is a webhook secret or a list of them, not int": lambda: verify_webhook(b"", {}, 5),  # type: ignore[arg-type]
+    "headers must be a mapping of name and value, not list": lambda: verify_webhook(b"", [], new_secret()),  # type: ignore[arg-type]
+    "secrets must be a webhook secret or a list of them, not int": lambda: verify_webhook(b"", {}, 5),  # type: ignore[arg-type]
     "=secrets is empty, so no webhook could be verified": lambda: verify_webhook(b"", {}, []),
     # The service
     "manager is a BatchManager, such as": lambda: create_app("downloads", api_keys=None),  # type: ignore[arg-type]
     'such as BatchManager("downloads"), not <class': lambda: create_asgi(BatchManager, api_keys=None),  # type: ignore[arg-type]
-    "allowed_hosts is a list of names, not 5": lambda: app(allowed_hosts=5),
-    "allowed_hosts is a list of names, and 5 is no text": lambda: app(allowed_hosts=[5]),
-    "create_rate is a number, not 'x'": lambda: app(create_rate="x"),
-    "create_burst is a whole number, not 1.5": lambda: app(create_burst=1.5),
+    "allowed_hosts must be a list of names, not 5": lambda: app(allowed_hosts=5),
+    "allowed_hosts must be a list of names, and 5 is not text": lambda: app(allowed_hosts=[5]),
+    "create_rate must be a number, not 'x'": lambda: app(create_rate="x"),
+    "create_burst must be a whole number, not 1.5": lambda: app(create_burst=1.5),
     "=create_rate must be above 0, and create_burst at least 1, not -1 and 30": lambda: app(create_rate=-1),
-    "public_url is text, not 5": lambda: app(public_url=5),
-    "=public_url is a URL such as https://example.com/downloads, not 'x'": lambda: app(public_url="x"),
-    "a key is text, not int": lambda: hash_key(5),  # type: ignore[arg-type]
+    "public_url must be text, not 5": lambda: app(public_url=5),
+    "=public_url must be a URL such as https://example.com/downloads, not 'x'": lambda: app(public_url="x"),
+    "a key must be text, not int": lambda: hash_key(5),  # type: ignore[arg-type]
     # The simulator
-    "articles is a whole number, not 'x'": lambda: Simulator(articles="x"),  # type: ignore[arg-type]
+    "articles must be a whole number, not 'x'": lambda: Simulator(articles="x"),  # type: ignore[arg-type]
     "=articles is 0 or more, not -1": lambda: Simulator(articles=-1),
-    "expires_in is a number, not 'x'": lambda: Simulator(expires_in="x"),  # type: ignore[arg-type]
-    "username is text, not int": lambda: Simulator(username=5),  # type: ignore[arg-type]
-    "caps is a dict of group and": lambda: Simulator(caps=5),  # type: ignore[arg-type]
-    "caps of group_1 is a dict of pool and number, not 5": lambda: Simulator(caps={"group_1": 5}),  # type: ignore[dict-item]
-    "ports is a dict of role and port, not 5": lambda: Simulator(ports=5),  # type: ignore[arg-type]
+    "expires_in must be a number, not 'x'": lambda: Simulator(expires_in="x"),  # type: ignore[arg-type]
+    "username must be text, not int": lambda: Simulator(username=5),  # type: ignore[arg-type]
+    "caps must be a dict of group and": lambda: Simulator(caps=5),  # type: ignore[arg-type]
+    "caps of group_1 must be a dict of pool and number, not 5": lambda: Simulator(caps={"group_1": 5}),  # type: ignore[dict-item]
+    "ports must be a dict of role and port, not 5": lambda: Simulator(ports=5),  # type: ignore[arg-type]
     "=there is no role 'x'": lambda: Simulator(ports={"x": 1}),
     "=access is 2025 or 2026, or rows, not '2024'": lambda: Simulator(access="2024"),  # type: ignore[arg-type]
     "start is epoch seconds, an aware datetime or None, not 'x'": lambda: Simulator(start="x"),  # type: ignore[arg-type]
@@ -175,21 +175,21 @@ async def wme(sim: Simulator) -> AsyncIterator[Client]:
 
 
 AT_ONCE: dict[str, Callable[[Any], Any]] = {
-    "type is a class to decode into": lambda wme: wme.realtime.articles(type="Article"),
+    "type must be a class to decode into": lambda wme: wme.realtime.articles(type="Article"),
     "such as a msgspec Struct, not Mine(": lambda wme: wme.realtime.articles(type=Mine()),
-    "parts is a list of whole numbers, such as [0, 1], not '0'": lambda wme: wme.realtime.articles(parts="0"),
+    "parts must be a list of whole numbers, such as [0, 1], not '0'": lambda wme: wme.realtime.articles(parts="0"),
     "such as [0, 1], not b'01'": lambda wme: wme.realtime.articles(parts=b"01"),
-    "such as [0, 1], and '0' is none": lambda wme: wme.realtime.articles(parts=["0"]),
-    "connections is a whole number, not '3'": lambda wme: wme.realtime.articles(connections="3"),
+    "such as [0, 1], and '0' is not": lambda wme: wme.realtime.articles(parts=["0"]),
+    "connections must be a whole number, not '3'": lambda wme: wme.realtime.articles(connections="3"),
     "a stream has no option 'offset'; did you mean 'offsets'?": lambda wme: wme.realtime.articles(offset=5),
     "a stream has no option 'keep'": lambda wme: wme.realtime.articles(keep=print),
-    "backfill is True or False, not 'yes'": lambda wme: wme.realtime.articles(backfill="yes"),
-    "max_buffer is a number above 0, not True": lambda wme: wme.realtime.articles(max_buffer=True),
-    "recheck is True, False or None, got 'x'": lambda wme: wme.wikidata.items.get_many(["Q42"], recheck="x"),
-    "progress is a function, not 5": lambda wme: wme.articles.lookup_many(["NATO"], filters=EN, progress=5),
-    "ordered is True or False, not 'no'": lambda wme: wme.articles.lookup_many(["NATO"], filters=EN, ordered="no"),
+    "backfill must be True or False, not 'yes'": lambda wme: wme.realtime.articles(backfill="yes"),
+    "max_buffer must be a number above 0, not True": lambda wme: wme.realtime.articles(max_buffer=True),
+    "recheck must be True, False or None, not 'x'": lambda wme: wme.wikidata.items.get_many(["Q42"], recheck="x"),
+    "progress must be a function, not 5": lambda wme: wme.articles.lookup_many(["NATO"], filters=EN, progress=5),
+    "ordered must be True or False, not 'no'": lambda wme: wme.articles.lookup_many(["NATO"], filters=EN, ordered="no"),
     "such as a msgspec Struct, not 5": lambda wme: wme.snapshots.read(SNAPSHOT, type=5),
-    "tee is a path, as text or as pathlib.Path, not 5": lambda wme: wme.snapshots.read(SNAPSHOT, tee=5),
+    "tee must be a path, as text or as pathlib.Path, not 5": lambda wme: wme.snapshots.read(SNAPSHOT, tee=5),
     "=tee is an empty path": lambda wme: wme.snapshots.content(SNAPSHOT, tee=""),
 }
 
@@ -201,23 +201,23 @@ async def test_what_makes_no_sense_is_refused_before_it_is_awaited(words: str, s
 
 
 ASYNC: dict[str, Callable[[Any, Path], Awaitable[Any]]] = {
-    "type is a class to decode into": lambda wme, _: wme.projects.list(type=5),
+    "type must be a class to decode into": lambda wme, _: wme.projects.list(type=5),
     "such as a msgspec Struct, not Mine(": lambda wme, _: wme.projects.list(type=Mine()),
     "such as a msgspec Struct, not 'Mine'": lambda wme, _: wme.articles.lookup("NATO", type="Mine"),
     'order is "project"': lambda wme, _: wme.articles.lookup("NATO", order=5),
     '=missing is "empty" or "raise", got []': lambda wme, _: wme.articles.lookup("NATO", missing=[]),
-    "recheck is True, False or None": lambda wme, _: wme.wikidata.items.get("Q42", recheck="x"),
-    "recheck is True, False or None, got 1": lambda wme, _: wme.wikidata.labels.get("Q42", recheck=1),
-    "to is a path, as text or as pathlib.Path, not None": lambda wme, _: wme.snapshots.download(SNAPSHOT, None),
-    "to is a path, as text or as pathlib.Path, not b'x'": lambda wme, _: wme.snapshots.download(SNAPSHOT, b"x"),
+    "recheck must be True, False or None": lambda wme, _: wme.wikidata.items.get("Q42", recheck="x"),
+    "recheck must be True, False or None, not 1": lambda wme, _: wme.wikidata.labels.get("Q42", recheck=1),
+    "to must be a path, as text or as pathlib.Path, not None": lambda wme, _: wme.snapshots.download(SNAPSHOT, None),
+    "to must be a path, as text or as pathlib.Path, not b'x'": lambda wme, _: wme.snapshots.download(SNAPSHOT, b"x"),
     '=to is an empty path; the current folder is "."': lambda wme, _: wme.snapshots.download(SNAPSHOT, ""),
-    "if_changed is True or False, not 'no'": lambda wme, to: wme.snapshots.download(SNAPSHOT, to, if_changed="no"),
-    "verify is True or False, not 'no'": lambda wme, to: wme.files.download("Ottawa 0757.jpg", to, verify="no"),
-    "progress is a function, not 5": lambda wme, to: wme.files.download("Ottawa 0757.jpg", to, progress=5),
-    "the name of positions is text such as 'default/articles', not 5": lambda _, to: FileOffsets(to).load(5),  # type: ignore[arg-type]
-    "and 0: 5 is none": lambda _, to: FileOffsets(to).save("a", {0: 5}),  # type: ignore[dict-item]
+    "if_changed must be True or False, not 'no'": lambda wme, to: wme.snapshots.download(SNAPSHOT, to, if_changed="no"),
+    "verify must be True or False, not 'no'": lambda wme, to: wme.files.download("Ottawa 0757.jpg", to, verify="no"),
+    "progress must be a function, not 5": lambda wme, to: wme.files.download("Ottawa 0757.jpg", to, progress=5),
+    "the name of positions must be text such as 'default/articles', not 5": lambda _, to: FileOffsets(to).load(5),  # type: ignore[arg-type]
+    "and 0: 5 is not": lambda _, to: FileOffsets(to).save("a", {0: 5}),  # type: ignore[dict-item]
     "and '0': Position(": lambda _, to: SQLiteOffsets(to / "o.db").save("a", {"0": Position(5)}),  # type: ignore[dict-item]
-    "positions are a dict of partition and Position, not [1]": lambda _, to: SQLiteOffsets(to / "o.db").save("a", [1]),  # type: ignore[arg-type]
+    "positions must be a dict of partition and Position, not [1]": lambda _, to: FileOffsets(to).save("a", [1]),  # type: ignore[arg-type]
 }  # fmt: skip
 
 
@@ -234,26 +234,26 @@ async def test_what_makes_no_sense_is_refused_before_anything_is_sent(
 
 
 MANAGED: dict[str, Callable[[BatchManager], Awaitable[Any]]] = {
-    "concurrent_limit of the batch is a whole number, not '3'": lambda m: m.submit(["a"], concurrent_limit="3"),  # type: ignore[arg-type]
-    "stop_on_error of the batch is True or False, not 'no'": lambda m: m.submit(["a"], stop_on_error="no"),  # type: ignore[arg-type]
-    "timeout of the batch is a number, not 'x'": lambda m: m.submit(["a"], timeout="x"),  # type: ignore[arg-type]
-    "path_template of the batch is text, not 5": lambda m: m.submit(["a"], path_template=5),  # type: ignore[arg-type]
-    "webhook_url of the batch is text or None, not 5": lambda m: m.submit(["a"], webhook_url=5),  # type: ignore[arg-type]
-    "limit is a whole number, not '5'": lambda m: m.list(limit="5"),  # type: ignore[arg-type]
+    "concurrent_limit of the batch must be a whole number, not '3'": lambda m: m.submit(["a"], concurrent_limit="3"),  # type: ignore[arg-type]
+    "stop_on_error of the batch must be True or False, not 'no'": lambda m: m.submit(["a"], stop_on_error="no"),  # type: ignore[arg-type]
+    "timeout of the batch must be a number, not 'x'": lambda m: m.submit(["a"], timeout="x"),  # type: ignore[arg-type]
+    "path_template of the batch must be text, not 5": lambda m: m.submit(["a"], path_template=5),  # type: ignore[arg-type]
+    "webhook_url of the batch must be text or None, not 5": lambda m: m.submit(["a"], webhook_url=5),  # type: ignore[arg-type]
+    "limit must be a whole number, not '5'": lambda m: m.list(limit="5"),  # type: ignore[arg-type]
     "=limit is 1 to 500, not 0": lambda m: m.list(limit=0),
-    "=status is one of queued, running": lambda m: m.list(status="done"),
-    "after is a whole number, not 'x'": lambda m: anext(m.watch(after="x")),  # type: ignore[arg-type]
-    "progress is a function, not 5": lambda m: m.wait("x", progress=5),  # type: ignore[arg-type]
-    "timeout is a number, not 'x'": lambda m: m.wait("x", timeout="x"),  # type: ignore[arg-type]
-    "keep is a number, not 'x'": lambda m: m.rotate_webhook_secret(keep="x"),  # type: ignore[arg-type]
-    "=keep is a number of seconds, 0 or more, not -1": lambda m: m.rotate_webhook_secret(keep=-1),
-    "port is a whole number, not '80'": lambda m: serve(m, port="80", api_keys=None),  # type: ignore[arg-type]
+    "=status must be one of queued, running": lambda m: m.list(status="done"),
+    "after must be a whole number, not 'x'": lambda m: anext(m.watch(after="x")),  # type: ignore[arg-type]
+    "progress must be a function, not 5": lambda m: m.wait("x", progress=5),  # type: ignore[arg-type]
+    "timeout must be a number, not 'x'": lambda m: m.wait("x", timeout="x"),  # type: ignore[arg-type]
+    "keep must be a number, not 'x'": lambda m: m.rotate_webhook_secret(keep="x"),  # type: ignore[arg-type]
+    "=keep must be a number of seconds, 0 or more, not -1": lambda m: m.rotate_webhook_secret(keep=-1),
+    "port must be a whole number, not '80'": lambda m: serve(m, port="80", api_keys=None),  # type: ignore[arg-type]
     "=port is 0 to 65535, not 70000": lambda m: serve(m, port=70000, api_keys=None),
     "=host is empty": lambda m: serve(m, host="", api_keys=None),
-    "host is text, not 5": lambda m: serve(m, host=5, api_keys=None),  # type: ignore[arg-type]
-    "on_ready is a function, not 5": lambda m: serve(m, on_ready=5, api_keys=None),  # type: ignore[arg-type]
-    "api_keys is a list of keys, not one str": lambda m: serve(m, api_keys="a-secret-key"),
-    "api_keys is a list of keys, not one int": lambda m: serve(m, api_keys=5),  # type: ignore[arg-type]
+    "host must be text, not 5": lambda m: serve(m, host=5, api_keys=None),  # type: ignore[arg-type]
+    "on_ready must be a function, not 5": lambda m: serve(m, on_ready=5, api_keys=None),  # type: ignore[arg-type]
+    "api_keys must be a list of keys, not one str": lambda m: serve(m, api_keys="a-secret-key"),
+    "api_keys must be a list of keys, not one int": lambda m: serve(m, api_keys=5),  # type: ignore[arg-type]
 }  # fmt: skip
 
 
@@ -268,17 +268,17 @@ async def test_a_manager_refuses_what_makes_no_sense_in_its_own_words(words: str
 
 async def test_lists_of_a_stream_have_bounds_that_are_numbers(wme: Client) -> None:
     async with wme.realtime.articles() as stream:
-        refused(lambda: stream.batches("3"), "max_items is a whole number, not '3'")  # type: ignore[arg-type]
-        refused(lambda: stream.batches(3, max_wait="x"), "max_wait is a number of seconds, not 'x'")  # type: ignore[arg-type]
+        refused(lambda: stream.batches("3"), "max_items must be a whole number, not '3'")  # type: ignore[arg-type]
+        refused(lambda: stream.batches(3, max_wait="x"), "max_wait must be a number of seconds, not 'x'")  # type: ignore[arg-type]
         refused(lambda: stream.batches(0), "=max_items is at least 1")
 
 
 async def test_the_simulator_refuses_what_would_break_a_later_request(sim: Simulator) -> None:
     faults: Any = sim.faults
-    refused(lambda: faults.inject("reset", times="x"), "times is a whole number, not 'x'")
+    refused(lambda: faults.inject("reset", times="x"), "times must be a whole number, not 'x'")
     refused(lambda: faults.inject("reset", skip=-1), "=skip is 0 or more, not -1")
-    refused(lambda: faults.inject("reset", path=5), "path is a piece of the path or a pattern, not 5")
-    refused(lambda: faults.script("reset"), "steps is a list of kinds, such as ['reset'], not one string")
+    refused(lambda: faults.inject("reset", path=5), "path must be a piece of the path or a pattern, not 5")
+    refused(lambda: faults.script("reset"), "steps must be a list of kinds, such as ['reset'], not one string")
     assert not len(faults)
     refused(lambda: sim.firehose.publish(partition=99), "=partition is 0 to 49, not 99")
     refused(lambda: sim.pages.add({}), '=a page is {"name": ..., "is_part_of"')
@@ -286,9 +286,9 @@ async def test_the_simulator_refuses_what_would_break_a_later_request(sim: Simul
 
 def test_arrow_refuses_what_is_no_type_and_no_path() -> None:
     arrow = pytest.importorskip("wme_async.integrations.arrow", exc_type=ImportError)
-    refused(lambda: arrow.schema_of(5), "type is a class to decode into, such as a msgspec Struct, not 5")
+    refused(lambda: arrow.schema_of(5), "type must be a class to decode into, such as a msgspec Struct, not 5")
     refused(lambda: arrow.schema_of(list), "a table needs a type with fields")
-    refused(lambda: arrow.unwritten(5), "folder is a path, as text or as pathlib.Path, not 5")
+    refused(lambda: arrow.unwritten(5), "folder must be a path, as text or as pathlib.Path, not 5")
 
 
 async def records() -> AsyncIterator[Mine]:
@@ -298,12 +298,12 @@ async def records() -> AsyncIterator[Mine]:
 @pytest.mark.parametrize(
     ("source", "options", "words"),
     [
-        ([Mine()], {}, "records is an async iterable of records, not [Mine("),
+        ([Mine()], {}, "records must be an async iterable of records, not [Mine("),
         (None, {"to": ""}, "=to is an empty path"),
-        (None, {"to": 5}, "to is a path, as text or as pathlib.Path, not 5"),
-        (None, {"row_group_bytes": "x"}, "row_group_bytes is a whole number of bytes, not 'x'"),
-        (None, {"row_group_bytes": 0}, "=row_group_bytes is a number of bytes above 0, not 0"),
-        (None, {"compression": 5}, "compression is text such as 'zstd', not 5"),
+        (None, {"to": 5}, "to must be a path, as text or as pathlib.Path, not 5"),
+        (None, {"row_group_bytes": "x"}, "row_group_bytes must be a whole number of bytes, not 'x'"),
+        (None, {"row_group_bytes": 0}, "=row_group_bytes must be a number of bytes above 0, not 0"),
+        (None, {"compression": 5}, "compression must be text such as 'zstd', not 5"),
         (None, {"compression": "nope"}, "=Parquet has no compression 'nope'"),
         (None, {"type": type("Other", (msgspec.Struct,), {"__annotations__": {"other": int}})}, "is not that of the"),
     ],
@@ -322,10 +322,10 @@ async def test_parquet_refuses_what_it_cannot_be_written_with(
 @pytest.mark.parametrize(
     ("chunks", "options", "words"),
     [
-        ([b"x"], {}, "chunks is an async iterable of bytes, not [b'x']"),
+        ([b"x"], {}, "chunks must be an async iterable of bytes, not [b'x']"),
         (["x"], {}, "chunks are bytes, and one is str"),
-        ([b"x"], {"to": 5}, "to is a path, as text or as pathlib.Path, not 5"),
-        ([b"x"], {"part_size": "x"}, "part_size is a whole number, not 'x'"),
+        ([b"x"], {"to": 5}, "to must be a path, as text or as pathlib.Path, not 5"),
+        ([b"x"], {"part_size": "x"}, "part_size must be a whole number, not 'x'"),
         ([b"x"], {"connections": 0}, "=part_size and connections are numbers above 0, not 8388608 and 0"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_title_that_no_page_has_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("function", [article_path, file_path])
 def test_names_that_are_not_text_are_refused(function: Callable[[Any], str]) -> None:
-    with pytest.raises(TypeError, match="is text, got int"):
+    with pytest.raises(TypeError, match="must be text, not int"):
         function(7)
 
 
@@ -105,7 +105,7 @@ def test_an_identifier_that_could_lead_elsewhere_is_refused(identifier: Any) -> 
 
 @pytest.mark.parametrize("identifier", [None, True, 1.5, b"enwiki"])
 def test_an_identifier_of_another_type_is_refused(identifier: Any) -> None:
-    with pytest.raises(TypeError, match="identifier is text"):
+    with pytest.raises(TypeError, match="identifier must be text"):
         identifier_path(identifier)
 
 

@@ -718,7 +718,7 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(
         ({"limit": "3"}, "whole number"),
         ({"limit": True}, "whole number"),
         ({"limit": 2.0}, "whole number"),
-        ({"type": list}, "takes a Struct"),
+        ({"type": list}, "must be a Struct"),
     ],
 )
 def test_arguments_of_the_wrong_type_are_refused(arguments: dict[str, Any], why: str) -> None:

@@ -222,7 +222,7 @@ async def test_wrong_arguments_are_refused_where_they_are_given(sim):
         stream = wme.realtime.articles()
         with pytest.raises(ValueError, match="backlog must be at least 1"):
             Broadcast(stream, backlog=0)
-        with pytest.raises(TypeError, match="backlog_bytes is a whole number"):
+        with pytest.raises(TypeError, match="backlog_bytes must be a whole number"):
             Broadcast(stream, backlog_bytes=1.5)  # type: ignore[arg-type]
         with pytest.raises(RuntimeError, match="not open"):
             Broadcast(stream).listen()

@@ -412,9 +412,9 @@ def test_a_simulator_that_is_not_running_has_no_address() -> None:
 
 
 def test_one_name_is_not_taken_for_a_list_of_groups() -> None:
-    with pytest.raises(TypeError, match=r"groups is a list of names, such as \['group_1'\]"):
+    with pytest.raises(TypeError, match=r"groups must be a list of names, such as \['group_1'\]"):
         Simulator(groups="group_1")
-    with pytest.raises(TypeError, match="groups is a list of names"):
+    with pytest.raises(TypeError, match="groups must be a list of names"):
         Simulator().add_user("a", "b", groups="group_1")
 
 

@@ -1193,10 +1193,10 @@ async def test_what_is_said_of_certificates_is_what_is_done_and_danger_is_told(s
     ("arguments", "words"),
     [
         ({"ssl": "ca.pem"}, "ssl is a TLS context, such as .* not 'ca.pem'"),
-        ({"proxy": 3128}, "proxy is text such as http://host:3128, not int"),
-        ({"trust_env": "no"}, "trust_env is True or False, not 'no'"),
-        ({"guard": "no"}, "guard is a function, not 'no'"),
-        ({"session": 5}, r"session takes ClientSession\(...\) or None, not 5"),
+        ({"proxy": 3128}, "proxy must be text such as http://host:3128, not int"),
+        ({"trust_env": "no"}, "trust_env must be True or False, not 'no'"),
+        ({"guard": "no"}, "guard must be a function, not 'no'"),
+        ({"session": 5}, r"session must be ClientSession\(...\) or None, not 5"),
     ],
 )
 def test_settings_of_a_pool_are_refused_where_they_are_given(arguments, words):

@@ -293,7 +293,7 @@ async def test_keys_may_be_given_hashed_and_are_kept_hashed(manager):
     for bad, kind in (([], ValueError), (["short"], ValueError), (KEY, TypeError)):
         with pytest.raises(kind):
             create_app(manager, api_keys=bad)
-    with pytest.raises(TypeError, match=r"allowed_hosts is a list of names, such as \['example\.com'\]"):
+    with pytest.raises(TypeError, match=r"allowed_hosts must be a list of names, such as \['example\.com'\]"):
         create_app(manager, api_keys=[KEY], allowed_hosts="example.com")
 
 
@@ -356,8 +356,8 @@ async def test_what_a_file_leaves_around_a_key_is_no_part_of_it(manager, left):
     [
         ("a-secret-key", TypeError, "a list of keys, not one str"),
         (5, TypeError, "a list of keys, not one int"),
-        ([5], TypeError, "an API key is text, not int"),
-        ([b"a-secret-key"], TypeError, "an API key is text, not bytes"),
+        ([5], TypeError, "an API key must be text, not int"),
+        ([b"a-secret-key"], TypeError, "an API key must be text, not bytes"),
         (["a-secret\n-key"], ValueError, "control character"),
         (["secret \n"], ValueError, "8 characters at least"),
     ],

@@ -1,134 +1,241 @@
-"""Arguments of wrong types, refused in the same words wherever they are given.
+"""Checks of arguments: made once, where the user's call comes in, and in the same words everywhere.
 
-What is not refused at the call fails later in the words of Python or of a library, far from who gave it, or does
-something else than was meant: a folder of the empty name is the current one, and "no" is true.
+An argument of a wrong type that passes the call fails later, in the words of Python or of a library and far from the
+mistake, or it means something else: the path "" is the current folder, and the text "no" is true.
+
+Each check takes arguments by name and puts the name into its error: `check_numbers(size=size)`. Unless a check has
+`optional`, it accepts None, which stands for an argument that was not given.
 """
 
 import builtins
+import math
 import types
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Collection, Iterable
+from datetime import datetime
 from typing import Any, NewType
 
 __all__ = [
+    "check_aware",
+    "check_choice",
     "check_flags",
     "check_functions",
+    "check_instances",
+    "check_numbers",
     "check_path",
     "check_record_type",
     "check_source",
     "check_text",
     "check_url_of",
+    "list_of",
     "texts_of",
 ]
 
 
-def check_flags(**given: object) -> None:
-    """Refuse what is neither True nor False, such as "no" from the environment, which counts as true.
+def check_instances(**arguments: tuple[object, type]) -> None:
+    """Raise if a value is not an instance of its class.
+
+    Args:
+        **arguments: The value and its class, by name.
 
     Raises:
-        TypeError: Naming it.
+        TypeError: With the name and the class.
     """
-    for name, value in given.items():
+    for name, (value, cls) in arguments.items():
+        if value is not None and not isinstance(value, cls):
+            raise TypeError(f"{name} must be {cls.__name__}(...) or None, not {value!r}")
+
+
+def check_flags(**arguments: object) -> None:
+    """Raise if a value is neither True nor False, such as the text "no" from the environment. None is neither.
+
+    Raises:
+        TypeError: With the name.
+    """
+    for name, value in arguments.items():
         if not isinstance(value, bool):
-            raise TypeError(f"{name} is True or False, not {value!r}")
+            raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
-def check_functions(**given: object) -> None:
-    """Refuse what cannot be called; None is for no function.
+def check_functions(**arguments: object) -> None:
+    """Raise if a value cannot be called.
 
     Raises:
-        TypeError: Naming it.
+        TypeError: With the name.
     """
-    for name, value in given.items():
+    for name, value in arguments.items():
         if value is not None and not callable(value):
-            raise TypeError(f"{name} is a function, not {value!r}")
+            raise TypeError(f"{name} must be a function, not {value!r}")
 
 
-def check_text(**given: object) -> None:
-    """Refuse what is no text, or an empty one; None is for nothing.
+def check_numbers(
+    *,
+    whole: bool = False,
+    optional: bool = True,
+    above: float | None = None,
+    minimum: float | None = None,
+    unit: str = "",
+    **arguments: object,
+) -> None:
+    """Raise if a value is not a number, as text from the environment is not, or out of range.
+
+    Args:
+        whole: Require `int`.
+        optional: Accept None.
+        above: Require a finite number greater than this.
+        minimum: Require a finite number that is at least this.
+        unit: What the number counts, such as "seconds", for the message.
+        **arguments: The values by name.
 
     Raises:
-        TypeError: Naming it.
-        ValueError: Naming it.
+        TypeError: A value is not a number; booleans are not.
+        ValueError: A value is out of range.
     """
-    for name, value in given.items():
+    kind = f"a {'whole ' if whole else ''}number{f' of {unit}' if unit else ''}"
+    for name, value in arguments.items():
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise TypeError(f"{name} must be {kind}, not {value!r}")
+        number = float(value) if isinstance(value, float) else value
+        if above is not None and not above < number < math.inf:
+            raise ValueError(f"{name} must be {kind} above {above:g}, not {value!r}")
+        if minimum is not None and not minimum <= number < math.inf:
+            raise ValueError(f"{name} must be at least {minimum:g}{f' {unit}' if unit else ''}, not {value!r}")
+
+
+def check_text(**arguments: object) -> None:
+    """Raise if a value is not text, or is empty.
+
+    Raises:
+        TypeError: It is not text.
+        ValueError: It is empty.
+    """
+    for name, value in arguments.items():
         if value is not None and not isinstance(value, str):
-            raise TypeError(f"{name} is text, not {value!r}")
+            raise TypeError(f"{name} must be text, not {value!r}")
         if value == "":
             raise ValueError(f"{name} is empty")
 
 
-def check_url_of(name: str, value: object) -> None:
-    """Refuse what is no absolute URL of a place on the web; None is for nothing.
-
-    Raises:
-        TypeError: It is no text.
-        ValueError: It is no URL.
-    """
-    check_text(**{name: value})
-    if isinstance(value, str) and not value.startswith(("http://", "https://")):
-        raise ValueError(f"{name} is a URL such as https://example.com/downloads, not {value!r}")
-
-
-def check_path(name: str, value: object, *, optional: bool = False) -> None:
-    """Refuse what is no path, or an empty one, which would be the current folder.
+def check_choice(name: str, value: object, choices: Collection[str], *, function: bool = False) -> None:
+    """Raise if a value is not one of several words.
 
     Args:
         name: Of the argument.
-        value: What was given.
-        optional: Whether it may be None.
+        value: Its value.
+        choices: The words.
+        function: Accept a function too.
 
     Raises:
-        TypeError: It is no path.
+        ValueError: With the choices.
+    """
+    # A value that cannot be hashed, such as a list, is compared with each word.
+    if value in tuple(choices) or (function and callable(value)):
+        return
+    words = ", ".join(map(repr, choices))
+    raise ValueError(f"{name} must be {words}{' or a function' if function else ''}, not {value!r}")
+
+
+def check_url_of(name: str, value: object) -> None:
+    """Raise if a value is not an absolute URL of HTTP.
+
+    Raises:
+        TypeError: It is not text.
+        ValueError: It is not a URL.
+    """
+    check_text(**{name: value})
+    if isinstance(value, str) and not value.startswith(("http://", "https://")):
+        raise ValueError(f"{name} must be a URL such as https://example.com/downloads, not {value!r}")
+
+
+def check_path(name: str, value: object, *, optional: bool = False) -> None:
+    """Raise if a value is not a path, or an empty one, which would be the current folder.
+
+    Args:
+        name: Of the argument.
+        value: Its value.
+        optional: Accept None.
+
+    Raises:
+        TypeError: It is not a path.
         ValueError: It is empty.
     """
     if value is None and optional:
         return
     path = value.__fspath__() if hasattr(value, "__fspath__") and not isinstance(value, type) else value
     if not isinstance(path, str):
-        raise TypeError(f"{name} is a path, as text or as pathlib.Path, not {value!r}")
+        raise TypeError(f"{name} must be a path, as text or as pathlib.Path, not {value!r}")
     if not path:
         raise ValueError(f'{name} is an empty path; the current folder is "."')
 
 
-def texts_of(name: str, value: object, of: str) -> tuple[str, ...]:
-    """Return several texts, of which one alone would be taken for its letters.
+def check_aware(name: str, value: object) -> datetime:
+    """Return a time that has a time zone.
+
+    Raises:
+        TypeError: It is not a datetime.
+        ValueError: It has no time zone.
+    """
+    if not isinstance(value, datetime):
+        raise TypeError(f"{name} must be a datetime with a time zone, not {value!r}")
+    if value.utcoffset() is None:
+        raise ValueError(f"{name} needs a time zone: datetime.now(UTC), not datetime.now()")
+    return value
+
+
+def list_of(name: str, value: object, items: str) -> tuple[Any, ...]:
+    """Return the items of a list; one text alone would be taken for its letters.
 
     Args:
         name: Of the argument.
-        value: What was given.
-        of: What the texts are, in words.
+        value: Its value: anything but text that can be iterated over.
+        items: What the items are, in words.
 
     Raises:
-        TypeError: One text, no list, or something else among them.
+        TypeError: It is not a list.
     """
     if isinstance(value, str):
-        raise TypeError(f"{name} is a list of {of}, such as [{value!r}], not one string")
+        raise TypeError(f"{name} must be a list of {items}, such as [{value!r}], not one string")
     if isinstance(value, bytes) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} is a list of {of}, not {value!r}")
-    texts = tuple(value)
-    for each in texts:
-        if not isinstance(each, str):
-            raise TypeError(f"{name} is a list of {of}, and {each!r} is no text")
+        raise TypeError(f"{name} must be a list of {items}, not {value!r}")
+    return tuple(value)
+
+
+def texts_of(name: str, value: object, items: str) -> tuple[str, ...]:
+    """Return the items of a list of texts.
+
+    Args:
+        name: Of the argument.
+        value: Its value.
+        items: What the texts are, in words.
+
+    Raises:
+        TypeError: It is not a list, or an item is not text.
+    """
+    texts = list_of(name, value, items)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be a list of {items}, and {text!r} is not text")
     return texts
 
 
 def check_record_type(type: Any) -> None:
-    """Refuse what is no type at all: an instance, a name, a number.
+    """Raise if a value is not a type: an instance, a name, a number.
 
     Raises:
-        TypeError: Saying what is wanted.
+        TypeError: With an example of a type.
     """
-    # Struct[int], A | B and a name for a type are no classes, and types all the same.
-    known = isinstance(type, builtins.type | types.UnionType | NewType) or hasattr(type, "__value__")
-    if not known and getattr(type, "__origin__", None) is None:
-        raise TypeError(f"type is a class to decode into, such as a msgspec Struct, not {type!r}")
+    # Struct[int], A | B and a name for a type are not classes, and types all the same.
+    is_type = isinstance(type, builtins.type | types.UnionType | NewType) or hasattr(type, "__value__")
+    if not is_type and getattr(type, "__origin__", None) is None:
+        raise TypeError(f"type must be a class to decode into, such as a msgspec Struct, not {type!r}")
 
 
-def check_source(name: str, value: object, of: str) -> None:
-    """Refuse what `async for` cannot be used with.
+def check_source(name: str, value: object, items: str) -> None:
+    """Raise if `async for` cannot be used with a value.
 
     Raises:
-        TypeError: Naming it.
+        TypeError: With the name.
     """
     if not isinstance(value, AsyncIterable):
-        raise TypeError(f"{name} is an async iterable of {of}, not {value!r}")
+        raise TypeError(f"{name} must be an async iterable of {items}, not {value!r}")

@@ -219,7 +219,7 @@ class Broadcast(Generic[T]):
     ) -> None:
         for name, value in (("backlog", backlog), ("backlog_bytes", backlog_bytes)):
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} is a whole number, not {value!r}")
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         check_functions(encode=encode, position=position)

@@ -6,21 +6,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-__all__ = ["Hosts", "Limits", "Retry", "Timeouts", "check_kinds"]
-
-
-def check_kinds(**given: tuple[object, type]) -> None:
-    """Refuse settings of another type, which would fail late, in other words, or have no effect.
-
-    Args:
-        **given: The value and the type that it must have where it is not None, by name.
-
-    Raises:
-        TypeError: Naming the setting and its type.
-    """
-    for name, (value, kind) in given.items():
-        if value is not None and not isinstance(value, kind):
-            raise TypeError(f"{name} takes {kind.__name__}(...) or None, not {value!r}")
+__all__ = ["Hosts", "Limits", "Retry", "Timeouts"]
 
 
 class Hosts(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +159,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 def _origin(name: str, value: str) -> tuple[str, str, bool]:
     """Return scheme and host of a URL, and whether there is something behind them."""
     if not isinstance(value, str):
-        raise TypeError(f"Hosts.{name} is text such as https://host, not {type(value).__name__}")
+        raise TypeError(f"Hosts.{name} must be text such as https://host, not {type(value).__name__}")
     try:
         parts = urlsplit(value)
         # Reading the port checks it.
@@ -187,12 +173,12 @@ def _origin(name: str, value: str) -> tuple[str, str, bool]:
 
 def _whole(owner: str, name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{owner}.{name} is a whole number, not {value!r}")
+        raise TypeError(f"{owner}.{name} must be a whole number, not {value!r}")
 
 
 def _number(owner: str, name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{owner}.{name} is a number, not {value!r}")
+        raise TypeError(f"{owner}.{name} must be a number, not {value!r}")
 
 
 def _positive(owner: str, name: str, value: float) -> None:

@@ -16,8 +16,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 import msgspec
 
 from wme_async._archive.reader import ArchiveReader, ArchiveStatistics, OnBadRecord
-from wme_async._arguments import check_functions, check_path
-from wme_async._download.rates import check_numbers
+from wme_async._arguments import check_functions, check_numbers, check_path
 from wme_async._tasks import WorkGroup, first_cause, in_thread, wait_done
 from wme_async.errors import WMEError
 from wme_async.models.decoding import plain_data
@@ -71,17 +70,17 @@ class ManyReader(Generic[R]):
         **options: Any,
     ) -> None:
         if isinstance(paths, str | os.PathLike):
-            raise TypeError(f"paths is a list of paths, such as [{paths!r}], not one path")
+            raise TypeError(f"paths must be a list of paths, such as [{paths!r}], not one path")
         given: object = paths
         if isinstance(given, bytes) or not isinstance(given, Iterable):
-            raise TypeError(f"paths is a list of paths, not {paths!r}")
+            raise TypeError(f"paths must be a list of paths, not {paths!r}")
         names = []
         for path in paths:
             check_path("each of paths", path)
             names.append(os.fspath(path))
         check_numbers(whole=True, workers=workers)
         if workers is not None and workers < 1:
-            raise ValueError(f"workers is a number of processes above 0, not {workers}")
+            raise ValueError(f"workers must be a number of processes above 0, not {workers}")
         check_functions(each=each)
         if each is not None and count_only:
             raise ValueError("with count_only nothing is there for `each` to see")

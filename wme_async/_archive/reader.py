@@ -133,9 +133,9 @@ class ArchiveReader(Generic[T]):
             raise ValueError("source is an empty path")
         for name, number in (("max_record", max_record), ("window", window)):
             if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name} is a whole number of bytes, not {number!r}")
+                raise TypeError(f"{name} must be a whole number of bytes, not {number!r}")
         if select is not None and not callable(select):
-            raise TypeError(f"select is a function of a member's name, not {select!r}")
+            raise TypeError(f"select must be a function of a member's name, not {select!r}")
         if max_record < 1 or window < 1:
             raise ValueError("max_record and window are numbers of bytes above 0")
         # No set: what is given may be a list.

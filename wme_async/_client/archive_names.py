@@ -109,7 +109,7 @@ def uses_version(template: str | None) -> bool:
 
 def _check(template: str) -> None:
     if not isinstance(template, str):
-        raise TypeError(f"name is a template as text, not {template!r}")
+        raise TypeError(f"name must be a template as text, not {template!r}")
     if not template:
         raise ValueError("name is empty; leave it out for the usual name")
     try:

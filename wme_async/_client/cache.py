@@ -74,7 +74,7 @@ class Cache:
             ("metadata_ttl", metadata_ttl),
         ):
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"Cache.{name} is a number above 0, not {value!r}")
+                raise TypeError(f"Cache.{name} must be a number above 0, not {value!r}")
             if not value > 0 or math.isinf(value):
                 raise ValueError(f"Cache.{name} must be a number above 0, not {value!r}")
         self.max_entries = max_entries

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-from wme_async._arguments import check_path
+from wme_async._arguments import check_instances, check_path
 from wme_async._client.account import Account
 from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
@@ -32,7 +32,7 @@ from wme_async.models import (
     StructuredContent,
     StructuredSnapshot,
 )
-from wme_async.settings import Hosts, Limits, Retry, Timeouts, check_kinds
+from wme_async.settings import Hosts, Limits, Retry, Timeouts
 
 __all__ = ["Client"]
 
@@ -83,7 +83,7 @@ class Client:
         paths: Mapping[str, str] | None = None,
         cache: Cache | None = None,
     ) -> None:
-        check_kinds(allowances=(allowances, Allowances), cache=(cache, Cache))
+        check_instances(allowances=(allowances, Allowances), cache=(cache, Cache))
         if token_file == "":
             raise ValueError("token_file is empty; leave it out to keep tokens in memory alone")
         check_path("token_file", token_file, optional=True)

@@ -120,7 +120,7 @@ class Lookups(Generic[T]):
         if isinstance(names, str | bytes) or not (hasattr(names, "__iter__") or hasattr(names, "__aiter__")):
             raise TypeError(f"names are several, got {names!r}")
         if type(concurrency) is not int or concurrency < 1:
-            raise ValueError(f"concurrency is a whole number of 1 or more, got {concurrency!r}")
+            raise ValueError(f"concurrency must be a whole number of 1 or more, not {concurrency!r}")
         check_flags(ordered=ordered)
         check_functions(progress=progress)
         self._runner = _LookupRunner(names, ask, concurrency, progress, monotonic, ordered=ordered)

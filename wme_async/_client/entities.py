@@ -348,7 +348,7 @@ class Wikidata:
 
 def _check_id(identifier: object, letters: str) -> str:
     if not isinstance(identifier, str):
-        raise TypeError(f"an identifier is text such as 'Q42', got {identifier!r}")
+        raise TypeError(f"an identifier must be text such as 'Q42', not {identifier!r}")
     wanted = " or ".join(f"'{letter}42'" for letter in letters)
     if _ID.fullmatch(identifier) is None:
         raise ValueError(f"an identifier looks like {wanted}, got {identifier!r}")

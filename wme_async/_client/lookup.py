@@ -396,7 +396,7 @@ def check_recheck(recheck: object) -> None:
         TypeError: Naming it.
     """
     if recheck is not None and not isinstance(recheck, bool):
-        raise TypeError(f"recheck is True, False or None, got {recheck!r}")
+        raise TypeError(f"recheck must be True, False or None, not {recheck!r}")
 
 
 def _check_options(missing: str, recheck: object) -> None:

@@ -150,7 +150,7 @@ class _Pages(Collection[FilePage]):
 
     def _quote(self, identifier: str | int) -> str:
         if not isinstance(identifier, str):
-            raise TypeError(f"a file name is text, got {type(identifier).__name__}")
+            raise TypeError(f"a file name must be text, not {type(identifier).__name__}")
         return file_path(identifier)
 
 

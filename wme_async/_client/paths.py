@@ -159,7 +159,7 @@ def hour_path(hour: str | datetime) -> str:
             raise ValueError(f"a naive datetime can mean any zone: give it one, as in {hour!r}.replace(tzinfo=UTC)")
         return _in_utc(hour)
     if not isinstance(hour, str):
-        raise TypeError(f"an hour is text such as '2025-07-16T05' or an aware datetime, got {type(hour).__name__}")
+        raise TypeError(f"an hour must be text such as '2025-07-16T05' or an aware datetime, not {type(hour).__name__}")
     found = _HOUR.fullmatch(hour.strip())
     if found is None:
         raise ValueError(f"an hour looks like '2025-07-16T05', got {hour!r}")
@@ -187,7 +187,7 @@ def _zone(text: str | None) -> timezone:
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{what} is text, got {type(value).__name__}")
+        raise TypeError(f"{what} must be text, not {type(value).__name__}")
     if value.isprintable():
         # That is: no character of the categories refused below, nor some that are harmless.
         return str(value)

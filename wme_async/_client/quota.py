@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from wme_async._download.rates import check_numbers
+from wme_async._arguments import check_numbers
 
 __all__ = ["FREE_PLAN", "Allowance", "Allowances", "Cost", "Pool", "Quota", "month_of", "quota_of"]
 
@@ -124,7 +124,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
         if self.pool is not None and self.pool not in POOLS:
             raise ValueError(f"there is no pool {self.pool!r}; pools are {', '.join(POOLS)}")
         if isinstance(self.requests, bool) or not isinstance(self.requests, int):
-            raise TypeError(f"Cost.requests is a whole number, not {self.requests!r}")
+            raise TypeError(f"Cost.requests must be a whole number, not {self.requests!r}")
         if self.requests < 0:
             raise ValueError(f"Cost.requests is 0 or more, not {self.requests}")
 

@@ -292,7 +292,7 @@ def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, R
             another one.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
-        raise TypeError(f"paths is a mapping of resource name to path, not {overrides!r}")
+        raise TypeError(f"paths must be a mapping of resource name to path, not {overrides!r}")
     table = dict(RESOURCES)
     for name, path in (overrides or {}).items():
         row = table.get(name)
@@ -301,7 +301,7 @@ def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, R
         if row.role == "auth":
             raise ValueError(f"the path of {name} is not one to replace: passwords are sent there")
         if not isinstance(path, str):
-            raise TypeError(f"the path of {name} is text, not {path!r}")
+            raise TypeError(f"the path of {name} must be text, not {path!r}")
         if not path.startswith("/") or sorted(_PLACEHOLDER.findall(path)) != sorted(row.placeholders):
             wanted = ", ".join(f"{{{each}}}" for each in row.placeholders) or "no placeholder"
             raise ValueError(f"the path of {name} begins with a slash and has {wanted} in it, not {path!r}")

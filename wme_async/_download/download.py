@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from pathlib import Path
 
-from wme_async._arguments import check_flags, check_functions
+from wme_async._arguments import check_flags, check_functions, check_instances, check_numbers
 from wme_async._download.budget import Budget, SignedUrlCache
 from wme_async._download.etags import PartSums
 from wme_async._download.finished import (
@@ -20,7 +20,7 @@ from wme_async._download.part_file import PartChanged, PartFile
 from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
 from wme_async._download.range_plan import RangeLease, RangePlan
 from wme_async._download.range_responses import strong_etag
-from wme_async._download.rates import RateMeter, check_numbers
+from wme_async._download.rates import RateMeter
 from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, Source, validator_of
 from wme_async._download.verification import (
     delay_after_failure,
@@ -34,7 +34,6 @@ from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_c
 from wme_async._transport import Transport
 from wme_async._transport.retry import Backoff
 from wme_async.errors import IntegrityError, Interrupted, VersionConflict, WMEError
-from wme_async.settings import check_kinds
 
 __all__ = ["DownloadRun", "PartFileStore", "after", "download"]
 
@@ -115,7 +114,7 @@ async def download(
     """
     check_numbers(whole=True, connections=connections, part_size=part_size)
     check_numbers(whole=False, min_rate=min_rate)
-    check_kinds(budget=(budget, Budget))
+    check_instances(budget=(budget, Budget))
     check_flags(verify=verify, if_changed=if_changed, overwrite=overwrite)
     check_functions(progress=progress)
     if part_size < 1 or (connections is not None and connections < 1):

@@ -2,25 +2,9 @@
 
 import math
 
-__all__ = ["ConnectionCap", "ConnectionTuner", "RateMeter", "TokenBucket", "check_numbers"]
+from wme_async._arguments import check_numbers
 
-
-def check_numbers(*, whole: bool, optional: bool = True, **given: object) -> None:
-    """Refuse what is no number, such as text from the environment.
-
-    Args:
-        whole: Whether it has to be a whole one.
-        optional: Whether it may be None.
-        **given: The values by name.
-
-    Raises:
-        TypeError: Naming it.
-    """
-    for name, value in given.items():
-        if value is None and optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise TypeError(f"{name} is a {'whole ' if whole else ''}number, not {value!r}")
+__all__ = ["ConnectionCap", "ConnectionTuner", "RateMeter", "TokenBucket"]
 
 
 class RateMeter:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from wme_async._arguments import check_flags
+from wme_async._arguments import check_flags, check_instances, check_numbers
 from wme_async._download.budget import Budget, SignedUrlCache
 from wme_async._download.download import DownloadRun, after
 from wme_async._download.etags import PartSums, may_be_newer
@@ -17,7 +17,6 @@ from wme_async._download.part_file import PartFile
 from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
 from wme_async._download.range_plan import RangeLease, RangePlan
 from wme_async._download.range_responses import strong_etag
-from wme_async._download.rates import check_numbers
 from wme_async._download.source import Checksum, Download, FileInfo, Source, validator_of
 from wme_async._download.verification import (
     delay_after_failure,
@@ -30,7 +29,6 @@ from wme_async._tasks import WorkGroup, in_thread, raise_first_cause, wait_done
 from wme_async._transport import Transport
 from wme_async._transport.retry import Backoff
 from wme_async.errors import IntegrityError, Interrupted, WMEError
-from wme_async.settings import check_kinds
 
 __all__ = ["ContentReader", "open_content"]
 
@@ -89,7 +87,7 @@ def open_content(
         ValueError: A number makes no sense.
     """
     check_numbers(whole=True, connections=connections, window=window)
-    check_kinds(budget=(budget, Budget))
+    check_instances(budget=(budget, Budget))
     check_flags(overwrite=overwrite)
     if window < 1 or (connections is not None and connections < 1):
         raise ValueError("connections and window must be at least 1")

@@ -246,7 +246,7 @@ def _fields_of(user: Any, model: Any) -> tuple[str, ...]:
         return ()
     described = inspect.type_info(user)
     if not isinstance(described, _OBJECTS):
-        raise TypeError(f"type= takes a Struct, got {user!r}")
+        raise TypeError(f"type= must be a Struct, not {user!r}")
     names = tuple(dict.fromkeys(_asked(described, model, "", ())))
     if not names:
         raise ValueError(f"{user.__name__} has no fields, so there is nothing to ask for")

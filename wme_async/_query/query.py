@@ -338,11 +338,11 @@ def _selected(backend: Backend, model: Any, fields: tuple[str, ...] | None, user
 
 def _checked_names(fields: Iterable[str]) -> tuple[str, ...]:
     if isinstance(fields, str | bytes | Mapping) or not isinstance(fields, Iterable):
-        raise TypeError(f"fields is a list of names, got {fields!r}")
+        raise TypeError(f"fields must be a list of names, not {fields!r}")
     names = tuple(fields)
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"fields is a list of names, and {name!r} is none")
+            raise TypeError(f"fields must be a list of names, and {name!r} is not")
         if not name:
             raise ValueError("an empty name among fields")
     if not names:
@@ -413,10 +413,10 @@ def _checked_filters(filters: Mapping[str, Value] | None) -> tuple[tuple[str, An
     if filters is None:
         return ()
     if not isinstance(filters, Mapping):
-        raise TypeError(f"filters is a dict of name and value, got {filters!r}")
+        raise TypeError(f"filters must be a dict of name and value, not {filters!r}")
     for name in filters:
         if not isinstance(name, str):
-            raise TypeError(f"filters is a dict of name and value, and {name!r} is no name")
+            raise TypeError(f"filters must be a dict of name and value, and {name!r} is not")
     return tuple((name, type(value), value) for name, value in filters.items())
 
 
@@ -450,7 +450,7 @@ def _limit(backend: Backend, limit: int | None) -> int | None:
     if backend not in rules.LIMITED:
         raise ValueError(f"limit has no effect on {rules.TITLES[backend]}: leave it out")
     if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit is a whole number, got {limit!r}")
+        raise TypeError(f"limit must be a whole number, not {limit!r}")
     if not 1 <= limit <= rules.MAX_LIMIT:
         raise ValueError(f"limit is 1 to {rules.MAX_LIMIT}, got {limit}")
     return int(limit)

@@ -37,7 +37,7 @@ def checked_value(place: Place, value: object, written: str) -> Value:
     plain = _plain(value)
     if plain is None:
         several = "; ask once for each of several values" if isinstance(value, list | tuple | set | frozenset) else ""
-        raise TypeError(f"the filter on {name!r} takes one string, number or boolean, got {value!r}{several}")
+        raise TypeError(f"the filter on {name!r} must be one string, number or boolean, not {value!r}{several}")
     if isinstance(plain, float) and not math.isfinite(plain):
         raise ValueError(f"the filter on {name!r} is {plain}, which JSON cannot say")
     kind = builtins.type(plain)

@@ -40,7 +40,7 @@ def check_arguments(*, choices: Mapping[str, object], numbers: Mapping[str, obje
             raise ValueError(f"{word} is {', '.join(_CHOICES[word])}{' or a function' if hook else ''}, not {value!r}")
     for word, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{word} is a number above 0, not {value!r}")
+            raise TypeError(f"{word} must be a number above 0, not {value!r}")
         if not value > 0 or math.isinf(value):
             raise ValueError(f"{word} must be above 0, not {value!r}")
 
@@ -53,9 +53,9 @@ def check_bounds(max_items: object, max_wait: object) -> None:
         ValueError: One is out of range.
     """
     if isinstance(max_items, bool) or not isinstance(max_items, int):
-        raise TypeError(f"max_items is a whole number, not {max_items!r}")
+        raise TypeError(f"max_items must be a whole number, not {max_items!r}")
     if isinstance(max_wait, bool) or not isinstance(max_wait, int | float):
-        raise TypeError(f"max_wait is a number of seconds, not {max_wait!r}")
+        raise TypeError(f"max_wait must be a number of seconds, not {max_wait!r}")
     if max_items < 1 or not max_wait >= 0:
         raise ValueError(f"max_items is at least 1 and max_wait at least 0 seconds, not {max_items} and {max_wait}")
 
@@ -70,13 +70,13 @@ def check_kinds(*, name: object, offsets: object, retry: object, on_event: objec
     if name is None or name == "":
         raise ValueError("name is empty; leave it out for the default")
     if not isinstance(name, str):
-        raise TypeError(f"name is text, not {name!r}")
+        raise TypeError(f"name must be text, not {name!r}")
     if isinstance(offsets, type) or not (hasattr(offsets, "load") and hasattr(offsets, "save")):
         raise TypeError(f'offsets is a store, such as SQLiteOffsets("offsets.db"), not {offsets!r}')
     if retry is not None and not isinstance(retry, Retry):
-        raise TypeError(f"retry is a Retry, such as Retry(attempts=8), or None for ever, not {retry!r}")
+        raise TypeError(f"retry must be a Retry, such as Retry(attempts=8), or None for ever, not {retry!r}")
     if on_event is not None and not callable(on_event):
-        raise TypeError(f"on_event is a function, not {on_event!r}")
+        raise TypeError(f"on_event must be a function, not {on_event!r}")
 
 
 async def call(hook: Callable[[Any], Awaitable[None] | None] | str, argument: object) -> None:

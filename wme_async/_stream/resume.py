@@ -133,13 +133,13 @@ def check_parts(resource: StreamResource, parts: Iterable[int] | None, connectio
         TypeError: Not whole numbers.
     """
     if parts is not None and (isinstance(parts, str | bytes) or not isinstance(parts, Iterable)):
-        raise TypeError(f"parts is a list of whole numbers, such as [0, 1], not {parts!r}")
+        raise TypeError(f"parts must be a list of whole numbers, such as [0, 1], not {parts!r}")
     wanted = list(range(resource.parts)) if parts is None else list(parts)
     for part in wanted:
         if isinstance(part, bool) or not isinstance(part, int):
-            raise TypeError(f"parts is a list of whole numbers, such as [0, 1], and {part!r} is none")
+            raise TypeError(f"parts must be a list of whole numbers, such as [0, 1], and {part!r} is not")
     if isinstance(connections, bool) or not isinstance(connections, int):
-        raise TypeError(f"connections is a whole number, not {connections!r}")
+        raise TypeError(f"connections must be a whole number, not {connections!r}")
     if not wanted:
         raise ValueError("parts is empty; leave it out to read everything")
     bad = [part for part in wanted if not 0 <= part < resource.parts]
@@ -170,7 +170,7 @@ def check_aware(since: object) -> datetime:
         ValueError: Without a time zone; the server refuses those.
     """
     if not isinstance(since, datetime):
-        raise TypeError(f"since is a datetime with a time zone, not {type(since).__name__}")
+        raise TypeError(f"since must be a datetime with a time zone, not {type(since).__name__}")
     if since.tzinfo is None or since.utcoffset() is None:
         raise ValueError("since needs a time zone: datetime.now(UTC), not datetime.now()")
     return since

@@ -58,7 +58,7 @@ class Credentials:
             )
         for name, value in (("username", username), ("password", password), ("access_token", access_token)):
             if value is not None and not isinstance(value, str):
-                raise TypeError(f"{name} is text, not {type(value).__name__}")
+                raise TypeError(f"{name} must be text, not {type(value).__name__}")
             if value is not None and not value.strip():
                 raise ValueError(f"{name} is empty")
             if value is not None and name != "password" and (not value.isprintable() or value != value.strip()):

@@ -14,6 +14,7 @@ import aiohttp
 from yarl import URL
 
 from wme_async import _clock
+from wme_async._arguments import check_instances
 from wme_async._transport.auth import Credentials, TokenKeeper
 from wme_async._transport.body import Body
 from wme_async._transport.body_end import BodyEnd, coding_error
@@ -34,7 +35,7 @@ from wme_async.errors import (
     Unauthorized,
     WMEError,
 )
-from wme_async.settings import Hosts, Limits, Retry, Timeouts, check_kinds
+from wme_async.settings import Hosts, Limits, Retry, Timeouts
 
 __all__ = ["Transport"]
 
@@ -80,11 +81,11 @@ class Transport:
         on_retry: Callable[[Retrying], None] | None = None,
         random: random_module.Random | None = None,
     ) -> None:
-        check_kinds(
+        check_instances(
             timeouts=(timeouts, Timeouts), retry=(retry, Retry), limits=(limits, Limits), pool=(pool, SessionPool)
         )
         if on_retry is not None and not callable(on_retry):
-            raise TypeError(f"on_retry is a function, not {on_retry!r}")
+            raise TypeError(f"on_retry must be a function, not {on_retry!r}")
         self.hosts: Hosts = hosts or Hosts()
         self.timeouts: Timeouts = timeouts or (pool.timeouts if pool else Timeouts())
         self.retry: Retry = retry or Retry()

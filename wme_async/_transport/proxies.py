@@ -100,7 +100,7 @@ def check_proxy(proxy: str) -> None:
         ValueError: It is not a URL of scheme `http` or `https`.
     """
     if not isinstance(proxy, str):
-        raise TypeError(f"proxy is text such as http://host:3128, not {type(proxy).__name__}")
+        raise TypeError(f"proxy must be text such as http://host:3128, not {type(proxy).__name__}")
     _parsed(proxy, None)
 
 

@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.helpers import basicauth_from_netrc, netrc_from_env
 from yarl import URL
 
-from wme_async._arguments import check_flags, check_functions
+from wme_async._arguments import check_flags, check_functions, check_instances
 from wme_async._tasks import in_thread
 from wme_async._transport.body_end import Response
 from wme_async._transport.error_responses import bare_url
@@ -26,7 +26,7 @@ from wme_async._transport.proxies import EnvironmentProxies, check_proxy
 from wme_async._transport.requests import Refused, Role
 from wme_async._transport.slots import Slots
 from wme_async.errors import ClientClosed, ConnectFailed
-from wme_async.settings import Limits, Timeouts, check_kinds
+from wme_async.settings import Limits, Timeouts
 
 __all__ = ["PoolUser", "SessionPool", "check_ssl"]
 
@@ -95,7 +95,9 @@ class SessionPool:
         guard: Guard | None = None,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
-        check_kinds(limits=(limits, Limits), timeouts=(timeouts, Timeouts), session=(session, aiohttp.ClientSession))
+        check_instances(
+            limits=(limits, Limits), timeouts=(timeouts, Timeouts), session=(session, aiohttp.ClientSession)
+        )
         check_flags(trust_env=trust_env)
         check_functions(guard=guard)
         check_ssl(ssl)

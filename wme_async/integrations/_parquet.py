@@ -158,11 +158,11 @@ async def _to_cloud(records: Any, url: str, type: Any, row_group_bytes: int, com
 
 def _check_form(row_group_bytes: object, compression: object) -> None:
     if isinstance(row_group_bytes, bool) or not isinstance(row_group_bytes, int):
-        raise TypeError(f"row_group_bytes is a whole number of bytes, not {row_group_bytes!r}")
+        raise TypeError(f"row_group_bytes must be a whole number of bytes, not {row_group_bytes!r}")
     if row_group_bytes < 1:
-        raise ValueError(f"row_group_bytes is a number of bytes above 0, not {row_group_bytes}")
+        raise ValueError(f"row_group_bytes must be a number of bytes above 0, not {row_group_bytes}")
     if not isinstance(compression, str):
-        raise TypeError(f"compression is text such as 'zstd', not {compression!r}")
+        raise TypeError(f"compression must be text such as 'zstd', not {compression!r}")
     try:
         pq.ParquetWriter(io.BytesIO(), pa.schema([]), compression=compression).close()
     except (pa.ArrowException, ValueError) as error:

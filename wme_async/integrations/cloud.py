@@ -17,8 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from wme_async._arguments import check_path, check_source
-from wme_async._download.rates import check_numbers
+from wme_async._arguments import check_numbers, check_path, check_source
 from wme_async._tasks import wait_shielded
 
 try:

@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from wme_async._arguments import texts_of
-from wme_async._download.rates import check_numbers
+from wme_async._arguments import check_numbers, texts_of
 from wme_async._tasks import wait_done
 from wme_async.errors import DataError, WMEError
 
@@ -101,9 +100,9 @@ class Media:
             raise ImportError("media need yt-dlp: pip install 'wme-async[media]'")
         check_numbers(whole=True, optional=False, concurrent=concurrent)
         if concurrent < 1:
-            raise ValueError(f"concurrent is a number of processes above 0, not {concurrent}")
+            raise ValueError(f"concurrent must be a number of processes above 0, not {concurrent}")
         if options is not None and not isinstance(options, Mapping):
-            raise TypeError(f"options is a dict of options of yt-dlp, not {options!r}")
+            raise TypeError(f"options must be a dict of options of yt-dlp, not {options!r}")
         try:
             self._options: dict[str, Any] = json.loads(json.dumps(dict(options or {})))
         except (TypeError, ValueError) as error:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from wme_async._arguments import check_functions, check_path, check_url_of, texts_of
+from wme_async._arguments import check_functions, check_instances, check_numbers, check_path, check_url_of, texts_of
 from wme_async._client.client import Client
-from wme_async._download.rates import check_numbers
 from wme_async._files import private_folder
 from wme_async._tasks import WorkGroup, in_thread
 from wme_async._transport import SessionPool, Transport
@@ -32,7 +31,7 @@ from wme_async.jobs.validation import InvalidBatch, JobLimits, Options, Problem,
 from wme_async.jobs.views import show
 from wme_async.jobs.webhooks import DELAYS
 from wme_async.jobs.worker import Crew
-from wme_async.settings import Limits, Retry, Timeouts, check_kinds
+from wme_async.settings import Limits, Retry, Timeouts
 
 __all__ = ["BatchManager"]
 
@@ -94,7 +93,7 @@ class BatchManager:
     ) -> None:
         check_path("directory", directory)
         check_path("database", database, optional=True)
-        check_kinds(
+        check_instances(
             client=(client, Client), limits=(limits, JobLimits), timeouts=(timeouts, Timeouts), retry=(retry, Retry)
         )
         check_ssl(ssl)
@@ -372,7 +371,7 @@ class BatchManager:
         if not 1 <= limit <= 500:
             raise ValueError(f"limit is 1 to 500, not {limit}")
         if status is not None and status not in list(Status):
-            raise ValueError(f"status is one of {', '.join(Status)}, not {status!r}")
+            raise ValueError(f"status must be one of {', '.join(Status)}, not {status!r}")
         rows, last = await self._store.page(
             before=before, limit=limit, status=None if status is None else Status(status)
         )
@@ -582,7 +581,7 @@ class BatchManager:
         assert self._delivery is not None
         check_numbers(whole=False, optional=False, keep=keep)
         if not keep >= 0:
-            raise ValueError(f"keep is a number of seconds, 0 or more, not {keep}")
+            raise ValueError(f"keep must be a number of seconds, 0 or more, not {keep}")
         return await self._delivery.rotate(keep)
 
     async def counts(self) -> Mapping[str, Mapping[str, int]]:

@@ -52,15 +52,15 @@ def check_delivery(secrets: object, delays: object) -> None:
     if secrets is not None:
         if isinstance(secrets, str | bytes) or not isinstance(secrets, Collection):
             what = "one string" if isinstance(secrets, str) else type(secrets).__name__
-            raise TypeError(f"webhook_secrets is a list of secrets, not {what}")
+            raise TypeError(f"webhook_secrets must be a list of secrets, not {what}")
         sign_webhook("check", 0, b"", secrets=secrets)
     if isinstance(delays, str | bytes) or not isinstance(delays, Sequence):
-        raise TypeError(f"webhook_delays is a list of seconds, not {delays!r}")
+        raise TypeError(f"webhook_delays must be a list of seconds, not {delays!r}")
     for delay in delays:
         if isinstance(delay, bool) or not isinstance(delay, int | float):
-            raise TypeError(f"webhook_delays is a list of seconds, and {delay!r} is no number")
+            raise TypeError(f"webhook_delays must be a list of seconds, and {delay!r} is not")
         if not delay >= 0:
-            raise ValueError(f"webhook_delays is a list of seconds, and {delay!r} is below 0")
+            raise ValueError(f"webhook_delays must be a list of seconds, and {delay!r} is below 0")
 
 
 class Delivery:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
-from wme_async._download.rates import check_numbers
+from wme_async._arguments import check_numbers
 from wme_async.jobs.naming import check_template
 from wme_async.jobs.urls import check_web_url
 
@@ -95,7 +95,7 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             number = isinstance(value, int if name in whole else int | float) and not isinstance(value, bool)
             if not number and (value is not None or name not in {"bandwidth", "job_size"}):
-                raise TypeError(f"JobLimits.{name} is a {'whole ' if name in whole else ''}number, not {value!r}")
+                raise TypeError(f"JobLimits.{name} must be a {'whole ' if name in whole else ''}number, not {value!r}")
         for name in ("urls", "expanded", "concurrent", "running", "per_host", "connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"JobLimits.{name} must be at least 1, not {getattr(self, name)}")
@@ -163,9 +163,9 @@ def split(urls: Sequence[str], size: int = 50) -> Iterator[list[str]]:
         ValueError: `size` is below 1.
     """
     if isinstance(urls, str | bytes):
-        raise TypeError("urls is a list of URLs, not one string")
+        raise TypeError("urls must be a list of URLs, not one string")
     if not isinstance(urls, Sequence):
-        raise TypeError(f"urls is a list of URLs, not {urls!r}")
+        raise TypeError(f"urls must be a list of URLs, not {urls!r}")
     check_numbers(whole=True, optional=False, size=size)
     if size < 1:
         raise ValueError(f"size must be at least 1, not {size}")
@@ -254,9 +254,9 @@ def check_urls(urls: Sequence[str], *, limits: JobLimits, allow: Iterable[str] =
         InvalidBatch: There are none, too many, invalid or duplicate ones; each is named.
     """
     if isinstance(urls, str | bytes):
-        raise TypeError("urls is a list of URLs, not one string")
+        raise TypeError("urls must be a list of URLs, not one string")
     if not isinstance(urls, Sized):
-        raise TypeError(f"urls is a list of URLs, not {urls!r}")
+        raise TypeError(f"urls must be a list of URLs, not {urls!r}")
     if not urls:
         raise InvalidBatch([Problem("urls", "a batch needs at least 1 URL")])
     if len(urls) > limits.urls:
@@ -324,7 +324,7 @@ def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] =
         try:
             kept[field.name] = msgspec.convert(msgspec.to_builtins(value), type=field.type)
         except (msgspec.ValidationError, TypeError, ValueError, OverflowError, RecursionError):
-            raise TypeError(f"{field.name} of the batch is {_words_of(field.type)}, not {value!r}") from None
+            raise TypeError(f"{field.name} of the batch must be {_words_of(field.type)}, not {value!r}") from None
     options = Options(**kept)
     problems: list[Problem] = []
     if not 1 <= options.concurrent_limit <= limits.concurrent:

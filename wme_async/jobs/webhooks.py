@@ -52,7 +52,7 @@ def new_secret() -> str:
 
 def _key(secret: str) -> bytes:
     if not isinstance(secret, str):
-        raise TypeError(f"a webhook secret is text, not {type(secret).__name__}")
+        raise TypeError(f"a webhook secret must be text, not {type(secret).__name__}")
     try:
         key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -113,9 +113,9 @@ def verify_webhook(
     if not isinstance(body, bytes | bytearray | memoryview):
         raise TypeError(f"body is the bytes of the request as they came, not {type(body).__name__}")
     if not isinstance(headers, Mapping):
-        raise TypeError(f"headers is a mapping of name and value, not {type(headers).__name__}")
+        raise TypeError(f"headers must be a mapping of name and value, not {type(headers).__name__}")
     if not isinstance(secrets, Iterable):
-        raise TypeError(f"secrets is a webhook secret or a list of them, not {type(secrets).__name__}")
+        raise TypeError(f"secrets must be a webhook secret or a list of them, not {type(secrets).__name__}")
     keys = [_key(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
     if not keys:
         raise ValueError("secrets is empty, so no webhook could be verified")

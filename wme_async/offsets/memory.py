@@ -20,7 +20,7 @@ class MemoryOffsets:
 
     def __init__(self, positions: Mapping[str, Mapping[int, Position]] | None = None) -> None:
         if positions is not None and not isinstance(positions, Mapping):
-            raise TypeError(f"positions are a dict of name and positions, not {positions!r}")
+            raise TypeError(f"positions must be a dict of name and positions, not {positions!r}")
         for name, each in (positions or {}).items():
             check_positions(name, each)
         self._positions = {name: dict(each) for name, each in (positions or {}).items()}

@@ -33,13 +33,13 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
     def __post_init__(self) -> None:
         """Refuse what the server would read as "from the beginning" or not at all."""
         if isinstance(self.offset, bool) or not isinstance(self.offset, int):
-            raise TypeError(f"Position.offset is a whole number, not {self.offset!r}")
+            raise TypeError(f"Position.offset must be a whole number, not {self.offset!r}")
         if self.offset < -1:
             raise ValueError(f"an offset is -1 (none yet) or more, not {self.offset}")
         for name in ("published", "reached"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, datetime):
-                raise TypeError(f"Position.{name} is a datetime with a time zone, not {value!r}")
+                raise TypeError(f"Position.{name} must be a datetime with a time zone, not {value!r}")
             if value is not None and value.tzinfo is None:
                 raise ValueError(f"Position.{name} needs a time zone: datetime.now(UTC), not datetime.now()")
 
@@ -95,7 +95,7 @@ def check_name(name: object) -> None:
         TypeError: It is no text.
     """
     if not isinstance(name, str):
-        raise TypeError(f"the name of positions is text such as 'default/articles', not {name!r}")
+        raise TypeError(f"the name of positions must be text such as 'default/articles', not {name!r}")
 
 
 def check_positions(name: object, positions: object) -> None:
@@ -106,11 +106,13 @@ def check_positions(name: object, positions: object) -> None:
     """
     check_name(name)
     if not isinstance(positions, Mapping):
-        raise TypeError(f"positions are a dict of partition and Position, not {positions!r}")
+        raise TypeError(f"positions must be a dict of partition and Position, not {positions!r}")
     for partition, position in positions.items():
         whole = isinstance(partition, int) and not isinstance(partition, bool)
         if not whole or not isinstance(position, Position):
-            raise TypeError(f"positions are a dict of partition and Position, and {partition!r}: {position!r} is none")
+            raise TypeError(
+                f"positions must be a dict of partition and Position, and {partition!r}: {position!r} is not"
+            )
 
 
 def in_use(name: str, holder: str) -> StreamError:

@@ -14,7 +14,7 @@ def check_numbers(least: float, *, whole: bool = True, **given: object) -> None:
     """
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise TypeError(f"{name} is a {'whole ' if whole else ''}number, not {value!r}")
+            raise TypeError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}")
         if not value >= least:
             raise ValueError(f"{name} is {least:g} or more, not {value!r}")
 
@@ -27,7 +27,7 @@ def check_texts(**given: object) -> None:
     """
     for name, value in given.items():
         if not isinstance(value, str):
-            raise TypeError(f"{name} is text, not {type(value).__name__}")
+            raise TypeError(f"{name} must be text, not {type(value).__name__}")
 
 
 def check_mappings(**given: tuple[object, str]) -> None:
@@ -41,4 +41,4 @@ def check_mappings(**given: tuple[object, str]) -> None:
     """
     for name, (value, words) in given.items():
         if value is not None and not isinstance(value, Mapping):
-            raise TypeError(f"{name} is a dict of {words}, not {value!r}")
+            raise TypeError(f"{name} must be a dict of {words}, not {value!r}")

@@ -217,7 +217,7 @@ class Faults:
         if times is not None:
             check_numbers(0, times=times)
         if path is not None and not isinstance(path, str | re.Pattern):
-            raise TypeError(f"path is a piece of the path or a pattern, not {path!r}")
+            raise TypeError(f"path must be a piece of the path or a pattern, not {path!r}")
         pattern = re.compile(path) if isinstance(path, str) else path
         fault = Fault(kind, role, pattern, method, times, skip, dict(details))
         fault._owner = self  # noqa: SLF001 - its own registry, of the same module
@@ -244,7 +244,7 @@ class Faults:
             The faults, without the steps that are None.
         """
         if isinstance(steps, str):
-            raise TypeError(f"steps is a list of kinds, such as [{steps!r}], not one string")
+            raise TypeError(f"steps must be a list of kinds, such as [{steps!r}], not one string")
         made = []
         for number, step in enumerate(steps):
             if step is not None:

@@ -138,7 +138,7 @@ class Simulator:
         check_numbers(1, part_size=part_size)
         check_texts(username=username, password=password)
         if data is not None and not Path(data).is_dir():
-            raise ValueError(f"data is a folder with files such as articles.ndjson, and {str(data)!r} is none")
+            raise ValueError(f"data must be a folder with files such as articles.ndjson, and {str(data)!r} is not")
         if article_size != "small" and article_size is not None:
             check_numbers(1, article_size=article_size)
         check_mappings(
@@ -373,9 +373,9 @@ class Simulator:
             TypeError: `groups` is one name instead of several.
         """
         if isinstance(groups, str):
-            raise TypeError(f"groups is a list of names, such as [{groups!r}], not one string")
+            raise TypeError(f"groups must be a list of names, such as [{groups!r}], not one string")
         if not isinstance(groups, Iterable):
-            raise TypeError(f"groups is a list of names, not {groups!r}")
+            raise TypeError(f"groups must be a list of names, not {groups!r}")
         check_texts(username=username, password=password)
         return self.accounts.add(User(username, password, list(groups), email, challenge))
 

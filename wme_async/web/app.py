@@ -12,8 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote
 from aiohttp import web
 
 from wme_async import _clock
-from wme_async._arguments import check_functions, check_text, check_url_of
-from wme_async._download.rates import check_numbers
+from wme_async._arguments import check_functions, check_numbers, check_text, check_url_of
 from wme_async.jobs import BatchManager
 from wme_async.web.messages import Call, Refused, Reply, headers_of
 from wme_async.web.server import Listener

@@ -7,8 +7,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterable
 from urllib.parse import quote, urlsplit
 
-from wme_async._arguments import texts_of
-from wme_async._download.rates import check_numbers
+from wme_async._arguments import check_numbers, texts_of
 from wme_async.web.messages import Call, Refused
 
 __all__ = ["Keys", "Links", "Throttle", "hash_key"]
@@ -29,18 +28,18 @@ def hash_key(key: str) -> str:
         TypeError: It is no text.
     """
     if not isinstance(key, str):
-        raise TypeError(f"a key is text, not {type(key).__name__}")
+        raise TypeError(f"a key must be text, not {type(key).__name__}")
     return "sha256:" + hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _given_keys(keys: Iterable[str]) -> list[str]:
     # What is wrong with them is said without them.
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
-        raise TypeError(f"api_keys is a list of keys, not one {type(keys).__name__}")
+        raise TypeError(f"api_keys must be a list of keys, not one {type(keys).__name__}")
     given = list(keys)
     for key in given:
         if not isinstance(key, str):
-            raise TypeError(f"an API key is text, not {type(key).__name__}")
+            raise TypeError(f"an API key must be text, not {type(key).__name__}")
         if any(character < " " or character == "\x7f" for character in key.strip()):
             raise ValueError("an API key has a line end or another control character in it, which no header can carry")
     return [key.strip() for key in given]
