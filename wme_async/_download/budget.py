@@ -3,14 +3,15 @@
 import asyncio
 import copy
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from wme_async._download.rates import ConnectionTuner, TokenBucket
 from wme_async._download.source import SignedUrl, Source
 from wme_async._tasks import AdaptiveExecutor
+from wme_async._transport import Transport
 from wme_async.errors import WMEError
 
-__all__ = ["Budget", "SignedUrlCache"]
+__all__ = ["Budget", "SignedUrlCache", "after"]
 
 # Connections that a single file begins with.
 _FIRST = 4
@@ -210,3 +211,16 @@ class SignedUrlCache:
         if signed is None or (signed.expires_at is not None and signed.expires_at <= self._clock()):
             return None
         return signed
+
+
+def after(writing: Awaitable[None] | None, transport: Transport, delay: float) -> Awaitable[None] | None:
+    """Return what to await before more may be read, None where nothing is."""
+    if delay <= 0:
+        return writing
+
+    async def both() -> None:
+        if writing is not None:
+            await writing
+        await transport.sleep(delay)
+
+    return both()
