@@ -22,7 +22,6 @@ from wme_async._download.part_file import PartChanged, PartFile, PartFileStore
 from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
 from wme_async._download.range_plan import RangePlan
 from wme_async._download.range_responses import strong_etag
-from wme_async._download.rates import RateMeter
 from wme_async._download.source import (
     Checksum,
     DirectSource,
@@ -42,6 +41,7 @@ from wme_async._download.verification import (
     verify_sha1,
     wait_before_restart,
 )
+from wme_async._rates import RateMeter
 from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_cause
 from wme_async._transport import Transport
 from wme_async._transport.retry import Backoff

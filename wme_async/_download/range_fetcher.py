@@ -8,10 +8,10 @@ from typing import NoReturn, Protocol
 
 from wme_async._download.attempts import MAX_WRONG_RESPONSES, SIGNATURES_REFUSED, Attempts
 from wme_async._download.budget import Budget, SignedUrlCache
+from wme_async._download.connection_counts import ConnectionCap
 from wme_async._download.first_range import FirstRange, range_request
 from wme_async._download.range_plan import RangeLease, RangePlan
 from wme_async._download.range_responses import RangeResponse, Verdict, check_range_response
-from wme_async._download.rates import ConnectionCap
 from wme_async._download.source import SignedUrl
 from wme_async._tasks import WorkGroup, raise_first_cause
 from wme_async._transport import Body, Sink, Transport

@@ -4,10 +4,13 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from urllib.parse import quote, urlsplit
 
 from wme_async._arguments import check_numbers, texts_of
+from wme_async._rates import TokenBucket
 from wme_async.web.messages import Call, Refused
 
 __all__ = ["Keys", "Links", "Throttle", "hash_key"]
@@ -161,10 +164,8 @@ class Throttle:
         check_numbers(whole=True, optional=False, create_burst=burst)
         if (rate is not None and not rate > 0) or burst < 1:
             raise ValueError(f"create_rate must be above 0, and create_burst at least 1, not {rate} and {burst}")
-        self._rate = rate
-        self._burst = burst
         self._clock = clock
-        self._levels: dict[str, tuple[float, float]] = {}
+        self._buckets: defaultdict[str, TokenBucket] = defaultdict(partial(TokenBucket, rate, burst))
 
     def take(self, who: str) -> None:
         """Take one token.
@@ -172,20 +173,17 @@ class Throttle:
         Raises:
             Refused: 429, with the seconds to wait.
         """
-        if self._rate is None:
-            return
-        now = self._clock()
-        level, at = self._levels.get(who, (float(self._burst), now))
-        level = min(float(self._burst), level + (now - at) * self._rate)
-        if level < 1.0:
-            wait = max(1, round((1.0 - level) / self._rate + 0.5))
+        bucket, now = self._buckets[who], self._clock()
+        delay = bucket.delay(1, now)
+        if delay > 0:
+            wait = max(1, round(delay + 0.5))
             raise Refused(
                 429,
                 "too_many_batches",
                 f"too many new batches; try again in {wait} s",
                 headers={"Retry-After": str(wait)},
             )
-        self._levels[who] = (level - 1.0, now)
+        bucket.take(1, now)
 
 
 def same_origin(call: Call) -> bool:
