@@ -15,17 +15,17 @@ from datetime import datetime
 from typing import Any, NewType
 
 __all__ = [
+    "check_async_iterable",
     "check_aware",
     "check_choice",
     "check_flags",
     "check_functions",
+    "check_http_url",
     "check_instances",
     "check_numbers",
     "check_path",
     "check_record_type",
-    "check_source",
     "check_text",
-    "check_url_of",
     "list_of",
     "texts_of",
 ]
@@ -136,7 +136,7 @@ def check_choice(name: str, value: object, choices: Collection[str], *, function
     raise ValueError(f"{name} must be {words}{' or a function' if function else ''}, not {value!r}")
 
 
-def check_url_of(name: str, value: object) -> None:
+def check_http_url(name: str, value: object) -> None:
     """Raise if a value is not an absolute URL of HTTP.
 
     Raises:
@@ -231,7 +231,7 @@ def check_record_type(type: Any) -> None:
         raise TypeError(f"type must be a class to decode into, such as a msgspec Struct, not {type!r}")
 
 
-def check_source(name: str, value: object, items: str) -> None:
+def check_async_iterable(name: str, value: object, items: str) -> None:
     """Raise if `async for` cannot be used with a value.
 
     Raises:

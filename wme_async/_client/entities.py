@@ -17,7 +17,7 @@ from wme_async._client.quota import Cost
 from wme_async._client.resources import Resource
 from wme_async._query.query import Query, known_names
 from wme_async._transport import Request, Response, Transport
-from wme_async._transport.error_responses import bare_url, instead_of, is_error
+from wme_async._transport.error_responses import bare_url, error_in_place_of, is_error_document
 from wme_async.errors import ClientClosed, DecodeError, NotFound, WMEError
 from wme_async.models import Archive, LabelsAnswer, Snapshot, WikidataArticle, merge_labels
 from wme_async.models.decoding import decoding
@@ -290,8 +290,8 @@ class Labels(_ById[dict[str, str]]):
         response = await self._answer(identifier, query, recheck)
         shown = bare_url(response.url)
         with forget_unreadable(self._cache, response):
-            if is_error(response.body, known_names(query.model)):
-                words = instead_of("labels", response.body)
+            if is_error_document(response.body, known_names(query.model)):
+                words = error_in_place_of("labels", response.body)
                 raise DecodeError(f"{shown} answered with {words}", url=shown, record=response.body)
             try:
                 with decoding(response.body):

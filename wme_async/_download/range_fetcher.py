@@ -15,7 +15,7 @@ from wme_async._download.range_responses import RangeResponse, Verdict, check_ra
 from wme_async._download.source import SignedUrl
 from wme_async._tasks import WorkGroup, raise_first_cause
 from wme_async._transport import Body, Sink, Transport
-from wme_async._transport.retry import gave_up, is_transient
+from wme_async._transport.retry import is_transient, note_attempts
 from wme_async.errors import IntegrityError, Interrupted, QuotaExceeded, ServerError, StatusError, WMEError
 
 __all__ = ["FileReplaced", "RangeFetcher", "RangeStore", "RangesUnsupported"]
@@ -397,7 +397,7 @@ class RangeFetcher:
         """Return what ends the download, with what was tried."""
         if isinstance(error, StatusError) and error.status == 403 and self._signed_urls.hopeless:
             error.add_note(SIGNATURES_REFUSED)
-        gave_up(error, attempts=attempts.count, elapsed=attempts.elapsed)
+        note_attempts(error, attempts=attempts.count, elapsed=attempts.elapsed)
         if isinstance(error, IntegrityError) and (self._signed_urls.plain or not self._answered):
             return RangesUnsupported(error)
         return RangesUnsupported(error) if self._refuses_condition(error) else error

@@ -19,7 +19,7 @@ from wme_async._download.range_responses import (
 from wme_async._download.source import Checksum, DirectSource, FileInfo, Source
 from wme_async._tasks import WorkGroup, long_in_thread, raise_first_cause
 from wme_async._transport import Body, Request, Transport
-from wme_async._transport.retry import Backoff, gave_up, is_transient, jittered
+from wme_async._transport.retry import Backoff, is_transient, jittered_delay, note_attempts
 from wme_async.errors import IntegrityError, NotFound, StatusError, WMEError
 
 __all__ = [
@@ -50,7 +50,7 @@ async def fetch_info(source: Source, transport: Transport) -> FileInfo:
 
 async def wait_before_restart(transport: Transport, attempt: int) -> None:
     """Wait a little, the longer the more attempts there were."""
-    await transport.sleep(jittered(transport.retry, attempt + 1, transport.random.random))
+    await transport.sleep(jittered_delay(transport.retry, attempt + 1, transport.random.random))
 
 
 async def fetch_version(
@@ -222,7 +222,7 @@ def delay_after_failure(error: WMEError, signed_urls: SignedUrlCache, backoff: B
         raise error
     wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
     if wait is None or (wrong and backoff.attempts > MAX_WRONG_RESPONSES):
-        raise gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
+        raise note_attempts(error, attempts=backoff.attempts, elapsed=elapsed)
     return wait
 
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote
 from aiohttp import web
 
 from wme_async import _clock
-from wme_async._arguments import check_functions, check_numbers, check_text, check_url_of
+from wme_async._arguments import check_functions, check_http_url, check_numbers, check_text
 from wme_async.jobs import BatchManager
 from wme_async.web.messages import Call, Refused, Reply, headers_of
 from wme_async.web.server import Listener
@@ -114,7 +114,7 @@ def create_app(
 def _check(manager: object, public_url: object) -> None:
     if not isinstance(manager, BatchManager):
         raise TypeError(f'manager is a BatchManager, such as BatchManager("downloads"), not {manager!r}')
-    check_url_of("public_url", public_url)
+    check_http_url("public_url", public_url)
 
 
 async def _end_streams(app: web.Application) -> None:
