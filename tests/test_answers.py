@@ -490,7 +490,7 @@ async def test_what_structured_contents_would_ignore_is_refused(sim, wme, fields
 
 @pytest.mark.parametrize("limit", [0, 11, 50, 100, 101, True, "3"])
 async def test_a_limit_has_one_rule_and_one_error(sim, wme, limit):
-    with pytest.raises((ValueError, TypeError), match="limit is"):
+    with pytest.raises((ValueError, TypeError), match=r"limit (is|must be)"):
         await wme.articles.lookup("NATO", limit=limit)
     assert sim.requests.count() == 0
 

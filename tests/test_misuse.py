@@ -78,7 +78,7 @@ SYNC: dict[str, Callable[[], Any]] = {
     "=source is an empty path": lambda: read_archive(""),
     "=on_bad_record must be 'raise', 'skip' or a function, not []": lambda: read_archive("a", on_bad_record=[]),  # type: ignore[call-overload]
     "Allowances.ondemand must be a whole number, not '5'": lambda: Allowances(ondemand="5"),  # type: ignore[arg-type]
-    "=Allowances.chunk is 0 or more, or None for no limit, not -1": lambda: Allowances(chunk=-1),
+    "=Allowances.chunk must be at least 0, not -1": lambda: Allowances(chunk=-1),
     "positions must be a dict of name and positions, not 5": lambda: MemoryOffsets(5),  # type: ignore[arg-type]
     "and 0: 5 is not": lambda: MemoryOffsets({"a": {0: 5}}),  # type: ignore[dict-item]
     "folder must be a path, as text or as pathlib.Path, not 5": lambda: FileOffsets(5),  # type: ignore[arg-type]

@@ -81,8 +81,8 @@ def test_settings_that_cannot_work_are_refused_when_made(make):
     [
         ("Retry.attempts", "5", "whole number, not '5'"),
         ("Retry.attempts", 2.5, "whole number"),
-        ("Retry.total", None, "number, not None"),
-        ("Timeouts.read", "60", "number, not '60'"),
+        ("Retry.total", None, "number of seconds, not None"),
+        ("Timeouts.read", "60", "number of seconds, not '60'"),
         ("Timeouts.connect", None, "number"),
         ("Limits.connections", "100", "whole number"),
         ("Limits.connections", True, "whole number"),
@@ -93,7 +93,7 @@ def test_settings_that_cannot_work_are_refused_when_made(make):
 def test_settings_that_are_no_numbers_are_refused_in_one_sentence(setting: str, value: object, words: str):
     owner, _, name = setting.partition(".")
     kinds: dict[str, Any] = {"Retry": Retry, "Timeouts": Timeouts, "Limits": Limits, "Hosts": Hosts}
-    with pytest.raises(TypeError, match=rf"^{setting} is (a )?{words}"):
+    with pytest.raises(TypeError, match=rf"^{setting} must be (a )?{words}"):
         kinds[owner](**{name: value})
 
 

@@ -74,6 +74,7 @@ def check_numbers(
     above: float | None = None,
     minimum: float | None = None,
     unit: str = "",
+    owner: str = "",
     **arguments: object,
 ) -> None:
     """Raise if a value is not a number, as text from the environment is not, or out of range.
@@ -84,6 +85,7 @@ def check_numbers(
         above: Require a finite number greater than this.
         minimum: Require a finite number that is at least this.
         unit: What the number counts, such as "seconds", for the message.
+        owner: The class whose attributes they are, for the message.
         **arguments: The values by name.
 
     Raises:
@@ -91,15 +93,15 @@ def check_numbers(
         ValueError: A value is out of range.
     """
     kind = f"a {'whole ' if whole else ''}number{f' of {unit}' if unit else ''}"
-    for name, value in arguments.items():
+    for argument, value in arguments.items():
         if value is None and optional:
             continue
+        name = f"{owner}.{argument}" if owner else argument
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             raise TypeError(f"{name} must be {kind}, not {value!r}")
-        number = float(value) if isinstance(value, float) else value
-        if above is not None and not above < number < math.inf:
+        if above is not None and not above < value < math.inf:
             raise ValueError(f"{name} must be {kind} above {above:g}, not {value!r}")
-        if minimum is not None and not minimum <= number < math.inf:
+        if minimum is not None and not minimum <= value < math.inf:
             raise ValueError(f"{name} must be at least {minimum:g}{f' {unit}' if unit else ''}, not {value!r}")
 
 

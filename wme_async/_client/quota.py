@@ -37,11 +37,8 @@ class Allowances(msgspec.Struct, frozen=True, kw_only=True):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what nothing could be compared with."""
-        for pool in POOLS:
-            check_numbers(whole=True, optional=True, **{f"Allowances.{pool}": self.of(pool)})
-            if (self.of(pool) or 0) < 0:
-                raise ValueError(f"Allowances.{pool} is 0 or more, or None for no limit, not {self.of(pool)}")
+        """Check that the allowances are numbers of requests, or None for no limit."""
+        check_numbers(owner="Allowances", whole=True, minimum=0, **msgspec.structs.asdict(self))
 
     def of(self, pool: str) -> int | None:
         """Return the allowance of one pool."""
