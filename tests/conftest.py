@@ -19,6 +19,7 @@ from wall_clock import MIDDLE_OF_A_MONTH, set_moment
 from wme_async import _clock
 
 if TYPE_CHECKING:
+    from wme_async import Client
     from wme_async.simulator import Simulator
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -169,6 +170,45 @@ async def sim(request: pytest.FixtureRequest) -> AsyncIterator["Simulator"]:
     start = MIDDLE_OF_A_MONTH if request.node.get_closest_marker("middle_of_a_month") else None
     async with Simulator(start=start) as simulator:
         yield simulator
+
+
+@pytest.fixture
+async def wme(sim: "Simulator") -> AsyncIterator["Client"]:
+    """A client of the simulator that retries at once."""
+    from wme_async import Client, Retry
+
+    async with Client(**sim.client_options(), retry=Retry(base=0, cap=0)) as client:
+        yield client
+
+
+class ClientClock:
+    """The monotonic clock of all clients of a test, and their waits, which take no time.
+
+    Attributes:
+        offset: Seconds that clients see pass beside the real ones.
+        waits: The length of each wait in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+        self.waits: list[float] = []
+
+
+@pytest.fixture
+def client_clock(monkeypatch: pytest.MonkeyPatch) -> ClientClock:
+    """A clock that a test can move forward."""
+    from wme_async._transport import Transport  # there is no public way to the clock of a client
+
+    clock = ClientClock()
+    monotonic = Transport.monotonic
+
+    async def sleep(_transport: Transport, seconds: float) -> None:
+        clock.waits.append(seconds)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(Transport, "monotonic", lambda transport: monotonic(transport) + clock.offset)
+    monkeypatch.setattr(Transport, "sleep", sleep)
+    return clock
 
 
 @pytest.fixture

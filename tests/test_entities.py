@@ -118,8 +118,8 @@ async def test_a_type_of_the_callers_is_decoded_into(sim, wme):
 @pytest.mark.parametrize(
     ("where", "identifier", "words"),
     [
-        ("items", "P31", "is a property: ask wme.wikidata.properties"),
-        ("properties", "Q42", "is an item: ask wme.wikidata.items"),
+        ("items", "P31", "is a property: use wme.wikidata.properties"),
+        ("properties", "Q42", "is an item: use wme.wikidata.items"),
         ("items", "q42", "looks like 'Q42'"),
         ("items", "Q042", "looks like"),
         ("items", "Q", "looks like"),

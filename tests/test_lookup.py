@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 import logging
 
@@ -10,34 +11,12 @@ import msgspec
 import pytest
 from wall_clock import MIDDLE_OF_A_MONTH
 
-from wme_async import Allowances, Client, Cost, Limits, Looked, LookupProgress, Retry
-from wme_async._client import concurrent_lookups as many_module
-from wme_async._client import lookup as lookup_module
+from wme_async import Allowances, Cache, Client, Cost, Limits, Looked, LookupProgress, Lookups
 from wme_async.errors import DecodeError, Forbidden, NotFound, QuotaExceeded, ServerError
 from wme_async.models import Article, StructuredContent
 from wme_async.simulator import Simulator
 
-AT_ONCE = Retry(base=0, cap=0)
 EN = {"is_part_of.identifier": "enwiki"}
-
-
-@pytest.fixture
-async def wme(sim):
-    async with Client(**sim.client_options(), retry=AT_ONCE) as client:
-        yield client
-
-
-@pytest.fixture
-def waits(wme, monkeypatch):
-    """No waiting: the waits of the client are noted here instead."""
-    noted = []
-
-    async def sleep(seconds):
-        noted.append(seconds)
-        await asyncio.sleep(0)
-
-    monkeypatch.setattr(wme._transport, "sleep", sleep)
-    return noted
 
 
 def sent(sim, path="/v2/articles/"):
@@ -329,26 +308,24 @@ async def test_a_json_array_is_understood_and_nothing_is_nothing(sim, wme):
 
 
 @pytest.mark.middle_of_a_month
-async def test_a_false_not_found_is_asked_again_where_the_caller_wants_it(sim, wme, waits):
+async def test_a_false_not_found_is_asked_again_where_the_caller_wants_it(sim, wme, client_clock):
     sim.faults.inject("not_there", role="api")
     assert await wme.articles.lookup("NATO", recheck=False) == []
     sim.faults.inject("not_there", role="api")
     assert await wme.articles.lookup("NATO", recheck=True)
-    assert waits
-    assert 0.5 <= waits[-1] <= 1.5
+    assert 0.5 <= client_clock.waits[-1] <= 1.5
     assert len(sent(sim)) == 3
     assert (await wme.auth.quota()).ondemand.used == 3
 
 
-async def test_a_not_found_is_believed_unless_the_api_failed_a_moment_ago(sim, wme, waits, monkeypatch):
+async def test_a_not_found_is_believed_unless_the_api_failed_a_moment_ago(sim, wme, client_clock):
     assert await wme.articles.lookup("No such page") == []
     assert len(sent(sim)) == 1
     sim.faults.inject("status", role="api", status=503)
     assert await wme.projects.list()
     sim.faults.inject("not_there", role="api")
     assert await wme.articles.lookup("NATO")
-    now = wme._transport.monotonic()
-    monkeypatch.setattr(wme._transport, "monotonic", lambda: now + 61)
+    client_clock.offset += 61
     sim.faults.inject("not_there", role="api")
     assert await wme.articles.lookup("NATO") == []
     sim.faults.inject("not_there", role="api", times=2)
@@ -430,7 +407,7 @@ async def test_no_more_requests_are_under_way_than_was_allowed(sim, wme, ordered
         waiting.cancel()
         await asyncio.wait([waiting])
     assert tasks() == []
-    assert wme._transport.open_bodies == 0
+    assert "0 open bodies" in repr(wme)
 
 
 async def test_connections_stay_within_their_limit(sim):
@@ -469,13 +446,20 @@ async def test_an_async_iterator_that_ends_late_is_drawn_from_by_one_at_a_time(w
         assert [looked.name async for looked in results] == ["NATO", "Earth"]
 
 
-async def test_what_progress_raises_on_the_way_ends_the_others(wme, monkeypatch):
-    monkeypatch.setattr(many_module, "_REPORT_EVERY", 0.0)
+def lookups(names, **options):
+    """Look-ups without a server, by a clock that moves on a second with each reading."""
 
-    def progress(now):
-        raise KeyError(now.done)
+    async def find(name):
+        return Looked(name=name, records=(name,) if name.isupper() else ())
 
-    async with wme.articles.lookup_many(["NATO"] * 9, filters=EN, type=Slim, progress=progress) as results:
+    return Lookups(names, find, monotonic=itertools.count(1.0).__next__, **options)
+
+
+async def test_an_exception_of_progress_on_the_way_ends_the_look_ups():
+    def progress(report):
+        raise KeyError(report.done)
+
+    async with lookups(["NATO"] * 9, progress=progress) as results:
         with pytest.raises(KeyError):
             [looked async for looked in results]
         assert [looked async for looked in results] == []
@@ -500,7 +484,7 @@ async def test_leaving_the_loop_early_ends_all_that_is_under_way(sim, wme):
             assert looked.found
             break
     assert tasks() == []
-    assert wme._transport.open_bodies == 0
+    assert "0 open bodies" in repr(wme)
     with pytest.raises(StopAsyncIteration):
         await anext(results)
     await results.aclose()
@@ -519,7 +503,7 @@ async def test_dropping_the_iterator_ends_all_that_is_under_way(sim, wme, caplog
     if left:
         await asyncio.wait(left, timeout=5)
     assert tasks() == []
-    assert wme._transport.open_bodies == 0
+    assert "0 open bodies" in repr(wme)
     assert "dropped" in caplog.text
 
 
@@ -587,8 +571,8 @@ async def test_closing_wakes_a_reader_that_waits(sim, wme):
         ("NATO", {}, TypeError),
         (7, {}, TypeError),
         (["NATO"], {"concurrency": 0}, ValueError),
-        (["NATO"], {"concurrency": 2.5}, ValueError),
-        (["NATO"], {"concurrency": "3"}, ValueError),
+        (["NATO"], {"concurrency": 2.5}, TypeError),
+        (["NATO"], {"concurrency": "3"}, TypeError),
         (["NATO"], {"fields": ["nam"]}, ValueError),
         (["NATO"], {"order": 5}, TypeError),
     ],
@@ -598,7 +582,7 @@ async def test_misuse_is_told_at_the_call(wme, names, options, error):
         wme.articles.lookup_many(names, **options)
 
 
-async def test_progress_is_told_now_and_then_and_at_the_end(sim, wme, monkeypatch):
+async def test_progress_is_reported_now_and_then_and_at_the_end(wme):
     told: list[LookupProgress] = []
     names = ["NATO", "No such page", "", "Earth"] * 5
     async with wme.articles.lookup_many(names, filters=EN, progress=told.append) as results:
@@ -608,14 +592,15 @@ async def test_progress_is_told_now_and_then_and_at_the_end(sim, wme, monkeypatc
     assert (last.done, last.found, last.missing, last.failed, last.total) == (20, 10, 5, 5, 20)
     assert last.eta == 0
     assert last.rate > 0
-    monkeypatch.setattr(many_module, "_REPORT_EVERY", 0.0)
-    told.clear()
-    async with wme.articles.lookup_many(iter(names), filters=EN, progress=told.append) as results:
-        async for _ in results:
-            pass
-    assert [each.done for each in told] == [*range(1, 21), 20]
-    assert told[0].total is None
-    assert told[0].eta is None
+
+
+async def test_progress_without_a_total_has_no_eta():
+    reports: list[LookupProgress] = []
+    async with lookups(iter(["NATO", "earth"] * 10), concurrency=1, progress=reports.append) as results:
+        assert [looked.found async for looked in results] == [True, False] * 10
+    assert [report.done for report in reports] == [*range(1, 21), 20]
+    assert (reports[0].total, reports[0].eta) == (None, None)
+    assert (reports[-1].found, reports[-1].missing) == (10, 10)
 
 
 async def test_what_progress_raises_reaches_the_reader(wme):
@@ -666,7 +651,7 @@ async def test_an_exhausted_allowance_is_asked_about_once_and_not_hammered():
             assert sim.requests.count("api") == asked
 
 
-async def test_an_exhausted_allowance_is_tried_again_after_a_while(monkeypatch):
+async def test_an_exhausted_allowance_is_tried_again_after_a_while(client_clock):
     async with Simulator(caps={"group_1": {"ondemand": 1}}) as sim:
         sim.add_user("free", "pw", ["group_1"])
         options = {"hosts": sim.client_options()["hosts"], "allowances": Allowances(ondemand=1)}
@@ -677,8 +662,7 @@ async def test_an_exhausted_allowance_is_tried_again_after_a_while(monkeypatch):
             sim.caps.set_used("free", "ondemand", 0)
             with pytest.raises(QuotaExceeded):
                 await wme.articles.lookup("NATO", filters=EN)
-            now = wme._transport.monotonic()
-            monkeypatch.setattr(wme._transport, "monotonic", lambda: now + 61)
+            client_clock.offset += 61
             assert await wme.articles.lookup("NATO", filters=EN)
 
 
@@ -687,7 +671,6 @@ async def test_what_is_not_found_counts_as_well(sim, wme):
     assert await wme.articles.lookup("No such page") == []
     await wme.articles.lookup("NATO")
     assert (await wme.auth.quota()).ondemand.used == 2
-    assert await wme.auth._counted() == {f"ondemand/{(await wme.auth.quota()).month}": 2}
 
 
 async def test_a_job_is_checked_against_what_is_left_before_it_starts(tmp_path):
@@ -711,17 +694,16 @@ async def test_a_job_is_checked_against_what_is_left_before_it_starts(tmp_path):
             assert sim.requests.count("api") == 0
 
 
-async def test_a_free_account_is_warned_at_four_fifths_once_its_plan_is_known(tmp_path, caplog):
+async def test_a_free_account_is_warned_once_at_four_fifths_of_the_allowance_of_its_plan(caplog):
     async with Simulator(start=MIDDLE_OF_A_MONTH) as sim:
         sim.add_user("free", "pw", ["group_1"])
-        async with Client("free", "pw", hosts=sim.client_options()["hosts"], token_file=tmp_path / "t") as wme:
+        async with Client("free", "pw", hosts=sim.client_options()["hosts"]) as wme:
             await wme.auth.quota()
-            wme.auth._counts[f"ondemand/{(await wme.auth.quota()).month}"] = 39_998
-            await wme.articles.lookup("NATO")
-            assert "requests of this month" not in caplog.text
-            for _ in range(3):
-                await wme.articles.lookup("NATO")
-            assert caplog.text.count("of 50000 ondemand requests of this month are used") == 1
+            for number in range(1, 28):
+                async with wme.snapshots.content("enwiki_namespace_0") as content:
+                    await anext(content)
+                assert ("requests of this month" in caplog.text) is (number >= 24)
+    assert caplog.text.count("24 of 30 snapshot requests of this month are used") == 1
 
 
 @pytest.mark.middle_of_a_month
@@ -737,21 +719,28 @@ async def test_counts_are_shared_by_the_token_file(sim, tmp_path):
         assert (await wme.auth.quota()).ondemand.used == 240
 
 
-async def test_thousands_of_lookups_earn_one_hint(wme, monkeypatch, caplog):
-    monkeypatch.setattr(lookup_module, "_MANY", 20)
-    for _ in range(3):
-        async with wme.articles.lookup_many(["NATO"] * 20, filters=EN, type=Slim) as results:
-            async for _looked in results:
-                pass
-    assert caplog.text.count("snapshots are quicker") == 1
+HINT = "snapshots are quicker"
 
 
-def test_lookups_spread_over_days_earn_no_hint(caplog, monkeypatch):
-    monkeypatch.setattr(lookup_module, "_MANY", 20)
-    hint = lookup_module.BulkHint("snapshots")
-    for number in range(100):
-        hint.count(number * 400.0)
-    assert not caplog.records
+async def look_up(wme, count):
+    async with wme.articles.lookup_many(["NATO"] * count, filters=EN, type=Slim) as results:
+        assert [looked.found async for looked in results] == [True] * count
+
+
+async def test_thousands_of_lookups_within_an_hour_log_one_hint(sim, caplog):
+    async with Client(**sim.client_options(), cache=Cache()) as wme:
+        await look_up(wme, 1999)
+        assert HINT not in caplog.text
+        await look_up(wme, 2001)
+    assert caplog.text.count(HINT) == 1
+
+
+async def test_lookups_spread_over_hours_log_no_hint(sim, caplog, client_clock):
+    async with Client(**sim.client_options(), cache=Cache(ttl=1e9)) as wme:
+        for _ in range(3):
+            await look_up(wme, 1500)
+            client_clock.offset += 3601
+    assert HINT not in caplog.text
 
 
 async def test_articles_of_the_real_world_are_found(shared_data):

@@ -112,8 +112,8 @@ SYNC: dict[str, Callable[[], Any]] = {
     "media is wme_async.integrations.media.Media() or None, not 5": lambda: BatchManager("a", media=5),  # type: ignore[arg-type]
     "=file_url must be a URL such as https://example.com/downloads, not": lambda: BatchManager("a", file_url="files"),
     "Cost.requests must be a whole number, not '1'": lambda: Cost(pool="ondemand", requests="1"),  # type: ignore[arg-type]
-    "=Cost.requests is 0 or more, not -1": lambda: Cost(pool="ondemand", requests=-1),
-    "=there is no pool 'x'": lambda: Cost(pool="x", requests=1),
+    "=Cost.requests must be at least 0, not -1": lambda: Cost(pool="ondemand", requests=-1),
+    "=Cost.pool must be 'ondemand', 'snapshot', 'chunk', not 'x'": lambda: Cost(pool="x", requests=1),
     "=data must be a folder with files such as articles.ndjson": lambda: Simulator(data="nowhere"),
     "article_size must be a whole number, not 'big'": lambda: Simulator(article_size="big"),  # type: ignore[arg-type]
     "groups must be a list of names, not 5": lambda: Simulator(groups=5),  # type: ignore[arg-type]
@@ -205,7 +205,7 @@ ASYNC: dict[str, Callable[[Any, Path], Awaitable[Any]]] = {
     "such as a msgspec Struct, not Mine(": lambda wme, _: wme.projects.list(type=Mine()),
     "such as a msgspec Struct, not 'Mine'": lambda wme, _: wme.articles.lookup("NATO", type="Mine"),
     'order is "project"': lambda wme, _: wme.articles.lookup("NATO", order=5),
-    '=missing is "empty" or "raise", got []': lambda wme, _: wme.articles.lookup("NATO", missing=[]),
+    "=missing must be 'empty', 'raise', not []": lambda wme, _: wme.articles.lookup("NATO", missing=[]),
     "recheck must be True, False or None": lambda wme, _: wme.wikidata.items.get("Q42", recheck="x"),
     "recheck must be True, False or None, not 1": lambda wme, _: wme.wikidata.labels.get("Q42", recheck=1),
     "to must be a path, as text or as pathlib.Path, not None": lambda wme, _: wme.snapshots.download(SNAPSHOT, None),

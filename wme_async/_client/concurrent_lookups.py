@@ -1,41 +1,38 @@
-"""One request for each of many names: bounded, in order or as completed, one result or error for each name."""
+"""Many look-ups at once: bounded, in order or as they complete, with one result or error for each name."""
 
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
-from typing import Any, Final, Generic, Self, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
+from typing import Any, Final, Generic, Self, TypedDict, TypeVar
 
 import msgspec
 
-from wme_async._arguments import check_flags, check_functions
+from wme_async._arguments import check_flags, check_functions, check_numbers
 from wme_async._tasks import WorkGroup, first_cause
-from wme_async.errors import Forbidden, QuotaExceeded, Unauthorized
+from wme_async.errors import ClientClosed, Forbidden, QuotaExceeded, Unauthorized, WMEError
 
-__all__ = ["Looked", "LookupProgress", "Lookups"]
+__all__ = ["ConcurrencyOptions", "Looked", "LookupProgress", "Lookups"]
 
 logger = logging.getLogger("wme_async.lookup")
 
 T = TypeVar("T")
-N = TypeVar("N")
 
 _END: Final[Any] = object()
 
-# What holds for one name holds for all that follow, and asking for them would only be noise.
+# These errors hold for every name: they become the result of all following names without another request.
 _FATAL = (Unauthorized, Forbidden, QuotaExceeded)
 
-_REPORT_EVERY = 0.2
+_REPORT_INTERVAL = 0.2
 
 
 class Looked(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """What became of one name.
+    """The result of one name.
 
     Attributes:
-        name: As it was given.
-        records: What was found; empty where there is nothing of this name. Beside an error, what of the answer could
-            be read.
-        error: Why there is no (whole) answer, or None.
+        name: The name, unchanged.
+        records: The records; empty if nothing has this name. Beside an error, the records that could be read.
+        error: Why there is no result, or only a part of it; None without an error.
     """
 
     name: str
@@ -56,8 +53,8 @@ class Looked(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
         """Return the records.
 
         Raises:
-            WMEError: The error, where there is one.
-            ValueError: The name was none that can be asked for.
+            WMEError: The error, if there is one.
+            ValueError: No page or entity can have this name.
         """
         if self.error is not None:
             raise self.error
@@ -65,16 +62,16 @@ class Looked(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class LookupProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far many look-ups have come.
+    """The progress of many look-ups.
 
     Attributes:
-        done: Names that are finished: the sum of the next three.
+        done: Finished names: the sum of the next three.
         found: Names with at least one record.
-        missing: Names of which there is nothing.
+        missing: Names without a record.
         failed: Names with an error.
-        total: Names in all, or None where that is not known.
-        rate: Names a second, since the beginning.
-        eta: Seconds that are left, or None.
+        total: Number of names, or None if it is not known.
+        rate: Names a second since the beginning.
+        eta: Remaining seconds, or None if they are not known.
     """
 
     done: int
@@ -86,44 +83,56 @@ class LookupProgress(msgspec.Struct, frozen=True, kw_only=True):
     eta: float | None
 
 
-class Lookups(Generic[T]):
-    """Many look-ups on their way: an async iterator of `Looked`, one for each name.
+class ConcurrencyOptions(TypedDict, total=False):
+    """The options of `Lookups` that callers of `lookup_many` and `get_many` set."""
 
-    Requests start with the first item that is asked for. No more than `concurrency` are under way, and no more than
-    twice as many results wait to be taken: who is slow in taking them slows the requests. A wait for the next item may
-    be cancelled, and goes on where it was. Leave the loop early inside `async with` (or `contextlib.aclosing`), and
-    all that is under way has ended when the block has; without one, it is cancelled as soon as the iterator is dropped.
+    concurrency: int
+    ordered: bool
+    progress: Callable[[LookupProgress], None] | None
+
+
+class Lookups(Generic[T]):
+    """Many look-ups: an async iterator of `Looked`, one for each name.
+
+    Requests start with the first `anext`. At most `concurrency` of them run at a time, and at most twice as many
+    results wait for the consumer: a slow consumer slows the requests down. A cancelled wait for the next item loses
+    nothing. Leave the loop early inside `async with` (or `contextlib.aclosing`), and all requests have ended when the
+    block has; otherwise they are cancelled as soon as the iterator is garbage-collected.
 
     Example:
         >>> async with wme.articles.lookup_many(titles, concurrency=20) as results:  # doctest: +SKIP
         ...     async for looked in results: ...
 
     Args:
-        names: What to ask for; drawn from as requests go out, so it may be longer than memory.
-        ask: Makes a `Looked` of a name; expected errors are in it, others end the whole.
-        concurrency: Requests at a time.
-        ordered: Results in the order of names; else as they complete, which is quicker where answers differ in time.
-        progress: Told how far it is, at most five times a second and at the end. It must not block.
-        monotonic: Seconds.
+        names: The names. They are read as requests start, so there may be more of them than fit into memory.
+        find: Looks one name up. A `WMEError`, `ValueError` or `TypeError` becomes the error of that name, except
+            `ClientClosed`, which ends the iteration as all other exceptions do.
+        monotonic: Returns seconds.
+        concurrency: Concurrent requests, at least 1.
+        ordered: Whether results come in the order of names; otherwise they come as requests complete, which is quicker.
+        progress: Called with `LookupProgress` at most five times a second and at the end. It must not block.
+
+    Raises:
+        TypeError: `names` is one name, or an option has the wrong type.
+        ValueError: `concurrency` is below 1.
     """
 
     def __init__(
         self,
         names: Iterable[str] | AsyncIterable[str],
-        ask: Callable[[str], Awaitable[Looked[T]]],
+        find: Callable[[str], Awaitable[Looked[T]]],
         *,
-        concurrency: int,
-        ordered: bool,
-        progress: Callable[[LookupProgress], None] | None,
         monotonic: Callable[[], float],
+        concurrency: int = 10,
+        ordered: bool = True,
+        progress: Callable[[LookupProgress], None] | None = None,
     ) -> None:
         if isinstance(names, str | bytes) or not (hasattr(names, "__iter__") or hasattr(names, "__aiter__")):
-            raise TypeError(f"names are several, got {names!r}")
-        if type(concurrency) is not int or concurrency < 1:
-            raise ValueError(f"concurrency must be a whole number of 1 or more, not {concurrency!r}")
+            raise TypeError(f"names must be an iterable of names, such as a list, not {names!r}")
+        check_numbers(whole=True, optional=False, minimum=1, concurrency=concurrency)
         check_flags(ordered=ordered)
         check_functions(progress=progress)
-        self._runner = _LookupRunner(names, ask, concurrency, progress, monotonic, ordered=ordered)
+        self._runner = _LookupRunner(names, find, monotonic, concurrency, ordered=ordered, progress=progress)
 
     def __repr__(self) -> str:
         return f"<Lookups {self._runner.state}, {self._runner.done} done>"
@@ -141,49 +150,49 @@ class Lookups(Generic[T]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End all that is under way, and wait until it has. Once is enough, twice does no harm."""
+        """Cancel all requests and wait until they have ended. A second call does nothing."""
         await self._runner.aclose()
 
     def __del__(self) -> None:
-        # The runner does not know of us, so dropping the iterator is how a loop that was left early is noticed.
+        # The runner holds no reference to the iterator, so the end of a loop that was left early shows here.
         runner = getattr(self, "_runner", None)
         if runner is not None:
             runner.abandon()
 
 
 class _LookupRunner(Generic[T]):
+    """The workers of `Lookups`, the results that wait for the consumer, and the counts."""
+
     def __init__(
         self,
         names: Iterable[str] | AsyncIterable[str],
-        ask: Callable[[str], Awaitable[Looked[T]]],
-        concurrency: int,
-        progress: Callable[[LookupProgress], None] | None,
+        find: Callable[[str], Awaitable[Looked[T]]],
         monotonic: Callable[[], float],
+        concurrency: int,
         *,
         ordered: bool,
+        progress: Callable[[LookupProgress], None] | None,
     ) -> None:
-        self._total = len(names) if isinstance(names, Sized) else None
         self._names = names
-        self._ask = ask
-        self._size = concurrency if self._total is None else max(1, min(concurrency, self._total))
-        # The width of the window, not the number of workers, is what holds results back.
-        self._room = asyncio.Semaphore(2 * self._size)
-        self._progress = progress
+        self._find = find
         self._monotonic = monotonic
         self._ordered = ordered
-        self._finished: dict[int, Looked[T]] = {}
-        self._completed: deque[Looked[T]] = deque()
-        self._issued = 0
+        self._progress = progress
+        self._total = len(names) if isinstance(names, Sized) else None
+        self._workers = concurrency if self._total is None else max(1, min(concurrency, self._total))
+        # Bounds the names that are started and not yet taken by the consumer, whatever the number of workers.
+        self._slots = asyncio.Semaphore(2 * self._workers)
+        self._turn = asyncio.Lock()
+        self._exhausted = False
+        self._started_names = 0
+        self._results: dict[int, Looked[T]] = {}
         self._next = 0
         self._waiter: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = False
-        self._exhausted = False
         self._fatal: Exception | None = None
         self._error: BaseException | None = None
-        self._started = 0.0
-        self._reported = 0.0
+        self._start_time = self._report_time = 0.0
         self.done = self._found = self._failed = 0
 
     @property
@@ -191,58 +200,52 @@ class _LookupRunner(Generic[T]):
         return "ended" if self._ended else "running" if self._task is not None else "not started"
 
     async def take(self) -> Looked[T]:
+        """Return the next result as soon as there is one."""
         if self._task is None and not self._ended:
-            self._loop = asyncio.get_running_loop()
-            self._started = self._reported = self._monotonic()
+            self._start_time = self._report_time = self._monotonic()
             self._task = asyncio.create_task(self._run(), name="wme-lookups")
-        while True:
-            if self._ordered:
-                looked = self._finished.pop(self._next, None)
-            else:
-                looked = self._completed.popleft() if self._completed else None
-            if looked is not None:
-                self._next += 1
-                self._room.release()
-                return looked
+        while self._next not in self._results:
             if self._ended:
                 error, self._error = self._error, None
-                if error is not None:
-                    raise error
-                raise StopAsyncIteration
+                raise error or StopAsyncIteration
             if self._waiter is not None:
-                raise RuntimeError("these results have a reader already; give each reader its own look-ups")
+                raise RuntimeError("another task reads these results; give each reader look-ups of its own")
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+        looked = self._results.pop(self._next)
+        self._next += 1
+        self._slots.release()
+        return looked
 
     async def aclose(self) -> None:
         self._ended = True
         self._error = None
-        self._finished.clear()
-        self._completed.clear()
+        self._results.clear()
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
         self._wake()
 
     def abandon(self) -> None:
-        if self._task is None or self._task.done() or self._loop is None or self._loop.is_closed():
+        """Cancel all requests from whatever thread the garbage collector runs in."""
+        if self._task is None or self._task.done():
             return
-        logger.debug("look-ups were dropped before their end; what was under way is cancelled")
-        # Garbage is collected in whatever thread happens to be running, perhaps while the loop is being closed.
+        logger.debug("look-ups were dropped before their end; their requests are cancelled")
+        # The loop may be closed, or is being closed by another thread.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._task.cancel)
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
     async def _run(self) -> None:
         try:
-            draw = self._drawer()
+            names = aiter(self._names) if isinstance(self._names, AsyncIterable) else iter(self._names)
             async with WorkGroup() as group:
-                for _ in range(self._size):
-                    group.start(self._work(draw), name="wme look-up")
-            self._report(last=True)
-        except Exception as error:  # noqa: BLE001  # whatever the caller's names or progress raise belongs to the caller
+                for _ in range(self._workers):
+                    group.start(self._work(names), name="wme look-up")
+            self._report()
+        except Exception as error:  # noqa: BLE001  # exceptions of the caller's names and progress belong to the caller
             self._error = first_cause(error)
         except asyncio.CancelledError:
             if not self._ended:
@@ -252,70 +255,71 @@ class _LookupRunner(Generic[T]):
             self._ended = True
             self._wake()
 
-    def _drawer(self) -> Callable[[], Awaitable[Any]] | Callable[[], Any]:
-        if isinstance(self._names, AsyncIterable):
-            return _SharedIterator(self._names).draw
-        iterator = iter(self._names)
-        return lambda: next(iterator, _END)
-
-    async def _work(self, draw: Callable[[], Any]) -> None:
-        patient = isinstance(self._names, AsyncIterable)
+    async def _work(self, names: Iterator[str] | AsyncIterator[str]) -> None:
         while True:
-            await self._room.acquire()
+            await self._slots.acquire()
+            name = await self._next_name(names)
+            if name is _END:
+                self._slots.release()
+                return
+            number = self._started_names
+            self._started_names += 1
+            self._add_result(number, await self._look_up(name))
+
+    async def _next_name(self, names: Iterator[str] | AsyncIterator[str]) -> Any:
+        """Return the next name; `_END` after the last one and after an exception of the iterator, which is kept."""
+        async with self._turn:  # an async iterator takes one call at a time
+            if self._exhausted:
+                return _END
+            name = _END
             try:
-                name = _END if self._exhausted else await draw() if patient else draw()
-            except Exception as error:  # noqa: BLE001  # the caller's, for whom what was asked before is finished
+                name = await anext(names, _END) if isinstance(names, AsyncIterator) else next(names, _END)
+            except Exception as error:  # noqa: BLE001  # raised to the consumer after the results of earlier names
                 self._error = error
-                name = _END
             except asyncio.CancelledError as error:
-                if _cancelled():
+                if _is_cancelling():
                     raise
-                # Something that the names waited for was cancelled, not we: a task group would take it for our end.
+                # The iterator awaited something that was cancelled; a task group would take it for the worker's end.
                 self._error = RuntimeError("the names were cancelled before their end")
                 self._error.__cause__ = error
-                name = _END
-            if name is _END:
-                self._exhausted = True
-                self._room.release()
-                return
-            number = self._issued
-            self._issued += 1
-            if self._fatal is None:
-                looked = await self._ask(name)
-                if isinstance(looked.error, _FATAL):
-                    self._fatal = looked.error
-            else:
-                looked = Looked(name=name, error=self._fatal)
-            self._put(number, looked)
+            self._exhausted = name is _END
+            return name
 
-    def _put(self, number: int, looked: Looked[T]) -> None:
+    async def _look_up(self, name: str) -> Looked[T]:
+        if self._fatal is not None:
+            return Looked(name=name, error=self._fatal)
+        try:
+            return await self._find(name)
+        except ClientClosed:
+            # It says nothing about this name, and no further request is possible.
+            raise
+        except (WMEError, ValueError, TypeError) as error:
+            if isinstance(error, _FATAL):
+                self._fatal = error
+            return Looked(name=name, error=error)
+
+    def _add_result(self, number: int, looked: Looked[T]) -> None:
+        key = number if self._ordered else self.done
+        self._results[key] = looked
         self.done += 1
-        self._found += looked.error is None and bool(looked.records)
+        self._found += looked.error is None and looked.found
         self._failed += looked.error is not None
-        if self._ordered:
-            self._finished[number] = looked
-            if number == self._next:
-                self._wake()
-        else:
-            self._completed.append(looked)
+        if key == self._next:
             self._wake()
-        if self._progress is not None:
+        if self._progress is not None and self._monotonic() - self._report_time >= _REPORT_INTERVAL:
             self._report()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _report(self, *, last: bool = False) -> None:
+    def _report(self) -> None:
         if self._progress is None:
             return
-        now = self._monotonic()
-        if not last and now - self._reported < _REPORT_EVERY:
-            return
-        self._reported = now
-        elapsed = now - self._started
+        self._report_time = self._monotonic()
+        elapsed = self._report_time - self._start_time
         rate = self.done / elapsed if elapsed > 0 else 0.0
-        left = None if self._total is None else self._total - self.done
+        remaining = None if self._total is None else self._total - self.done
         self._progress(
             LookupProgress(
                 done=self.done,
@@ -324,31 +328,12 @@ class _LookupRunner(Generic[T]):
                 failed=self._failed,
                 total=self._total,
                 rate=rate,
-                eta=None if left is None or not rate else left / rate,
+                eta=None if remaining is None or not rate else remaining / rate,
             )
         )
 
 
-class _SharedIterator(Generic[N]):
-    """Lets several tasks draw from one async iterator, which can be asked by one at a time."""
-
-    def __init__(self, names: AsyncIterable[N]) -> None:
-        self._iterator = aiter(names)
-        self._turn = asyncio.Lock()
-        self._ended = False
-
-    async def draw(self) -> Any:
-        async with self._turn:
-            if self._ended:
-                return _END
-            try:
-                return await anext(self._iterator)
-            except StopAsyncIteration:
-                self._ended = True
-                return _END
-
-
-def _cancelled() -> bool:
-    """Say whether the running task itself was asked to end."""
+def _is_cancelling() -> bool:
+    """Return whether somebody has cancelled the current task, rather than a future that it awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -2,23 +2,24 @@
 
 import builtins
 import re
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence, Sized
+from abc import abstractmethod
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence, Sized
 from datetime import datetime
-from typing import Any, Final, Generic, TypeVar, overload
+from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack, overload
 
 import msgspec
 
 from wme_async._client.cache import Cache, forget_unreadable
 from wme_async._client.collection import decode_response
-from wme_async._client.concurrent_lookups import Looked, LookupProgress, Lookups
+from wme_async._client.concurrent_lookups import ConcurrencyOptions, Looked, Lookups
 from wme_async._client.files import ChunkedFiles, Files, hour_files
-from wme_async._client.lookup import BulkHint, check_recheck, cost_of, send_lookup
+from wme_async._client.lookup import BulkHint, check_recheck, cost_of, not_found, send_lookup
 from wme_async._client.quota import Cost
 from wme_async._client.resources import Resource
 from wme_async._query.query import Query, known_names
 from wme_async._transport import Request, Response, Transport
-from wme_async._transport.error_responses import bare_url, error_in_place_of, is_error_document
-from wme_async.errors import ClientClosed, DecodeError, NotFound, WMEError
+from wme_async._transport.error_responses import bare_url, instead_of, is_error
+from wme_async.errors import DecodeError, NotFound
 from wme_async.models import Archive, LabelsAnswer, Snapshot, WikidataArticle, merge_labels
 from wme_async.models.decoding import decoding
 from wme_async.models.wikidata import fold_entity
@@ -30,21 +31,32 @@ U = TypeVar("U")
 
 _JSON: Final = {"Content-Type": "application/json", "Accept": "application/json"}
 _ID: Final = re.compile(r"[QP][1-9][0-9]*")
-# Names below these mean nothing in some of the forms that the beta leaves open.
+# Field names below these are ambiguous in some of the JSON forms that the beta allows.
 _FOLDED: Final = ("entity.statements.", "entity.sitelinks.")
-_KINDS: Final = {"Q": "item", "P": "property"}
+_KINDS: Final = {"Q": ("an item", "items"), "P": ("a property", "properties")}
 
-_labels: Final = msgspec.json.Decoder(LabelsAnswer)
+_labels_decoder: Final = msgspec.json.Decoder(LabelsAnswer)
+
+
+class _EntityOptions(TypedDict, total=False):
+    """The options of `Entities.get`, except `type`, on which the type of the result depends."""
+
+    fields: Sequence[str] | None
+    recheck: bool | None
+
+
+class _ManyOptions(_EntityOptions, ConcurrencyOptions, total=False):
+    """The options of `Entities.get_many`, except `type`."""
 
 
 class _ById(Generic[T]):
-    """What items, properties and labels have in common.
+    """The common part of items, properties and labels.
 
     Args:
         transport: Sends the requests.
         resource: The row of the table.
-        letters: With which of the letters Q and P identifiers may begin.
-        cache: Where answers are kept, if anywhere.
+        letters: The first letters that identifiers may have: Q, P or both.
+        cache: The cache for responses, if any.
     """
 
     def __init__(self, transport: Transport, resource: Resource, letters: str, *, cache: Cache | None = None) -> None:
@@ -58,18 +70,27 @@ class _ById(Generic[T]):
         return f"<{type(self).__name__} {self._resource.path}>"
 
     def cost(self, identifiers: int | Sized) -> Cost:
-        """Return what looking these up will be charged: one metered request each, found or not.
+        """Return the cost of looking these up: one metered request each, whether they exist or not.
 
         Args:
-            identifiers: The identifiers, or how many they are.
+            identifiers: The identifiers, or their number.
         """
         return cost_of(self._resource, identifiers)
 
-    def _query(self, fields: Sequence[str] | None, type: builtins.type[Any] | None) -> Query:
+    def _query(self, fields: Sequence[str] | None, type: builtins.type[Any] | None = None) -> Query:
         assert self._resource.backend is not None
         return Query.build(self._resource.backend, self._resource.model, fields=fields, type=type)
 
-    async def _answer(self, identifier: str, query: Query, recheck: bool | None) -> Response:
+    @abstractmethod
+    def _decode(self, response: Response, query: Query) -> Any:
+        """Return the result of one response.
+
+        Raises:
+            DecodeError: The response is malformed.
+        """
+
+    async def _get(self, identifier: str, query: Query, recheck: bool | None) -> Any:
+        check_recheck(recheck)
         request = Request(
             method="POST",
             path=f"{self._resource.path}/{_check_id(identifier, self._letters)}",
@@ -82,53 +103,41 @@ class _ById(Generic[T]):
         self._hint.count(self._transport.monotonic())
         response = await send_lookup(self._transport, request, cache=self._cache, recheck=recheck)
         if isinstance(response, NotFound):
-            raise _not_found(identifier, response) from response
-        return response
+            message = f"there is no {identifier} in the main graph of Wikidata; scholarly items are not served"
+            raise not_found(message, response)
+        with forget_unreadable(self._cache, response):
+            return self._decode(response, query)
 
-    def _many(
+    def _get_many(
         self,
         identifiers: Iterable[str] | AsyncIterable[str],
-        get: Callable[[str], Awaitable[Any]],
-        *,
-        concurrency: int,
-        ordered: bool,
-        progress: Callable[[LookupProgress], None] | None,
+        query: Query,
+        recheck: bool | None,
+        concurrency: ConcurrencyOptions,
     ) -> Lookups[Any]:
-        async def ask(identifier: str) -> Looked[Any]:
+        check_recheck(recheck)
+
+        async def find(identifier: str) -> Looked[Any]:
             try:
-                return Looked(name=identifier, records=(await get(identifier),))
+                return Looked(name=identifier, records=(await self._get(identifier, query, recheck),))
             except NotFound:
                 return Looked(name=identifier)
-            except ClientClosed:
-                # It says nothing of this identifier, and there is no way to ask for those that follow.
-                raise
-            except (WMEError, ValueError, TypeError) as error:
-                return Looked(name=identifier, error=error)
 
-        return Lookups(
-            identifiers,
-            ask,
-            concurrency=concurrency,
-            ordered=ordered,
-            progress=progress,
-            monotonic=self._transport.monotonic,
-        )
+        return Lookups(identifiers, find, monotonic=self._transport.monotonic, **concurrency)
 
 
 class Entities(_ById[T]):
     """Items or properties by identifier.
 
     Labels are embedded in every property and value, in all languages, so a whole entity can be many megabytes: ask for
-    less with `fields` or `type`. Scholarly items (papers and what belongs to them) are kept apart from Wikidata's main
-    graph and cannot be found.
+    less with `fields` or `type`. Scholarly items (papers and related items) are in a graph of their own, apart from
+    Wikidata's main graph, and cannot be looked up.
     """
 
     @overload
-    async def get(self, identifier: str, *, fields: Sequence[str] | None = None, recheck: bool | None = None) -> T: ...
+    async def get(self, identifier: str, **options: Unpack[_EntityOptions]) -> T: ...
     @overload
-    async def get(
-        self, identifier: str, *, fields: Sequence[str] | None = None, type: type[U], recheck: bool | None = None
-    ) -> U: ...
+    async def get(self, identifier: str, *, type: type[U], **options: Unpack[_EntityOptions]) -> U: ...
     async def get(
         self,
         identifier: str,
@@ -137,46 +146,30 @@ class Entities(_ById[T]):
         type: type[Any] | None = None,
         recheck: bool | None = None,
     ) -> Any:
-        """Return one entity. One metered request, also where there is none.
+        """Return one entity. One metered request, even if there is none.
 
         Args:
             identifier: `"Q42"` for an item, `"P31"` for a property.
-            fields: Dotted names of what to fetch, such as `["entity.labels"]`; everything where not given.
+            fields: Dotted names of the fields to fetch, such as `["entity.labels"]`; all by default.
             type: A msgspec Struct of yours to decode into; `fields` then follow from it.
-            recheck: Ask once more before believing that there is none, after about a second and for one more metered
-                request: True always, False never, None where the API failed within the last minute.
+            recheck: Whether to repeat the request before believing a "not found", after about a second and for one more
+                metered request: True always, False never, None if the API failed within the last minute.
 
         Raises:
-            ValueError: An unknown field, or an identifier of another form; nothing was sent.
+            ValueError: A field is unknown, or the identifier has another form; nothing was sent.
             NotFound: There is no such entity in the main graph.
-            DecodeError: The answer is not what the API gives.
-            WMEError: Whatever else went wrong.
+            DecodeError: The response is malformed.
+            WMEError: The request failed in another way.
         """
-        check_recheck(recheck)
-        return await self._one(identifier, self._query(fields, type), recheck)
+        return await self._get(identifier, self._query(fields, type), recheck)
 
     @overload
     def get_many(
-        self,
-        identifiers: Iterable[str] | AsyncIterable[str],
-        *,
-        fields: Sequence[str] | None = None,
-        recheck: bool | None = None,
-        concurrency: int = 10,
-        ordered: bool = True,
-        progress: Callable[[LookupProgress], None] | None = None,
+        self, identifiers: Iterable[str] | AsyncIterable[str], **options: Unpack[_ManyOptions]
     ) -> Lookups[T]: ...
     @overload
     def get_many(
-        self,
-        identifiers: Iterable[str] | AsyncIterable[str],
-        *,
-        fields: Sequence[str] | None = None,
-        type: type[U],
-        recheck: bool | None = None,
-        concurrency: int = 10,
-        ordered: bool = True,
-        progress: Callable[[LookupProgress], None] | None = None,
+        self, identifiers: Iterable[str] | AsyncIterable[str], *, type: type[U], **options: Unpack[_ManyOptions]
     ) -> Lookups[U]: ...
     def get_many(
         self,
@@ -185,9 +178,7 @@ class Entities(_ById[T]):
         fields: Sequence[str] | None = None,
         type: type[Any] | None = None,
         recheck: bool | None = None,
-        concurrency: int = 10,
-        ordered: bool = True,
-        progress: Callable[[LookupProgress], None] | None = None,
+        **concurrency: Unpack[ConcurrencyOptions],
     ) -> Lookups[Any]:
         """Return many entities: an async iterator with one `Looked` for each, of one record or none.
 
@@ -196,65 +187,51 @@ class Entities(_ById[T]):
             fields: As for `get`.
             type: As for `get`.
             recheck: As for `get`.
-            concurrency: Requests at a time.
-            ordered: In the order of identifiers; else as answers come.
-            progress: Told how far it is, at most five times a second and at the end. It must not block.
+            **concurrency: `concurrency`: requests at a time (10). `ordered`: whether results come in the order of
+                identifiers (True), or as requests complete. `progress`: called with `LookupProgress` at most five times
+                a second and at the end; it must not block.
 
         Raises:
             TypeError: `identifiers` is one identifier.
-            ValueError: An unknown field, or a concurrency below 1.
+            ValueError: A field is unknown, or `concurrency` is below 1.
         """
-        check_recheck(recheck)
-        query = self._query(fields, type)
-        return self._many(
-            identifiers,
-            lambda identifier: self._one(identifier, query, recheck),
-            concurrency=concurrency,
-            ordered=ordered,
-            progress=progress,
-        )
+        return self._get_many(identifiers, self._query(fields, type), recheck, concurrency)
 
-    async def _one(self, identifier: str, query: Query, recheck: bool | None) -> Any:
-        response = await self._answer(identifier, query, recheck)
+    def _decode(self, response: Response, query: Query) -> Any:
         inside = any(name.startswith(_FOLDED) for name in query.fields or ())
-        with forget_unreadable(self._cache, response):
-            records = decode_response(response, query, form=fold_entity if inside else None)
-            if len(records) != 1:
-                shown = bare_url(response.url)
-                raise DecodeError(
-                    f"{shown} answered with {len(records)} records instead of one", url=shown, record=response.body
-                )
+        records = decode_response(response, query, form=fold_entity if inside else None)
+        if len(records) != 1:
+            url = bare_url(response.url)
+            raise DecodeError(
+                f"{url} responded with {len(records)} records instead of one", url=url, record=response.body
+            )
         return records[0]
 
 
 class Labels(_ById[dict[str, str]]):
-    """Labels of items and properties, by language: far less than whole entities."""
-
-    def _query(self, fields: Sequence[str] | None, type: builtins.type[Any] | None) -> Query:
-        assert self._resource.backend is not None
-        return Query.build(self._resource.backend, dict[str, str], fields=fields, type=type)
+    """Labels of items and properties by language, which are much smaller than whole entities."""
 
     async def get(
         self, identifier: str, *, fields: Sequence[str] | None = None, recheck: bool | None = None
     ) -> dict[str, str]:
-        """Return the labels of an item or property. One metered request, also where there is none.
+        """Return the labels of an item or property. One metered request, even if there is none.
 
         Args:
             identifier: `"Q42"` or `"P31"`.
-            fields: Language codes, such as `["en", "fr"]`; all where not given.
+            fields: Language codes, such as `["en", "fr"]`; all by default.
             recheck: As for `Entities.get`.
 
         Returns:
             Language code and label; a language without a label is left out.
 
         Raises:
-            ValueError: An identifier of another form; nothing was sent.
+            ValueError: The identifier has another form; nothing was sent.
             NotFound: There is no such entity in the main graph.
-            DecodeError: The answer is not what the API gives.
-            WMEError: Whatever else went wrong.
+            DecodeError: The response is malformed.
+            WMEError: The request failed in another way.
         """
-        check_recheck(recheck)
-        return await self._one(identifier, self._query(fields, None), recheck)
+        labels: dict[str, str] = await self._get(identifier, self._query(fields), recheck)
+        return labels
 
     def get_many(
         self,
@@ -262,9 +239,7 @@ class Labels(_ById[dict[str, str]]):
         *,
         fields: Sequence[str] | None = None,
         recheck: bool | None = None,
-        concurrency: int = 10,
-        ordered: bool = True,
-        progress: Callable[[LookupProgress], None] | None = None,
+        **concurrency: Unpack[ConcurrencyOptions],
     ) -> Lookups[dict[str, str]]:
         """Return the labels of many: an async iterator with one `Looked` for each, of one record or none.
 
@@ -272,37 +247,26 @@ class Labels(_ById[dict[str, str]]):
             identifiers: A list, a generator, an async iterator.
             fields: Language codes.
             recheck: As for `Entities.get`.
-            concurrency: Requests at a time.
-            ordered: In the order of identifiers; else as answers come.
-            progress: Told how far it is, at most five times a second and at the end. It must not block.
+            **concurrency: As for `Entities.get_many`.
         """
-        check_recheck(recheck)
-        query = self._query(fields, None)
-        return self._many(
-            identifiers,
-            lambda identifier: self._one(identifier, query, recheck),
-            concurrency=concurrency,
-            ordered=ordered,
-            progress=progress,
-        )
+        return self._get_many(identifiers, self._query(fields), recheck, concurrency)
 
-    async def _one(self, identifier: str, query: Query, recheck: bool | None) -> dict[str, str]:
-        response = await self._answer(identifier, query, recheck)
-        shown = bare_url(response.url)
-        with forget_unreadable(self._cache, response):
-            if is_error_document(response.body, known_names(query.model)):
-                words = error_in_place_of("labels", response.body)
-                raise DecodeError(f"{shown} answered with {words}", url=shown, record=response.body)
-            try:
-                with decoding(response.body):
-                    labels = merge_labels(_labels.decode(response.body))
-            except DecodeError as error:
-                raise DecodeError(
-                    f"{shown} did not answer with labels: {error.message}", url=shown, record=response.body
-                ) from error
+    def _query(self, fields: Sequence[str] | None, type: builtins.type[Any] | None = None) -> Query:
+        assert self._resource.backend is not None
+        return Query.build(self._resource.backend, dict[str, str], fields=fields, type=type)
+
+    def _decode(self, response: Response, query: Query) -> dict[str, str]:
+        url, body = bare_url(response.url), response.body
+        if is_error(body, known_names(query.model)):
+            raise DecodeError(f"{url} responded with {instead_of('labels', body)}", url=url, record=body)
+        try:
+            with decoding(body):
+                labels = merge_labels(_labels_decoder.decode(body))
+        except DecodeError as error:
+            raise DecodeError(f"{url} did not respond with labels: {error.message}", url=url, record=body) from error
         if query.fields is None:
             return labels
-        # The server may ignore what was asked for: of this beta little is known.
+        # The beta may ignore the fields of the request.
         return {language: labels[language] for language in query.fields if language in labels}
 
 
@@ -349,21 +313,10 @@ class Wikidata:
 def _check_id(identifier: object, letters: str) -> str:
     if not isinstance(identifier, str):
         raise TypeError(f"an identifier must be text such as 'Q42', not {identifier!r}")
-    wanted = " or ".join(f"'{letter}42'" for letter in letters)
     if _ID.fullmatch(identifier) is None:
-        raise ValueError(f"an identifier looks like {wanted}, got {identifier!r}")
+        examples = " or ".join(f"'{letter}42'" for letter in letters)
+        raise ValueError(f"an identifier looks like {examples}, not {identifier!r}")
     if identifier[0] not in letters:
-        kind = _KINDS[identifier[0]]
-        where = "items" if kind == "item" else "properties"
-        raise ValueError(f"{identifier!r} is {'an' if kind == 'item' else 'a'} {kind}: ask wme.wikidata.{where}")
+        kind, attribute = _KINDS[identifier[0]]
+        raise ValueError(f"{identifier!r} is {kind}: use wme.wikidata.{attribute}")
     return identifier
-
-
-def _not_found(identifier: str, error: NotFound) -> NotFound:
-    return NotFound(
-        f"there is no {identifier} in the main graph of Wikidata; scholarly items are not served",
-        status=error.status,
-        url=error.url,
-        request_id=error.request_id,
-        body=error.body,
-    )

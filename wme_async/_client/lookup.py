@@ -1,12 +1,13 @@
-"""Look-ups by title: the pages of one name in all projects, one title or thousands."""
+"""Look-ups by title: the pages with one name in all projects, for one title or thousands."""
 
 import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence, Sized
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
-from wme_async._client.cache import Cache, forget_unreadable, send_cached
+from wme_async._arguments import check_choice
+from wme_async._client.cache import Cache, send_cached
 from wme_async._client.collection import Value
-from wme_async._client.concurrent_lookups import Looked, LookupProgress, Lookups
+from wme_async._client.concurrent_lookups import ConcurrencyOptions, Looked, Lookups
 from wme_async._client.lookup_plan import LookupPlan, plan_lookup, read_response
 from wme_async._client.paths import article_path
 from wme_async._client.quota import Cost
@@ -14,9 +15,9 @@ from wme_async._client.resources import Resource
 from wme_async._query.query import Query
 from wme_async._transport import Request, Response, Transport
 from wme_async._transport.error_responses import bare_url
-from wme_async.errors import ClientClosed, NotFound, WMEError
+from wme_async.errors import NotFound
 
-__all__ = ["BulkHint", "Lookup", "cost_of", "send_lookup"]
+__all__ = ["BulkHint", "Lookup", "LookupOptions", "check_recheck", "cost_of", "not_found", "send_lookup"]
 
 logger = logging.getLogger("wme_async.lookup")
 
@@ -26,31 +27,46 @@ U = TypeVar("U")
 Missing: TypeAlias = Literal["empty", "raise"]
 Order: TypeAlias = Literal["project"] | Sequence[str] | Callable[[Any], Any] | None
 
-# Lines, so that one record that is broken does not take the others with it.
+# NDJSON, so that one broken record does not make the others unreadable.
 _HEADERS: Final = {"Content-Type": "application/json", "Accept": "application/x-ndjson"}
 
-# How long the API is thought to be in trouble after a request of ours failed, and how long to wait before asking again.
-_TROUBLE = 60.0
-_RECHECK_AFTER = 1.0
+# Seconds during which the API counts as in trouble after a failed request, and the mean wait before a recheck.
+_TROUBLE_SECONDS = 60.0
+_RECHECK_SECONDS = 1.0
 
-_MANY = 2000
+_HINT_AFTER = 2000
 _HOUR = 3600.0
 
 
+class LookupOptions(TypedDict, total=False):
+    """The options of `Lookup.lookup`, except `type`, on which the type of the result depends."""
+
+    fields: Sequence[str] | None
+    filters: Mapping[str, Value] | None
+    limit: int | None
+    missing: Missing
+    order: Order
+    recheck: bool | None
+
+
+class _ManyOptions(LookupOptions, ConcurrencyOptions, total=False):
+    """The options of `Lookup.lookup_many`, except `type`."""
+
+
 class BulkHint:
-    """Says once, where look-ups come in thousands an hour, what they are cheaper with.
+    """Logs once that bulk archives are cheaper, after thousands of look-ups within an hour.
 
     Args:
-        bulk: What is cheaper.
+        archives: The kind of archive to recommend.
     """
 
-    __slots__ = ("_began", "_bulk", "_count", "_said")
+    __slots__ = ("_archives", "_count", "_logged", "_start")
 
-    def __init__(self, bulk: str) -> None:
-        self._bulk = bulk
+    def __init__(self, archives: str) -> None:
+        self._archives = archives
         self._count = 0
-        self._began = 0.0
-        self._said = False
+        self._start = 0.0
+        self._logged = False
 
     def count(self, now: float) -> None:
         """Count one look-up.
@@ -58,46 +74,46 @@ class BulkHint:
         Args:
             now: Seconds.
         """
-        if self._said:
+        if self._logged:
             return
-        if now - self._began > _HOUR:
-            self._began = now
+        if now - self._start > _HOUR:
+            self._start = now
             self._count = 0
         self._count += 1
-        if self._count >= _MANY:
-            self._said = True
+        if self._count >= _HINT_AFTER:
+            self._logged = True
             logger.warning(
                 "%d look-ups within an hour, each metered: for whole projects, %s are quicker, and a download of one "
                 "is a single metered request",
                 self._count,
-                self._bulk,
+                self._archives,
             )
 
 
 async def send_lookup(
     transport: Transport, request: Request, *, cache: Cache | None, recheck: bool | None
 ) -> Response | NotFound:
-    """Send a look-up; a "not found" is returned, and asked again where it may be false.
+    """Send a look-up and return its response, or a `NotFound` after a second request if the first may be wrong.
 
-    The server says "not found" too where its own store fails it, and does not tell the two apart.
+    The server also responds "not found" while its own store fails, and does not say which of the two it is.
 
     Args:
-        transport: Sends it.
-        request: What to send.
-        cache: Where to look first.
-        recheck: Ask a second time after a "not found", one second later and for one more metered request: always,
-            never, or (None) where the API failed us within the last minute.
+        transport: Sends the request.
+        request: The look-up.
+        cache: The cache, if any.
+        recheck: Whether to repeat the request after a "not found", about one second later and for one more metered
+            request: always, never, or (None) if a request to the API failed within the last minute.
 
     Raises:
-        WMEError: Whatever else went wrong.
+        WMEError: The request failed in another way.
     """
     timeout = transport.timeouts.lookup
     try:
         return await send_cached(transport, request, cache=cache, read_timeout=timeout)
     except NotFound as error:
-        if not (transport.failed_recently("api", _TROUBLE) if recheck is None else recheck):
+        if not (transport.troubled("api", _TROUBLE_SECONDS) if recheck is None else recheck):
             return error
-    await transport.sleep(_RECHECK_AFTER * (0.5 + transport.random.random()))
+    await transport.sleep(_RECHECK_SECONDS * (0.5 + transport.random.random()))
     try:
         return await send_cached(transport, request, cache=cache, read_timeout=timeout)
     except NotFound as error:
@@ -105,27 +121,51 @@ async def send_lookup(
 
 
 def cost_of(resource: Resource, names: int | Sized) -> Cost:
-    """Return what that many look-ups will be charged."""
+    """Return the cost of look-ups of these names, or of this number of names."""
     if isinstance(names, str | bytes | bool) or not isinstance(names, int | Sized):
-        raise TypeError(f"a cost is that of several names, or of a number of them, not of {names!r}")
+        raise TypeError(f"cost takes a list of names, or a number of names, not {names!r}")
     count = names if isinstance(names, int) else len(names)
     if count < 0:
-        raise ValueError(f"a number of names is 0 or more, got {count}")
+        raise ValueError(f"a number of names is at least 0, not {count}")
     return Cost(pool=resource.pool, requests=count if resource.pool else 0)
+
+
+def check_recheck(recheck: object) -> None:
+    """Raise if the value is not True, False or None.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if recheck is not None and not isinstance(recheck, bool):
+        raise TypeError(f"recheck must be True, False or None, not {recheck!r}")
+
+
+def not_found(message: str, source: NotFound | Response) -> NotFound:
+    """Return a `NotFound` with a message of ours.
+
+    Args:
+        message: Cause and remedy.
+        source: The server's "not found", or a response of which the local filters leave no record.
+    """
+    if isinstance(source, NotFound):
+        error = NotFound(message, status=404, url=source.url, request_id=source.request_id, body=source.body)
+        error.__cause__ = source
+        return error
+    return NotFound(message, status=404, url=bare_url(source.url), request_id=source.headers.get("X-Request-Id"))
 
 
 class Lookup(Generic[T]):
     """Pages by title.
 
-    The title must be exact: capitals count, redirects are not followed. It may exist in many projects, and each has a
-    record of its own: without a filter the server walks through all of them, which takes long, and returns any `limit`
-    of those that have it. Filter by `is_part_of.identifier` (`"enwiki"`) or `in_language.identifier` (`"en"`) where
-    you know them.
+    The title must be exact: it is case-sensitive, and redirects are not followed. It may exist in many projects, with
+    one record in each: without a filter the server searches all of them, which takes long, and returns any `limit` of
+    the matching records. Filter by `is_part_of.identifier` (`"enwiki"`) or `in_language.identifier` (`"en"`) if you
+    know them.
 
     Args:
         transport: Sends the requests.
-        resource: Its row of the table.
-        cache: Where answers are kept, if anywhere.
+        resource: The row of the table.
+        cache: The cache for responses, if any.
     """
 
     def __init__(self, transport: Transport, resource: Resource, *, cache: Cache | None = None) -> None:
@@ -138,30 +178,9 @@ class Lookup(Generic[T]):
         return f"<{type(self).__name__} {self._resource.path}>"
 
     @overload
-    async def lookup(
-        self,
-        name: str,
-        *,
-        fields: Sequence[str] | None = None,
-        filters: Mapping[str, Value] | None = None,
-        limit: int | None = None,
-        missing: Missing = "empty",
-        order: Order = "project",
-        recheck: bool | None = None,
-    ) -> list[T]: ...
+    async def lookup(self, name: str, **options: Unpack[LookupOptions]) -> list[T]: ...
     @overload
-    async def lookup(
-        self,
-        name: str,
-        *,
-        fields: Sequence[str] | None = None,
-        filters: Mapping[str, Value] | None = None,
-        limit: int | None = None,
-        type: type[U],
-        missing: Missing = "empty",
-        order: Order = "project",
-        recheck: bool | None = None,
-    ) -> list[U]: ...
+    async def lookup(self, name: str, *, type: type[U], **options: Unpack[LookupOptions]) -> list[U]: ...
     async def lookup(
         self,
         name: str,
@@ -174,84 +193,51 @@ class Lookup(Generic[T]):
         order: Order = "project",
         recheck: bool | None = None,
     ) -> list[Any]:
-        """Return the pages of this title. One metered request, also where there is none.
+        """Return the pages with this title. One metered request, even if there is none.
 
         Args:
-            name: The title as it reads: `"AC/DC"`, `"What Is Life?"`. Spaces and underscores are the same.
-            fields: Dotted names of what to fetch, such as `["name", "version.identifier"]`; everything where not given.
-            filters: Dotted name to the one value it must have. The server picks records by project and language, and
-                compares other fields afterwards: so one of these two goes with them. What it cannot compare exactly is
-                refused, unless the filters name the project, and so one record at most: then it is compared here.
-            limit: 1 to 10 records; the server's default is 3. Of more that there are it picks some at random.
+            name: The title in plain text: `"AC/DC"`, `"What Is Life?"`. Spaces and underscores are equivalent.
+            fields: Dotted names of the fields to fetch, such as `["name", "version.identifier"]`; all by default.
+            filters: Dotted name to the one value it must have. The server selects records by project and language, and
+                compares other fields afterwards, so one of these two must be among the filters. A filter that the
+                server cannot compare exactly is a `ValueError`, unless the filters name the project, and so at most one
+                record: then it is applied locally.
+            limit: 1 to 10 records; the server's default is 3. The server picks them at random if more match.
             type: A msgspec Struct of yours to decode into; `fields` then follow from it.
-            missing: What a title without a page gives: an empty list, or `"raise"` for `NotFound`.
-            order: The server's is random. `"project"`: as in the list of projects, by identifier. A list of project
-                identifiers: in that order, then the rest. A function of a record: by what it returns. None: as they
-                came. For the first two the project's identifier is fetched besides what you asked for.
-            recheck: The server also says "not found" while its store is in trouble. Ask once more before believing it,
-                after about a second and for one more metered request: True always, False never, None where the API
-                failed within the last minute. The same trouble can hide some of several records, which no one can tell.
+            missing: The result for a title without a page: `"empty"` for an empty list, `"raise"` for `NotFound`.
+            order: The server's order is random. `"project"`: by project identifier, as in the list of projects. A list
+                of project identifiers: in that order, then the others. A function of a record: by its result. None: as
+                received. The first two fetch the project's identifier in addition to your fields.
+            recheck: The server also responds "not found" while its store is in trouble. Whether to repeat the request
+                before believing it, after about a second and for one more metered request: True always, False never,
+                None if the API failed within the last minute. The same trouble can hide some of several records, which
+                no client can detect.
 
         Returns:
-            Records; of structured contents, those whose `is_raw_article` is true are unstructured articles, which the
-            server sends where it could not make the structure.
+            Records. Structured contents with a true `is_raw_article` are unstructured articles, which the server sends
+            if it could not build the structure.
 
         Raises:
-            ValueError: The title is none, an unknown field, or a filter that could not give a right answer; nothing was
-                sent.
+            ValueError: No page can have this title, a field is unknown, or a filter could not give a right result;
+                nothing was sent.
             NotFound: There is no such page, with `missing="raise"`.
-            DecodeError: A record is not what the API gives; its bytes are in `record`, and the records of the same
-                answer that could be read in `records`. Some descriptions break structured contents for good. An
-                unstructured article among structured records is one too, where `type` is yours and could not show it,
-                or where a filter is by what it lacks, such as `description`.
+            DecodeError: A record is malformed; its bytes are in `record`, and the other records of the response in
+                `records`. Some descriptions break structured contents for good. An unstructured article among
+                structured records is an error too, if your `type` could not show it, or if a filter is on a field that
+                it lacks, such as `description`.
             QuotaExceeded: The month's allowance is used up.
-            WMEError: Whatever else went wrong.
+            WMEError: The request failed in another way.
         """
         _check_options(missing, recheck)
         plan = self._plan(fields, filters, limit, type, order)
-        response = await self._send(name, plan, recheck)
-        if isinstance(response, NotFound):
-            if missing == "raise":
-                raise _not_found(name, response) from response
-            return []
-        with forget_unreadable(self._cache, response):
-            records, error = read_response(response, plan)
-            if error is not None:
-                raise error
-        if not records and missing == "raise":
-            raise _not_found(name, _filtered_out(response))
-        return records
+        looked = await self._find(name, plan, missing, recheck)
+        return list(looked.unwrap())
 
     @overload
-    def lookup_many(
-        self,
-        names: Iterable[str] | AsyncIterable[str],
-        *,
-        fields: Sequence[str] | None = None,
-        filters: Mapping[str, Value] | None = None,
-        limit: int | None = None,
-        missing: Missing = "empty",
-        order: Order = "project",
-        recheck: bool | None = None,
-        concurrency: int = 10,
-        ordered: bool = True,
-        progress: Callable[[LookupProgress], None] | None = None,
-    ) -> Lookups[T]: ...
+    def lookup_many(self, names: Iterable[str] | AsyncIterable[str], **options: Unpack[_ManyOptions]) -> Lookups[T]: ...
     @overload
     def lookup_many(
-        self,
-        names: Iterable[str] | AsyncIterable[str],
-        *,
-        fields: Sequence[str] | None = None,
-        filters: Mapping[str, Value] | None = None,
-        limit: int | None = None,
-        type: type[U],
-        missing: Missing = "empty",
-        order: Order = "project",
-        recheck: bool | None = None,
-        concurrency: int = 10,
-        ordered: bool = True,
-        progress: Callable[[LookupProgress], None] | None = None,
+        self, names: Iterable[str] | AsyncIterable[str], *, type: type[U], **options: Unpack[_ManyOptions]
     ) -> Lookups[U]: ...
     def lookup_many(
         self,
@@ -264,15 +250,13 @@ class Lookup(Generic[T]):
         missing: Missing = "empty",
         order: Order = "project",
         recheck: bool | None = None,
-        concurrency: int = 10,
-        ordered: bool = True,
-        progress: Callable[[LookupProgress], None] | None = None,
+        **concurrency: Unpack[ConcurrencyOptions],
     ) -> Lookups[Any]:
-        """Look many titles up: an async iterator with one `Looked` for each, a failure among them or not.
+        """Look many titles up: an async iterator with one `Looked` for each, whether it succeeds or fails.
 
-        Memory is bounded, however many titles there are and however slowly results are taken. What holds for every
-        title (no right to look up, the month's allowance used up) is asked once, and then is the error of all titles
-        that follow.
+        Memory is bounded, whatever the number of titles and the speed of the consumer. An error that holds for every
+        title (no right to look up, the month's allowance used up) ends the requests, and is the error of all following
+        titles.
 
         Example:
             >>> async with wme.articles.lookup_many(titles, limit=1) as results:  # doctest: +SKIP
@@ -288,52 +272,32 @@ class Lookup(Generic[T]):
             missing: As for `lookup`: with `"raise"`, a `NotFound` is the error of a title.
             order: As for `lookup`.
             recheck: As for `lookup`.
-            concurrency: Requests at a time. Connections are bounded by `Limits.connections` all the same.
-            ordered: In the order of titles; else as answers come.
-            progress: Told how far it is, at most five times a second and at the end. It must not block.
+            **concurrency: `concurrency`: requests at a time (10); connections are bounded by `Limits.connections` all
+                the same. `ordered`: whether results come in the order of titles (True), or as requests complete.
+                `progress`: called with `LookupProgress` at most five times a second and at the end; it must not block.
 
         Raises:
             TypeError: `names` is one title.
-            ValueError: An unknown field, a filter that could not give a right answer, a concurrency below 1.
+            ValueError: A field is unknown, a filter could not give a right result, or `concurrency` is below 1.
         """
         _check_options(missing, recheck)
         plan = self._plan(fields, filters, limit, type, order)
-
-        async def ask(name: str) -> Looked[Any]:
-            try:
-                response = await self._send(name, plan, recheck)
-            except ClientClosed:
-                # It says nothing of this name, and there is no way to ask for those that follow.
-                raise
-            except (WMEError, ValueError, TypeError) as error:
-                return Looked(name=name, error=error)
-            if isinstance(response, NotFound):
-                return Looked(name=name, error=_not_found(name, response) if missing == "raise" else None)
-            records, trouble = read_response(response, plan)
-            if trouble is not None and self._cache is not None:
-                self._cache.forget(response)
-            if not records and trouble is None and missing == "raise":
-                return Looked(name=name, error=_not_found(name, _filtered_out(response)))
-            return Looked(name=name, records=tuple(records if trouble is None else trouble.records), error=trouble)
-
         return Lookups(
             names,
-            ask,
-            concurrency=concurrency,
-            ordered=ordered,
-            progress=progress,
+            lambda name: self._find(name, plan, missing, recheck),
             monotonic=self._transport.monotonic,
+            **concurrency,
         )
 
     def cost(self, names: int | Sized) -> Cost:
-        """Return what looking these titles up will be charged: one metered request each, found or not.
+        """Return the cost of looking these titles up: one metered request each, whether there is a page or not.
 
         Args:
-            names: The titles, or how many they are.
+            names: The titles, or their number.
 
         Raises:
-            TypeError: One title, or neither several nor a number.
-            ValueError: A negative number.
+            TypeError: It is one title, or neither a list nor a number.
+            ValueError: The number is negative.
         """
         return cost_of(self._resource, names)
 
@@ -345,7 +309,7 @@ class Lookup(Generic[T]):
         limit: int | None = None,
         type: type[Any] | None = None,
     ) -> str:
-        """Say in words, one fact a line, what `lookup` would send and what it would apply here. Nothing is sent.
+        """Describe, one fact a line, the request of `lookup` and the filters that apply locally. Nothing is sent.
 
         Args:
             fields: As for `lookup`, and so the next three.
@@ -354,25 +318,37 @@ class Lookup(Generic[T]):
             type: As for `lookup`.
 
         Raises:
-            ValueError: As `lookup` raises it.
+            ValueError: As for `lookup`.
         """
         plan = self._plan(fields, filters, limit, type, "project")
         return "\n".join([plan.query.explain(), *plan.notes])
 
-    async def _send(self, name: str, plan: LookupPlan, recheck: bool | None) -> Response | NotFound:
-        resource = self._resource
-        # The server ignores a JSON body without the header that names it, and answers with everything.
+    async def _find(self, name: str, plan: LookupPlan, missing: Missing, recheck: bool | None) -> Looked[Any]:
+        """Look one title up. An error of its records is in the result; other errors are raised."""
         request = Request(
             method="POST",
-            path=resource.path.replace("{name}", article_path(name)),
+            path=self._resource.path.replace("{name}", article_path(name)),
             headers=_HEADERS,
             body=plan.body,
             token=True,
-            pool=resource.pool,
-            product=resource.product,
+            pool=self._resource.pool,
+            product=self._resource.product,
         )
         self._hint.count(self._transport.monotonic())
-        return await send_lookup(self._transport, request, cache=self._cache, recheck=recheck)
+        response = await send_lookup(self._transport, request, cache=self._cache, recheck=recheck)
+        records: list[Any] = []
+        error: Exception | None = None
+        if isinstance(response, Response):
+            records, error = read_response(response, plan)
+            if error is not None and self._cache is not None:
+                self._cache.forget(response)
+        if not records and error is None and missing == "raise":
+            message = (
+                f"there is no page {name!r} that matches the filters: titles are exact and case-sensitive, and "
+                "redirects are not followed"
+            )
+            error = not_found(message, response)
+        return Looked(name=name, records=tuple(records), error=error)
 
     def _plan(
         self,
@@ -389,33 +365,6 @@ class Lookup(Generic[T]):
         return plan_lookup(query, order)
 
 
-def check_recheck(recheck: object) -> None:
-    """Refuse what is neither True, False nor None.
-
-    Raises:
-        TypeError: Naming it.
-    """
-    if recheck is not None and not isinstance(recheck, bool):
-        raise TypeError(f"recheck must be True, False or None, not {recheck!r}")
-
-
-def _check_options(missing: str, recheck: object) -> None:
-    if missing not in ("empty", "raise"):  # no set: what is given may be a list
-        raise ValueError(f'missing is "empty" or "raise", got {missing!r}')
+def _check_options(missing: object, recheck: object) -> None:
+    check_choice("missing", missing, ("empty", "raise"))
     check_recheck(recheck)
-
-
-def _filtered_out(response: Response) -> NotFound:
-    """What the server would have said of an answer of which the filters that are applied here leave nothing."""
-    return NotFound(status=404, url=bare_url(response.url), request_id=response.headers.get("X-Request-Id"))
-
-
-def _not_found(name: str, error: NotFound) -> NotFound:
-    return NotFound(
-        f"there is no page {name!r} that the filters let through: titles are exact, capitals count, and redirects are "
-        "not followed",
-        status=error.status,
-        url=error.url,
-        request_id=error.request_id,
-        body=error.body,
-    )

@@ -1,16 +1,16 @@
-"""What requests cost: monthly allowances, counted by pool and month. Pure.
+"""The cost of requests: monthly allowances, counted by pool and month. Pure.
 
 Snapshot downloads, chunk downloads and look-ups are each metered in a pool of their own (articles, structured contents
-and Wikidata look-ups share one); batches, metadata and every HEAD are free. Counts start anew at 00:00 UTC on the first
-of the month. No answer of the data services carries a count, so they are kept here too.
+and Wikidata look-ups share one); batches, metadata and every HEAD are free. Counts restart at 00:00 UTC on the first
+of the month. No response of the data services carries a count, so they are counted here too.
 """
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from wme_async._arguments import check_numbers
+from wme_async._arguments import check_choice, check_numbers
 
 __all__ = ["FREE_PLAN", "Allowance", "Allowances", "Cost", "Pool", "Quota", "month_of", "quota_of"]
 
@@ -20,7 +20,7 @@ POOLS: tuple[Pool, ...] = ("ondemand", "snapshot", "chunk")
 
 
 class Allowances(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests a month; None means without limit.
+    """Requests a month; None means unlimited.
 
     Args:
         ondemand: Look-ups.
@@ -28,8 +28,8 @@ class Allowances(msgspec.Struct, frozen=True, kw_only=True):
         chunk: Chunk downloads.
 
     Raises:
-        TypeError: One is no whole number.
-        ValueError: One is negative.
+        TypeError: A value is not a whole number.
+        ValueError: A value is negative.
     """
 
     ondemand: int | None = None
@@ -37,8 +37,9 @@ class Allowances(msgspec.Struct, frozen=True, kw_only=True):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        """Check that the allowances are numbers of requests, or None for no limit."""
-        check_numbers(owner="Allowances", whole=True, minimum=0, **msgspec.structs.asdict(self))
+        """Check the values."""
+        limits: dict[str, Any] = {f"Allowances.{pool}": self.of(pool) for pool in POOLS}
+        check_numbers(whole=True, minimum=0, **limits)
 
     def of(self, pool: str) -> int | None:
         """Return the allowance of one pool."""
@@ -54,9 +55,9 @@ class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     """One pool this month.
 
     Attributes:
-        pool: Which.
-        used: Requests so far: the higher of what the server says and what was counted here.
-        limit: None means without limit.
+        pool: The name of the pool.
+        used: Requests so far: the higher of the server's count and the local one.
+        limit: None means unlimited.
     """
 
     pool: str
@@ -65,7 +66,7 @@ class Allowance(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def left(self) -> int | None:
-        """What is left, never below 0; None means without limit."""
+        """Remaining requests, at least 0; None means unlimited."""
         return None if self.limit is None else max(0, self.limit - self.used)
 
 
@@ -90,26 +91,25 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ValueError: There is no such pool.
         """
-        if pool not in POOLS:
-            raise ValueError(f"there is no pool {pool!r}; pools are {', '.join(POOLS)}")
+        check_choice("pool", pool, POOLS)
         value: Allowance = getattr(self, pool)
         return value
 
     def allows(self, cost: "Cost") -> bool:
-        """Say whether a job fits into what is left."""
+        """Return whether a job fits into the remaining allowance."""
         left = None if cost.pool is None else self.of(cost.pool).left
         return left is None or cost.requests <= left
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job will be charged.
+    """The cost of a job.
 
     Attributes:
-        pool: The pool it is counted in; None where it is free.
+        pool: The pool that counts it; None if it is free.
         requests: Metered requests, one for each file or look-up; each expiry of a signature adds one.
 
     Raises:
-        TypeError: The number is no whole one.
+        TypeError: The number is not a whole number.
         ValueError: It is negative, or there is no such pool.
     """
 
@@ -117,13 +117,11 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
 
     def __post_init__(self) -> None:
-        """Refuse what would be counted nowhere."""
-        if self.pool is not None and self.pool not in POOLS:
-            raise ValueError(f"there is no pool {self.pool!r}; pools are {', '.join(POOLS)}")
-        if isinstance(self.requests, bool) or not isinstance(self.requests, int):
-            raise TypeError(f"Cost.requests must be a whole number, not {self.requests!r}")
-        if self.requests < 0:
-            raise ValueError(f"Cost.requests is 0 or more, not {self.requests}")
+        """Check the values."""
+        if self.pool is not None:
+            check_choice("Cost.pool", self.pool, POOLS)
+        counts: dict[str, Any] = {"Cost.requests": self.requests}
+        check_numbers(whole=True, optional=False, minimum=0, **counts)
 
 
 def month_of(now: float) -> str:
@@ -136,15 +134,15 @@ def month_of(now: float) -> str:
 
 
 def quota_of(*, month: str, served: dict[str, int], counted: dict[str, int], limits: Allowances) -> Quota:
-    """Put together what the server says and what was counted here.
+    """Combine the counts of the server with the local ones.
 
     Args:
         month: The current month, `YYYY-MM`.
-        served: Counts by pool as the server has them; it may lag, and other machines count there too.
-        counted: Counts by `pool/YYYY-MM` as kept here.
+        served: The server's counts by pool. They may lag, and include requests of other machines.
+        counted: Local counts by `pool/YYYY-MM`.
         limits: The account's allowances.
     """
-    made = {
+    pools = {
         pool: Allowance(
             pool=pool,
             used=max(served.get(pool, 0), counted.get(f"{pool}/{month}", 0)),
@@ -152,4 +150,4 @@ def quota_of(*, month: str, served: dict[str, int], counted: dict[str, int], lim
         )
         for pool in POOLS
     }
-    return Quota(month=month, ondemand=made["ondemand"], snapshot=made["snapshot"], chunk=made["chunk"])
+    return Quota(month=month, **pools)
