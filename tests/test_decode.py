@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from wme_async.errors import DecodeError
 from wme_async.models import Article
 from wme_async.models import decoding as decode_module
-from wme_async.models.decoding import LONG_RECORD, Buffer, make_decoder, names_of
+from wme_async.models.decoding import LONG_RECORD, Buffer, key_names, make_decoder
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 
@@ -255,7 +255,7 @@ class Gone(msgspec.Struct, tag=True):
 )
 def test_types_that_are_no_classes_are_types_all_the_same(type_: Any) -> None:
     assert make_decoder(type_)(b'{"type":"Added","name":"a"}') == Added("a")
-    assert names_of(type_) == frozenset({"type", "name"})
+    assert key_names(type_) == frozenset({"type", "name"})
 
 
 def test_a_type_that_msgspec_cannot_decode_is_misuse() -> None:

@@ -16,7 +16,7 @@ from wme_async._archive import tar as archive
 from wme_async._archive.field_trimmer import FieldTrimmer
 from wme_async._archive.tar import TarScanner
 from wme_async.models import Article
-from wme_async.models.decoding import names_of
+from wme_async.models.decoding import key_names
 
 
 class Inner(msgspec.Struct, kw_only=True):
@@ -100,7 +100,7 @@ def outcome(line: bytes) -> Any:
 @example(line=rb'{"html":"\""}', places=[9, 10, 10])
 @given(line=lines(), places=PLACES)
 def test_what_is_wanted_is_the_same(line: bytes, places: list[int]) -> None:
-    assert names_of(Outer) == NAMES
+    assert key_names(Outer) == NAMES
     left, dropped = trimmed(line, places, NAMES)
     assert len(left) + dropped == len(line)
     assert outcome(left) == outcome(line)
@@ -154,11 +154,11 @@ def test_a_key_that_is_none_is_left_to_the_decoder() -> None:
     ],
 )
 def test_names_are_known_only_of_types_that_name_all_they_want(type_: Any, names: set[str] | None) -> None:
-    assert names_of(type_) == names
+    assert key_names(type_) == names
 
 
 def test_an_article_wants_its_texts() -> None:
-    names = names_of(Article)
+    names = key_names(Article)
     assert names is None or {"html", "wikitext"} <= names
 
 
@@ -184,7 +184,7 @@ def test_offsets_and_limits_count_what_was_left_out(block: int, texts: list[int]
     tar = tar_of(body)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(archive, "_LONG", 64)
-        scanner = TarScanner(max_record=1500, names=names_of(Small))
+        scanner = TarScanner(max_record=1500, names=key_names(Small))
         found: list[tuple[int, int, str | None]] = []
         for at in range(0, len(tar), block):
             for item in scanner.feed(tar[at : at + block]):

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import DataError, DecodeError, StreamError
-from wme_async._sqlite import explained
+from wme_async._sqlite import database_error
 from wme_async.offsets import FileOffsets, OffsetStore, Position, SQLiteOffsets
 from wme_async.offsets._lock import file_name
 
@@ -281,7 +281,7 @@ def failing(setup: str, statement: str) -> sqlite3.Error:
 def test_each_error_of_sqlite_says_what_it_means_and_where(
     error: sqlite3.Error, kind: type[Exception], words: str
 ) -> None:
-    result = explained(error, Path("/data/offsets.db"), "positions")
+    result = database_error(error, Path("/data/offsets.db"), "positions")
     assert isinstance(result, kind)
     assert not isinstance(result, BlockingIOError)
     assert words in str(result)

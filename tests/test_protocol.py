@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from wme_async import errors
 from wme_async._client.quota import Allowances, Cost, month_of, quota_of
-from wme_async._transport.error_responses import bare_url, error_of, is_error, words_of
-from wme_async._transport.retry import Backoff, http_date, is_transient, next_wait, parse_retry_after
+from wme_async._transport.error_responses import bare_url, error_from_response, is_error_document, server_message
+from wme_async._transport.retry import Backoff, http_date, is_transient, next_delay, parse_retry_after
 from wme_async._transport.token_policy import REFRESH_LIMIT, Step, Tokens, jwt_expiry, next_step, renewal
 from wme_async.settings import Hosts, Limits, Retry, Timeouts
 
@@ -81,8 +81,8 @@ def test_settings_that_cannot_work_are_refused_when_made(make):
     [
         ("Retry.attempts", "5", "whole number, not '5'"),
         ("Retry.attempts", 2.5, "whole number"),
-        ("Retry.total", None, "number, not None"),
-        ("Timeouts.read", "60", "number, not '60'"),
+        ("Retry.total", None, "number of seconds, not None"),
+        ("Timeouts.read", "60", "number of seconds, not '60'"),
         ("Timeouts.connect", None, "number"),
         ("Limits.connections", "100", "whole number"),
         ("Limits.connections", True, "whole number"),
@@ -93,7 +93,7 @@ def test_settings_that_cannot_work_are_refused_when_made(make):
 def test_settings_that_are_no_numbers_are_refused_in_one_sentence(setting: str, value: object, words: str):
     owner, _, name = setting.partition(".")
     kinds: dict[str, Any] = {"Retry": Retry, "Timeouts": Timeouts, "Limits": Limits, "Hosts": Hosts}
-    with pytest.raises(TypeError, match=rf"^{setting} is (a )?{words}"):
+    with pytest.raises(TypeError, match=rf"^{setting} must be (a )?{words}"):
         kinds[owner](**{name: value})
 
 
@@ -162,7 +162,7 @@ def test_the_server_lengthens_a_wait_and_never_shortens_it(retry, retry_after, n
         assert planned is not None
         assert wait == max(planned, retry_after)
         assert planned is not None
-        assert wait == next_wait(planned, retry_after, cap=retry.retry_after_cap)
+        assert wait == next_delay(planned, retry_after, cap=retry.retry_after_cap)
 
 
 @pytest.mark.parametrize("header", ["0", "-1", "0.001", "Wed, 21 Oct 2015 07:28:00 GMT"])
@@ -177,7 +177,7 @@ def test_a_retry_after_of_centuries_is_a_long_one_and_not_none(header):
     seconds = parse_retry_after(header, now=0)
     assert seconds == 100 * 365.25 * 86_400
     assert Backoff(Retry(), lambda: 0.5).failed(elapsed=0, retry_after=seconds) is None
-    assert next_wait(5.0, seconds, cap=60.0) == 60.0
+    assert next_delay(5.0, seconds, cap=60.0) == 60.0
 
 
 def test_retry_after_wins_up_to_a_ceiling():
@@ -349,11 +349,11 @@ S3 = b"""<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Request h
     ],
 )
 def test_the_servers_words_are_found_in_every_kind_of_body(body, words):
-    assert words_of(body) == words
+    assert server_message(body) == words
 
 
 def test_an_error_answer_becomes_one_error_without_secrets():
-    error = error_of(
+    error = error_from_response(
         403,
         {"X-Request-Id": "abc", "Retry-After": "2"},
         S3,
@@ -383,7 +383,7 @@ def test_an_error_answer_becomes_one_error_without_secrets():
     ],
 )
 def test_each_status_has_its_class(status, kind, advice):
-    error = error_of(status, {}, b"", url="http://h/p", now=0)
+    error = error_from_response(status, {}, b"", url="http://h/p", now=0)
     assert type(error) is kind
     assert advice in str(error)
 
@@ -429,14 +429,14 @@ def test_months_are_those_of_utc():
 def test_an_error_has_a_word_for_it_and_nothing_that_a_record_has(document: dict[str, int]):
     known = frozenset({"name", "version"})
     expected = not known & document.keys() and bool(document.keys() & {"message", "status", "error"})
-    assert is_error(json.dumps(document).encode(), known) is expected
-    assert is_error(json.dumps([document, document]).encode(), known) is expected
+    assert is_error_document(json.dumps(document).encode(), known) is expected
+    assert is_error_document(json.dumps([document, document]).encode(), known) is expected
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b'"message"', b'{"message":', b"\xff", b"[" * 10_000, b"[[1]]"])
 def test_what_is_no_object_is_for_others_to_judge(body: bytes):
-    assert not is_error(body, frozenset())
+    assert not is_error_document(body, frozenset())
 
 
 def test_flat_names_of_metadata_are_known_by_their_object():
-    assert not is_error(b'{"size__value":1,"message":"x"}', frozenset({"size"}))
+    assert not is_error_document(b'{"size__value":1,"message":"x"}', frozenset({"size"}))

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._query.query import Backend, Query, Value, fields_of, filterable
-from wme_async._query.query import kind_of as type_of_filter
+from wme_async._query.query import Backend, Query, Value, fields_of, filter_types
+from wme_async._query.query import filter_type as type_of_filter
 from wme_async.models import (
     Article,
     Batch,
@@ -1211,7 +1211,7 @@ SAMPLES: dict[type, Value] = {str: "x", int: 7, float: 0.5, bool: True}
     ],
 )
 def test_the_list_of_filters_is_what_can_be_filtered_by(backend: str, model: Any) -> None:
-    listed = filterable(model, backend)
+    listed = filter_types(model, backend)
     assert listed
     for name, kind in listed.items():
         one_project = {"is_part_of.identifier": "enwiki"} if backend in {"ondemand", "structured"} else {}
@@ -1241,7 +1241,7 @@ class OddToo(msgspec.Struct):
 
 
 def test_unusual_types_have_names_and_filters_too() -> None:
-    assert filterable(Odd, "metadata") == {
+    assert filter_types(Odd, "metadata") == {
         "side": str,
         "level": int,
         "note": str,
@@ -1259,15 +1259,15 @@ def test_unusual_types_have_names_and_filters_too() -> None:
 
 
 def test_the_list_of_filters_leaves_out_what_has_no_single_value() -> None:
-    listed = filterable(Article, Backend.REALTIME)
+    listed = filter_types(Article, Backend.REALTIME)
     assert listed["version.is_minor_edit"] is bool
     assert listed["version.size.value"] is float
     assert listed["identifier"] is int
     absent = {"version", "version.tags", "categories.name", "date_modified", "is_part_of.code", "visibility.user"}
     assert not absent & set(listed)
-    assert "is_part_of.code" in filterable(Article, "ondemand")
-    assert not any(name.startswith("event") for name in filterable(StructuredContent, "structured"))
-    assert filterable(WikidataArticle, "lookup-fields-only") == {}
+    assert "is_part_of.code" in filter_types(Article, "ondemand")
+    assert not any(name.startswith("event") for name in filter_types(StructuredContent, "structured"))
+    assert filter_types(WikidataArticle, "lookup-fields-only") == {}
 
 
 def test_the_type_of_a_filter_is_known_by_every_name_of_its_field() -> None:

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wme_async import Budget
+from wme_async._download.connection_counts import ConnectionCap, ConnectionTuner
 from wme_async._download.range_plan import MIB, RangeLease, RangePlan, Spans, part_size
 from wme_async._download.range_responses import (
     Verdict,
@@ -17,7 +19,7 @@ from wme_async._download.range_responses import (
     parse_content_range,
     strong_etag,
 )
-from wme_async._download.rates import ConnectionCap, ConnectionTuner, RateMeter, TokenBucket
+from wme_async._rates import RateMeter, TokenBucket
 
 
 def test_what_a_planner_holds_can_be_read() -> None:
@@ -345,25 +347,40 @@ def test_a_meter_counts_what_comes_without_time_passing() -> None:
 
 
 @given(st.floats(1e3, 1e8), st.lists(st.integers(0, 1 << 18), min_size=1, max_size=200), st.randoms())
-def test_a_bucket_lets_no_more_through_than_its_rate(rate: float, counts: list[int], rng: random.Random) -> None:
+def test_a_token_bucket_passes_no_more_than_its_rate(rate: float, counts: list[int], rng: random.Random) -> None:
     now = 100.0
-    bucket = TokenBucket(rate, now)
+    bucket = TokenBucket(rate, 0.1 * rate)
     total = 0
     for count in counts:
+        delay = bucket.delay(count, now)
         wait = bucket.take(count, now)
+        assert wait == pytest.approx(delay)
         total += count
-        # Whoever is told to wait does.
         now += wait + rng.random() * 0.01
     assert total <= rate * (now - 100.0) + 0.1 * rate + 1
 
 
-def test_a_bucket_without_a_rate_never_waits_and_a_senseless_rate_is_refused() -> None:
-    assert TokenBucket(None, 0.0).take(1 << 40, 0.0) == 0.0
-    for rate in (0, -1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="max_rate"):
-            TokenBucket(rate, 0.0)
+def test_a_token_bucket_passes_a_burst_and_then_spreads_takers() -> None:
+    bucket = TokenBucket(10.0, 3)
+    assert [round(bucket.take(1, 5.0), 6) for _ in range(5)] == [0, 0, 0, 0.1, 0.2]
+    assert bucket.delay(1, 5.2) == pytest.approx(0.1)
+    assert bucket.delay(3, 60.0) == 0.0
+
+
+def test_a_token_bucket_without_a_rate_never_waits() -> None:
+    bucket = TokenBucket(None, 0.0)
+    assert bucket.take(1 << 40, 0.0) == bucket.delay(1 << 40, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("inf"), float("nan")])
+def test_a_budget_raises_for_a_rate_out_of_range(rate: float) -> None:
+    with pytest.raises(ValueError, match="max_rate"):
+        Budget(max_rate=rate)
+
+
+def test_a_budget_raises_for_no_connections() -> None:
     with pytest.raises(ValueError, match="connections"):
-        ConnectionTuner(most=0)
+        Budget(0)
 
 
 def test_a_refusal_halves_the_connections_once_for_each_moment() -> None:

@@ -17,7 +17,6 @@ import time
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
 
 import aiohttp
 import msgspec
@@ -33,8 +32,8 @@ from wme_async import web
 from wme_async.jobs import BatchManager, JobLimits, ManagerClosed, WrongState, sources
 from wme_async.settings import Retry
 from wme_async.web import MANAGER, create_app, create_asgi, hash_key, new_key, serve
-from wme_async.web.files import file_reply, parse_range
-from wme_async.web.messages import Call, Refused
+from wme_async.web.files import parse_range
+from wme_async.web.messages import HTTPProblem
 from wme_async.web.metrics import metrics_text
 
 KEY = "your-api-key"
@@ -869,7 +868,7 @@ async def test_nobody_on_the_way_may_encode_a_file(client, stored):
 @given(st.text(max_size=30), st.integers(0, 10_000))
 def test_any_range_header_is_bytes_of_the_file_or_nothing(text, size):
     for header in (text, f"bytes={text}"):
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(HTTPProblem):
             found = parse_range(header, size)
             assert found is None or 0 <= found[0] < found[1] <= size
 
@@ -958,9 +957,10 @@ async def test_a_file_is_not_closed_under_the_thread_that_reads_it(manager, file
     assert closed == [False]
 
 
-async def test_a_file_that_is_opened_for_nobody_is_closed(tmp_path, monkeypatch):
+async def test_a_file_that_opens_after_its_reader_has_gone_is_closed(manager, files, monkeypatch):
     loop, opening, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
-    (tmp_path / "a").write_bytes(b"a")
+    batch = await manager.submit([files.add("a")], path_template="a.bin")
+    await manager.wait(batch.batch_id, timeout=10)
     opened = []
 
     def slow(path):
@@ -970,8 +970,8 @@ async def test_a_file_that_is_opened_for_nobody_is_closed(tmp_path, monkeypatch)
         return opened[0], path.stat()
 
     monkeypatch.setattr("wme_async.web.files._open", slow)
-    call = Call(method="GET", path="/files/a", query={}, headers={}, base="", read=AsyncMock())
-    task = asyncio.create_task(file_reply(tmp_path / "a", call))
+    call = AsgiCall(create_asgi(manager, api_keys=[KEY]), "GET", "/files/a.bin", headers=[("x-api-key", KEY)])
+    task = asyncio.create_task(call.run())
     async with asyncio.timeout(10):
         await opening.wait()
         task.cancel()

@@ -15,17 +15,17 @@ from datetime import datetime
 from typing import Any, NewType
 
 __all__ = [
+    "check_async_iterable",
     "check_aware",
     "check_choice",
     "check_flags",
     "check_functions",
+    "check_http_url",
     "check_instances",
     "check_numbers",
     "check_path",
     "check_record_type",
-    "check_source",
     "check_text",
-    "check_url_of",
     "list_of",
     "texts_of",
 ]
@@ -74,6 +74,7 @@ def check_numbers(
     above: float | None = None,
     minimum: float | None = None,
     unit: str = "",
+    owner: str = "",
     **arguments: object,
 ) -> None:
     """Raise if a value is not a number, as text from the environment is not, or out of range.
@@ -84,6 +85,7 @@ def check_numbers(
         above: Require a finite number greater than this.
         minimum: Require a finite number that is at least this.
         unit: What the number counts, such as "seconds", for the message.
+        owner: The class whose attributes they are, for the message.
         **arguments: The values by name.
 
     Raises:
@@ -91,15 +93,15 @@ def check_numbers(
         ValueError: A value is out of range.
     """
     kind = f"a {'whole ' if whole else ''}number{f' of {unit}' if unit else ''}"
-    for name, value in arguments.items():
+    for argument, value in arguments.items():
         if value is None and optional:
             continue
+        name = f"{owner}.{argument}" if owner else argument
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             raise TypeError(f"{name} must be {kind}, not {value!r}")
-        number = float(value) if isinstance(value, float) else value
-        if above is not None and not above < number < math.inf:
+        if above is not None and not above < value < math.inf:
             raise ValueError(f"{name} must be {kind} above {above:g}, not {value!r}")
-        if minimum is not None and not minimum <= number < math.inf:
+        if minimum is not None and not minimum <= value < math.inf:
             raise ValueError(f"{name} must be at least {minimum:g}{f' {unit}' if unit else ''}, not {value!r}")
 
 
@@ -136,7 +138,7 @@ def check_choice(name: str, value: object, choices: Collection[str], *, function
     raise ValueError(f"{name} must be {words}{' or a function' if function else ''}, not {value!r}")
 
 
-def check_url_of(name: str, value: object) -> None:
+def check_http_url(name: str, value: object) -> None:
     """Raise if a value is not an absolute URL of HTTP.
 
     Raises:
@@ -231,7 +233,7 @@ def check_record_type(type: Any) -> None:
         raise TypeError(f"type must be a class to decode into, such as a msgspec Struct, not {type!r}")
 
 
-def check_source(name: str, value: object, items: str) -> None:
+def check_async_iterable(name: str, value: object, items: str) -> None:
     """Raise if `async for` cannot be used with a value.
 
     Raises:

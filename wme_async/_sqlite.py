@@ -8,7 +8,7 @@ from typing import Final
 
 from wme_async.errors import DataError
 
-__all__ = ["explained", "is_busy", "primary_code"]
+__all__ = ["database_error", "is_busy", "primary_code"]
 
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _SYSTEM: Final = {
@@ -33,7 +33,7 @@ def is_busy(error: sqlite3.Error) -> bool:
     return primary_code(error) in _BUSY
 
 
-def explained(error: sqlite3.Error, path: Path, content: str) -> OSError | DataError:
+def database_error(error: sqlite3.Error, path: Path, content: str) -> OSError | DataError:
     """Return an error that names the database, its trouble and what to do.
 
     Args:

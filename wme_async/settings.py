@@ -1,10 +1,11 @@
-"""Settings that a user may give: frozen, with defaults, checked when they are made."""
+"""Settings of a client: frozen, with defaults, and checked when they are made."""
 
-import math
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import msgspec
+
+from wme_async._arguments import check_numbers
 
 __all__ = ["Hosts", "Limits", "Retry", "Timeouts"]
 
@@ -18,7 +19,7 @@ class Hosts(msgspec.Struct, frozen=True, kw_only=True):
         realtime: The firehose.
 
     Raises:
-        TypeError: A value is no text.
+        TypeError: A value is not text.
         ValueError: A value is not `http(s)://host[:port]`.
     """
 
@@ -27,20 +28,17 @@ class Hosts(msgspec.Struct, frozen=True, kw_only=True):
     realtime: str = "https://realtime.enterprise.wikimedia.com"
 
     def __post_init__(self) -> None:
-        """Refuse what would send credentials to a wrong place."""
+        """Check the addresses, since credentials are sent there."""
         for name in self.__struct_fields__:
-            scheme, host, rest = _origin(name, getattr(self, name))
-            if rest or "@" in host:
-                raise ValueError(f"Hosts.{name} must be a scheme and a host without path, query or user")
-            msgspec.structs.force_setattr(self, name, f"{scheme}://{host}")
+            msgspec.structs.force_setattr(self, name, _origin(name, getattr(self, name)))
 
     @classmethod
     def of(cls, value: "Hosts | Mapping[str, str] | None") -> "Hosts":
         """Make `Hosts` of a mapping with any of the keys `auth`, `api`, `realtime`.
 
         Raises:
-            TypeError: It is neither.
-            ValueError: An unknown key, or a bad URL.
+            TypeError: It is neither `Hosts` nor a mapping.
+            ValueError: A key is unknown, or a URL is not one of a host.
         """
         if isinstance(value, Hosts):
             return value
@@ -72,8 +70,8 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
             moves is no error. None waits for ever.
 
     Raises:
-        TypeError: A value is no number.
-        ValueError: A value is not a positive number.
+        TypeError: A value is not a number.
+        ValueError: A value is not above 0, or not finite.
     """
 
     connect: float = 30.0
@@ -84,12 +82,10 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     pool: float | None = 300.0
 
     def __post_init__(self) -> None:
-        """Refuse times that would fail every request, or none."""
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if value is None and name == "pool":
-                continue
-            _positive("Timeouts", name, value)
+        """Check that each time is positive: others would fail every request, or none."""
+        times = msgspec.structs.asdict(self)
+        check_numbers(owner="Timeouts", above=0, unit="seconds", pool=times.pop("pool"))
+        check_numbers(owner="Timeouts", above=0, unit="seconds", optional=False, **times)
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +102,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         retry_after_cap: The longest `Retry-After` that is obeyed, in seconds; a longer one ends the attempts.
 
     Raises:
-        TypeError: A value is no number.
+        TypeError: A value is not a number.
         ValueError: A value is out of range.
     """
 
@@ -117,12 +113,10 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_cap: float = 120.0
 
     def __post_init__(self) -> None:
-        """Refuse a policy that could never make a request."""
-        _whole("Retry", "attempts", self.attempts)
-        if self.attempts < 1:
-            raise ValueError("Retry.attempts counts the first attempt too, so it is at least 1")
-        for name in ("base", "cap", "total", "retry_after_cap"):
-            _not_negative("Retry", name, getattr(self, name))
+        """Check that the policy allows a first attempt, and no negative times."""
+        times = msgspec.structs.asdict(self)
+        check_numbers(owner="Retry", whole=True, optional=False, minimum=1, attempts=times.pop("attempts"))
+        check_numbers(owner="Retry", unit="seconds", optional=False, minimum=0, **times)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +131,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         max_response: Bytes of a whole answer (not of a download or stream) above which it is refused.
 
     Raises:
-        TypeError: A value is no number.
+        TypeError: A value is not a number.
         ValueError: A value is out of range.
     """
 
@@ -147,17 +141,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_response: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        """Refuse limits that would let nothing through."""
-        for name in ("connections", "burst", "max_response"):
-            _whole("Limits", name, getattr(self, name))
-            if getattr(self, name) < 1:
-                raise ValueError(f"Limits.{name} must be at least 1")
-        if self.requests_per_second is not None:
-            _positive("Limits", "requests_per_second", self.requests_per_second)
+        """Check that the limits let something through."""
+        counts = msgspec.structs.asdict(self)
+        check_numbers(owner="Limits", above=0, requests_per_second=counts.pop("requests_per_second"))
+        check_numbers(owner="Limits", whole=True, optional=False, minimum=1, **counts)
 
 
-def _origin(name: str, value: str) -> tuple[str, str, bool]:
-    """Return scheme and host of a URL, and whether there is something behind them."""
+def _origin(name: str, value: str) -> str:
+    """Return a URL that is a scheme and a host, with the host in lower case."""
     if not isinstance(value, str):
         raise TypeError(f"Hosts.{name} must be text such as https://host, not {type(value).__name__}")
     try:
@@ -168,26 +159,6 @@ def _origin(name: str, value: str) -> tuple[str, str, bool]:
         well_formed = False
     if not well_formed or not value.isprintable() or " " in value:
         raise ValueError(f"Hosts.{name} must be a URL such as https://host or http://host:8080")
-    return parts.scheme, parts.netloc.lower(), bool(parts.path.strip("/") or parts.query or parts.fragment)
-
-
-def _whole(owner: str, name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{owner}.{name} must be a whole number, not {value!r}")
-
-
-def _number(owner: str, name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{owner}.{name} must be a number, not {value!r}")
-
-
-def _positive(owner: str, name: str, value: float) -> None:
-    _number(owner, name, value)
-    if not value > 0 or math.isinf(value):
-        raise ValueError(f"{owner}.{name} must be a number of seconds above 0, not {value!r}")
-
-
-def _not_negative(owner: str, name: str, value: float) -> None:
-    _number(owner, name, value)
-    if not value >= 0 or math.isinf(value):
-        raise ValueError(f"{owner}.{name} must be a number of seconds, 0 or more, not {value!r}")
+    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError(f"Hosts.{name} must be a scheme and a host without path, query or user")
+    return f"{parts.scheme}://{parts.netloc.lower()}"

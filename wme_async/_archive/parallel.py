@@ -19,7 +19,7 @@ from wme_async._archive.reader import ArchiveReader, ArchiveStatistics, OnBadRec
 from wme_async._arguments import check_functions, check_numbers, check_path
 from wme_async._tasks import WorkGroup, first_cause, in_thread, wait_done
 from wme_async.errors import WMEError
-from wme_async.models.decoding import plain_data
+from wme_async.models.decoding import is_plain_data
 
 __all__ = ["ManyReader", "ManyResult"]
 
@@ -260,7 +260,7 @@ async def _read(connection: socket.socket, path: str, job: _Job) -> ArchiveStati
     options = dict(job.options)
     if job.report_bad:
         options["on_bad_record"] = lambda error: _send(connection, _BAD, pickle.dumps(error))
-    pack = None if job.each is not None or not plain_data(job.type) else msgspec.msgpack.Encoder().encode
+    pack = None if job.each is not None or not is_plain_data(job.type) else msgspec.msgpack.Encoder().encode
     async with ArchiveReader(path, type=job.type, **options) as reader:
         async for records in reader.batches():
             if job.count_only:

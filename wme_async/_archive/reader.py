@@ -16,7 +16,7 @@ from wme_async._archive.inflater import Inflater
 from wme_async._archive.tar import DEFAULT_MAX_RECORD, Lines, Run, TarScanner, TooLong
 from wme_async._tasks import wait_done
 from wme_async.errors import ArchiveError, DecodeError
-from wme_async.models.decoding import Buffer, make_decoder, names_of
+from wme_async.models.decoding import Buffer, key_names, make_decoder
 
 __all__ = ["ArchiveReader", "ArchiveStatistics", "Block", "OnBadRecord"]
 
@@ -145,7 +145,7 @@ class ArchiveReader(Generic[T]):
         self._source = source
         self._label = label or (Path(source).name if isinstance(source, str | os.PathLike) else "the archive")
         self._decode = make_decoder(type, use_orjson=use_orjson)
-        self._scanner = TarScanner(max_record=max_record, select=select, names=names_of(type))
+        self._scanner = TarScanner(max_record=max_record, select=select, names=key_names(type))
         self._max_record = max_record
         self._on_bad_record = on_bad_record
         self._window = window

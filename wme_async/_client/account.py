@@ -8,8 +8,8 @@ import msgspec
 from wme_async._client.quota import FREE_PLAN, POOLS, Allowances, Cost, Quota, month_of, quota_of
 from wme_async._query.query import known_names
 from wme_async._tasks import in_thread
-from wme_async._transport import Request, TokenKeeper, Transport
-from wme_async._transport.error_responses import instead_of, is_error
+from wme_async._transport import Request, TokenManager, Transport
+from wme_async._transport.error_responses import error_in_place_of, is_error_document
 from wme_async.errors import DecodeError, QuotaExceeded, WMEError
 from wme_async.models import User
 from wme_async.models.decoding import decode_json
@@ -71,7 +71,7 @@ class Account:
         return f"<Account {self._keeper!r}>"
 
     @property
-    def _keeper(self) -> TokenKeeper:
+    def _keeper(self) -> TokenManager:
         keeper = self._transport.tokens
         assert keeper is not None
         return keeper
@@ -108,8 +108,10 @@ class Account:
         """
         response = await self._transport.request(Request(method="POST", role="auth", path="/v1/get-user", token=True))
         # It would be an account without groups, which has no allowances to keep to.
-        if is_error(response.body, known_names(User)):
-            raise DecodeError(f"get-user answered with {instead_of('an account', response.body)}", record=response.body)
+        if is_error_document(response.body, known_names(User)):
+            raise DecodeError(
+                f"get-user answered with {error_in_place_of('an account', response.body)}", record=response.body
+            )
         try:
             return decode_json(response.body, _USER)
         except DecodeError as error:

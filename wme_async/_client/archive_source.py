@@ -3,13 +3,11 @@
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs, urlsplit
 
-from multidict import CIMultiDictProxy
-
 from wme_async._client.resources import Resource
 from wme_async._download import Checksum, FileInfo, SignedUrl
+from wme_async._download.first_range import file_info_of
 from wme_async._transport import Request, Transport
 from wme_async._transport.error_responses import REDIRECTS, bare_url, redirect_target
-from wme_async._transport.retry import http_date
 from wme_async.errors import NotFound, TransportError
 
 __all__ = ["ArchiveSource"]
@@ -58,6 +56,11 @@ class ArchiveSource:
         """Host and path."""
         return f"{self._transport.hosts.api}{self._path}"
 
+    @property
+    def metered(self) -> bool:
+        """Whether each signature counts against the month's allowance."""
+        return self._resource.pool is not None
+
     async def head(self) -> FileInfo:
         """Ask for size and version; free.
 
@@ -68,7 +71,9 @@ class ArchiveSource:
         if self._locate is not None:
             await self._locate()
         request = Request(method="HEAD", path=self._path, token=True, product=self._resource.product)
-        return _file_info((await self._transport.request(request)).headers)
+        headers = (await self._transport.request(request)).headers
+        length = headers.get("Content-Length", "")
+        return file_info_of(headers, size=int(length) if length.isascii() and length.isdigit() else None)
 
     async def sign(self) -> SignedUrl:
         """Ask for an address that serves the bytes; one metered request where the archive is metered at all.
@@ -104,18 +109,6 @@ class ArchiveSource:
         except NotFound:
             # The Commons archive has no record, and one is written after its archive.
             return None
-
-
-def _file_info(headers: CIMultiDictProxy[str]) -> FileInfo:
-    length = headers.get("Content-Length", "")
-    return FileInfo(
-        size=int(length) if length.isascii() and length.isdigit() else None,
-        etag=headers.get("ETag"),
-        last_modified=http_date(headers.get("Last-Modified")),
-        content_type=headers.get("Content-Type"),
-        accept_ranges=headers.get("Accept-Ranges", "").lower() == "bytes",
-        headers=dict(headers),
-    )
 
 
 def _lifetime(url: str) -> float:

@@ -12,7 +12,7 @@ from wme_async._client.paths import identifier_path
 from wme_async._client.resources import Resource
 from wme_async._query.query import Query, known_names
 from wme_async._transport import Request, Response, Transport
-from wme_async._transport.error_responses import bare_url, instead_of, is_error, words_of
+from wme_async._transport.error_responses import bare_url, error_in_place_of, is_error_document, server_message
 from wme_async.errors import DecodeError
 from wme_async.models._tolerant import decode_record
 from wme_async.models.decoding import decoding
@@ -179,9 +179,9 @@ def decode_response(response: Response, query: Query, *, form: Form | None = Non
         DecodeError: The answer is no JSON, not of the query's type, or an error under a status of success.
     """
     body = response.body
-    if is_error(body, known_names(query.model)):
+    if is_error_document(body, known_names(query.model)):
         shown = bare_url(response.url)
-        raise DecodeError(f"{shown} answered with {instead_of('records', body)}", url=shown, record=body)
+        raise DecodeError(f"{shown} answered with {error_in_place_of('records', body)}", url=shown, record=body)
     local = query.reshapes or query.selects or form is not None
     many = body[:64].lstrip()[:1] == b"["
     try:
@@ -210,7 +210,7 @@ def _not_records(response: Response, error: DecodeError) -> DecodeError:
     if not body.strip():
         reason = "an empty body"
     elif body.lstrip()[:1] == b"<":
-        reason = words_of(body)
+        reason = server_message(body)
     else:
         reason = error.message
     return DecodeError(f"{shown} did not answer with the JSON that was asked for: {reason}", url=shown, record=body)

@@ -18,7 +18,7 @@ from wme_async._client.quota import Cost
 from wme_async._client.resources import Resource
 from wme_async._query.query import Query, known_names
 from wme_async._transport import Request, Response, Transport
-from wme_async._transport.error_responses import bare_url, instead_of, is_error
+from wme_async._transport.error_responses import bare_url, error_in_place_of, is_error_document
 from wme_async.errors import DecodeError, NotFound
 from wme_async.models import Archive, LabelsAnswer, Snapshot, WikidataArticle, merge_labels
 from wme_async.models.decoding import decoding
@@ -257,8 +257,8 @@ class Labels(_ById[dict[str, str]]):
 
     def _decode(self, response: Response, query: Query) -> dict[str, str]:
         url, body = bare_url(response.url), response.body
-        if is_error(body, known_names(query.model)):
-            raise DecodeError(f"{url} responded with {instead_of('labels', body)}", url=url, record=body)
+        if is_error_document(body, known_names(query.model)):
+            raise DecodeError(f"{url} responded with {error_in_place_of('labels', body)}", url=url, record=body)
         try:
             with decoding(body):
                 labels = merge_labels(_labels_decoder.decode(body))

@@ -111,7 +111,7 @@ async def send_lookup(
     try:
         return await send_cached(transport, request, cache=cache, read_timeout=timeout)
     except NotFound as error:
-        if not (transport.troubled("api", _TROUBLE_SECONDS) if recheck is None else recheck):
+        if not (transport.failed_recently("api", _TROUBLE_SECONDS) if recheck is None else recheck):
             return error
     await transport.sleep(_RECHECK_SECONDS * (0.5 + transport.random.random()))
     try:

@@ -10,7 +10,7 @@ import msgspec
 from wme_async._query.backends import COMPUTED
 from wme_async._query.query import Backend, Query, known_names
 from wme_async._transport import Response
-from wme_async._transport.error_responses import bare_url, instead_of, is_error, words_of
+from wme_async._transport.error_responses import bare_url, error_in_place_of, is_error_document, server_message
 from wme_async.errors import DecodeError
 from wme_async.models import StructuredContent
 from wme_async.models._tolerant import decode_record
@@ -173,8 +173,8 @@ def read_response(response: Response, plan: LookupPlan) -> tuple[list[Any], Deco
     found: list[Any] = []
     known = known_names(plan.query.model)
     for number, line in enumerate(_rows(body), 1):
-        if is_error(line, known):
-            first = first or _record_error(response, line, number, instead_of("a record", line))
+        if is_error_document(line, known):
+            first = first or _record_error(response, line, number, error_in_place_of("a record", line))
             continue
         try:
             with decoding(line):
@@ -248,7 +248,7 @@ def _sort_key(pair: tuple[bytes, Any], order: Any) -> Any:
 def _record_error(response: Response, line: bytes, number: int, reason: str) -> DecodeError:
     shown = bare_url(response.url)
     if line.lstrip()[:1] == b"<":
-        reason = words_of(line)
+        reason = server_message(line)
     return DecodeError(
         f"record {number} of {shown} is not what was asked for: {reason}", url=shown, line=number, record=line
     )

@@ -6,7 +6,7 @@ of the month. No response of the data services carries a count, so they are coun
 """
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -37,9 +37,8 @@ class Allowances(msgspec.Struct, frozen=True, kw_only=True):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        limits: dict[str, Any] = {f"Allowances.{pool}": self.of(pool) for pool in POOLS}
-        check_numbers(whole=True, minimum=0, **limits)
+        """Check that the allowances are numbers of requests, or None for no limit."""
+        check_numbers(owner="Allowances", whole=True, minimum=0, **msgspec.structs.asdict(self))
 
     def of(self, pool: str) -> int | None:
         """Return the allowance of one pool."""
@@ -120,8 +119,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
         """Check the values."""
         if self.pool is not None:
             check_choice("Cost.pool", self.pool, POOLS)
-        counts: dict[str, Any] = {"Cost.requests": self.requests}
-        check_numbers(whole=True, optional=False, minimum=0, **counts)
+        check_numbers(owner="Cost", whole=True, optional=False, minimum=0, requests=self.requests)
 
 
 def month_of(now: float) -> str:

@@ -335,7 +335,7 @@ class _Batches:
     def __init__(self, hour: Hour, query: Query) -> None:
         self._hour = hour
         # Nobody filters an archive but us, so what the server applied to the stream is applied here.
-        self._query = query.of_whole()
+        self._query = query.for_unfiltered()
         self._narrow = {each.field: each.value for each in query.conditions if each.field in _TELLING}
 
     async def __call__(self, hour: datetime) -> AsyncIterator[Buffer]:

@@ -3,17 +3,22 @@
 import asyncio
 import copy
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from wme_async._download.rates import ConnectionTuner, TokenBucket
+from wme_async._arguments import check_numbers
+from wme_async._download.connection_counts import ConnectionTuner
 from wme_async._download.source import SignedUrl, Source
+from wme_async._rates import TokenBucket
 from wme_async._tasks import AdaptiveExecutor
+from wme_async._transport import Transport
 from wme_async.errors import WMEError
 
-__all__ = ["Budget", "SignedUrlCache"]
+__all__ = ["Budget", "SignedUrlCache", "after"]
 
 # Connections that a single file begins with.
 _FIRST = 4
+# Bytes of this many seconds may come at once after a pause, where the rate is limited.
+_BURST_SECONDS = 0.1
 
 
 class Budget:
@@ -25,12 +30,16 @@ class Budget:
         max_rate: Bytes per second for all together, None for no limit.
 
     Raises:
+        TypeError: A value is not a number.
         ValueError: A number is out of range.
     """
 
     def __init__(self, connections: int = 16, *, start: int = 8, max_rate: float | None = None) -> None:
+        check_numbers(whole=True, optional=False, minimum=1, connections=connections)
+        check_numbers(whole=True, optional=False, start=start)
+        check_numbers(above=0, unit="bytes per second", max_rate=max_rate)
         self.tuner: ConnectionTuner = ConnectionTuner(start=start, most=connections)
-        self.bucket: TokenBucket = TokenBucket(max_rate, 0.0)
+        self.bucket: TokenBucket = TokenBucket(max_rate, _BURST_SECONDS * (max_rate or 0.0))
         self.rate: float = 0.0
         self.files = 0
         self.short_work: AdaptiveExecutor = AdaptiveExecutor()
@@ -210,3 +219,16 @@ class SignedUrlCache:
         if signed is None or (signed.expires_at is not None and signed.expires_at <= self._clock()):
             return None
         return signed
+
+
+def after(writing: Awaitable[None] | None, transport: Transport, delay: float) -> Awaitable[None] | None:
+    """Return what to await before more may be read, None where nothing is."""
+    if delay <= 0:
+        return writing
+
+    async def both() -> None:
+        if writing is not None:
+            await writing
+        await transport.sleep(delay)
+
+    return both()

@@ -1,5 +1,6 @@
 """One file, from the first question about it to its name on the disk."""
 
+import contextlib
 import hashlib
 import inspect
 from collections.abc import Awaitable, Callable, Collection
@@ -7,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from wme_async._arguments import check_flags, check_functions, check_instances, check_numbers
-from wme_async._download.budget import Budget, SignedUrlCache
+from wme_async._download.budget import Budget, SignedUrlCache, after
 from wme_async._download.etags import PartSums
 from wme_async._download.finished import (
     check_target,
@@ -16,26 +17,37 @@ from wme_async._download.finished import (
     missing_folders,
     remove_empty,
 )
-from wme_async._download.part_file import PartChanged, PartFile
+from wme_async._download.first_range import FirstRange, open_first
+from wme_async._download.part_file import PartChanged, PartFile, PartFileStore
 from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
-from wme_async._download.range_plan import RangeLease, RangePlan
+from wme_async._download.range_plan import RangePlan
 from wme_async._download.range_responses import strong_etag
-from wme_async._download.rates import RateMeter
-from wme_async._download.source import Checksum, Download, FileInfo, Progress, ProgressHook, Source, validator_of
+from wme_async._download.source import (
+    Checksum,
+    DirectSource,
+    Download,
+    FileInfo,
+    Progress,
+    ProgressHook,
+    Source,
+    validator_of,
+)
 from wme_async._download.verification import (
     delay_after_failure,
     fetch_version,
     open_whole_file,
+    promised_and_signed,
     verify,
     verify_sha1,
     wait_before_restart,
 )
+from wme_async._rates import RateMeter
 from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_cause
 from wme_async._transport import Transport
 from wme_async._transport.retry import Backoff
 from wme_async.errors import IntegrityError, Interrupted, VersionConflict, WMEError
 
-__all__ = ["DownloadRun", "PartFileStore", "after", "download"]
+__all__ = ["DownloadRun", "download"]
 
 MIB = 1 << 20
 
@@ -133,32 +145,6 @@ async def download(
     return await job.run()
 
 
-class PartFileStore:
-    """Puts the bytes of leases into a part file.
-
-    Args:
-        part: The file.
-        on_bytes: Told whenever there are more, if somebody wants to know.
-    """
-
-    def __init__(self, part: PartFile, on_bytes: Callable[[], None] | None) -> None:
-        self.open_lease = part.open_lease
-        self.close_lease = part.close_lease
-        self.write = part.write
-        self.advanced = part.advanced
-        if on_bytes is not None:
-
-            def advanced(lease: RangeLease) -> None:
-                part.advanced(lease)
-                on_bytes()
-
-            self.advanced = advanced
-
-    def limit(self) -> int | None:
-        """Return None: a disk takes bytes in any order."""
-        return None
-
-
 class DownloadRun:
     """One call of `download`, or the part of `open_content` that keeps the file.
 
@@ -224,6 +210,7 @@ class DownloadRun:
         self.streamed = 0
         self.total: int | None = None
         self._withdrawn: RangePlan | None = None
+        self._first: FirstRange | None = None
         self._meter = RateMeter(transport.monotonic())
         self._shown = -1
 
@@ -243,24 +230,32 @@ class DownloadRun:
         began = self.transport.monotonic()
         target = await self.budget.short_work.run(check_target, self.to, create=self.create)
         before = await self.budget.short_work.run(file_identity, target)
-        info, self.promised = await self._ask(present=before is not None)
-        present = await self._present(info, began)
-        if present is not None:
-            return present
+        info: FileInfo | None = None
+        if not self._may_be_new(before is not None):
+            info, self.promised = await self._ask(present=before is not None)
+            present = await self._present(info, began)
+            if present is not None:
+                return present
         missing = await self.budget.short_work.run(missing_folders, target) if self.create else []
         opened: list[PartFile] = []
         try:
             # Whoever is cancelled while it is opened has it open and locked all the same, and closes it.
             await self.budget.short_work.run(lambda: opened.append(self._open(target)))
             part = self.part = opened[0]
-            if await self.budget.short_work.run(file_identity, target) != before:
-                # Another download has finished while this one waited for the server or the lock.
-                present = await self._present(info, began)
-                if present is not None:
-                    return present
-            if self.on_open is not None:
-                self.on_open(part)
-            info, md5, verified = await self._fetch_verified(info, part)
+            now = await self.budget.short_work.run(file_identity, target)
+            async with contextlib.AsyncExitStack() as stack:
+                if info is None and now is None and part.is_new:
+                    info = await self._open_first(stack)
+                if info is None:
+                    info, self.promised = await self._ask(present=now is not None)
+                if now != before:
+                    # Another download has finished while this one waited for the server or the lock.
+                    present = await self._present(info, began)
+                    if present is not None:
+                        return present
+                if self.on_open is not None:
+                    self.on_open(part)
+                info, md5, verified = await self._fetch_verified(info, part)
             last = in_thread if self.durable else self.budget.short_work.run
             size = await last(lambda: part.finish(md5=md5, verified=verified))
         except PartChanged as change:
@@ -277,6 +272,22 @@ class DownloadRun:
             verified=verified, seconds=self.transport.monotonic() - began, bytes_fetched=self.fetched,
             api_requests=self.signed_urls.requests, resumed=self.resumed, restarts=self.restarts,
         )  # fmt: skip
+
+    def _may_be_new(self, present: bool) -> bool:
+        """Return whether nothing on the disk needs the version of the file on the server before it is fetched."""
+        if present or not isinstance(self.source, DirectSource):
+            return False
+        return not (self.also is not None and self.if_changed and self.also.exists())
+
+    async def _open_first(self, stack: contextlib.AsyncExitStack) -> FileInfo | None:
+        """Begin with the first bytes, whose response says the version of the file; None if it does not."""
+        assert isinstance(self.source, DirectSource)
+        signed, self.promised = await promised_and_signed(self.source, self.signed_urls)
+        if not signed:
+            return None
+        whole = self.connections == 1
+        self._first = await open_first(self.signed_urls, self.transport, self.budget, stack, whole=whole)
+        return self._first.info if self._first is not None else None
 
     def _open(self, target: Path) -> PartFile:
         while True:
@@ -349,7 +360,8 @@ class DownloadRun:
         while True:
             validator = validator_of(info)
             try:
-                if at_once or info.size is None or validator is None or not info.accept_ranges:
+                ranges = info.accept_ranges or self._first is not None
+                if at_once or info.size is None or validator is None or not ranges:
                     return await self._fetch_stream(info)
                 try:
                     return info, await self._fetch_ranges(info.size, validator)
@@ -395,8 +407,9 @@ class DownloadRun:
         fetcher = RangeFetcher(
             self.transport, plan, PartFileStore(part, self.on_bytes), self.signed_urls, self.budget,
             validator=validator, connections=self.connections, most=self.part_size, min_rate=self.min_rate,
-            least=min(MIB, self.part_size), in_order=self.in_order,
+            least=min(MIB, self.part_size), in_order=self.in_order, first=self._first,
         )  # fmt: skip
+        self._first = None
         digest = hashlib.md5(usedforsecurity=False) if self.verify else None
         try:
             if size <= _SMALL and self.progress is None:
@@ -540,16 +553,3 @@ async def _hash_behind(digest: "hashlib._Hash", plan: RangePlan, part: PartFile,
         stop = min(front, at + _HASH_MOST)
         await in_thread(part.hash_into, digest, at, stop)
         at = stop
-
-
-def after(writing: Awaitable[None] | None, transport: Transport, delay: float) -> Awaitable[None] | None:
-    """Return what to await before more may be read, None where nothing is."""
-    if delay <= 0:
-        return writing
-
-    async def both() -> None:
-        if writing is not None:
-            await writing
-        await transport.sleep(delay)
-
-    return both()

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from wme_async._download.etags import Digest, PartSums
@@ -22,7 +22,7 @@ from wme_async._files import (
 )
 from wme_async._tasks import in_thread
 
-__all__ = ["PartChanged", "PartFile"]
+__all__ = ["PartChanged", "PartFile", "PartFileStore"]
 
 # A write into the page cache takes some 50 microseconds. Where two of the last eight took this long, the disk cannot
 # keep up, and the next ones go to a thread for a while: the event loop stands still for two such writes, not for all.
@@ -78,6 +78,11 @@ class PartFile:
             if error.errno != errno.ENAMETOOLONG or cautious:
                 raise
             return self._open(cautious=True)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no earlier download has left anything."""
+        return not os.fstat(self._fd).st_size and not self.ledger_path.exists()
 
     @property
     def _fd(self) -> int:
@@ -342,3 +347,29 @@ class PartFile:
             self._ledger.close()
             self._ledger = None
         self._file.close()
+
+
+class PartFileStore:
+    """Puts the bytes of leases into a part file.
+
+    Args:
+        part: The file.
+        on_bytes: Told whenever there are more, if somebody wants to know.
+    """
+
+    def __init__(self, part: PartFile, on_bytes: Callable[[], None] | None) -> None:
+        self.open_lease = part.open_lease
+        self.close_lease = part.close_lease
+        self.write = part.write
+        self.advanced = part.advanced
+        if on_bytes is not None:
+
+            def advanced(lease: RangeLease) -> None:
+                part.advanced(lease)
+                on_bytes()
+
+            self.advanced = advanced
+
+    def limit(self) -> int | None:
+        """Return None: a disk takes bytes in any order."""
+        return None

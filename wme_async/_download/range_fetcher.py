@@ -8,13 +8,14 @@ from typing import NoReturn, Protocol
 
 from wme_async._download.attempts import MAX_WRONG_RESPONSES, SIGNATURES_REFUSED, Attempts
 from wme_async._download.budget import Budget, SignedUrlCache
+from wme_async._download.connection_counts import ConnectionCap
+from wme_async._download.first_range import FirstRange, range_request
 from wme_async._download.range_plan import RangeLease, RangePlan
-from wme_async._download.range_responses import RangeResponse, Verdict, check_range_response, conditions
-from wme_async._download.rates import ConnectionCap
+from wme_async._download.range_responses import RangeResponse, Verdict, check_range_response
 from wme_async._download.source import SignedUrl
 from wme_async._tasks import WorkGroup, raise_first_cause
-from wme_async._transport import Body, Request, Sink, Transport
-from wme_async._transport.retry import gave_up, is_transient
+from wme_async._transport import Body, Sink, Transport
+from wme_async._transport.retry import is_transient, note_attempts
 from wme_async.errors import IntegrityError, Interrupted, QuotaExceeded, ServerError, StatusError, WMEError
 
 __all__ = ["FileReplaced", "RangeFetcher", "RangeStore", "RangesUnsupported"]
@@ -91,6 +92,7 @@ class RangeFetcher:
         min_rate: Bytes per second below which a range is asked for again, if others are faster.
         in_order: The bytes are wanted in order, so no connection gets more than `most` at once.
         at_once: All that is left is one range, which is not asked for again for being slow: its reader makes it wait.
+        first: The response to a request for the first bytes, if it has been opened already.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class RangeFetcher:
         min_rate: float | None = None,
         in_order: bool = False,
         at_once: bool = False,
+        first: FirstRange | None = None,
     ) -> None:
         self.plan = plan
         self.fetched = 0
@@ -122,6 +125,8 @@ class RangeFetcher:
         self._min_rate = min_rate
         self._in_order = in_order
         self._at_once = at_once
+        self._first = first
+        self._first_lease: RangeLease | None = None
         self._began = transport.monotonic()
         self._patience = _PATIENCE / 3 if in_order else _PATIENCE
         self._setup = 0.1
@@ -202,7 +207,9 @@ class RangeFetcher:
             if self._should_wait_for_signature() or self._serving >= self._cap.allowed:
                 await self.wait_for_change()
                 continue
-            if self._has_unassigned():
+            if self._first is not None and self._first.take_connection():
+                pass
+            elif self._has_unassigned():
                 await self._budget.acquire()
             elif self._is_beyond_limit() or not self._budget.try_acquire():
                 await self.wait_for_change()
@@ -265,6 +272,10 @@ class RangeFetcher:
 
     def _next_range(self) -> tuple[RangeLease, RangeLease | None] | None:
         now = self._transport.monotonic()
+        if self._first is not None and self._first_lease is None:
+            # It begins a new file, so this is the beginning.
+            self._first_lease = self.plan.lease(now, most=self._first.response.stop)
+            return None if self._first_lease is None else (self._first_lease, None)
         if self._at_once:
             rest = self.plan.lease(now, most=self.plan.size)
             return None if rest is None else (rest, None)
@@ -386,7 +397,7 @@ class RangeFetcher:
         """Return what ends the download, with what was tried."""
         if isinstance(error, StatusError) and error.status == 403 and self._signed_urls.hopeless:
             error.add_note(SIGNATURES_REFUSED)
-        gave_up(error, attempts=attempts.count, elapsed=attempts.elapsed)
+        note_attempts(error, attempts=attempts.count, elapsed=attempts.elapsed)
         if isinstance(error, IntegrityError) and (self._signed_urls.plain or not self._answered):
             return RangesUnsupported(error)
         return RangesUnsupported(error) if self._refuses_condition(error) else error
@@ -399,6 +410,10 @@ class RangeFetcher:
 
     async def _ask(self, lease: RangeLease) -> None:
         """Send one request for the rest of a lease and take its body."""
+        if lease is self._first_lease and self._first is not None:
+            first, self._first = self._first, None
+            await self._take_first(first, lease)
+            return
         # Small files end before they could be slowed down; the next ones pay for them.
         debt = self._budget.moved(0, self._transport.monotonic())
         if debt > 0:
@@ -411,13 +426,12 @@ class RangeFetcher:
         asked = self._transport.monotonic()
         try:
             async with self._transport.open(range_request(signed, start, stop, self._validator), retry=False) as body:
-                answer = self._check(body, start, stop)
+                response = self._check(body, start, stop)
                 self._signed_urls.worked()
                 self._answered = True
                 self._kept_address = False
                 self._setup += 0.3 * (min(5.0, self._transport.monotonic() - asked) - self._setup)
-                with contextlib.suppress(_RangeComplete):
-                    await body.copy_to(self._sink(lease, answer))
+                await self._take_body(body, lease, response)
         except StatusError as error:
             if error.status == 403:
                 self._refuse_address(signed, error)
@@ -425,7 +439,23 @@ class RangeFetcher:
         finally:
             self._under_way -= 1
             self._budget.finished()
-        end = min(answer.stop, lease.stop)
+
+    async def _take_first(self, first: FirstRange, lease: RangeLease) -> None:
+        """Take the body of the response that began the file."""
+        assert first.body is not None
+        self._answered = True
+        self._under_way += 1
+        try:
+            await self._take_body(first.body, lease, first.response)
+        finally:
+            first.body.close()
+            self._under_way -= 1
+            self._budget.finished()
+
+    async def _take_body(self, body: Body, lease: RangeLease, response: RangeResponse) -> None:
+        with contextlib.suppress(_RangeComplete):
+            await body.copy_to(self._sink(lease, response))
+        end = min(response.stop, lease.stop)
         if lease.at < end:
             raise Interrupted(f"the answer ended {end - lease.at} bytes before the end of its range", url=None)
 
@@ -525,14 +555,3 @@ class RangeFetcher:
         self._store.advanced(lease)
         # The limit is for all bytes that come, so that a slow disk does not let it pile up.
         return self._budget.moved(size, self._transport.monotonic())
-
-
-def range_request(signed: SignedUrl, start: int, stop: int, validator: str | None) -> Request:
-    """Build the request for a range, pinned to one version of the file."""
-    headers = {
-        **signed.headers,
-        "Range": f"bytes={start}-{stop - 1}",
-        "Accept-Encoding": "identity",
-        **conditions(validator),
-    }
-    return Request(method="GET", role=signed.role, path=signed.url, headers=headers, accepts="any")

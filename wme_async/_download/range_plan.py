@@ -6,7 +6,7 @@ All decisions of a ranged download that need no socket. Offsets are bytes; an in
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
-from wme_async._download.rates import RateMeter
+from wme_async._rates import RateMeter
 
 __all__ = ["RangeLease", "RangePlan", "Spans", "part_size"]
 

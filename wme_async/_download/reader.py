@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from wme_async._arguments import check_flags, check_instances, check_numbers
-from wme_async._download.budget import Budget, SignedUrlCache
-from wme_async._download.download import DownloadRun, after
+from wme_async._download.budget import Budget, SignedUrlCache, after
+from wme_async._download.download import DownloadRun
 from wme_async._download.etags import PartSums, may_be_newer
 from wme_async._download.part_file import PartFile
 from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported

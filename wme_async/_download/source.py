@@ -3,13 +3,23 @@
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from wme_async._download.range_responses import strong_validator
 
-__all__ = ["Checksum", "Download", "FileInfo", "Progress", "ProgressHook", "SignedUrl", "Source", "validator_of"]
+__all__ = [
+    "Checksum",
+    "DirectSource",
+    "Download",
+    "FileInfo",
+    "Progress",
+    "ProgressHook",
+    "SignedUrl",
+    "Source",
+    "validator_of",
+]
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +111,16 @@ class Source(Protocol):
         Raises:
             NotFound: There are no metadata.
         """
+        ...  # pyright takes a body of words alone for one that returns nothing
+
+
+@runtime_checkable
+class DirectSource(Source, Protocol):
+    """A source whose signed address can be used without asking for the version first."""
+
+    @property
+    def metered(self) -> bool:
+        """Whether each signature counts against an allowance, also one for a file that does not exist."""
         ...  # pyright takes a body of words alone for one that returns nothing
 
 

@@ -16,13 +16,21 @@ from wme_async._download.range_responses import (
     parse_content_range,
     strong_etag,
 )
-from wme_async._download.source import Checksum, FileInfo, Source
+from wme_async._download.source import Checksum, DirectSource, FileInfo, Source
 from wme_async._tasks import WorkGroup, long_in_thread, raise_first_cause
 from wme_async._transport import Body, Request, Transport
-from wme_async._transport.retry import Backoff, gave_up, is_transient, jittered
+from wme_async._transport.retry import Backoff, is_transient, jittered_delay, note_attempts
 from wme_async.errors import IntegrityError, NotFound, StatusError, WMEError
 
-__all__ = ["delay_after_failure", "fetch_version", "open_whole_file", "verify", "verify_sha1", "wait_before_restart"]
+__all__ = [
+    "delay_after_failure",
+    "fetch_version",
+    "open_whole_file",
+    "promised_and_signed",
+    "verify",
+    "verify_sha1",
+    "wait_before_restart",
+]
 
 
 async def fetch_info(source: Source, transport: Transport) -> FileInfo:
@@ -42,7 +50,7 @@ async def fetch_info(source: Source, transport: Transport) -> FileInfo:
 
 async def wait_before_restart(transport: Transport, attempt: int) -> None:
     """Wait a little, the longer the more attempts there were."""
-    await transport.sleep(jittered(transport.retry, attempt + 1, transport.random.random))
+    await transport.sleep(jittered_delay(transport.retry, attempt + 1, transport.random.random))
 
 
 async def fetch_version(
@@ -70,6 +78,30 @@ async def promised_checksum(source: Source) -> Checksum | None:
     if promised is None or not promised.md5:
         return None
     return msgspec.structs.replace(promised, md5=promised.md5.lower())
+
+
+async def promised_and_signed(source: DirectSource, signed_urls: SignedUrlCache) -> tuple[bool, Checksum | None]:
+    """Get an address of a file, and the checksum of its metadata beside it.
+
+    Where signatures are metered the checksum comes first: a file without any may not exist, and its signature would be
+    charged all the same.
+
+    Returns:
+        Whether there is an address now; the checksum, None where there is none.
+
+    Raises:
+        WMEError: There is no address, or the metadata cannot be had.
+    """
+    if source.metered:
+        promised = await promised_checksum(source)
+        if promised is not None:
+            await signed_urls.get()
+        return promised is not None, promised
+    with raise_first_cause():
+        async with WorkGroup() as group:
+            metadata = group.start(promised_checksum(source))
+            await signed_urls.get()
+    return True, metadata.result()
 
 
 async def verify(
@@ -190,7 +222,7 @@ def delay_after_failure(error: WMEError, signed_urls: SignedUrlCache, backoff: B
         raise error
     wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
     if wait is None or (wrong and backoff.attempts > MAX_WRONG_RESPONSES):
-        raise gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
+        raise note_attempts(error, attempts=backoff.attempts, elapsed=elapsed)
     return wait
 
 

@@ -36,7 +36,7 @@ from wme_async._query.model_fields import (
 )
 from wme_async._query.values import checked_value
 
-__all__ = ["Backend", "Condition", "Query", "Value", "fields_of", "filterable", "kind_of", "known_names"]
+__all__ = ["Backend", "Condition", "Query", "Value", "fields_of", "filter_type", "filter_types", "known_names"]
 
 Record = TypeVar("Record", bound=dict[str, Any] | Struct)
 
@@ -207,7 +207,7 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
         record = self.restore(record)
         return self.project(record) if self.keep(record) else None
 
-    def of_whole(self) -> "Query":
+    def for_unfiltered(self) -> "Query":
         """Return the query for records that nobody has filtered or reduced yet, such as those of an archive.
 
         They are reduced to what would have been fetched: to `fields` and whatever else the filters compare here.
@@ -286,7 +286,7 @@ def _plan(
     )
 
 
-def filterable(model: Any, backend: Backend | str) -> dict[str, type]:
+def filter_types(model: Any, backend: Backend | str) -> dict[str, type]:
     """Return the names that can be filtered by, and the type of the value each takes.
 
     Args:
@@ -310,7 +310,7 @@ def filterable(model: Any, backend: Backend | str) -> dict[str, type]:
     return found
 
 
-def kind_of(model: Any, backend: Backend | str, name: str) -> type:
+def filter_type(model: Any, backend: Backend | str, name: str) -> type:
     """Return the type of the value that a filter takes, for who has it as text; `str` for what cannot be filtered by.
 
     Args:
@@ -318,7 +318,7 @@ def kind_of(model: Any, backend: Backend | str, name: str) -> type:
         backend: Whose rules to follow.
         name: As a caller may write it: other spellings of the documentation included.
     """
-    return filterable(model, backend).get(_alias(Backend(backend), name), str)
+    return filter_types(model, backend).get(_alias(Backend(backend), name), str)
 
 
 def _selected(backend: Backend, model: Any, fields: tuple[str, ...] | None, user: Any) -> list[Place] | None:

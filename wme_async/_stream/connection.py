@@ -321,7 +321,7 @@ class Connection:
             headers={"Accept": _ACCEPT[settings.framing], "Content-Type": "application/json"},
             body=wanted.body(),
             token=True,
-            lasting=True,
+            streaming=True,
             product=settings.resource.product,
         )
         async with self._transport.open(request, retry=False, read_timeout=settings.idle_timeout) as body:

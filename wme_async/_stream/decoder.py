@@ -12,7 +12,7 @@ from wme_async._stream.framing import Oversize, Record
 from wme_async._stream.partitions import TOP, LookAgain, Missing, Progress
 from wme_async._stream.record_types import PlaceLike, Shape, Spot, error_line, recover
 from wme_async.errors import DecodeError, ServerError, StreamError, WMEError
-from wme_async.models.decoding import LONG_RECORD, Buffer, reason_of
+from wme_async.models.decoding import LONG_RECORD, Buffer, failure_reason
 
 __all__ = ["SKIP", "Bad", "Gap", "Lists", "Runs"]
 
@@ -407,7 +407,7 @@ def _describe(record: Record, error: Exception, event: Spot | None) -> DecodeErr
         data = bytes(record)
         # What decodes but has no event, or an event without a place, fails at the first look at it.
         placeless = event is None and isinstance(error, TypeError | AttributeError)
-        reason = reason_of(error, data)
+        reason = failure_reason(error, data)
         what = "a record has no partition and offset" if placeless else f"a record does not decode: {reason}"
     where = f" (partition {event.partition}, offset {event.offset})" if event is not None else ""
     return DecodeError(

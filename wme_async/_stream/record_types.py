@@ -11,7 +11,7 @@ import msgspec
 
 from wme_async._stream.framing import Oversize, Record
 from wme_async.errors import DecodeError
-from wme_async.models.decoding import Buffer, decode_json, make_decoder, plain_data
+from wme_async.models.decoding import Buffer, decode_json, is_plain_data, make_decoder
 
 __all__ = ["Place", "PlaceLike", "Shape", "Spot", "error_line", "published_of", "recover"]
 
@@ -119,7 +119,7 @@ def _has_place(annotation: Any) -> bool:
 
 def _decoders(type: Any) -> tuple[Callable[[Buffer], Any], Callable[[Buffer], Any] | None]:
     # A value with a Raw in it would be a view of the caller's block; the patient way copies.
-    return make_decoder(type), msgspec.json.Decoder(type).decode if plain_data(type) else None
+    return make_decoder(type), msgspec.json.Decoder(type).decode if is_plain_data(type) else None
 
 
 def _derived(type: type[T]) -> tuple[Any, Callable[[Any], T]]:

@@ -1,6 +1,6 @@
 """All client I/O: sessions, tokens, limits, retries, and one translation of foreign errors."""
 
-from wme_async._transport.auth import Credentials, TokenKeeper
+from wme_async._transport.auth import Credentials, TokenManager
 from wme_async._transport.body import Body
 from wme_async._transport.client import Transport
 from wme_async._transport.fast_body import Sink
@@ -17,6 +17,6 @@ __all__ = [
     "SessionPool",
     "Sink",
     "TokenFile",
-    "TokenKeeper",
+    "TokenManager",
     "Transport",
 ]

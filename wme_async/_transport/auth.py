@@ -23,7 +23,7 @@ from wme_async.errors import (
 )
 from wme_async.models.decoding import decode_json
 
-__all__ = ["Credentials", "TokenKeeper"]
+__all__ = ["Credentials", "TokenManager"]
 
 logger = logging.getLogger("wme_async.auth")
 
@@ -102,7 +102,7 @@ class Send(Protocol):
     def __call__(self, request: Request, *, retry: bool) -> Awaitable[Response]: ...
 
 
-class TokenKeeper:
+class TokenManager:
     """Keeps one valid access token.
 
     However many requests find the token missing, old or refused at the same time, one of them gets a new one and all
@@ -144,7 +144,7 @@ class TokenKeeper:
             self._tokens = Tokens(access_token=credentials.access_token, access_expires=ends)
 
     def __repr__(self) -> str:
-        return f"<TokenKeeper {self._tokens!r}>" if self._tokens else "<TokenKeeper signed out>"
+        return f"<TokenManager {self._tokens!r}>" if self._tokens else "<TokenManager signed out>"
 
     async def token(self) -> str:
         """Return an access token that is good now, getting one if there is none.
@@ -312,7 +312,7 @@ def _auth_request(path: str, body: bytes, *, accepts: Accepts = "body") -> Reque
         path=path,
         headers={"Content-Type": "application/json", "Accept": "application/json"},
         body=body,
-        repeatable=False,
+        idempotent=False,
         accepts=accepts,
     )
 

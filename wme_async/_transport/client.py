@@ -15,13 +15,13 @@ from yarl import URL
 
 from wme_async import _clock
 from wme_async._arguments import check_instances
-from wme_async._transport.auth import Credentials, TokenKeeper
+from wme_async._transport.auth import Credentials, TokenManager
 from wme_async._transport.body import Body
 from wme_async._transport.body_end import BodyEnd, coding_error
 from wme_async._transport.closing import Wait, Waits
-from wme_async._transport.error_responses import bare_url, error_of, is_answer
+from wme_async._transport.error_responses import bare_url, error_from_response, is_accepted
 from wme_async._transport.requests import Request, Response, Role, translate
-from wme_async._transport.retry import Backoff, Retrying, gave_up, http_date, is_transient
+from wme_async._transport.retry import Backoff, Retrying, http_date, is_transient, note_attempts
 from wme_async._transport.sessions import SessionPool, head_within
 from wme_async._transport.slots import Slots
 from wme_async._transport.throttle import Throttle
@@ -107,7 +107,7 @@ class Transport:
             self.limits.requests_per_second, self.limits.burst, monotonic=self.monotonic, sleep=self.sleep
         )
         self.token_file: TokenFile | None = None
-        self.tokens: TokenKeeper | None = None
+        self.tokens: TokenManager | None = None
         self.on_metered: Callable[[str], Awaitable[None]] | None = None
         self.quota_check: QuotaCheck | None = None
         self.quota_gate: Callable[[str], QuotaExceeded | None] | None = None
@@ -118,7 +118,7 @@ class Transport:
                 self.account = (self.hosts, credentials.username)
             if token_file is not None and credentials.can_sign_in:
                 self.token_file = TokenFile(token_file, f"{self.hosts.auth}|{credentials.username}")
-            self.tokens = TokenKeeper(
+            self.tokens = TokenManager(
                 credentials, send=self.request, sleep=self.sleep, now=self.now, file=self.token_file
             )
 
@@ -186,7 +186,7 @@ class Transport:
         """Whether a host of the service has answered, so that `server_now` does not depend on this machine's clock."""
         return any(role in self._dates for role in _SERVICE)
 
-    def troubled(self, role: Role, within: float) -> bool:
+    def failed_recently(self, role: Role, within: float) -> bool:
         """Say whether a request to a host failed, for reasons that pass, within the last so many seconds."""
         failed = self._failed.get(role)
         return failed is not None and self.monotonic() - failed < within
@@ -301,7 +301,7 @@ class Transport:
                 backoff = backoff or Backoff(self.retry, self.random.random)
                 wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
                 if wait is None:
-                    gave_up(error, attempts=backoff.attempts, elapsed=elapsed)
+                    note_attempts(error, attempts=backoff.attempts, elapsed=elapsed)
                     raise
                 if limited and request.role == "api":
                     # What another host asks for does not concern the API.
@@ -351,7 +351,7 @@ class Transport:
         if request.role == "api" and not self._throttle.idle:
             await self._throttle.wait()
         started = self.monotonic()
-        slots = None if request.lasting else self.pool.slots(request.role)
+        slots = None if request.streaming else self.pool.slots(request.role)
         if slots is not None:
             await self._connection(slots, url)
         try:
@@ -369,7 +369,7 @@ class Transport:
             elapsed = 1000 * (self.monotonic() - started)
             shown = str(URL(url, encoded=True).origin()) if request.secret_path else bare_url(url)
             logger.debug("%s %s: %d in %.0f ms", request.method, shown, body.status, elapsed)
-        answered = is_answer(body.status, body.headers, request.accepts)
+        answered = is_accepted(body.status, body.headers, request.accepts)
         # What neither answers the question nor refuses it does not come from the service, which has counted nothing.
         counted = body.status not in _UNMETERED if body.status >= 400 else answered
         if request.pool is not None and self.on_metered is not None and counted:
@@ -477,7 +477,7 @@ class Transport:
             data = b"" if request.method == "HEAD" else await body.beginning(self.timeouts.error)
         finally:
             body.close()
-        return error_of(
+        return error_from_response(
             body.status, body.headers, data, url=body.url, now=self.server_now(request.role), product=request.product
         )
 
@@ -509,6 +509,6 @@ class Transport:
 
 
 def _worth_repeating(error: WMEError, request: Request) -> bool:
-    if request.repeatable:
+    if request.idempotent:
         return is_transient(error)
     return isinstance(error, ConnectFailed) and is_transient(error)

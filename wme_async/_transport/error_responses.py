@@ -16,12 +16,12 @@ from wme_async.models.decoding import decode_json, decoding
 __all__ = [
     "REDIRECTS",
     "bare_url",
-    "error_of",
-    "instead_of",
-    "is_answer",
-    "is_error",
+    "error_from_response",
+    "error_in_place_of",
+    "is_accepted",
+    "is_error_document",
     "redirect_target",
-    "words_of",
+    "server_message",
 ]
 
 _EXCERPT = 2000
@@ -38,7 +38,7 @@ REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _WITHOUT_BODY: Final = frozenset({204, 205})
 
 
-def is_answer(status: int, headers: Mapping[str, str], accepts: str) -> bool:
+def is_accepted(status: int, headers: Mapping[str, str], accepts: str) -> bool:
     """Say whether a status is an answer to what was asked for; every other one is an error.
 
     A redirect or a 204 without a body would otherwise pass for "nothing found", which is what an empty 200 means.
@@ -101,7 +101,7 @@ def redirect_target(url: str, location: str) -> str:
     raise error
 
 
-def words_of(body: bytes) -> str:
+def server_message(body: bytes) -> str:
     """Return what the server says in an error body, in one line: JSON `message`, S3's XML, a page's title, or text."""
     text = body[: 4 * _EXCERPT].decode("utf-8", "replace").strip()
     if not text:
@@ -123,7 +123,7 @@ def words_of(body: bytes) -> str:
     return " ".join(text.split())[:200]
 
 
-def is_error(body: bytes, known: AbstractSet[str]) -> bool:
+def is_error_document(body: bytes, known: AbstractSet[str]) -> bool:
     """Say whether an answer with a status of success is an error all the same, as proxies and gateways send it.
 
     All fields of a record may be missing, so such an object would decode into an empty one. It is an error where it has
@@ -152,8 +152,8 @@ def _tells(keys: AbstractSet[str], known: AbstractSet[str]) -> bool:
     return not any(key.partition("__")[0] in known for key in keys) and any(key.lower() in _ERROR_KEYS for key in keys)
 
 
-def instead_of(wanted: str, body: bytes) -> str:
-    """Return the words for an answer that `is_error`, with its beginning in one line."""
+def error_in_place_of(wanted: str, body: bytes) -> str:
+    """Return the words for an answer that `is_error_document`, with its beginning in one line."""
     return f"an error in place of {wanted}: {' '.join(body[:_EXCERPT].decode('utf-8', 'replace').split())[:200]}"
 
 
@@ -162,7 +162,7 @@ def _inside(text: str, tag: str) -> str:
     return " ".join(html.unescape(found.group(1)).split())[:500] if found else ""
 
 
-def error_of(
+def error_from_response(
     status: int,
     headers: Mapping[str, str],
     body: bytes,
@@ -171,7 +171,7 @@ def error_of(
     now: float,
     product: str | None = None,
 ) -> StatusError:
-    """Make the error of an answer that `is_answer` says is none.
+    """Make the error of an answer that `is_accepted` says is none.
 
     Args:
         status: HTTP status.
@@ -182,7 +182,7 @@ def error_of(
         product: What was asked for, in the words of the price list, for the advice on 403.
     """
     shown = bare_url(url)
-    words = words_of(body) if status >= 400 else _misplaced(status, headers, url)
+    words = server_message(body) if status >= 400 else _misplaced(status, headers, url)
     message = f"HTTP {status} from {shown}" + (f": {words}" if words else "")
     advice = _advice(status, product)
     if advice:

@@ -12,10 +12,10 @@ from yarl import URL
 from wme_async._transport.error_responses import bare_url
 from wme_async.errors import ConnectFailed, Interrupted, TimedOut, TransportError
 
-__all__ = ["Accepts", "Refused", "Request", "Response", "Role", "translate"]
+__all__ = ["Accepts", "AddressBlocked", "Request", "Response", "Role", "translate"]
 
 Accepts = Literal["body", "empty", "redirect", "any"]
-"""Which statuses below 400 are the answer to a request: see `_transport.error_responses.is_answer`."""
+"""Which statuses below 400 are the answer to a request: see `_transport.error_responses.is_accepted`."""
 
 Role = Literal["auth", "api", "realtime", "store", "public"]
 """Whom a request is for: the three WME hosts, the object store behind them, or a URL that a user named."""
@@ -31,8 +31,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         headers: Further headers.
         body: Bytes to send.
         token: Send the bearer token. Refused for `store` and `public`.
-        lasting: Its answer has no end, as that of a stream: it does not take one of the connections that are bounded.
-        repeatable: Asking twice does no harm. Otherwise only a failed connection is tried again.
+        streaming: Its answer has no end, as that of a stream: it does not take one of the connections that are bounded.
+        idempotent: Asking twice does no harm. Otherwise only a failed connection is tried again.
         pool: The monthly allowance it is counted in, if any.
         product: What it asks for, in words, for the message of a 403.
         accepts: Which statuses below 400 are its answer; all others are errors.
@@ -45,8 +45,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
     body: bytes | None = None
     token: bool = False
-    lasting: bool = False
-    repeatable: bool = True
+    streaming: bool = False
+    idempotent: bool = True
     pool: str | None = None
     product: str | None = None
     accepts: Accepts = "body"
@@ -74,7 +74,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     url: str
 
 
-class Refused(OSError):
+class AddressBlocked(OSError):
     """A name resolves to an address that must not be connected to."""
 
 
@@ -163,7 +163,7 @@ def _permanent(error: BaseException) -> bool:
         | aiohttp.NonHttpUrlClientError
         | aiohttp.ServerFingerprintMismatch
         | ssl.SSLCertVerificationError,
-    ) or isinstance(getattr(error, "os_error", None), Refused | ssl.SSLCertVerificationError)
+    ) or isinstance(getattr(error, "os_error", None), AddressBlocked | ssl.SSLCertVerificationError)
 
 
 def _ours(error: BaseException, text: str, shown: str, timeout: float | None) -> TransportError:

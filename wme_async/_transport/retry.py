@@ -17,7 +17,16 @@ from wme_async.errors import (
 )
 from wme_async.settings import Retry
 
-__all__ = ["Backoff", "Retrying", "gave_up", "http_date", "is_transient", "jittered", "next_wait", "parse_retry_after"]
+__all__ = [
+    "Backoff",
+    "Retrying",
+    "http_date",
+    "is_transient",
+    "jittered_delay",
+    "next_delay",
+    "note_attempts",
+    "parse_retry_after",
+]
 
 
 _SECONDS = re.compile(r"[+-]?[0-9]{1,400}(\.[0-9]*)?")
@@ -90,7 +99,7 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
     return min(max(0.0, seconds), _CENTURY)
 
 
-def next_wait(planned: float, retry_after: float | None, *, cap: float) -> float:
+def next_delay(planned: float, retry_after: float | None, *, cap: float) -> float:
     """Return the seconds to wait before the next attempt: the one rule for everything that is tried again.
 
     The server can lengthen our own wait and never shorten it: `Retry-After: 0`, a negative number or a date that has
@@ -104,7 +113,7 @@ def next_wait(planned: float, retry_after: float | None, *, cap: float) -> float
     return planned if retry_after is None else max(planned, min(retry_after, cap))
 
 
-def jittered(retry: Retry, attempts: int, random: Callable[[], float]) -> float:
+def jittered_delay(retry: Retry, attempts: int, random: Callable[[], float]) -> float:
     """Return our own wait after so many failed attempts: exponential, with full jitter.
 
     Args:
@@ -151,11 +160,11 @@ class Backoff:
             return None
         if retry_after is not None and retry_after > retry.retry_after_cap:
             return None
-        wait = next_wait(jittered(retry, self.attempts, self._random), retry_after, cap=retry.retry_after_cap)
+        wait = next_delay(jittered_delay(retry, self.attempts, self._random), retry_after, cap=retry.retry_after_cap)
         return None if elapsed + wait > retry.total else wait
 
 
-def gave_up(error: WMEError, *, attempts: int, elapsed: float) -> WMEError:
+def note_attempts(error: WMEError, *, attempts: int, elapsed: float) -> WMEError:
     """Note on an error how much was tried; the error itself stays what it was."""
     if attempts > 1:
         error.add_note(f"gave up after {attempts} attempts in {elapsed:.1f} s")

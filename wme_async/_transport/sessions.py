@@ -23,7 +23,7 @@ from wme_async._tasks import in_thread
 from wme_async._transport.body_end import Response
 from wme_async._transport.error_responses import bare_url
 from wme_async._transport.proxies import EnvironmentProxies, check_proxy
-from wme_async._transport.requests import Refused, Role
+from wme_async._transport.requests import AddressBlocked, Role
 from wme_async._transport.slots import Slots
 from wme_async.errors import ClientClosed, ConnectFailed
 from wme_async.settings import Limits, Timeouts
@@ -397,7 +397,7 @@ class _GuardedResolver(AbstractResolver):
             reason = self._guard(host, result["host"])
             if reason:
                 # One bad address condemns the name: a mix of public and private ones is how rebinding is done.
-                raise Refused(None, f"{host} is refused: it resolves to {result['host']}, {reason}")
+                raise AddressBlocked(None, f"{host} is refused: it resolves to {result['host']}, {reason}")
         return results
 
     async def close(self) -> None:

@@ -22,7 +22,7 @@ from rich.text import Text
 from wme_async._client import Client
 from wme_async._client.resources import Resource
 from wme_async._download import Progress
-from wme_async._query.query import kind_of
+from wme_async._query.query import filter_type
 from wme_async._transport import SessionPool
 from wme_async.cli.terminal import LogFormatter, echo, json_line, one_line, stderr, stdout, visible
 from wme_async.errors import Forbidden, NotFound, QuotaExceeded, RateLimited, Unauthorized, WMEError
@@ -290,7 +290,7 @@ def conditions(filters: Sequence[str], row: Resource) -> dict[str, Any]:
             raise click.BadParameter(f"{each!r} is not FIELD=VALUE, such as in_language.identifier=en")
         if name in made:
             raise click.BadParameter(f"{name} is given twice")
-        made[name] = _typed(name, text, kind_of(row.model, row.backend, name))
+        made[name] = _typed(name, text, filter_type(row.model, row.backend, name))
     return made
 
 

@@ -82,7 +82,7 @@ class _Service:
                 path=f"{self._url}{path}",
                 headers=headers,
                 body=body,
-                repeatable=method == "GET",
+                idempotent=method == "GET",
             )
         )
         try:

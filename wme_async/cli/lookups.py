@@ -11,7 +11,7 @@ from rich.text import Text
 
 from wme_async._client.lookup_plan import plan_lookup
 from wme_async._client.resources import RESOURCES
-from wme_async._query.query import Query, filterable
+from wme_async._query.query import Query, filter_types
 from wme_async._text import decode_text
 from wme_async.cli import base
 from wme_async.cli.archives import told
@@ -239,7 +239,7 @@ def explain(resource: str, filters: Sequence[str], fields: list[str] | None, lim
     if row is None or row.backend is None:
         known = ", ".join(sorted(name for name, each in RESOURCES.items() if each.backend is not None))
         raise click.BadParameter(f"{resource!r} takes no query; those that do are {known}")
-    known_fields = filterable(row.model, row.backend)
+    known_fields = filter_types(row.model, row.backend)
     query = Query.build(
         row.backend, row.model, fields=fields, filters=base.conditions(filters, row) or None, limit=limit
     )

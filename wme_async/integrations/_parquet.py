@@ -11,7 +11,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wme_async._arguments import check_path, check_source
+from wme_async._arguments import check_async_iterable, check_path
 from wme_async._files import publish, sync_file, sync_folder
 from wme_async._tasks import in_thread
 from wme_async.errors import ArchiveError
@@ -66,7 +66,7 @@ async def parquet_chunks(
         ValueError: A size below 1, or a compression that Parquet does not have.
     """
     _check_form(row_group_bytes, compression)
-    check_source("records", records, "records")
+    check_async_iterable("records", records, "records")
     async with contextlib.aclosing(_chunks(records, type, row_group_bytes, compression)) as chunks:
         async for chunk, _ in chunks:
             yield chunk
@@ -115,7 +115,7 @@ async def write_parquet(
             folder for records that come from no archive.
         ValueError: An empty path, a size below 1, or a compression that Parquet does not have.
     """
-    check_source("records", records, "records")
+    check_async_iterable("records", records, "records")
     check_path("to", to)
     _check_form(row_group_bytes, compression)
     target = os.fspath(to)

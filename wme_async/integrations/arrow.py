@@ -17,7 +17,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable
 from typing import TypeVar
 
-from wme_async._arguments import check_source
+from wme_async._arguments import check_async_iterable
 
 try:
     import pyarrow as pa
@@ -47,7 +47,7 @@ async def record_batches(records: AsyncIterable[T], type: type[T]) -> AsyncGener
         DecodeError: A number that Arrow cannot hold.
         TypeError: A type without fields.
     """
-    check_source("records", records, "records")
+    check_async_iterable("records", records, "records")
     async with contextlib.aclosing(batches_of(records, type, SMALL_BLOCK)) as batches:
         async for batch, _ in batches:
             yield batch

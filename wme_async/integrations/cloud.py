@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from wme_async._arguments import check_numbers, check_path, check_source
+from wme_async._arguments import check_async_iterable, check_numbers, check_path
 from wme_async._tasks import wait_shielded
 
 try:
@@ -84,7 +84,7 @@ async def upload(
             than the store takes in parts of this size.
         Exception: What the source raises.
     """
-    check_source("chunks", chunks, "bytes")
+    check_async_iterable("chunks", chunks, "bytes")
     check_path("to", to)
     check_numbers(whole=True, optional=False, part_size=part_size, connections=connections)
     check_numbers(whole=True, size=size)

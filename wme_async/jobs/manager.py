@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from wme_async._arguments import check_functions, check_instances, check_numbers, check_path, check_url_of, texts_of
+from wme_async._arguments import check_functions, check_http_url, check_instances, check_numbers, check_path, texts_of
 from wme_async._client.client import Client
 from wme_async._files import private_folder
 from wme_async._tasks import WorkGroup, in_thread
@@ -98,7 +98,7 @@ class BatchManager:
         )
         check_ssl(ssl)
         check_media(media, proxy)
-        check_url_of("file_url", file_url)
+        check_http_url("file_url", file_url)
         check_delivery(webhook_secrets, webhook_delays)
         self.directory: Path = Path(directory).absolute()
         self.limits: JobLimits = limits or JobLimits()

@@ -263,7 +263,7 @@ class Delivery:
                 "webhook-signature": signature,
             },
             body=message.body,
-            repeatable=False,
+            idempotent=False,
             secret_path=True,
             accepts="any",
         )

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from wme_async import _clock
-from wme_async._transport.retry import next_wait
+from wme_async._transport.retry import next_delay
 from wme_async.errors import DecodeError, IntegrityError
 from wme_async.models.decoding import decode_json
 
@@ -164,4 +164,4 @@ def retry_delay(
     if attempts > len(delays):
         return None
     planned = delays[attempts - 1] * (1.0 + 0.2 * random())
-    return next_wait(planned, retry_after, cap=86_400.0)
+    return next_delay(planned, retry_after, cap=86_400.0)

@@ -27,13 +27,13 @@ __all__ = [
     "LONG_RECORD",
     "Buffer",
     "Decoder",
+    "decode_error",
     "decode_json",
     "decoding",
+    "failure_reason",
+    "is_plain_data",
+    "key_names",
     "make_decoder",
-    "names_of",
-    "plain_data",
-    "reason_of",
-    "undecodable",
 ]
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ _SAMPLES: Final = 4  # long records looked at before the choice is made
 _KEPT: Final = 0.7  # share of a record that the type must keep; the two ways break even at about two thirds
 
 
-def undecodable(error: Exception, record: Buffer | None = None) -> DecodeError:
+def decode_error(error: Exception, record: Buffer | None = None) -> DecodeError:
     """Return the `DecodeError` for an exception that left a decoder, with the reason as its message.
 
     Args:
@@ -58,10 +58,10 @@ def undecodable(error: Exception, record: Buffer | None = None) -> DecodeError:
     if isinstance(error, DecodeError):
         return error
     data = None if record is None else bytes(record)
-    return DecodeError(reason_of(error, data), record=data)
+    return DecodeError(failure_reason(error, data), record=data)
 
 
-def reason_of(error: Exception, record: bytes | None = None) -> str:
+def failure_reason(error: Exception, record: bytes | None = None) -> str:
     """Say in words what was wrong with a record.
 
     Args:
@@ -100,7 +100,7 @@ def decoding(record: Buffer | None = None) -> Iterator[None]:
     except (WMEError, MemoryError):
         raise
     except Exception as error:
-        raise undecodable(error, record) from error
+        raise decode_error(error, record) from error
 
 
 def decode_json(data: Buffer, decoder: msgspec.json.Decoder[T]) -> T:
@@ -155,7 +155,7 @@ def _plain(judge: msgspec.json.Decoder[T], *, copy: bool) -> Decoder[T]:
         except MemoryError:
             raise
         except Exception as error:
-            raise undecodable(error, record) from error
+            raise decode_error(error, record) from error
 
     return decode
 
@@ -165,12 +165,12 @@ def _mended(judge: msgspec.json.Decoder[T], record: Buffer, error: msgspec.Valid
         return mend(judge, record, error)
 
 
-def plain_data(type: Any) -> bool:
+def is_plain_data(type: Any) -> bool:
     """Say whether values of a type are the same in any format: no `Any`, `Raw`, `bytes`, `Decimal` or foreign types."""
     return not _traits(type)
 
 
-def names_of(type: Any) -> frozenset[str] | None:
+def key_names(type: Any) -> frozenset[str] | None:
     """Return all keys that a type names, at whatever depth; None where it may want keys that it does not name."""
     names: set[str] = set()
     for node in _nodes(type):
@@ -217,7 +217,7 @@ class _Choosing:
         except MemoryError:
             raise
         except Exception as error:
-            raise undecodable(error, record) from error
+            raise decode_error(error, record) from error
         if self._left and len(record) >= LONG_RECORD:
             self._sample(record, value)
         return value

@@ -16,7 +16,7 @@ from wme_async._arguments import check_path
 from wme_async._files import private_folder, write_atomically
 from wme_async._tasks import in_thread
 from wme_async.errors import DecodeError
-from wme_async.models.decoding import reason_of
+from wme_async.models.decoding import failure_reason
 from wme_async.offsets._lock import file_name, locked, old_file_name
 from wme_async.offsets.protocol import Position, check_name, check_positions
 
@@ -136,7 +136,7 @@ def _decode(path: Path, data: bytes) -> _Content:
     try:
         content = msgspec.json.decode(data, type=_Content)
     except Exception as error:
-        raise _unusable(path, data, f"does not hold positions ({reason_of(error, data)})") from error
+        raise _unusable(path, data, f"does not hold positions ({failure_reason(error, data)})") from error
     if content.version > _VERSION:
         advice = f"is in format {content.version} of a later version of wme_async; update this one"
         raise DecodeError(f"{path} {advice}, or move the file away to start anew", record=data)

@@ -17,7 +17,7 @@ import msgspec
 
 from wme_async._arguments import check_path
 from wme_async._files import private_file, private_folder, sync_folder
-from wme_async._sqlite import explained, is_busy, primary_code
+from wme_async._sqlite import database_error, is_busy, primary_code
 from wme_async._tasks import long_in_thread
 from wme_async.errors import DataError
 from wme_async.offsets._lock import file_name, locked
@@ -221,7 +221,7 @@ class SQLiteOffsets:
                 return work()
             except sqlite3.Error as error:
                 if not is_busy(error) or cancelled() or time.monotonic() >= deadline:
-                    raise explained(error, self.path, "positions") from error
+                    raise database_error(error, self.path, "positions") from error
                 time.sleep(_LOOK)
             except (OSError, DataError):
                 raise

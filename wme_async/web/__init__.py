@@ -1,18 +1,19 @@
-"""The batch manager as a service: a REST API with events, files, figures and a page, in aiohttp or any ASGI framework.
+"""The batch manager as a service: a REST API with events, files, metrics and a page, in aiohttp or any ASGI framework.
 
     app.add_subapp("/downloads/", create_app(manager, api_keys=[key]))      # aiohttp
     app.mount("/downloads", create_asgi(manager, api_keys=[key]))           # Starlette, FastAPI
-    await serve(manager, port=8080, api_keys=[key])                         # alone
+    await serve(manager, port=8080, api_keys=[key])                         # on its own
 
-All three serve the same addresses; `/api/v1/openapi.json` describes them.
+All three have the same routes; `/api/v1/openapi.json` describes them.
 """
 
 import secrets
 
-from wme_async.web.app import MANAGER, create_app, create_asgi, serve
+from wme_async.web.aiohttp_app import MANAGER, create_app, serve
+from wme_async.web.asgi_app import create_asgi
 from wme_async.web.auth import hash_key
 from wme_async.web.messages import Problems
-from wme_async.web.service import BatchRequest, Created, FileLink
+from wme_async.web.routes import BatchRequest, Created, FileLink
 
 __all__ = [
     "MANAGER",

@@ -1,25 +1,29 @@
-"""What crosses the door of the service, whichever web framework holds it: a call, and a reply."""
+"""Requests and responses of the service, the same for every web framework."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-__all__ = ["Call", "Problems", "Refused", "Reply", "headers_of", "json_reply"]
+__all__ = ["HTTPProblem", "Problems", "Request", "Response", "json_response", "parse_headers"]
+
+# Seconds in which a whole request body must arrive; it has a megabyte at most.
+_BODY_TIMEOUT = 60.0
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One request.
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A request.
 
     Args:
         method: In capitals.
-        path: Below the place where the service is mounted, percent-encoded, with its leading slash.
+        path: Below the mount point of the service, percent-encoded, with its leading slash.
         query: The last value of each name.
-        headers: By name in lower case; of repeated ones the last.
+        headers: By name in lower case; the last value where a header is repeated.
         repeated: Names in lower case of headers that came with several different values.
-        base: URL of the place where the service is mounted, without a slash at its end.
-        read: Returns the body, or raises `Refused` if it is longer than it is given bytes for.
-        client: Where it comes from, for limits where there are no keys.
+        base: URL of the mount point, without a slash at its end.
+        body: The body in chunks.
     """
 
     method: str
@@ -27,33 +31,60 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     query: Mapping[str, str]
     headers: Mapping[str, str]
     base: str
-    read: Callable[[int], Awaitable[bytes]]
-    client: str = ""
+    body: AsyncGenerator[bytes, None]
     repeated: frozenset[str] = frozenset()
 
+    async def read(self, limit: int) -> bytes:
+        """Return the body.
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer.
+        Args:
+            limit: Bytes that it may have.
+
+        Raises:
+            HTTPProblem: 413 if it is longer, 408 if it does not arrive in time.
+        """
+        too_large = HTTPProblem(413, "too_large", f"the body is larger than {limit} bytes", headers=_CLOSE)
+        length = self.headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT), contextlib.aclosing(self.body) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError:
+            message = f"the body did not arrive within {_BODY_TIMEOUT:.0f} s"
+            raise HTTPProblem(408, "too_slow", message, headers=_CLOSE) from None
+        return bytes(body)
+
+
+_CLOSE = {"Connection": "close"}
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """A response.
 
     Args:
         status: HTTP status.
-        headers: To send.
-        body: All of it, or a stream of pieces.
-        length: Bytes of a stream, None where unknown.
+        headers: Headers, except `Content-Length`.
+        body: The whole body, or a generator of chunks.
+        length: Bytes of the body where `body` does not tell: of a generator, or of the response to a HEAD request.
     """
 
     status: int = 200
     headers: Mapping[str, str] = {}
-    body: bytes | AsyncIterator[bytes] = b""
+    body: bytes | AsyncGenerator[bytes, None] = b""
     length: int | None = None
 
 
 class Detail(msgspec.Struct, frozen=True):
-    """One thing that is wrong with a request.
+    """One problem of a request.
 
     Args:
         what: The URL or the name of the field.
-        reason: Why, in words.
+        reason: The reason, as a sentence.
     """
 
     what: str
@@ -61,13 +92,13 @@ class Detail(msgspec.Struct, frozen=True):
 
 
 class Problems(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of every error answer.
+    """The body of every error response.
 
     Args:
         status: The HTTP status.
         code: A word for programs.
         message: A sentence for people.
-        details: Each thing that is wrong, where there are several.
+        details: Each problem, where there are several.
     """
 
     status: int
@@ -76,15 +107,15 @@ class Problems(msgspec.Struct, frozen=True, kw_only=True):
     details: tuple[Detail, ...] = ()
 
 
-class Refused(Exception):
-    """A request that is answered with an error.
+class HTTPProblem(Exception):
+    """An error response.
 
     Args:
         status: The HTTP status.
         code: A word for programs.
         message: A sentence for people.
-        details: What and why, for each thing that is wrong.
-        headers: To send with it.
+        details: URL or field and reason of each problem.
+        headers: Headers of the response.
     """
 
     def __init__(
@@ -93,21 +124,21 @@ class Refused(Exception):
         code: str,
         message: str,
         *,
-        details: tuple[tuple[str, str], ...] = (),
+        details: Iterable[tuple[str, str]] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.problems: Problems = Problems(
-            status=status, code=code, message=message, details=tuple(Detail(*each) for each in details)
+        self._problems = Problems(
+            status=status, code=code, message=message, details=tuple(Detail(*detail) for detail in details)
         )
-        self.headers: dict[str, str] = dict(headers or {})
+        self._headers = headers
 
-    def reply(self) -> Reply:
-        """Return the answer."""
-        return json_reply(self.problems, status=self.problems.status, headers=self.headers)
+    def response(self) -> Response:
+        """Return the response."""
+        return json_response(self._problems, status=self._problems.status, headers=self._headers)
 
 
-def headers_of(lines: Iterable[tuple[str, str]]) -> tuple[dict[str, str], frozenset[str]]:
+def parse_headers(lines: Iterable[tuple[str, str]]) -> tuple[dict[str, str], frozenset[str]]:
     """Return headers by name in lower case, and the names that came with several different values.
 
     Args:
@@ -116,16 +147,16 @@ def headers_of(lines: Iterable[tuple[str, str]]) -> tuple[dict[str, str], frozen
     headers: dict[str, str] = {}
     repeated = set()
     for name, value in lines:
-        lowered = name.lower()
-        if headers.setdefault(lowered, value) != value:
-            repeated.add(lowered)
-            headers[lowered] = value
+        key = name.lower()
+        if headers.setdefault(key, value) != value:
+            repeated.add(key)
+            headers[key] = value
     return headers, frozenset(repeated)
 
 
-def json_reply(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
-    """Return a value as JSON."""
-    return Reply(
+def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response with a value as JSON."""
+    return Response(
         status=status,
         headers={"Content-Type": "application/json", "Cache-Control": "no-store", **(headers or {})},
         body=msgspec.json.encode(value),

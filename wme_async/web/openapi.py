@@ -1,33 +1,30 @@
-"""The OpenAPI document: made of the table of addresses and of the types that cross them, so it cannot lag behind."""
+"""The OpenAPI document, generated from the routes and the types of their requests and responses."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
 
 from wme_async._version import __version__
 from wme_async.web.messages import Problems
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from wme_async.web.service import Route
+from wme_async.web.routes import Route
 
 __all__ = ["openapi_document"]
 
-_WORDS = {
+_DESCRIPTIONS: Final = {
     400: "The body is not JSON",
-    401: "No API key, or an unknown one",
-    403: "A page of another site asks",
-    404: "There is nothing of this name",
+    401: "The API key is missing or unknown",
+    403: "The request comes from a page of another site",
+    404: "Nothing has this name",
     405: "The address does not take this method",
     409: "Not possible in this state",
     413: "The body is too large",
-    415: "The body is not said to be JSON",
-    412: "The file is not the version that If-Match or If-Unmodified-Since asks for",
+    415: "The content type of the body is not JSON",
+    412: "The file is not the version of If-Match or If-Unmodified-Since",
     416: "The range is not in the file",
     421: "The service is not called by this name",
-    422: "Something in the request is wrong; details name all of it",
+    422: "The request is not valid; details list all problems",
     429: "Too many new batches",
     500: "A fault of the service",
     502: "Wikimedia Enterprise did not answer as it should",
@@ -35,16 +32,16 @@ _WORDS = {
 }
 
 
-def openapi_document(routes: "Sequence[Route]", *, keys: bool) -> dict[str, Any]:
-    """Make the OpenAPI 3.1 document.
+def openapi_document(routes: Sequence[Route], *, keys: bool) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document.
 
     Args:
-        routes: The addresses.
-        keys: Whether an API key is asked for.
+        routes: All routes.
+        keys: Whether requests need an API key.
     """
     types = [Problems]
     for route in routes:
-        types += [each for each in (route.body, route.answers[1]) if each is not None and each not in types]
+        types += [kind for kind in (route.body, route.success[1]) if kind is not None and kind not in types]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     refs = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -67,8 +64,8 @@ def openapi_document(routes: "Sequence[Route]", *, keys: bool) -> dict[str, Any]
     return document
 
 
-def _operation(route: "Route", refs: dict[Any, Any], *, keys: bool) -> dict[str, Any]:
-    status, kind = route.answers
+def _operation(route: Route, refs: dict[Any, Any], *, keys: bool) -> dict[str, Any]:
+    status, kind = route.success
     schema = (
         refs[kind]
         if kind is not None
@@ -89,7 +86,7 @@ def _operation(route: "Route", refs: dict[Any, Any], *, keys: bool) -> dict[str,
         errors.add(403)
     problem = {"application/json": {"schema": refs[Problems]}}
     for code in sorted(errors):
-        responses[str(code)] = {"description": _WORDS[code], "content": problem}
+        responses[str(code)] = {"description": _DESCRIPTIONS[code], "content": problem}
     operation: dict[str, Any] = {
         "operationId": route.name,
         "summary": route.summary,

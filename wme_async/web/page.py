@@ -1,4 +1,4 @@
-"""The page: one file of HTML without anything from elsewhere, and the policy that keeps it so."""
+"""The page: one file of HTML that loads nothing else, and the policy that enforces it."""
 
 import base64
 import functools
@@ -6,21 +6,21 @@ import hashlib
 import re
 from importlib.resources import files
 
-from wme_async.web.messages import Reply
+from wme_async.web.messages import Response
 
-__all__ = ["page_reply"]
+__all__ = ["page_response"]
 
 
 @functools.cache
-def page_reply() -> Reply:
-    """Return the page. Only its own script and style run in it, named by their hashes."""
+def page_response() -> Response:
+    """Return the page. Its policy names its one script and one style by their hashes."""
     text = files("wme_async.web").joinpath("page.html").read_text(encoding="utf-8")
     script, style = (_hash(text, tag) for tag in ("script", "style"))
     policy = (
         f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:;"
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    return Reply(
+    return Response(
         headers={
             "Content-Type": "text/html; charset=utf-8",
             "Content-Security-Policy": policy,

@@ -1,4 +1,4 @@
-"""Accepting connections for `serve`: how many, for how long without a request, and what to do without descriptors."""
+"""The listener of `serve`: it limits connections, closes idle ones, and waits out a shortage of descriptors."""
 
 import asyncio
 import contextlib
@@ -6,18 +6,18 @@ import errno
 import logging
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import cast
 
 __all__ = ["Listener"]
 
 logger: logging.Logger = logging.getLogger("wme_async.web")
 
-# No memory or no descriptor is left: connections wait in the system's queue until there is.
+# Memory or descriptors are used up: connections wait in the system's queue meanwhile.
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _SHORTAGE_PAUSE = 0.5
 _BACKLOG = 128
-# Descriptors that are left for the jobs of the manager, their files and its database.
+# Descriptors for the jobs of the manager, their files and its database.
 _RESERVED_DESCRIPTORS = 128
 
 
@@ -30,7 +30,7 @@ def default_limit() -> int:
 
 
 class _Connection(asyncio.Protocol):
-    """Passes everything on to the protocol of the web framework, and watches the time without a request."""
+    """Passes everything on to the protocol of the web framework, and limits the time without a request."""
 
     def __init__(self, inner: asyncio.Protocol, listener: "Listener") -> None:
         self._inner = inner
@@ -65,14 +65,15 @@ class _Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._inner.resume_writing()
 
-    def begin(self) -> None:
-        """A request has arrived."""
+    @contextlib.contextmanager
+    def request_in_progress(self) -> Iterator[None]:
+        """Stop the timer; neither it nor the limit of connections may end a request."""
         self.busy = True
         self._stop_timer()
-
-    def end(self) -> None:
-        """Its response has been sent."""
-        self.busy = False
+        try:
+            yield
+        finally:
+            self.busy = False
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -119,13 +120,13 @@ class Listener:
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[int]:
-        """Accept connections until the end of the block. Open ones are left to the web framework.
+        """Accept connections until the end of the block. The web framework closes open ones.
 
         Yields:
             The port.
 
         Raises:
-            OSError: It cannot listen there.
+            OSError: The address cannot be used.
         """
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(sock) for sock in await self._bind()]
@@ -138,25 +139,25 @@ class Listener:
                 await asyncio.wait(tasks)
 
     def add(self, connection: _Connection) -> None:
-        """Count a new connection."""
+        """Add a new connection."""
         self._connections[connection] = None
 
     def remove(self, connection: _Connection) -> None:
-        """Forget a connection."""
+        """Remove a connection that has ended."""
         self._connections.pop(connection, None)
         self._freed.set()
 
-    def connection_of(self, transport: asyncio.BaseTransport | None) -> _Connection | None:
-        """Return the connection of a transport, if it is one of this listener."""
+    def request_in_progress(self, transport: asyncio.BaseTransport | None) -> contextlib.AbstractContextManager[None]:
+        """Return a block during which the connection of a transport has a request."""
         protocol = transport.get_protocol() if transport is not None else None
-        return protocol if isinstance(protocol, _Connection) else None
+        return protocol.request_in_progress() if isinstance(protocol, _Connection) else contextlib.nullcontext()
 
     async def _bind(self) -> list[socket.socket]:
         loop = asyncio.get_running_loop()
-        places = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         with contextlib.ExitStack() as stack:
             sockets = []
-            for family, kind, number, _, address in dict.fromkeys(places):
+            for family, kind, number, _, address in dict.fromkeys(addresses):
                 sock = stack.enter_context(socket.socket(family, kind, number))
                 sock.settimeout(0)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -166,41 +167,41 @@ class Listener:
                     sock.bind(address)
                     sock.listen(_BACKLOG)
                 except OSError as error:
-                    where = f"{self._host}, port {self._port}"
-                    raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from None
+                    message = f"cannot listen on {self._host}, port {self._port}: {error.strerror}"
+                    raise OSError(error.errno, message) from None
                 sockets.append(sock)
             stack.pop_all()
         return sockets
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        short = False
+        shortage = False
         while True:
             try:
-                accepted, _ = await loop.sock_accept(listening)
+                connection, _ = await loop.sock_accept(listening)
             except OSError as error:
                 if error.errno in _SHORTAGE:
-                    if not short:
+                    if not shortage:
                         logger.warning("no connections can be accepted at the moment: %s", error)
-                    short = True
+                    shortage = True
                     self._evict()
                     await asyncio.sleep(_SHORTAGE_PAUSE)
-                # Others concern the one connection, which has gone already.
+                # Other errors concern the one connection, which has ended already.
                 continue
-            if short:
+            if shortage:
                 logger.info("connections are accepted again")
-                short = False
+                shortage = False
             try:
-                await self._room()
-                await loop.connect_accepted_socket(lambda: _Connection(self._factory(), self), accepted)
+                await self._wait_for_room()
+                await loop.connect_accepted_socket(lambda: _Connection(self._factory(), self), connection)
             except OSError as error:
                 logger.debug("a connection ended at once: %s", error)
-                accepted.close()
+                connection.close()
             except BaseException:
-                accepted.close()
+                connection.close()
                 raise
 
-    async def _room(self) -> None:
+    async def _wait_for_room(self) -> None:
         """Wait until one more connection may be open."""
         while len(self._connections) >= self._limit:
             self._freed.clear()

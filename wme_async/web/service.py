@@ -1,17 +1,18 @@
-"""The service itself: what each address does, in terms of calls and replies, with no web framework in sight."""
+"""The service: handles requests and returns responses, independent of the web framework."""
 
 import contextlib
 import logging
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from typing import Annotated, Any, NamedTuple
-from urllib.parse import quote, unquote
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from typing import Final, Required, TypedDict
+from urllib.parse import quote
 
 import msgspec
 
 from wme_async import _clock
+from wme_async._arguments import check_http_url
 from wme_async.errors import StatusError, WMEError
 from wme_async.jobs import (
     Batch,
@@ -20,224 +21,62 @@ from wme_async.jobs import (
     DatabaseError,
     Event,
     InvalidBatch,
-    Listing,
+    JobFile,
     ManagerClosed,
     Status,
     UnknownBatch,
     WrongState,
 )
-from wme_async.jobs.naming import VARIABLES
 from wme_async.jobs.states import FINAL
 from wme_async.web.auth import Keys, Links, Throttle, same_origin
-from wme_async.web.files import file_reply
-from wme_async.web.messages import Call, Refused, Reply, json_reply
+from wme_async.web.files import file_response
+from wme_async.web.messages import HTTPProblem, Request, Response, json_response
 from wme_async.web.metrics import metrics_text
 from wme_async.web.openapi import openapi_document
-from wme_async.web.page import page_reply
+from wme_async.web.page import page_response
+from wme_async.web.routes import ROUTES, BatchRequest, Created, FileLink, Health, Route, match_route
 
-__all__ = ["BatchRequest", "Created", "FileLink", "Route", "Service"]
+__all__ = ["Service", "ServiceOptions"]
 
 logger: logging.Logger = logging.getLogger("wme_async.web")
 
-_MAX_BODY = 1 << 20
-_BEAT = 15.0
-_PIECES = 500
-_EVENT_ID = re.compile(r"[0-9]{1,15}")
+_MAX_BODY: Final = 1 << 20
+_HEARTBEAT: Final = 15.0  # seconds
+_CACHED_EVENTS: Final = 500
+_EVENT_ID: Final = re.compile(r"[0-9]{1,15}")
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "DELETE"})
+_SECURITY_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # Pages of other origins cannot load it, even where a browser sends credentials along.
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 
 
-def _schema(**facts: Any) -> msgspec.Meta:
-    # Told to readers of the schema, and checked by the manager, whose words are better than a decoder's.
-    return msgspec.Meta(extra_json_schema=facts)
+class ServiceOptions(TypedDict, total=False):
+    """The keyword arguments of `create_app`, `create_asgi` and `serve`, as `create_app` documents them."""
 
-
-Url = Annotated[str, _schema(pattern="^(https?://|wme:)", minLength=5, maxLength=8192)]
-
-
-class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What creates a batch.
-
-    Args:
-        urls: What to download: `http(s)://` or `wme:`, no two the same.
-        quality: For pages with media: `best`, `worst`, or a height.
-        concurrent_limit: Jobs at once.
-        stop_on_error: Stop the entire batch on the first error.
-        ignore_errors: Individual failures do not fail the batch.
-        video_format: For pages with media: the preferred container.
-        download_subtitles: For pages with media: subtitle files too.
-        path_template: Where files go.
-        webhook_url: Told when the batch ends.
-        timeout: Seconds that one job may run.
-        priority: Higher ones start first.
-    """
-
-    urls: Annotated[list[Url], _schema(minItems=1, maxItems=100, uniqueItems=True)]
-    quality: Annotated[str, _schema(pattern="^(best|worst|[1-9][0-9]{1,3}p?)$")] | None = None
-    concurrent_limit: Annotated[int, _schema(minimum=1, maximum=10)] = 3
-    stop_on_error: bool = False
-    ignore_errors: bool = True
-    video_format: Annotated[str, _schema(pattern="^[a-z0-9]{1,8}$")] | None = None
-    download_subtitles: bool = False
-    path_template: Annotated[
-        str, _schema(minLength=1, maxLength=500, description="Of " + " ".join(f"{{{name}}}" for name in VARIABLES))
-    ] = "batch/{batch_id}/{safe_title}.{ext}"
-    webhook_url: Annotated[str, _schema(pattern="^https?://", maxLength=8192)] | None = None
-    timeout: Annotated[float, _schema(exclusiveMinimum=0, maximum=86400)] = 1800.0
-    priority: Annotated[int, _schema(minimum=-100, maximum=100)] = 0
-
-
-class Created(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch that was accepted.
-
-    Args:
-        batch_id: Its id.
-        status: `queued`.
-        total_jobs: How many jobs it has.
-        completed_jobs: How many are completed.
-        failed_jobs: How many failed.
-        running_jobs: How many run.
-        queued_jobs: How many wait.
-    """
-
-    batch_id: str
-    status: Status
-    total_jobs: int
-    completed_jobs: int
-    failed_jobs: int
-    running_jobs: int
-    queued_jobs: int
-
-
-class FileLink(msgspec.Struct, frozen=True, kw_only=True):
-    """A link to a file that needs no key.
-
-    Args:
-        url: The link.
-        expires_at: Until when, UTC epoch seconds.
-    """
-
-    url: str
-    expires_at: float
-
-
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the service works.
-
-    Args:
-        status: `ok`.
-        running_jobs: How many jobs run.
-        watchers: How many streams of events are open.
-    """
-
-    status: str
-    running_jobs: int
-    watchers: int
-
-
-class Route(NamedTuple):
-    """One address.
-
-    Args:
-        method: GET, POST or DELETE; HEAD goes wherever GET does.
-        path: With `{names}`; `{names:path}` may have slashes.
-        name: Of the handler.
-        summary: What it does.
-        answers: Status and type of the answer; None for what is no JSON.
-        body: Type of the request's body.
-        query: Names and schemas of query parameters.
-        errors: Statuses of error answers, besides those that every address has.
-        media: Content type of an answer that is no JSON.
-        open: Needs no key.
-    """
-
-    method: str
-    path: str
-    name: str
-    summary: str
-    answers: tuple[int, Any]
-    body: Any = None
-    query: tuple[tuple[str, dict[str, Any]], ...] = ()
-    errors: tuple[int, ...] = ()
-    media: str = "application/json"
-    open: bool = False
-
-
-_LIMIT = ("limit", {"type": "integer", "minimum": 1, "maximum": 500, "default": 50})
-_BEFORE = ("before", {"type": "string", "description": "Only batches older than this one, or `next` of a page"})
-_STATE = ("status", {"type": "string", "enum": [str(each) for each in Status]})
-_AFTER = ("after", {"type": "integer", "minimum": 0, "description": "The last event that was seen, as Last-Event-ID"})
-_FLAG = {"type": "boolean", "default": False}
-_BATCH = "/api/v1/batch/{batch_id}"
-
-ROUTES: tuple[Route, ...] = (
-    Route(
-        *("POST", "/api/v1/batch/download", "create", "Create a batch", (201, Created)),
-        body=BatchRequest,
-        errors=(400, 413, 415, 422, 429, 502),
-    ),
-    Route(
-        *("GET", "/api/v1/batch", "list_batches", "List batches, the newest first", (200, Listing)),
-        query=(_LIMIT, _BEFORE, _STATE),
-        errors=(422,),
-    ),
-    Route("GET", _BATCH, "status", "Status of a batch and its jobs", (200, Batch), errors=(404,)),
-    Route(
-        *("DELETE", _BATCH, "cancel", "Cancel a batch; with purge, forget it, and its files too", (200, Batch)),
-        query=(("purge", {"type": "string", "enum": ["false", "true", "files"], "default": "false"}),),
-        errors=(404, 409, 422),
-    ),
-    Route("POST", _BATCH + "/pause", "pause", "Pause a batch", (200, Batch), errors=(404, 409)),
-    Route("POST", _BATCH + "/resume", "resume", "Resume a paused batch", (200, Batch), errors=(404, 409)),
-    Route(
-        *("POST", _BATCH + "/retry", "retry", "Download failed jobs again, as a new batch", (201, Created)),
-        query=(("cancelled", _FLAG),),
-        errors=(404, 409, 422, 429),
-    ),
-    Route("DELETE", _BATCH + "/jobs/{job_id}", "cancel_job", "Cancel one job", (200, Batch), errors=(404, 409)),
-    Route(
-        *("POST", _BATCH + "/jobs/{job_id}/link", "link", "Make a link to a job's file", (200, FileLink)),
-        errors=(404, 409),
-    ),
-    Route(
-        *("GET", _BATCH + "/events", "batch_events", "What happens to a batch, as server-sent events", (200, None)),
-        query=(_AFTER,),
-        errors=(404,),
-        media="text/event-stream",
-    ),
-    Route(
-        *("GET", "/api/v1/events", "all_events", "What happens to all batches, as server-sent events", (200, None)),
-        query=(_AFTER,),
-        media="text/event-stream",
-    ),
-    Route(
-        *("GET", "/files/{filepath:path}", "file", "A finished file", (200, None)),
-        errors=(404, 412, 416),
-        media="application/octet-stream",
-    ),
-    Route("GET", "/api/v1/openapi.json", "openapi", "This document", (200, None), open=True),
-    Route("GET", "/healthz", "health", "Whether the service works", (200, Health), open=True, errors=(503,)),
-    Route("GET", "/metrics", "metrics", "Figures for Prometheus", (200, None), media="text/plain; version=0.0.4"),
-    Route("GET", "/", "page", "The page", (200, None), media="text/html; charset=utf-8", open=True),
-)
-
-
-def _pattern(path: str) -> re.Pattern[str]:
-    # Segments are matched before they are decoded, so that an escaped slash is part of a name.
-    text = re.escape(path).replace(r"\{", "{").replace(r"\}", "}")
-    text = re.sub(r"{(\w+):path}", r"(?P<\1>.+)", text)
-    return re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", text))
+    api_keys: Required[Iterable[str] | None]
+    allowed_hosts: Collection[str] | None
+    create_rate: float | None
+    create_burst: int
+    public_url: str | None
 
 
 class Service:
-    """Answers calls.
+    """Handles requests.
 
     Args:
-        manager: Who does the work.
-        api_keys: Keys, or their hashes; None asks for none.
-        allowed_hosts: Names under which it may be called.
+        manager: Runs the batches.
+        api_keys: Keys, or their hashes; with None no key is required.
+        allowed_hosts: Names under which the service may be called.
         create_rate: New batches per second and key, None for no limit.
         create_burst: New batches at once.
-        clock: Gives seconds that never go back.
-        now: Gives UTC epoch seconds.
+        public_url: The URL of the mount point as callers see it, in place of the one of each request.
+
+    Raises:
+        TypeError: An argument of another type.
+        ValueError: A key, URL or limit that cannot work.
     """
 
     def __init__(
@@ -248,204 +87,192 @@ class Service:
         allowed_hosts: Collection[str] | None = None,
         create_rate: float | None = 1.0,
         create_burst: int = 30,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = _clock.now,
+        public_url: str | None = None,
     ) -> None:
-        self.manager = manager
-        self.keys: Keys = Keys(api_keys, hosts=allowed_hosts)
-        self._links = Links(now)
-        self._throttle = Throttle(create_rate, create_burst, clock)
-        self._routes = [(route, _pattern(route.path)) for route in ROUTES]
-        self._document = openapi_document(ROUTES, keys=self.keys.required)
-        self._pieces: dict[int, tuple[Event, bytes]] = {}
-        self.answered: Counter[tuple[str, str, int]] = Counter()
+        if not isinstance(manager, BatchManager):
+            raise TypeError(f'manager is a BatchManager, such as BatchManager("downloads"), not {manager!r}')
+        check_http_url("public_url", public_url)
+        self._manager = manager
+        self._public_url = public_url and public_url.rstrip("/")
+        self._keys = Keys(api_keys, hosts=allowed_hosts)
+        self._links = Links(_clock.now)
+        self._throttle = Throttle(create_rate, create_burst, time.monotonic)
+        self._document = openapi_document(ROUTES, keys=self._keys.required)
+        self._encoded: dict[int, tuple[Event, bytes]] = {}
+        self._responses: Counter[tuple[str, str, int]] = Counter()
 
-    async def handle(self, call: Call) -> Reply:
-        """Answer a call; whatever goes wrong is an answer too."""
+    async def handle(self, request: Request) -> Response:
+        """Return the response to a request; every exception becomes a response."""
+        if self._public_url:
+            request = msgspec.structs.replace(request, base=self._public_url)
         route = None
         try:
-            route, values = self._route(call)
-            reply = await self._allowed(route, call, values)
-        except Refused as error:
-            reply = error.reply()
-        except Exception as error:  # noqa: BLE001  # translated, or logged, in one place
-            reply = _translated(error).reply()
-        # Strangers choose method and path, but not how many figures there are.
-        known = call.method if call.method in {"GET", "HEAD", "POST", "DELETE"} else "other"
-        self.answered[known, route.name if route else "unknown", reply.status] += 1
-        headers = {
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            # Pages of other origins cannot load it, even where a browser sends credentials along.
-            "Cross-Origin-Resource-Policy": "same-origin",
-            **reply.headers,
-        }
-        if call.method == "HEAD" and isinstance(reply.body, bytes):
-            length = reply.length if reply.length is not None else len(reply.body)
-            return msgspec.structs.replace(reply, headers=headers, body=b"", length=length)
-        return msgspec.structs.replace(reply, headers=headers)
+            self._keys.check_host(request)
+            route, variables = match_route(request.method, request.path)
+            response = await self._call(route, request, variables)
+        except Exception as error:  # noqa: BLE001  # the one place that translates or logs
+            response = _problem_of(error).response()
+        # Strangers choose method and path, and must not choose the number of counters.
+        method = request.method if request.method in _METHODS else "other"
+        self._responses[method, route.name if route else "unknown", response.status] += 1
+        response = msgspec.structs.replace(response, headers={**_SECURITY_HEADERS, **response.headers})
+        if request.method == "HEAD" and isinstance(response.body, bytes):
+            length = response.length if response.length is not None else len(response.body)
+            return msgspec.structs.replace(response, body=b"", length=length)
+        return response
 
-    async def _allowed(self, route: Route, call: Call, values: dict[str, str]) -> Reply:
-        self.keys.check_host(call)
-        linked = route.name == "file" and "signature" in call.query and self._links.check(values["filepath"], call)
-        who = "anybody" if route.open or linked else self.keys.check(call)
-        if call.method not in {"GET", "HEAD"} and not same_origin(call):
-            raise Refused(403, "other_origin", "pages of other sites must not do this")
-        handler: Callable[..., Awaitable[Reply]] = getattr(self, f"_{route.name}")
-        return await handler(call, who, **values)
-
-    def _route(self, call: Call) -> tuple[Route, dict[str, str]]:
-        allowed: set[str] = set()
-        for route, pattern in self._routes:
-            found = pattern.fullmatch(call.path)
-            if found is None or (route.path == _BATCH and call.path == "/api/v1/batch/download"):
-                continue
-            if call.method == route.method or (call.method == "HEAD" and route.method == "GET"):
-                return route, {name: unquote(value) for name, value in found.groupdict().items()}
-            allowed |= {route.method, "HEAD"} if route.method == "GET" else {route.method}
-        if allowed:
-            verbs = ", ".join(sorted(allowed))
-            raise Refused(405, "wrong_method", f"this address takes {verbs}", headers={"Allow": verbs})
-        raise Refused(404, "no_such_address", "there is nothing at this address")
+    async def _call(self, route: Route, request: Request, variables: dict[str, str]) -> Response:
+        signed = route.name == "file" and "signature" in request.query
+        if route.open or (signed and self._links.check(variables["filepath"], request)):
+            caller = "anybody"
+        else:
+            caller = self._keys.check(request)
+        if request.method not in {"GET", "HEAD"} and not same_origin(request):
+            raise HTTPProblem(403, "other_origin", "pages of other sites must not do this")
+        handler: Callable[..., Awaitable[Response]] = getattr(self, f"_{route.name}")
+        return await handler(request, caller, **variables)
 
     # Batches
 
-    async def _create(self, call: Call, who: str) -> Reply:
-        kind = call.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise Refused(415, "not_json", "send a JSON object, with the header Content-Type: application/json")
-        self._throttle.take(who)
-        request = _batch_request(await call.read(_MAX_BODY))
-        batch = await self.manager.submit(**msgspec.structs.asdict(request))
-        return _created(call, batch)
+    async def _create(self, request: Request, caller: str) -> Response:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json":
+            raise HTTPProblem(415, "not_json", "send a JSON object, with the header Content-Type: application/json")
+        self._throttle.take(caller)
+        options = _decode_batch(await request.read(_MAX_BODY))
+        return _created(request, await self._manager.submit(**msgspec.structs.asdict(options)))
 
-    async def _list_batches(self, call: Call, _who: str) -> Reply:
-        limit = call.query.get("limit", "50")
+    async def _list_batches(self, request: Request, _caller: str) -> Response:
+        limit = request.query.get("limit", "50")
         if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= 500:
-            raise Refused(422, "invalid_request", "limit is a number from 1 to 500")
-        status = call.query.get("status")
+            raise HTTPProblem(422, "invalid_request", "limit is a number from 1 to 500")
+        status = request.query.get("status")
         if status is not None and status not in set(Status):
-            raise Refused(422, "invalid_request", f"status is one of {', '.join(Status)}")
-        return json_reply(await self.manager.list(limit=int(limit), before=call.query.get("before"), status=status))
+            raise HTTPProblem(422, "invalid_request", f"status is one of {', '.join(Status)}")
+        before = request.query.get("before")
+        return json_response(await self._manager.list(limit=int(limit), before=before, status=status))
 
-    async def _status(self, call: Call, _who: str, batch_id: str) -> Reply:
-        return json_reply(_with_urls(await self.manager.status(batch_id), call))
+    async def _status(self, request: Request, _caller: str, batch_id: str) -> Response:
+        return _batch_response(request, await self._manager.status(batch_id))
 
-    async def _cancel(self, call: Call, _who: str, batch_id: str) -> Reply:
-        purge = call.query.get("purge", "false")
+    async def _cancel(self, request: Request, _caller: str, batch_id: str) -> Response:
+        purge = request.query.get("purge", "false")
         if purge not in {"false", "true", "files"}:
-            raise Refused(422, "invalid_request", "purge is false, true, or files")
+            raise HTTPProblem(422, "invalid_request", "purge is false, true, or files")
         if purge == "false":
-            return json_reply(_with_urls(await self.manager.cancel(batch_id), call))
+            return _batch_response(request, await self._manager.cancel(batch_id))
         try:
-            batch = await self.manager.status(batch_id)
+            response = _batch_response(request, await self._manager.status(batch_id))
         except DamagedBatch:
-            # There is nothing left to show of it.
-            await self.manager.delete(batch_id)
-            return Reply(status=204)
-        await self.manager.delete(batch_id, files=purge == "files")
-        return json_reply(_with_urls(batch, call))
+            # Nothing of it can be shown.
+            response = Response(status=204)
+            purge = "true"
+        await self._manager.delete(batch_id, files=purge == "files")
+        return response
 
-    async def _pause(self, call: Call, _who: str, batch_id: str) -> Reply:
-        return json_reply(_with_urls(await self.manager.pause(batch_id), call))
+    async def _pause(self, request: Request, _caller: str, batch_id: str) -> Response:
+        return _batch_response(request, await self._manager.pause(batch_id))
 
-    async def _resume(self, call: Call, _who: str, batch_id: str) -> Reply:
-        return json_reply(_with_urls(await self.manager.resume(batch_id), call))
+    async def _resume(self, request: Request, _caller: str, batch_id: str) -> Response:
+        return _batch_response(request, await self._manager.resume(batch_id))
 
-    async def _retry(self, call: Call, who: str, batch_id: str) -> Reply:
-        cancelled = _flag(call, "cancelled")
-        self._throttle.take(who)
-        return _created(call, await self.manager.retry(batch_id, cancelled=cancelled))
+    async def _retry(self, request: Request, caller: str, batch_id: str) -> Response:
+        cancelled = request.query.get("cancelled", "false").lower()
+        if cancelled not in {"true", "false", "1", "0"}:
+            raise HTTPProblem(422, "invalid_request", "cancelled is true or false")
+        self._throttle.take(caller)
+        return _created(request, await self._manager.retry(batch_id, cancelled=cancelled in {"true", "1"}))
 
-    async def _cancel_job(self, call: Call, _who: str, batch_id: str, job_id: str) -> Reply:
+    async def _cancel_job(self, request: Request, _caller: str, batch_id: str, job_id: str) -> Response:
         if not job_id.startswith(f"job_{batch_id}_"):
             raise UnknownBatch(f"there is no job {job_id!r} in this batch")
-        return json_reply(_with_urls(await self.manager.cancel_job(job_id), call))
+        return _batch_response(request, await self._manager.cancel_job(job_id))
 
-    async def _link(self, call: Call, _who: str, batch_id: str, job_id: str) -> Reply:
-        batch = await self.manager.status(batch_id)
-        job = next((each for each in batch.jobs if each.job_id == job_id), None)
+    async def _link(self, request: Request, _caller: str, batch_id: str, job_id: str) -> Response:
+        batch = await self._manager.status(batch_id)
+        job = next((job for job in batch.jobs if job.job_id == job_id), None)
         if job is None:
             raise UnknownBatch(f"there is no job {job_id!r} in this batch")
         if job.file_info is None:
             raise WrongState(f"the job is {job.status} and has no file")
         path, expires = self._links.make(job.file_info.filepath)
-        return json_reply(FileLink(url=call.base + path, expires_at=expires))
+        return json_response(FileLink(url=request.base + path, expires_at=expires))
 
     # Streams and files
 
-    async def _batch_events(self, call: Call, _who: str, batch_id: str) -> Reply:
-        # An unknown batch is said now, while there is still a status to say it with.
-        batch = await self.manager.status(batch_id)
-        return self._stream(call, batch_id, ended=batch.ended)
+    async def _batch_events(self, request: Request, _caller: str, batch_id: str) -> Response:
+        # An unknown batch is an error now, while a status can still be sent.
+        batch = await self._manager.status(batch_id)
+        return self._stream(request, batch_id, ended=batch.ended)
 
-    async def _all_events(self, call: Call, _who: str) -> Reply:
-        return self._stream(call, None)
+    async def _all_events(self, request: Request, _caller: str) -> Response:
+        return self._stream(request, None)
 
-    def _stream(self, call: Call, batch_id: str | None, *, ended: bool = False) -> Reply:
-        # Neither is worth an error: a browser would ask for the same again and again.
-        given = call.headers.get("last-event-id") or call.query.get("after") or ""
-        after = int(given) if _EVENT_ID.fullmatch(given) else None
+    def _stream(self, request: Request, batch_id: str | None, *, ended: bool = False) -> Response:
+        # A wrong id is not an error: a browser would send it again and again.
+        event_id = request.headers.get("last-event-id") or request.query.get("after") or ""
+        after = int(event_id) if _EVENT_ID.fullmatch(event_id) else None
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        body = b"" if call.method == "HEAD" else self._events(batch_id, after, ended)
-        return Reply(headers=headers, body=body)
+        body = b"" if request.method == "HEAD" else self._events(batch_id, after, ended)
+        return Response(headers=headers, body=body)
 
-    async def _events(self, batch_id: str | None, after: int | None, ended: bool) -> AsyncIterator[bytes]:
-        last = int(self.manager.statistics()["last_event"])
+    async def _events(self, batch_id: str | None, after: int | None, ended: bool) -> AsyncGenerator[bytes, None]:
+        last = int(self._manager.statistics()["last_event"])
         start = last if after is None and batch_id is None else after
-        # The id says from where to go on, even if nothing happens before the connection breaks.
+        # With this id the stream resumes, even if the connection breaks before the first event.
         first = min(start, last) if start is not None else 0
         yield f"retry: 1000\nid: {first}\nevent: hello\ndata: {{}}\n\n".encode()
-        async with contextlib.aclosing(self.manager.follow(batch_id, after=start, beat=_BEAT)) as groups:
+        async with contextlib.aclosing(self._manager.follow(batch_id, after=start, beat=_HEARTBEAT)) as groups:
             async for group in groups:
-                ended = ended or any(map(_ends, group))
-                yield b"".join(map(self._piece, group)) or b": still here\n\n"
-        # A stream that breaks off because the server closes says nothing: its reader should come back.
+                ended = ended or any(map(_ends_batch, group))
+                yield b"".join(map(self._encode, group)) or b": still here\n\n"
+        # No end is sent where the service closes: the reader should reconnect.
         if batch_id is not None and ended:
             yield b"event: end\ndata: {}\n\n"
 
-    def _piece(self, event: Event) -> bytes:
-        """Return an event as it is sent. It goes to many readers, and is written once."""
-        known = self._pieces.get(id(event))
-        if known is not None and known[0] is event:
-            return known[1]
-        number = b"id: %d\n" % event.id if event.id is not None else b""
-        piece = b"%sevent: %s\ndata: %s\n\n" % (number, event.kind.encode(), msgspec.json.encode(event))
-        if len(self._pieces) >= _PIECES:
-            self._pieces.clear()
-        self._pieces[id(event)] = event, piece
-        return piece
+    def _encode(self, event: Event) -> bytes:
+        """Return an event as it is sent. Many readers receive it, and it is encoded once."""
+        cached = self._encoded.get(id(event))
+        if cached is not None and cached[0] is event:
+            return cached[1]
+        event_id = b"id: %d\n" % event.id if event.id is not None else b""
+        data = b"%sevent: %s\ndata: %s\n\n" % (event_id, event.kind.encode(), msgspec.json.encode(event))
+        if len(self._encoded) >= _CACHED_EVENTS:
+            self._encoded.clear()
+        self._encoded[id(event)] = event, data
+        return data
 
-    async def _file(self, call: Call, _who: str, filepath: str) -> Reply:
-        path = None if "\0" in filepath else await self.manager.finished_file(filepath)
+    async def _file(self, request: Request, _caller: str, filepath: str) -> Response:
+        path = None if "\0" in filepath else await self._manager.finished_file(filepath)
         if path is None:
-            raise Refused(404, "no_such_file", "there is no such file")
-        return await file_reply(path, call)
+            raise HTTPProblem(404, "no_such_file", "there is no such file")
+        return await file_response(path, request)
 
-    # The rest
+    # Operation
 
-    async def _openapi(self, call: Call, _who: str) -> Reply:
-        return json_reply({**self._document, "servers": [{"url": call.base or "/"}]})
+    async def _openapi(self, request: Request, _caller: str) -> Response:
+        return json_response({**self._document, "servers": [{"url": request.base or "/"}]})
 
-    async def _health(self, _call: Call, _who: str) -> Reply:
-        if self.manager.closing:
-            raise Refused(503, "closing", "the service is being closed")
-        facts = self.manager.statistics()
-        return json_reply(Health(status="ok", running_jobs=int(facts["running"]), watchers=int(facts["watchers"])))
+    async def _health(self, _request: Request, _caller: str) -> Response:
+        if self._manager.closing:
+            raise HTTPProblem(503, "closing", "the service is being closed")
+        statistics = self._manager.statistics()
+        running, watchers = int(statistics["running"]), int(statistics["watchers"])
+        return json_response(Health(status="ok", running_jobs=running, watchers=watchers))
 
-    async def _metrics(self, _call: Call, _who: str) -> Reply:
-        text = metrics_text(await self.manager.counts(), self.manager.statistics(), self.answered)
-        return Reply(headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, body=text.encode())
+    async def _metrics(self, _request: Request, _caller: str) -> Response:
+        text = metrics_text(await self._manager.counts(), self._manager.statistics(), self._responses)
+        return Response(headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, body=text.encode())
 
-    async def _page(self, _call: Call, _who: str) -> Reply:
-        return page_reply()
+    async def _page(self, _request: Request, _caller: str) -> Response:
+        return page_response()
 
 
-def _batch_request(body: bytes) -> BatchRequest:
+def _decode_batch(body: bytes) -> BatchRequest:
     """Decode the body that creates a batch.
 
     Raises:
-        Refused: It is not JSON, or does not describe a batch.
+        HTTPProblem: It is not JSON, or does not describe a batch.
     """
     try:
         return msgspec.json.decode(body, type=BatchRequest)
@@ -457,58 +284,56 @@ def _batch_request(body: bytes) -> BatchRequest:
                 if isinstance(document.get(name), float) and document[name].is_integer():
                     document[name] = int(document[name])
             return msgspec.convert(document, BatchRequest)
-        raise Refused(422, "invalid_request", f"the body does not describe a batch: {error}") from None
-    except Exception as error:  # noqa: BLE001  # whatever leaves a decoder
-        raise Refused(400, "not_json", f"the body is not JSON: {error}") from None
+        raise HTTPProblem(422, "invalid_request", f"the body does not describe a batch: {error}") from None
+    except Exception as error:  # noqa: BLE001  # a decoder may raise anything
+        raise HTTPProblem(400, "not_json", f"the body is not JSON: {error}") from None
 
 
-def _flag(call: Call, name: str) -> bool:
-    value = call.query.get(name, "false").lower()
-    if value not in {"true", "false", "1", "0"}:
-        raise Refused(422, "invalid_request", f"{name} is true or false")
-    return value in {"true", "1"}
-
-
-def _ends(event: Event) -> bool:
+def _ends_batch(event: Event) -> bool:
     return event.job_id is None and (event.kind == "deleted" or event.status in FINAL)
 
 
-def _created(call: Call, batch: Batch) -> Reply:
-    made = Created(**{name: getattr(batch, name) for name in Created.__struct_fields__})
-    return json_reply(made, status=201, headers={"Location": f"{call.base}/api/v1/batch/{batch.batch_id}"})
+def _created(request: Request, batch: Batch) -> Response:
+    created = msgspec.convert(batch, Created, from_attributes=True)
+    headers = {"Location": f"{request.base}/api/v1/batch/{batch.batch_id}"}
+    return json_response(created, status=201, headers=headers)
 
 
-def _with_urls(batch: Batch, call: Call) -> Batch:
-    """Say where this service serves the files, by the name that the caller knows it under."""
+def _batch_response(request: Request, batch: Batch) -> Response:
+    """Return a batch with the URLs of its files, under the name by which the caller knows this service."""
     replace = msgspec.structs.replace
     jobs = tuple(
-        job
-        if job.file_info is None
-        else replace(
-            job,
-            file_info=replace(job.file_info, download_url=f"{call.base}/files/{quote(job.file_info.filepath)}"),
-        )
+        replace(job, file_info=job.file_info and replace(job.file_info, download_url=_file_url(request, job.file_info)))
         for job in batch.jobs
     )
-    return replace(batch, jobs=jobs)
+    return json_response(replace(batch, jobs=jobs))
 
 
-def _translated(error: Exception) -> Refused:
-    if isinstance(error, InvalidBatch):
-        return Refused(422, "invalid_batch", str(error), details=tuple((what, why) for what, why in error.problems))
-    if isinstance(error, UnknownBatch):
-        return Refused(404, "no_such_batch", str(error))
-    if isinstance(error, WrongState):
-        return Refused(409, "wrong_state", str(error))
-    if isinstance(error, DamagedBatch):
-        return Refused(500, "damaged", f"the stored rows of the batch {error.batch_id} are damaged")
-    if isinstance(error, DatabaseError):
-        logger.error("the database refused: %s", error)
-        return Refused(503, "database", "the database cannot be used at the moment")
-    if isinstance(error, WMEError):
-        status = f" (HTTP {error.status})" if isinstance(error, StatusError) else ""
-        return Refused(502, "upstream", f"Wikimedia Enterprise did not answer as it should{status}: {error}")
-    if isinstance(error, ManagerClosed):
-        return Refused(503, "closing", "the service is being closed")
-    logger.error("a call could not be answered", exc_info=error)
-    return Refused(500, "internal", "something went wrong here; it was logged")
+def _file_url(request: Request, file: JobFile) -> str:
+    return f"{request.base}/files/{quote(file.filepath)}"
+
+
+def _problem_of(error: Exception) -> HTTPProblem:
+    """Return the error response for an exception; log it where it is a fault of the service."""
+    match error:
+        case HTTPProblem():
+            return error
+        case InvalidBatch():
+            return HTTPProblem(422, "invalid_batch", str(error), details=error.problems)
+        case UnknownBatch():
+            return HTTPProblem(404, "no_such_batch", str(error))
+        case WrongState():
+            return HTTPProblem(409, "wrong_state", str(error))
+        case DamagedBatch():
+            return HTTPProblem(500, "damaged", f"the stored rows of the batch {error.batch_id} are damaged")
+        case DatabaseError():
+            logger.error("the database cannot be used: %s", error)
+            return HTTPProblem(503, "database", "the database cannot be used at the moment")
+        case WMEError():
+            status = f" (HTTP {error.status})" if isinstance(error, StatusError) else ""
+            message = f"Wikimedia Enterprise did not answer as it should{status}: {error}"
+            return HTTPProblem(502, "upstream", message)
+        case ManagerClosed():
+            return HTTPProblem(503, "closing", "the service is being closed")
+    logger.error("an exception while a request was handled", exc_info=error)
+    return HTTPProblem(500, "internal", "something went wrong here; it was logged")

@@ -1,75 +1,8 @@
-"""How fast: measured rates, the number of connections that pays, and a limit on the whole. No clock of its own."""
+"""How many connections at once: what pays, and what a server bears. No clock of its own."""
 
 import math
 
-from wme_async._arguments import check_numbers
-
-__all__ = ["ConnectionCap", "ConnectionTuner", "RateMeter", "TokenBucket"]
-
-
-class RateMeter:
-    """A rate that forgets: what came lately counts most.
-
-    Args:
-        now: Seconds, when it begins.
-        tau: Seconds after which a byte counts only a third.
-    """
-
-    __slots__ = ("_at", "_sum", "_tau", "_weight")
-
-    def __init__(self, now: float, tau: float = 2.0) -> None:
-        self._at = now
-        self._sum = 0.0
-        self._weight = 0.0
-        self._tau = tau
-
-    def add(self, count: int, now: float) -> None:
-        """Count bytes that came since the last call."""
-        span = now - self._at
-        if span > 0:
-            fade = math.exp(-span / self._tau)
-            # Spread over the span in which they came, so that long gaps between calls do not look like bursts.
-            self._sum = self._sum * fade + count * (1 - fade) * self._tau / span
-            self._weight = self._weight * fade + self._tau * (1 - fade)
-            self._at = now
-        else:
-            self._sum += count
-
-    def rate(self, now: float) -> float:
-        """Return units per second, at a time that is not before the last `add`."""
-        fade = math.exp(-max(0.0, now - self._at) / self._tau)
-        weight = self._weight * fade + self._tau * (1 - fade)
-        return self._sum * fade / weight if weight > 0 else 0.0
-
-
-class TokenBucket:
-    """A limit of bytes per second for all that share it. It may be overdrawn; whoever did waits until it is level.
-
-    Args:
-        rate: Bytes per second, None for no limit.
-        now: Seconds.
-        burst: Seconds of the rate that may come at once after a rest.
-    """
-
-    __slots__ = ("_at", "_burst", "_level", "rate")
-
-    def __init__(self, rate: float | None, now: float, *, burst: float = 0.1) -> None:
-        check_numbers(whole=False, max_rate=rate)
-        if rate is not None and not 0 < rate < math.inf:
-            raise ValueError(f"max_rate must be a number of bytes per second above 0, not {rate!r}")
-        self.rate: float | None = rate
-        self._burst = burst
-        self._level = 0.0
-        self._at = now
-
-    def take(self, count: int, now: float) -> float:
-        """Take bytes out and return how many seconds to wait before taking more."""
-        if self.rate is None:
-            return 0.0
-        self._level = min(self._level + (now - self._at) * self.rate, self.rate * self._burst)
-        self._at = now
-        self._level -= count
-        return max(0.0, -self._level / self.rate)
+__all__ = ["ConnectionCap", "ConnectionTuner"]
 
 
 class ConnectionCap:
@@ -167,9 +100,6 @@ class ConnectionTuner:
     _SETTLE = 0.4
 
     def __init__(self, *, start: int = 8, most: int = 16, period: float = 0.5) -> None:
-        check_numbers(whole=True, optional=False, connections=most, start=start)
-        if most < 1:
-            raise ValueError("connections must be at least 1")
         self.most: int = most
         self.allowed: int = max(1, min(start, most))
         self._period = period

@@ -1,0 +1,141 @@
+"""The first bytes of a new file: the response to their request says its size and version, so that no HEAD is needed."""
+
+from contextlib import AsyncExitStack
+
+from multidict import CIMultiDictProxy
+
+from wme_async._download.budget import Budget, SignedUrlCache
+from wme_async._download.range_responses import (
+    RangeResponse,
+    Verdict,
+    conditions,
+    content_coding,
+    parse_content_range,
+)
+from wme_async._download.source import FileInfo, SignedUrl, validator_of
+from wme_async._transport import Body, Request, Transport
+from wme_async._transport.retry import http_date
+from wme_async.errors import ClientClosed, StatusError, WMEError
+
+__all__ = ["FIRST_BYTES", "FirstRange", "file_info_of", "open_first", "range_request"]
+
+FIRST_BYTES = 4 << 20
+"""Bytes that are requested before the size is known. A file of up to so many comes in one response."""
+
+
+class FirstRange:
+    """The response to the request for the first bytes, with its body still to come.
+
+    Args:
+        budget: Where its connection was acquired. Whoever takes over the connection releases it.
+
+    Attributes:
+        body: The body, once there is one.
+        info: What the head of the response says of the file.
+        response: Which bytes the body holds.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.body: Body | None = None
+        self.info = FileInfo()
+        self.response = RangeResponse(Verdict.REFUSED)
+        self._budget: Budget | None = budget
+
+    def begin(self, body: Body, info: FileInfo, stop: int) -> None:
+        """Note the response, whose body has the bytes up to `stop`."""
+        self.body, self.info, self.response = body, info, RangeResponse(Verdict.TAKE, 0, stop)
+
+    def take_connection(self) -> bool:
+        """Take over the connection; return whether it was still to be had."""
+        held, self._budget = self._budget is not None, None
+        return held
+
+    def close(self) -> None:
+        """Give back the connection if nobody has taken it over."""
+        budget, self._budget = self._budget, None
+        if budget is not None:
+            budget.release()
+
+
+async def open_first(
+    signed_urls: SignedUrlCache, transport: Transport, budget: Budget, stack: AsyncExitStack, *, whole: bool
+) -> FirstRange | None:
+    """Request the first bytes of a file.
+
+    Args:
+        signed_urls: Has its address.
+        transport: Sends the request.
+        budget: Has the connection.
+        stack: Closes the body and gives back the connection at the end of its block.
+        whole: Request all bytes rather than the first few, for one connection that fetches them all.
+
+    Returns:
+        The response; None if it is not of use, so that the version has to be requested otherwise.
+
+    Raises:
+        WMEError: There is no address, or the client is closed.
+    """
+    signed = await signed_urls.get()
+    await budget.acquire()
+    held = FirstRange(budget)
+    stack.callback(held.close)
+    request = range_request(signed, 0, None if whole else FIRST_BYTES, None)
+    try:
+        body = await stack.enter_async_context(transport.open(request, retry=False))
+    except ClientClosed:
+        raise
+    except WMEError as error:
+        if isinstance(error, StatusError) and error.status == 403:
+            signed_urls.refused(signed)
+        held.close()
+        return None
+    sent = parse_content_range(body.headers.get("Content-Range")) if body.status == 206 else None
+    info = file_info_of(body.headers, size=sent.size if sent else None)
+    if (
+        sent is None
+        or sent.start != 0
+        or sent.size is None
+        or content_coding(body.headers) is not None
+        or validator_of(info) is None
+    ):
+        body.close()
+        held.close()
+        return None
+    signed_urls.worked()
+    held.begin(body, info, sent.stop)
+    return held
+
+
+def file_info_of(headers: CIMultiDictProxy[str], *, size: int | None) -> FileInfo:
+    """Return what the head of a response says of a file.
+
+    Args:
+        headers: Of the response.
+        size: Bytes of the file.
+    """
+    return FileInfo(
+        size=size,
+        etag=headers.get("ETag"),
+        last_modified=http_date(headers.get("Last-Modified")),
+        content_type=headers.get("Content-Type"),
+        accept_ranges=headers.get("Accept-Ranges", "").lower() == "bytes",
+        headers=dict(headers),
+    )
+
+
+def range_request(signed: SignedUrl, start: int, stop: int | None, validator: str | None) -> Request:
+    """Return the request for a range, pinned to one version of the file.
+
+    Args:
+        signed: Its address.
+        start: The first byte.
+        stop: The byte after the last; None for all that follow.
+        validator: What proves the version; None for any.
+    """
+    headers = {
+        **signed.headers,
+        "Range": f"bytes={start}-{'' if stop is None else stop - 1}",
+        "Accept-Encoding": "identity",
+        **conditions(validator),
+    }
+    return Request(method="GET", role=signed.role, path=signed.url, headers=headers, accepts="any")
