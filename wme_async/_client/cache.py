@@ -1,18 +1,18 @@
-"""Answers kept for a while, so that repeats cost neither quota nor time. Only what changes slowly is ever kept."""
+"""Responses that are kept for a while, so that repeated requests cost neither quota nor time."""
 
 import asyncio
 import contextlib
-import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, NamedTuple
 
+from wme_async._arguments import check_numbers
 from wme_async._transport import Request, Response, Transport
 from wme_async.errors import DecodeError
 
 __all__ = ["Cache", "forget_unreadable", "send_cached"]
 
-# What an entry takes besides its body: key, headers and bookkeeping.
+# Bytes of an entry beside its body: key, headers and bookkeeping.
 _OVERHEAD = 2048
 
 
@@ -22,40 +22,43 @@ class _Entry(NamedTuple):
     size: int
 
 
-class _Flight:
-    """One request on its way, and how many wait for it."""
+class _SharedRequest:
+    """A request under way, and the number of callers that wait for its response."""
 
-    __slots__ = ("closed", "loop", "task", "waiting")
+    __slots__ = ("closed", "task", "waiting")
 
     def __init__(self, task: "asyncio.Task[Response]", closed: Callable[[], bool]) -> None:
         self.task = task
         self.closed = closed
-        self.loop = asyncio.get_running_loop()
         self.waiting = 0
 
 
 class Cache:
-    """Answers in memory: bounded in number, bytes and age, each fetched once however many ask for it at a time.
+    """Responses in memory: bounded in number, bytes and age, with one request for all concurrent callers.
 
-    Give it to a client as `Client(cache=Cache())`. It is used for what changes slowly: codes, languages, projects and
-    namespaces, look-ups of articles, structured contents, entities and files. Lists of archives always come from the
-    server, and errors are never kept, a "not found" and what cannot be read among them. Clients may share one; each
-    account has answers of its own, since what it is given depends on its plan.
+    Give it to a client as `Client(cache=Cache())`. It holds data that change slowly: codes, languages, projects and
+    namespaces, and look-ups of articles, structured contents, entities and files. Lists of archives always come from
+    the server. Errors are never kept, and neither are "not found" and responses that cannot be decoded. Clients may
+    share a cache; each account has entries of its own, since its plan decides on its responses.
 
-    An answer that is served from here is not metered. Where a look-up could find more than `limit` records, the server
-    picks some of them at random; while it is kept, the pick is the same.
+    A response from the cache is not metered. If a look-up matches more than `limit` records, the server picks some of
+    them at random; while the response is in the cache, the pick stays the same.
 
     Example:
         >>> Client("user", "password", cache=Cache(max_entries=10_000, ttl=60))  # doctest: +SKIP
 
     Args:
-        max_entries: Answers to keep; those that were not used for longest go first.
-        max_bytes: Bytes to keep, bodies and bookkeeping together. A longer answer is never kept.
+        max_entries: Responses to keep; the least recently used are dropped first.
+        max_bytes: Bytes to keep, bodies and bookkeeping together. A longer response is never kept.
         ttl: Seconds to keep a look-up.
         metadata_ttl: Seconds to keep codes, languages, projects and namespaces, which seldom change.
 
+    Attributes:
+        hits: Calls with a response from the cache, or from the request of another caller.
+        misses: Calls with a request of their own.
+
     Raises:
-        TypeError: A bound is no number.
+        TypeError: A bound is not a number.
         ValueError: A bound is not above 0.
     """
 
@@ -67,25 +70,24 @@ class Cache:
         ttl: float = 300.0,
         metadata_ttl: float = 86_400.0,
     ) -> None:
-        for name, value in (
-            ("max_entries", max_entries),
-            ("max_bytes", max_bytes),
-            ("ttl", ttl),
-            ("metadata_ttl", metadata_ttl),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"Cache.{name} must be a number above 0, not {value!r}")
-            if not value > 0 or math.isinf(value):
-                raise ValueError(f"Cache.{name} must be a number above 0, not {value!r}")
+        check_numbers(
+            owner="Cache",
+            optional=False,
+            above=0,
+            max_entries=max_entries,
+            max_bytes=max_bytes,
+            ttl=ttl,
+            metadata_ttl=metadata_ttl,
+        )
         self.max_entries = max_entries
         self.max_bytes = max_bytes
         self.ttl = ttl
         self.metadata_ttl = metadata_ttl
-        self._entries: OrderedDict[object, _Entry] = OrderedDict()
-        self._flights: dict[object, _Flight] = {}
-        self._size = 0
         self.hits: int = 0
         self.misses: int = 0
+        self._entries: OrderedDict[object, _Entry] = OrderedDict()
+        self._requests: dict[object, _SharedRequest] = {}
+        self._size = 0
 
     def __repr__(self) -> str:
         return f"<Cache {len(self)} entries, {self._size} bytes, {self.hits} hits, {self.misses} misses>"
@@ -95,16 +97,16 @@ class Cache:
 
     @property
     def size(self) -> int:
-        """Bytes that are kept now, bookkeeping included."""
+        """Bytes in the cache, bookkeeping included."""
         return self._size
 
     def clear(self) -> None:
-        """Forget all answers. Requests on their way are finished, and their answers are kept again."""
+        """Drop all entries. Requests under way continue, and their responses enter the cache."""
         self._entries.clear()
         self._size = 0
 
     def forget(self, response: Response) -> None:
-        """Keep an answer no longer, since it turned out to be none."""
+        """Drop a response that turned out to be unreadable."""
         for key, entry in self._entries.items():
             if entry.response is response:
                 self._drop(key)
@@ -113,74 +115,92 @@ class Cache:
     async def fetch(
         self,
         key: object,
-        ask: Callable[[], Awaitable[Response]],
+        send: Callable[[], Coroutine[Any, Any, Response]],
         *,
         ttl: float,
         monotonic: Callable[[], float],
         closed: Callable[[], bool] = lambda: False,
     ) -> Response:
-        """Return the answer that is kept under a key, or ask for it; those who come meanwhile wait for the same one.
+        """Return the response with a key from the cache, from a request under way, or from a new request.
 
-        Cancelling one that waits does not disturb the others; when the last is cancelled, the request is.
+        A cancelled caller does not disturb the others; the cancellation of the last one cancels the request.
 
         Args:
-            key: All that the answer depends on.
-            ask: Sends the request.
-            ttl: Seconds to keep the answer.
-            monotonic: The clock.
-            closed: Says whether the client that asks has been closed, and its request with it: those of others that
-                wait for the same answer then ask themselves.
+            key: Everything on which the response depends.
+            send: Sends the request.
+            ttl: Seconds to keep the response.
+            monotonic: Returns seconds.
+            closed: Returns whether the caller's client is closed, which fails its requests. Callers of other clients
+                that wait for such a request then send one of their own.
 
         Raises:
-            WMEError: As `ask` raises it, to all that wait.
+            WMEError: The request failed; all callers that wait for it get the error.
         """
         while True:
-            entry = self._entries.get(key)
+            entry = self._fresh_entry(key, monotonic())
             if entry is not None:
-                if monotonic() < entry.expires:
-                    self._entries.move_to_end(key)
-                    self.hits += 1
-                    return entry.response
-                self._drop(key)
-            flight = self._flights.get(key)
-            if flight is None or flight.loop is not asyncio.get_running_loop():
-                break
+                self.hits += 1
+                return entry.response
+            request = self._requests.get(key)
+            if request is None or request.task.get_loop() is not asyncio.get_running_loop():
+                self.misses += 1
+                return await self._join(key, self._start(key, send, ttl, monotonic, closed))
             try:
-                response = await self._join(key, flight)
+                response = await self._join(key, request)
             except Exception:
-                if not flight.closed() or closed():
+                if closed() or not request.closed():
                     raise
             else:
                 self.hits += 1
                 return response
-        self.misses += 1
-        flight = _Flight(asyncio.create_task(_asked(ask), name="wme-cache-fetch"), closed)
-        self._flights[key] = flight
 
-        def landed(task: "asyncio.Task[Response]") -> None:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
-            # Asking for the exception also marks it as seen, should nobody wait any more.
+    def _fresh_entry(self, key: object, now: float) -> _Entry | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if now >= entry.expires:
+            self._drop(key)
+            return None
+        self._entries.move_to_end(key)
+        return entry
+
+    def _start(
+        self,
+        key: object,
+        send: Callable[[], Coroutine[Any, Any, Response]],
+        ttl: float,
+        monotonic: Callable[[], float],
+        closed: Callable[[], bool],
+    ) -> _SharedRequest:
+        request = _SharedRequest(asyncio.create_task(send(), name="wme-cache-fetch"), closed)
+        self._requests[key] = request
+
+        def finish(task: "asyncio.Task[Response]") -> None:
+            self._remove(key, request)
+            # Reading the exception also marks it as retrieved, for the case that no caller waits any more.
             if not task.cancelled() and task.exception() is None:
-                self._keep(key, task.result(), monotonic() + ttl)
+                self._add(key, task.result(), monotonic() + ttl)
 
-        flight.task.add_done_callback(landed)
-        return await self._join(key, flight)
+        request.task.add_done_callback(finish)
+        return request
 
-    async def _join(self, key: object, flight: _Flight) -> Response:
-        flight.waiting += 1
+    async def _join(self, key: object, request: _SharedRequest) -> Response:
+        request.waiting += 1
         try:
-            return await asyncio.shield(flight.task)
+            return await asyncio.shield(request.task)
         finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                # Whoever comes now must not wait for what is being cancelled.
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
-                flight.task.cancel()
-                await asyncio.wait([flight.task])
+            request.waiting -= 1
+            if not request.waiting and not request.task.done():
+                # A new caller must not join a request that is being cancelled.
+                self._remove(key, request)
+                request.task.cancel()
+                await asyncio.wait([request.task])
 
-    def _keep(self, key: object, response: Response, expires: float) -> None:
+    def _remove(self, key: object, request: _SharedRequest) -> None:
+        if self._requests.get(key) is request:
+            del self._requests[key]
+
+    def _add(self, key: object, response: Response, expires: float) -> None:
         size = len(response.body) + _OVERHEAD
         if size > self.max_bytes:
             return
@@ -195,13 +215,9 @@ class Cache:
         self._size -= self._entries.pop(key).size
 
 
-async def _asked(ask: Callable[[], Awaitable[Response]]) -> Response:
-    return await ask()
-
-
 @contextlib.contextmanager
 def forget_unreadable(cache: Cache | None, response: Response) -> Iterator[None]:
-    """Read an answer in this block: one that cannot be read is an error, and errors are not kept."""
+    """Decode a response in this block: the cache drops it if it cannot be decoded, as it drops all errors."""
     try:
         yield
     except DecodeError:
@@ -218,22 +234,22 @@ async def send_cached(
     ttl: float | None = None,
     read_timeout: float | None = None,
 ) -> Response:
-    """Send a request, or take its answer from a cache.
+    """Send a request, or take its response from a cache.
 
     Args:
-        transport: Sends it.
-        request: What to send.
-        cache: Where to look first; None for nowhere.
-        ttl: Seconds to keep the answer; the cache's time for look-ups where not given.
+        transport: Sends the request.
+        request: The request.
+        cache: The cache, or None for no cache.
+        ttl: Seconds to keep the response; by default the cache's `ttl`.
         read_timeout: Seconds of silence.
 
     Raises:
-        WMEError: As the transport raises it.
+        WMEError: The request failed.
     """
     if cache is None:
         return await transport.request(request, read_timeout=read_timeout)
     key = (transport.account, request.method, request.path, request.headers.get("Accept"), request.body)
-    # The request may be another client's; closing this one ends the wait for it.
+    # The request may be that of another client; closing this one ends the wait for it.
     async with transport.wait():
         return await cache.fetch(
             key,
