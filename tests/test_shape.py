@@ -19,6 +19,7 @@ ROWS = [
         "_arguments",
         "_clock",
         "_files",
+        "_platform",
         "_rates",
         "_sqlite",
         "_tasks",

@@ -6,16 +6,18 @@ where that matters.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from wme_async import _platform
+from wme_async._platform import name_limit
 from wme_async.errors import IntegrityError
 
 __all__ = [
@@ -40,8 +42,7 @@ logger = logging.getLogger("wme_async.files")
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
-_NAME_MAX: Final = 255  # bytes; what nearly all file systems allow
-NAME_LEAST: Final = 143  # what the strictest of them allow, encrypted ones that report 255 among them
+NAME_LEAST: Final = 143  # bytes; what the strictest file systems allow, encrypted ones that report 255 among them
 _LONGEST_SUFFIX: Final = len(".part.ledger")
 
 _MOST_LOGGED: Final = 1000
@@ -97,21 +98,15 @@ def free_space(place: Path | int) -> int | None:
         are full.
     """
     try:
-        status = os.fstatvfs(place) if isinstance(place, int) else os.statvfs(place)
+        space = _platform.disk_space(place)
     except OSError as error:
         if error.errno in _UNSUPPORTED:
             return None
         raise
-    return status.f_bavail * status.f_frsize if status.f_blocks > 0 else None
-
-
-def name_limit(folder: Path) -> int:
-    """Return how many bytes a file name in a folder may have; 255 if the file system does not say."""
-    try:
-        limit = os.pathconf(folder, "PC_NAME_MAX")
-    except (OSError, ValueError):
-        return _NAME_MAX
-    return limit if limit > 0 else _NAME_MAX
+    if space is None:
+        return None
+    free, total = space
+    return free if total > 0 else None
 
 
 def sibling(path: Path, suffix: str, *, cautious: bool = False) -> Path:
@@ -162,6 +157,8 @@ def sync_folder(folder: Path) -> None:
     Many network and FUSE file systems cannot do that for a folder, and a folder without read permission cannot be
     opened. The file itself is complete either way, so an error is logged once and never raised.
     """
+    if not _platform.SYNCS_FOLDERS:
+        return
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -189,10 +186,10 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """
     path = followed(path)
     temporary = path.with_name(f".wme-{secrets.token_hex(8)}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            _set_mode(file.fileno(), mode)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with os.fdopen(_platform.open_file(temporary, flags, 0o600), "wb") as file:
+            _set_mode(file.fileno(), temporary, mode)
             file.write(data)
             file.flush()
             sync_file(file.fileno())
@@ -206,7 +203,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
-def publish(descriptor: int, path: Path, target: Path, *, size: int) -> None:
+def publish(descriptor: int, path: Path, target: Path, *, size: int, close: Callable[[], object]) -> None:
     """Give a finished file its final name, if the name that it has now still belongs to it.
 
     What was written and checked is what the descriptor refers to; what gets the name is what the path refers to.
@@ -217,6 +214,7 @@ def publish(descriptor: int, path: Path, target: Path, *, size: int) -> None:
         path: Its present name.
         target: Its final name; a file of that name is replaced.
         size: Its bytes.
+        close: Closes the file, for systems that do not rename an open one; it is called only there.
 
     Raises:
         IntegrityError: The path belongs to another file, or the file has another size. Nothing was renamed.
@@ -235,6 +233,8 @@ def publish(descriptor: int, path: Path, target: Path, *, size: int) -> None:
             expected=f"{size} bytes",
             got=f"{status.st_size} bytes",
         )
+    if not _platform.RENAMES_OPEN_FILES:
+        close()
     try:
         path.replace(target)
     except OSError as error:
@@ -248,22 +248,22 @@ def private_file(path: Path) -> None:
         OSError: It cannot be created.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = _platform.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         # Not opened: closing any descriptor of a file drops the locks that SQLite has on it in this process.
         restrict(path)
         return
     try:
-        _set_mode(descriptor, 0o600)
+        _set_mode(descriptor, path, 0o600)
     finally:
         os.close(descriptor)
 
 
-def _set_mode(descriptor: int, mode: int) -> None:
+def _set_mode(descriptor: int, path: Path, mode: int) -> None:
     """Give a new file its permissions if the umask has taken some; a file system without them is left alone."""
     if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
         with contextlib.suppress(PermissionError):
-            os.fchmod(descriptor, mode)
+            _platform.set_mode(descriptor, path, mode)
 
 
 def private_folder(path: Path, *, tighten: bool = False) -> None:
@@ -300,7 +300,7 @@ def restrict(path: Path, descriptor: int | None = None) -> None:
         if descriptor is None:
             path.chmod(mode & 0o700)
         else:
-            os.fchmod(descriptor, mode & 0o700)
+            _platform.set_mode(descriptor, path, mode & 0o700)
     except OSError as error:
         logger.warning("%s can be read by others (mode %o): %s", path, mode, error.strerror)
     else:
@@ -333,8 +333,7 @@ class LockedFile:
             self._open(mode)
 
     def _open(self, mode: int) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags, mode)
+        descriptor = _platform.open_file(self.path, os.O_RDWR | os.O_CREAT, mode)
         try:
             _flock(descriptor, self.path)
             # Another process may have renamed or removed the file before we had the lock.
@@ -358,7 +357,7 @@ class LockedFile:
         """Replace the content by a short text that tells people who holds the lock, if the disk has room for it."""
         with contextlib.suppress(OSError):
             os.ftruncate(self.descriptor, 0)
-            os.pwrite(self.descriptor, text.encode(), 0)
+            _platform.write_at(self.descriptor, text.encode(), 0)
 
     def owns_name(self) -> bool:
         """Return whether the path still belongs to this file."""
@@ -375,6 +374,8 @@ class LockedFile:
         """
         try:
             if self.descriptor >= 0 and self.owns_name():
+                if not _platform.RENAMES_OPEN_FILES:
+                    self.close()
                 self.path.unlink(missing_ok=True)
         except OSError as error:
             logger.debug("%s cannot be removed: %s", self.path, error)
@@ -388,7 +389,7 @@ class LockedFile:
             OSError: The file cannot be opened.
         """
         with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = _platform.open_file(self.path, os.O_RDONLY)
             if os.path.samestat(os.fstat(descriptor), os.fstat(self.descriptor)):
                 return descriptor
             os.close(descriptor)
@@ -401,13 +402,13 @@ class LockedFile:
             del _open_locks[descriptor]
             # Duplicates of the descriptor would keep the lock.
             with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                _platform.unlock(descriptor)
             os.close(descriptor)
 
 
 def _flock(descriptor: int, path: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _platform.lock(descriptor)
     except OSError as error:
         if error.errno in _HELD:
             raise BlockingIOError(errno.EAGAIN, "another holder has the lock", str(path)) from None
@@ -429,4 +430,4 @@ def _close_in_child() -> None:
             os.close(descriptor)
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+_platform.on_fork(_close_in_child)

@@ -234,8 +234,9 @@ async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 
 def _work(connection: socket.socket, job: _Job) -> None:
     """Be a worker process: read paths, one at a time, and tell what comes of them."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the parent too, which kills this process
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):  # a terminal sends them to the parent too, which kills this process
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     connection.settimeout(None)  # sockets come non-blocking from a process with an event loop
     with connection, connection.makefile("rb") as requests, contextlib.suppress(_GoneError):
         while path := _until_zero(requests):

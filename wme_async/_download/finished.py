@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from wme_async import _platform
 from wme_async._download.etags import Digest, PartSums
 from wme_async._download.range_responses import strong_etag
 from wme_async._files import explained, followed, name_limit
@@ -134,7 +135,7 @@ def hash_range(fd: int, digest: Digest, start: int, stop: int, is_cancelled: IsC
     while start < stop:
         if is_cancelled is not None and is_cancelled():
             raise InterruptedError(errno.EINTR, "nobody waits for the digest any more")
-        count = os.preadv(fd, [view[: min(_BLOCK, stop - start)]], start)
+        count = _platform.read_into(fd, view[: min(_BLOCK, stop - start)], start)
         if not count:
             return False
         digest.update(view[:count])
@@ -188,7 +189,7 @@ def existing_version(
         InterruptedError: Nobody waits for the answer.
     """
     try:
-        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _platform.open_file(target, os.O_RDONLY, follow=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:
@@ -230,18 +231,15 @@ def _has_etag(fd: int, etag: str | None, md5: str | None, size: int, is_cancelle
 
 def store_note(fd: int, known: VersionNote) -> None:
     """Keep a note of its version with a file, if the file system keeps attributes."""
-    if hasattr(os, "setxattr"):
-        try:
-            os.setxattr(fd, _XATTR, msgspec.json.encode(known))
-        except OSError:
-            # The file system keeps no attributes: the next look has to hash.
-            logger.debug("no extended attributes here")
+    if not _platform.set_attribute(fd, _XATTR, msgspec.json.encode(known)):
+        logger.debug("the file system keeps no extended attributes: the next look has to hash")
 
 
 def _load_note(fd: int) -> VersionNote | None:
-    if not hasattr(os, "getxattr"):
+    note = _platform.get_attribute(fd, _XATTR)
+    if note is None:
         return None
     try:
-        return decode_json(os.getxattr(fd, _XATTR), _KNOWN)
-    except (OSError, DecodeError):
+        return decode_json(note, _KNOWN)
+    except DecodeError:
         return None

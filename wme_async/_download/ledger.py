@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from wme_async import _platform
 from wme_async._download.range_plan import RangeLease, RangePlan, Spans
 from wme_async._files import explained, sync_file
 from wme_async.errors import DecodeError
@@ -82,7 +83,7 @@ class Ledger:
         self._path = path
         self._boot = boot
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            self._fd = _platform.open_file(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise self._explained(error) from error
         self._note: Note | None = None
@@ -215,13 +216,13 @@ class Ledger:
 
     def _get(self, size: int, offset: int) -> bytes:
         try:
-            return os.pread(self._fd, size, offset)
+            return _platform.read_at(self._fd, size, offset)
         except OSError as error:
             raise self._explained(error) from error
 
     def _put(self, data: bytes, offset: int) -> None:
         try:
-            written = os.pwrite(self._fd, data, offset)
+            written = _platform.write_at(self._fd, data, offset)
         except OSError as error:
             raise self._explained(error) from error
         if written < len(data):

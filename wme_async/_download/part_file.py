@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from wme_async import _platform
 from wme_async._download.etags import Digest, PartSums
 from wme_async._download.finished import IsCancelled, VersionNote, hash_range, store_note
 from wme_async._download.ledger import Ledger, boot_id
@@ -145,7 +146,7 @@ class PartFile:
 
     def _check_space(self, size: int) -> None:
         free = free_space(self._fd)
-        needed = size - os.fstat(self._fd).st_blocks * 512
+        needed = size - _platform.allocated_bytes(os.fstat(self._fd))
         if free is not None and needed > free:
             raise OSError(
                 errno.ENOSPC,
@@ -203,7 +204,7 @@ class PartFile:
             raise self._changed()
         try:
             while data:
-                written = os.pwrite(self._fd, data, offset)
+                written = _platform.write_at(self._fd, data, offset)
                 data = data[written:]
                 offset += written
         except OSError as error:
@@ -230,7 +231,7 @@ class PartFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Return bytes that were written."""
-        return os.pread(self._fd, size, offset)
+        return _platform.read_at(self._fd, size, offset)
 
     def duplicate(self) -> int:
         """Return a descriptor for reading that outlives this object; the caller closes it."""
@@ -300,7 +301,7 @@ class PartFile:
             except OSError as error:
                 raise explained(error, "the finished file did not reach the disk", self.path) from error
         size = self._streamed if self._size is None else self._size
-        publish(self._fd, self.path, self.target, size=size)
+        publish(self._fd, self.path, self.target, size=size, close=self._file.close)
         if self.durable:
             sync_folder(self.target.parent)
         self._drop_ledger()

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from wme_async import _platform
 from wme_async._arguments import check_flags, check_instances, check_numbers
 from wme_async._download.budget import Budget, SignedUrlCache, after
 from wme_async._download.download import DownloadRun
@@ -226,7 +227,11 @@ class _PartFileReader(ContentReader):
         if self._fd < 0:
             return None
         front = job.front if self.result is None else self.result.size
-        return os.pread(self._fd, min(_READ, front - self.position), self.position) if front > self.position else None
+        return (
+            _platform.read_at(self._fd, min(_READ, front - self.position), self.position)
+            if front > self.position
+            else None
+        )
 
     def _dispose(self) -> None:
         if self._fd >= 0:

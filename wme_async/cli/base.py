@@ -5,7 +5,6 @@ import contextlib
 import io
 import logging
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from wme_async import _platform
 from wme_async._client import Client
 from wme_async._client.resources import Resource
 from wme_async._download import Progress
@@ -190,12 +190,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     async def guarded() -> T:
         task = asyncio.current_task()
         assert task is not None
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            # Under `nohup` SIGHUP is ignored already, and stays so.
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                with contextlib.suppress(NotImplementedError):
-                    asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        _platform.on_signals(asyncio.get_running_loop(), ("SIGTERM", "SIGHUP"), task.cancel)
         return await main
 
     try:

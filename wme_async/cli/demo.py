@@ -14,6 +14,7 @@ import click
 import msgspec
 from rich.text import Text
 
+from wme_async import _platform
 from wme_async._archive import read_archive
 from wme_async._client import Client
 from wme_async._stream import StreamStatistics
@@ -207,7 +208,7 @@ class _Demo:
 
 def _allocated(path: Path) -> int:
     try:
-        return path.stat().st_blocks * 512
+        return _platform.allocated_bytes(path.stat())
     except FileNotFoundError:
         return 0
 

@@ -353,7 +353,7 @@ class _Writer:
         self._write(self._file.finish())
         self._out.flush()
         sync_file(self._out.fileno())
-        publish(self._out.fileno(), self._part, self._target, size=self._out.tell())
+        publish(self._out.fileno(), self._part, self._target, size=self._out.tell(), close=self._out.close)
         self._out.close()
         sync_folder(self._target.parent)
         self.files.append(str(self._target))

@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from wme_async import _platform
 from wme_async._client.archive_names import ArchiveName
 from wme_async._client.client import Client
 from wme_async._client.files import Files
@@ -410,7 +411,7 @@ def _space(folder: Path) -> tuple[int, int | None]:
     there = 0
     for name in (DATA, f"{DATA}.part"):
         with contextlib.suppress(FileNotFoundError):
-            there += (folder / name).stat().st_blocks * 512
+            there += _platform.allocated_bytes((folder / name).stat())
     return there, free_space(folder)
 
 

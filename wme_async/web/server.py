@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import errno
 import logging
-import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import cast
+
+from wme_async import _platform
 
 __all__ = ["Listener"]
 
@@ -23,8 +24,8 @@ _RESERVED_DESCRIPTORS = 128
 
 def default_limit() -> int:
     """Return how many connections may be open at once, by the limit of descriptors of this process."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
+    soft = _platform.max_descriptors()
+    if soft is None:
         return 1000
     return max(8, min(1000, soft - _RESERVED_DESCRIPTORS if soft > 2 * _RESERVED_DESCRIPTORS else soft // 2))
 

@@ -1,0 +1,238 @@
+"""Differences between operating systems, in one place: POSIX first, and a second way where a call does not exist.
+
+The second way is what Windows needs: descriptors without positional reads and writes, locks of byte ranges, folders
+that cannot be synchronised, open files that cannot be renamed, loops without signal handlers. It is also used where a
+POSIX system lacks one of the calls. `nox -s portable` runs the test suite with every such call hidden.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+__all__ = [
+    "FORKS",
+    "LINKS_ATTRIBUTES",
+    "RENAMES_OPEN_FILES",
+    "SYNCS_FOLDERS",
+    "allocated_bytes",
+    "disk_space",
+    "get_attribute",
+    "lock",
+    "max_descriptors",
+    "name_limit",
+    "on_fork",
+    "on_signals",
+    "open_file",
+    "read_at",
+    "read_into",
+    "set_attribute",
+    "set_mode",
+    "unlock",
+    "write_at",
+]
+
+fcntl: ModuleType | None
+msvcrt: Any
+resource: ModuleType | None
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+try:
+    import msvcrt
+except ImportError:
+    msvcrt = None
+try:
+    import resource
+except ImportError:
+    resource = None
+
+FORKS: Final = hasattr(os, "register_at_fork")
+LINKS_ATTRIBUTES: Final = hasattr(os, "setxattr")
+SYNCS_FOLDERS: Final = hasattr(os, "O_DIRECTORY")
+RENAMES_OPEN_FILES: Final = fcntl is not None
+"""Whether a file can be renamed or removed while it is open."""
+
+_POSITIONAL: Final = hasattr(os, "pwrite") and hasattr(os, "preadv")
+_SAFE: Final = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY", "O_NOINHERIT"))
+_FOLLOWING: Final = _SAFE & ~getattr(os, "O_NOFOLLOW", 0)
+_LOCK_AT: Final = 1 << 62  # beyond the bytes of every file: these locks keep others from the range itself
+_NAME_MAX: Final = 255
+
+# Only one call at a time moves the position of a descriptor.
+_seeking = threading.Lock()
+
+
+def open_file(path: Path, flags: int, mode: int = 0o666, *, follow: bool = False) -> int:
+    """Open a file as bytes, for this process alone, and return its descriptor.
+
+    Args:
+        path: The file.
+        flags: `os.O_RDONLY`, `os.O_RDWR | os.O_CREAT`, …
+        mode: Permissions of a new file, less the umask.
+        follow: Follow a symbolic link; otherwise one is an error where the system can tell.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    return os.open(path, flags | (_FOLLOWING if follow else _SAFE), mode)
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Return bytes from a position of a file; fewer at its end."""
+    if _POSITIONAL:
+        return os.pread(descriptor, size, offset)
+    with _seeking:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+def read_into(descriptor: int, view: memoryview, offset: int) -> int:
+    """Read bytes from a position of a file into a buffer, and return their number; 0 at its end."""
+    if _POSITIONAL:
+        return os.preadv(descriptor, [view], offset)
+    data = read_at(descriptor, len(view), offset)
+    view[: len(data)] = data
+    return len(data)
+
+
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> int:
+    """Write bytes at a position of a file, and return how many were written."""
+    if _POSITIONAL:
+        return os.pwrite(descriptor, data, offset)
+    with _seeking:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.write(descriptor, data)
+
+
+def lock(descriptor: int) -> None:
+    """Lock a file for one holder, without waiting.
+
+    Raises:
+        OSError: Another holder has the lock (EAGAIN, EACCES), or there are no locks here (ENOLCK, ENOTSUP, ENOSYS).
+    """
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif msvcrt is not None:
+        with _seeking:
+            os.lseek(descriptor, _LOCK_AT, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def unlock(descriptor: int) -> None:
+    """Release a lock.
+
+    Raises:
+        OSError: There is none.
+    """
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    elif msvcrt is not None:
+        with _seeking:
+            os.lseek(descriptor, _LOCK_AT, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+
+
+def disk_space(place: Path | int) -> tuple[int, int] | None:
+    """Return the free bytes for unprivileged users and all bytes of a file system; None if that is not known.
+
+    Args:
+        place: A path on it, or the descriptor of an open file.
+
+    Raises:
+        OSError: The file system does not say.
+    """
+    if hasattr(os, "fstatvfs"):
+        status = os.fstatvfs(place) if isinstance(place, int) else os.statvfs(place)
+        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+    if isinstance(place, int) or os.name != "nt":
+        return None
+    usage = shutil.disk_usage(place)
+    return usage.free, usage.total
+
+
+def allocated_bytes(status: os.stat_result) -> int:
+    """Return how much of the disk a file takes; 0 where that is not known."""
+    return getattr(status, "st_blocks", 0) * 512
+
+
+def name_limit(folder: Path) -> int:
+    """Return how many bytes a file name in a folder may have; 255 if the file system does not say."""
+    if hasattr(os, "pathconf"):
+        with contextlib.suppress(OSError, ValueError):
+            limit = os.pathconf(folder, "PC_NAME_MAX")
+            return limit if limit > 0 else _NAME_MAX
+    return _NAME_MAX
+
+
+def set_mode(descriptor: int, path: Path, mode: int) -> None:
+    """Set the permissions of an open file.
+
+    Raises:
+        OSError: They cannot be set.
+    """
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, mode)
+    else:
+        path.chmod(mode)
+
+
+def get_attribute(descriptor: int, name: str) -> bytes | None:
+    """Return an extended attribute of a file; None if it has none, or the system keeps none."""
+    if LINKS_ATTRIBUTES:
+        with contextlib.suppress(OSError):
+            return os.getxattr(descriptor, name)
+    return None
+
+
+def set_attribute(descriptor: int, name: str, value: bytes) -> bool:
+    """Set an extended attribute of a file, and return whether it is kept."""
+    if LINKS_ATTRIBUTES:
+        with contextlib.suppress(OSError):
+            os.setxattr(descriptor, name, value)
+            return True
+    return False
+
+
+def on_fork(function: Callable[[], None]) -> None:
+    """Call a function in every child process that is forked from now on."""
+    if FORKS:
+        os.register_at_fork(after_in_child=function)
+
+
+def max_descriptors() -> int | None:
+    """Return how many descriptors this process may have; None if that is not limited or not known."""
+    if resource is None:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else int(soft)
+
+
+def on_signals(loop: asyncio.AbstractEventLoop, names: Iterable[str], callback: Callable[[], object]) -> None:
+    """Call a function in an event loop when one of these signals arrives.
+
+    Signals that the system does not have, and those that are ignored already (SIGHUP under `nohup`), are left alone.
+
+    Args:
+        loop: The running loop of the main thread.
+        names: `"SIGTERM"`, …
+        callback: The function.
+    """
+    for name in names:
+        number = getattr(signal, name, None)
+        if number is None or signal.getsignal(number) is signal.SIG_IGN:
+            continue
+        try:
+            loop.add_signal_handler(number, callback)
+        except (NotImplementedError, AttributeError):
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
