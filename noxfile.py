@@ -146,6 +146,13 @@ def calendar(session: nox.Session, moment: str) -> None:
     suite(session, {"WME_TEST_MOMENT": MOMENTS[moment], "PYTHONPATH": str(ROOT / "tests" / "calendar_site")})
 
 
+@nox.session
+def portable(session: nox.Session) -> None:
+    """Run the test suite with everything hidden from the product that only POSIX systems have."""
+    install(session, "tests")
+    suite(session, {"WME_TEST_PORTABLE": "1", "PYTHONPATH": str(ROOT / "tests" / "portable_site")})
+
+
 @nox.session(reuse_venv=False)
 @nox.parametrize("extra", ["none", *EXTRAS], ids=["none", *EXTRAS])
 def extras(session: nox.Session, extra: str) -> None:

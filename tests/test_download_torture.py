@@ -19,7 +19,8 @@ from download_store import KEY, StoreSource, leftovers, store_requests
 from shuffled_loop import wait_for_end
 
 from wme_async._download import SignedUrl, download
-from wme_async._download.ledger import Ledger, boot_id
+from wme_async._download.ledger import Ledger
+from wme_async._platform import boot_id
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, ServerError, WMEError
 from wme_async.settings import Retry, Timeouts

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
 import threading
@@ -20,9 +21,11 @@ from typing import Any, Final
 __all__ = [
     "FORKS",
     "LINKS_ATTRIBUTES",
+    "READS_SOCKETS",
     "RENAMES_OPEN_FILES",
     "SYNCS_FOLDERS",
     "allocated_bytes",
+    "boot_id",
     "disk_space",
     "get_attribute",
     "lock",
@@ -36,6 +39,7 @@ __all__ = [
     "set_attribute",
     "set_mode",
     "unlock",
+    "unusable_name",
     "write_at",
 ]
 
@@ -61,11 +65,20 @@ SYNCS_FOLDERS: Final = hasattr(os, "O_DIRECTORY")
 RENAMES_OPEN_FILES: Final = fcntl is not None
 """Whether a file can be renamed or removed while it is open."""
 
+READS_SOCKETS: Final = hasattr(os, "readv")
+"""Whether `os.readv` reads from sockets."""
+
 _POSITIONAL: Final = hasattr(os, "pwrite") and hasattr(os, "preadv")
+_TELLS_SPACE: Final = hasattr(os, "fstatvfs")
+_TELLS_LIMITS: Final = hasattr(os, "pathconf")
+_CHANGES_MODES: Final = hasattr(os, "fchmod")
+_HANDLES_SIGNALS: Final = fcntl is not None  # in event loops
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SAFE: Final = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY", "O_NOINHERIT"))
 _FOLLOWING: Final = _SAFE & ~getattr(os, "O_NOFOLLOW", 0)
-_LOCK_AT: Final = 1 << 62  # beyond the bytes of every file: these locks keep others from the range itself
+_LOCK_AT: Final = 1 << 43  # beyond the bytes of every file: these locks keep others from the range itself
 _NAME_MAX: Final = 255
+_DEVICE: Final = re.compile("CON|PRN|AUX|NUL|COM[0-9]|LPT[0-9]", re.IGNORECASE)
 
 # Only one call at a time moves the position of a descriptor.
 _seeking = threading.Lock()
@@ -152,7 +165,7 @@ def disk_space(place: Path | int) -> tuple[int, int] | None:
     Raises:
         OSError: The file system does not say.
     """
-    if hasattr(os, "fstatvfs"):
+    if _TELLS_SPACE:
         status = os.fstatvfs(place) if isinstance(place, int) else os.statvfs(place)
         return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
     if isinstance(place, int) or os.name != "nt":
@@ -168,7 +181,7 @@ def allocated_bytes(status: os.stat_result) -> int:
 
 def name_limit(folder: Path) -> int:
     """Return how many bytes a file name in a folder may have; 255 if the file system does not say."""
-    if hasattr(os, "pathconf"):
+    if _TELLS_LIMITS:
         with contextlib.suppress(OSError, ValueError):
             limit = os.pathconf(folder, "PC_NAME_MAX")
             return limit if limit > 0 else _NAME_MAX
@@ -181,7 +194,7 @@ def set_mode(descriptor: int, path: Path, mode: int) -> None:
     Raises:
         OSError: They cannot be set.
     """
-    if hasattr(os, "fchmod"):
+    if _CHANGES_MODES:
         os.fchmod(descriptor, mode)
     else:
         path.chmod(mode)
@@ -232,7 +245,33 @@ def on_signals(loop: asyncio.AbstractEventLoop, names: Iterable[str], callback: 
         number = getattr(signal, name, None)
         if number is None or signal.getsignal(number) is signal.SIG_IGN:
             continue
-        try:
+        if _HANDLES_SIGNALS:
             loop.add_signal_handler(number, callback)
-        except (NotImplementedError, AttributeError):
+        else:
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
+
+
+def boot_id() -> str | None:
+    """Return a name for the time since this machine was started; None where the system does not tell."""
+    if fcntl is None:
+        return None
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip() or None
+    except (OSError, UnicodeError):
+        return None
+
+
+def unusable_name(name: str) -> str | None:
+    """Return why a file cannot have a name on this system; None if it can.
+
+    Windows reserves the names of devices, with any extension, and some characters.
+    """
+    if os.name != "nt":
+        return None
+    if any(character in '<>:"/\\|?*' or character < " " for character in name):
+        return 'it contains one of the characters < > : " / \\ | ? *'
+    if name.endswith((".", " ")):
+        return "it ends with a point or a blank"
+    if _DEVICE.fullmatch(name.partition(".")[0].rstrip(" ")):
+        return "it is the name of a device"
+    return None

@@ -28,6 +28,7 @@ from wme_async._download import (
     download,
     open_content,
 )
+from wme_async._platform import unusable_name
 from wme_async._query.query import Query
 from wme_async._transport import Response, Transport
 from wme_async.models import Archive, Chunk
@@ -438,9 +439,14 @@ def target_path(
 
     Raises:
         TypeError: It is not a path; the message has the argument's name.
-        ValueError: It is empty.
+        ValueError: It is empty, or the system cannot have a file of this name.
     """
     check_path(argument, to)
     text = os.fspath(to)
     path = Path(text)
-    return path / name if folder or text.endswith(("/", os.sep)) or path.is_dir() else path
+    if not (folder or text.endswith(("/", os.sep)) or path.is_dir()):
+        return path
+    for part in PurePosixPath(name).parts:
+        if reason := unusable_name(part):
+            raise ValueError(f"no file can be called {part!r} here: {reason}; give another `name`")
+    return path / name

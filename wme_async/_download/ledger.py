@@ -25,7 +25,7 @@ from wme_async._files import explained, sync_file
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
-__all__ = ["Ledger", "boot_id"]
+__all__ = ["Ledger"]
 
 _TABLE = 8192
 _AREA = 16384
@@ -58,14 +58,6 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _NOTE = msgspec.json.Decoder(Note)
-
-
-def boot_id() -> str | None:
-    """Return what names the time since this machine was started; None where the system does not tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip() or None
-    except (OSError, UnicodeError):
-        return None
 
 
 class Ledger:

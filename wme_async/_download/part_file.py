@@ -10,7 +10,7 @@ from pathlib import Path
 from wme_async import _platform
 from wme_async._download.etags import Digest, PartSums
 from wme_async._download.finished import IsCancelled, VersionNote, hash_range, store_note
-from wme_async._download.ledger import Ledger, boot_id
+from wme_async._download.ledger import Ledger
 from wme_async._download.range_plan import RangeLease, RangePlan, Spans
 from wme_async._files import (
     LockedFile,
@@ -109,7 +109,7 @@ class PartFile:
         if etag is None or not keep:
             self._drop_ledger()
         else:
-            self._ledger = self._ledger or Ledger(self.ledger_path, boot=boot_id())
+            self._ledger = self._ledger or Ledger(self.ledger_path, boot=_platform.boot_id())
             # The ledger does not hold for a new, truncated or foreign file.
             status = os.fstat(self._fd)
             if status.st_size == size:

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary, ref
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from wme_async import _platform
 from wme_async.errors import Interrupted, TimedOut
 
 __all__ = ["Sink", "take_over"]
@@ -124,7 +125,7 @@ def _as_expected(handler: Any, transport: Any) -> bool:
 def _plain_socket(transport: asyncio.Transport) -> int:
     """Return the descriptor that bytes come out of as they were sent; -1 where TLS or anything else is between."""
     sock = transport.get_extra_info("socket")
-    if sock is None or transport.get_extra_info("sslcontext") is not None or not hasattr(os, "readv"):
+    if sock is None or transport.get_extra_info("sslcontext") is not None or not _platform.READS_SOCKETS:
         return -1
     return int(sock.fileno())
 

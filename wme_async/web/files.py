@@ -114,19 +114,11 @@ def _respond(file: BinaryIO, status: os.stat_result, name: str, request: Request
 
 
 def _open(path: Path) -> tuple[BinaryIO, os.stat_result]:
-<<<<<<< HEAD
     # A link that replaces the file after the manager's check is not followed.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = _platform.open_file(path, os.O_RDONLY)
     file = os.fdopen(descriptor, "rb", buffering=0)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-=======
-    # A link that was put in the file's place between the check and here is not followed.
-    handle = _platform.open_file(path, os.O_RDONLY)
-    file = os.fdopen(handle, "rb", buffering=0)
-    facts = os.fstat(handle)
-    if not stat.S_ISREG(facts.st_mode):
->>>>>>> e37cb6f (Keep what operating systems do differently in one module)
         file.close()
         raise OSError("not a regular file")
     return file, status
