@@ -28,7 +28,7 @@ else:
         """Load the public names when the first of them is used: programs that need the errors alone start at once."""
         if name == "__all__" or not name.startswith("_"):
             exports = vars(importlib.import_module("wme_async._exports"))
-            names = {key: value for key, value in exports.items() if not key.startswith("_")}
+            names = {key: value for key, value in exports.items() if key[0].isalpha()}
             globals().update(names, __all__=sorted([*names, *errors.__all__, "__version__"]))
         if name not in globals():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
