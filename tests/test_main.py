@@ -138,7 +138,7 @@ def test_snapshots_and_their_chunks(run, tmp_path):
         (("stream", "--since", "noon"), 2, "neither a time"),
         (("stream", "--since", f"{'9' * 20}h"), 2, "neither a time"),
         (("stream", "--since", "²h"), 2, "neither a time"),
-        (("stream", "--parts", "a"), 2, "no list of numbers"),
+        (("stream", "--parts", "a"), 2, "not a list of numbers"),
         (("stream", "--parts", "10"), 2, "part"),
         (("nonsense",), 2, "nonsense"),
     ],

@@ -1,7 +1,8 @@
-"""What all commands share: making a client, running a coroutine, showing records, and saying what went wrong."""
+"""Shared by all commands: clients, the event loop, options, output of records, and errors with exit codes."""
 
 import asyncio
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -23,21 +24,27 @@ from wme_async._client import Client
 from wme_async._client.resources import Resource
 from wme_async._download import Progress
 from wme_async._query.query import filter_type
+from wme_async._tasks import first_cause
 from wme_async._transport import SessionPool
 from wme_async.cli.terminal import LogFormatter, echo, json_line, one_line, stderr, stdout, visible
 from wme_async.errors import Forbidden, NotFound, QuotaExceeded, RateLimited, Unauthorized, WMEError
 
 __all__ = [
     "Root",
-    "bar",
     "connect",
+    "download_bar",
     "echo",
     "fields_option",
     "has_account",
     "json_option",
+    "line",
+    "parse_filters",
+    "progress_bar",
     "run",
+    "session_pool",
     "show",
     "show_one",
+    "skip_bad_option",
     "stderr",
     "stdout",
     "where_option",
@@ -48,7 +55,7 @@ logger: logging.Logger = logging.getLogger("wme_async.cli")
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# What a shell script can tell apart, documented in docs/cli.md. click itself uses 2 for wrong usage.
+# For shell scripts, documented in docs/cli.md. click itself uses 2 for wrong usage.
 _EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
     (NotFound, 3),
     (Unauthorized, 4),
@@ -61,7 +68,7 @@ _EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
     (ImportError, 1),
 )
 _EXIT_UNEXPECTED = 1
-# More than an event loop of libuv has been seen to open.
+# An event loop of libuv opens fewer.
 _LOOP_DESCRIPTORS = 12
 _EXIT_INTERRUPTED = 130
 
@@ -72,25 +79,32 @@ fields_option: Callable[[Any], Any] = click.option(
     "--fields",
     metavar="A,B.C",
     help="Only these fields, as dotted names separated by commas.",
-    callback=lambda *a: _split(a[2]),
+    callback=lambda _context, _option, text: _split(text),
 )
 where_option: Callable[[Any], Any] = click.option(
     "--where",
     "filters",
     metavar="FIELD=VALUE",
     multiple=True,
-    help="Only records with this value; may be given several times.",
+    help="Only records with this value; repeatable.",
+)
+skip_bad_option: Callable[[Any], Any] = click.option(
+    "--skip-bad",
+    "on_bad_record",
+    is_flag=True,
+    help="Skip and count records that do not decode, rather than fail.",
+    callback=lambda _context, _option, skip: "skip" if skip else "raise",
 )
 
 
 class Root(click.Group):
-    """The door of the command line: every exception becomes one line and an exit code.
+    """The root of the command line: every exception becomes one line and an exit code.
 
     `-vv` shows the traceback.
     """
 
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
-        """Parse the arguments, and show help if it is asked for.
+        """Parse the arguments; `--help` shows help.
 
         Args:
             *arguments: As for `click.Command`.
@@ -107,7 +121,7 @@ class Root(click.Group):
         """
         with _exits():
             result = super().invoke(context)
-            # A full disk must not be noticed only at the end of the interpreter.
+            # A full disk is an error of the command, not of the interpreter's exit.
             sys.stdout.flush()
             return result
 
@@ -122,18 +136,18 @@ def _exits() -> Iterator[None]:
         if _flush(sys.stdout) is not None:
             code = code or 1
     except BrokenPipeError:
-        # The reader of the output has had enough.
+        # The reader of the output has closed the pipe.
         code = 0
     except (KeyboardInterrupt, click.Abort):
         code = _EXIT_INTERRUPTED
-        _say("stopped; the same command continues from what there is so far", style="yellow")
+        _say("stopped; the same command continues from here", style="yellow")
     except click.ClickException as error:
         code = error.exit_code
         message = io.StringIO()
         error.show(message)
         with contextlib.suppress(OSError, ValueError):
             click.echo(visible(message.getvalue()), err=True, nl=False)
-    except Exception as error:  # noqa: BLE001  # the door
+    except Exception as error:  # noqa: BLE001  # the outermost handler
         code = _fail(error)
     else:
         return
@@ -145,19 +159,18 @@ def _exits() -> Iterator[None]:
 def _fail(error: Exception) -> int:
     """Print an exception in one line and return its exit code."""
     logger.debug("the command failed", exc_info=error)
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), None)
+    cause = first_cause(error)
+    code = next((code for kind, code in _EXIT_CODES if isinstance(cause, kind)), None)
     hint = "" if code is not None or logger.isEnabledFor(logging.DEBUG) else " (-vv shows where)"
-    message = one_line(str(error)) or "no further information"
-    _say(Text.assemble((type(error).__name__, "bold red"), f": {message}{hint}"))
-    for note in getattr(error, "__notes__", ()):
+    message = one_line(str(cause)) or "no further information"
+    _say(Text.assemble((type(cause).__name__, "bold red"), f": {message}{hint}"))
+    for note in getattr(cause, "__notes__", ()):
         _say(f"  {one_line(note)}", style="dim")
     return _EXIT_UNEXPECTED if code is None else code
 
 
 def _say(message: str | Text, *, style: str | None = None) -> None:
-    # Standard error may be full or closed; the exit code is left.
+    # Standard error may be full or closed; the exit code still tells.
     with contextlib.suppress(OSError, ValueError):
         stderr.print(message, style=style, highlight=False)
 
@@ -184,7 +197,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine; SIGINT (Ctrl-C), SIGTERM and SIGHUP cancel it, so that it can save its state.
 
     Raises:
-        KeyboardInterrupt: It was interrupted.
+        KeyboardInterrupt: A signal cancelled it.
     """
 
     async def guarded() -> T:
@@ -195,7 +208,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            # Without descriptors no event loop can be made, and nothing would await a coroutine made before it.
+            # Without descriptors this fails, before a coroutine exists that nothing would await.
             runner.get_loop()
             return runner.run(guarded())
     except asyncio.CancelledError:
@@ -240,19 +253,19 @@ def session_pool(context: click.Context) -> SessionPool:
 
 
 def has_account(context: click.Context) -> bool:
-    """Say whether there are credentials: in the environment, or in a file that is named."""
-    named = context.find_root().params.get("env_file")
-    return bool(named or os.environ.get("WME_ACCESS_TOKEN") or os.environ.get("WME_USERNAME"))
+    """Return whether the environment or a file of the command line has credentials."""
+    env_file = context.find_root().params.get("env_file")
+    return bool(env_file or os.environ.get("WME_ACCESS_TOKEN") or os.environ.get("WME_USERNAME"))
 
 
-def _token_file(named: str | None) -> Path | None:
-    """Return where tokens are kept for the next command; None where the usual place cannot be written to."""
+def _token_file(option: str | None) -> Path | None:
+    """Return the file of tokens for the next command; None where the default one cannot be written."""
     try:
-        # RuntimeError and KeyError: there is no HOME, and no entry of this user in the system's list.
-        path = Path(named) if named else platformdirs.user_state_path("wme-async") / "tokens.json"
+        # RuntimeError and KeyError: without HOME, and without an entry of this user in the system's list.
+        path = Path(option) if option else platformdirs.user_state_path("wme-async") / "tokens.json"
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except (OSError, RuntimeError, KeyError) as error:
-        if named:
+        if option:
             raise
         logger.warning("tokens are not kept for the next command: %s", error)
         return None
@@ -267,29 +280,29 @@ def configure_logging(verbosity: int) -> None:
     logging.basicConfig(level=level, handlers=[handler])
 
 
-def conditions(filters: Sequence[str], row: Resource) -> dict[str, Any]:
-    """Make filters of `FIELD=VALUE`, each value of its field's type.
+def parse_filters(texts: Sequence[str], resource: Resource) -> dict[str, Any] | None:
+    """Return filters by field, each value of its field's type; None without filters.
 
     Args:
-        filters: As given.
-        row: What they are to filter.
+        texts: `FIELD=VALUE` each.
+        resource: The resource of the query.
 
     Raises:
         click.BadParameter: No `=`, the same field twice, or a value that is not of the field's type.
     """
-    assert row.backend is not None
-    made: dict[str, Any] = {}
-    for each in filters:
-        name, sign, text = each.partition("=")
+    assert resource.backend is not None
+    filters: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
         if not sign or not name:
-            raise click.BadParameter(f"{each!r} is not FIELD=VALUE, such as in_language.identifier=en")
-        if name in made:
+            raise click.BadParameter(f"{text!r} is not FIELD=VALUE, such as in_language.identifier=en")
+        if name in filters:
             raise click.BadParameter(f"{name} is given twice")
-        made[name] = _typed(name, text, filter_type(row.model, row.backend, name))
-    return made
+        filters[name] = _convert(name, value, filter_type(resource.model, resource.backend, name))
+    return filters or None
 
 
-def _typed(name: str, text: str, kind: type) -> Any:
+def _convert(name: str, text: str, kind: type) -> Any:
     if kind is bool:
         if text.lower() not in {"true", "false"}:
             raise click.BadParameter(f"{name} is true or false, not {text!r}")
@@ -329,7 +342,7 @@ def show_one(record: Any, *, as_json: bool) -> None:
     if as_json or not stdout.is_terminal:
         line(record)
     else:
-        # The door of the console writes the other control characters as JSON does.
+        # The console writes the other control characters as JSON does.
         stdout.print_json(msgspec.json.encode(record).decode())
 
 
@@ -339,38 +352,42 @@ def line(record: Any) -> None:
 
 
 def _cell(record: Any, column: str) -> str:
-    bare = column.removesuffix("*").removesuffix(".")
-    value = _inside(record, bare.split(".") if bare else [])
-    # Here too, so that the width of the column is right.
+    name = column.removesuffix("*").removesuffix(".")
+    value = _lookup(record, name.split(".") if name else [])
+    # The console does the same, but only after it has measured the column.
     return one_line(value if isinstance(value, str) else msgspec.json.encode(value).decode())
 
 
-def _inside(value: Any, keys: Sequence[str]) -> Any:
-    if not keys:
+def _lookup(value: Any, names: Sequence[str]) -> Any:
+    if not names:
         return value
     if isinstance(value, list | tuple):
-        return [_inside(each, keys) for each in value]
-    return _inside(value.get(keys[0], ""), keys[1:]) if isinstance(value, dict) else ""
+        return [_lookup(item, names) for item in value]
+    return _lookup(value.get(names[0], ""), names[1:]) if isinstance(value, dict) else ""
 
 
 @contextlib.contextmanager
-def bar(label: str, *, shown: bool = True) -> Iterator[Callable[[Progress], None]]:
-    """Show a progress bar on standard error while a download runs."""
+def progress_bar(label: str, *, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on standard error; without a terminal nothing.
+
+    Args:
+        label: Text before the bar.
+        shown: Whether to show it.
+
+    Yields:
+        A function that moves the bar: `completed` and `total` bytes, and `description`.
+    """
     if not shown or not stderr.is_terminal:
-        yield lambda _: None
+        yield lambda **_: None
         return
-    bars = Bars(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=stderr,
-    )
-    with bars:
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars(TextColumn("{task.description}", markup=False), *columns, console=stderr) as bars:
         task = bars.add_task(one_line(label), total=None)
+        yield functools.partial(bars.update, task)
 
-        def move(progress: Progress) -> None:
-            bars.update(task, completed=progress.done, total=progress.total)
 
-        yield move
+@contextlib.contextmanager
+def download_bar(label: str, *, quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
+    """Show a progress bar while a download runs; what it yields is a progress hook."""
+    with progress_bar(label, shown=not quiet) as move:
+        yield lambda progress: move(completed=progress.done, total=progress.total)

@@ -2,19 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import click
 import msgspec
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
 from rich.text import Text
 
 from wme_async import web
-from wme_async._client import Client
 from wme_async._transport import Request, SessionPool, Transport
 from wme_async.cli import base
 from wme_async.errors import DecodeError, NotFound
@@ -25,16 +22,17 @@ __all__ = ["batch", "serve"]
 
 _T = TypeVar("_T")
 
-_POLL = 0.5
-_ENDED = {Status.COMPLETED, Status.FAILED, Status.CANCELLED}
+_POLL = 0.5  # seconds
+_BATCH_COLUMNS = ("batch_id", "status", "total_jobs", "completed_jobs", "failed_jobs", "created_at")
+_JOB_COLUMNS = ("job_id", "status", "progress.percent", "url", "error")
 
 
 class _Service:
     """The REST API of a service.
 
     Args:
-        url: Where it is.
-        key: The API key, if it asks for one.
+        url: The URL of the service.
+        key: The API key, where the service requires one.
         pool: Its connections; closed with the service.
     """
 
@@ -51,29 +49,29 @@ class _Service:
 
     async def submit(self, urls: Sequence[str], **options: Any) -> Batch:
         body = msgspec.json.encode({"urls": list(urls), **options})
-        made = await self._ask("POST", "/download", body, type=dict[str, Any])
-        return await self.status(made["batch_id"])
+        created = await self._request("POST", "/download", body, type=web.Created)
+        return await self.status(created.batch_id)
 
     async def status(self, batch_id: str) -> Batch:
-        return await self._ask("GET", f"/{quote(batch_id, safe='')}", type=Batch)
+        return await self._request("GET", f"/{quote(batch_id, safe='')}", type=Batch)
 
     async def list(self) -> Listing:
-        return await self._ask("GET", "", type=Listing)
+        return await self._request("GET", "", type=Listing)
 
     async def cancel(self, batch_id: str) -> Batch:
-        return await self._ask("DELETE", f"/{quote(batch_id, safe='')}", type=Batch)
+        return await self._request("DELETE", f"/{quote(batch_id, safe='')}", type=Batch)
 
     async def pause(self, batch_id: str) -> Batch:
-        return await self._ask("POST", f"/{quote(batch_id, safe='')}/pause", type=Batch)
+        return await self._request("POST", f"/{quote(batch_id, safe='')}/pause", type=Batch)
 
     async def resume(self, batch_id: str) -> Batch:
-        return await self._ask("POST", f"/{quote(batch_id, safe='')}/resume", type=Batch)
+        return await self._request("POST", f"/{quote(batch_id, safe='')}/resume", type=Batch)
 
     async def retry(self, batch_id: str) -> Batch:
-        made = await self._ask("POST", f"/{quote(batch_id, safe='')}/retry", type=dict[str, Any])
-        return await self.status(made["batch_id"])
+        created = await self._request("POST", f"/{quote(batch_id, safe='')}/retry", type=web.Created)
+        return await self.status(created.batch_id)
 
-    async def _ask(self, method: str, path: str, body: bytes | None = None, *, type: type[_T]) -> _T:
+    async def _request(self, method: str, path: str, body: bytes | None = None, *, type: type[_T]) -> _T:
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
         response = await self._transport.request(
             Request(
@@ -93,22 +91,19 @@ class _Service:
 
 @contextlib.asynccontextmanager
 async def _open(context: click.Context, *, jobs: bool = False) -> AsyncIterator["BatchManager | _Service"]:
-    """Reach the service, or open the manager of a folder here. Only who waits for jobs lets them run.
+    """Connect to the service, or open the manager of a folder.
 
-    Others would start what they cannot end, or, without the account that it needs, let it fail.
+    Only a command that waits for jobs runs them. Another one could not finish them, or would let them fail without the
+    account that they need.
     """
     options = context.find_object(dict) or {}
     if options["server"]:
-        remote = _Service(options["server"], options["api_key"], base.session_pool(context))
-        try:
-            yield remote
-        finally:
-            await remote.aclose()
+        async with contextlib.aclosing(
+            _Service(options["server"], options["api_key"], base.session_pool(context))
+        ) as service:
+            yield service
         return
-    async with (
-        _account(context) as client,
-        _managing(context, options["directory"], client, options["hosts"], jobs=jobs) as manager,
-    ):
+    async with _manager(context, options["directory"], options["hosts"], jobs=jobs) as manager:
         try:
             yield manager
         except UnknownBatch as error:
@@ -118,29 +113,20 @@ async def _open(context: click.Context, *, jobs: bool = False) -> AsyncIterator[
 
 
 @contextlib.asynccontextmanager
-async def _managing(
-    context: click.Context, directory: str, client: Client | None, hosts: Sequence[str], *, jobs: bool = True
+async def _manager(
+    context: click.Context, directory: str, hosts: Sequence[str], *, jobs: bool = True
 ) -> AsyncIterator[BatchManager]:
-    """Open the manager of a folder; that another one has it, or that it cannot be read, is one line."""
-    manager = BatchManager(directory, client=client, allow_hosts=hosts, proxy=context.find_root().params.get("proxy"))
-    try:
-        await manager.start(jobs=jobs)
-    except (RuntimeError, DatabaseError) as error:
-        raise click.ClickException(str(error)) from error
-    try:
+    """Open the manager of a folder, with a client for `wme:` URLs where there are credentials."""
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(base.connect(context)) if base.has_account(context) else None
+        proxy = context.find_root().params.get("proxy")
+        manager = BatchManager(directory, client=client, allow_hosts=hosts, proxy=proxy)
+        try:
+            await manager.start(jobs=jobs)
+        except (RuntimeError, DatabaseError) as error:  # another process uses the folder, or the database is damaged
+            raise click.ClickException(str(error)) from error
+        stack.push_async_callback(manager.aclose)
         yield manager
-    finally:
-        await manager.aclose()
-
-
-@contextlib.asynccontextmanager
-async def _account(context: click.Context) -> AsyncIterator[Client | None]:
-    """Open a client for `wme:` URLs, if there are credentials."""
-    if not base.has_account(context):
-        yield None
-        return
-    async with base.connect(context) as client:
-        yield client
 
 
 @click.group("batch")
@@ -152,7 +138,7 @@ async def _account(context: click.Context) -> AsyncIterator[Client | None]:
 def batch(context: click.Context, /, **options: Any) -> None:
     """Download many URLs as one job, here or with a service.
 
-    What was submitted is kept: interrupted at any point, `wme-async batch watch` goes on with it.
+    Batches are stored: after an interruption `wme-async batch watch` resumes them.
     """
     context.obj = options
 
@@ -168,7 +154,7 @@ def batch(context: click.Context, /, **options: Any) -> None:
     "--path-template", metavar="TEMPLATE", help="Of {batch_id} {safe_title} {id} {ext} {uploader} {upload_date}."
 )
 @click.option("--timeout", type=click.FloatRange(min=1), help="Seconds that one job may run.")
-@click.option("--webhook-url", metavar="URL", help="Told when the batch ends.")
+@click.option("--webhook-url", metavar="URL", help="Receives a message when the batch ends.")
 @click.option("--detach", is_flag=True, help="With a service: do not wait for the end.")
 @click.pass_context
 def submit(
@@ -187,18 +173,18 @@ def submit(
     URLs are http(s):// or wme:, such as wme:batches/2025-07-16/05/enwiki_namespace_0 or
     wme:batches/2025-07-16/05?in_language.identifier=en for all of a list.
     """
-    named = [*urls, *(from_csv(Path(csv), column=column) if csv else ())]
-    given = {name: value for name, value in options.items() if value is not None}
+    urls = [*urls, *(from_csv(Path(csv), column=column) if csv else ())]
+    options = {name: value for name, value in options.items() if value is not None}
 
     async def run() -> Batch:
         async with _open(context, jobs=not detach) as batches:
-            made = await batches.submit(named, ignore_errors=not fail_on_error, **given)
-            base.echo(made.batch_id)
-            return made if detach else await _wait(batches, made.batch_id)
+            batch = await batches.submit(urls, ignore_errors=not fail_on_error, **options)
+            base.echo(batch.batch_id)
+            return batch if detach else await _wait(batches, batch.batch_id)
 
-    done = base.run(run())
+    batch = base.run(run())
     if not detach:
-        _finish(context, done)
+        _finish(context, batch)
 
 
 @batch.command()
@@ -212,27 +198,24 @@ def status(context: click.Context, /, *, batch_id: str | None, as_json: bool) ->
         async with _open(context) as batches:
             return await (batches.list() if batch_id is None else batches.status(batch_id))
 
-    found = base.run(ask())
-    if isinstance(found, Batch):
-        if as_json or not base.stdout.is_terminal:
-            base.line(found)
-            return
-        of_job = ("job_id", "status", "progress.percent", "url", "error")
-        base.show(found.jobs, as_json=False, columns=of_job, title=f"{found.batch_id}: {found.status}")
-        return
-    columns = ("batch_id", "status", "total_jobs", "completed_jobs", "failed_jobs", "created_at")
-    base.show(found.batches, as_json=as_json, columns=columns, title="batches")
+    answer = base.run(ask())
+    if isinstance(answer, Listing):
+        base.show(answer.batches, as_json=as_json, columns=_BATCH_COLUMNS, title="batches")
+    elif as_json or not base.stdout.is_terminal:
+        base.line(answer)
+    else:
+        base.show(answer.jobs, as_json=False, columns=_JOB_COLUMNS, title=f"{answer.batch_id}: {answer.status}")
 
 
 @batch.command()
 @click.argument("batch_id")
 @click.pass_context
 def watch(context: click.Context, /, *, batch_id: str) -> None:
-    """Wait for the end of a batch; without a service, go on with it."""
+    """Wait for the end of a batch; without a service, run it."""
 
     async def run() -> Batch:
         async with _open(context, jobs=True) as batches:
-            # No other process can resume it while this one has the folder.
+            # No other process can resume it while this one uses the folder.
             if isinstance(batches, BatchManager) and (await batches.status(batch_id)).status is Status.PAUSED:
                 raise click.ClickException(f"{batch_id} is paused; resume it first")
             return await _wait(batches, batch_id)
@@ -255,49 +238,33 @@ def _simple(name: str, description: str) -> None:
 
 
 for _name, _description in (
-    ("cancel", "Cancel a batch; what is finished stays."),
+    ("cancel", "Cancel a batch; finished files stay."),
     ("pause", "Pause a batch."),
-    ("resume", "Go on with a paused batch."),
+    ("resume", "Resume a paused batch."),
     ("retry", "Submit the failed jobs of a batch again, as a new batch."),
 ):
     _simple(_name, _description)
 
 
 async def _wait(batches: "BatchManager | _Service", batch_id: str) -> Batch:
-    with _bar(batch_id) as move:
+    with base.progress_bar(batch_id) as move:
         while True:
-            now = await batches.status(batch_id)
-            move(now)
-            if now.status in _ENDED:
-                return now
+            batch = await batches.status(batch_id)
+            ended_jobs = batch.completed_jobs + batch.failed_jobs + batch.cancelled_jobs
+            description = f"{batch_id} {ended_jobs}/{batch.total_jobs} {batch.status}"
+            move(description=description, completed=batch.progress.done, total=batch.progress.total)
+            if batch.ended:
+                return batch
             await asyncio.sleep(_POLL)
 
 
-@contextlib.contextmanager
-def _bar(batch_id: str) -> Iterator[Callable[[Batch], None]]:
-    if not base.stderr.is_terminal:
-        yield lambda _: None
-        return
-    parts = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bars(TextColumn("{task.description}", markup=False), BarColumn(), *parts, console=base.stderr) as bars:
-        task = bars.add_task(batch_id, total=None)
-
-        def move(now: Batch) -> None:
-            ended = now.completed_jobs + now.failed_jobs + now.cancelled_jobs
-            label = f"{batch_id} {ended}/{now.total_jobs} {now.status}"
-            bars.update(task, description=label, completed=now.progress.done, total=now.progress.total)
-
-        yield move
-
-
-def _finish(context: click.Context, done: Batch) -> None:
-    base.echo(
-        f"{done.status}: {done.completed_jobs} succeeded, {done.failed_jobs} failed, {done.cancelled_jobs} cancelled"
-    )
-    for job in done.jobs:
+def _finish(context: click.Context, batch: Batch) -> None:
+    counts = f"{batch.completed_jobs} succeeded, {batch.failed_jobs} failed, {batch.cancelled_jobs} cancelled"
+    base.echo(f"{batch.status}: {counts}")
+    for job in batch.jobs:
         if job.status is Status.FAILED:
             base.stderr.print(Text.assemble(("failed", "red"), f" {job.url}: {job.error}"), highlight=False)
-    if done.status is not Status.COMPLETED or done.failed_jobs:
+    if batch.status is not Status.COMPLETED or batch.failed_jobs:
         context.exit(1)
 
 
@@ -313,7 +280,7 @@ def _finish(context: click.Context, done: Batch) -> None:
     envvar=["WME_SERVE_API_KEY", "WME_SERVE_KEYS"],
     help="Require it of callers; also WME_SERVE_API_KEY, several separated by blanks.",
 )
-@click.option("--no-key", is_flag=True, help="Ask for none: on loopback only.")
+@click.option("--no-key", is_flag=True, help="Require none: on loopback only.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="HOST", help="May be fetched although it is private.")
 @click.pass_context
 def serve(
@@ -338,12 +305,12 @@ def serve(
         base.echo(f"X-API-Key: {keys[0]}")
 
     async def run() -> None:
-        async with _account(context) as client, _managing(context, directory, client, hosts) as manager:
-            ready: Callable[[str], None] = _ready
-            await web.serve(manager, host=host, port=port, api_keys=None if no_key else keys, on_ready=ready)
+        async with _manager(context, directory, hosts) as manager:
+            api_keys = None if no_key else keys
+            await web.serve(manager, host=host, port=port, api_keys=api_keys, on_ready=_print_url)
 
     base.run(run())
 
 
-def _ready(url: str) -> None:
+def _print_url(url: str) -> None:
     base.echo(f"serving at {url}")

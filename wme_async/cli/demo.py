@@ -19,7 +19,7 @@ from wme_async._archive import read_archive
 from wme_async._client import Client
 from wme_async._stream import StreamStatistics
 from wme_async.cli import base
-from wme_async.cli.archives import told
+from wme_async.cli.archives import describe_download
 from wme_async.models import Article, Batch, Event
 from wme_async.offsets import SQLiteOffsets
 from wme_async.settings import Retry
@@ -28,22 +28,22 @@ from wme_async.simulator import Simulator
 __all__ = ["command"]
 
 _ARCHIVE = "enwiki_namespace_0"
-_SECONDS = 2.5  # what the download that is to be killed would take
-_KILLED_AT = 0.35  # share of the archive that is there when the downloading process is killed
+_SECONDS = 2.5  # duration of the download, without the kill
+_KILLED_AT = 0.35  # share of the archive on disk when the process is killed
 _EVENTS = 4000
 _CUTS = 25
-_TALKATIVE = 40  # partitions that speak while the first reader listens
+_ACTIVE = 40  # of 50 partitions: those with events while the first reader is connected
 
 
-class _Told(msgspec.Struct):
-    """What the demo wants of an event: the server then sends no more than that."""
+class _NamedEvent(msgspec.Struct):
+    """The fields of an event that the demo uses: the server sends no others."""
 
     name: str = ""
     event: Event = Event()
 
 
 class _Checks:
-    """What was claimed and how it turned out."""
+    """Claims, and whether they hold."""
 
     def __init__(self) -> None:
         self.passed = 0
@@ -60,14 +60,14 @@ class _Checks:
 
 
 class _Demo:
-    """The steps, in order, and what one leaves to the next."""
+    """The steps, in order."""
 
     def __init__(self, simulator: Simulator, client: Client, folder: Path, checks: _Checks) -> None:
         self.simulator = simulator
         self.client = client
         self.folder = folder
         self.check = checks.that
-        # Read once, since the hour may turn while the demo runs.
+        # Fixed now, since the hour may turn while the demo runs.
         self.batch_hour = (simulator.clock.utc() - timedelta(hours=3)).strftime("%Y-%m-%dT%H")
         self.hour = client.batches(self.batch_hour)
         self.batch = Batch()
@@ -84,8 +84,8 @@ class _Demo:
         batches = await self.hour.list()
         english = await self.hour.list(filters={"in_language.identifier": "en"}, fields=["identifier", "size"])
         self.check(batches, f"{len(batches)} batches of the hour, {len(english)} of them English")
-        expected = sorted(each.identifier for each in batches if each.in_language.identifier == "en")
-        self.check(sorted(each.identifier for each in english) == expected, "the filter gives what the list holds")
+        identifiers = sorted(batch.identifier for batch in batches if batch.in_language.identifier == "en")
+        self.check(sorted(batch.identifier for batch in english) == identifiers, "the filter gives what the list holds")
         self.batch = await self.hour.get(_ARCHIVE)
         info = await self.hour.head(_ARCHIVE)
         self.check(
@@ -116,26 +116,26 @@ class _Demo:
             process.returncode == -9,
             f"killed (-9) with {_allocated(part) / 1e6:.1f} of {total / 1e6:.1f} MB on disk"
             if process.returncode == -9
-            else f"the download was to be killed, but: {errors.decode().strip()[-300:]}",
+            else f"the download ended before the kill: {errors.decode().strip()[-300:]}",
         )
         self.check(part.exists() and not self.path.exists(), "nothing unfinished has the name of the finished file")
 
     async def download(self) -> None:
         """Download it, from where the killed process left off."""
-        with base.bar(_ARCHIVE) as progress:
-            done = await self.hour.download(_ARCHIVE, self.path, progress=progress)
-        base.stdout.print(f"   {told(done)}", style="dim", highlight=False)
-        self.check(done.resumed > 0, f"{done.resumed / 1e6:.1f} MB were taken over from the killed process")
-        self.check(done.verified and done.version == self.batch.version, "the MD5 is the one that was promised")
-        self.check(done.api_requests == 1, "one request to the API; all ranges went to the object store")
-        leaked = [each for each in self.simulator.requests if each.role == "store" and each.header("Authorization")]
-        self.check(not leaked, "the object store never saw a token")
+        with base.download_bar(_ARCHIVE) as progress:
+            download = await self.hour.download(_ARCHIVE, self.path, progress=progress)
+        base.stdout.print(f"   {describe_download(download)}", style="dim", highlight=False)
+        self.check(download.resumed > 0, f"{download.resumed / 1e6:.1f} MB came from the killed process")
+        self.check(download.verified and download.version == self.batch.version, "the MD5 is that of the metadata")
+        self.check(download.api_requests == 1, "one request to the API; all ranges went to the object store")
+        leaks = [entry for entry in self.simulator.requests if entry.role == "store" and entry.header("Authorization")]
+        self.check(not leaks, "the object store never saw a token")
 
     async def read(self) -> None:
         """Read it twice: from the disk, and over the network while it arrives."""
         began = time.monotonic()
         async with read_archive(self.path, type=Article) as articles:
-            kept = [article.identifier async for article in articles]
+            stored = [article.identifier async for article in articles]
         local = time.monotonic() - began
         began, first = time.monotonic(), 0.0
         arrived: list[int] = []
@@ -143,35 +143,41 @@ class _Demo:
             async for article in articles:
                 first = first or time.monotonic() - began
                 arrived.append(article.identifier)
-        self.check(len(kept) > 0, f"{len(kept)} articles decoded from disk in {local:.2f} s; first five: {kept[:5]}")
         self.check(
-            arrived == kept,
+            len(stored) > 0,
+            f"{len(stored)} articles decoded from disk in {local:.2f} s; first five: {stored[:5]}",
+        )
+        self.check(
+            arrived == stored,
             f"the same {len(arrived)} while they arrived, the first after {1000 * first:.0f} ms, "
             f"all in {time.monotonic() - began:.2f} s, no temporary file",
         )
 
     async def follow(self) -> None:
-        """Follow the stream through cuts, silence of some partitions, and a restart."""
+        """Follow the stream through cuts, silent partitions, and a restart."""
         firehose = self.simulator.firehose
         store = SQLiteOffsets(self.folder / "offsets.db")
         fault = self.simulator.faults.inject("cut", role="realtime", times=_CUTS, within=(2_000, 60_000))
-        seen: list[tuple[int, int]] = []
+        received: list[tuple[int, int]] = []
 
         async def consume(until: int, connections: int) -> StreamStatistics:
             stream = self.client.realtime.articles(
-                type=_Told, offsets=store, connections=connections, retry=Retry(attempts=1000, base=0.005, cap=0.02)
+                type=_NamedEvent,
+                offsets=store,
+                connections=connections,
+                retry=Retry(attempts=1000, base=0.005, cap=0.02),
             )
             async with stream:
-                if not seen:
+                if not received:
                     await firehose.wait_open(connections)
                     for number in range(_EVENTS // 2):
-                        firehose.publish(partition=number % _TALKATIVE, size="small")
+                        firehose.publish(partition=number % _ACTIVE, size="small")
                 async for article in stream:
                     assert article.event.partition is not None
                     assert article.event.offset is not None
-                    seen.append((article.event.partition, article.event.offset))
-                    if len(seen) >= until:
-                        # Without this the event in hand would count as not processed, and come again.
+                    received.append((article.event.partition, article.event.offset))
+                    if len(received) >= until:
+                        # Without this the current event would count as not processed, and come again.
                         stream.ack(article)
                         break
                 await stream.commit()
@@ -182,24 +188,24 @@ class _Demo:
             for number in range(_EVENTS // 2):
                 firehose.publish(partition=number % 50, size="small")
             second = await consume(_EVENTS, 1)
-        sent = {(number, offset) for number in range(50) for offset in range(firehose.log[number].end)}
+        published = {(number, offset) for number in range(50) for offset in range(firehose.log[number].end)}
         reconnects = first.reconnects + second.reconnects
         self.check(fault.hits > 0, f"cut {fault.hits} times at random bytes, {reconnects} reconnects, one restart")
         self.check(
-            sorted(seen) == sorted(sent),
-            f"{len(sent)} events sent in 50 partitions, {50 - _TALKATIVE} of which spoke only while nobody listened; "
-            f"{len(seen)} delivered, {len(set(seen))} of them distinct: none lost, none twice",
+            sorted(received) == sorted(published),
+            f"{len(published)} events sent in 50 partitions, {50 - _ACTIVE} of them only while nobody was connected; "
+            f"{len(received)} delivered, {len(set(received))} of them distinct: none lost, none twice",
         )
         order = all(
-            [offset for number, offset in seen if number == each] == sorted(o for number, o in seen if number == each)
-            for each in range(50)
+            offsets == sorted(offsets)
+            for offsets in ([offset for number, offset in received if number == partition] for partition in range(50))
         )
         self.check(order, "in order within each partition")
 
     async def sign_out(self) -> None:
         """Revoke the tokens."""
         await self.client.auth.revoke()
-        self.check(any("token-revoke" in each.path for each in self.simulator.requests), "tokens revoked")
+        self.check(any("token-revoke" in request.path for request in self.simulator.requests), "tokens revoked")
 
     def steps(self) -> list[Callable[[], Awaitable[None]]]:
         """Return the steps in order."""
@@ -233,7 +239,7 @@ def command(megabytes: float) -> None:
     """Show the whole job on a simulator: no account, well under a minute.
 
     Sign in, list, filter, HEAD; download in ranges, killed and resumed; read articles from disk and while they arrive;
-    follow the stream through cuts and a restart. Every claim that is printed was checked, and the last line sums up.
+    follow the stream through cuts and a restart. Every printed claim is checked, and the last line sums up.
     """
     began = time.monotonic()
     checks = _Checks()

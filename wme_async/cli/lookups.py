@@ -1,4 +1,4 @@
-"""Commands for look-ups, media files, quotas, and what a query would do."""
+"""Commands for look-ups, media files, quotas, and the explanation of queries."""
 
 import io
 import sys
@@ -9,12 +9,13 @@ import click
 import msgspec
 from rich.text import Text
 
+from wme_async._client import Looked
 from wme_async._client.lookup_plan import plan_lookup
 from wme_async._client.resources import RESOURCES
 from wme_async._query.query import Query, filter_types
 from wme_async._text import decode_text
 from wme_async.cli import base
-from wme_async.cli.archives import told
+from wme_async.cli.archives import describe_download
 from wme_async.cli.terminal import text_line
 from wme_async.errors import NotFound
 
@@ -44,87 +45,117 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
         names: Sequence[str],
         filters: Sequence[str],
         fields: list[str] | None,
-        limit: int | None,
         field: str | None,
-        concurrency: int,
         as_json: bool,
+        **options: Any,
     ) -> None:
-        assert resource.backend is not None
-        wanted = base.conditions(filters, resource)
-        asked = [field] if field is not None else fields
-        shown = None
+        options["filters"] = base.parse_filters(filters, resource)
+        options["fields"] = fields if field is None else [field]
+        output = _Output(attribute, fields or _COLUMNS, as_json=as_json)
         if field is not None:
+            assert resource.backend is not None
             # As records spell it, without a wildcard; empty for whole records.
-            (shown,) = Query.build(resource.backend, resource.model, fields=asked).fields or ("",)
-        # Before the event loop runs: reading may wait for somebody who types, and Ctrl-C has to end it.
+            (output.field,) = Query.build(resource.backend, resource.model, fields=[field]).fields or ("",)
+        # Before the event loop runs: input may come from a person who types, and Ctrl-C must stop it.
         titles = names or _titles()
 
         async def find() -> None:
-            missing, failures, found = 0, [], []
-            async with base.connect(context) as client:
-                lookups = getattr(client, attribute)
-                async with lookups.lookup_many(
-                    titles, filters=wanted or None, fields=asked, limit=limit, concurrency=concurrency
-                ) as results:
-                    async for looked in results:
-                        if looked.error is not None:
-                            failures.append(looked)
-                        elif not looked.records:
-                            missing += 1
-                            base.stderr.print(f"{looked.name}: no such page", style="yellow", highlight=False)
-                        if any(getattr(record, "is_raw_article", False) for record in looked.records):
-                            words = "an unstructured article came in place of structured contents; ask again"
-                            base.stderr.print(f"{looked.name}: {words}", style="yellow", highlight=False)
-                        found += _out(looked.records, shown, as_json=as_json)
-            if found:
-                base.show(found, as_json=False, columns=fields or _COLUMNS, title=attribute)
-            for looked in failures:
-                base.stderr.print(Text.assemble((looked.name, "red"), f": {looked.error}"), highlight=False)
-            if failures:
-                assert failures[0].error is not None
-                raise failures[0].error
-            if missing:
-                raise NotFound(f"{missing} of {len(titles)} titles have no page", status=404)
+            async with (
+                base.connect(context) as client,
+                getattr(client, attribute).lookup_many(titles, **options) as results,
+            ):
+                async for result in results:
+                    output.add(result)
 
         base.run(find())
+        output.finish(len(titles))
 
     return click.command(name, help=description)(command)
+
+
+class _Output:
+    """Prints the results of look-ups as they come, tables and errors at the end.
+
+    Args:
+        title: Title of the table.
+        columns: Columns of the table.
+        as_json: Print JSON lines also on a terminal.
+    """
+
+    def __init__(self, title: str, columns: Sequence[str], *, as_json: bool) -> None:
+        self._title = title
+        self._columns = columns
+        self._as_table = not as_json and base.stdout.is_terminal
+        self._rows: list[Any] = []
+        self._failures: list[Looked[Any]] = []
+        self._missing = 0
+        self.field: str | None = None
+
+    def add(self, result: Looked[Any]) -> None:
+        """Print a result, or keep its records for the table."""
+        if result.error is not None:
+            self._failures.append(result)
+        elif not result.records:
+            self._missing += 1
+            _warn(result.name, "no such page")
+        if any(getattr(record, "is_raw_article", False) for record in result.records):
+            _warn(result.name, "an unstructured article came in place of structured contents; ask again")
+        if self.field is not None:
+            names = self.field.split(".") if self.field else []
+            for record in result.records:
+                value = _value_at(record, names)
+                text_line(value if isinstance(value, str) else msgspec.json.encode(value).decode())
+        elif self._as_table:
+            self._rows += result.records
+        else:
+            for record in result.records:
+                base.line(record)
+
+    def finish(self, total: int) -> None:
+        """Print the table and the errors.
+
+        Args:
+            total: Number of titles.
+
+        Raises:
+            WMEError: The first error of a look-up.
+            NotFound: Pages are missing.
+        """
+        if self._rows:
+            base.show(self._rows, as_json=False, columns=self._columns, title=self._title)
+        for result in self._failures:
+            base.stderr.print(Text.assemble((result.name, "red"), f": {result.error}"), highlight=False)
+        for result in self._failures:
+            assert result.error is not None
+            raise result.error
+        if self._missing:
+            raise NotFound(f"{self._missing} of {total} titles have no page", status=404)
+
+
+def _warn(name: str, message: str) -> None:
+    base.stderr.print(f"{name}: {message}", style="yellow", highlight=False)
 
 
 def _titles() -> list[str]:
     """Read titles from standard input, one a line."""
     data = bytearray()
-    # Not in one call: Python looks for Ctrl-C between the steps of this loop.
+    # Not in one call: Python handles Ctrl-C between the steps of this loop.
     while chunk := cast("io.BufferedReader", sys.stdin.buffer).read1(1 << 16):
         data += chunk
     text = decode_text(bytes(data), "standard input")
     return [title for line in io.StringIO(text, newline=None) if (title := line.strip())]
 
 
-def _out(records: Sequence[Any], field: str | None, *, as_json: bool) -> list[Any]:
-    """Print records as they come; return those that a table is to be made of at the end."""
-    if field is not None:
-        for record in records:
-            value = _at(record, field.split(".") if field else [])
-            text_line(value if isinstance(value, str) else msgspec.json.encode(value).decode())
-        return []
-    if as_json or not base.stdout.is_terminal:
-        for record in records:
-            base.line(record)
-        return []
-    return list(records)
-
-
-def _at(value: Any, names: Sequence[str]) -> Any:
-    """Return what stands at a dotted name: what was left out as the zero that it means, a list for each list passed."""
+def _value_at(value: Any, names: Sequence[str]) -> Any:
+    """Return the value at a dotted name: a list for each list on the way, the default of a field that is left out."""
     if not names or value is None:
         return value
     if isinstance(value, list | tuple):
-        return [_at(each, names) for each in value]
+        return [_value_at(item, names) for item in value]
     if isinstance(value, dict):
-        return _at(value.get(names[0]), names[1:])
-    attribute = next(each.name for each in msgspec.structs.fields(value) if each.encode_name == names[0])
-    return _at(getattr(value, attribute), names[1:])
+        return _value_at(value.get(names[0]), names[1:])
+    attribute = next(field.name for field in msgspec.structs.fields(value) if field.encode_name == names[0])
+    return _value_at(getattr(value, attribute), names[1:])
 
 
 lookup: click.Command = _look_up(
@@ -152,8 +183,8 @@ def _entity(kind: str, letter: str) -> None:
         async def find() -> None:
             async with base.connect(context) as client:
                 for identifier in identifiers:
-                    found = await getattr(client.wikidata, kind).get(identifier, fields=fields)
-                    base.show_one(found, as_json=as_json)
+                    entity = await getattr(client.wikidata, kind).get(identifier, fields=fields)
+                    base.show_one(entity, as_json=as_json)
 
         base.run(find())
 
@@ -172,7 +203,7 @@ def files() -> None:
 @base.json_option
 @click.pass_context
 def _get(context: click.Context, /, name: str, as_json: bool) -> None:
-    """Show what is known of a file."""
+    """Show the description of a file."""
 
     async def find() -> Any:
         async with base.connect(context) as client:
@@ -184,7 +215,7 @@ def _get(context: click.Context, /, name: str, as_json: bool) -> None:
 @files.command("download")
 @click.argument("name")
 @click.option("--to", default=".", show_default=True, help="Folder, or path of the file.")
-@click.option("--force", is_flag=True, help="Replace a file that is there, of whatever upload.")
+@click.option("--force", is_flag=True, help="Replace an existing file, of whatever upload.")
 @click.option("--if-changed", is_flag=True, help="Replace a file of another upload; skip one of the same.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.pass_context
@@ -193,36 +224,36 @@ def _download(context: click.Context, /, name: str, to: str, force: bool, if_cha
 
     async def fetch() -> Any:
         async with base.connect(context) as client:
-            with base.bar(name, shown=not quiet) as progress:
+            with base.download_bar(name, quiet=quiet) as progress:
                 return await client.files.download(name, to, progress=progress, overwrite=force, if_changed=if_changed)
 
-    base.echo(told(base.run(fetch())))
+    base.echo(describe_download(base.run(fetch())))
 
 
 @click.command("quota")
 @base.json_option
 @click.pass_context
 def quota(context: click.Context, /, as_json: bool) -> None:
-    """Show what was used of this month's allowances, and what is left."""
+    """Show how much of this month's allowances is used, and how much is left."""
 
     async def ask() -> Any:
         async with base.connect(context) as client:
             return await client.auth.quota()
 
-    found = base.run(ask())
+    usage = base.run(ask())
     if as_json or not base.stdout.is_terminal:
-        base.line(found)
+        base.line(usage)
         return
     rows = [
         {
-            "pool": each.pool,
-            "used": each.used,
-            "limit": "none" if each.limit is None else each.limit,
-            "left": "any" if each.left is None else each.left,
+            "pool": pool.pool,
+            "used": pool.used,
+            "limit": "none" if pool.limit is None else pool.limit,
+            "left": "any" if pool.left is None else pool.left,
         }
-        for each in (found.ondemand, found.snapshot, found.chunk)
+        for pool in (usage.ondemand, usage.snapshot, usage.chunk)
     ]
-    base.show(rows, as_json=False, columns=("pool", "used", "limit", "left"), title=found.month)
+    base.show(rows, as_json=False, columns=("pool", "used", "limit", "left"), title=usage.month)
 
 
 @click.command("explain")
@@ -231,21 +262,18 @@ def quota(context: click.Context, /, as_json: bool) -> None:
 @base.fields_option
 @_limit
 def explain(resource: str, filters: Sequence[str], fields: list[str] | None, limit: int | None) -> None:
-    """Say what a query would send, and what would be applied on this side. Nothing is sent.
+    """Explain which parts of a query are sent, and which are applied on this side. Nothing is sent.
 
     RESOURCE is a name such as batches, projects, articles, structured_contents or realtime.articles.
     """
     row = RESOURCES.get(resource)
     if row is None or row.backend is None:
-        known = ", ".join(sorted(name for name, each in RESOURCES.items() if each.backend is not None))
-        raise click.BadParameter(f"{resource!r} takes no query; those that do are {known}")
-    known_fields = filter_types(row.model, row.backend)
-    query = Query.build(
-        row.backend, row.model, fields=fields, filters=base.conditions(filters, row) or None, limit=limit
-    )
+        names = ", ".join(sorted(name for name, row in RESOURCES.items() if row.backend is not None))
+        raise click.BadParameter(f"{resource!r} takes no query; those that do are {names}")
+    query = Query.build(row.backend, row.model, fields=fields, filters=base.parse_filters(filters, row), limit=limit)
     base.echo(query.explain())
     if "lookup" in row.verbs:
         for note in plan_lookup(query, "project").notes:
             base.echo(note)
     if not filters:
-        base.echo(f"it can be filtered by: {', '.join(sorted(known_fields))}")
+        base.echo(f"it can be filtered by: {', '.join(sorted(filter_types(row.model, row.backend)))}")

@@ -1,4 +1,4 @@
-"""The root of the command line: global options, sign-in and sign-out, and all other commands below it."""
+"""The root of the command line: global options, `login` and `logout`, and the groups of all other commands."""
 
 import importlib
 from typing import Any
@@ -10,8 +10,8 @@ from wme_async.cli import archives, base, lookups
 
 __all__ = ["main"]
 
-# Loaded when called for: some need an extra, all take time to import.
-_LATER = {
+# Imported when they are called: some need an extra, all take time to import.
+_LAZY = {
     "batch": ("wme_async.cli.batch", "Download many URLs as one job, here or with a service."),
     "serve": ("wme_async.cli.batch", "Run the batch service: REST API, live events, files, and a page."),
     "demo": ("wme_async.cli.demo", "Show the whole job on a simulator: no account, well under a minute."),
@@ -21,25 +21,25 @@ _LATER = {
 
 
 class _Root(base.Root):
-    """Commands, some of which are loaded only when they are called."""
+    """A group that imports some of its commands when they are called."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return all names."""
-        return sorted({*super().list_commands(context), *_LATER})
+        return sorted({*super().list_commands(context), *_LAZY})
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Return a command, loading it if need be."""
-        if name in _LATER:
-            # The one module with two commands calls each by its name.
-            module = importlib.import_module(_LATER[name][0])
+        """Return a command, and import its module if necessary."""
+        if name in _LAZY:
+            # In the one module with two commands each has its own name.
+            module = importlib.import_module(_LAZY[name][0])
             command: click.Command = getattr(module, name if hasattr(module, name) else "command")
             return command
         return super().get_command(context, name)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without loading any."""
+        """List the commands without importing any."""
         rows = [
-            (name, _LATER[name][1] if name in _LATER else self.commands[name].get_short_help_str(80))
+            (name, _LAZY[name][1] if name in _LAZY else self.commands[name].get_short_help_str(80))
             for name in self.list_commands(context)
         ]
         with formatter.section("Commands"):
@@ -70,7 +70,7 @@ def root(env_file: str | None, token_file: str | None, proxy: str | None, verbos
 @root.command()
 @click.pass_context
 def login(context: click.Context) -> None:
-    """Sign in, keep the tokens for the next commands, and show what the account may do."""
+    """Sign in, store the tokens for the next commands, and show the groups and allowances of the account."""
 
     async def sign_in() -> Any:
         async with base.connect(context) as client:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,7 +15,7 @@ from wme_async import _clock
 from wme_async._client.resources import RESOURCES
 from wme_async._stream import Stream, StreamStatistics
 from wme_async.cli import base
-from wme_async.offsets import MemoryOffsets, OffsetStore, SQLiteOffsets
+from wme_async.offsets import MemoryOffsets, SQLiteOffsets
 
 __all__ = ["command"]
 
@@ -24,25 +23,49 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _REFRESH = 0.5
 
 
+def _parse_time(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        if text[-1:] in _UNITS and text[:-1].replace(".", "", 1).isdecimal():
+            return _clock.utc_now() - timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
+        return datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        message = f"{text!r} is neither a time such as 2025-07-16T05:00:00Z nor one such as 2h"
+        raise click.BadParameter(message) from None
+
+
+def _parse_numbers(_context: click.Context, _option: click.Parameter, text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(number) for number in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0,1,2") from None
+
+
 @click.command("stream")
-@click.option("--offsets", metavar="FILE.db", help="Keep positions in this SQLite file, and go on from them.")
+@click.option("--offsets", metavar="FILE.db", help="Keep positions in this SQLite file, and resume from them.")
 @click.option("--name", default="default", show_default=True, help="Of this reader, within the file of offsets.")
-@click.option("--since", metavar="TIME|2h", help="Where to begin without positions: RFC 3339, or so long ago.")
+@click.option(
+    "--since",
+    metavar="TIME|2h",
+    callback=_parse_time,
+    help="Where to begin without positions: RFC 3339, or a time before now.",
+)
 @base.where_option
 @base.fields_option
-@click.option("--parts", metavar="0,1,…", help="Only these tenths of the stream.")
+@click.option("--parts", metavar="0,1,…", callback=_parse_numbers, help="Only these tenths of the stream.")
 @click.option("--connections", type=click.IntRange(1, 10), default=1, show_default=True)
 @click.option("--framing", type=click.Choice(["ndjson", "sse"]), default="ndjson", show_default=True)
 @click.option("--wikidata", is_flag=True, help="Follow Wikidata entities instead of articles (beta).")
-@click.option("--limit", type=click.IntRange(1), help="Stop after so many events.")
-@click.option("--skip-bad", is_flag=True, help="Skip and count records that do not decode, rather than fail.")
+@click.option("--limit", type=click.IntRange(1), help="Stop after this number of events.")
+@base.skip_bad_option
 @click.option("--table", is_flag=True, help="Show a live table of the partitions instead of the events.")
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
     """Follow the firehose: one JSON object a line, for as long as you like.
 
     It reconnects by itself. With --offsets nothing is lost between two runs: Ctrl-C saves the positions, and after a
-    crash what was not saved comes again.
+    crash the events since the last save come again.
     """
     base.run(_follow(context, **options))
 
@@ -50,94 +73,72 @@ def command(context: click.Context, /, **options: Any) -> None:
 async def _follow(
     context: click.Context,
     *,
-    offsets: str | None,
-    name: str,
-    since: str | None,
-    filters: Sequence[str],
-    fields: list[str] | None,
-    parts: str | None,
-    connections: int,
-    framing: str,
     wikidata: bool,
+    filters: tuple[str, ...],
+    offsets: str | None,
     limit: int | None,
-    skip_bad: bool,
     table: bool,
+    **options: Any,
 ) -> None:
-    row = RESOURCES["realtime.wikidata" if wikidata else "realtime.articles"]
-    assert row.backend is not None
-    store: OffsetStore = MemoryOffsets() if offsets is None else SQLiteOffsets(offsets)
-    conditions = base.conditions(filters, row)
+    resource = RESOURCES["realtime.wikidata" if wikidata else "realtime.articles"]
+    options["filters"] = base.parse_filters(filters, resource)
+    options["offsets"] = MemoryOffsets() if offsets is None else SQLiteOffsets(offsets)
     async with base.connect(context) as client:
-        follow: Any = client.realtime.wikidata if wikidata else client.realtime.articles
-        stream: Stream[Any] = follow(
-            # The bytes are passed on as they came: nothing is lost that a model does not name.
-            type=msgspec.Raw,
-            fields=fields,
-            filters=conditions or None,
-            since=_time(since),
-            parts=_numbers(parts),
-            connections=connections,
-            framing=framing,
-            offsets=store,
-            name=name,
-            on_bad_record="skip" if skip_bad else "raise",
-        )
-        async with stream:
+        open_stream: Any = client.realtime.wikidata if wikidata else client.realtime.articles
+        # The bytes are printed as they came: with fields that no model names.
+        async with open_stream(type=msgspec.Raw, **options) as stream:
             try:
-                if table:
-                    await _watch(stream, limit)
-                else:
-                    await _print(stream, limit)
+                await (_watch if table else _print)(stream, limit)
             finally:
                 with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
                     base.stderr.print(_summary(stream.statistics()), style="dim", highlight=False)
 
 
 async def _print(stream: Stream[Any], limit: int | None) -> None:
-    seen = 0
+    number = 0
     async for event in stream:
         base.line(event)
-        # What is printed is done with: being stopped now must not print it again next time.
+        # An event is processed once it is printed, even if the command is stopped now.
         stream.ack(event)
-        seen += 1
-        if seen == limit:
+        number += 1
+        if number == limit:
             return
 
 
 async def _watch(stream: Stream[Any], limit: int | None) -> None:
     async def consume() -> None:
-        seen = 0
+        number = 0
         async for events in stream.batches():
-            seen += len(events)
-            if limit is not None and seen >= limit:
+            number += len(events)
+            if limit is not None and number >= limit:
                 return
 
-    with Live(_picture(stream.statistics()), console=base.stderr, auto_refresh=False) as live:
+    with Live(_table(stream.statistics()), console=base.stderr, auto_refresh=False) as live:
         consumer = asyncio.ensure_future(consume())
         try:
             while not consumer.done():
                 await asyncio.wait({consumer}, timeout=_REFRESH)
-                live.update(_picture(stream.statistics()), refresh=True)
+                live.update(_table(stream.statistics()), refresh=True)
         finally:
             consumer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await consumer
 
 
-def _picture(now: StreamStatistics) -> Group:
+def _table(statistics: StreamStatistics) -> Group:
     table = Table(header_style="bold")
     for column in ("partition", "offset", "processed", "published", "age"):
         table.add_column(column, justify="right")
-    for each in now.partitions:
+    for partition in statistics.partitions:
         table.add_row(
-            str(each.partition),
-            str(each.offset) if each.offset >= 0 else "-",
-            str(each.acknowledged) if each.acknowledged >= 0 else "-",
-            each.published.strftime("%H:%M:%S") if each.published else "-",
-            f"{each.age:.0f} s" if each.age is not None else "-",
-            style=None if each.connected else "red",
+            str(partition.partition),
+            str(partition.offset) if partition.offset >= 0 else "-",
+            str(partition.acknowledged) if partition.acknowledged >= 0 else "-",
+            partition.published.strftime("%H:%M:%S") if partition.published else "-",
+            f"{partition.age:.0f} s" if partition.age is not None else "-",
+            style=None if partition.connected else "red",
         )
-    return Group(table, _summary(now))
+    return Group(table, _summary(statistics))
 
 
 def _summary(now: StreamStatistics) -> str:
@@ -147,25 +148,3 @@ def _summary(now: StreamStatistics) -> str:
         f"{now.events} events, {now.rate:.1f}/s, {now.bytes / 1e6:.1f} MB{lag}{catch_up}; {now.connected} connections, "
         f"{now.reconnects} reconnects, {now.duplicates} duplicates dropped, {now.gaps} gaps, {now.bad_records} bad"
     )
-
-
-def _time(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        if text[-1:] in _UNITS and text[:-1].replace(".", "", 1).isdecimal():
-            return _clock.utc_now() - timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
-        return datetime.fromisoformat(text)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{text!r} is neither a time such as 2025-07-16T05:00:00Z nor one such as 2h"
-        ) from None
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(each) for each in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of numbers such as 0,1,2") from None

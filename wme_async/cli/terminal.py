@@ -1,8 +1,8 @@
-"""Printing: the one place where text reaches a terminal, and where its control characters are made visible.
+"""Output: the one place where text reaches a terminal, with its control characters made visible.
 
 Titles, paths, error messages of servers and log lines are written by others. An escape sequence in one of them could
-change what a terminal shows, set its title or its clipboard, or forge lines. So whatever is printed goes through
-`visible` here: tables, errors, progress and logs. Data written into a pipe or a file stays as it is.
+change the screen, set its title or its clipboard, or forge lines. So all output goes through `visible` here: tables,
+errors, progress and logs. Data written into a pipe or a file stays unchanged.
 """
 
 import logging
@@ -35,7 +35,7 @@ def visible(text: str) -> str:
     r"""Return text with its control characters written as `\\u001b`, as JSON writes them; tab and line feed stay.
 
     Args:
-        text: Any text of others.
+        text: Text of any origin.
     """
     return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
@@ -44,7 +44,7 @@ def one_line(text: str) -> str:
     """Return text as one line, with its control characters made visible.
 
     Args:
-        text: Any text of others; its lines are joined by blanks.
+        text: Text of any origin; its lines are joined by blanks.
     """
     return visible(" ".join(text.split("\n")).replace("\r", "").replace("\t", " "))
 
@@ -66,7 +66,7 @@ class TerminalConsole(Console):
                 yield Segment(visible(segment.text), segment.style)
 
 
-# Markup and emoji codes in text of others are printed as they are.
+# Markup and emoji codes in text of others are printed literally.
 stdout: Console = TerminalConsole(markup=False, emoji=False)
 stderr: Console = TerminalConsole(stderr=True, soft_wrap=True, markup=False, emoji=False)
 
@@ -75,7 +75,7 @@ def echo(text: object, *, err: bool = False) -> None:
     """Print a message.
 
     Args:
-        text: What to print; control characters in it are made visible.
+        text: The message; its control characters are made visible.
         err: Print to standard error.
     """
     click.echo(visible(str(text)), err=err)
@@ -85,8 +85,8 @@ def json_line(data: bytes) -> None:
     """Write one line of JSON to standard output.
 
     Args:
-        data: Encoded JSON. It is written as it is, except that on a terminal control characters inside of strings are
-            escaped: the value stays the same.
+        data: Encoded JSON. On a terminal, control characters inside of strings are escaped, which leaves the value
+            unchanged.
     """
     if sys.stdout.isatty():
         data = visible(data.decode("utf-8", "replace")).encode()
@@ -98,9 +98,9 @@ def text_line(text: str) -> None:
     """Write a value that is text, on a line of standard output.
 
     Args:
-        text: Written as it is, except that on a terminal control characters are made visible.
+        text: On a terminal its control characters are made visible.
     """
-    # `click.echo` would remove escape sequences, which belong to the value.
+    # `click.echo` would remove escape sequences, which are part of the value.
     sys.stdout.write(f"{visible(text) if sys.stdout.isatty() else text}\n")
     sys.stdout.flush()
 
