@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from wme_async.simulator.world.articles import ArticleGenerator
+from wme_async.simulator import ArticleGenerator
 
 __all__ = ["Inputs", "Sizes"]
 

@@ -46,8 +46,8 @@ class Caller:
         reply = await self.auth("login", username=username, password=password)
         assert reply.status == 200
         self.token = reply.json.get("access_token", "")
-        found: dict[str, Any] = reply.json
-        return found
+        tokens: dict[str, Any] = reply.json
+        return tokens
 
     async def auth(self, name: str, **form: Any) -> Reply:
         return await self.send("POST", f"{self.simulator.auth_url}/v1/{name}", json=form)
@@ -76,6 +76,6 @@ class Caller:
 
 async def caller_of(simulator: Simulator) -> AsyncIterator[Caller]:
     async with aiohttp.ClientSession() as session:
-        made = Caller(simulator, session)
-        await made.login()
-        yield made
+        caller = Caller(simulator, session)
+        await caller.login()
+        yield caller

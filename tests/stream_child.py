@@ -19,8 +19,7 @@ from wme_async._transport import Credentials, Transport
 from wme_async.models import Article
 from wme_async.offsets import SQLiteOffsets
 from wme_async.settings import Hosts, Retry
-from wme_async.simulator import Simulator
-from wme_async.simulator.faults import Fault
+from wme_async.simulator import Fault, Simulator
 
 SILENT = range(40, 50)  # partitions that speak rarely, some of them while nobody is connected
 

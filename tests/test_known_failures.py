@@ -21,8 +21,7 @@ import wme_async
 from wme_async import Client, Hosts, Retry, SessionPool, Timeouts, read_archive
 from wme_async.errors import ArchiveError, DecodeError, IntegrityError, ServerError, WMEError
 from wme_async.models import Article, Batch, Editor, Event, StructuredSnapshot
-from wme_async.simulator import Simulator
-from wme_async.simulator.world.articles import build_archive
+from wme_async.simulator import Simulator, build_archive
 
 AT_ONCE = Retry(base=0, cap=0)
 ROOT = Path(__file__).resolve().parents[1]

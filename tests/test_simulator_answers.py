@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from plain_http import START, Caller, caller_of
 
-from wme_async.simulator import Simulator
-from wme_async.simulator.protocol.stream_request import Accepted, Refused, bind_stream_request, check_stream_request
-from wme_async.simulator.world.articles import ArticleGenerator, dumps
+from wme_async.simulator import Accepted, ArticleGenerator, Refused, Simulator, check_stream_request, dumps
+from wme_async.simulator.protocol.stream_request import bind_stream_request
 
 NOW = START.timestamp()
 

@@ -7,13 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async.simulator import Clock
-from wme_async.simulator.hosts.realtime import Firehose
+from wme_async.simulator import Accepted, ArticleGenerator, Clock, EntityGenerator, Firehose, dumps
 from wme_async.simulator.hosts.stream import Line
 from wme_async.simulator.protocol.schema import ENTITY
-from wme_async.simulator.protocol.stream_request import Accepted
-from wme_async.simulator.world.articles import ArticleGenerator, dumps
-from wme_async.simulator.world.entities import EntityGenerator, Shape
+from wme_async.simulator.world.entities import Shape
 
 GENERATOR = EntityGenerator(seed=1)
 
@@ -172,8 +169,8 @@ def test_the_stream_serves_entities_by_their_own_fields() -> None:
     firehose.publish_many(40)
     firehose.generate(40)
     request = Accepted(fields=("entity.labels.*", "event.type"))
-    line = Line(ENTITY, request, sse="application/x-ndjson")
-    whole = Line(ENTITY, Accepted(), sse="application/x-ndjson")
+    line = Line(ENTITY, request, content_type="application/x-ndjson")
+    whole = Line(ENTITY, Accepted(), content_type="application/x-ndjson")
     seen = set()
     for partition, log in enumerate(firehose.log):
         for entry in log.read(0, 3):

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from plain_http import START, Caller, caller_of
 
 from wme_async.simulator import Simulator
+from wme_async.simulator.errors import HTTPError
 from wme_async.simulator.hosts.http import negotiate
 from wme_async.simulator.protocol.gjson import MISSING, get
-from wme_async.simulator.protocol.query import Query, Refused, bind, select_rows
+from wme_async.simulator.protocol.query import Query, bind, select_rows
 
 
 @pytest.fixture
@@ -278,11 +279,11 @@ def test_select_follows_its_rules_for_every_value(value: Any, rows: list[dict[st
 
 @given(st.binary(max_size=60))
 def test_any_body_is_bound_or_refused(body: bytes) -> None:
-    refused: Refused | None = None
+    error: HTTPError | None = None
     limit = 0
     try:
         limit = bind("POST", "application/json", "", body).limit
-    except Refused as problem:
-        refused = problem
+    except HTTPError as raised:
+        error = raised
     assert limit <= 100
-    assert refused is None or (refused.status == 422 and refused.message)
+    assert error is None or (error.status == 422 and error.message)

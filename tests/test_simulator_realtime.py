@@ -16,17 +16,21 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async.simulator import Clock, Faults, Simulator
-from wme_async.simulator.faults import Fault
-from wme_async.simulator.hosts.realtime import (
+from wme_async.simulator import (
     Accepted,
+    ArticleGenerator,
+    Clock,
+    Fault,
+    Faults,
     Firehose,
     Refused,
-    bind_stream_request,
+    Simulator,
     check_stream_request,
+    dumps,
 )
 from wme_async.simulator.protocol.schema import ARTICLE, Node, compile_fields, compile_filters, leaves
-from wme_async.simulator.world.articles import ArticleGenerator, dumps, timestamp
+from wme_async.simulator.protocol.stream_request import bind_stream_request
+from wme_async.simulator.world.encoding import timestamp
 
 NOW = 1_780_000_000.0
 ALL_PARTS = list(range(10))

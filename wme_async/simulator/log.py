@@ -1,4 +1,4 @@
-"""The retained events of one partition: stored ones, and ones that are made when they are read."""
+"""The retained events of one partition: stored ones, and ones that exist only as a function of their number."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -8,13 +8,13 @@ __all__ = ["Entry", "PartitionLog"]
 
 
 class Entry(NamedTuple):
-    """One event as it waits to be sent.
+    """One event.
 
     Attributes:
-        offset: Its place in the partition.
-        published: When, in milliseconds since 1970.
-        head: The JSON up to where `"partition":..,"offset":..` belongs, a comma or brace before it.
-        tail: The JSON from there on; None for a raw line that takes no partition and offset.
+        offset: Its position in the partition.
+        published: Its publication time in milliseconds since 1970.
+        head: The JSON before `"partition":..,"offset":..`, the comma or brace included.
+        tail: The JSON behind; None for a raw line without partition and offset.
     """
 
     offset: int
@@ -39,9 +39,9 @@ class _Stored:
         return next((entry.offset for entry in self.entries if entry.published >= moment), None)
 
     def expire(self, moment: int) -> int | None:
-        """Drop what is older; return the first offset after what was dropped."""
-        kept = next((n for n, entry in enumerate(self.entries) if entry.published >= moment), len(self.entries))
-        return self.drop(kept)
+        """Drop older events; return the offset after the last one, or None if there are none."""
+        count = next((n for n, entry in enumerate(self.entries) if entry.published >= moment), len(self.entries))
+        return self.drop(count)
 
     def drop(self, count: int) -> int | None:
         if not count:
@@ -55,52 +55,52 @@ class _Stored:
 
 
 class _Virtual:
-    """Events that exist only as a function of their number, `count` of them from offset `first` on."""
+    """Events that are made when they are read: offset `first` + n holds the event `numbers[n]`."""
 
     def __init__(
-        self, first: int, count: int, time: Callable[[int], int], make: Callable[[int], tuple[bytes, bytes]]
+        self, first: int, numbers: range, time: Callable[[int], int], make: Callable[[int], tuple[bytes, bytes]]
     ) -> None:
-        self.first = first
-        self.gone = 0
-        self.count = count
+        self._first = first
+        self._dropped = 0
+        self._numbers = numbers
         self._time = time
         self._make = make
 
     @property
     def end(self) -> int:
-        return self.first + self.count
+        return self._first + len(self._numbers)
 
     def read(self, offset: int, limit: int) -> list[Entry]:
-        start = max(self.gone, offset - self.first)
+        start = max(self._dropped, offset - self._first)
         return [
-            Entry(self.first + number, self._time(number), *self._make(number))
-            for number in range(start, min(self.count, start + limit))
+            Entry(self._first + position, self._time(number), *self._make(number))
+            for position, number in enumerate(self._numbers[start : start + limit], start)
         ]
 
+    def _position(self, moment: int) -> int:
+        return bisect_left(self._numbers, moment, lo=self._dropped, key=self._time)
+
     def since(self, moment: int) -> int | None:
-        number = bisect_left(range(self.count), moment, lo=self.gone, key=self._time)
-        return self.first + number if number < self.count else None
+        position = self._position(moment)
+        return self._first + position if position < len(self._numbers) else None
 
     def expire(self, moment: int) -> int | None:
-        gone = bisect_left(range(self.count), moment, lo=self.gone, key=self._time)
-        return self.drop(gone - self.gone)
+        return self.drop(self._position(moment) - self._dropped)
 
     def drop(self, count: int) -> int | None:
-        if not count:
-            return None
-        self.gone += count
-        return self.first + self.gone
+        self._dropped += count
+        return self._first + self._dropped if count else None
 
     def __len__(self) -> int:
-        return self.count - self.gone
+        return len(self._numbers) - self._dropped
 
 
 class PartitionLog:
     """The log of one partition.
 
     Attributes:
-        base: The lowest offset that can be asked for; what was before has expired.
-        end: The offset that the next event will get.
+        base: The lowest offset that has not expired.
+        end: The offset of the next event.
     """
 
     def __init__(self, base: int = 0) -> None:
@@ -122,23 +122,23 @@ class PartitionLog:
         self.end = offset + 1
         return offset
 
-    def extend(self, count: int, time: Callable[[int], int], make: Callable[[int], tuple[bytes, bytes]]) -> None:
-        """Add `count` events that are made when read, from their number (0 up) within this call.
+    def extend(self, numbers: range, time: Callable[[int], int], make: Callable[[int], tuple[bytes, bytes]]) -> None:
+        """Add an event for each number, made when it is read.
 
         Args:
-            count: How many.
-            time: Milliseconds since 1970 of an event; it must not fall.
-            make: Head and tail of an event.
+            numbers: The numbers of the events.
+            time: Returns the publication time of a number in milliseconds since 1970; it never falls.
+            make: Returns head and tail of a number.
         """
-        self._segments.append(_Virtual(self.end, count, time, make))
-        self.end += count
+        self._segments.append(_Virtual(self.end, numbers, time, make))
+        self.end += len(numbers)
 
     def skip(self, count: int) -> None:
-        """Leave a hole of so many offsets, as events that are not for clients do."""
+        """Leave a gap of `count` offsets, as events that are not for clients do."""
         self.end += count
 
     def read(self, offset: int, limit: int) -> list[Entry]:
-        """Return up to `limit` events from an offset on; holes are passed over."""
+        """Return up to `limit` events from an offset on, without the gaps between them."""
         for segment in self._segments:
             if len(segment) and segment.end > offset:
                 return segment.read(offset, limit)
@@ -146,10 +146,10 @@ class PartitionLog:
 
     def since(self, moment: int) -> int:
         """Return the first offset published at or after a time (milliseconds), or the end."""
-        return next((found for segment in self._segments if (found := segment.since(moment)) is not None), self.end)
+        return next((offset for segment in self._segments if (offset := segment.since(moment)) is not None), self.end)
 
     def expire(self, moment: int) -> None:
-        """Forget what was published before a time (milliseconds)."""
+        """Drop events published before a time (milliseconds)."""
         for segment in self._segments:
             self.base = segment.expire(moment) or self.base
             if len(segment):
@@ -157,7 +157,7 @@ class PartitionLog:
         self._segments = [segment for segment in self._segments if len(segment)]
 
     def trim(self, keep: int) -> None:
-        """Forget the oldest events beyond a number."""
+        """Keep only the newest `keep` events."""
         for segment in self._segments:
             self.base = segment.drop(min(len(segment), max(0, len(self) - keep))) or self.base
         self._segments = [segment for segment in self._segments if len(segment)]
@@ -170,7 +170,7 @@ class PartitionLog:
             value: The time or the offset; -2 is the beginning and -1 the end.
 
         Returns:
-            The offset to read from, and whether the wish was out of range, so that reading silently starts live.
+            The first offset to read, and whether the requested one was out of range: reading then silently starts live.
         """
         if how == "time":
             return self.since(value), False

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qs
 
-__all__ = ["Request", "Requests"]
+__all__ = ["BODY_LIMIT", "Request", "Requests"]
 
-_BODY_KEPT: Final = 1 << 20  # bytes
+BODY_LIMIT: Final = 1 << 20  # bytes of each body that a record keeps
 
 
 @dataclass(slots=True)
@@ -224,8 +224,3 @@ class Requests:
         """Note the end of a request, however it ended."""
         request._outcome.done = True  # noqa: SLF001 - as above
         self._changed.set()
-
-
-def kept_body(body: bytes) -> bytes:
-    """Cut a body to what a record keeps."""
-    return body[:_BODY_KEPT]

@@ -3,51 +3,40 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from email.utils import formatdate
 from os import PathLike
-from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, overload
+from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
 from urllib.parse import unquote, urlsplit
 
 from aiohttp import web
 
-from wme_async.simulator.arguments import check_mappings, check_numbers, check_texts
+from wme_async.simulator.arguments import check_texts
 from wme_async.simulator.clock import Clock
+from wme_async.simulator.errors import Panic
 from wme_async.simulator.faults import Fault, Faults
-from wme_async.simulator.hosts.access import (
-    ACCESS_2025,
-    ACCESS_2026,
-    CAPS_2025,
-    CAPS_2026,
-    AccessRow,
-    Caps,
-    Limiter,
-    allowed,
-)
-from wme_async.simulator.hosts.api import Api, moved
-from wme_async.simulator.hosts.auth import Accounts, AuthHost, Denied, User
+from wme_async.simulator.hosts.access import AccessRow, Caps, Limiter
+from wme_async.simulator.hosts.accounts import Accounts, User
+from wme_async.simulator.hosts.api import Api
+from wme_async.simulator.hosts.auth import AuthHost
 from wme_async.simulator.hosts.commons import Commons
-from wme_async.simulator.hosts.http import Answer, error_answer, fault_answer, hang, send, tear
+from wme_async.simulator.hosts.http import Response, fault_response, hang, send, tear
 from wme_async.simulator.hosts.ondemand import Lookups, Pages
-from wme_async.simulator.hosts.realtime import Firehose
+from wme_async.simulator.hosts.realtime import Firehose, RealtimeHost
 from wme_async.simulator.hosts.store import ObjectStore, StoredObject, stored
 from wme_async.simulator.hosts.wikidata import Entities
-from wme_async.simulator.protocol.query import Panic
-from wme_async.simulator.record import Request, Requests, kept_body
+from wme_async.simulator.options import ROLES, SimulatorOptions, policy, resolve
+from wme_async.simulator.record import BODY_LIMIT, Request, Requests
 from wme_async.simulator.thread import call_in, running
 from wme_async.simulator.world.catalog import Catalog
 
 __all__ = ["Simulator"]
 
 _T = TypeVar("_T")
-_ROLES: Final = ("auth", "api", "realtime", "store")
 _RECORD: Final = web.RequestKey("wme_simulator_record", Request)
-_POOLS: Final = ("ondemand", "snapshots", "chunks")
-_TABLES: Final = {"2025": (ACCESS_2025, CAPS_2025), "2026": (ACCESS_2026, CAPS_2026)}
+_SHARED_STREAM_OPTIONS: Final = ("partitions", "parts", "retention", "rate", "flush_each", "burst")
 
 
 class Simulator:
@@ -106,101 +95,51 @@ class Simulator:
             role or an `access` that there is not.
     """
 
-    def __init__(
-        self,
-        *,
-        seed: int = 0,
-        username: str = "simulated",
-        password: str = "simulated-password",  # noqa: S107 - an account of a server that exists in this process alone
-        groups: Sequence[str] = ("group_3",),
-        start: float | datetime | None = None,
-        frozen: bool = False,
-        access: Literal["2025", "2026"] | Sequence[AccessRow] = "2026",
-        caps: Mapping[str, Mapping[str, int]] | None = None,
-        rate_limits: Mapping[str, float] | None = None,
-        expires_in: int = 86_400,
-        max_access_tokens: int = 90,
-        data: str | PathLike[str] | None = None,
-        articles: int = 12,
-        article_size: int | Literal["small"] | None = "small",
-        archive_bytes: Mapping[str, int] | None = None,
-        duplicates: float = 0.0,
-        part_size: int = 100_000_000,
-        presign_seconds: int = 60,
-        batch_delay: float = 1500.0,
-        stream: Mapping[str, Any] | None = None,
-        keep_requests: int = 10_000,
-        ports: Mapping[str, int] | None = None,
-    ) -> None:
-        check_numbers(0, articles=articles, keep_requests=keep_requests, max_access_tokens=max_access_tokens)
-        check_numbers(0, whole=False, expires_in=expires_in, presign_seconds=presign_seconds, batch_delay=batch_delay)
-        check_numbers(0, whole=False, duplicates=duplicates)
-        check_numbers(1, part_size=part_size)
-        check_texts(username=username, password=password)
-        if data is not None and not Path(data).is_dir():
-            raise ValueError(f"data must be a folder with files such as articles.ndjson, and {str(data)!r} is not")
-        if article_size != "small" and article_size is not None:
-            check_numbers(1, article_size=article_size)
-        check_mappings(
-            caps=(caps, "group and a dict of pool and number"),
-            rate_limits=(rate_limits, "group and requests per second"),
-            archive_bytes=(archive_bytes, "identifier and bytes"),
-            stream=(stream, "options of the Firehose"),
-            ports=(ports, "role and port"),
-        )
-        check_mappings(**{f"caps of {group}": (pools, "pool and number") for group, pools in (caps or {}).items()})
-        for role in sorted({*(ports or {})} - {*_ROLES}):
-            raise ValueError(f"there is no role {role!r}; there are {', '.join(_ROLES)}")
-        if isinstance(access, str) and access not in _TABLES:
-            raise ValueError(f"access is {' or '.join(_TABLES)}, or rows, not {access!r}")
-        table, allowances = _TABLES[access] if isinstance(access, str) else (tuple(access), CAPS_2026)
-        self.clock: Clock = Clock(start, frozen=frozen)
+    def __init__(self, **options: Unpack[SimulatorOptions]) -> None:
+        settings = resolve(options)
+        seed = settings["seed"]
+        self.clock: Clock = Clock(settings["start"], frozen=settings["frozen"])
         self.faults: Faults = Faults(seed)
-        self.requests: Requests = Requests(keep_requests)
-        self.access: Sequence[AccessRow] = table
-        for pool in sorted({pool for pools in (caps or {}).values() for pool in pools} - set(_POOLS)):
-            raise ValueError(f"there is no pool {pool!r}; there are {', '.join(_POOLS)}")
-        self.caps: Caps = Caps(self.clock, {group: dict(pools) for group, pools in (caps or allowances).items()})
-        self.limiter: Limiter = Limiter(self.clock, dict(rate_limits or {}))
+        self.requests: Requests = Requests(settings["keep_requests"])
+        self.access, allowances = policy(settings)
+        self.caps: Caps = Caps(self.clock, allowances)
+        self.limiter: Limiter = Limiter(self.clock, dict(settings["rate_limits"] or {}))
         self.accounts: Accounts = Accounts(
-            self.clock, seed=seed, expires_in=expires_in, max_access_tokens=max_access_tokens
+            self.clock, seed=seed, expires_in=settings["expires_in"], max_access_tokens=settings["max_access_tokens"]
         )
-        self.catalog: Catalog = Catalog(
-            self.clock,
-            seed=seed,
-            data=data,
-            articles=articles,
-            article_size=article_size,
-            archive_bytes=archive_bytes,
-            duplicates=duplicates,
-            part_size=part_size,
-            batch_delay=batch_delay,
-        )
+        self.catalog: Catalog = Catalog(self.clock, settings)
         self.store: ObjectStore = ObjectStore(
-            self.clock, self.catalog.find, part_size=part_size, validity=presign_seconds, objects=self.catalog.objects
+            self.clock,
+            self.catalog.find,
+            part_size=settings["part_size"],
+            validity=settings["presign_seconds"],
+            objects=self.catalog.objects,
         )
-        self.auth: AuthHost = AuthHost(self.accounts, self.caps, lambda: self.access)
-        self.api: Api = Api(self.accounts, self.catalog, self.store, self.limiter, self.caps, lambda: self.access)
+        self.auth: AuthHost = AuthHost(self.accounts, self.caps, self._access)
+        self.api: Api = Api(self.accounts, self.catalog, self.store, self.limiter, self.caps, self._access)
         self.pages: Pages = Pages(self.catalog)
         self.commons: Commons = Commons(self.store, seed)
-        self.commons.load()
         self.entities: Entities = Entities(self.catalog.entities, Random(seed))
-        self._route(Lookups(self.pages, Random(seed)))
-        self.firehose: Firehose = Firehose(
-            self.clock,
-            **{"seed": seed, "make": self.catalog.generator.article, "options": {"size": "small"}, **(stream or {})},
-        )
-        self.wikidata: Firehose = Firehose.wikidata(self.clock, **{"seed": seed, **_stream_pace(stream)})
-        self._streams = {"/v2/articles": self.firehose, "/v2/wikidata": self.wikidata}
+        self._add_lookups(Lookups(self.pages, Random(seed)))
+        stream = settings["stream"] or {}
+        articles = {"make": self.catalog.generator.article, "options": {"size": "small"}, "seed": seed, **stream}
+        self.firehose: Firehose = Firehose(self.clock, **articles)
+        entities = {name: stream[name] for name in _SHARED_STREAM_OPTIONS if name in stream}
+        self.wikidata: Firehose = Firehose.wikidata(self.clock, seed=seed, **entities)
+        streams = {"/v2/articles": self.firehose, "/v2/wikidata": self.wikidata}
+        self.realtime: RealtimeHost = RealtimeHost(self.accounts, self._access, streams)
         self.errors: list[Exception] = []
-        self._first = self.add_user(username, password, groups)
-        self._ports = dict(ports or {})
+        self._user = self.add_user(settings["username"], settings["password"], settings["groups"])
+        self._ports = dict(settings["ports"] or {})
         self._urls: dict[str, str] = {}
         self._runners: dict[str, web.AppRunner] = {}
-        self._busy: dict[str, set[asyncio.Task[Any]]] = {role: set() for role in _ROLES}
+        self._handlers: dict[str, set[asyncio.Task[Any]]] = {role: set() for role in ROLES}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def _route(self, lookups: Lookups) -> None:
+    def _access(self) -> Sequence[AccessRow]:
+        return self.access
+
+    def _add_lookups(self, lookups: Lookups) -> None:
         self.api.add("/v2/articles/{name*}", lookups.articles, pool="ondemand")
         self.api.add("/v2/structured-contents/{name*}", lookups.structured, pool="ondemand")
         self.api.add("/v2/wikidata/items/{id}", self.entities.item, pool="ondemand")
@@ -215,10 +154,10 @@ class Simulator:
         self._loop = asyncio.get_running_loop()
         self.catalog.stopping.clear()
         try:
-            for role in _ROLES:
+            for role in ROLES:
                 await self._listen(role, self._ports.get(role, 0))
         except BaseException:
-            await self._shut()
+            await self._close()
             raise
         self.store.origin = self._urls["store"]
         return self
@@ -226,7 +165,7 @@ class Simulator:
     async def __aexit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._shut()
+        await self._close()
         if problem is None and self.errors:
             raise ExceptionGroup("the simulator itself failed", self.errors)
 
@@ -235,7 +174,7 @@ class Simulator:
         """Take one origin down for a block: connections are refused, open ones end. It comes back on its port."""
         port = urlsplit(self._url(role)).port or 0
         runner = self._runners.pop(role)
-        for task in list(self._busy[role]):
+        for task in list(self._handlers[role]):
             task.cancel()
         await runner.cleanup()
         try:
@@ -254,10 +193,10 @@ class Simulator:
         await site.start()
         self._urls[role] = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
-    async def _shut(self) -> None:
+    async def _close(self) -> None:
         self.catalog.stopping.set()
         # Handlers that hang on purpose would hold the closing of their server up.
-        for task in [task for tasks in self._busy.values() for task in tasks]:
+        for task in [task for tasks in self._handlers.values() for task in tasks]:
             task.cancel()
         async with asyncio.TaskGroup() as group:
             for runner in self._runners.values():
@@ -266,7 +205,7 @@ class Simulator:
 
     @classmethod
     @contextlib.contextmanager
-    def run_in_thread(cls, **options: Any) -> "Generator[Simulator]":
+    def run_in_thread(cls, **options: Unpack[SimulatorOptions]) -> "Generator[Simulator]":
         """Run a simulator in a thread of its own, for synchronous code.
 
         `faults`, `requests`, `users` and the clock may be used from any thread; what touches the loop goes through
@@ -329,16 +268,16 @@ class Simulator:
     def client_options(self) -> dict[str, Any]:
         """Return what a client needs: username, password and the hosts, as plain values."""
         return {
-            "username": self._first.username,
-            "password": self._first.password,
+            "username": self._user.username,
+            "password": self._user.password,
             "hosts": {"auth": self.auth_url, "api": self.api_url, "realtime": self.realtime_url},
         }
 
     def environment(self) -> dict[str, str]:
         """Return the same as environment variables."""
         return {
-            "WME_USERNAME": self._first.username,
-            "WME_PASSWORD": self._first.password,
+            "WME_USERNAME": self._user.username,
+            "WME_PASSWORD": self._user.password,
             "WME_AUTH_URL": self.auth_url,
             "WME_API_URL": self.api_url,
             "WME_REALTIME_URL": self.realtime_url,
@@ -396,10 +335,10 @@ class Simulator:
         Returns:
             What was stored.
         """
-        made = stored(data, self.clock.now(), part_size=self.store.part_size)
+        replacement = stored(data, self.clock.now(), part_size=self.store.part_size)
         self.store.deleted.discard(key)
-        self.catalog.put(key, made, update_metadata=update_metadata)
-        return made
+        self.catalog.put(key, replacement, update_metadata=update_metadata)
+        return replacement
 
     def delete_object(self, key: str) -> None:
         """Remove an object; its metadata stay."""
@@ -416,56 +355,54 @@ class Simulator:
         if headers.get("Server", "").startswith("Python/"):
             del headers["Server"]
         if headers.get("Content-Length") == "0" and headers.get("Content-Type") == "application/octet-stream":
-            del headers["Content-Type"]  # the framework's guess about nothing
-        # The clock that tokens, signatures and retention go by is also the one that clients are told.
+            del headers["Content-Type"]  # the framework's default for an empty body
+        # Clients go by the same clock as tokens, signatures and retention.
         response.headers["Date"] = formatdate(self.clock.now(), usegmt=True)
 
     def _handler(self, role: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
             task = asyncio.current_task()
             assert task is not None
-            self._busy[role].add(task)
-            record: Request | None = None
+            self._handlers[role].add(task)
             try:
                 body = await request.read()
-                record = self._note(role, request, body)
-                return await self._respond(role, request, body, record)
+                return await self._respond(role, request, body, *self._record(role, request, body))
             except ConnectionError:
                 return web.Response()  # to nobody: the client has left
-            except Exception as problem:
-                self.errors.append(problem)
+            except Exception as error:
+                self.errors.append(error)
                 raise
             finally:
-                self._busy[role].discard(task)
-                if record is not None:
+                self._handlers[role].discard(task)
+                if (record := request.get(_RECORD)) is not None:
                     self.requests.finished(record)
 
         return handle
 
-    def _note(self, role: str, request: web.Request, body: bytes) -> Request:
+    def _record(self, role: str, request: web.Request, body: bytes) -> tuple[Request, list[Fault]]:
         target = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
         path, _, query = target.partition("?")
-        hit = self.faults.match(role, request.method, target)
-        request[_FAULTS] = hit
+        faults = self.faults.match(role, request.method, target)
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-        record = Request(
+        record = request[_RECORD] = Request(
             role=role,
             method=request.method,
             path=path,
             query=query,
             headers=tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers),
-            body=kept_body(body),
+            body=body[:BODY_LIMIT],
             at=self.clock.now(),
-            faults=tuple(fault.kind for fault in hit),
+            faults=tuple(fault.kind for fault in faults),
             peer=peer[1] if peer else 0,
         )
-        request[_RECORD] = record
         self.requests.add(record)
-        return record
+        return record, faults
 
-    async def _respond(self, role: str, request: web.Request, body: bytes, record: Request) -> web.StreamResponse:
-        faults = request[_FAULTS]
-        headers = _lowered(record)
+    async def _respond(
+        self, role: str, request: web.Request, body: bytes, record: Request, faults: list[Fault]
+    ) -> web.StreamResponse:
+        # Of repeated headers the first counts, as the services read them.
+        headers = {name.lower(): value for name, value in reversed(record.headers)}
         for fault in faults:
             if fault.kind in {"reset", "refuse"}:
                 return tear(request)
@@ -474,70 +411,28 @@ class Simulator:
             if fault.kind == "delay":
                 await asyncio.sleep(float(fault.get("seconds", 0.05)))
             if fault.kind == "status":
-                return await send(request, fault_answer(fault, headers.get("accept")), faults, self.faults.random)
+                response = fault_response(fault, headers.get("accept"))
+                return await send(request, response, faults, self.faults.random)
         if role == "realtime":
-            return await self._stream(request, record, headers, faults)
+            return await self.realtime.respond(request, unquote(record.path), record.query, headers, faults)
         try:
-            answer = await self._answer(role, record, headers, body, faults)
+            response = await self._dispatch(role, record, headers, body, faults)
         except Panic:
             return tear(request)
         if role != "store":
-            answer.headers.setdefault("X-Request-Id", str(uuid.uuid4()))
+            response.headers.setdefault("X-Request-Id", str(uuid.uuid4()))
             if "origin" in headers:
-                answer.headers["Access-Control-Allow-Origin"] = "*"
-        return await send(request, answer, faults, self.faults.random)
+                response.headers["Access-Control-Allow-Origin"] = "*"
+        return await send(request, response, faults, self.faults.random)
 
-    async def _answer(
+    async def _dispatch(
         self, role: str, record: Request, headers: dict[str, str], body: bytes, faults: Sequence[Fault]
-    ) -> Answer:
+    ) -> Response:
         if role == "store":
-            return await self.store.answer(record.method, record.path, record.query, headers, faults)
+            return await self.store.respond(record.method, record.path, record.query, headers, faults)
         path = unquote(record.path)
         if record.method == "OPTIONS" and "origin" in headers:
-            return Answer(204, {"Access-Control-Allow-Methods": "GET,POST,OPTIONS,HEAD"})
+            return Response(204, {"Access-Control-Allow-Methods": "GET,POST,OPTIONS,HEAD"})
         if role == "auth":
-            return self.auth.answer(record.method, path, headers, body)
-        return await self.api.answer(record.method, path, record.query, headers, body, faults)
-
-    async def _stream(
-        self, request: web.Request, record: Request, headers: dict[str, str], faults: Sequence[Fault]
-    ) -> web.StreamResponse:
-        accept = headers.get("accept")
-        path = unquote(record.path)
-        if record.method == "GET" and path in {"/v2/status", "/healthz"}:
-            return await send(request, Answer(200))
-        if path.endswith("/") and path.rstrip("/") in self._streams:
-            location = path.rstrip("/") + (f"?{record.query}" if record.query else "")
-            if record.method == "GET":
-                return await send(request, moved(301, location, "Moved Permanently"))
-            return await send(request, Answer(307, {"Location": location}))
-        if record.method == "OPTIONS":
-            cors = {"Origin": "*", "Methods": "GET,POST,OPTIONS,HEAD", "Headers": "*"}
-            return await send(request, Answer(204, {f"Access-Control-Allow-{name}": cors[name] for name in cors}))
-        try:
-            user = self.accounts.authenticate(headers.get("authorization"))
-        except Denied as denied:
-            return await send(request, error_answer(401, denied.message, accept))
-        if not allowed(self.access, user.groups, record.method, path):
-            return await send(request, error_answer(403, "Forbidden", accept))
-        firehose = self._streams.get(path)
-        if firehose is None or record.method not in {"GET", "POST"}:
-            return await send(request, error_answer(404, "Not Found", accept))
-        return await firehose.handle(request, faults)
-
-
-def _stream_pace(stream: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options of the article stream that mean the same for any record."""
-    shared = ("partitions", "parts", "retention", "rate", "flush_each", "burst")
-    return {name: value for name, value in (stream or {}).items() if name in shared}
-
-
-_FAULTS: Final = web.RequestKey("wme_simulator_faults", list[Fault])
-
-
-def _lowered(record: Request) -> dict[str, str]:
-    """Headers by lower-case name; of repeated ones the first counts, as the services read them."""
-    lowered: dict[str, str] = {}
-    for name, value in record.headers:
-        lowered.setdefault(name.lower(), value)
-    return lowered
+            return self.auth.respond(record.method, path, headers, body)
+        return await self.api.respond(record.method, path, record.query, headers, body, faults)

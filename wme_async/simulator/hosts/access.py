@@ -1,15 +1,26 @@
-"""Who may call what, how often in a second, and how often in a month: tables, and the three guards that read them."""
+"""Authorization and quotas: the access policy, the limit by second, and the allowances by month."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
 
 from wme_async.simulator.clock import Clock
+from wme_async.simulator.errors import HTTPError
+from wme_async.simulator.hosts.accounts import Accounts, User
 
-__all__ = ["ACCESS_2025", "ACCESS_2026", "CAPS_2025", "CAPS_2026", "AccessRow", "allowed"]
+__all__ = [
+    "ACCESS_2025",
+    "ACCESS_2026",
+    "CAPS_2025",
+    "CAPS_2026",
+    "AccessRow",
+    "Caps",
+    "Limiter",
+    "allowed",
+    "authorize",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +106,35 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def allowed(table: Sequence[AccessRow], groups: Iterable[str], method: str, path: str) -> bool:
-    """Say whether any of the groups may call this; a path in no row is allowed to nobody."""
-    mine = set(groups)
+    """Return whether any of the groups may make this call; nobody may call a path that is in no row."""
+    callers = set(groups)
     return any(
-        method in row.methods and not mine.isdisjoint(row.groups) and _compiled(row.path).match(path) is not None
+        method in row.methods and not callers.isdisjoint(row.groups) and _compiled(row.path).match(path) is not None
         for row in table
     )
 
 
+def authorize(
+    accounts: Accounts, table: Sequence[AccessRow], method: str, path: str, headers: Mapping[str, str]
+) -> User:
+    """Return the account of a request that its access token and the policy allow.
+
+    Raises:
+        HTTPError: 401 for the token, 403 for the path.
+    """
+    user = accounts.authenticate(headers.get("authorization"))
+    if not allowed(table, user.groups, method, path):
+        raise HTTPError(403, "Forbidden")
+    return user
+
+
 @dataclass
 class Limiter:
-    """The limiter by second: a bucket for each account, its rate chosen by the alphabetically last of its groups.
+    """The limit by second: a token bucket for each account, its rate that of the alphabetically last of its groups.
 
     Attributes:
         clock: Fills the buckets.
-        rates: Requests per second for each group; a group that is not here has no limit.
+        rates: Requests per second for each group; a group that is absent has no limit.
     """
 
     clock: Clock
@@ -117,7 +142,7 @@ class Limiter:
     _buckets: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def admit(self, username: str, groups: Sequence[str]) -> bool:
-        """Take one token, or say that there is none."""
+        """Take one token from the bucket; return False if it is empty."""
         rate = self.rates.get(max(groups)) if groups and self.rates else None
         if rate is None:
             return True
@@ -125,11 +150,9 @@ class Limiter:
         now = self.clock.now()
         level, then = self._buckets.get(username, (burst, now))
         level = min(burst, level + max(0.0, now - then) * rate)
-        if level < 1:
-            self._buckets[username] = (level, now)
-            return False
-        self._buckets[username] = (level - 1, now)
-        return True
+        admitted = level >= 1
+        self._buckets[username] = (level - admitted, now)
+        return admitted
 
 
 @dataclass
@@ -137,8 +160,8 @@ class Caps:
     """The monthly allowances: counters for each account and pool that start again with the month.
 
     Attributes:
-        clock: Tells the month.
-        limits: For each group the allowance of each pool; absent means none is set.
+        clock: Determines the month.
+        limits: For each group the allowance of each pool; an absent pool is not counted.
     """
 
     clock: Clock
@@ -146,33 +169,30 @@ class Caps:
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
     _month: tuple[int, int] = (0, 0)
 
-    def _turn(self) -> None:
-        today = datetime.fromtimestamp(self.clock.now(), UTC)
-        if (today.year, today.month) != self._month:
-            self._month = (today.year, today.month)
-            self._counts.clear()
-
     def used(self, username: str, pool: str) -> int:
-        """How much of a pool the account has used this month."""
-        self._turn()
-        return self._counts.get((username, pool), 0)
+        """Return how much of a pool the account has used this month."""
+        return self._current().get((username, pool), 0)
 
     def set_used(self, username: str, pool: str, count: int) -> None:
-        """Set a counter, as if so much had been used already."""
-        self._turn()
-        self._counts[username, pool] = count
+        """Set a counter."""
+        self._current()[username, pool] = count
 
     def spend(self, username: str, groups: Iterable[str], pool: str) -> bool:
-        """Count one request, or say that the allowance is used up; a refused request does not count.
+        """Count one request; return False, and do not count it, if the allowance is used up.
 
         The allowance is that of the alphabetically last group. Without one, nothing is counted.
         """
-        self._turn()
         limit = self.limits.get(max(groups, default=""), {}).get(pool)
-        if limit is None:
-            return True
-        used = self._counts.get((username, pool), 0)
-        if used >= limit:
-            return False
-        self._counts[username, pool] = used + 1
+        used = self.used(username, pool)
+        if limit is None or used >= limit:
+            return limit is None
+        self.set_used(username, pool, used + 1)
         return True
+
+    def _current(self) -> dict[tuple[str, str], int]:
+        """Return the counters of this month."""
+        today = self.clock.utc()
+        if (today.year, today.month) != self._month:
+            self._month = (today.year, today.month)
+            self._counts.clear()
+        return self._counts

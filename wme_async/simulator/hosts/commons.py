@@ -3,10 +3,9 @@
 import hashlib
 from typing import Any, Final
 
-from wme_async.simulator.hosts.api import NO_SUCH_KEY, Call, moved, typed
-from wme_async.simulator.hosts.http import Answer, negotiate
+from wme_async.simulator.hosts.api import ApiRequest, download_redirect, single_row
+from wme_async.simulator.hosts.http import Response
 from wme_async.simulator.hosts.store import ObjectStore
-from wme_async.simulator.protocol.query import Refused, encode_row, select_rows
 
 __all__ = ["Commons"]
 
@@ -19,21 +18,19 @@ class Commons:
     """Files by name.
 
     Args:
-        store: Where the bytes are.
-        seed: What the bytes follow from.
+        store: Holds the bytes.
+        seed: Determines the bytes of the built-in files.
+
+    Attributes:
+        pages: The metadata of each file by its name.
     """
 
     def __init__(self, store: ObjectStore, seed: int) -> None:
         self._store = store
-        self._seed = seed
         self.pages: dict[str, dict[str, Any]] = {}
-
-    def load(self) -> None:
-        """Put the built-in files into the store."""
         for number, name in enumerate(_NAMES):
-            suffix = name.rpartition(".")[2]
-            body = hashlib.shake_256(f"{self._seed} {name}".encode()).digest(20_000 + 1000 * number)
-            self.add(name, _MAGIC[suffix] + body)
+            body = hashlib.shake_256(f"{seed} {name}".encode()).digest(20_000 + 1000 * number)
+            self.add(name, _MAGIC[name.rpartition(".")[2]] + body)
 
     def add(self, name: str, data: bytes) -> None:
         """Add or replace a file and its page."""
@@ -64,16 +61,12 @@ class Commons:
             ],
         }
 
-    async def page(self, call: Call) -> Answer:
+    async def page(self, request: ApiRequest) -> Response:
         """Answer `/v2/files/{filename}`."""
-        query = call.bound()
-        found = self.pages.get(call.values["id"].replace(" ", "_"))
-        if found is None:
-            raise Refused(404, NO_SUCH_KEY)
-        chosen = select_rows([found], query, filtered=False)
-        return Answer(200, typed(negotiate(call.accept)), encode_row(chosen[0]))
+        query = request.bound()
+        return single_row(request, self.pages.get(request.values["id"].replace(" ", "_")), query)
 
-    async def download(self, call: Call) -> Answer:
+    async def download(self, request: ApiRequest) -> Response:
         """Answer `/v2/files/{filename}/download`."""
-        key = f"commons/files/{call.values['id'].replace(' ', '_')}"
-        return moved(307, self._store.presign(key, call.user.subject), "Temporary Redirect")
+        key = f"commons/files/{request.values['id'].replace(' ', '_')}"
+        return download_redirect(request, self._store, key)

@@ -1,13 +1,15 @@
 """Look-ups by title: articles and structured contents, over all projects at once."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from random import Random
 from typing import Any, Final
 
-from wme_async.simulator.hosts.api import Call
-from wme_async.simulator.hosts.http import Answer, negotiate
+from wme_async.simulator.errors import HTTPError, Panic
+from wme_async.simulator.hosts.api import ApiRequest
+from wme_async.simulator.hosts.http import Response, document, negotiate
 from wme_async.simulator.protocol.gjson import matches, project
-from wme_async.simulator.protocol.query import Panic, Query, Refused, encode_list
+from wme_async.simulator.protocol.query import Query, encode_list
 from wme_async.simulator.world.articles import dumps
 from wme_async.simulator.world.catalog import Catalog
 from wme_async.simulator.world.metadata import PROJECTS
@@ -34,10 +36,10 @@ class Pages:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._indices: dict[str, dict[str, int]] = {}
+        self._generated: dict[str, dict[str, int]] = {}
         self._articles: dict[tuple[str, str], dict[str, Any]] = {}
         self._structured: dict[tuple[str, str], dict[str, Any]] = {}
-        self._gone: set[tuple[str, str]] = set()
+        self._removed: set[tuple[str, str]] = set()
         for record in catalog.real:
             self.add(record)
 
@@ -47,169 +49,157 @@ class Pages:
         return [str(row["identifier"]) for row in self._catalog.static["projects"]]
 
     def language(self, project_name: str) -> str:
-        """The language of a project."""
+        """Return the language of a project."""
         return self._catalog.languages.get(project_name, "")
 
     def titles(self, project_name: str) -> list[str]:
-        """The titles of a project, with spaces."""
-        names = [*self._known(project_name), *(title for known, title in self._articles if known == project_name)]
-        kept = [name for name in names if (project_name, name) not in self._gone]
-        return [name.replace("_", " ") for name in dict.fromkeys(kept)]
+        """Return the titles of a project, with spaces."""
+        added = (title for project, title in self._articles if project == project_name)
+        titles = dict.fromkeys([*self._indices(project_name), *added])
+        return [title.replace("_", " ") for title in titles if (project_name, title) not in self._removed]
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Add or replace an article; its project and name say where.
+        """Add or replace an article under its project and name.
 
         Raises:
-            ValueError: It has none.
+            ValueError: The record has no project or no name.
         """
-        given: object = record
-        if not isinstance(given, Mapping) or not {"is_part_of", "name"} <= given.keys():
-            raise ValueError(f'a page is {{"name": ..., "is_part_of": {{"identifier": "enwiki"}}, ...}}, not {given!r}')
-        key = (str(record["is_part_of"]["identifier"]), str(record["name"]).replace(" ", "_"))
+        checked: object = record
+        if not isinstance(checked, Mapping) or not {"is_part_of", "name"} <= checked.keys():
+            example = '{"name": ..., "is_part_of": {"identifier": "enwiki"}, ...}'
+            raise ValueError(f"a page is {example}, not {checked!r}")
+        key = _key(record)
         self._articles[key] = dict(record)
-        self._gone.discard(key)
+        self._removed.discard(key)
 
     def add_structured(self, record: Mapping[str, Any]) -> None:
         """Add or replace the structured contents of a page; the page itself must exist too."""
-        self._structured[str(record["is_part_of"]["identifier"]), str(record["name"]).replace(" ", "_")] = dict(record)
+        self._structured[_key(record)] = dict(record)
 
     def remove(self, project_name: str, title: str) -> None:
         """Remove a page."""
         key = (project_name, title.replace(" ", "_"))
         self._articles.pop(key, None)
-        self._gone.add(key)
+        self._removed.add(key)
 
-    def _known(self, project_name: str) -> dict[str, int]:
-        known = self._indices.get(project_name)
-        if known is None:
-            known = {}
+    def _indices(self, project_name: str) -> dict[str, int]:
+        """Return the indices of the generated pages of a project by title."""
+        indices = self._generated.get(project_name)
+        if indices is None:
+            indices = self._generated[project_name] = {}
             if project_name in PROJECTS:
                 first = self._catalog.first_page(project_name, 0)
                 for index in range(first, first + self._catalog.articles):
-                    known[self._catalog.generator.title(index).replace(" ", "_")] = index
+                    indices[self._catalog.generator.title(index).replace(" ", "_")] = index
                 for number, title in enumerate(_COMMON):
-                    known[title.replace(" ", "_")] = first + _COMMON_PAGE + number
-            self._indices[project_name] = known
-        return known
+                    indices[title.replace(" ", "_")] = first + _COMMON_PAGE + number
+        return indices
 
     def article(self, project_name: str, title: str) -> Mapping[str, Any] | None:
         """Return the stored article of an exact title with underscores, or None."""
         key = (project_name, title)
-        if key in self._gone:
+        if key in self._removed:
             return None
-        if key in self._articles:
-            return self._articles[key]
-        index = self._known(project_name).get(title)
-        if index is None:
-            return None
-        made = self._catalog.generator.article(index, project=project_name, title=title.replace("_", " "))
-        self._articles[key] = made
-        return made
+        index = self._indices(project_name).get(title)
+        if key not in self._articles and index is not None:
+            name = title.replace("_", " ")
+            self._articles[key] = self._catalog.generator.article(index, project=project_name, title=name)
+        return self._articles.get(key)
 
     def structured(self, article: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the structured contents of a stored article."""
-        name = str(article["name"]).replace(" ", "_")
-        project_name = str(article["is_part_of"]["identifier"])
-        if (project_name, name) in self._structured:
-            return self._structured[project_name, name]
-        index = self._known(project_name).get(name, int(article.get("identifier", 0)))
-        made = self._catalog.generator.structured(index, project=project_name, where="on-demand")
-        made["description"] = str(made.get("description", "")).replace(str(made["name"]), str(article["name"]))
-        absent = {key for key in _BASE if key not in article}
-        return {key: article.get(key, value) for key, value in made.items() if key not in absent} | {
-            key: article[key] for key in _BASE if key in article
-        }
+        """Return the structured contents of a stored article."""
+        key = _key(article)
+        if key in self._structured:
+            return self._structured[key]
+        project_name, title = key
+        index = self._indices(project_name).get(title, int(article.get("identifier", 0)))
+        record = self._catalog.generator.structured(index, project=project_name)
+        record["description"] = str(record.get("description", "")).replace(str(record["name"]), str(article["name"]))
+        base = {key: article[key] for key in _BASE if key in article}
+        return {key: article.get(key, value) for key, value in record.items() if key in base or key not in _BASE} | base
+
+
+def _key(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Return project and title, with underscores, of a record."""
+    return str(record["is_part_of"]["identifier"]), str(record["name"]).replace(" ", "_")
 
 
 class Lookups:
     """The two look-ups of the main host.
 
     Args:
-        pages: What can be found.
-        rnd: Decides who comes first.
+        pages: The pages that exist.
+        rnd: Chooses among more matches than the limit.
     """
 
     def __init__(self, pages: Pages, rnd: Random) -> None:
         self._pages = pages
         self._random = rnd
 
-    async def articles(self, call: Call) -> Answer:
+    async def articles(self, request: ApiRequest) -> Response:
         """Answer `/v2/articles/{name}`."""
-        query, found = self._find(call)
-        bodies = [dumps(project(record, query.fields, self._random)) for record in found]
-        return _list(call, bodies)
+        query, records = self._find(request)
+        return _list(request, [dumps(project(record, query.fields, self._random)) for record in records])
 
-    async def structured(self, call: Call) -> Answer:
+    async def structured(self, request: ApiRequest) -> Response:
         """Answer `/v2/structured-contents/{name}`.
 
-        Where a live part cannot be had, the plain article stands among the records.
+        If the service fails to fetch a live part of the first record, the plain article stands in its place.
         """
-        query, found = self._find(call)
-        kinds = {fault.kind for fault in call.faults}
-        bodies = []
-        for number, record in enumerate(found):
-            if number == 0 and "raw" in kinds:
-                bodies.append(dumps(record))
-                continue
-            body = dumps(_selected(self._pages.structured(record), query))
-            if number == 0 and "malformed" in kinds:
-                body = body[: max(2, len(body) * 2 // 3)]
-            bodies.append(body)
-        return _list(call, bodies)
+        query, records = self._find(request)
+        faults = {fault.kind for fault in request.faults}
+        bodies = [dumps(_selected(self._pages.structured(record), query)) for record in records]
+        if "raw" in faults:
+            bodies[0] = dumps(records[0])
+        elif "malformed" in faults:
+            bodies[0] = bodies[0][: max(2, len(bodies[0]) * 2 // 3)]
+        return _list(request, bodies)
 
-    def _find(self, call: Call) -> tuple[Query, list[Mapping[str, Any]]]:
-        query = call.bound()
-        title = call.values["name"].replace(" ", "_")
+    def _find(self, request: ApiRequest) -> tuple[Query, list[Mapping[str, Any]]]:
+        query = request.bound()
+        title = request.values["name"].replace(" ", "_")
         if not title:
-            raise Refused(404, "Not Found")
+            raise HTTPError(404, "Not Found")
         if query.limit > _MAX_LIMIT:
-            raise Refused(422, "limit cannot be greater than 10")
-        if any(item is None for item in query.filters):
+            raise HTTPError(422, "limit cannot be greater than 10")
+        if None in query.filters:
             raise Panic(fatal=True)
         limit = query.limit if query.limit > 0 else _DEFAULT_LIMIT
-        hidden = [fault for fault in call.faults if fault.kind == "not_there"]
-        hits = []
-        for name in self._walk(query):
-            if any(fault.get("projects") is None or name in fault.get("projects") for fault in hidden):
-                continue
-            record = self._pages.article(name, title)
-            # Each worker filters what it fetches, and goes on to its next project if that does not match.
-            if record is not None and matches(record, query):
-                hits.append(record)
-                if len(hits) == limit + 3:
-                    break
+        hidden = [fault.get("projects") for fault in request.faults if fault.kind == "not_there"]
+        names = (name for name in self._walk(query) if not any(only is None or name in only for only in hidden))
+        # Each worker filters the page it fetched, and goes on to its next project if that does not match.
+        articles = (self._pages.article(name, title) for name in names)
+        hits = list(islice((record for record in articles if record and matches(record, query)), limit + 3))
+        if not hits:
+            raise HTTPError(404, "Not Found")
         # Each of `limit` workers goes on to its first hit: the early projects win, in no fixed order.
-        winners = self._random.sample(hits, min(limit, len(hits)))
-        if not winners:
-            raise Refused(404, "Not Found")
-        return query, winners
+        return query, self._random.sample(hits, min(limit, len(hits)))
 
     def _walk(self, query: Query) -> list[str]:
-        """The projects that the first filter by project and the first by language leave."""
-        wanted: dict[str, Any] = {}
+        """Return the projects that pass the first filter by project and the first by language."""
+        values: dict[str, Any] = {}
         for item in query.filters:
-            if item is not None and item[0] in {"is_part_of.identifier", "in_language.identifier"}:
-                wanted.setdefault(*item)
-        names = self._pages.projects
-        if "is_part_of.identifier" in wanted:
-            names = [name for name in names if name == wanted["is_part_of.identifier"]]
-        if "in_language.identifier" in wanted:
-            names = [name for name in names if self._pages.language(name) == wanted["in_language.identifier"]]
-        return names
+            if item is not None:
+                values.setdefault(*item)
+        return [
+            name
+            for name in self._pages.projects
+            if values.get("is_part_of.identifier", name) == name
+            and values.get("in_language.identifier", language := self._pages.language(name)) == language
+        ]
 
 
 def _selected(record: Mapping[str, Any], query: Query) -> dict[str, Any]:
-    """Reduce structured contents: unknown names are ignored, and if none is left the base fields are returned."""
+    """Reduce structured contents: unknown names are ignored, and without a known one the base fields are returned."""
     if not query.fields:
         return {key: value for key, value in record.items() if key in _BASE or value}
-    # The first segment of a dotted name counts, and brings the whole field.
-    asked = {name.partition(".")[0] for name in query.fields} & {*_BASE, *_EXTRAS}
-    if "sections" in asked:
-        asked.add("tables")
-    asked = asked or set(_BASE)
-    return {key: value for key, value in record.items() if key in asked}
+    # The first segment of a dotted name counts, and selects the whole field.
+    names = {name.partition(".")[0] for name in query.fields} & {*_BASE, *_EXTRAS}
+    if "sections" in names:
+        names.add("tables")
+    return {key: value for key, value in record.items() if key in (names or _BASE)}
 
 
-def _list(call: Call, bodies: Sequence[bytes]) -> Answer:
-    kind = negotiate(call.accept)
-    return Answer(200, {"Content-Type": kind or "text/plain; charset=utf-8"}, encode_list(bodies, kind))
+def _list(request: ApiRequest, bodies: Sequence[bytes]) -> Response:
+    kind = negotiate(request.accept)
+    return document(encode_list(bodies, kind), kind)

@@ -1,19 +1,23 @@
-"""The realtime service: partitioned logs, and the stream over them with the server's rules and faults on request."""
+"""The realtime host: the retained events of each stream in partitioned logs, and the route to the streams."""
 
 import asyncio
 import threading
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from random import Random
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from aiohttp import web
 
-from wme_async.simulator.hosts.http import NDJSON, error_answer, negotiate
+from wme_async.simulator.errors import HTTPError
+from wme_async.simulator.faults import Fault
+from wme_async.simulator.hosts.access import AccessRow, authorize
+from wme_async.simulator.hosts.accounts import Accounts
+from wme_async.simulator.hosts.http import NDJSON, Response, error_response, negotiate, send, slash_redirect
 from wme_async.simulator.hosts.stream import Line, Reader
 from wme_async.simulator.log import PartitionLog
 from wme_async.simulator.protocol.schema import ARTICLE, ENTITY, Node
@@ -27,31 +31,14 @@ from wme_async.simulator.world.articles import ArticleGenerator
 from wme_async.simulator.world.encoding import dumps, stamp
 from wme_async.simulator.world.entities import EntityGenerator
 
-__all__ = [
-    "Accepted",
-    "Connection",
-    "Firehose",
-    "Refused",
-    "StreamFault",
-    "bind_stream_request",
-    "check_stream_request",
-]
+__all__ = ["Connection", "Firehose", "RealtimeHost"]
 
 _SPLICE: Final = b'"partition":0,"offset":0'
-
-
-class StreamFault(Protocol):
-    """What the stream needs to know of a fault: its kind and its details."""
-
-    @property
-    def kind(self) -> str:
-        """What goes wrong."""
-        ...
-
-    @property
-    def details(self) -> Mapping[str, Any]:
-        """The numbers of this kind."""
-        ...
+_CORS: Final = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET,POST,OPTIONS,HEAD",
+    "Access-Control-Allow-Headers": "*",
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +46,8 @@ class Connection:
     """One accepted stream.
 
     Attributes:
-        request: What was asked, as the server pruned it.
-        start: The offset that each partition was read from.
+        request: The request, as the server pruned it.
+        start: The first offset of each partition.
         jumped: Partitions whose offset did not exist any more (or not yet) and that silently started live.
     """
 
@@ -72,24 +59,30 @@ class Connection:
 class Firehose:
     """The retained events of a stream, and the handler that serves them.
 
-    Not bound to a record type: articles by default, anything with a schema and a maker of records otherwise.
+    It serves articles by default, and any other record type with a schema and a function that makes records.
 
     Args:
-        clock: Returns the time, in seconds since 1970; retention and "in the future" are judged by it.
-        seed: Where random choices of faults come from.
-        partitions: How many partitions.
-        parts: How many parts they are dealt into; part p holds consecutive partitions.
-        retention: How long events are kept, in seconds.
-        rate: Messages a second and connection, scaled by the share of parts asked for; None does not throttle. The
+        clock: Returns the time, in seconds since 1970; retention and "in the future" go by it.
+        seed: Determines the choices that faults leave open.
+        partitions: The number of partitions.
+        parts: The number of parts; each part holds consecutive partitions.
+        retention: Lifetime of an event in seconds.
+        rate: Messages per second and connection, scaled by the share of requested parts; None does not throttle. The
             real service sends 50.
-        schema: The fields that may be asked for.
+        schema: The fields that a request may name.
         make: Makes the record of an index: `make(index, kind=, published=, **options)`.
-        options: Options for `make` where `publish` gives none; for articles `{"size": "small"}`.
-        flush_each: Whether each event is written by itself, as the service does; else events that are ready together
-            are written together, which is several times faster.
-        burst: How many events of one partition are read before the next one's turn.
+        options: Default options of `make`; for articles `{"size": "small"}`.
+        flush_each: Whether each event is a write of its own, as on the service; else events that are ready together
+            share a write, which is several times faster.
+        burst: The number of events of one partition that are read before the turn of the next one.
         tiny: Writes the line of a generated event without an encoder, split where partition and offset go:
             `tiny(index, moment)` with the time as text.
+
+    Attributes:
+        log: The events of each partition.
+        connections: The accepted streams, oldest first.
+        refused: The rejected requests, oldest first.
+        published: The number of events published so far.
     """
 
     def __init__(
@@ -121,12 +114,12 @@ class Firehose:
         self.connections: deque[Connection] = deque(maxlen=10_000)
         self.refused: deque[Refused] = deque(maxlen=10_000)
         self.published: int = 0
-        self._options = dict({"size": "small"} if options is None and make is None else options or {})
+        self._options = {"size": "small"} if options is None and make is None else dict(options or {})
         self._make: Callable[..., dict[str, Any]] = make or ArticleGenerator(seed).article
         self._index = 0
         self._lock = threading.Lock()
         self._readers: set[Reader] = set()
-        self._moved = asyncio.Event()
+        self._open_changed = asyncio.Event()
 
     @classmethod
     def wikidata(cls, clock: Callable[[], float], *, seed: int = 0, **options: Any) -> "Firehose":
@@ -147,24 +140,24 @@ class Firehose:
 
     @property
     def open(self) -> int:
-        """How many streams are being served."""
+        """The number of open streams."""
         return len(self._readers)
 
     async def wait_open(self, count: int, *, timeout: float = 5.0) -> None:
-        """Wait, in the loop that serves, until exactly so many streams are open.
+        """Wait, in the simulator's loop, until exactly `count` streams are open.
 
         Raises:
-            TimeoutError: They were not in time.
+            TimeoutError: The timeout (seconds) has passed.
         """
         async with asyncio.timeout(timeout):
             while self.open != count:
-                self._moved.clear()
-                await self._moved.wait()
+                self._open_changed.clear()
+                await self._open_changed.wait()
 
     # Events
 
     def partition_of(self, record: Mapping[str, Any]) -> int:
-        """Tell the partition of a record: by project and title, so that all events of a title stay in order."""
+        """Return the partition of a record: by project and title, so that all events of a title stay in order."""
         project = (record.get("is_part_of") or {}).get("identifier", "")
         title = str(record.get("name", "")).replace(" ", "_")
         return zlib.crc32(f"/{project}/{title}".encode()) % len(self.log)
@@ -182,51 +175,53 @@ class Firehose:
 
         Args:
             record: The record; raw bytes are sent as one line as they are; None makes the next one.
-            partition: Where to; by default the partition of the record's title.
+            partition: The partition; by default that of the record's title.
             kind: The event type of a record that is made.
-            published: When, seconds since 1970; by default the record's own `event.date_published`, or now.
-            **options: For the maker of records, such as `size=` of articles.
+            published: Time of publication, seconds since 1970; by default the record's own `event.date_published`, or
+                now.
+            **options: For the function that makes records, such as `size=` of articles.
 
         Returns:
             Partition and offset.
+
+        Raises:
+            ValueError: The partition does not exist.
         """
-        with self._lock:
-            place = self._append(record, partition, kind, published, options)
-        self._wake()
-        return place
+        return self._publish(1, record, partition=partition, kind=kind, published=published, **options)[0]
 
     def publish_many(self, count: int, **options: Any) -> list[tuple[int, int]]:
-        """Publish so many made events at once; the options are those of `publish`."""
-        partition, kind, published = (options.pop(name, None) for name in ("partition", "kind", "published"))
-        with self._lock:
-            places = [self._append(None, partition, kind or "update", published, options) for _ in range(count)]
-        self._wake()
-        return places
+        """Publish `count` made events at once; the options are those of `publish`."""
+        return self._publish(count, None, **options)
 
-    def _append(
+    def _publish(
         self,
+        count: int,
         record: Mapping[str, Any] | bytes | None,
-        partition: int | None,
-        kind: str,
-        published: float | None,
-        options: Mapping[str, Any],
-    ) -> tuple[int, int]:
-        if record is None:
-            moment = self.clock() if published is None else published
-            record = self._make(self._index, kind=kind, published=moment, **{**self._options, **options})
-            self._index += 1
-        elif published is None:
-            moment = _published(record, self.clock())
-        else:
-            moment = published
-        head, tail = split_line(record)
-        if partition is None:
-            partition = 0 if isinstance(record, bytes) else self.partition_of(record)
-        if type(partition) is not int or not 0 <= partition < len(self.log):
+        *,
+        partition: int | None = None,
+        kind: str = "update",
+        published: float | None = None,
+        **options: Any,
+    ) -> list[tuple[int, int]]:
+        if partition is not None and (type(partition) is not int or not 0 <= partition < len(self.log)):
             raise ValueError(f"partition is 0 to {len(self.log) - 1}, not {partition!r}")
-        offset = self.log[partition].append(int(moment * 1000), head, tail)
-        self.published += 1
-        return partition, offset
+        positions = []
+        with self._lock:
+            for _ in range(count):
+                moment = self.clock() if published is None else published
+                event = record
+                if event is None:
+                    event = self._make(self._index, kind=kind, published=moment, **{**self._options, **options})
+                    self._index += 1
+                elif published is None:
+                    moment = _published(event, moment)
+                number = partition
+                if number is None:
+                    number = 0 if isinstance(event, bytes) else self.partition_of(event)
+                positions.append((number, self.log[number].append(int(moment * 1000), *split_line(event))))
+            self.published += count
+        self._wake()
+        return positions
 
     def generate(self, count: int, *, rate: float = 10_000.0, end: float | None = None) -> None:
         """Add small events that take no memory: each is made when it is read.
@@ -234,36 +229,40 @@ class Firehose:
         They are dealt over the partitions in turn, not by title.
 
         Args:
-            count: How many; tens of millions are fine.
-            rate: How many of them share one second.
-            end: When the last one was published, seconds since 1970; by default now.
+            count: The number of events; tens of millions are fine.
+            rate: Events per second of their publication times.
+            end: Time of publication of the last one, seconds since 1970; by default now.
         """
-        width = len(self.log)
-        last = self.clock() if end is None else end
-        first = round((last - (count - 1) / rate) * 1_000_000)
-        start = self._index
+        width, step, start = len(self.log), 1_000_000 / rate, self._index
+        first = round(((self.clock() if end is None else end) - (count - 1) / rate) * 1_000_000)
+
+        def microseconds(number: int) -> int:
+            return first + int(number * step)
+
+        def line(number: int) -> tuple[bytes, bytes]:
+            return self._tiny(start + number, stamp(microseconds(number) * 1000, 6))
+
         for partition, log in enumerate(self.log):
-            mine = len(range(partition, count, width))
-            if mine:
-                moment = _Moments(first, rate, partition, width)
-                log.extend(mine, moment.milliseconds, _Lines(self._tiny, moment, start).make)
+            numbers = range(partition, count, width)
+            if numbers:
+                log.extend(numbers, lambda number: microseconds(number) // 1000, line)
         self._index += count
         self.published += count
         self._wake()
 
     def skip(self, partition: int, count: int = 1) -> None:
-        """Leave a hole of so many offsets, as the service's internal events do."""
+        """Leave a gap of `count` offsets, as the service's internal events do."""
         self.log[partition].skip(count)
 
     def expire(self, before: float | None = None) -> None:
-        """Forget what is older than the retention, or than a given time (seconds since 1970)."""
+        """Drop events older than the retention, or than a time (seconds since 1970)."""
         moment = int((self.clock() - self.retention if before is None else before) * 1000)
         with self._lock:
             for log in self.log:
                 log.expire(moment)
 
     def trim(self, keep: int) -> None:
-        """Keep only so many events in each partition, for runs that shall stay small."""
+        """Keep only the newest `keep` events of each partition."""
         with self._lock:
             for log in self.log:
                 log.trim(keep)
@@ -272,27 +271,27 @@ class Firehose:
         """Publish made events until cancelled.
 
         Args:
-            rate: Events a second, in real time.
-            silent: Partitions that get none.
-            keep: How many events a partition holds at most; None for what retention allows.
+            rate: Events per second, in real time.
+            silent: Partitions without events.
+            keep: The most events that a partition holds; None leaves that to the retention.
             **options: As in `publish`.
         """
-        quiet = frozenset(silent)
-        awake = [number for number in range(len(self.log)) if number not in quiet]
+        silent = frozenset(silent)
+        partitions = [number for number in range(len(self.log)) if number not in silent]
         clock = asyncio.get_running_loop().time
-        began, done = clock(), 0
+        start, count = clock(), 0
         while True:
-            due = int((clock() - began) * rate) + 1
-            for _ in range(min(due - done, 1000)):
-                self.publish(partition=awake[done % len(awake)] if quiet else None, **options)
-                done += 1
+            due = int((clock() - start) * rate) + 1
+            for _ in range(min(due - count, 1000)):
+                self.publish(partition=partitions[count % len(partitions)] if silent else None, **options)
+                count += 1
             if keep is not None:
                 self.trim(keep)
-            await asyncio.sleep(0 if done < due else max(0.001, 1 / rate))
+            await asyncio.sleep(0 if count < due else max(0.001, 1 / rate))
 
     @asynccontextmanager
     async def publishing(self, rate: float, **options: Any) -> AsyncIterator[None]:
-        """Publish in the background of a block; the options are those of `run`."""
+        """Publish in the background of an `async with` block; the options are those of `run`."""
         async with asyncio.TaskGroup() as group:
             task = group.create_task(self.run(rate, **options))
             try:
@@ -307,12 +306,12 @@ class Firehose:
             reader.wake()
 
     def disconnect(self, how: Literal["reset", "clean", "truncated"] = "reset") -> None:
-        """End all open streams: by a TCP reset (a deploy), cleanly, or in the middle of the chunked body."""
+        """End all open streams: by a TCP reset (as a deployment does), cleanly, or inside the chunked body."""
         for reader in tuple(self._readers):
             reader.end(how)
 
     def plan(self, accepted: Accepted) -> Connection:
-        """Resolve the start positions of an accepted request, as they are now."""
+        """Resolve the start positions of an accepted request at this moment."""
         self.expire()
         start: dict[int, int] = {}
         jumped = set()
@@ -322,44 +321,38 @@ class Firehose:
                 jumped.add(partition)
         return Connection(accepted, start, frozenset(jumped))
 
-    async def handle(self, request: web.Request, faults: Iterable[StreamFault] = ()) -> web.StreamResponse:
+    async def handle(self, request: web.Request, faults: Iterable[Fault] = ()) -> web.StreamResponse:
         """Serve one request: check it, then stream until the client leaves or a fault ends it.
 
         Args:
             request: A request that has passed authentication.
-            faults: What shall go wrong. Kinds: `cut` (`after=` bytes of the body, or `within=(low, high)` at random;
-                `how="reset"`, "truncated" or "clean"), `drop` (the same), `stall` (`after=` bytes), `slow` (`rate=`
-                bytes a second), `eof` (a worker's failure: a clean end before event `at=0`), `broken` (event `at=0` is
-                cut JSON), `overlong` (event `at=0` gets `size=` bytes), `replay` (after event `at=` the last `count=`
-                are sent again), `gap` (from event `at=` on `count=` are lost), `error_line` (an error document in place
-                of event `at=`, then the end), `older_framing` (blank lines and spaces as an older build sent).
+            faults: The faults of this request. Kinds: `cut` (`after=` bytes of the body, or `within=(low, high)` at
+                random; `how="reset"`, "truncated" or "clean"), `drop` (the same), `stall` (`after=` bytes), `slow`
+                (`rate=` bytes per second), `eof` (a worker's failure: a clean end before event `at=0`), `broken` (event
+                `at=0` is cut JSON), `overlong` (event `at=0` gets `size=` bytes), `replay` (after event `at=` the last
+                `count=` are sent again), `gap` (from event `at=` on `count=` are lost), `error_line` (an error document
+                in place of event `at=`, then the end), `older_framing` (blank lines and spaces as an older build sent).
 
         Returns:
             The response, finished.
         """
-        body = await request.read()
-        model = bind_stream_request(request.method, request.query_string, request.headers.get("Content-Type", ""), body)
-        if not isinstance(model, Refused):
-            checked = check_stream_request(
-                model, now=self.clock(), schema=self.schema, partitions=len(self.log), parts=self.parts
-            )
-        else:
-            checked = model
         accept = request.headers.get("Accept")
-        if isinstance(checked, Refused):
-            self.refused.append(checked)
-            return _refusal(checked, accept)
-        connection = self.plan(checked)
+        accepted = self._check(request, await request.read())
+        if isinstance(accepted, Refused):
+            self.refused.append(accepted)
+            # A crash of the server has neither text nor body.
+            refusal = error_response(accepted.status, accepted.text, accept) if accepted.text else Response(500)
+            return await send(request, refusal)
+        connection = self.plan(accepted)
         self.connections.append(connection)
-        if len(connection.start) < len(checked.partitions):  # a partition twice: the broker's client gives up
+        if len(connection.start) < len(accepted.partitions):  # a partition twice: the broker's client gives up
             return web.Response(headers={"Cache-Control": "no-cache", "Connection": "keep-alive"})
-        line = Line(self.schema, checked, sse=negotiate(accept, ("text/event-stream", NDJSON)))
-        share = len(checked.parts) / self.parts if checked.parts else 1.0
+        share = len(accepted.parts) / self.parts if accepted.parts else 1.0
         reader = Reader(
             request,
             self.log,
             dict(connection.start),
-            line,
+            Line(self.schema, accepted, negotiate(accept, ("text/event-stream", NDJSON))),
             random=self.random,
             faults=faults,
             rate=None if self.rate is None else self.rate * share,
@@ -367,16 +360,72 @@ class Firehose:
             burst=self.burst,
         )
         self._readers.add(reader)
-        self._moved.set()
+        self._open_changed.set()
         try:
             return await reader.run()
         finally:
             self._readers.discard(reader)
-            self._moved.set()
+            self._open_changed.set()
+
+    def _check(self, request: web.Request, body: bytes) -> Accepted | Refused:
+        model = bind_stream_request(request.method, request.query_string, request.headers.get("Content-Type", ""), body)
+        if isinstance(model, Refused):
+            return model
+        return check_stream_request(
+            model, now=self.clock(), schema=self.schema, partitions=len(self.log), parts=self.parts
+        )
+
+
+class RealtimeHost:
+    """The routes of the realtime host.
+
+    Args:
+        accounts: Users and tokens.
+        access: Returns the access policy.
+        streams: The stream of each path.
+    """
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        access: Callable[[], Sequence[AccessRow]],
+        streams: Mapping[str, Firehose],
+    ) -> None:
+        self._accounts = accounts
+        self._access = access
+        self._streams = streams
+
+    async def respond(
+        self, request: web.Request, path: str, query: str, headers: Mapping[str, str], faults: Sequence[Fault]
+    ) -> web.StreamResponse:
+        """Answer one request, in the order of the real host's layers.
+
+        Args:
+            request: The request.
+            path: The decoded path.
+            query: The query as sent.
+            headers: Header lines, names in lower case.
+            faults: The faults of this request.
+        """
+        method, registered = request.method, path.rstrip("/")
+        if method == "GET" and path in {"/v2/status", "/healthz"}:
+            return await send(request, Response(200))
+        if path.endswith("/") and registered in self._streams:
+            return await send(request, slash_redirect(method, registered, query))
+        if method == "OPTIONS":
+            return await send(request, Response(204, dict(_CORS)))
+        try:
+            authorize(self._accounts, self._access(), method, path, headers)
+        except HTTPError as error:
+            return await send(request, error_response(error.status, error.message, headers.get("accept")))
+        firehose = self._streams.get(path)
+        if firehose is None or method not in {"GET", "POST"}:
+            return await send(request, error_response(404, "Not Found", headers.get("accept")))
+        return await firehose.handle(request, faults)
 
 
 def split_line(record: Mapping[str, Any] | bytes) -> tuple[bytes, bytes | None]:
-    """Encode a record and split it where partition and offset go; raw bytes and records without event stay whole."""
+    """Encode a record and split it where partition and offset go; do not split raw bytes and records without event."""
     if isinstance(record, bytes):
         return record, None
     event = record.get("event")
@@ -393,43 +442,6 @@ def _published(record: Mapping[str, Any] | bytes, default: float) -> float:
     event = None if isinstance(record, bytes) else record.get("event")
     text = (event or {}).get("date_published")
     return datetime.fromisoformat(text).timestamp() if text else default
-
-
-def _refusal(refused: Refused, accept: str | None) -> web.Response:
-    if not refused.text:
-        return web.Response(status=refused.status)
-    answer = error_answer(refused.status, refused.text, accept)
-    return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
-
-
-class _Moments:
-    """Times of generated events: number n of a partition is number `n * width + partition` of all."""
-
-    def __init__(self, first: int, rate: float, partition: int, width: int) -> None:
-        self._first = first
-        self._step = 1_000_000 / rate
-        self.partition = partition
-        self.width = width
-
-    def microseconds(self, number: int) -> int:
-        return self._first + int((number * self.width + self.partition) * self._step)
-
-    def milliseconds(self, number: int) -> int:
-        return self.microseconds(number) // 1000
-
-
-class _Lines:
-    """Generated events of one partition by number."""
-
-    def __init__(self, tiny: Callable[[int, str], tuple[bytes, bytes]], moments: _Moments, start: int) -> None:
-        self._tiny = tiny
-        self._moments = moments
-        self._start = start
-
-    def make(self, number: int) -> tuple[bytes, bytes]:
-        moments = self._moments
-        index = self._start + number * moments.width + moments.partition
-        return self._tiny(index, stamp(moments.microseconds(number) * 1000, 6))
 
 
 def _tiny_article(index: int, moment: str) -> tuple[bytes, bytes]:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import io
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,15 +17,21 @@ from xml.sax.saxutils import escape
 
 from wme_async.simulator.clock import Clock
 from wme_async.simulator.faults import Fault
-from wme_async.simulator.hosts.http import Answer, FilePart
+from wme_async.simulator.hosts.http import FilePart, Response, read_body
 
 __all__ = ["ObjectStore", "StoredObject"]
 
 BUCKET: Final = "wme-primary"
+_CHUNK: Final = 1 << 20  # bytes read at once from a file
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 _ONE_AUTH: Final = (
     "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter "
     "or the Authorization header should be specified"
+)
+
+
+_BAD_SIGNATURE: Final = (
+    "The request signature we calculated does not match the signature you provided. Check your key and signing method."
 )
 
 
@@ -39,7 +46,7 @@ class StoredObject:
         md5: MD5 of all bytes, hex.
         etag: The entity tag without quotes: the MD5, or the multipart form for a large object.
         modified: When it was stored, epoch seconds.
-        content_type: What the store says it is.
+        content_type: The media type.
     """
 
     data: bytes | None
@@ -51,7 +58,7 @@ class StoredObject:
     content_type: str = "binary/octet-stream"
 
     def part(self, start: int, length: int) -> bytes | memoryview | FilePart:
-        """Return a piece, without copying it."""
+        """Return a slice, without copying it."""
         if self.path is not None:
             return FilePart(self.path, start, length)
         data = self.data or b""
@@ -63,58 +70,45 @@ def stored(data: bytes | str | PathLike[str], modified: float, *, part_size: int
 
     Args:
         data: The bytes, or the path of a file, which is read whenever it is served.
-        modified: When it counts as stored, epoch seconds.
-        part_size: Above so many bytes it counts as uploaded in parts, and its tag is no MD5.
+        modified: The time of its upload, epoch seconds.
+        part_size: An object of more bytes has an entity tag of the multipart form instead of the MD5.
     """
-    path = None if isinstance(data, bytes) else Path(data)
-    whole = hashlib.md5(usedforsecurity=False)
-    parts: list[bytes] = []
-    size = 0
+    whole, part, parts = _md5(), _md5(), []
+    with io.BytesIO(data) if isinstance(data, bytes) else Path(data).open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        multipart = size > part_size
+        position = 0
+        while chunk := file.read(min(_CHUNK, part_size - position % part_size)):
+            whole.update(chunk)
+            position += len(chunk)
+            if multipart:
+                part.update(chunk)
+                if position % part_size == 0 or position == size:
+                    parts.append(part.digest())
+                    part = _md5()
+    md5 = whole.hexdigest()
+    etag = f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}" if multipart else md5
     if isinstance(data, bytes):
-        size = len(data)
-        whole.update(data)
-        if size > part_size:
-            view = memoryview(data)
-            parts = [_md5(view[start : start + part_size]) for start in range(0, size, part_size)]
-    else:
-        with Path(data).open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            left = size
-            while left > 0:
-                one, room = hashlib.md5(usedforsecurity=False), part_size
-                while room > 0 and (piece := file.read(min(1 << 20, room))):
-                    whole.update(piece)
-                    one.update(piece)
-                    room -= len(piece)
-                    left -= len(piece)
-                parts.append(one.digest())
-    etag = whole.hexdigest() if size <= part_size else f"{_md5(b''.join(parts)).hex()}-{len(parts)}"
-    return StoredObject(
-        data=data if isinstance(data, bytes) else None,
-        path=path,
-        size=size,
-        md5=whole.hexdigest(),
-        etag=etag,
-        modified=modified,
-    )
+        return StoredObject(data, None, size, md5, etag, modified)
+    return StoredObject(None, Path(data), size, md5, etag, modified)
 
 
-def _md5(data: bytes | memoryview) -> bytes:
-    return hashlib.md5(data, usedforsecurity=False).digest()
+def _md5(data: bytes = b"") -> "hashlib._Hash":
+    return hashlib.md5(data, usedforsecurity=False)
 
 
 @dataclass
 class ObjectStore:
-    """Keys and objects, and the store's HTTP face.
+    """Objects by key, and the HTTP interface to them.
 
     Attributes:
-        clock: Judges signatures and dates objects.
-        find: Makes an object that is not there yet, or returns None: how archives come to be on first use.
+        clock: Dates signatures and objects.
+        find: Builds an object on first use, or returns None if it does not exist.
         origin: The address of the store, without a path.
-        part_size: Above so many bytes an object has the multipart form of entity tag.
-        validity: Seconds that a presigned address lives.
-        objects: What is stored, by key.
+        part_size: An object of more bytes has an entity tag of the multipart form.
+        validity: Lifetime of a signed address in seconds.
+        objects: The objects by key.
     """
 
     clock: Clock
@@ -128,18 +122,17 @@ class ObjectStore:
 
     def put(self, key: str, data: bytes | str | PathLike[str]) -> StoredObject:
         """Store or replace an object."""
-        made = stored(data, self.clock.now(), part_size=self.part_size)
-        self.objects[key] = made
+        self.objects[key] = stored(data, self.clock.now(), part_size=self.part_size)
         self.deleted.discard(key)
-        return made
+        return self.objects[key]
 
     def delete(self, key: str) -> None:
-        """Remove an object; it does not come back by itself."""
+        """Remove an object; `find` does not build it again."""
         self.objects.pop(key, None)
         self.deleted.add(key)
 
     async def get(self, key: str) -> StoredObject | None:
-        """Return an object, made on first use, or None."""
+        """Return an object, built on first use, or None."""
         if key in self.deleted:
             return None
         return self.objects.get(key) or await self.find(key)
@@ -169,116 +162,98 @@ class ObjectStore:
         text = "\n".join([method, unquote(path), *(f"{key}={value}" for key, value in sorted(params))])
         return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()
 
-    async def answer(
+    async def respond(
         self, method: str, raw_path: str, query: str, headers: dict[str, str], faults: Sequence[Fault] = ()
-    ) -> Answer:
-        """Answer one request to the store.
+    ) -> Response:
+        """Response one request to the store.
 
         Args:
             method: The HTTP method.
             raw_path: The path as sent.
             query: The query as sent.
             headers: Header lines, names in lower case.
-            faults: Those that befall this request.
+            faults: The faults of this request.
         """
         kinds = {fault.kind: fault for fault in faults}
-        if (refused := self._refuse(method, raw_path, query, headers, expired="expire" in kinds)) is not None:
-            return refused
+        problem = self._check_signature(method, raw_path, query, headers, expired="expire" in kinds)
+        if problem is not None:
+            return problem
         key = unquote(raw_path).removeprefix(f"/{BUCKET}/")
-        found = await self.get(key)
-        if found is None:
+        stored_object = await self.get(key)
+        if stored_object is None:
             return _xml(404, "NoSuchKey", "The specified key does not exist.", Key=key)
         if (swap := kinds.get("swap")) is not None:
             data = swap.get("data")
             if data is None:
-                whole = found.data if found.path is None else await asyncio.to_thread(found.path.read_bytes)
-                data = (whole or b"")[::-1]
-            found = self.put(key, data)
-        return self._serve(found, headers, kinds)
+                content = stored_object.part(0, stored_object.size)
+                data = (await asyncio.to_thread(read_body, content))[::-1]
+            stored_object = self.put(key, data)
+        return self._serve(stored_object, headers, kinds)
 
-    def _refuse(
+    def _check_signature(
         self, method: str, raw_path: str, query: str, headers: dict[str, str], *, expired: bool
-    ) -> Answer | None:
+    ) -> Response | None:
         params = parse_qsl(query, keep_blank_values=True)
-        given = dict(params)
-        if "authorization" in headers and "X-Amz-Algorithm" in given:
+        values = dict(params)
+        if "authorization" in headers and "X-Amz-Algorithm" in values:
             return _xml(400, "InvalidArgument", _ONE_AUTH, ArgumentName="Authorization", ArgumentValue="redacted")
-        if "X-Amz-Signature" not in given or not raw_path.startswith(f"/{BUCKET}/"):
+        if "X-Amz-Signature" not in values or not raw_path.startswith(f"/{BUCKET}/"):
             return _xml(403, "AccessDenied", "Access Denied")
         try:
-            signed_at = datetime.strptime(given["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
-            validity = int(given["X-Amz-Expires"])
+            signed_at = datetime.strptime(values["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+            validity = int(values["X-Amz-Expires"])
         except (KeyError, ValueError):
             return _xml(
                 400, "AuthorizationQueryParametersError", "X-Amz-Date must be formatted as yyyyMMdd'T'HHmmss'Z'"
             )
-        now = self.clock.now()
-        if expired or now > signed_at + validity:
-            ends = datetime.fromtimestamp(signed_at + validity, UTC)
-            return _xml(
-                403,
-                "AccessDenied",
-                "Request has expired",
-                **{
-                    "X-Amz-Expires": str(validity),
-                    "Expires": f"{ends:%Y-%m-%dT%H:%M:%SZ}",
-                    "ServerTime": f"{datetime.fromtimestamp(now, UTC):%Y-%m-%dT%H:%M:%SZ}",
-                },
-            )
+        now, end = self.clock.now(), signed_at + validity
+        if expired or now > end:
+            details = {"X-Amz-Expires": str(validity), "Expires": _iso(end), "ServerTime": _iso(now)}
+            return _xml(403, "AccessDenied", "Request has expired", **details)
         unsigned = [(name, value) for name, value in params if name != "X-Amz-Signature"]
         # Signed for GET: any other method, a changed path and a changed parameter all break the signature.
-        if not hmac.compare_digest(self._sign(method, raw_path, unsigned), given["X-Amz-Signature"]):
-            return _xml(
-                403,
-                "SignatureDoesNotMatch",
-                "The request signature we calculated does not match the signature you provided. "
-                "Check your key and signing method.",
-            )
+        if not hmac.compare_digest(self._sign(method, raw_path, unsigned), values["X-Amz-Signature"]):
+            return _xml(403, "SignatureDoesNotMatch", _BAD_SIGNATURE)
         return None
 
-    def _serve(self, found: StoredObject, headers: dict[str, str], kinds: dict[str, Fault]) -> Answer:
-        head = object_headers(found)
-        if (refused := _preconditions(found, headers)) is not None:
-            return refused
-        span = None if "ignore_range" in kinds else _span(headers.get("range"), found.size)
+    def _serve(self, target: StoredObject, headers: dict[str, str], kinds: dict[str, Fault]) -> Response:
+        head = object_headers(target)
+        if (failure := _preconditions(target, headers)) is not None:
+            return failure
+        span = None if "ignore_range" in kinds else _span(headers.get("range"), target.size)
         if span is None:
-            return Answer(200, head, found.part(0, found.size))
+            return Response(200, head, target.part(0, target.size))
         start, length = span
         if length <= 0:
-            return _xml(
-                416,
-                "InvalidRange",
-                "The requested range is not satisfiable",
-                RangeRequested=headers["range"],
-                ActualObjectSize=str(found.size),
-            )
-        content_range = f"bytes {start}-{start + length - 1}/{found.size}"
-        head["Content-Range"] = content_range
-        if (wrong := kinds.get("content_range")) is not None:
-            head["Content-Range"] = str(wrong.get("value") or f"bytes {start + 1}-{start + length}/{found.size}")
-            if wrong.get("missing", False):
-                del head["Content-Range"]
+            sizes = {"RangeRequested": headers["range"], "ActualObjectSize": str(target.size)}
+            return _xml(416, "InvalidRange", "The requested range is not satisfiable", **sizes)
+        content_range = f"bytes {start}-{start + length - 1}/{target.size}"
         if "multipart" in kinds:
-            return _multipart(found, start, length, content_range, head)
-        return Answer(206, head, found.part(start, length))
+            return _multipart(target, start, length, content_range, head)
+        if (fault := kinds.get("content_range")) is not None:
+            content_range = str(fault.get("value") or f"bytes {start + 1}-{start + length}/{target.size}")
+        if fault is None or not fault.get("missing", False):
+            head["Content-Range"] = content_range
+        return Response(206, head, target.part(start, length))
 
 
-def object_headers(found: StoredObject) -> dict[str, str]:
-    """The headers of an object as the store itself sends them; `Last-Modified` ends in GMT."""
+def object_headers(target: StoredObject) -> dict[str, str]:
+    """Return the headers of an object as the store itself sends them; `Last-Modified` ends in GMT."""
     return {
-        "x-amz-request-id": f"{int(found.modified * 1000) & 0xFFFFFFFFFFFFFFFF:016X}",
-        "Last-Modified": formatdate(found.modified, usegmt=True),
-        "ETag": f'"{found.etag}"',
+        "x-amz-request-id": f"{int(target.modified * 1000) & 0xFFFFFFFFFFFFFFFF:016X}",
+        "Last-Modified": formatdate(target.modified, usegmt=True),
+        "ETag": f'"{target.etag}"',
         "Accept-Ranges": "bytes",
-        "Content-Type": found.content_type,
+        "Content-Type": target.content_type,
         "Server": "AmazonS3",
     }
 
 
 def _span(value: str | None, size: int) -> tuple[int, int] | None:
-    """Read a Range header: start and length, a length of 0 when nothing can be served, None when it does not count.
+    """Parse a Range header: start and length, a length of 0 if it is not satisfiable, None if it is ignored.
 
-    Several ranges in one header do not count, nor does one that ends before it starts: the whole object is the answer.
+    Several ranges in one header are ignored, and so is one that ends before it starts: the response is the whole
+    object.
     """
     match = None if value is None else _RANGE.match(value.strip())
     if match is None or (not match[1] and not match[2]):
@@ -293,24 +268,33 @@ def _span(value: str | None, size: int) -> tuple[int, int] | None:
     return (start, end - start + 1) if start < size else (start, 0)
 
 
-def _preconditions(found: StoredObject, headers: dict[str, str]) -> Answer | None:
-    tag = f'"{found.etag}"'
-    if (wanted := headers.get("if-match")) is not None:
-        if wanted.strip() != "*" and tag not in [part.strip() for part in wanted.split(",")]:
+def _preconditions(target: StoredObject, headers: dict[str, str]) -> Response | None:
+    """Evaluate the conditional headers of RFC 9110, section 13.2.2: a 412, a 304, or None."""
+    modified = int(target.modified)
+    if (tags := headers.get("if-match")) is not None:
+        if not _lists(tags, target):
             return _failed("If-Match")
-    elif (since := _date(headers.get("if-unmodified-since"))) is not None and int(found.modified) > since:
+    elif (since := _date(headers.get("if-unmodified-since"))) is not None and modified > since:
         return _failed("If-Unmodified-Since")
-    if (known := headers.get("if-none-match")) is not None:
-        if known.strip() == "*" or tag in [part.strip() for part in known.split(",")]:
-            return Answer(304, object_headers(found))
-    elif (since := _date(headers.get("if-modified-since"))) is not None and int(found.modified) <= since:
-        return Answer(304, object_headers(found))
-    return None
+    if (tags := headers.get("if-none-match")) is not None:
+        unchanged = _lists(tags, target)
+    else:
+        unchanged = (since := _date(headers.get("if-modified-since"))) is not None and modified <= since
+    return Response(304, object_headers(target)) if unchanged else None
 
 
-def _failed(condition: str) -> Answer:
+def _lists(tags: str, target: StoredObject) -> bool:
+    """Return whether a list of entity tags, or `*`, names this object."""
+    return tags.strip() == "*" or f'"{target.etag}"' in [tag.strip() for tag in tags.split(",")]
+
+
+def _failed(condition: str) -> Response:
     text = "At least one of the pre-conditions you specified did not hold"
     return _xml(412, "PreconditionFailed", text, Condition=condition)
+
+
+def _iso(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _date(value: str | None) -> float | None:
@@ -320,21 +304,15 @@ def _date(value: str | None) -> float | None:
         return None
 
 
-def _multipart(found: StoredObject, start: int, length: int, content_range: str, head: dict[str, str]) -> Answer:
+def _multipart(target: StoredObject, start: int, length: int, content_range: str, head: dict[str, str]) -> Response:
     boundary = "3d6b6a416f9b5"
-    part = found.part(start, length)
-    if isinstance(part, FilePart):
-        with part.path.open("rb") as file:
-            file.seek(start)
-            part = file.read(length)
-    opening = f"--{boundary}\r\nContent-Type: {found.content_type}\r\nContent-Range: {content_range}\r\n\r\n"
-    headers = {**head, "Content-Type": f"multipart/byteranges; boundary={boundary}"}
-    headers.pop("Content-Range", None)
-    return Answer(206, headers, b"".join([opening.encode(), part, f"\r\n--{boundary}--\r\n".encode()]))
+    opening = f"--{boundary}\r\nContent-Type: {target.content_type}\r\nContent-Range: {content_range}\r\n\r\n"
+    body = opening.encode() + read_body(target.part(start, length)) + f"\r\n--{boundary}--\r\n".encode()
+    return Response(206, {**head, "Content-Type": f"multipart/byteranges; boundary={boundary}"}, body)
 
 
-def _xml(status: int, code: str, message: str, **more: str) -> Answer:
-    facts = {"Code": code, "Message": message, **more, "RequestId": "656C76696E672769", "HostId": "simulated"}
-    inner = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in facts.items())
+def _xml(status: int, code: str, message: str, **details: str) -> Response:
+    elements = {"Code": code, "Message": message, **details, "RequestId": "656C76696E672769", "HostId": "simulated"}
+    inner = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in elements.items())
     body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{inner}</Error>'
-    return Answer(status, {"Content-Type": "application/xml", "Server": "AmazonS3"}, body.encode())
+    return Response(status, {"Content-Type": "application/xml", "Server": "AmazonS3"}, body.encode())

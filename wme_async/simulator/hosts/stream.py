@@ -1,52 +1,51 @@
-"""One open stream: reading partitions in turn, framing, pacing, and the faults that end or bend it."""
+"""One open stream: reading partitions in turn, framing, pacing, and the faults that end or damage it."""
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import chain
 from random import Random
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal
 
 import msgspec
 from aiohttp import web
 
+from wme_async.simulator.faults import Fault
 from wme_async.simulator.hosts.http import tear
 from wme_async.simulator.log import Entry, PartitionLog
 from wme_async.simulator.protocol.schema import Node, compile_fields, compile_filters
 from wme_async.simulator.protocol.stream_request import Accepted
 from wme_async.simulator.world.encoding import dumps
 
-__all__ = ["Line", "Reader"]
+__all__ = ["Ending", "Line", "Reader"]
 
 _WRITE: Final = 1 << 16  # bytes that are joined before a write, when events need not be written one by one
-_LOOK: Final = 0.1  # seconds between looks at whether the client has left
+_CHECK_INTERVAL: Final = 0.1  # seconds between checks whether the client has left
+_NO_POSITION: Final = b'"partition":0,"offset":0'
 _ERROR_LINE: Final = dumps({"status": 500, "message": "query terminated unexpectedly"})
 
 
-class _Fault(Protocol):
-    @property
-    def kind(self) -> str: ...
-    @property
-    def details(self) -> Mapping[str, Any]: ...
+Ending = Literal["reset", "clean", "truncated"]
+"""How a stream ends: by a TCP reset, cleanly, or inside the chunked body."""
 
 
-class _Over(Exception):
-    """The stream has ended, in a way that has been taken care of."""
+class _Ended(Exception):
+    """The stream has ended, and its connection is closed or will be."""
 
 
 class Line:
-    """Makes the bytes of an event, as fields, filters and framing of a request want them.
+    """Encodes events according to the fields, the filters and the framing of a request.
 
     Args:
         schema: The fields that the stream knows.
         accepted: The request.
-        sse: The negotiated content type; an empty one is NDJSON under a broken Content-Type.
+        content_type: The negotiated content type; an empty one is NDJSON under a broken Content-Type.
     """
 
-    def __init__(self, schema: Node, accepted: Accepted, sse: str) -> None:
-        self.content_type = f"{sse}; charset=utf-8"
-        self.sse = sse == "text/event-stream"
+    def __init__(self, schema: Node, accepted: Accepted, content_type: str) -> None:
+        self.content_type = f"{content_type}; charset=utf-8"
+        self.sse = content_type == "text/event-stream"
         self._before, self._after = (b"event: message\ndata: ", b"\n\n") if self.sse else (b"", b"\n")
         self._passes = compile_filters(schema, accepted.filters) if accepted.filters else None
         self._prune = compile_fields(schema, accepted.fields) if accepted.fields else None
@@ -61,7 +60,7 @@ class Line:
         return framed[len(self._before) : len(framed) - len(self._after)]
 
     def make(self, partition: int, entry: Entry) -> bytes | None:
-        """Make the framed bytes of an event, or None when it is filtered out."""
+        """Return the framed bytes of an event, or None if it does not pass the filters."""
         tail = entry.tail
         if self._passes is None and self._prune is None:
             if tail is None:
@@ -74,9 +73,8 @@ class Line:
                 tail,
                 self._after,
             )
-        whole = entry.head if tail is None else entry.head + b'"partition":0,"offset":0' + tail
         try:
-            record = msgspec.json.decode(whole)
+            record = msgspec.json.decode(entry.head if tail is None else entry.head + _NO_POSITION + tail)
         except msgspec.DecodeError:  # a raw line on purpose
             return self.frame(entry.head)
         if self._passes is not None and not self._passes(record):
@@ -92,7 +90,7 @@ class Line:
         return self.frame(dumps(record))
 
     def overlong(self, framed: bytes, size: int) -> bytes:
-        """Blow an event up to a line of `size` bytes."""
+        """Pad an event to a line of `size` bytes."""
         record = msgspec.json.decode(self.bare(framed))
         record["article_body"] = {"wikitext": ""}
         record["article_body"]["wikitext"] = "x" * max(0, size - len(dumps(record)))
@@ -106,12 +104,12 @@ class Reader:
         request: The request to answer.
         log: The partitions.
         positions: The next offset of each partition to read.
-        line: Makes the bytes.
-        random: Chooses what a fault leaves open.
-        faults: What goes wrong.
-        rate: Messages a second, or None.
-        flush_each: Whether each event is written by itself.
-        burst: How many events of one partition are read in turn.
+        line: Encodes events.
+        random: Makes the choices that faults leave open.
+        faults: The faults of this request.
+        rate: Messages per second, or None.
+        flush_each: Whether each event is a write of its own.
+        burst: The number of events of one partition that are read before the turn of the next one.
     """
 
     def __init__(
@@ -122,7 +120,7 @@ class Reader:
         line: Line,
         *,
         random: Random,
-        faults: Iterable[_Fault],
+        faults: Iterable[Fault],
         rate: float | None,
         flush_each: bool,
         burst: int,
@@ -131,14 +129,14 @@ class Reader:
         self._log = log
         self._positions = positions
         self._line = line
-        self._bend = _Bend(faults, line, random)
+        self._faults = _StreamFaults(faults, line, random)
         self._rate = rate
         self._flush_each = flush_each or rate is not None
         # Small turns keep the order of events near to their times; large ones are for speed.
         self._burst = burst if self._flush_each else max(burst, 512 // max(1, len(positions)))
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._ending: Literal["reset", "clean", "truncated"] | None = None
+        self._ending: Ending | None = None
         self._response = web.StreamResponse(
             headers={"Cache-Control": "no-cache", "Connection": "keep-alive", "Content-Type": line.content_type}
         )
@@ -146,35 +144,35 @@ class Reader:
         self._due = self._loop.time()
 
     def wake(self) -> None:
-        """Say that there may be new events; from any thread."""
+        """Look for new events; from any thread."""
         if self._changed.is_set():
             return
         try:
-            here = asyncio.get_running_loop() is self._loop
+            same_loop = asyncio.get_running_loop() is self._loop
         except RuntimeError:
-            here = False
-        if here:
+            same_loop = False
+        if same_loop:
             self._changed.set()
         else:
             self._loop.call_soon_threadsafe(self._changed.set)
 
-    def end(self, how: Literal["reset", "clean", "truncated"]) -> None:
+    def end(self, how: Ending) -> None:
         """End the stream from outside."""
         self._ending = how
         self.wake()
 
     async def run(self) -> web.StreamResponse:
         """Stream until something ends it; the head goes out with the first event."""
-        with contextlib.suppress(_Over, ConnectionError):
-            while not self._bend.over:
+        with contextlib.suppress(_Ended, ConnectionError):
+            while not self._faults.over:
                 self._changed.clear()
-                self._look()
-                frames = self._bend(self._read())
+                self._check()
+                frames = self._faults(self._read())
                 if frames:
                     await self._send_all(frames)
                 else:
                     await self._wait()
-        if not self._response.prepared and not self._gone():
+        if not self._response.prepared and not self._client_left():
             del self._response.headers["Content-Type"]
             self._response.content_length = 0
             await self._response.prepare(self._request)
@@ -186,14 +184,14 @@ class Reader:
             log = self._log[partition]
             if position >= log.end:
                 continue
-            if position < log.base:  # it expired while the client was slow: the broker's client jumps to live
+            if position < log.base:  # expired while the client was slow: the broker's client jumps to live
                 self._positions[partition] = log.end
                 continue
             entries = log.read(position, self._burst)
             self._positions[partition] = entries[-1].offset + 1 if entries else log.end
             frames += [frame for entry in entries if (frame := self._line.make(partition, entry)) is not None]
         if not frames and any(position < self._log[p].end for p, position in self._positions.items()):
-            self._changed.set()  # all were filtered out: go on without waiting
+            self._changed.set()  # all were filtered out: read on without waiting
         return frames
 
     async def _wait(self) -> None:
@@ -201,49 +199,45 @@ class Reader:
             await asyncio.sleep(0)
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK):
+            async with asyncio.timeout(_CHECK_INTERVAL):
                 await self._changed.wait()
 
-    def _gone(self) -> bool:
+    def _client_left(self) -> bool:
         transport = self._request.transport
         return transport is None or transport.is_closing()
 
-    def _look(self) -> None:
-        if self._gone():
-            raise _Over
+    def _check(self) -> None:
+        if self._client_left():
+            raise _Ended
         if self._ending is not None:
             self._finish(self._ending)
 
     async def _send_all(self, frames: list[bytes]) -> None:
         if self._flush_each:
             for frame in frames:
-                self._look()
+                self._check()
                 await self._pace()
                 await self._send(frame)
         else:
-            joined: list[bytes] = []
-            size = 0
+            buffer = bytearray()
             for frame in frames:
-                joined.append(frame)
-                size += len(frame)
-                if size >= _WRITE:
-                    await self._send(b"".join(joined))
-                    joined, size = [], 0
-            if joined:
-                await self._send(b"".join(joined))
+                buffer += frame
+                if len(buffer) >= _WRITE:
+                    await self._send(buffer)
+                    buffer = bytearray()
+            if buffer:
+                await self._send(buffer)
         await asyncio.sleep(0)
 
     async def _pace(self) -> None:
-        if self._rate is None:
-            return
-        now = self._loop.time()
-        self._due = max(self._due, now)
-        if self._due > now:
-            await asyncio.sleep(self._due - now)
-        self._due += 1 / self._rate
+        if self._rate is not None:
+            now = self._loop.time()
+            if self._due > now:
+                await asyncio.sleep(self._due - now)
+            self._due = max(self._due, now) + 1 / self._rate
 
-    async def _send(self, data: bytes) -> None:
-        cut, stall = self._bend.cut, self._bend.stall
+    async def _send(self, data: bytes | bytearray) -> None:
+        cut, stall = self._faults.cut, self._faults.stall
         end = self._sent + len(data)
         if cut is not None and end >= cut[0]:
             await self._write(data[: cut[0] - self._sent], broken=cut[1] == "truncated")
@@ -251,18 +245,18 @@ class Reader:
         if stall is not None and end >= stall:
             await self._write(data[: stall - self._sent])
             while True:
-                await asyncio.sleep(_LOOK / 5)
-                self._look()
-        if self._bend.slow is None:
+                await asyncio.sleep(_CHECK_INTERVAL / 5)
+                self._check()
+        if self._faults.slow is None:
             await self._write(data)
             return
-        step = max(1, int(self._bend.slow * 0.02))
+        step = max(1, int(self._faults.slow * 0.02))
         for start in range(0, len(data), step):
-            self._look()
+            self._check()
             await self._write(data[start : start + step])
-            await asyncio.sleep(step / self._bend.slow)
+            await asyncio.sleep(step / self._faults.slow)
 
-    async def _write(self, data: bytes, *, broken: bool = False) -> None:
+    async def _write(self, data: bytes | bytearray, *, broken: bool = False) -> None:
         if not data:
             return
         if not self._response.prepared:
@@ -276,87 +270,89 @@ class Reader:
         if (transport := self._request.transport) is not None:
             transport.write(b"ffff\r\n" + data[-1:])  # a chunk that promises more than it holds
 
-    def _finish(self, how: Literal["reset", "clean", "truncated"]) -> None:
+    def _finish(self, how: Ending) -> None:
         transport = self._request.transport
         if how != "clean" and transport is not None:
             if how == "reset":
                 tear(self._request)
             else:
                 transport.close()
-        raise _Over
+        raise _Ended
 
 
-class _Bend:
-    """The faults of one stream, applied to framed events as they come by."""
+class _StreamFaults:
+    """The faults of one stream, applied to framed events in turn.
 
-    def __init__(self, faults: Iterable[_Fault], line: Line, random: Random) -> None:
-        self.cut: tuple[int, Literal["reset", "clean", "truncated"]] | None = None
+    Attributes:
+        cut: Bytes of the body after which the stream ends, and how.
+        stall: Bytes of the body after which it stalls.
+        slow: Bytes per second.
+        over: Whether the stream ends before the next event.
+    """
+
+    def __init__(self, faults: Iterable[Fault], line: Line, random: Random) -> None:
+        self.cut: tuple[int, Ending] | None = None
         self.stall: int | None = None
         self.slow: float | None = None
         self.over = False
         self._line = line
-        self._count = 0  # events seen
-        self._lost = 0  # events still to lose
-        self._at: dict[int, list[_Fault]] = {}
-        self._older = False
+        self._count = 0  # events so far
+        self._gap = 0  # events still to leave out
+        self._at: dict[int, list[Fault]] = {}
+        self._older_framing = False
         self._recent: deque[bytes] = deque(maxlen=1)
         for fault in faults:
-            details = fault.details
-            if fault.kind in {"cut", "drop"}:
-                low, high = details.get("within") or (1, 20_000)
-                after = details.get("after")
-                how = details.get("how", "reset" if fault.kind == "cut" else "truncated")
-                self.cut = (
-                    random.randint(low, high) if after is None else int(after),
-                    "truncated" if how == "close" else how,
-                )
-            elif fault.kind == "stall":
-                self.stall = int(details.get("after") or 0)
-            elif fault.kind == "slow":
-                self.slow = float(details.get("rate", 65536))
-            elif fault.kind == "older_framing":
-                self._older = True
-            elif fault.kind in {"eof", "broken", "overlong", "replay", "gap", "error_line"}:
-                self._at.setdefault(int(details.get("at") or 0), []).append(fault)
-                if fault.kind == "replay":
-                    self._recent = deque(maxlen=max(self._recent.maxlen or 1, int(details.get("count", 10))))
+            self._add(fault, random)
         self.over = any(fault.kind == "eof" for fault in self._at.get(0, ()))
+
+    def _add(self, fault: Fault, random: Random) -> None:
+        if fault.kind in {"cut", "drop"}:
+            after = fault.get("after")
+            how = fault.get("how", "reset" if fault.kind == "cut" else "truncated")
+            position = random.randint(*(fault.get("within") or (1, 20_000))) if after is None else int(after)
+            self.cut = (position, "truncated" if how == "close" else how)
+        elif fault.kind == "stall":
+            self.stall = int(fault.get("after") or 0)
+        elif fault.kind == "slow":
+            self.slow = float(fault.get("rate", 65536))
+        elif fault.kind == "older_framing":
+            self._older_framing = True
+        elif fault.kind in {"eof", "broken", "overlong", "replay", "gap", "error_line"}:
+            self._at.setdefault(int(fault.get("at") or 0), []).append(fault)
+            if fault.kind == "replay":
+                self._recent = deque(maxlen=max(self._recent.maxlen or 1, int(fault.get("count", 10))))
 
     def __call__(self, frames: list[bytes]) -> list[bytes]:
         if self.over:
             return []
-        if self._older:
-            frames = [b"\n " + frame for frame in frames] if not self._line.sse else frames
-        if not self._at and not self._lost:
+        if self._older_framing and not self._line.sse:
+            frames = [b"\n " + frame for frame in frames]
+        if not self._at and not self._gap:
             return frames
-        return list(chain.from_iterable(map(self._one, frames)))
+        return list(chain.from_iterable(map(self._apply, frames)))
 
-    def _one(self, frame: bytes) -> list[bytes]:
+    def _apply(self, frame: bytes) -> list[bytes]:
         if self.over:
             return []
-        number, self._count = self._count, self._count + 1
-        out = [frame]
-        for fault in self._at.pop(number, ()):
-            details = fault.details
+        faults = self._at.pop(self._count, ())
+        self._count += 1
+        frames = [frame]
+        for fault in faults:
             if fault.kind == "broken":
                 line = self._line.bare(frame)
-                out = [self._line.frame(line[: len(line) // 2])]
+                frames = [self._line.frame(line[: len(line) // 2])]
             elif fault.kind == "overlong":
-                out = [self._line.overlong(frame, int(details.get("size", (20 << 20) + 1)))]
+                frames = [self._line.overlong(frame, int(fault.get("size", (20 << 20) + 1)))]
             elif fault.kind == "gap":
-                self._lost = int(details.get("count", 1))
+                self._gap = int(fault.get("count", 1))
             elif fault.kind == "replay":
-                before = int(details.get("count", 10)) - 1
-                out = [
-                    frame,
-                    *list(self._recent)[len(self._recent) - before if before < len(self._recent) else 0 :],
-                    frame,
-                ]
+                before = int(fault.get("count", 10)) - 1
+                frames = [frame, *list(self._recent)[max(0, len(self._recent) - before) :], frame]
             else:
                 self.over = True
                 return [self._line.frame(_ERROR_LINE)] if fault.kind == "error_line" else []
-        if self._lost:
-            self._lost -= 1
+        if self._gap:
+            self._gap -= 1
             return []
         self._recent.append(frame)
-        return out
+        return frames

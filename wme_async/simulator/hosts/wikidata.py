@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from wme_async.simulator.hosts.api import Call
-from wme_async.simulator.hosts.http import Answer, negotiate
+from wme_async.simulator.errors import HTTPError
+from wme_async.simulator.hosts.api import ApiRequest
+from wme_async.simulator.hosts.http import Response, document, negotiate
 from wme_async.simulator.protocol.gjson import project
-from wme_async.simulator.protocol.query import Refused, encode_list
+from wme_async.simulator.protocol.query import encode_list
 from wme_async.simulator.world.articles import dumps
 from wme_async.simulator.world.entities import EntityGenerator, Shape
 
@@ -21,7 +22,7 @@ class Entities:
 
     Args:
         generator: Makes the entities.
-        rnd: Orders the keys of reduced records.
+        rnd: Orders the keys of records with a field list.
 
     Attributes:
         shape: How ambiguous fields look.
@@ -33,38 +34,37 @@ class Entities:
         self.shape: Shape = "maps"
         self.labels_as_list = False
         self._random = rnd
-        self._own: dict[str, dict[str, Any]] = {}
+        self._added: dict[str, dict[str, Any]] = {}
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add or replace an entity; its name is the id."""
-        self._own[str(record["name"])] = dict(record)
+        self._added[str(record["name"])] = dict(record)
 
-    def _find(self, call: Call, letter: str) -> dict[str, Any]:
-        identifier = call.values["id"]
-        found = self._own.get(identifier) or self.generator.get(identifier, shape=self.shape)
-        if found is None or not identifier.startswith(letter):
-            raise Refused(404, "Not Found")
-        return found
+    def _find(self, request: ApiRequest, letter: str) -> dict[str, Any]:
+        identifier = request.values["id"]
+        record = self._added.get(identifier) or self.generator.get(identifier, shape=self.shape)
+        if record is None or not identifier.startswith(letter):
+            raise HTTPError(404, "Not Found")
+        return record
 
-    def _answer(self, call: Call, record: Mapping[str, Any], *, as_list: bool = True) -> Answer:
-        body = dumps(project(record, call.bound().fields, self._random))
-        kind = negotiate(call.accept)
-        whole = encode_list([body], kind) if as_list else body
-        return Answer(200, {"Content-Type": kind or "text/plain; charset=utf-8"}, whole)
+    def _respond(self, request: ApiRequest, record: Mapping[str, Any], *, as_list: bool = True) -> Response:
+        body = dumps(project(record, request.bound().fields, self._random))
+        kind = negotiate(request.accept)
+        return document(encode_list([body], kind) if as_list else body, kind)
 
-    async def item(self, call: Call) -> Answer:
+    async def item(self, request: ApiRequest) -> Response:
         """Answer `/v2/wikidata/items/{id}`."""
-        return self._answer(call, self._find(call, "Q"))
+        return self._respond(request, self._find(request, "Q"))
 
-    async def property(self, call: Call) -> Answer:
+    async def property(self, request: ApiRequest) -> Response:
         """Answer `/v2/wikidata/properties/{id}`."""
-        return self._answer(call, self._find(call, "P"))
+        return self._respond(request, self._find(request, "P"))
 
-    async def labels(self, call: Call) -> Answer:
+    async def labels(self, request: ApiRequest) -> Response:
         """Answer `/v2/wikidata/labels/{id}`: language to label."""
-        identifier = call.values["id"]
-        own = self._own.get(identifier)
-        found = self.generator.labels(identifier) if own is None else own.get("entity", {}).get("labels", {})
-        if found is None:
-            raise Refused(404, "Not Found")
-        return self._answer(call, found, as_list=self.labels_as_list)
+        identifier = request.values["id"]
+        added = self._added.get(identifier)
+        labels = self.generator.labels(identifier) if added is None else added.get("entity", {}).get("labels", {})
+        if labels is None:
+            raise HTTPError(404, "Not Found")
+        return self._respond(request, labels, as_list=self.labels_as_list)

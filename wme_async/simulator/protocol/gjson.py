@@ -1,7 +1,7 @@
-"""Filters and fields as the on-demand back end understands them: path expressions over stored JSON.
+"""Filters and fields of the on-demand back end: path expressions over stored JSON.
 
-The service asks a path library about the stored text. A list is reached by index or by `#`, never by name; what the
-stored JSON leaves out (false, zero, the empty string) does not exist; equality is typed.
+The service applies a path library to the stored text. A list is indexed by number or by `#`, never by name; values that
+the stored JSON leaves out (false, zero, the empty string) do not exist; equality is typed.
 """
 
 import re
@@ -10,12 +10,13 @@ from fnmatch import fnmatchcase
 from random import Random
 from typing import Any, Final
 
-from wme_async.simulator.protocol.query import Panic, Query
+from wme_async.simulator.errors import Panic
+from wme_async.simulator.protocol.query import Query
 
 __all__ = ["MISSING", "get", "matches", "project"]
 
 MISSING: Final = object()
-"""Stands for what does not exist, which null is not."""
+"""The value of a path that does not exist, as opposed to null."""
 
 _SEGMENT = re.compile(r"(?:\\.|[^.|\\])+")
 
@@ -29,11 +30,11 @@ def get(value: Any, path: str) -> Any:
 
     Args:
         value: Decoded JSON.
-        path: Names joined by dots; a digit string indexes a list, `#` is its length or, with more behind it, the list
-            of what each element has; `*` and `?` match names.
+        path: Names joined by dots; a digit string indexes a list, `#` is its length or, with a path behind it, the
+            list of that path of each element; `*` and `?` match names.
 
     Returns:
-        What is there, or `MISSING`.
+        The value, or `MISSING`.
     """
     return _get(value, _segments(path))
 
@@ -41,29 +42,29 @@ def get(value: Any, path: str) -> Any:
 def _get(value: Any, segments: Sequence[str]) -> Any:
     if not segments:
         return value
-    first, rest = segments[0], segments[1:]
+    first, below = segments[0], segments[1:]
     if first == "@this":
-        return _get(value, rest)
+        return _get(value, below)
     if isinstance(value, Mapping):
         name = re.sub(r"\\(.)", r"\1", first)
         if name in value:
-            return _get(value[name], rest)
+            return _get(value[name], below)
         if "*" in first or "?" in first:
-            found = next((key for key in value if fnmatchcase(key, first)), None)
-            return MISSING if found is None else _get(value[found], rest)
+            key = next((key for key in value if fnmatchcase(key, first)), None)
+            return MISSING if key is None else _get(value[key], below)
         return MISSING
     if isinstance(value, list):
         if first == "#":
-            if not rest:
+            if not below:
                 return len(value)
-            return [found for item in value if (found := _get(item, rest)) is not MISSING]
+            return [inner for item in value if (inner := _get(item, below)) is not MISSING]
         if first.isdigit() and int(first) < len(value):
-            return _get(value[int(first)], rest)
+            return _get(value[int(first)], below)
     return MISSING
 
 
 def matches(record: Mapping[str, Any], query: Query) -> bool:
-    """Say whether a stored record passes all filters.
+    """Return whether a stored record passes all filters.
 
     Raises:
         Panic: A filter is null, or two lists or two objects are to be compared, which ends the real process.
@@ -71,34 +72,32 @@ def matches(record: Mapping[str, Any], query: Query) -> bool:
     for item in query.filters:
         if item is None:
             raise Panic(fatal=True)
-        name, wanted = item
-        if not _equal(get(record, name), wanted):
+        if not _equal(get(record, item[0]), item[1]):
             return False
     return True
 
 
-def _equal(found: Any, wanted: Any) -> bool:
-    if found is MISSING or found is None:
-        return wanted is None
-    for kind in (list, dict):
-        if isinstance(wanted, kind) and isinstance(found, kind):
-            raise Panic(fatal=True)
-    if isinstance(wanted, bool) or isinstance(found, bool):
-        return isinstance(wanted, bool) and isinstance(found, bool) and wanted == found
-    if isinstance(wanted, (int, float)):
-        return isinstance(found, (int, float)) and float(wanted) == float(found)
-    return isinstance(wanted, str) and isinstance(found, str) and wanted == found
+def _equal(value: Any, expected: Any) -> bool:
+    if value is MISSING or value is None:
+        return expected is None
+    if type(value) is type(expected) and isinstance(value, (list, dict)):
+        raise Panic(fatal=True)
+    if isinstance(value, bool) or isinstance(expected, bool):
+        return value is expected
+    if isinstance(value, (int, float)) and isinstance(expected, (int, float)):
+        return float(value) == float(expected)
+    return isinstance(value, str) and bool(value == expected)
 
 
 def project(record: Mapping[str, Any], fields: Sequence[str], rnd: Random) -> dict[str, Any]:
-    """Reduce a record to the fields asked for.
+    """Reduce a record to the requested fields.
 
-    Where two entries conflict the later wins, and the order of keys is random. An object of which fields are selected
-    is always there, if only empty: a name below a list makes the list an empty object, an index or `#` becomes its key.
+    Of two entries in conflict the later wins, and the order of keys is random. An object with selected fields is
+    always there, even if empty: a name below a list makes the list an empty object, an index or `#` becomes its key.
 
     Args:
         record: The stored record.
-        fields: Field names; none means everything.
+        fields: Field names; an empty list selects everything.
         rnd: Orders the keys.
     """
     if not fields:
@@ -110,10 +109,9 @@ def project(record: Mapping[str, Any], fields: Sequence[str], rnd: Random) -> di
             segments = segments[:-1]
         node = tree
         for segment in segments[:-1]:
-            below = node.get(segment)
-            if not isinstance(below, dict):
-                below = node[segment] = {}
-            node = below
+            if not isinstance(node.get(segment), dict):
+                node[segment] = {}
+            node = node[segment]
         if segments:
             node[segments[-1]] = None
     return _cut(record, tree, rnd)
@@ -122,13 +120,12 @@ def project(record: Mapping[str, Any], fields: Sequence[str], rnd: Random) -> di
 def _cut(value: Any, tree: Mapping[str, Any], rnd: Random) -> dict[str, Any]:
     names = list(tree)
     rnd.shuffle(names)
-    found: dict[str, Any] = {}
+    selected: dict[str, Any] = {}
     for name in names:
-        below = tree[name]
         inner = get(value, name) if isinstance(value, (Mapping, list)) else MISSING
-        if below is not None:
-            # An object that was selected is written even if nothing is in it; an index and `#` are keys like others.
-            found[name] = _cut(inner, below, rnd)
+        if tree[name] is not None:
+            # An object with selected fields is written even if it is empty; an index and `#` are keys like others.
+            selected[name] = _cut(inner, tree[name], rnd)
         elif inner is not MISSING:
-            found[name] = inner
-    return found
+            selected[name] = inner
+    return selected

@@ -1,4 +1,4 @@
-"""What a request asks for, as the main host understands it: binding, validation, and the metadata back end's select.
+"""Fields, filters and limit of a request to the main host: binding, validation, and the metadata back end's select.
 
 The main host binds a JSON body only for POST with a JSON content type; everything else is read as a form, so a JSON
 body under another content type is ignored without an error.
@@ -7,38 +7,18 @@ body under another content type is ignored without an error.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
 
-__all__ = ["Panic", "Query", "Refused", "bind", "encode_list", "encode_row", "select_rows"]
+from wme_async.simulator.errors import HTTPError, Panic
+from wme_async.simulator.protocol.go import length_errors, unmarshal_error
+
+__all__ = ["Query", "bind", "encode_list", "encode_row", "select_rows"]
 
 _encode: Final = msgspec.json.Encoder().encode
-_KINDS: Final = {str: "string", bool: "bool", list: "array", dict: "object", int: "number", float: "number"}
-
-
-class Refused(Exception):
-    """The request is answered with an error document.
-
-    Args:
-        status: The HTTP status.
-        message: The text of the document.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-
-
-class Panic(Exception):
-    """The handler of the real server panics: 500 with an empty body, or, with `fatal`, the whole process dies."""
-
-    def __init__(self, *, fatal: bool = False) -> None:
-        super().__init__("panic")
-        self.fatal = fatal
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +27,12 @@ class Query:
 
     Attributes:
         fields: Field names as sent.
-        filters: Pairs of field name and value; None stands for a filter that is null.
+        filters: Pairs of field name and value; None is a filter that is null.
         limit: The limit, 0 when absent.
     """
 
     fields: Sequence[str] = ()
     filters: Sequence[tuple[str, Any] | None] = ()
-    limit: int = 0
-
-
-@dataclass(slots=True)
-class _Raw:
-    fields: list[str] = field(default_factory=list)
-    filters: list[tuple[str, Any] | None] = field(default_factory=list)
     limit: int = 0
 
 
@@ -73,37 +46,38 @@ def bind(method: str, content_type: str | None, query_string: str, body: bytes) 
         body: The body as sent.
 
     Returns:
-        What the handler works with.
+        The parameters.
 
     Raises:
-        Refused: 422 with the server's text.
+        HTTPError: 422 with the text of the server.
     """
-    media = (content_type or "").split(";", 1)[0].strip().lower()
-    if method == "POST" and media == "application/json":
-        raw = _bind_json(body)
+    media_type = (content_type or "").split(";", 1)[0].strip().lower()
+    if method == "POST" and media_type == "application/json":
+        query = _bind_json(body)
     else:
         pairs = parse_qsl(query_string, keep_blank_values=True)
-        if method == "POST" and media == "application/x-www-form-urlencoded":
+        if method == "POST" and media_type == "application/x-www-form-urlencoded":
             pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True) + pairs
-        raw = _bind_form(pairs)
-    _validate(raw)
-    return Query(tuple(raw.fields), tuple(raw.filters), raw.limit)
+        query = _bind_form(pairs)
+    errors = length_errors(query.fields, query.filters, query.limit)
+    if errors:
+        raise HTTPError(422, errors)
+    return query
 
 
 def parse_json(body: bytes) -> Any:
     """Decode a JSON body; an error has the words of the server's decoder.
 
     Raises:
-        Refused: 422.
+        HTTPError: 422.
     """
     text = body.decode("utf-8", "replace")
     try:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as problem:
         if problem.pos >= len(text.rstrip()) or _in_string(text, problem.pos):
-            raise Refused(422, "unexpected EOF") from None
-        found = text[problem.pos]
-        raise Refused(422, f"invalid character '{found}' looking for beginning of value") from None
+            raise HTTPError(422, "unexpected EOF") from None
+        raise HTTPError(422, f"invalid character '{text[problem.pos]}' looking for beginning of value") from None
 
 
 def _in_string(text: str, position: int) -> bool:
@@ -117,7 +91,7 @@ def _in_string(text: str, position: int) -> bool:
 
 
 def _no_constant(name: str) -> Any:
-    raise Refused(422, f"invalid character '{name[0]}' looking for beginning of value")
+    raise HTTPError(422, f"invalid character '{name[0]}' looking for beginning of value")
 
 
 def _member(document: Mapping[str, Any], name: str) -> Any:
@@ -127,87 +101,44 @@ def _member(document: Mapping[str, Any], name: str) -> Any:
     return next((value for key, value in document.items() if key.lower() == name), None)
 
 
-def _mismatch(value: Any, where: str, wanted: str) -> Refused:
-    kind = _KINDS.get(type(value), "value")
-    if isinstance(value, float):
-        kind = f"number {value!r}"
-    return Refused(422, f"json: cannot unmarshal {kind} into Go struct field {where} of type {wanted}")
-
-
-def _bind_json(body: bytes) -> _Raw:
-    raw = _Raw()
-    if not body.strip():
-        return raw
-    document = parse_json(body)
+def _bind_json(body: bytes) -> Query:
+    document = parse_json(body) if body.strip() else None
     if document is None:
-        return raw
+        return Query()
     if not isinstance(document, dict):
-        kind = _KINDS.get(type(document), "value")
-        raise Refused(422, f"json: cannot unmarshal {kind} into Go value of type proxy.Model")
+        raise HTTPError(422, unmarshal_error(document, "value of type proxy.Model"))
     fields, filters, limit = (_member(document, name) for name in ("fields", "filters", "limit"))
-    if fields is not None:
-        if not isinstance(fields, list):
-            raise _mismatch(fields, "Model.fields", "[]string")
-        for name in fields:
-            if name is not None and not isinstance(name, str):
-                raise _mismatch(name, "Model.fields", "string")
-        raw.fields = ["" if name is None else name for name in fields]
-    if filters is not None:
-        if not isinstance(filters, list):
-            raise _mismatch(filters, "Model.filters", "[]*httputil.Filter")
-        raw.filters = [_bind_filter(item) for item in filters]
-    if limit is not None:
-        if isinstance(limit, bool) or not isinstance(limit, int):
-            raise _mismatch(limit, "Model.limit", "int")
-        raw.limit = limit
-    return raw
+    names = _typed(fields, list, "Model.fields", "[]string") or []
+    items = _typed(filters, list, "Model.filters", "[]*httputil.Filter") or []
+    return Query(
+        [_typed(name, str, "Model.fields", "string") or "" for name in names],
+        [_bind_filter(item) for item in items],
+        _typed(limit, int, "Model.limit", "int") or 0,
+    )
+
+
+def _typed(value: Any, kind: type, field: str, go_type: str) -> Any:
+    """Return a value of this type, or null; anything else is a 422."""
+    if value is not None and type(value) is not kind:
+        raise HTTPError(422, unmarshal_error(value, f"struct field {field} of type {go_type}"))
+    return value
 
 
 def _bind_filter(item: Any) -> tuple[str, Any] | None:
-    if item is None:
+    if _typed(item, dict, "Model.filters", "httputil.Filter") is None:
         return None
-    if not isinstance(item, dict):
-        raise _mismatch(item, "Model.filters", "httputil.Filter")
-    name = _member(item, "field")
-    if name is not None and not isinstance(name, str):
-        raise _mismatch(name, "Filter.filters.field", "string")
-    return (name or "", _member(item, "value"))
+    return _typed(_member(item, "field"), str, "Filter.filters.field", "string") or "", _member(item, "value")
 
 
-def _bind_form(pairs: Iterable[tuple[str, str]]) -> _Raw:
-    raw = _Raw()
-    limit_seen = False
+def _bind_form(pairs: Iterable[tuple[str, str]]) -> Query:
+    values: dict[str, list[str]] = {"fields": [], "filters": [], "limit": []}
     for key, value in pairs:
-        if key == "fields":
-            raw.fields.append(value)
-        elif key == "filters":
-            raw.filters.append(_bind_filter(parse_json(value.encode())))
-        elif key == "limit" and not limit_seen:
-            limit_seen = True
-            if value and not re.fullmatch(r"[+-]?\d+", value):
-                raise Refused(422, f'strconv.ParseInt: parsing "{value}": invalid syntax')
-            raw.limit = int(value or 0)
-    return raw
-
-
-def _validate(raw: _Raw) -> None:
-    problems = []
-    if len(raw.fields) > 255:
-        problems.append(_failed("Fields", "max"))
-    else:
-        for number, name in enumerate(raw.fields):
-            if not 1 <= len(name) <= 255:
-                problems.append(_failed(f"Fields[{number}]", "min" if not name else "max"))
-    if len(raw.filters) > 255:
-        problems.append(_failed("Filters", "max"))
-    if raw.limit > 100:
-        problems.append(_failed("Limit", "max"))
-    if problems:
-        raise Refused(422, "\n".join(problems))
-
-
-def _failed(name: str, tag: str) -> str:
-    return f"Key: 'Model.{name}' Error:Field validation for '{name}' failed on the '{tag}' tag"
+        values.setdefault(key, []).append(value)
+    filters = [_bind_filter(parse_json(value.encode())) for value in values["filters"]]
+    limit = (values["limit"] or ["0"])[0] or "0"
+    if not re.fullmatch(r"[+-]?\d+", limit):
+        raise HTTPError(422, f'strconv.ParseInt: parsing "{limit}": invalid syntax')
+    return Query(values["fields"], filters, int(limit))
 
 
 def select_rows(rows: Iterable[Mapping[str, Any]], query: Query, *, filtered: bool = True) -> list[Mapping[str, Any]]:
@@ -219,33 +150,33 @@ def select_rows(rows: Iterable[Mapping[str, Any]], query: Query, *, filtered: bo
     Args:
         rows: The stored records.
         query: Fields and filters.
-        filtered: Whether filters count at all; for single items they do not.
+        filtered: Whether filters apply; they do not for single items.
 
     Returns:
         The rows.
 
     Raises:
         Panic: A filter is null.
-        Refused: 400 for a field that is no path; 500 where the SQL breaks.
+        HTTPError: 400 for a field that is not a path; 500 for a value that breaks the SQL.
     """
     if filtered and any(item is None for item in query.filters):
         raise Panic
-    tests = [_test(*item) for item in query.filters if item is not None and _kept(*item)] if filtered else []
-    chosen = [row for row in rows if all(test(row) for test in tests)]
+    tests = [_test(*item) for item in query.filters if item is not None and _is_applied(*item)] if filtered else []
+    selected = [row for row in rows if all(test(row) for test in tests)]
     if not query.fields or "*" in query.fields:
-        return chosen
+        return selected
     paths = [_path(name) for name in query.fields]
-    return [_project(row, paths) for row in chosen]
+    return [_project(row, paths) for row in selected]
 
 
-def _kept(name: str, value: Any) -> bool:
+def _is_applied(name: str, value: Any) -> bool:
     return bool(name) and not isinstance(value, bool) and isinstance(value, (str, int, float))
 
 
 def _path(name: str) -> list[str]:
     segments = name.split(".")
     if not all(segments):
-        raise Refused(
+        raise HTTPError(
             400,
             "ParseInvalidPathComponent: The SQL expression contains an invalid path component.\n"
             "\tstatus code: 400, request id: 5D3F1A9C0E7B2468, host id: ",
@@ -255,8 +186,8 @@ def _path(name: str) -> list[str]:
     return segments
 
 
-def _broken_sql() -> Refused:
-    return Refused(
+def _broken_sql() -> HTTPError:
+    return HTTPError(
         500,
         "ParseUnexpectedToken: The SQL expression contains an unexpected token.\n"
         "\tstatus code: 400, request id: 5D3F1A9C0E7B2468, host id: ",
@@ -278,9 +209,9 @@ def _test(name: str, value: str | float) -> Any:
             raise _broken_sql()
         return lambda row: _look_up(row, path) == value
     if "namespace.identifier" in name:
-        wanted = int(value)
-        return lambda row: _number(_look_up(row, path)) == wanted
-    return lambda row: (found := _number(_look_up(row, path))) is not None and found > value
+        identifier = int(value)
+        return lambda row: _number(_look_up(row, path)) == identifier
+    return lambda row: (number := _number(_look_up(row, path))) is not None and number > value
 
 
 def _number(value: Any) -> float | None:
@@ -288,12 +219,8 @@ def _number(value: Any) -> float | None:
 
 
 def _project(row: Mapping[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:
-    found = {}
-    for path in paths:
-        value = _look_up(row, path)
-        if value is not None:
-            found["__".join(path)] = value
-    return found
+    values = {"__".join(path): _look_up(row, path) for path in paths}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _exponents(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the stream's server makes of a request: binding, the checks in their order, and the exact texts."""
+"""Requests to a stream: binding, the checks of the server in their order, and their exact texts."""
 
 import json
 import re
@@ -10,6 +10,8 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from wme_async.simulator.errors import HTTPError
+from wme_async.simulator.protocol.go import length_errors, unmarshal_error
 from wme_async.simulator.protocol.schema import ARTICLE, Node
 
 __all__ = ["Accepted", "Refused", "bind_stream_request", "check_stream_request"]
@@ -17,7 +19,7 @@ __all__ = ["Accepted", "Refused", "bind_stream_request", "check_stream_request"]
 _RFC3339: Final = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:[.,](\d+))?(?:(Z)|([+-])(\d\d):(\d\d))", re.ASCII
 )
-_ZERO_TIME: Final = -62_135_596_800_000  # milliseconds; the first instant of year 1 counts as "not given"
+_ZERO_TIME: Final = -62_135_596_800_000  # milliseconds; the first instant of year 1 counts as absent
 _INT: Final = re.compile(r"[+-]?\d+", re.ASCII)
 # Bodies of these types are not read as JSON, so the stream is unfiltered; that of the first is read as a form.
 _UNREAD_BODIES: Final = {"application/x-www-form-urlencoded", "multipart/form-data", "application/xml", "text/xml"}
@@ -26,7 +28,7 @@ _KEYS: Final = ("since", "fields", "filters", "parts", "offsets", "since_per_par
 
 @dataclass(frozen=True)
 class Refused:
-    """An error answer: `status` and the `text` of its message; the 500 of a crash has no text and no body."""
+    """An error response: `status` and the `text` of its message; the 500 of a crash has neither text nor body."""
 
     status: int
     text: str
@@ -34,13 +36,13 @@ class Refused:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A request that will stream, after the server dropped what it drops in silence.
+    """A request that will stream, without the parameters that the server drops silently.
 
     Attributes:
-        fields: The fields asked for; empty means all.
-        filters: Field and value; of two filters on one field the last has won.
-        parts: The parts asked for.
-        partitions: The partitions that will be read, twice where a part was given twice.
+        fields: The requested fields; empty means all.
+        filters: Field and value; of two filters on one field the last one applies.
+        parts: The requested parts.
+        partitions: The partitions to read, twice if a part was requested twice.
         since: Milliseconds since 1970, or None.
         offsets: Start offsets of partitions that are read.
         since_per_partition: Start times of partitions that are read, in milliseconds since 1970.
@@ -55,7 +57,7 @@ class Accepted:
     since_per_partition: Mapping[int, int] = field(default_factory=dict)
 
     def start(self, partition: int) -> tuple[str, int]:
-        """Tell where a partition starts: ("time", milliseconds), ("offset", number) or ("live", 0)."""
+        """Return the start of a partition: ("time", milliseconds), ("offset", number) or ("live", 0)."""
         if self.since is not None:
             return "time", self.since
         if partition in self.since_per_partition:
@@ -63,14 +65,6 @@ class Accepted:
         if partition in self.offsets:
             return "offset", self.offsets[partition]
         return "live", 0
-
-
-class _Bad(Exception):
-    """Carries the text of a refusal out of nested decoding."""
-
-    def __init__(self, text: str, status: int = 422) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 def bind_stream_request(method: str, query: str, content_type: str, body: bytes) -> dict[str, Any] | Refused:
@@ -86,7 +80,7 @@ def bind_stream_request(method: str, query: str, content_type: str, body: bytes)
         body: The body.
 
     Returns:
-        The parameters in JSON's shape, unchecked; or the refusal of a body that is no JSON.
+        The parameters in JSON's shape, unchecked; or the error response to a body that is not JSON.
     """
     kind = content_type.partition(";")[0].strip().lower()
     posted = method.upper() == "POST"
@@ -99,43 +93,43 @@ def bind_stream_request(method: str, query: str, content_type: str, body: bytes)
                     form = f"{body.decode('utf-8', 'replace')}&{query}"
                 body = b""
             model.update(_form(parse_qs(form, keep_blank_values=True)))
-        if body.strip():
-            given = _json(body)
-            if given is None:
-                given = {}
-            if not isinstance(given, dict):
-                return Refused(422, f"json: cannot unmarshal {_kind(given)} into Go value of type articles.Model")
-            for key, value in given.items():
-                if value is not None and key.lower() in _KEYS:
-                    old = model.get(key.lower())
-                    merged = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
-                    model[key.lower()] = merged
-    except _Bad as bad:
-        return Refused(bad.status, str(bad))
+        document = _json(body) if body.strip() else {}
+        if not isinstance(document, dict | None):
+            return Refused(422, unmarshal_error(document, "value of type articles.Model"))
+        for key, value in (document or {}).items():
+            name = key.lower()
+            if value is not None and name in _KEYS:
+                previous = model.get(name)
+                merged = {**previous, **value} if isinstance(previous, dict) and isinstance(value, dict) else value
+                model[name] = merged
+    except HTTPError as error:
+        return Refused(error.status, error.message)
     return model
 
 
 def _form(form: Mapping[str, list[str]]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    if form.get("since", [""])[0]:
-        out["since"] = form["since"][0]
+    model: dict[str, Any] = {"since": form["since"][0]} if form.get("since", [""])[0] else {}
     if "fields" in form:
-        out["fields"] = form["fields"]
+        model["fields"] = form["fields"]
     if "parts" in form:
-        out["parts"] = [_number(text) for text in form["parts"]]
+        model["parts"] = [_number(text) for text in form["parts"]]
     if "filters" in form:
-        out["filters"] = [_json(text.encode()) for text in form["filters"]]
+        model["filters"] = [_json(text.encode()) for text in form["filters"]]
     for name in ("offsets", "since_per_partition"):
-        if form.get(name, [""])[0]:
-            out[name] = _json(form[name][0].encode())
-    return out
+        if text := form.get(name, [""])[0]:
+            model[name] = _json(text.encode())
+    return model
+
+
+def _invalid(text: str) -> HTTPError:
+    return HTTPError(422, text)
 
 
 def _number(text: str) -> int:
     if not text:
         return 0
     if not _INT.fullmatch(text):
-        raise _Bad(f'strconv.ParseInt: parsing "{text}": invalid syntax')
+        raise _invalid(f'strconv.ParseInt: parsing "{text}": invalid syntax')
     return int(text)
 
 
@@ -151,8 +145,8 @@ def _json(data: bytes) -> Any:
     except (ValueError, RecursionError):
         pass
     if text[:1] not in {"{", "[", '"', "t", "f", "n", "-"} and not text[:1].isdigit():
-        raise _Bad(f"invalid character '{text[:1]}' looking for beginning of value")
-    raise _Bad("unexpected EOF")
+        raise _invalid(f"invalid character '{text[:1]}' looking for beginning of value")
+    raise _invalid("unexpected EOF")
 
 
 def _reject_constant(name: str) -> None:
@@ -162,7 +156,7 @@ def _reject_constant(name: str) -> None:
 def check_stream_request(
     model: Mapping[str, Any], *, now: float, schema: Node = ARTICLE, partitions: int = 50, parts: int = 10
 ) -> Accepted | Refused:
-    """Check a request in the server's own order, and prune it as the server does.
+    """Check a request in the order of the server, and prune it as the server does.
 
     Offsets and times of partitions outside the requested parts are dropped without an error. Without parts that means
     all of them: such a request streams live.
@@ -175,51 +169,42 @@ def check_stream_request(
         parts: How many parts they are dealt into.
 
     Returns:
-        What will be streamed, or the error answer.
+        The request that will stream, or the error response.
     """
     try:
         return _check(model, int(now * 1000), schema, partitions, parts)
-    except _Bad as bad:
-        return Refused(bad.status, str(bad))
+    except HTTPError as error:
+        return Refused(error.status, error.message)
 
 
 def _check(model: Mapping[str, Any], now: int, schema: Node, partitions: int, max_parts: int) -> Accepted:
     decoded = _decode(model)
-    since = decoded["since"]
-    if since == _ZERO_TIME:
-        since = None
+    since = None if decoded["since"] == _ZERO_TIME else decoded["since"]
     fields, filters, parts = decoded["fields"], decoded["filters"], decoded["parts"]
-    offsets, times = decoded["offsets"], decoded["since_per_partition"]
-    _check_binding(fields, filters)
+    maps = {name: decoded[name] for name in ("offsets", "since_per_partition")}
+    if errors := length_errors(fields, filters):
+        raise _invalid(errors)
     for name in fields:
         _check_field(schema, name)
     for name, value in filters:
         _check_filter(schema, name, value)
     if since is not None and since > now:
-        raise _Bad(f"since time {_seconds(since)} cannot be in the future")
-    for partition, moment in times.items():
+        raise _invalid(f"since time {_seconds(since)} cannot be in the future")
+    for partition, moment in maps["since_per_partition"].items():
         if moment > now:
-            raise _Bad(f"since_per_partition for partition {partition} has future time {_seconds(moment)}")
+            raise _invalid(f"since_per_partition for partition {partition} has future time {_seconds(moment)}")
     if parts:
         _check_parts(parts, max_parts, since)
-    per_part = partitions // max_parts
-    chosen = [p for part in parts for p in range(part * per_part, (part + 1) * per_part)]
-    for key, given in (("offsets", offsets), ("since_per_partition", times)):
-        if len(given) > partitions:
-            raise _Bad(f"the query param {key} has length {len(given)}, max allowed length {partitions}")
-    offsets = {partition: value for partition, value in offsets.items() if partition in chosen}
-    times = {partition: value for partition, value in times.items() if partition in chosen}
-    if offsets.keys() & times.keys():
-        raise _Bad("for a specific partion, specify either offset or time-offset (since_per_partition), not both")
-    return Accepted(
-        fields=tuple(fields),
-        filters=dict(filters),
-        parts=tuple(parts),
-        partitions=tuple(chosen) if parts else tuple(range(partitions)),
-        since=since,
-        offsets=offsets,
-        since_per_partition=times,
-    )
+    size = partitions // max_parts
+    selected = [p for part in parts for p in range(part * size, (part + 1) * size)]
+    for name, starts in maps.items():
+        if len(starts) > partitions:
+            raise _invalid(f"the query param {name} has length {len(starts)}, max allowed length {partitions}")
+        maps[name] = {partition: value for partition, value in starts.items() if partition in selected}
+    if maps["offsets"].keys() & maps["since_per_partition"].keys():
+        raise _invalid("for a specific partion, specify either offset or time-offset (since_per_partition), not both")
+    chosen = tuple(selected) if parts else tuple(range(partitions))
+    return Accepted(tuple(fields), dict(filters), tuple(parts), chosen, since, **maps)
 
 
 def _decode(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,130 +223,99 @@ def _decode(model: Mapping[str, Any]) -> dict[str, Any]:
     return {key: decoders[key]() for key in order}
 
 
-def _check_binding(fields: list[str], filters: list[tuple[str, Any]]) -> None:
-    failed = []
-    if len(fields) > 255:
-        failed.append(("Fields", "Fields", "max"))
-    else:
-        for number, name in enumerate(fields):
-            if not 1 <= len(name) <= 255:
-                failed.append((f"Fields[{number}]", f"Fields[{number}]", "max" if name else "min"))
-    if len(filters) > 255:
-        failed.append(("Filters", "Filters", "max"))
-    if failed:
-        raise _Bad(
-            "\n".join(
-                f"Key: 'Model.{key}' Error:Field validation for '{name}' failed on the '{tag}' tag"
-                for key, name, tag in failed
-            )
-        )
-
-
 def _check_field(schema: Node, name: str) -> None:
-    plain = name.removesuffix(".*")
-    found = schema.find(plain)
-    if found is None:
-        raise _Bad(f"field with name '{name}' not found")
-    if isinstance(found, Node) and plain == name:
-        raise _Bad(f"use wildcard '{name}.*' to select all fields from the object")  # noqa: S608 - no SQL: a message
+    path = name.removesuffix(".*")
+    field = schema.find(path)
+    if field is None:
+        raise _invalid(f"field with name '{name}' not found")
+    if isinstance(field, Node) and path == name:
+        raise _invalid(f"use wildcard '{name}.*' to select all fields from the object")  # noqa: S608 - no SQL: a message
+
+
+_FILTER_TYPES: Final = (
+    (bool, "bool", {"bool"}),
+    ((int, float), "float64", {"int", "float"}),
+    (str, "string", {"string"}),
+    (list, "slice", set[str]()),
+    (object, "map", set[str]()),
+)
+"""For each type of a value its name in Go, and the kinds of fields that it fits."""
 
 
 def _check_filter(schema: Node, name: str, value: Any) -> None:
-    found = schema.find(name)
-    if found is None:
-        raise _Bad(f"there is no such field '{name}' to filter")
-    if isinstance(found, Node):
-        raise _Bad(f"can't filter on a '{name}' object")
+    field = schema.find(name)
+    if field is None:
+        raise _invalid(f"there is no such field '{name}' to filter")
+    if isinstance(field, Node):
+        raise _invalid(f"can't filter on a '{name}' object")
     if value is None:
-        raise _Bad("", status=500)  # the server crashes on it and answers with nothing
-    if isinstance(value, bool):
-        kind, fits = "bool", {"bool"}
-    elif isinstance(value, (int, float)):
-        kind, fits = "float64", {"int", "float"}
-    elif isinstance(value, str):
-        kind, fits = "string", {"string"}
-    else:
-        kind, fits = ("slice" if isinstance(value, list) else "map"), set[str]()
-    if found.kind not in fits:
-        raise _Bad(f"the filter '{name}' should not be of type '{kind}'")
+        raise HTTPError(500, "")  # the server crashes on it and answers without a body
+    go_type, kinds = next(row[1:] for row in _FILTER_TYPES if isinstance(value, row[0]))
+    if field.kind not in kinds:
+        raise _invalid(f"the filter '{name}' should not be of type '{go_type}'")
 
 
 def _check_parts(parts: list[int], max_parts: int, since: int | None) -> None:
     if len(parts) > max_parts:
-        raise _Bad(f"the query param parts has length {len(parts)}, max allowed length {max_parts}")
+        raise _invalid(f"the query param parts has length {len(parts)}, max allowed length {max_parts}")
     for part in parts:
         if not 0 <= part < max_parts:
-            raise _Bad(f"the part value is {part}, allowed value should be in the range [0,{max_parts - 1}]")
+            raise _invalid(f"the part value is {part}, allowed value should be in the range [0,{max_parts - 1}]")
     if since is not None:
-        raise _Bad("for parallel consumption, specify either offsets or time-offsets (since_per_partition) parameter")
+        raise _invalid(
+            "for parallel consumption, specify either offsets or time-offsets (since_per_partition) parameter"
+        )
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, (int, float)):
-        return "number"
-    if isinstance(value, str):
-        return "string"
-    return "array" if isinstance(value, list) else "object"
+def _mismatch(value: Any, key: str, go_type: str) -> HTTPError:
+    return _invalid(unmarshal_error(value, f"struct field Model.{key} of type {go_type}"))
 
 
-def _list(model: Mapping[str, Any], key: str, kind: str) -> list[Any]:
+def _list(model: Mapping[str, Any], key: str, go_type: str) -> list[Any]:
     value = model.get(key)
-    if value is None:
-        return []
-    if not isinstance(value, (list, tuple)):
-        raise _Bad(f"json: cannot unmarshal {_kind(value)} into Go struct field Model.{key} of type {kind}")
-    return list(value)
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise _mismatch(value, key, go_type)
+    return list(value or ())
 
 
-def _typed(value: Any, kind: type, key: str, name: str) -> Any:
-    if value is None:
-        return kind()
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    said = f"number {value}" if kind is int and isinstance(value, float) else _kind(value)
-    raise _Bad(f"json: cannot unmarshal {said} into Go struct field Model.{key} of type {name}")
+def _typed(value: Any, kind: type, key: str, go_type: str) -> Any:
+    if value is not None and type(value) is not kind:
+        raise _mismatch(value, key, go_type)
+    return kind() if value is None else value
 
 
 def _filter(value: Any) -> tuple[str, Any]:
-    if not isinstance(value, dict):
-        if value is None:
-            return "", None
-        raise _Bad(
-            f"json: cannot unmarshal {_kind(value)} into Go struct field Model.filters of type resolver.RequestFilter"
-        )
-    lowered = {key.lower(): item for key, item in value.items()}
+    if not isinstance(value, dict | None):
+        raise _mismatch(value, "filters", "resolver.RequestFilter")
+    lowered = {key.lower(): item for key, item in (value or {}).items()}
     return _typed(lowered.get("field"), str, "filters.field", "string"), lowered.get("value")
 
 
-def _map(model: Mapping[str, Any], key: str, kind: str, read: Callable[[Any], int]) -> dict[int, int]:
+def _map(model: Mapping[str, Any], key: str, go_type: str, read: Callable[[Any], int]) -> dict[int, int]:
     value = model.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise _Bad(f"json: cannot unmarshal {_kind(value)} into Go struct field Model.{key} of type {kind}")
-    out: dict[int, int] = {}
-    for name, item in value.items():
+    if not isinstance(value, dict | None):
+        raise _mismatch(value, key, go_type)
+    decoded: dict[int, int] = {}
+    for name, item in (value or {}).items():
         if not isinstance(name, int) and not _INT.fullmatch(name):
-            raise _Bad(f"json: cannot unmarshal number {name} into Go struct field Model.{key} of type int")
-        out[int(name)] = read(item)
-    return out
+            raise _invalid(f"json: cannot unmarshal number {name} into Go struct field Model.{key} of type int")
+        decoded[int(name)] = read(item)
+    return decoded
 
 
 def _time(value: Any) -> int:
     if value is None:
         return _ZERO_TIME
     if not isinstance(value, str):
-        raise _Bad("Time.UnmarshalJSON: input is not a JSON string")
+        raise _invalid("Time.UnmarshalJSON: input is not a JSON string")
     match = _RFC3339.fullmatch(value)
     if match is None:
-        raise _Bad(f'parsing time "\\"{value}\\"" as "\\"2006-01-02T15:04:05Z07:00\\"": cannot parse')
+        raise _invalid(f'parsing time "\\"{value}\\"" as "\\"2006-01-02T15:04:05Z07:00\\"": cannot parse')
     year, month, day, hour, minute, second = (int(match[n]) for n in range(1, 7))
     try:
         moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
     except ValueError:
-        raise _Bad(f'parsing time "\\"{value}\\"": day out of range') from None
+        raise _invalid(f'parsing time "\\"{value}\\"": day out of range') from None
     shift = 0 if match[8] else (int(match[10]) * 60 + int(match[11])) * (-60 if match[9] == "-" else 60)
     seconds = int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()) - shift
     return seconds * 1000 + int((match[7] or "").ljust(3, "0")[:3])

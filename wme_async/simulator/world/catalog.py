@@ -1,7 +1,7 @@
-"""The world that the simulator serves: metadata, and archives that are built when somebody first asks for them.
+"""Metadata and archives: the lists, and the archives, which are built on first use.
 
 Every archive is a pure function of the seed and its key, so that lists, archives and checksums agree without anything
-being stored beforehand. What is listed is built, since a list states the MD5 of each archive.
+being stored beforehand. A list builds all its archives, since it states the MD5 of each.
 """
 
 import asyncio
@@ -12,16 +12,19 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from os import PathLike
+from itertools import count, islice
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from wme_async.simulator.clock import Clock
 from wme_async.simulator.hosts.store import StoredObject, stored
 from wme_async.simulator.world.articles import ArticleGenerator, Kind, build_archive, dumps, site_of, timestamp
 from wme_async.simulator.world.entities import EntityGenerator
 from wme_async.simulator.world.metadata import EMPTY, NAMESPACES, PROJECTS, batch_sizes, real_articles, static_world
+
+if TYPE_CHECKING:
+    from wme_async.simulator.options import SimulatorOptions
 
 __all__ = ["ArchiveSpec", "Catalog"]
 
@@ -45,19 +48,19 @@ _LAST_SNAPSHOT: Final = max(
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSpec:
-    """What an archive is made of.
+    """The properties from which an archive is built.
 
     Attributes:
         key: The object's key without `.tar.gz`.
-        identifier: What metadata call it.
+        identifier: Its identifier in the metadata.
         project: Database name.
         language: Language code.
         namespace: Namespace number.
-        modified: When it was exported, epoch seconds.
+        modified: Time of its export, epoch seconds.
         kind: "snapshot", "batch", "chunk" or "structured".
-        chunks: How many chunks a snapshot has; 0 for one that was never chunked.
+        chunks: The number of chunks of a snapshot; 0 for one that was never chunked.
         chunk: The number of a chunk.
-        asof: When its records were current: a chunk's are those of its snapshot.
+        asof: Time at which its records were current, epoch seconds: a chunk has those of its snapshot.
         listed: Whether it has metadata at all.
     """
 
@@ -78,47 +81,22 @@ class Catalog:
     """Metadata and archives.
 
     Args:
-        clock: Tells which hours exist.
-        seed: What everything follows from.
-        data: A folder with real files: `articles.ndjson`, `batches.json`, `projects.json`, `languages.json`,
-            `namespaces.json`, `codes.json`, each used where it is there.
-        articles: Records in each archive (in each chunk of a chunked snapshot).
-        article_size: As in `ArticleGenerator.article`.
-        archive_bytes: For single identifiers, or keys such as `batches/2025-07-16/05/enwiki_namespace_0`, the size to
-            reach, in compressed bytes, instead of a count.
-        duplicates: The share of records that come a second time with an older revision, as compaction leaves them.
-        part_size: As in `ObjectStore`.
-        batch_delay: Seconds after the end of an hour at which its list appears.
-        retention: Seconds that batches stay.
+        clock: Determines which hours exist.
+        options: The options of the simulator: `seed`, `data`, and those of archives.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        *,
-        seed: int = 0,
-        data: str | PathLike[str] | None = None,
-        articles: int = 12,
-        article_size: Any = "small",
-        archive_bytes: Mapping[str, int] | None = None,
-        duplicates: float = 0.0,
-        part_size: int = 100_000_000,
-        batch_delay: float = 1500.0,
-        retention: float = 48 * 3600.0,
-    ) -> None:
+    retention: float = 48 * 3600.0  # seconds that batches stay
+
+    def __init__(self, clock: Clock, options: "SimulatorOptions") -> None:
         self.clock = clock
-        self.seed = seed
-        self.articles = articles
-        self.article_size = article_size
-        self.archive_bytes: dict[str, int] = dict(archive_bytes or {})
-        self.duplicates = duplicates
-        self.part_size = part_size
-        self.batch_delay = batch_delay
-        self.retention = retention
+        self._options = options
+        self.articles = options["articles"]
+        self._archive_bytes = options["archive_bytes"] or {}
+        data = options["data"]
         folder = None if data is None else Path(data)
         self.real: list[dict[str, Any]] = real_articles(folder)
-        self.generator: ArticleGenerator = ArticleGenerator(seed, base=self.real or None)
-        self.entities: EntityGenerator = EntityGenerator(seed, self.generator)
+        self.generator: ArticleGenerator = ArticleGenerator(options["seed"], base=self.real or None)
+        self.entities: EntityGenerator = EntityGenerator(options["seed"], self.generator)
         self.static: dict[str, list[dict[str, Any]]] = static_world(folder)
         self.languages: dict[str, str] = {
             str(row["identifier"]): str(row.get("in_language", {}).get("identifier", ""))
@@ -127,66 +105,48 @@ class Catalog:
         self._sizes = batch_sizes(folder)
         self._specs: dict[str, dict[str, ArchiveSpec]] = {}
         self._rows: dict[str, dict[str, Any]] = {}
-        self._extra: dict[str, dict[str, str]] = {}
+        self._put: dict[str, dict[str, str]] = {}
         self._lock = asyncio.Lock()
         self.stopping: threading.Event = threading.Event()
         self.objects: dict[str, StoredObject] = {}
-        self._snapshots()
+        self._add_snapshots()
 
-    # What exists
+    # Existing archives
 
-    def _snapshots(self) -> None:
+    def _add_snapshots(self) -> None:
         # The newest day whose snapshots have all ended: nothing is modified in the future.
         latest = datetime.fromtimestamp(self.clock.now() - _LAST_SNAPSHOT, UTC)
         midnight = latest.replace(hour=0, minute=0, second=0, microsecond=0)
-        first = midnight.replace(day=1)
-        for suffix, day in (("", midnight), (TWIN, first)):
-            known: dict[str, ArchiveSpec] = {}
-            for number, (project, namespace) in enumerate(
-                (project, namespace) for project in PROJECTS for namespace, _, _ in NAMESPACES
-            ):
-                identifier = f"{project}_namespace_{namespace}"
-                chunks = _CHUNKED.get(identifier, 0)
-                modified = day.timestamp() + _FIRST_SNAPSHOT + number * _SNAPSHOT_STEP
-                known[identifier] = self._spec("snapshots", identifier, modified, "snapshot", chunks, suffix)
-                for chunk in range(chunks):
-                    self._add_chunk(known[identifier], chunk, suffix)
-            commons = self._spec(
-                "snapshots", "commonswiki_namespace_6", first.timestamp(), "snapshot", 0, suffix, listed=False
-            )
-            known[commons.identifier] = commons
-            self._specs["snapshots" + suffix] = known
-            self._specs["wikidata-snapshots" + suffix] = {
-                name: self._wikidata(name, day.timestamp() + _WIKIDATA_SNAPSHOT, chunks, suffix)
-                for name, chunks in _WIKIDATA_CHUNKS.items()
-            }
+        first_of_month = midnight.replace(day=1).timestamp()
+        identifiers = [f"{project}_namespace_{namespace}" for project in PROJECTS for namespace, _, _ in NAMESPACES]
+        for suffix, day in (("", midnight.timestamp()), (TWIN, first_of_month)):
+            for number, identifier in enumerate(identifiers):
+                modified = day + _FIRST_SNAPSHOT + number * _SNAPSHOT_STEP
+                self._add_snapshot("snapshots", identifier, modified, _CHUNKED.get(identifier, 0), suffix)
+            self._add_snapshot("snapshots", "commonswiki_namespace_6", first_of_month, 0, suffix, listed=False)
+            for identifier, chunks in _WIKIDATA_CHUNKS.items():
+                self._add_snapshot("wikidata-snapshots", identifier, day + _WIKIDATA_SNAPSHOT, chunks, suffix)
+        modified = midnight.timestamp() + _STRUCTURED_SNAPSHOT
+        names = [f"{project}_namespace_0" for project in _STRUCTURED]
         self._specs["structured-snapshots"] = {
-            f"{project}_namespace_0": self._spec(
-                "structured-snapshots",
-                f"{project}_namespace_0",
-                midnight.timestamp() + _STRUCTURED_SNAPSHOT,
-                "structured",
-            )
-            for project in _STRUCTURED
+            name: self._spec("structured-snapshots", name, modified, "structured") for name in names
         }
 
-    def _wikidata(self, name: str, modified: float, chunks: int, suffix: str) -> ArchiveSpec:
-        made = self._spec("wikidata-snapshots", name, modified, "snapshot", chunks, suffix)
-        for chunk in range(chunks):
-            self._add_chunk(made, chunk, suffix, "wikidata-chunks")
-        return made
-
-    def _add_chunk(self, snapshot: ArchiveSpec, chunk: int, suffix: str, where: str = "chunks") -> None:
-        collection = f"{where}/{snapshot.identifier}"
-        made = replace(
-            snapshot,
-            key=f"{collection}/chunk_{chunk}{suffix}",
-            identifier=f"{snapshot.identifier}_chunk_{chunk}",
-            modified=snapshot.modified - snapshot.chunks + chunk,
-            kind="chunk",
-            chunk=chunk,
-        )
-        self._specs.setdefault(collection + suffix, {})[f"chunk_{chunk}"] = made
+    def _add_snapshot(
+        self, collection: str, identifier: str, modified: float, chunks: int, suffix: str, *, listed: bool = True
+    ) -> None:
+        snapshot = self._spec(collection, identifier, modified, "snapshot", chunks, suffix, listed=listed)
+        self._specs.setdefault(collection + suffix, {})[identifier] = snapshot
+        chunk_collection = f"{collection.replace('snapshots', 'chunks')}/{identifier}"
+        for number in range(chunks):
+            self._specs.setdefault(chunk_collection + suffix, {})[f"chunk_{number}"] = replace(
+                snapshot,
+                key=f"{chunk_collection}/chunk_{number}{suffix}",
+                identifier=f"{identifier}_chunk_{number}",
+                modified=modified - chunks + number,
+                kind="chunk",
+                chunk=number,
+            )
 
     def _spec(
         self,
@@ -214,8 +174,8 @@ class Catalog:
             listed=listed,
         )
 
-    def _known(self, collection: str) -> dict[str, ArchiveSpec] | None:
-        """Return what is in a collection by the last part of its key, or None where there is no such collection."""
+    def _collection(self, collection: str) -> dict[str, ArchiveSpec] | None:
+        """Return the archives of a collection by the last part of their keys, or None if it does not exist."""
         begin = _begin(collection)
         if begin is None:
             return self._specs.get(collection)
@@ -230,14 +190,14 @@ class Catalog:
     def _hour(self, collection: str, begin: float) -> dict[str, ArchiveSpec]:
         names = list(_WIKIDATA_CHUNKS if collection.startswith(_WIKIDATA) else self._sizes)
         # The exports of one hour finish one after the other; the list is written when all are there.
-        spread = self.batch_delay * 0.95 / max(1, len(names))
+        spread = self._options["batch_delay"] * 0.95 / max(1, len(names))
         return {
             name: self._spec(collection, name, begin + 3600.05093 + number * spread, "batch")
             for number, name in enumerate(names)
         }
 
     def _forget_old(self) -> None:
-        """Drop the hours that retention has passed, with what was built for them, so that long runs stay small."""
+        """Drop the hours beyond the retention with their archives, so that long runs stay small."""
         now = self.clock.now()
         for name in list(self._specs):
             begin = _begin(name)
@@ -249,27 +209,27 @@ class Catalog:
     def hours(self) -> list[str]:
         """Return the hours whose batch lists exist now, oldest first, such as `2025-07-16T05`."""
         now = self.clock.now()
-        last = int((now - self.batch_delay) // 3600) * 3600 - 3600
+        last = int((now - self._options["batch_delay"]) // 3600) * 3600 - 3600
         first = int((now - self.retention - 3600) // 3600) * 3600 + 3600
         return [f"{datetime.fromtimestamp(hour, UTC):%Y-%m-%dT%H}" for hour in range(first, last + 1, 3600)]
 
     # Rows
 
     async def rows(self, collection: str) -> list[Mapping[str, Any]] | None:
-        """Return a list as it was aggregated, in byte order of keys, or None where it was not.
+        """Return a list as it was aggregated, in byte order of keys, or None if there is none.
 
-        Archives below 500 bytes round to a size of nothing and are left out.
+        Archives below 500 bytes round to a size of 0 and are left out.
         """
         if collection in self.static:
             return sorted(self.static[collection], key=lambda row: f"{row['identifier']}.json".encode())
-        known = self._known(collection)
+        specs = self._collection(collection)
         begin = _begin(collection)
-        if begin is not None and self.clock.now() < begin + 3600 + self.batch_delay:
-            known = None
-        extra = self._extra.get(collection, {})
-        if known is None and not extra:
+        if begin is not None and self.clock.now() < begin + 3600 + self._options["batch_delay"]:
+            specs = None
+        added = self._put.get(collection, {})
+        if specs is None and not added:
             return None
-        keys = {name: spec.key for name, spec in (known or {}).items() if spec.listed} | extra
+        keys = {name: spec.key for name, spec in (specs or {}).items() if spec.listed} | added
         await self._ensure(keys.values())
         ordered = sorted(keys, key=lambda name: f"{name}.json".encode())
         return [row for row in (self._rows[keys[name]] for name in ordered) if row["size"].get("value")]
@@ -278,9 +238,9 @@ class Catalog:
         """Return the metadata of one thing, or None."""
         if collection in self.static:
             return next((row for row in self.static[collection] if str(row["identifier"]) == name), None)
-        key = self._extra.get(collection, {}).get(name)
+        key = self._put.get(collection, {}).get(name)
         if key is None:
-            spec = (self._known(collection) or {}).get(name)
+            spec = (self._collection(collection) or {}).get(name)
             if spec is None or not spec.listed:
                 return None
             key = spec.key
@@ -290,7 +250,7 @@ class Catalog:
     # Objects
 
     async def find(self, object_key: str) -> StoredObject | None:
-        """Build the archive of a key, or return None where there is none."""
+        """Build the archive of a key, or return None if it does not exist."""
         key = object_key.removesuffix(".tar.gz")
         if key == object_key or self._spec_of(key) is None:
             return None
@@ -301,7 +261,7 @@ class Catalog:
         collection, _, name = key.rpartition("/")
         if name.endswith(TWIN) and (collection + TWIN) in self._specs:
             return self._specs[collection + TWIN].get(name.removesuffix(TWIN))
-        return (self._known(collection) or {}).get(name)
+        return (self._collection(collection) or {}).get(name)
 
     async def _ensure(self, keys: Iterable[str]) -> None:
         if all(key in self._rows for key in keys):
@@ -316,31 +276,29 @@ class Catalog:
             self._build(spec)
 
     def _build(self, spec: ArchiveSpec) -> None:
-        if spec.key in self._rows:
-            return
-        mode = 0o644 if spec.kind == "chunk" else 0o766
-        wanted = self._wanted(spec)
-        data = build_archive(self._members(spec), member_mode=mode, level=1 if wanted else 6)
-        made = stored(data, spec.modified, part_size=self.part_size)
-        self.objects.setdefault(f"{spec.key}.tar.gz", made)
-        self._rows[spec.key] = self._describe(spec, made, spec.modified)
+        if spec.key not in self._rows:
+            mode = 0o644 if spec.kind == "chunk" else 0o766
+            data = build_archive(self._members(spec), member_mode=mode, level=1 if self._target(spec) else 6)
+            archive = stored(data, spec.modified, part_size=self._options["part_size"])
+            self.objects.setdefault(f"{spec.key}.tar.gz", archive)
+            self._rows[spec.key] = self._describe(spec, archive)
 
-    def _describe(self, spec: ArchiveSpec, made: StoredObject, modified: float) -> dict[str, Any]:
-        size: dict[str, Any] = {"value": round(made.size / 1e6, 3), "unit_text": "MB"}
+    def _describe(self, spec: ArchiveSpec, archive: StoredObject) -> dict[str, Any]:
+        size: dict[str, Any] = {"value": round(archive.size / 1e6, 3), "unit_text": "MB"}
         if not size["value"]:
             del size["value"]
         row: dict[str, Any] = {
             "identifier": spec.identifier,
-            "version": made.md5,
-            "date_modified": timestamp(modified, 9),
+            "version": archive.md5,
+            "date_modified": timestamp(archive.modified, 9),
             "is_part_of": {"identifier": spec.project},
             "in_language": {"identifier": spec.language},
             "namespace": {"identifier": spec.namespace},
             "size": size,
         }
         if spec.chunks and spec.kind != "chunk":
-            # Workers finish in any order, and this list keeps theirs.
-            order = Random(self.seed + spec.chunks).sample(range(spec.chunks), spec.chunks)
+            # Workers finish in any order, and this list has that order.
+            order = Random(self._options["seed"] + spec.chunks).sample(range(spec.chunks), spec.chunks)
             row["chunks"] = [f"{spec.identifier}_chunk_{number}" for number in order]
         return row
 
@@ -354,49 +312,44 @@ class Catalog:
         ]
 
     def _lines(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
-        """Make the records of a member, unless the simulator is ending: a thread cannot be cancelled."""
-        for line in self._made(spec, member):
+        """Make the lines of a member, unless the simulator is ending: a thread cannot be cancelled."""
+        for line in self._all_lines(spec, member):
             if self.stopping.is_set():
                 raise InterruptedError("the simulator is ending")
             yield line
 
-    def _made(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
-        """Make the records of a member; a chunk has the very lines of its member of the snapshot."""
-        first = self.first_page(spec.project, spec.namespace) + member * self.articles
-        wanted = self._wanted(spec)
-        if member == 0 and spec.kind != "structured":
+    def _all_lines(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
+        """Make the lines of a member; a chunk has the lines of its member of the snapshot."""
+        target = self._target(spec)
+        if member == 0 and spec.kind != "structured" and spec.namespace == 0:
             for record in self.real:
-                if record["is_part_of"]["identifier"] == spec.project and spec.namespace == 0:
+                if record["is_part_of"]["identifier"] == spec.project:
                     line = dumps(record) + b"\n"
-                    wanted -= len(zlib.compress(line, 1)) if wanted else 0
+                    target -= len(zlib.compress(line, 1)) if target else 0
                     yield line
-        yield from self._until(self._records(spec, first), wanted) if wanted > 0 else self._count(spec, first)
+        lines = self._generated(spec, self.first_page(spec.project, spec.namespace) + member * self.articles)
+        yield from self._until(lines, target) if target > 0 else islice(lines, self._count(spec))
 
-    def _wanted(self, spec: ArchiveSpec) -> int:
-        """Return the compressed bytes wished for in each member, or 0 where a count of records decides."""
-        whole = spec.identifier.partition("_chunk_")[0]
-        return (self.archive_bytes.get(spec.key) or self.archive_bytes.get(whole, 0)) // max(1, spec.chunks)
+    def _target(self, spec: ArchiveSpec) -> int:
+        """Return the compressed bytes that each member reaches, or 0 if a number of records decides."""
+        identifier = spec.identifier.partition("_chunk_")[0]
+        return (self._archive_bytes.get(spec.key) or self._archive_bytes.get(identifier, 0)) // max(1, spec.chunks)
 
-    def _count(self, spec: ArchiveSpec, first: int) -> Iterator[bytes]:
-        records = self._records(spec, first)
-        for _ in range(round(self.articles * (1 if spec.chunks or spec.kind == "chunk" else self._weight(spec)))):
-            yield next(records)
+    def _count(self, spec: ArchiveSpec) -> int:
+        """Return the number of records: larger projects have more, on a scale that keeps all archives small."""
+        if spec.chunks or spec.kind == "chunk":
+            return self.articles
+        return round(self.articles * (0.5 + 0.5 * math.log10(1 + 1000 * self._sizes.get(spec.identifier, 0.05))))
 
-    def _weight(self, spec: ArchiveSpec) -> float:
-        """Larger projects have larger archives, on a scale that keeps all of them small."""
-        return 0.5 + 0.5 * math.log10(1 + 1000 * self._sizes.get(spec.identifier, 0.05))
-
-    def _records(self, spec: ArchiveSpec, first: int) -> Iterator[bytes]:
-        rnd = Random(first ^ self.seed)
-        number = 0
-        while True:
+    def _generated(self, spec: ArchiveSpec, first: int) -> Iterator[bytes]:
+        rnd = Random(first ^ self._options["seed"])
+        duplicates = self._options["duplicates"]
+        for number in count():
             record = self._record(spec, first + number, number)
-            line = dumps(record) + b"\n"
-            yield line
-            if self.duplicates and rnd.random() < self.duplicates and "version" in record:
+            yield dumps(record) + b"\n"
+            if duplicates and rnd.random() < duplicates and "version" in record:
                 version = {**record["version"], "identifier": record["version"]["identifier"] - 1}
                 yield dumps({**record, "version": version}) + b"\n"
-            number += 1
 
     def _record(self, spec: ArchiveSpec, page: int, number: int) -> dict[str, Any]:
         # Exported things are older than the export; a batch has the events of its hour.
@@ -411,7 +364,7 @@ class Catalog:
             project=spec.project,
             namespace=spec.namespace,
             kind=kind,
-            size=self.article_size,
+            size=self._options["article_size"],
             published=published,
         )
 
@@ -419,44 +372,43 @@ class Catalog:
         if spec.namespace:
             return self.entities.property(1 + page % 10_000, shape="mixed", kind=kind, published=published)
         # One item in eleven belongs to the scholarly graph, which is not exported: count only the others.
-        block, place = divmod(page % 1_000_000, 10)
+        block, position = divmod(page % 1_000_000, 10)
         numbers = [
             number for number in range(110 + block * 11, 121 + block * 11) if not self.entities.is_scholarly(number)
         ]
-        return self.entities.item(numbers[place], shape="mixed", kind=kind, published=published)
+        return self.entities.item(numbers[position], shape="mixed", kind=kind, published=published)
 
     @staticmethod
-    def _until(lines: Iterator[bytes], wanted: int) -> Iterator[bytes]:
-        """Pass lines on until they would compress to so many bytes."""
-        packer = zlib.compressobj(1)
-        packed = 0
-        while packed < wanted:
+    def _until(lines: Iterator[bytes], target: int) -> Iterator[bytes]:
+        """Yield lines until they would compress to `target` bytes."""
+        packer, size = zlib.compressobj(1), 0
+        while size < target:
             line = next(lines)
-            packed += len(packer.compress(line))
+            size += len(packer.compress(line))
             yield line
 
     def first_page(self, project: str, namespace: int) -> int:
-        """Return the index of the first page of a project and namespace: 20,000 pages are kept for each."""
+        """Return the index of the first page of a project and namespace: each has room for 20,000 pages."""
         return (zlib.crc32(project.encode()) % 31) * 300_000 + namespace * 20_000
 
-    def put(self, object_key: str, made: StoredObject, *, update_metadata: bool) -> None:
-        """Store an object under a key, and let its metadata follow or stay as they are."""
+    def put(self, object_key: str, replacement: StoredObject, *, update_metadata: bool) -> None:
+        """Store an object under a key; its metadata follow, or stay as they are."""
         key = object_key.removesuffix(".tar.gz")
         if key != object_key:
             spec = self._spec_of(key)
             if spec is not None and not update_metadata:
-                self._build(spec)  # the metadata describe what was there before
+                self._build(spec)  # the metadata describe the object before
             elif update_metadata:
                 if spec is None:
                     collection, _, name = key.rpartition("/")
-                    spec = self._spec(collection, name, made.modified, "batch")
-                    self._extra.setdefault(collection, {})[name] = key
-                self._rows[key] = {**self._describe(spec, made, made.modified)}
-        self.objects[object_key] = made
+                    spec = self._spec(collection, name, replacement.modified, "batch")
+                    self._put.setdefault(collection, {})[name] = key
+                self._rows[key] = self._describe(spec, replacement)
+        self.objects[object_key] = replacement
 
 
 def _begin(collection: str) -> float | None:
-    """Return when the hour of a collection of batches begins, epoch seconds, or None for anything else."""
+    """Return the begin of the hour of a collection of batches, epoch seconds, or None for other collections."""
     match = _HOUR.match(collection)
     if match is None:
         return None

@@ -40,8 +40,8 @@ EMPTY: Final = "abwiki_namespace_6"  # an archive without members: left out of l
 def _load(folder: Path | None, name: str) -> list[dict[str, Any]] | None:
     if folder is None or not (folder / name).is_file():
         return None
-    found: list[dict[str, Any]] = json.loads((folder / name).read_text("utf-8"))
-    return found
+    rows: list[dict[str, Any]] = json.loads((folder / name).read_text("utf-8"))
+    return rows
 
 
 def real_articles(folder: Path | None) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def real_articles(folder: Path | None) -> list[dict[str, Any]]:
 
 
 def batch_sizes(folder: Path | None) -> dict[str, float]:
-    """Return what each hour has: identifiers, and sizes in MB that say which is larger."""
+    """Return the archives of each hour: identifiers, and sizes in MB that determine which one is larger."""
     rows = _load(folder, "batches.json")
     if rows is not None:
         return {str(row["identifier"]): float(row["size"].get("value", 0)) for row in rows}
@@ -66,12 +66,12 @@ def batch_sizes(folder: Path | None) -> dict[str, float]:
 
 
 def static_world(folder: Path | None) -> dict[str, list[dict[str, Any]]]:
-    """Return codes, languages, projects and namespaces, from a folder where it has them."""
+    """Return codes, languages, projects and namespaces, from the files of a folder that exist."""
     projects = []
     for identifier in (*PROJECTS, "commonswiki"):
         language, url = site_of(identifier)
         code = next((code for code, _, _ in reversed(_CODES) if identifier.endswith(code)), "wiki")
-        name = next(name for known, name, _ in _CODES if known == code)
+        name = next(row[1] for row in _CODES if row[0] == code)
         projects.append(
             {"name": name, "identifier": identifier, "url": url, "code": code, "in_language": {"identifier": language}}
         )
@@ -80,8 +80,8 @@ def static_world(folder: Path | None) -> dict[str, list[dict[str, Any]]]:
         or [{"identifier": code, "name": name, "description": text} for code, name, text in _CODES],
         "languages": _load(folder, "languages.json")
         or [
-            {"identifier": code, "name": name, "alternate_name": own, "direction": direction}
-            for code, name, own, direction in _LANGUAGES
+            {"identifier": code, "name": name, "alternate_name": native_name, "direction": direction}
+            for code, name, native_name, direction in _LANGUAGES
         ],
         "projects": _load(folder, "projects.json") or projects,
         "namespaces": _load(folder, "namespaces.json")
