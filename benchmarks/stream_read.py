@@ -21,12 +21,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from wme_async._stream import Stream, StreamDisconnected, StreamEvent
-from wme_async._stream.resume import StreamResource
-from wme_async._transport import Credentials, Transport
+from wme_async import Client, Hosts, Stream, StreamDisconnected, StreamEvent
 from wme_async.models import Article
-from wme_async.models.decoding import make_decoder
-from wme_async.settings import Hosts
 
 
 class Reading:
@@ -67,27 +63,23 @@ class Reading:
             ending.cancel()
 
 
-async def read(url: str, *, framing: str, limit: int | None, batch: int, no_orjson: bool) -> dict[str, float]:
-    """Read one body to its end and return events, seconds and what the stream counted."""
+async def read(url: str, *, framing: str, limit: int | None, batch: int) -> dict[str, float]:
+    """Read one body to its end and return events, seconds and the counts of the stream."""
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}"
-    hosts = Hosts(auth=origin, api=origin, realtime=origin)
-    transport = Transport(Credentials(access_token="benchmark"), hosts=hosts)  # noqa: S106  # nobody asks for it
-    rows = StreamResource(name="benchmark", path=parts.path or "/v2/articles", model=Article)
     reading = Reading(limit)
-    stream = Stream(
-        transport, rows, type=Article, framing="sse" if framing == "sse" else "ndjson", on_event=reading.watch
-    )
-    if no_orjson:
-        stream._shape.decode = make_decoder(Article, use_orjson=False)  # noqa: SLF001  # to measure both ways
-    try:
-        async with stream:
-            begun, cpu = time.perf_counter(), time.process_time()
-            await reading.until_end(stream, batch)
-            seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-            numbers = stream.statistics()
-    finally:
-        await transport.aclose()
+    async with (
+        Client(
+            access_token="benchmark",  # noqa: S106  # the server ignores it
+            hosts=Hosts(auth=origin, api=origin, realtime=origin),
+            paths={"realtime.articles": parts.path or "/v2/articles"},
+        ) as wme,
+        wme.realtime.articles(framing="sse" if framing == "sse" else "ndjson", on_event=reading.watch) as stream,
+    ):
+        begun, cpu = time.perf_counter(), time.process_time()
+        await reading.until_end(stream, batch)
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+        numbers = stream.statistics()
     return {
         "events": reading.count,
         "seconds": seconds,
@@ -124,7 +116,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0, help="read lists of so many instead of single events")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", type=Path, help="NDJSON of the same events, for msgspec alone")
-    parser.add_argument("--no-orjson", action="store_true")
     parser.add_argument("--uvloop", action="store_true")
     options = parser.parse_args()
     runner = asyncio.run
@@ -142,7 +133,6 @@ def main() -> None:
                     framing=options.framing,
                     limit=options.events,
                     batch=options.batch,
-                    no_orjson=options.no_orjson,
                 )
             )
         )

@@ -13,12 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wme_async._stream import Stream, StreamDisconnected, StreamEvent
-from wme_async._stream.resume import StreamResource
-from wme_async._transport import Credentials, Transport
-from wme_async.models import Article
-from wme_async.offsets import SQLiteOffsets
-from wme_async.settings import Hosts, Retry
+from wme_async import Client, Hosts, Retry, SQLiteOffsets, StreamDisconnected, StreamEvent
 from wme_async.simulator import Fault, Simulator
 
 SILENT = range(40, 50)  # partitions that speak rarely, some of them while nobody is connected
@@ -82,17 +77,12 @@ async def consume(options: dict[str, Any]) -> None:
         nonlocal cuts
         cuts += isinstance(event, StreamDisconnected)
 
-    transport = Transport(
-        Credentials(options["username"], options["password"]),
-        hosts=Hosts(**options["hosts"]),
-        token_file=Path(options["tokens"]),
+    client = Client(
+        options["username"], options["password"], hosts=Hosts(**options["hosts"]), token_file=Path(options["tokens"])
     )
     # For ever, as by default, but without the long waits.
     retry = Retry(attempts=10**9, base=0.001, cap=0.01, total=1e9)
-    stream = Stream(
-        transport,
-        StreamResource(name="articles", path="/v2/articles", model=Article),
-        type=Article,
+    stream = client.realtime.articles(
         retry=retry,
         on_event=watch,
         offsets=SQLiteOffsets(options["offsets"]),
@@ -106,19 +96,16 @@ async def consume(options: dict[str, Any]) -> None:
     )
     log = os.open(options["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     last: dict[int, int] = {}
-    try:
-        async with stream:
-            print("open", flush=True)
-            async for article in stream:
-                event = article.event
-                assert event.partition is not None
-                assert event.offset is not None
-                if event.offset <= last.get(event.partition, -1):
-                    raise SystemExit(f"twice or out of order: {event.partition} {event.offset} after {last}")
-                last[event.partition] = event.offset
-                os.write(log, b"%d %d %d\n" % (os.getpid(), event.partition, event.offset))
-    finally:
-        await transport.aclose()
+    async with client, stream:
+        print("open", flush=True)
+        async for article in stream:
+            event = article.event
+            assert event.partition is not None
+            assert event.offset is not None
+            if event.offset <= last.get(event.partition, -1):
+                raise SystemExit(f"twice or out of order: {event.partition} {event.offset} after {last}")
+            last[event.partition] = event.offset
+            os.write(log, b"%d %d %d\n" % (os.getpid(), event.partition, event.offset))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +14,11 @@ import pytest
 from test_stream import batch_record
 
 from wme_async import ArchiveReader, Client
-from wme_async._client.realtime import _Batches
+from wme_async._client.realtime import _HourlyRecords
 from wme_async._query.query import Backend, Query
-from wme_async._stream.backfill import Filler
+from wme_async._stream.backfill import GapFiller
 from wme_async._stream.partitions import Missing
-from wme_async._stream.record_types import Shape
+from wme_async._stream.record_types import RecordType
 from wme_async.errors import OffsetGap
 from wme_async.models import Article
 from wme_async.offsets import MemoryOffsets
@@ -42,9 +42,9 @@ class Batches:
     def __init__(self, *records: bytes) -> None:
         self.records = list(records)
         self.asked: list[datetime] = []
-        self.filler: Filler[Article] = Filler(self.read, Shape(Article), None)
+        self.filler: GapFiller[Article] = GapFiller(self.read, RecordType(Article), None)
 
-    async def read(self, hour: datetime) -> AsyncIterator[bytes]:
+    async def read(self, hour: datetime) -> AsyncGenerator[bytes]:
         self.asked.append(hour)
         if hour == HOUR:
             for record in self.records:
@@ -111,7 +111,7 @@ async def test_a_batch_gives_what_the_stream_would_have_sent(
     path = tmp_path / "enwiki_namespace_0.tar.gz"
     path.write_bytes(packed(b"\n".join(msgspec.json.encode({**each, "event": event}) for each in records)))
     query = Query.build(Backend.REALTIME, Article, **question)
-    batches = _Batches(lambda hour: files_of(path), query)
+    batches = _HourlyRecords(lambda hour: files_of(path), query)
     found = [msgspec.json.decode(record) async for record in batches(HOUR)]
     assert found == [{**each, "event": event} for each in expected]
     assert all(query.keep(each) for each in found)
@@ -123,9 +123,9 @@ async def test_records_with_few_fields_are_told_apart_by_their_events() -> None:
         return msgspec.json.encode({"name": "Main Page", "event": event})
 
     batches = Batches(title(20), title(21), title(21), title(22))
-    assert batches.filler.note(title(22, partition=0, offset=5))
+    assert batches.filler.remember(title(22, partition=0, offset=5))
     assert await batches.fill(minutes(10), minutes(50), now=minutes(1000)) == ["Main Page"] * 2
-    assert not batches.filler.note(title(21, partition=0, offset=6)), "a batch has brought it"
+    assert not batches.filler.remember(title(21, partition=0, offset=6)), "a batch has brought it"
 
 
 async def test_a_broken_line_of_a_batch_comes_where_bad_records_go(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ async def test_a_broken_line_of_a_batch_comes_where_bad_records_go(tmp_path: Pat
     path = tmp_path / "enwiki_namespace_0.tar.gz"
     path.write_bytes(packed(b'{"name":"A"}\n{"name":\n{"name":"B"}\n'))
 
-    batches = _Batches(lambda hour: files_of(path), Query.build(Backend.REALTIME, Article))
+    batches = _HourlyRecords(lambda hour: files_of(path), Query.build(Backend.REALTIME, Article))
     assert [bytes(record) async for record in batches(HOUR)] == [b'{"name":"A"}', b'{"name":', b'{"name":"B"}']
 
 
@@ -153,7 +153,7 @@ async def test_a_batch_that_is_gone_although_it_is_listed_does_not_hold_up_the_o
                 return here.read(name, **options)
 
         files: Any = Files()
-        batches = _Batches(lambda hour: files, Query.build(Backend.REALTIME, Article))
+        batches = _HourlyRecords(lambda hour: files, Query.build(Backend.REALTIME, Article))
         async with asyncio.timeout(30), here.read(kept.identifier, type=msgspec.Raw) as records:
             expected = [bytes(each) async for each in records]
             assert [bytes(record) async for record in batches(HOUR)] == expected

@@ -16,7 +16,7 @@ import pytest
 from wall_clock import MIDDLE_OF_A_MONTH
 
 from wme_async import Allowances, Client, Cost, Hosts, Limits, Retry, SessionPool, Timeouts, read_archive
-from wme_async._client.realtime import _Batches
+from wme_async._client.realtime import _HourlyRecords
 from wme_async._query.query import Backend, Query
 from wme_async._transport import Request, TokenFile
 from wme_async.errors import (
@@ -722,7 +722,7 @@ async def test_gaps_are_filled_with_what_the_stream_would_have_sent(sim, wme):
 
     async def filled(**question):
         query = Query.build(Backend.REALTIME, Article, **question)
-        return [json.loads(bytes(record)) async for record in _Batches(wme.batches, query)(hour)]
+        return [json.loads(bytes(record)) async for record in _HourlyRecords(wme.batches, query)(hour)]
 
     everything = []
     for batch in await wme.batches(hour).list():
@@ -749,7 +749,7 @@ async def test_gaps_are_filled_with_what_the_stream_would_have_sent(sim, wme):
         assert all("abstract" not in each and each["event"] for each in found)
     # An hour that is gone has nothing.
     query = Query.build(Backend.REALTIME, Article)
-    assert [each async for each in _Batches(wme.batches, query)(hour - timedelta(hours=500))] == []
+    assert [each async for each in _HourlyRecords(wme.batches, query)(hour - timedelta(hours=500))] == []
 
 
 async def test_a_stream_is_opened_with_its_batches_behind_it(sim, wme, monkeypatch):

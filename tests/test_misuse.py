@@ -184,7 +184,7 @@ AT_ONCE: dict[str, Callable[[Any], Any]] = {
     "a stream has no option 'offset'; did you mean 'offsets'?": lambda wme: wme.realtime.articles(offset=5),
     "a stream has no option 'keep'": lambda wme: wme.realtime.articles(keep=print),
     "backfill must be True or False, not 'yes'": lambda wme: wme.realtime.articles(backfill="yes"),
-    "max_buffer must be a number above 0, not True": lambda wme: wme.realtime.articles(max_buffer=True),
+    "max_buffer must be a number, not True": lambda wme: wme.realtime.articles(max_buffer=True),
     "recheck must be True, False or None, not 'x'": lambda wme: wme.wikidata.items.get_many(["Q42"], recheck="x"),
     "progress must be a function, not 5": lambda wme: wme.articles.lookup_many(["NATO"], filters=EN, progress=5),
     "ordered must be True or False, not 'no'": lambda wme: wme.articles.lookup_many(["NATO"], filters=EN, ordered="no"),
@@ -270,7 +270,7 @@ async def test_lists_of_a_stream_have_bounds_that_are_numbers(wme: Client) -> No
     async with wme.realtime.articles() as stream:
         refused(lambda: stream.batches("3"), "max_items must be a whole number, not '3'")  # type: ignore[arg-type]
         refused(lambda: stream.batches(3, max_wait="x"), "max_wait must be a number of seconds, not 'x'")  # type: ignore[arg-type]
-        refused(lambda: stream.batches(0), "=max_items is at least 1")
+        refused(lambda: stream.batches(0), "=max_items must be at least 1")
 
 
 async def test_the_simulator_refuses_what_would_break_a_later_request(sim: Simulator) -> None:

@@ -13,17 +13,16 @@ from hypothesis import strategies as st
 from wme_async._stream.resume import (
     Resume,
     StreamResource,
-    check_parts,
     check_since,
     deal,
     explain_jump,
     partitions_of,
-    plan,
+    plan_request,
     rfc3339,
 )
 from wme_async.offsets import Position
 
-ARTICLES = StreamResource(name="articles", path="/v2/articles", model=dict)
+ARTICLES = StreamResource(name="articles", path="/v2/articles")
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 RETENTION = ARTICLES.retention
@@ -32,13 +31,13 @@ RETENTION = ARTICLES.retention
 @pytest.mark.parametrize("layout", [(50, 7), (5, 10), (0, 10), (50, 0), (-50, -10)])
 def test_a_layout_that_would_leave_partitions_out_is_refused(layout: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="cannot be dealt out"):
-        StreamResource(name="wikidata", path="/", model=dict, partitions=layout[0], parts=layout[1])
+        StreamResource(name="wikidata", path="/", partitions=layout[0], parts=layout[1])
 
 
 @pytest.mark.parametrize("number", ["50", 50.0, None, True])
 def test_a_layout_is_made_of_whole_numbers(number: Any) -> None:
-    with pytest.raises(TypeError, match="whole numbers"):
-        StreamResource(name="wikidata", path="/", model=dict, partitions=number, parts=10)
+    with pytest.raises(TypeError, match="must be a whole number"):
+        StreamResource(name="wikidata", path="/", partitions=number, parts=10)
 
 
 def refused(body: Mapping[str, Any], clock: datetime) -> str | None:
@@ -94,7 +93,7 @@ def test_a_plan_is_never_refused_and_covers_every_partition_once(
     fields: list[str] | None,
 ) -> None:
     """`ahead` of `guard`: how far the clock that the plan was made by runs before the server's."""
-    wanted = plan(
+    wanted = plan_request(
         ARTICLES,
         parts,
         positions,
@@ -130,7 +129,7 @@ def test_a_plan_is_never_refused_and_covers_every_partition_once(
 def one(position: Position | None, *, start: datetime = NOW, **options: Any) -> tuple[int | None, datetime | None]:
     """What is asked for partition 0."""
     positions = {} if position is None else {0: position}
-    wanted = plan(ARTICLES, [0], positions, now=NOW, guard=timedelta(seconds=2), start=start, **options)
+    wanted = plan_request(ARTICLES, [0], positions, now=NOW, guard=timedelta(seconds=2), start=start, **options)
     return wanted.offsets.get(0), wanted.since.get(0)
 
 
@@ -179,36 +178,8 @@ def test_parts_are_dealt_out_evenly_and_completely(parts: set[int], connections:
 
 
 @pytest.mark.parametrize(
-    ("parts", "connections", "words"),
-    [
-        ([], 1, "empty"),
-        ([0, 0], 1, "twice"),
-        ([10], 1, "0 to 9"),
-        ([-1], 1, "0 to 9"),
-        (None, 0, "1 to 10"),
-        (None, 11, "1 to 10"),
-        ([1, 2], 3, "1 to 2"),
-    ],
-)
-def test_wrong_parts_and_connections_are_refused_before_anything_is_sent(
-    parts: list[int] | None, connections: int, words: str
-) -> None:
-    with pytest.raises(ValueError, match=words):
-        check_parts(ARTICLES, parts, connections)
-
-
-def test_parts_are_whole_numbers() -> None:
-    for parts in (["0"], [True], [1.0]):
-        with pytest.raises(TypeError):
-            check_parts(ARTICLES, parts, 1)  # type: ignore[arg-type]  # that is the point
-    assert check_parts(ARTICLES, (3, 1), 2) == (1, 3)
-    assert check_parts(ARTICLES, None, 10) == tuple(range(10))
-
-
-@pytest.mark.parametrize(
     ("since", "words"),
     [
-        (datetime(2026, 11, 22), "time zone"),  # noqa: DTZ001  # the official SDK sends this, and the server refuses
         (NOW + HOUR, "future"),
         (NOW - 49 * HOUR, "older than what the stream keeps"),
         (datetime(1, 1, 1, tzinfo=timezone(5 * HOUR)), "older"),
@@ -224,8 +195,6 @@ def test_a_since_within_retention_is_taken_in_utc() -> None:
     checked = check_since(since, now=NOW, retention=RETENTION)
     assert checked == since
     assert checked.tzinfo is UTC
-    with pytest.raises(TypeError):
-        check_since("2026-11-22T00:00:00Z", now=NOW, retention=RETENTION)
 
 
 def test_positions_refuse_what_the_server_would_misread() -> None:
@@ -291,5 +260,5 @@ def test_the_second_look_tells_a_lost_offset_from_a_natural_hole() -> None:
 
 
 def test_filters_and_fields_are_left_out_where_there_are_none() -> None:
-    wanted = plan(ARTICLES, [0], {p: Position(1) for p in range(5)}, now=NOW, guard=timedelta(0), start=NOW)
+    wanted = plan_request(ARTICLES, [0], {p: Position(1) for p in range(5)}, now=NOW, guard=timedelta(0), start=NOW)
     assert json.loads(wanted.body()) == {"parts": [0], "offsets": {str(p): 2 for p in range(5)}}

@@ -61,6 +61,8 @@ PURE = [
     "_query/values.py",
     "_rates.py",
     "_stream/framing.py",
+    "_stream/partitions.py",
+    "_stream/record_types.py",
     "_stream/resume.py",
     "_text.py",
     "_transport/error_responses.py",

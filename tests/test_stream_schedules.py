@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import operator
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,10 +11,10 @@ import pytest
 from test_stream import Checker, World, articles, learn_the_time, take, world
 
 from wme_async._stream import stream as stream_module
-from wme_async._stream.connection import Block, Buffer, Session
-from wme_async._stream.partitions import LookAgain, Missing, Progress
-from wme_async._stream.record_types import Spot
-from wme_async._stream.resume import Plan
+from wme_async._stream.buffer import Block, Buffer, Session
+from wme_async._stream.partitions import Missing, Partitions, Verdict
+from wme_async._stream.record_types import EventPosition
+from wme_async._stream.resume import StreamRequest
 from wme_async.errors import DecodeError, OffsetGap, StreamError
 from wme_async.models import Article
 from wme_async.offsets import MemoryOffsets, Position
@@ -43,6 +42,11 @@ async def until(condition: Callable[[], bool]) -> None:
     raise TimeoutError
 
 
+def tick(stream: Any, seconds: float) -> None:
+    receiver = stream._receiver
+    receiver._partitions.tick(seconds, now=receiver.server_now(), connected=receiver._listening())
+
+
 def record(partition: int, offset: int) -> bytes:
     event = b'{"partition":%d,"offset":%d,"date_published":"2025-04-11T05:00:00Z"}' % (partition, offset)
     return b'{"name":"x","event":%b}' % event
@@ -60,10 +64,10 @@ async def test_a_block_that_waited_for_room_is_dropped_with_those_before_it() ->
         assert not waiting.done()
         session.abandoned = StreamError("look again")
         buffer.purge(session)
-    assert len(buffer) == 0
+    assert buffer.size == 0
     assert session.waiting == 0
     async with asyncio.timeout(5):
-        await buffer.drained(session)
+        await buffer.wait_decoded(session)
 
 
 @pytest.mark.parametrize("commit", ["auto", "ack"])
@@ -137,14 +141,13 @@ async def test_lists_that_are_cancelled_again_and_again_do_not_pile_up(world: Wo
     sim, transport = world
     async with articles(transport) as stream:
         sim.firehose.publish(partition=7)
-        await until(lambda: stream._buffer.size > 0)
+        await until(lambda: stream._receiver.buffer.size > 0)
         for _ in range(500):
             asking = asyncio.ensure_future(anext(stream.batches(2, 60)))
             await turns(2)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-        assert operator.length_hint(stream._runs.pairs) == 1, "it is no plain list any more"
         assert len(await anext(stream.batches(1, 0))) == 1
 
 
@@ -187,9 +190,9 @@ async def test_all_of_a_list_can_be_acknowledged_whatever_runs_it_is_made_of(
 ) -> None:
     _, transport = world
     async with articles(transport, type=kind, commit=commit) as stream:
-        (connection,) = stream._pool
+        (connection,) = stream._receiver.connections
         for offset in range(5):
-            await stream._buffer.put(Block(Session(connection, 0.0), [record(7, offset)], 100))
+            await stream._receiver.buffer.put(Block(Session(connection, 0.0), [record(7, offset)], 100))
         batches = stream.batches(4, 60)
         batch = await anext(batches)
         for offset, article in enumerate(batch):
@@ -204,9 +207,9 @@ async def test_all_of_a_list_can_be_acknowledged_whatever_runs_it_is_made_of(
 async def test_what_a_cancelled_list_had_taken_can_be_acknowledged(world: World) -> None:
     _, transport = world
     async with articles(transport, type=dict) as stream:
-        (connection,) = stream._pool
+        (connection,) = stream._receiver.connections
         for offset in range(2):
-            await stream._buffer.put(Block(Session(connection, 0.0), [record(7, offset)], 100))
+            await stream._receiver.buffer.put(Block(Session(connection, 0.0), [record(7, offset)], 100))
         asking = asyncio.ensure_future(anext(stream.batches(3, 60)))
         await until(lambda: stream.statistics().events == 2)
         asking.cancel()
@@ -265,45 +268,44 @@ async def test_a_partition_that_is_made_anew_is_read_from_its_new_beginning(worl
 
 def test_acknowledgements_across_a_new_numbering_never_mix_the_two() -> None:
     noon = datetime(2025, 4, 11, 12, tzinfo=UTC)
-    progress = Progress([7], {}, start=noon, retention=48 * 3600.0, filtered=True)
-    old = [Spot(7, number, noon + timedelta(seconds=number)) for number in (100, 101)]
-    new = [Spot(7, number, noon + timedelta(hours=1, seconds=number)) for number in (0, 1)]
+    progress = Partitions([7], {}, start=noon, retention=48 * 3600.0, filtered=True)
+    old = [EventPosition(7, number, noon + timedelta(seconds=number)) for number in (100, 101)]
+    new = [EventPosition(7, number, noon + timedelta(hours=1, seconds=number)) for number in (0, 1)]
     for event in old:
-        progress.seen[7] = event
-        progress.handed_out(event)
-    assert progress.judge(Spot(7, 101, old[1].date_published)) is False
+        progress.by_number[7].read = event
+        progress.hand_out(event)
+    assert progress.judge(EventPosition(7, 101, old[1].date_published), None) is Verdict.DROP
     for event in new:
-        progress.seen[7] = event
-        progress.handed_out(event)
-    progress.acknowledge_one(old[0])
-    assert 7 not in progress.done
-    progress.acknowledge_one(new[0])
-    assert progress.positions()[7].offset == 0
-    progress.done[7] = old[1]
+        progress.by_number[7].read = event
+        progress.hand_out(event)
     progress.acknowledge(old[0])
-    progress.acknowledge(new[1])
+    assert progress.by_number[7].processed is None
+    progress.acknowledge(new[0])
+    assert progress.positions()[7].offset == 0
+    progress.by_number[7].processed = old[1]
+    progress.acknowledge_up_to(old[0])
+    progress.acknowledge_up_to(new[1])
     assert progress.positions()[7].offset == 1
     with pytest.raises(ValueError, match="not from this stream"):
-        progress.acknowledge(Spot(7, 5, noon + timedelta(hours=1, minutes=1)))
+        progress.acknowledge_up_to(EventPosition(7, 5, noon + timedelta(hours=1, minutes=1)))
 
 
 def test_a_partition_that_is_made_anew_while_it_is_read_is_asked_for_once_more() -> None:
     noon = datetime(2025, 4, 11, 12, tzinfo=UTC)
-    progress = Progress([7], {}, start=noon, retention=48 * 3600.0, filtered=False)
-    progress.seen[7] = Spot(7, 100, noon)
+    progress = Partitions([7], {}, start=noon, retention=48 * 3600.0, filtered=False)
+    progress.by_number[7].read = EventPosition(7, 100, noon)
     # Too near in time to be told from repetitions; then far enough.
-    assert progress.judge(Spot(7, 0, noon + timedelta(minutes=5))) is False
-    with pytest.raises(LookAgain):
-        progress.judge(Spot(7, 2, noon + timedelta(minutes=15)))
-    wanted = Plan(parts=(1,), offsets={}, since={7: noon - timedelta(minutes=1)})
-    progress.connecting(wanted, at=noon + timedelta(minutes=16), probes={7: 2})
-    assert progress.judge(Spot(7, 99, noon - timedelta(seconds=30))) is False
-    missing = progress.judge(Spot(7, 0, noon + timedelta(minutes=5)))
+    assert progress.judge(EventPosition(7, 0, noon + timedelta(minutes=5)), None) is Verdict.DROP
+    assert progress.judge(EventPosition(7, 2, noon + timedelta(minutes=15)), None) is Verdict.ASK_AGAIN
+    wanted = StreamRequest(parts=(1,), offsets={}, since={7: noon - timedelta(minutes=1)})
+    progress.connect(wanted, at=noon + timedelta(minutes=16), probes={7: 2})
+    assert progress.judge(EventPosition(7, 99, noon - timedelta(seconds=30)), None) is Verdict.DROP
+    missing = progress.judge(EventPosition(7, 0, noon + timedelta(minutes=5)), None)
     assert isinstance(missing, Missing)
     assert (missing.gap.expected, missing.gap.got) == (101, 0)
-    progress.seen[7] = Spot(7, 0, noon + timedelta(minutes=5))
-    assert progress.judge(Spot(7, 0, noon + timedelta(minutes=5))) is False
-    assert progress.judge(Spot(7, 1, noon + timedelta(minutes=10))) is True
+    progress.by_number[7].read = EventPosition(7, 0, noon + timedelta(minutes=5))
+    assert progress.judge(EventPosition(7, 0, noon + timedelta(minutes=5)), None) is Verdict.DROP
+    assert progress.judge(EventPosition(7, 1, noon + timedelta(minutes=10)), None) is Verdict.TAKE
     assert progress.gaps == 1
 
 
@@ -314,7 +316,7 @@ async def test_only_an_accepted_request_is_listening(world: World) -> None:
     """A request on its way into nowhere hears nothing either, and what it misses must stay missing."""
     sim, transport = world
     async with articles(transport, parts=[1], idle_timeout=0.2) as stream:
-        (connection,) = stream._pool
+        (connection,) = stream._receiver.connections
         assert not connection.listening
         async with asyncio.timeout(10):
             await sim.firehose.wait_open(1)
@@ -331,7 +333,7 @@ async def test_only_an_accepted_request_is_listening(world: World) -> None:
 
 def test_silence_does_not_span_the_time_without_a_connection() -> None:
     noon = datetime(2025, 4, 11, 12, tzinfo=UTC)
-    progress = Progress([7], {}, start=noon, retention=48 * 3600.0, filtered=True)
+    progress = Partitions([7], {}, start=noon, retention=48 * 3600.0, filtered=True)
     progress.tick(0.0, now=noon, connected=[7])
     progress.tick(500.0, now=noon, connected=[7])
     progress.tick(50_000.0, now=noon + timedelta(hours=14), connected=[])
@@ -346,13 +348,13 @@ async def test_nothing_is_silence_while_the_consumer_holds_the_stream_up(world: 
     async with articles(transport, parts=[1], max_buffer=1) as stream:
         sim.firehose.publish_many(300, partition=7)
         await anext(stream)
-        await until(lambda: stream._buffer.full)
-        stream._tick(0.0)
-        stream._tick(5000.0)
+        await until(lambda: stream._receiver.buffer.full)
+        tick(stream, 0.0)
+        tick(stream, 5000.0)
         assert stream.positions[8].reached is None
         await Checker().read(stream, 299)
-        stream._tick(0.0)
-        stream._tick(5000.0)
+        tick(stream, 0.0)
+        tick(stream, 5000.0)
         assert stream.positions[8].reached is not None
 
 
@@ -363,13 +365,13 @@ async def test_what_nobody_has_looked_at_yet_is_not_silence(world: World) -> Non
         sim.firehose.publish(partition=7)
         stream.ack(await anext(stream))
         sim.firehose.publish(partition=7)
-        await until(lambda: len(stream._buffer) > 0)
-        stream._tick(0.0)
-        stream._tick(5000.0)
+        await until(lambda: stream._receiver.buffer.size > 0)
+        tick(stream, 0.0)
+        tick(stream, 5000.0)
         assert {position.reached for position in stream.positions.values()} == {None}
         stream.ack(await anext(stream))
-        stream._tick(0.0)
-        stream._tick(5000.0)
+        tick(stream, 0.0)
+        tick(stream, 5000.0)
         assert None not in {position.reached for position in stream.positions.values()}
 
 
@@ -447,9 +449,9 @@ async def test_events_of_partitions_that_belong_to_another_connection_are_left_t
     async with articles(transport, connections=2, keep=keep) as stream:
         await sim.firehose.wait_open(2)
         ahead = b'{"name":"x","event":{"partition":7,"offset":5,"date_published":"2025-04-11T05:00:00Z"}}'
-        zeroth = stream._pool[0]
+        zeroth = stream._receiver.connections[0]
         assert 7 not in zeroth.partitions
-        await stream._buffer.put(Block(Session(zeroth, 0.0), [ahead], len(ahead)))
+        await stream._receiver.buffer.put(Block(Session(zeroth, 0.0), [ahead], len(ahead)))
         sim.firehose.publish_many(6, partition=7)
         assert [article.event.offset async for article in take(stream, 6)] == list(range(6))
         assert stream.statistics().duplicates == 1
@@ -461,7 +463,7 @@ async def test_a_bad_record_of_a_partition_that_belongs_to_another_connection_hi
     async with articles(transport, connections=2, on_bad_record=bad.append) as stream:
         await sim.firehose.wait_open(2)
         ahead = record(7, 5).replace(b'"x"', b"5")
-        await stream._buffer.put(Block(Session(stream._pool[0], 0.0), [ahead], len(ahead)))
+        await stream._receiver.buffer.put(Block(Session(stream._receiver.connections[0], 0.0), [ahead], len(ahead)))
         sim.firehose.publish_many(6, partition=7)
         assert [article.event.offset async for article in take(stream, 6)] == list(range(6))
     (error,) = bad

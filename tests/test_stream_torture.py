@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 CHILD = Path(__file__).with_name("stream_child.py")
-FILTERED = {"fields": ["name", "event.type"], "filters": [{"field": "event.type", "value": "delete"}]}
+FILTERED = {"fields": ["name", "event.type"], "filters": {"event.type": "delete"}}
 
 
 class Server:

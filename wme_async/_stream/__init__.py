@@ -1,6 +1,5 @@
-"""The firehose: reading it for ever, with nothing lost, nothing twice, and order kept within a partition."""
+"""The realtime stream, read for ever: nothing lost, nothing twice, and in order within a partition."""
 
-from wme_async._stream.arguments import Commit, OnBadRecord, OnGap
 from wme_async._stream.backfill import Backfill
 from wme_async._stream.events import (
     PartitionStatistics,
@@ -14,6 +13,7 @@ from wme_async._stream.events import (
     StreamRetrying,
     StreamStatistics,
 )
+from wme_async._stream.options import Commit, OnBadRecord, OnGap, StreamOptions, checked_options
 from wme_async._stream.stream import Stream
 
 __all__ = [
@@ -30,6 +30,8 @@ __all__ = [
     "StreamDisconnected",
     "StreamEvent",
     "StreamGap",
+    "StreamOptions",
     "StreamRetrying",
     "StreamStatistics",
+    "checked_options",
 ]

@@ -5,12 +5,12 @@ import logging
 from collections.abc import Callable, Mapping
 
 from wme_async._stream.events import StreamCommitFailed, StreamCommitted, StreamEvent
-from wme_async._stream.partitions import Progress
+from wme_async._stream.partitions import Partitions
 from wme_async.errors import StreamError
 from wme_async.offsets import OffsetStore
 from wme_async.offsets.protocol import Position
 
-__all__ = ["Keeper"]
+__all__ = ["Committer"]
 
 logger = logging.getLogger("wme_async.stream")
 
@@ -18,33 +18,33 @@ _FAILURES = 3  # failed saves in a row after which the stream ends
 _COMPLETE_EVERY = 12  # periodic saves after which one writes all partitions, changed or not
 
 
-class Keeper:
+class Committer:
     """Saves the positions of one stream.
 
     Args:
-        store: Where to.
-        key: Under which name.
-        progress: What was processed.
-        tell: Told of saves.
+        store: The store.
+        key: The name of the positions.
+        partitions: How far they were processed.
+        notify: Called with events for the hook.
     """
 
     def __init__(
-        self, store: OffsetStore, key: str, progress: Progress, *, tell: Callable[[StreamEvent], None]
+        self, store: OffsetStore, key: str, partitions: Partitions, *, notify: Callable[[StreamEvent], None]
     ) -> None:
         self._store = store
         self._key = key
-        self._progress = progress
-        self._tell = tell
+        self._partitions = partitions
+        self._notify = notify
         self._saved: dict[int, Position] = {}
         self._lock = asyncio.Lock()
         self._failures = 0
         self._periodic_saves = 0
 
     async def begin(self, loaded: Mapping[int, Position]) -> None:
-        """Save where partitions begin that have no position yet.
+        """Save the start of partitions that have no position yet.
 
         Args:
-            loaded: What the store has.
+            loaded: The positions in the store.
         """
         self._saved = dict(loaded)
         await self.save()
@@ -60,15 +60,17 @@ class Keeper:
         """
         async with self._lock:
             # Taken inside: an older state must not be written over a newer one.
-            positions = self._progress.positions()
+            positions = self._partitions.positions()
             if not complete:
-                positions = {p: new for p, new in positions.items() if self._saved.get(p) != new}
+                positions = {
+                    number: position for number, position in positions.items() if self._saved.get(number) != position
+                }
             if not positions:
                 return
             await self._store.save(self._key, positions)
             self._saved.update(positions)
         self._failures = 0
-        self._tell(StreamCommitted(partitions=len(positions)))
+        self._notify(StreamCommitted(partitions=len(positions)))
 
     async def save_last(self, seconds: float) -> None:
         """Save all positions, unless it takes too long: another process may have the storage locked.
@@ -103,6 +105,6 @@ class Keeper:
         except Exception as error:
             self._failures += 1
             logger.warning("positions %r could not be saved: %s", self._key, error)
-            self._tell(StreamCommitFailed(error=error, failures=self._failures))
+            self._notify(StreamCommitFailed(error=error, failures=self._failures))
             if self._failures >= _FAILURES:
                 raise

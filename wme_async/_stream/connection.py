@@ -1,21 +1,20 @@
-"""One connection of a stream: ask, read, frame, hand over; and when it ends, ask again for what comes next."""
+"""One connection of a stream: request, read, frame, pass on; when the response ends, request the events after it."""
 
-import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-import anyio
 import msgspec
 
+from wme_async._stream.buffer import Block, Buffer, Session
 from wme_async._stream.events import StreamConnected, StreamDisconnected, StreamEvent, StreamRetrying
-from wme_async._stream.framing import Framing, Record, framer_for
+from wme_async._stream.framing import Framing, framer_for
+from wme_async._stream.options import FOR_EVER, StreamOptions
 from wme_async._stream.outage import Outage
-from wme_async._stream.partitions import Progress
-from wme_async._stream.resume import Plan, StreamResource, check_since, partitions_of, plan
+from wme_async._stream.partitions import UNREAD, Partitions
+from wme_async._stream.resume import StreamRequest, StreamResource, check_since, partitions_of, plan_request
 from wme_async._transport import Body, Request, Transport
 from wme_async._transport.retry import Backoff, is_transient
 from wme_async.errors import (
@@ -29,158 +28,62 @@ from wme_async.errors import (
     WMEError,
 )
 from wme_async.models.decoding import LONG_RECORD
-from wme_async.settings import Retry
 
-__all__ = ["FOR_EVER", "Block", "Buffer", "Connection", "Session", "Settings", "begin_at", "make_connections"]
+__all__ = ["Connection", "Settings", "start_time"]
 
 logger = logging.getLogger("wme_async.stream")
 
-FOR_EVER = Retry(attempts=2**62, total=1e300)
-"""The policy of a stream unless it is given another one: as long as the server may come back, so may we."""
-
 _GUARD = timedelta(seconds=2)  # a `Date` header has whole seconds
-_WIDE_GUARD = timedelta(minutes=2)  # after a time was refused although the server's clock is known
+_WIDE_GUARD = timedelta(minutes=2)  # after the server rejected a time although its clock is known
 _HEADSTART = timedelta(seconds=30)
-_ASLEEP = 60.0  # seconds that the server's clock may have run on without ours
-_REFUSALS = 5  # tokens refused in a row after the stream had worked, before it gives up
-# Bytes to read ahead where records are long. Short ones are best taken as soon as 64 KiB of them are there, before they
-# leave the processor's cache; for long ones that would be a wake-up for each or two.
+_SUSPENDED = 60.0  # seconds by which the server's clock may advance while ours stands still
+_UNAUTHORIZED = 5  # rejected tokens in a row after the stream had worked, before it gives up
+# Bytes to read ahead where records are long. Short records are best taken as soon as there are 64 KiB of them, before
+# they leave the processor's cache; long ones would wake the consumer for each one or two.
 _LONG_READ = 256 * 1024
 _ACCEPT: Mapping[Framing, str] = {"ndjson": "application/x-ndjson", "sse": "text/event-stream"}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What all connections of a stream share."""
-
-    resource: StreamResource
-    framing: Framing
-    fields: tuple[str, ...] | None
-    filters: tuple[Mapping[str, Any], ...]
-    idle_timeout: float
-    max_record: int
-    retry: Retry
-    tell: Callable[[StreamEvent], None]
-
-
-class Session:
-    """The time from one request to the end of its answer.
+    """The settings that all connections of a stream share.
 
     Attributes:
-        connection: Whose it is.
-        abandoned: Why the consumer wants no more of it.
-        records: How many came.
-        placeless: How many of them stand nowhere in the stream, as errors do that are told in it.
-        answered: Whether the head of the answer has come.
+        resource: The stream.
+        options: The options of the user.
+        fields: Names in the server's spelling; None for everything.
+        filters: Objects with `field` and `value`.
+        start: The time from which partitions without a position are read.
+        notify: Called with events for the hook.
     """
 
-    def __init__(self, connection: "Connection", began: float) -> None:
-        self.connection = connection
-        self.began = began
-        self.scope = anyio.CancelScope()
-        self.abandoned: WMEError | None = None
-        self.records = 0
-        self.placeless = 0
-        self.answered = False
-        self.waiting = 0  # blocks that are not decoded yet
-
-
-class Block(msgspec.Struct, gc=False):
-    """Records that came together."""
-
-    session: Session
-    records: list[Record]
-    size: int
-
-
-class Buffer:
-    """What was received and not decoded yet, bounded by bytes: a full one stops the reading, and so the sender.
-
-    Args:
-        limit: Bytes. One block is taken whatever its size, if there is nothing else.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._blocks: deque[Block] = deque()
-        self.size = 0
-        self._some = asyncio.Event()
-        self._space = asyncio.Event()
-        self._empty = asyncio.Event()
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    @property
-    def full(self) -> bool:
-        """Whether nothing is read at present, whatever the server may have to say."""
-        return self.size >= self._limit
-
-    async def put(self, block: Block) -> None:
-        """Add a block, when there is room; one of a session that was abandoned meanwhile is dropped."""
-        while self.full:
-            self._space.clear()
-            await self._space.wait()
-        if block.session.abandoned is not None:
-            return  # what stood before it was dropped while this waited: behind a hole it would hide the hole
-        block.session.waiting += 1
-        self._blocks.append(block)
-        self.size += block.size
-        self._some.set()
-
-    def take(self) -> Block | None:
-        """Return the oldest block; None if there is none."""
-        if not self._blocks:
-            return None
-        block = self._blocks.popleft()
-        self.size -= block.size
-        if not self.full:
-            self._space.set()
-        return block
-
-    def decoded(self, block: Block) -> None:
-        """Note that all records of a block have been decoded, or dropped."""
-        block.session.waiting -= 1
-        if not block.session.waiting:
-            self._empty.set()
-
-    async def drained(self, session: Session) -> None:
-        """Wait until nothing of a session is waiting to be decoded."""
-        while session.waiting:
-            self._empty.clear()
-            await self._empty.wait()
-
-    async def wait(self) -> None:
-        """Wait until there may be a block, or something to say."""
-        if not self._blocks:
-            self._some.clear()
-            await self._some.wait()
-
-    def wake(self) -> None:
-        """Make whoever waits look."""
-        self._some.set()
-
-    def purge(self, session: Session) -> None:
-        """Drop the blocks of a session."""
-        kept = deque(block for block in self._blocks if block.session is not session)
-        for block in self._blocks:
-            if block.session is session:
-                self.size -= block.size
-                self.decoded(block)
-        self._blocks = kept
-        self._space.set()
+    resource: StreamResource
+    options: StreamOptions
+    fields: tuple[str, ...] | None
+    filters: tuple[Mapping[str, Any], ...]
+    start: datetime
+    notify: Callable[[StreamEvent], None]
 
 
 class Connection:
-    """Keeps one request for some parts open, for as long as it is run.
+    """Keeps one request for some parts open while it runs.
+
+    Attributes:
+        number: Its number, from 0.
+        parts: The parts that it reads.
+        partitions: The partitions of those parts.
+        own: The same to compare events with; None if it reads all parts, since it then accepts any event.
+        session: The present request; None between two requests.
+        connects: The number of responses.
+        reconnects: The number of responses after the first.
+        bytes: Bytes of bodies received.
 
     Args:
         number: Its number, from 0.
-        parts: What it reads.
+        parts: The parts that it reads.
         transport: Sends requests.
-        settings: What all connections share.
-        progress: Where the stream is.
-        start: From when on partitions without a position are wanted.
-        buffer: Where records go.
+        settings: The settings that all connections share.
+        partitions: How far the partitions were read.
+        buffer: Receives the records.
         outage: Logs failures that last.
     """
 
@@ -191,15 +94,13 @@ class Connection:
         *,
         transport: Transport,
         settings: Settings,
-        progress: Progress,
-        start: datetime,
+        partitions: Partitions,
         buffer: Buffer,
         outage: Outage,
     ) -> None:
         self.number = number
         self.parts = parts
         self.partitions = partitions_of(settings.resource, parts)
-        # What else it brings is not its own; one that reads everything takes whatever comes.
         self.own = None if len(parts) == settings.resource.parts else frozenset(self.partitions)
         self.session: Session | None = None
         self.connects = 0
@@ -207,17 +108,18 @@ class Connection:
         self.bytes = 0
         self._transport = transport
         self._settings = settings
-        self._progress = progress
-        self._start = start
+        self._options = settings.options
+        self._retry = settings.options["retry"] or FOR_EVER
+        self._partitions = partitions
         self._buffer = buffer
         self._outage = outage
-        self._backoff = Backoff(settings.retry, transport.random.random)
-        self._progressed = transport.monotonic()
+        self._backoff = Backoff(self._retry, transport.random.random)
+        self._last_progress = transport.monotonic()
         self._guard = _GUARD
-        self._at_once = False  # the next request follows without a wait
-        self._silent = False  # the last request was accepted and met with silence, which is an answer too
+        self._skip_wait = False  # the next request follows at once
+        self._silent = False  # the last request was accepted, and nothing came
         self._accepted = False  # a request has been accepted: with a head, or at least with silence
-        self._refusals = 0
+        self._unauthorized = 0
         self._probes: dict[int, int] = {}
 
     @property
@@ -227,25 +129,25 @@ class Connection:
 
     @property
     def listening(self) -> bool:
-        """Whether silence means that nothing is said.
+        """Whether silence means that there are no events.
 
-        A request may also be on its way into nowhere, and what was said may wait for the consumer to look at it.
+        It does not while a request may not have reached the server, or while records wait for the consumer.
         """
         session = self.session
         return session is not None and not session.waiting and (session.answered or self._silent)
 
-    def look_again(self, partition: int, offset: int) -> None:
-        """Ask for a partition by time, until it has been heard from.
+    def ask_again(self, partition: int, offset: int) -> None:
+        """Request a partition by time until an event of it arrives.
 
         Args:
-            partition: Which.
-            offset: What came when it was asked for by offset.
+            partition: The partition.
+            offset: The offset that the request by offset brought.
         """
         self._probes[partition] = offset
-        self._at_once = True
+        self._skip_wait = True
 
     def abandon(self, session: Session, error: WMEError) -> None:
-        """End a session from the consumer's side, dropping what it brought and nobody has looked at yet."""
+        """End a session from the consumer's side, and drop its records that are not decoded yet."""
         if session.abandoned is None:
             session.abandoned = error
             self._buffer.purge(session)
@@ -255,15 +157,15 @@ class Connection:
         """Read until cancelled.
 
         Raises:
-            WMEError: Another attempt would not help, or there have been enough.
+            WMEError: Another attempt would not help, or the attempts are used up.
         """
         while True:
             session = Session(self, self._transport.monotonic())
-            error = await self._once(session)
+            error = await self._run_session(session)
             await self._recover(error)
 
-    async def _once(self, session: Session) -> WMEError:
-        """Make one request and read its answer to its end, which is always a failure; return it."""
+    async def _run_session(self, session: Session) -> WMEError:
+        """Make one request and read its response to the end, which is always a failure; return that."""
         self.session = session
         error: WMEError | None = None
         try:
@@ -275,183 +177,187 @@ class Connection:
             self.session = None
         now = self._transport.monotonic()
         seconds = now - session.began
-        # What was received is decoded first: the next request starts after it, and an error may be in it.
-        await self._buffer.drained(session)
+        # Decode what was received first: the next request starts after it, and an error may be in it.
+        await self._buffer.wait_decoded(session)
         error = session.abandoned or error
         assert error is not None
         if session.records > session.placeless:
             self._backoff.reset()
-            self._progressed = now
-        # Not the sign-in, which may hang before the stream is asked for at all.
+            self._last_progress = now
+        # A sign-in that times out is not silence of the stream.
         self._silent = isinstance(error, TimedOut) and (error.url or "").endswith(self._settings.resource.path)
         self._accepted = self._accepted or self._silent
         logger.info("connection %d ended after %.1f s and %d records: %s", self.number, seconds, session.records, error)
-        self._settings.tell(
+        self._settings.notify(
             StreamDisconnected(connection=self.number, error=error, records=session.records, seconds=seconds)
         )
         return error
 
-    def _plan(self) -> tuple[Plan, float]:
-        """Decide what to ask for; also return what time it was thought to be."""
-        settings = self._settings
+    def _plan(self) -> tuple[StreamRequest, float]:
+        """Return the next request, and the server's clock that it is based on."""
         clock = self._transport.server_now("realtime")
         now = datetime.fromtimestamp(clock, UTC)
-        self._probes = {p: offset for p, offset in self._probes.items() if p not in self._progress.seen}
-        wanted = plan(
-            settings.resource,
+        by_number = self._partitions.by_number
+        self._probes = {number: offset for number, offset in self._probes.items() if by_number[number].read is UNREAD}
+        request = plan_request(
+            self._settings.resource,
             self.parts,
-            self._progress.read(self.partitions),
+            self._partitions.read_positions(self.partitions),
             now=now,
             guard=self._guard,
-            start=self._start,
+            start=self._settings.start,
             by_time=self._probes,
-            fields=settings.fields,
-            filters=settings.filters,
+            fields=self._settings.fields,
+            filters=self._settings.filters,
         )
-        self._progress.connecting(wanted, at=now, probes=self._probes)
-        return wanted, clock
+        self._partitions.connect(request, at=now, probes=self._probes)
+        return request, clock
 
     async def _read(self, session: Session) -> None:
-        settings = self._settings
-        wanted, clock = self._plan()
+        resource, options = self._settings.resource, self._options
+        plan, clock = self._plan()
         request = Request(
             method="POST",
             role="realtime",
-            path=settings.resource.path,
-            headers={"Accept": _ACCEPT[settings.framing], "Content-Type": "application/json"},
-            body=wanted.body(),
+            path=resource.path,
+            headers={"Accept": _ACCEPT[options["framing"]], "Content-Type": "application/json"},
+            body=plan.body(),
             token=True,
             streaming=True,
-            product=settings.resource.product,
+            product=resource.product,
         )
-        async with self._transport.open(request, retry=False, read_timeout=settings.idle_timeout) as body:
-            asleep = self._transport.server_now("realtime") - clock - (self._transport.monotonic() - session.began)
-            if asleep > _ASLEEP:
-                # This machine slept, or its clock was behind: what looked fresh may have run out meanwhile.
-                self._at_once = True
-                raise Interrupted(f"it is {asleep:.0f} s later than thought; asking again by the server's clock")
-            framer = framer_for(_framing_of(body, settings.framing), settings.max_record)
-            self._connected(session, wanted)
-            long = False
-            async with contextlib.aclosing(cast("AsyncGenerator[bytes]", body.chunks())) as chunks:
-                async for data in chunks:
-                    self.bytes += len(data)
-                    held = framer.pending
-                    records = framer.feed(data)
-                    if records:
-                        if not session.records:
-                            self._outage.received(self.number, now=self._transport.monotonic())
-                        session.records += len(records)
-                        if not long and len(data) > LONG_RECORD * len(records):
-                            long = True
-                            body.read_ahead(_LONG_READ)
-                        await self._buffer.put(Block(session, records, held + len(data)))
+        async with self._transport.open(request, retry=False, read_timeout=options["idle_timeout"]) as body:
+            late = self._transport.server_now("realtime") - clock - (self._transport.monotonic() - session.began)
+            if late > _SUSPENDED:
+                # The machine was suspended, or its clock was behind: the server may no longer have the offsets.
+                self._skip_wait = True
+                raise Interrupted(f"it is {late:.0f} s later than thought; asking again by the server's clock")
+            self._connected(session, plan)
+            await self._read_body(session, body)
+
+    async def _read_body(self, session: Session, body: Body) -> None:
+        """Pass the records of a response on until it ends.
+
+        Raises:
+            Interrupted: It ended.
+        """
+        framer = framer_for(_framing_of(body, self._options["framing"]), self._options["max_record"])
+        long = False
+        async with contextlib.aclosing(cast("AsyncGenerator[bytes]", body.chunks())) as chunks:
+            async for chunk in chunks:
+                self.bytes += len(chunk)
+                pending = framer.pending
+                records = framer.feed(chunk)
+                if records:
+                    if not session.records:
+                        self._outage.received(self.number, now=self._transport.monotonic())
+                    session.records += len(records)
+                    if not long and len(chunk) > LONG_RECORD * len(records):
+                        long = True
+                        body.read_ahead(_LONG_READ)
+                    await self._buffer.put(Block(session, records, pending + len(chunk)))
         cut = f", in the middle of a record of {framer.pending} bytes so far" if framer.pending else ""
         raise Interrupted(f"the server ended the stream{cut}")
 
-    def _connected(self, session: Session, wanted: Plan) -> None:
+    def _connected(self, session: Session, request: StreamRequest) -> None:
         session.answered = True
         self.connects += 1
         self.reconnects += self.connects > 1
         self._accepted = True
-        self._refusals = 0
+        self._unauthorized = 0
         self._guard = _GUARD
         waited = self._transport.monotonic() - session.began
         logger.info("connection %d reads parts %s after %.1f s", self.number, self.parts, waited)
-        self._settings.tell(
+        self._settings.notify(
             StreamConnected(
                 connection=self.number,
                 parts=self.parts,
                 waited=waited,
-                by_offset=len(wanted.offsets),
-                by_time=len(wanted.since),
+                by_offset=len(request.offsets),
+                by_time=len(request.since),
             )
         )
 
     async def _recover(self, error: WMEError) -> None:
-        """Wait as long as the failure asks for, or raise it."""
-        if self._at_once:
-            self._at_once = False  # a second look, by other means
+        """Wait before the next request, or raise the error.
+
+        Raises:
+            WMEError: Another attempt would not help, or the attempts are used up.
+        """
+        if self._skip_wait:
+            self._skip_wait = False
             return
         if isinstance(error, Unprocessable) and "future" in error.message and self._guard < _WIDE_GUARD:
-            # The refusal brought the server's clock with it; the margin is for what that does not explain.
+            # The response brought the server's clock with it; the margin is for what that does not explain.
             self._guard = _WIDE_GUARD
             return
         if isinstance(error, Unauthorized) and self._accepted:
-            self._refusals += 1
-            if self._refusals >= _REFUSALS:
+            self._unauthorized += 1
+            if self._unauthorized >= _UNAUTHORIZED:
                 raise error
         elif not is_transient(error):
             raise error
-        if self._silent and self._settings.retry is FOR_EVER:
-            self._backoff.reset()  # silence is legitimate; asking again after it is not a failure to be slowed down
-        asked = error.retry_after if isinstance(error, StatusError) else None
-        if asked is not None and self._settings.retry is FOR_EVER:
-            asked = min(asked, FOR_EVER.retry_after_cap)
-        elapsed = self._transport.monotonic() - self._progressed
-        wait = self._backoff.failed(elapsed=elapsed, retry_after=asked)
+        retry_after = error.retry_after if isinstance(error, StatusError) else None
+        if self._retry is FOR_EVER:
+            if self._silent:
+                self._backoff.reset()  # silence is legitimate, so it does not slow down the requests
+            if retry_after is not None:
+                retry_after = min(retry_after, FOR_EVER.retry_after_cap)
+        now = self._transport.monotonic()
+        wait = self._backoff.failed(elapsed=now - self._last_progress, retry_after=retry_after)
         attempts = self._backoff.attempts
         if not self._silent:
-            self._outage.failed(self.number, error, attempts=attempts, now=self._transport.monotonic())
+            self._outage.failed(self.number, error, attempts=attempts, now=now)
         if wait is None:
-            raise _exhausted(error, attempts, self._settings.idle_timeout if self._silent else None)
-        self._settings.tell(StreamRetrying(connection=self.number, attempt=attempts, wait=wait, error=error))
+            raise _exhausted(error, attempts, self._options["idle_timeout"] if self._silent else None)
+        self._settings.notify(StreamRetrying(connection=self.number, attempt=attempts, wait=wait, error=error))
         await self._transport.sleep(wait)
 
 
-def make_connections(key: str, parts: Sequence[tuple[int, ...]], **shared: Any) -> list[Connection]:
-    """Make the connections of one stream.
-
-    Args:
-        key: The name of its positions, for log messages.
-        parts: The parts that each connection reads.
-        **shared: Further arguments of `Connection`.
-    """
-    outage = Outage(key, len(parts))
-    return [Connection(number, each, outage=outage, **shared) for number, each in enumerate(parts)]
-
-
-async def begin_at(
+async def start_time(
     transport: Transport, resource: StreamResource, since: datetime | None, *, resumed: bool
 ) -> datetime:
-    """Return from when on partitions without a position are wanted.
+    """Return the time from which partitions without a position are read.
 
     Args:
-        transport: Knows the time.
-        resource: Which stream.
-        since: What the user wants; None for now, or a little before: the server refuses what lies in its future, and
-            its clock is not known before its first answer.
+        transport: Knows the server's clock.
+        resource: The stream.
+        since: The user's time; None for now, or a little before: the server rejects a time in its future, and its clock
+            is not known before its first response.
         resumed: Whether other partitions have positions already.
 
     Raises:
-        ValueError: `since` is in the future, or older than what is kept.
+        ValueError: `since` is in the future, or older than what the server keeps.
     """
     if since is None:
         return datetime.fromtimestamp(transport.server_now("realtime"), UTC) - _HEADSTART
-    # Whether a time is too early or too late is for the server's clock to say; any answer tells it.
+    # Only the server's clock can tell whether the time is in range; any response brings it.
     with contextlib.suppress(WMEError):
         await transport.request(Request(role="realtime", path="/v2/status"), retry=False, read_timeout=10.0)
     now = datetime.fromtimestamp(transport.server_now("realtime"), UTC)
     if resumed:
-        # A script that always names the same time and has gone on from its positions since then.
+        # A script that always passes the same time has continued from its positions since then.
         since = max(since, now - timedelta(seconds=resource.retention))
     return check_since(since, now=now, retention=resource.retention)
 
 
-def _framing_of(body: Body, asked: Framing) -> Framing:
-    """Tell the framing by what the server says it sends.
+def _framing_of(body: Body, requested: Framing) -> Framing:
+    """Return the framing of a response by its content type.
 
     Raises:
-        TransportError: It is something else altogether, such as the page of a proxy.
+        TransportError: It is not a stream but, for example, a page of a proxy.
     """
-    kind = body.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind == "text/event-stream":
+    media_type = body.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if media_type == "text/event-stream":
         return "sse"
-    if kind in {"application/x-ndjson", "application/ndjson"}:
+    if media_type in {"application/x-ndjson", "application/ndjson"}:
         return "ndjson"
-    if kind.startswith(("text/", "image/")):
-        raise TransportError(f"the stream was answered by {kind}, which is not the service's doing")
-    return asked
+    if media_type.startswith(("text/", "image/")):
+        raise TransportError(
+            f"the response is {media_type}, so it is not from the service: see whether a proxy or a login page of this "
+            "network answers in its place"
+        )
+    return requested
 
 
 def _exhausted(error: WMEError, attempts: int, idle_timeout: float | None) -> WMEError:

@@ -1,4 +1,4 @@
-"""From a record to the user's type and to its place on the stream, in one pass over the bytes where possible."""
+"""From a record to the user's type and to its position in the stream, in one pass over the bytes where possible."""
 
 import contextlib
 import inspect
@@ -13,24 +13,24 @@ from wme_async._stream.framing import Oversize, Record
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import Buffer, decode_json, is_plain_data, make_decoder
 
-__all__ = ["Place", "PlaceLike", "Shape", "Spot", "error_line", "published_of", "recover"]
+__all__ = ["EventLike", "EventPosition", "RecordType", "decode_error_line", "published_of", "recover_position"]
 
 T = TypeVar("T")
 
 
-class Place(msgspec.Struct, gc=False):
-    """What is read of an event if the user's type does not have it; also the fallback for records that do not fit.
+class EventPosition(msgspec.Struct, gc=False):
+    """The fields of an event that say where it is; decoded where the user's type does not have them.
 
-    The types are as wide as can be, so that a record is not lost over its bookkeeping.
+    The types are as wide as possible, so that a record is not lost over its bookkeeping.
     """
 
     partition: int | None = None
     offset: int | None = None
-    date_published: str | float | bool | None = None
+    date_published: Any = None
 
 
-class PlaceLike(Protocol):
-    """An event: ours, or that of a user's type."""
+class EventLike(Protocol):
+    """An event: `EventPosition`, a model's event, or that of a user's type."""
 
     @property
     def partition(self) -> Any: ...
@@ -40,153 +40,145 @@ class PlaceLike(Protocol):
     def date_published(self) -> Any: ...
 
 
-class _Placed(msgspec.Struct, gc=False):
-    event: Place | None = None
+class _Positioned(msgspec.Struct, gc=False):
+    event: EventPosition | None = None
 
 
 class _Pair:
-    """A value that has no room for its event."""
+    """A value whose type has no field for its event, and the event."""
 
     __slots__ = ("event", "item")
 
-    def __init__(self, item: Any, event: Place | None) -> None:
+    def __init__(self, item: Any, event: EventPosition | None) -> None:
         self.item = item
         self.event = event
 
 
-class Shape(Generic[T]):
-    """How a type is decoded and where its event is.
+class RecordType(Generic[T]):
+    """How records are decoded into a type, and where their events are.
 
-    Three ways, the quickest that the type allows:
+    Three ways, the fastest that the type allows:
 
-    - It has an event with partition and offset itself, as `Article` has.
-    - It is a Struct without anything called `event`: a subclass with an event is decoded, and a value of the type
-      itself is made of it.
-    - Anything else (`dict`, `msgspec.Raw`, a Struct whose event lacks the offset): the event is read in a second pass.
+    - The type has an event with partition and offset, as `Article` has.
+    - It is a Struct without anything called `event`: records are decoded into a subclass with an event, and a value of
+      the type itself is made of the result.
+    - Anything else (`dict`, `msgspec.Raw`, a Struct whose event lacks the offset): a second pass decodes the event.
 
     Attributes:
-        decode: Returns an object with `event` for the bytes of a record.
-        short: The same for records that are short and in order: nothing but msgspec, which saves a tenth of the time of
-            a small event. What it refuses may still be something to `decode`. None where the type does not allow it.
-        finish: Makes the user's value of that object; None where it is the same.
+        decode: Decodes a record; the result has an attribute `event`.
+        decode_short: The same by msgspec alone, which saves a tenth of the time of a small record. `decode` accepts
+            some records that it does not. None if the type does not allow it.
+        finish: Makes the user's value from the result; None if the result is the value.
+        has_position: Whether the values have partition and offset in their own event.
 
     Args:
-        type: What to decode into.
+        type: The type to decode into.
 
     Raises:
         TypeError: msgspec cannot decode into it.
     """
 
     def __init__(self, type: type[T]) -> None:
-        self.type = type
         self.finish: Callable[[Any], T] | None = None
-        self.direct = False
+        self.has_position = False
         self.decode: Callable[[Buffer], Any]
-        self.short: Callable[[Buffer], Any] | None = None
-        kind: Any = type  # what it is, is found out here
-        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct):
-            fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
-            if "event" in fields and _has_place(fields["event"].type) and fields["event"].name == "event":
-                self.direct = True
-                self.decode, self.short = _decoders(type)
+        self.decode_short: Callable[[Buffer], Any] | None = None
+        cls: Any = type
+        if inspect.isclass(cls) and issubclass(cls, msgspec.Struct):
+            fields = {field.encode_name: field for field in msgspec.structs.fields(cls)}
+            if "event" in fields and _has_position(fields["event"].type) and fields["event"].name == "event":
+                self.has_position = True
+                self.decode, self.decode_short = _decoders(type)
                 return
             names = {field.name for field in fields.values()}
-            if "event" not in fields and "event" not in names and not kind.__struct_config__.array_like:
-                tracked, self.finish = _derived(type)
-                self.decode, self.short = _decoders(tracked)
+            if "event" not in fields and "event" not in names and not cls.__struct_config__.array_like:
+                subclass, self.finish = _with_event(type)
+                self.decode, self.decode_short = _decoders(subclass)
                 return
         self.decode, self.finish = _two_passes(type)
 
-    def check(self, value: object) -> None:
-        """Refuse what cannot be a value of this shape.
+    def check_value(self, value: object) -> None:
+        """Raise if a value cannot be one of this type.
 
         Raises:
-            TypeError: It is a list, or lacks the event that all values of this type have.
+            TypeError: It is a list, or lacks the event that all values of the type have.
         """
-        if isinstance(value, list) or (self.direct and not hasattr(value, "event")):
-            what = value.__class__.__name__
-            raise TypeError(f"ack takes one event as it was handed out, not {what}: call it for each of a list")
+        if isinstance(value, list) or (self.has_position and not hasattr(value, "event")):
+            name = value.__class__.__name__
+            raise TypeError(f"ack takes one event as it was handed out, not {name}: call it for each of a list")
 
 
-def _has_place(annotation: Any) -> bool:
-    """Say whether a type, or one member of a union with None, is a Struct with all that is needed."""
+def _has_position(annotation: Any) -> bool:
+    """Return whether a type, or one member of a union with None, is a Struct with the fields of `EventPosition`."""
     for member in getattr(annotation, "__args__", (annotation,)):
         if inspect.isclass(member) and issubclass(member, msgspec.Struct):
             fields = {field.name: field.encode_name for field in msgspec.structs.fields(member)}
-            return all(fields.get(name) == name for name in Place.__struct_fields__)
+            return all(fields.get(name) == name for name in EventPosition.__struct_fields__)
     return False
 
 
 def _decoders(type: Any) -> tuple[Callable[[Buffer], Any], Callable[[Buffer], Any] | None]:
-    # A value with a Raw in it would be a view of the caller's block; the patient way copies.
+    # msgspec alone would leave a `Raw` inside a value as a view of the whole block; `make_decoder` copies it.
     return make_decoder(type), msgspec.json.Decoder(type).decode if is_plain_data(type) else None
 
 
-def _derived(type: type[T]) -> tuple[Any, Callable[[Any], T]]:
-    """Return a subclass that has an event, to decode into, and what builds the real thing from its values.
+def _with_event(type: type[T]) -> tuple[Any, Callable[[Any], T]]:
+    """Return a subclass that has an event, and a function that makes a value of the type from one of the subclass.
 
-    The user's `__post_init__` runs once, on the real thing.
+    The user's `__post_init__` runs once, on the final value.
     """
     base: Any = type
-    tracked = msgspec.defstruct(
+    subclass = msgspec.defstruct(
         type.__name__,
-        [("event", Place | None, msgspec.field(name="event", default=None))],
+        [("event", EventPosition | None, msgspec.field(name="event", default=None))],
         bases=(base,),
         kw_only=True,
         module=type.__module__,
         namespace={"__post_init__": lambda _: None} if hasattr(type, "__post_init__") else None,
     )
     names = type.__struct_fields__  # type: ignore[attr-defined]  # only called with Structs
-    kinds = inspect.signature(type).parameters
-    first = [name for name in names if kinds[name].kind is not inspect.Parameter.KEYWORD_ONLY]
-    rest = [name for name in names if name not in first]
-    # Written out once for the type: a loop over the fields would take three times as long for each event.
-    arguments = [f"raw.{name}" for name in first] + [f"{name}=raw.{name}" for name in rest]
+    parameters = inspect.signature(type).parameters
+    positional = [name for name in names if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
+    keywords = [name for name in names if name not in positional]
+    # Compiled once for the type: a loop over the fields would take three times as long for each event.
+    arguments = [f"raw.{name}" for name in positional] + [f"{name}=raw.{name}" for name in keywords]
     finish: Callable[[Any], T] = eval(f"lambda raw: make({', '.join(arguments)})", {"make": type})  # noqa: S307  # names of fields are identifiers
-    return tracked, finish
+    return subclass, finish
 
 
 def _two_passes(type: type[T]) -> tuple[Callable[[Buffer], Any], Callable[[Any], T]]:
     decode = make_decoder(type)
-    place = msgspec.json.Decoder(_Placed).decode
+    decode_event = msgspec.json.Decoder(_Positioned).decode
 
-    def both(record: Buffer) -> _Pair:
-        return _Pair(decode(record), place(record).event)
+    def decode_both(record: Buffer) -> _Pair:
+        return _Pair(decode(record), decode_event(record).event)
 
-    return both, lambda pair: pair.item
+    return decode_both, lambda pair: pair.item
 
 
-_place: Final = msgspec.json.Decoder(_Placed)
-# With what follows it: where a record was cut inside its offset, the digits that are left are another one.
-_PLACE: Final = re.compile(rb'"partition"\s*:\s*(\d{1,9})\s*,\s*"offset"\s*:\s*(\d{1,18})\s*[,}]')
+_positioned: Final = msgspec.json.Decoder(_Positioned)
+# With the character behind it: where a record was cut inside its offset, the remaining digits are another offset.
+_POSITION: Final = re.compile(rb'"partition"\s*:\s*(\d{1,9})\s*,\s*"offset"\s*:\s*(\d{1,18})\s*[,}]')
 _PUBLISHED: Final = re.compile(rb'"date_published"\s*:\s*"([^"\\]{10,40})"')
 
 
-class Spot(msgspec.Struct, gc=False):
-    """The place of a record that was made out."""
-
-    partition: int
-    offset: int
-    date_published: Any = None
-
-
-def recover(record: Record) -> Spot | None:
-    """Make out the place of a record that does not decode, or of which only the ends are there.
+def recover_position(record: Record) -> EventPosition | None:
+    """Return the position of a record that does not decode, or of which only both ends are known.
 
     Quotes inside strings are escaped, so the keys cannot be part of a text.
     """
     data: Buffer = record.tail if isinstance(record, Oversize) else record
     with contextlib.suppress(DecodeError):
-        event = decode_json(data, _place).event
+        event = decode_json(data, _positioned).event
         if event is not None and event.partition is not None and event.offset is not None:
-            return Spot(event.partition, event.offset, event.date_published)
+            return event
     data = bytes(data)
-    found = list(_PLACE.finditer(data))
-    if not found:
+    matches = list(_POSITION.finditer(data))
+    if not matches:
         return None
     times = list(_PUBLISHED.finditer(data))
-    partition, offset = found[-1].groups()
-    return Spot(int(partition), int(offset), times[-1][1].decode(errors="replace") if times else None)
+    partition, offset = matches[-1].groups()
+    return EventPosition(int(partition), int(offset), times[-1][1].decode(errors="replace") if times else None)
 
 
 class _ErrorLine(msgspec.Struct, forbid_unknown_fields=True):
@@ -197,26 +189,26 @@ class _ErrorLine(msgspec.Struct, forbid_unknown_fields=True):
 _error_line: Final = msgspec.json.Decoder(_ErrorLine)
 
 
-def error_line(record: Record) -> tuple[int, str] | None:
-    """Return status and message if a record is not an event but an error that the server wrote into the stream."""
+def decode_error_line(record: Record) -> tuple[int, str] | None:
+    """Return status and message if a record is an error that the server wrote into the stream; None if it is not."""
     if isinstance(record, Oversize):
         return None
     try:
-        answer = decode_json(record, _error_line)
+        line = decode_json(record, _error_line)
     except DecodeError:
         return None
-    return answer.status, answer.message
+    return line.status, line.message
 
 
-def published_of(event: PlaceLike) -> datetime | None:
-    """Return when an event was published, as an aware datetime; None where it does not say so in a known form."""
+def published_of(event: EventLike) -> datetime | None:
+    """Return when an event was published, as an aware datetime; None if it has no time in a known form."""
     value = event.date_published
     if isinstance(value, str):
         try:
             value = msgspec.convert(value, datetime)
         except msgspec.ValidationError:
             return None
-    # Years 1 and 9999 say that there is no time, and in another zone they may not even be dates.
+    # The service writes the years 1 and 9999 for "no time", and in another zone they may not even be dates.
     if not isinstance(value, datetime) or value.tzinfo is None or not 1 < value.year < 9999:
         return None
     return value.astimezone(UTC)

@@ -1,15 +1,15 @@
-"""Where a reader of the firehose is, what to ask for next, and whether something was lost in between. Pure.
+"""The request that continues a stream from its positions, and the detection of lost events in between. Pure.
 
 The rules are those of the server's own code:
 
-- `offsets` and `since_per_partition` without `parts` are dropped in silence and the stream starts live, so `parts` is
-  always sent. `since` beside `parts` is refused, so it is never sent; each partition gets its own time instead.
-- An offset is inclusive: the next one is asked for. A partition named in neither map starts live, so that what it said
-  in the meantime is lost: one that was never heard from is asked for by the time of the first connect.
-- An offset that is no longer kept is no error: the partition silently starts live. A time finds the oldest event that
-  is kept, so that an old position is asked for by time.
-- A partition in both maps, and a time in the future, are refused (422).
-- Partition and offset come with an event only if one of its fields was asked for.
+- The server ignores `offsets` and `since_per_partition` without `parts` and starts live, so `parts` is always sent. It
+  rejects `since` beside `parts`, so `since` is never sent; each partition has its own time instead.
+- An offset is inclusive, so the request has the next one. A partition in neither map starts live, and its events of the
+  meantime are lost, so a partition without any event yet is requested by the time of the first connect.
+- An offset that the server no longer has is not an error: the partition starts live without notice. A time finds the
+  oldest event that the server has, so an old position is requested by time.
+- The server rejects a partition in both maps, and a time in the future (422).
+- An event comes with partition and offset only if the request names one of its fields.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,27 +18,26 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
+from wme_async._arguments import check_numbers
 from wme_async.offsets.protocol import Position
 
 __all__ = [
     "Jump",
-    "Plan",
     "Resume",
+    "StreamRequest",
     "StreamResource",
-    "check_aware",
-    "check_parts",
     "check_since",
     "deal",
     "explain_jump",
     "partitions_of",
-    "plan",
+    "plan_request",
     "rfc3339",
 ]
 
 SKEW: Final = timedelta(minutes=1)
-"""How far the clocks of the machines that publish events are thought to lie apart; asked for in addition."""
+"""The assumed difference between the clocks of the machines that publish events. Requested times are earlier by it."""
 
-_FRESH: Final = 5 / 6  # share of the retention for which an offset is trusted to be kept: 40 of 48 hours
+_TRUSTED: Final = 5 / 6  # share of the retention for which the server surely has an offset: 40 of 48 hours
 _NATURAL: Final = 8  # offsets that internal messages (take-downs) may use up between two events
 
 
@@ -46,35 +45,29 @@ class StreamResource(msgspec.Struct, frozen=True, kw_only=True):
     """A stream of the realtime host, as a row.
 
     Attributes:
-        name: How it is reached: `wme.realtime.<name>`; positions are stored under it.
+        name: Its name in `wme.realtime.<name>`; positions are stored under it.
         path: Its path on the realtime host.
-        model: What its events decode to.
-        partitions: How many there are.
-        parts: Into how many parts they are grouped for parallel connections. Part `p` has the partitions from
-            `p * (partitions // parts)` on.
+        partitions: The number of partitions.
+        parts: The number of parts into which they are grouped for parallel connections. Part `p` has the partitions
+            from `p * (partitions // parts)` on.
         retention: Seconds for which the server keeps events.
         product: Its name in words, for messages.
-        beta: Announced as beta: shapes and paths may still change.
 
     Raises:
-        TypeError: Partitions or parts are no whole numbers.
-        ValueError: There are none, or partitions are left over that no part would have.
+        TypeError: Partitions or parts are not whole numbers.
+        ValueError: There are none, or some partitions would be in no part.
     """
 
     name: str
     path: str
-    model: type
     partitions: int = 50
     parts: int = 10
     retention: float = 48 * 3600.0
     product: str = "realtime"
-    beta: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a layout in which events would be in no part, and so never be asked for."""
-        for number in (self.partitions, self.parts):
-            if type(number) is not int:
-                raise TypeError(f"partitions and parts are whole numbers, not {number!r}")
+        """Raise if some events would be in no part, and so never be requested."""
+        check_numbers(whole=True, optional=False, partitions=self.partitions, parts=self.parts)
         if self.parts < 1 or self.partitions < self.parts or self.partitions % self.parts:
             raise ValueError(
                 f"{self.partitions} partitions cannot be dealt out to {self.parts} parts: each part has the same "
@@ -82,13 +75,13 @@ class StreamResource(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class StreamRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request for a stream.
 
     Attributes:
-        parts: What it covers.
-        offsets: First offset wanted, by partition.
-        since: First time wanted, by partition. With `offsets` it covers every partition of the parts once.
+        parts: The parts that it covers.
+        offsets: The first offset, by partition.
+        since: The first time, by partition. With `offsets` it covers every partition of the parts once.
         fields: Names in the server's spelling, `event.*` among them; None for everything.
         filters: Objects with `field` and `value`.
     """
@@ -114,82 +107,33 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rfc3339(time: datetime) -> str:
-    """Write a time as the server reads it: UTC, whole milliseconds, never later than it is."""
+    """Return a time in the server's format: UTC, whole milliseconds, rounded down."""
     return time.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def partitions_of(resource: StreamResource, parts: Iterable[int]) -> list[int]:
     """Return the partitions of some parts, in order."""
-    each = resource.partitions // resource.parts
-    return [partition for part in sorted(parts) for partition in range(part * each, (part + 1) * each)]
-
-
-def check_parts(resource: StreamResource, parts: Iterable[int] | None, connections: int) -> tuple[int, ...]:
-    """Return the parts to read, in order, or say what is wrong with them. None means all.
-
-    Raises:
-        ValueError: None at all, one twice (the server would end the stream at once), one out of range, or more
-            connections than parts.
-        TypeError: Not whole numbers.
-    """
-    if parts is not None and (isinstance(parts, str | bytes) or not isinstance(parts, Iterable)):
-        raise TypeError(f"parts must be a list of whole numbers, such as [0, 1], not {parts!r}")
-    wanted = list(range(resource.parts)) if parts is None else list(parts)
-    for part in wanted:
-        if isinstance(part, bool) or not isinstance(part, int):
-            raise TypeError(f"parts must be a list of whole numbers, such as [0, 1], and {part!r} is not")
-    if isinstance(connections, bool) or not isinstance(connections, int):
-        raise TypeError(f"connections must be a whole number, not {connections!r}")
-    if not wanted:
-        raise ValueError("parts is empty; leave it out to read everything")
-    bad = [part for part in wanted if not 0 <= part < resource.parts]
-    if bad:
-        raise ValueError(f"parts of {resource.name} are 0 to {resource.parts - 1}, so not {bad}")
-    if len(set(wanted)) < len(wanted):
-        raise ValueError(
-            f"parts {sorted(wanted)} names one twice: the server would deliver it twice, or end the stream"
-        )
-    if not 1 <= connections <= len(wanted):
-        raise ValueError(
-            f"connections is 1 to {len(wanted)} here, not {connections}: each one reads at least one of the "
-            f"{len(wanted)} parts"
-        )
-    return tuple(sorted(wanted))
+    size = resource.partitions // resource.parts
+    return [partition for part in sorted(parts) for partition in range(part * size, (part + 1) * size)]
 
 
 def deal(parts: Sequence[int], connections: int) -> list[tuple[int, ...]]:
-    """Deal parts out over connections, as evenly as possible; none is left empty if there are enough."""
+    """Deal parts out over connections, as evenly as possible; each gets at least one if there are enough."""
     return [tuple(parts[index::connections]) for index in range(connections)]
 
 
-def check_aware(since: object) -> datetime:
-    """Return a time that has a zone.
-
-    Raises:
-        TypeError: Not a datetime.
-        ValueError: Without a time zone; the server refuses those.
-    """
-    if not isinstance(since, datetime):
-        raise TypeError(f"since must be a datetime with a time zone, not {type(since).__name__}")
-    if since.tzinfo is None or since.utcoffset() is None:
-        raise ValueError("since needs a time zone: datetime.now(UTC), not datetime.now()")
-    return since
-
-
-def check_since(since: object, *, now: datetime, retention: float) -> datetime:
-    """Return the time a stream may start from, or say why it may not.
+def check_since(since: datetime, *, now: datetime, retention: float) -> datetime:
+    """Return the time to start from, in UTC.
 
     Args:
-        since: What the user gave.
+        since: The user's time, with a time zone.
         now: The server's clock.
-        retention: Seconds for which events are kept.
+        retention: Seconds for which the server keeps events.
 
     Raises:
-        TypeError: Not a datetime.
-        ValueError: Without a time zone (which the server refuses), in the future, or older than what is kept (the
-            server would begin later and not say so).
+        ValueError: It is in the future, or older than what the server keeps (the server would begin later without
+            notice).
     """
-    since = check_aware(since)
     if since > now + SKEW:
         raise ValueError(f"since is in the future: {since}; the server's clock says {rfc3339(now)}")
     oldest = now - timedelta(seconds=retention)
@@ -201,7 +145,7 @@ def check_since(since: object, *, now: datetime, retention: float) -> datetime:
     return since.astimezone(UTC)
 
 
-def plan(
+def plan_request(
     resource: StreamResource,
     parts: Iterable[int],
     positions: Mapping[int, Position],
@@ -212,23 +156,23 @@ def plan(
     by_time: Collection[int] = (),
     fields: Iterable[str] | None = None,
     filters: Iterable[Mapping[str, Any]] = (),
-) -> Plan:
-    """Decide what to ask the server for, so that nothing between the positions and now is left out.
+) -> StreamRequest:
+    """Return the request that leaves out nothing between the positions and now.
 
     Args:
         resource: The stream.
-        parts: Which of its parts, each once.
-        positions: What was processed.
+        parts: The parts to cover.
+        positions: How far partitions were read.
         now: The server's clock, as far as known.
         guard: How far that may be ahead of the server; no time later than `now - guard` is sent.
-        start: From when on partitions without a position are wanted.
-        by_time: Partitions whose offset is not to be trusted.
+        start: The time from which partitions without a position are read.
+        by_time: Partitions whose offset the server may no longer have.
         fields: Names in the server's spelling; None for everything.
         filters: Objects with `field` and `value`.
     """
     parts = tuple(sorted(set(parts)))
     latest = now - guard
-    oldest_offset = now - timedelta(seconds=resource.retention * _FRESH)
+    oldest_offset = now - timedelta(seconds=resource.retention * _TRUSTED)
     oldest_time = now - timedelta(seconds=2 * resource.retention)
     offsets: dict[int, int] = {}
     since: dict[int, datetime] = {}
@@ -237,31 +181,29 @@ def plan(
         published = position.published if position else start
         if position is None or position.offset < 0:
             since[partition] = min(max(published or start, oldest_time), latest)
-        elif published is None:
-            offsets[partition] = position.offset + 1
-        elif partition in by_time or published < oldest_offset:
+        elif published is not None and (partition in by_time or published < oldest_offset):
             since[partition] = min(max(published, oldest_time) - SKEW, latest)
         else:
             offsets[partition] = position.offset + 1
-    return Plan(parts=parts, offsets=offsets, since=since, fields=_with_event(fields), filters=tuple(filters))
+    return StreamRequest(parts=parts, offsets=offsets, since=since, fields=_with_event(fields), filters=tuple(filters))
 
 
 def _with_event(fields: Iterable[str] | None) -> tuple[str, ...] | None:
-    """Ask for the whole event, without which the server tells neither partition nor offset."""
+    """Return the fields and the whole event, without which the server sends neither partition nor offset."""
     if fields is None:
         return None
-    rest = [field for field in dict.fromkeys(fields) if field != "event" and not field.startswith("event.")]
-    return (*rest, "event.*")
+    others = [field for field in dict.fromkeys(fields) if field != "event" and not field.startswith("event.")]
+    return (*others, "event.*")
 
 
 class Resume(msgspec.Struct, frozen=True):
-    """What was asked for a partition when its connection was made; the first event is compared with it.
+    """The request for one partition when its connection was made; the first event is compared with it.
 
     Attributes:
-        position: What was known.
-        by_offset: It was asked for by offset, not by time.
+        position: The position that it continues from.
+        by_offset: Whether the partition was requested by offset, not by time.
         at: The server's clock at the request.
-        probe: The offset that came when it was asked for by offset, if this is the second look, by time.
+        probe: If this is the second request, by time: the offset that the first one brought.
     """
 
     position: Position | None
@@ -274,23 +216,24 @@ Jump: TypeAlias = Literal["none", "look_again", "retention", "out_of_range", "un
 
 
 def explain_jump(resume: Resume, offset: int, published: datetime | None, *, retention: float, filtered: bool) -> Jump:
-    """Judge the first event of a partition after a connect: was something between it and the position lost?
+    """Return whether, and why, events were lost between a position and the first event after a connect.
 
-    Offsets alone cannot tell: filtered-out events and internal messages use up offsets and are never seen. What can:
+    Offsets alone cannot tell: events that a filter leaves out and internal messages use up offsets and are never seen.
+    These can:
 
     - The reader was away for longer than the server keeps events.
     - Without filters, an offset that the server no longer has makes it start live, so that the first event is newer
-      than the request. Asking again, by time, brings what is still kept, and what is not is the gap.
+      than the request. A second request, by time, brings the events that the server still has; the others are the gap.
 
     Args:
-        resume: What was asked for.
-        offset: What came.
-        published: When that was published.
+        resume: The request.
+        offset: The offset of the first event.
+        published: Its publication time.
         retention: Seconds for which the server keeps events.
-        filtered: The server leaves out events.
+        filtered: Whether the server leaves out events.
 
     Returns:
-        `none`: nothing is missing. `look_again`: ask for this partition by time. Else the reason of a gap.
+        `none`: nothing is missing. `look_again`: request this partition by time. Otherwise the reason of a gap.
     """
     position = resume.position
     if position is None:
@@ -301,7 +244,7 @@ def explain_jump(resume: Resume, offset: int, published: datetime | None, *, ret
     safe_until = position.safe_until
     away = (resume.at - safe_until).total_seconds() if safe_until else 0.0
     if position.offset < 0:
-        # Its time was chosen, perhaps as early as the server goes; only what is well beyond is a loss.
+        # The start may be the earliest time that the server accepts; only an excess well beyond it is a loss.
         return "retention" if away > retention + SKEW.total_seconds() else "none"
     if away > retention:
         return "retention"

@@ -1,4 +1,4 @@
-"""How a stream is doing: counts, how fast it goes, and when it will have caught up."""
+"""The statistics of a stream: counts, speed, and the time until it has caught up."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -6,94 +6,86 @@ from datetime import datetime
 from typing import Any
 
 from wme_async._stream.connection import Connection
-from wme_async._stream.decoder import Runs
+from wme_async._stream.decoder import Decoder
 from wme_async._stream.events import PartitionStatistics, StreamStatistics
-from wme_async._stream.partitions import Progress
+from wme_async._stream.partitions import Partition, Partitions
 from wme_async._stream.record_types import published_of
 
-__all__ = ["Meter"]
+__all__ = ["StatisticsCollector"]
 
-_WINDOW = 60.0  # seconds that speeds are measured over
+_WINDOW = 60.0  # seconds over which speeds are measured
 _STEP = 1.0
-_CURRENT = 5.0  # seconds of lag that are none to speak of
+_CURRENT = 5.0  # seconds of lag that count as none
 
 
-class Meter:
-    """Samples counts and publication times over the last minute, and makes statistics of them."""
+class StatisticsCollector:
+    """Samples counts and publication times over the last minute, and makes statistics of them.
 
-    def __init__(self) -> None:
+    Args:
+        decoder: Counts values.
+        partitions: Count duplicates and gaps.
+        connections: Count bytes and connects.
+    """
+
+    def __init__(self, decoder: Decoder[Any], partitions: Partitions, connections: Sequence[Connection]) -> None:
+        self._decoder = decoder
+        self._partitions = partitions
+        self._connections = connections
         self._samples: deque[tuple[float, int, datetime | None]] = deque()
         self._published: datetime | None = None
 
-    def sample(self, at: float, runs: Runs[Any]) -> None:
+    def sample(self, at: float) -> None:
         """Take a sample, unless the last one is less than a second old.
 
         Args:
-            at: Seconds, never going back.
-            runs: What was decoded.
+            at: Monotonic seconds.
         """
-        if runs.events:
-            self._published = published_of(runs.events[-1])
+        if self._decoder.run.events:
+            self._published = published_of(self._decoder.run.events[-1])
         if self._samples and at - self._samples[-1][0] < _STEP:
             return
-        self._samples.append((at, runs.decoded, self._published))
+        self._samples.append((at, self._decoder.decoded, self._published))
         while at - self._samples[0][0] > _WINDOW:
             self._samples.popleft()
 
-    def read(
-        self,
-        at: float,
-        now: datetime,
-        *,
-        runs: Runs[Any],
-        progress: Progress,
-        connections: Sequence[Connection],
-        buffered: int,
-        backfilled: int,
-    ) -> StreamStatistics:
-        """Return the statistics of this moment.
+    def collect(self, at: float, now: datetime, *, buffered: int, backfilled: int) -> StreamStatistics:
+        """Return the statistics.
 
         Args:
-            at: Seconds, never going back.
+            at: Monotonic seconds.
             now: The server's clock.
-            runs: What was decoded.
-            progress: Where the stream is.
-            connections: What it reads from.
             buffered: Bytes received and not decoded.
-            backfilled: Articles taken from batches.
+            backfilled: Articles from batches.
         """
-        self.sample(at, runs)
+        self.sample(at)
+        decoder, connections = self._decoder, self._connections
         lag = None if self._published is None else max(0.0, (now - self._published).total_seconds())
+        by_number = self._partitions.by_number
+        connected = {number: connection.connected for connection in connections for number in connection.partitions}
         return StreamStatistics(
-            events=runs.decoded - runs.filtered,
-            filtered=runs.filtered,
+            events=decoder.decoded - decoder.filtered,
+            filtered=decoder.filtered,
             bytes=sum(connection.bytes for connection in connections),
-            duplicates=progress.duplicates,
-            bad_records=runs.bad,
-            gaps=progress.gaps,
+            duplicates=self._partitions.duplicates,
+            bad_records=decoder.bad,
+            gaps=self._partitions.gaps,
             backfilled=backfilled,
             connects=sum(connection.connects for connection in connections),
             reconnects=sum(connection.reconnects for connection in connections),
             connected=sum(connection.connected for connection in connections),
             buffered=buffered,
             lag=lag,
-            rate=self._rate(at, runs.decoded),
+            rate=self._rate(at),
             catch_up=self._catch_up(at, lag),
             partitions=tuple(
-                sorted(
-                    (
-                        _partition(progress, number, now, connected=connection.connected)
-                        for connection in connections
-                        for number in connection.partitions
-                    ),
-                    key=lambda each: each.partition,
-                )
+                _partition_statistics(by_number[number], now, connected=connected[number])
+                for number in sorted(connected)
             ),
         )
 
-    def _rate(self, at: float, events: int) -> float:
+    def _rate(self, at: float) -> float:
         began, before, _ = self._samples[0]
-        return (events - before) / (at - began) if at > began else 0.0
+        return (self._decoder.decoded - before) / (at - began) if at > began else 0.0
 
     def _catch_up(self, at: float, lag: float | None) -> float | None:
         if lag is None or self._published is None:
@@ -107,14 +99,14 @@ class Meter:
         return None
 
 
-def _partition(progress: Progress, number: int, now: datetime, *, connected: bool) -> PartitionStatistics:
-    read = progress.read([number])[number]
-    done = progress.done.get(number) or progress.base[number]
+def _partition_statistics(partition: Partition, now: datetime, *, connected: bool) -> PartitionStatistics:
+    read, processed = partition.read_position(), partition.processed_position()
+    assert read is not None
     published = read.published if read.offset >= 0 else None
     return PartitionStatistics(
-        partition=number,
+        partition=partition.number,
         offset=read.offset,
-        acknowledged=done.offset,
+        acknowledged=processed.offset,
         published=published,
         age=None if published is None else max(0.0, (now - published).total_seconds()),
         connected=connected,

@@ -1,31 +1,29 @@
-"""The firehose as an asynchronous iterator: what users hold in their hands."""
+"""The stream of events as an asynchronous iterator: the object that users work with."""
 
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 
-from wme_async._stream.arguments import Commit, OnBadRecord, OnGap, call, check_arguments, check_bounds, check_kinds
-from wme_async._stream.backfill import Backfill, Filler
-from wme_async._stream.committer import Keeper
-from wme_async._stream.connection import FOR_EVER, Buffer, Settings, begin_at, make_connections
-from wme_async._stream.decoder import SKIP, Bad, Gap, Lists, Runs
-from wme_async._stream.events import StreamBadRecord, StreamEvent, StreamGap, StreamStatistics
-from wme_async._stream.framing import MAX_RECORD, Framing
-from wme_async._stream.partitions import Progress
-from wme_async._stream.record_types import PlaceLike, Shape
-from wme_async._stream.resume import StreamResource, check_aware, check_parts, deal, partitions_of
-from wme_async._stream.statistics import Meter
-from wme_async._tasks import WorkGroup, first_cause, wait_done
+from wme_async._stream.backfill import Backfill, GapFiller
+from wme_async._stream.committer import Committer
+from wme_async._stream.connection import Settings, start_time
+from wme_async._stream.decoder import SKIP, Decoder
+from wme_async._stream.deliveries import Deliveries
+from wme_async._stream.events import StreamBadRecord, StreamEvent, StreamStatistics
+from wme_async._stream.interruptions import InterruptionHandler
+from wme_async._stream.options import StreamOptions, check_batch_limits
+from wme_async._stream.partitions import Partitions
+from wme_async._stream.receiver import Receiver
+from wme_async._stream.record_types import EventLike, RecordType
+from wme_async._stream.resume import StreamResource, partitions_of
+from wme_async._stream.statistics import StatisticsCollector
+from wme_async._tasks import wait_done
 from wme_async._transport import Transport
-from wme_async.errors import DecodeError, StreamError
-from wme_async.offsets import ClaimingStore, MemoryOffsets, OffsetStore
-from wme_async.offsets.protocol import Position
-from wme_async.settings import Retry
+from wme_async.errors import DecodeError
+from wme_async.offsets import ClaimingStore, MemoryOffsets, Position
 
 __all__ = ["Stream"]
 
@@ -33,13 +31,11 @@ logger = logging.getLogger("wme_async.stream")
 
 T = TypeVar("T")
 
-_TICK: Final = 5.0
 _GRACE: Final = 5.0  # seconds for the last save, and for closing once its task has been cancelled
-_TURN: Final = 256 * 1024  # bytes that may be handed out before other tasks get their turn
 
 
 class Stream(Generic[T]):
-    """A stream of events that goes on where it was: after a cut, and after a restart if `offsets` outlives the process.
+    """A stream of events that continues after a cut; and after a restart, if `offsets` outlives the process.
 
     ```python
     async with wme.realtime.articles(offsets=SQLiteOffsets("offsets.db")) as stream:
@@ -47,55 +43,34 @@ class Stream(Generic[T]):
             ...
     ```
 
-    **What is promised.** Every event that the server still has is handed out, in order within its partition. Within one
-    process none is handed out twice. After a crash, those that were not saved as processed come again. An event counts
-    as processed when the next one is asked for (`commit="auto"`): the one in your hands when you leave the block comes
-    again, unless you `ack` it. Nothing is ever saved ahead of that. For exactly once, save `positions` with the data.
+    **Delivery.** Every event that the server still has is handed out, in order within its partition. Within one process
+    each is handed out once. After a crash, those that were not saved as processed come again. An event counts as
+    processed when the next one is requested (`commit="auto"`): the one in your hands when you leave the block comes
+    again, unless you `ack` it. No position is saved ahead of that. For exactly once, save `positions` with the data.
 
-    **How long it lasts.** It makes new connections for ever: a cut, a reset, a clean end, 5xx, 429, an expired token
-    and silence are all answered by another request, with growing random waits that start anew after every connection
-    that brought something. Only what cannot get better is raised, at once: 400, 403, 404, 422 with the server's words,
-    and a refused sign-in. Give `retry` to have it end earlier, with the last error; silence is then `IdleTimeout`.
+    **Reconnecting.** A cut, a reset, a clean end, 5xx, 429, an expired token and silence all lead to another request,
+    for ever, with growing random waits that start anew after every connection that brought an event. Only errors that
+    another request cannot cure are raised, at once: 400, 403, 404, 422 with the server's message, and a rejected
+    sign-in. With `retry` it ends earlier, with the last error; silence is then `IdleTimeout`.
 
-    **Memory and speed.** What was received and not handed out is bounded by `max_buffer`, beyond which the socket is
-    not read: a slow consumer slows the server. The stream is for one consumer; share out events behind it.
+    **Memory and speed.** Bytes that were received and not handed out are bounded by `max_buffer`, beyond which the
+    socket is not read: a slow consumer slows the server. The stream has one consumer; distribute events behind it.
+
+    Streams are made by `wme.realtime.articles` and `wme.realtime.wikidata`.
 
     Args:
         transport: Sends requests.
-        resource: Which stream.
-        type: What to decode into: by default the resource's model. Any msgspec Struct (`fields` should then name what
-            it has), `dict`, or `msgspec.Raw` for the bytes. Partition and offset are tracked also if it has no event.
-        parts: Which parts of the stream, each once; None for all.
-        connections: Over how many connections they are dealt out, 1 to the number of parts. The server allows each one
-            50 events a second, scaled by its share of the parts, so more connections do not raise the total.
-        since: Where partitions without a saved position begin: an aware datetime within the retention. By default half
-            a minute ago, so that a clock that is a little ahead of the server's does no harm.
+        resource: The stream.
+        type: The type to decode into.
+        options: The options, checked and complete.
         fields: Names in the server's spelling; None for everything. `event.*` is added.
         filters: Objects with `field` and `value`, in the server's spelling.
-        keep: Which values are wanted, for what the server cannot filter. The positions move on past the others.
-        offsets: Where positions are kept; by default in memory, for this object alone.
-        name: Of the reader, within the store. Positions are kept under `"<name>/<resource>"`.
-        framing: `"ndjson"`, or `"sse"`, which costs a third more on small events and brings nothing more.
-        on_bad_record: A record that does not decode is raised as `DecodeError` (asking for the next event goes on
-            behind it), skipped and counted, or given to a function, plain or async; the position moves on once that
-            has returned.
-        on_gap: Missing events are logged, raised as `OffsetGap` (asking for the next event goes on), or told to a
-            function, plain or async.
-        idle_timeout: Seconds of silence after which a connection counts as dead and is replaced. There are no
-            heartbeats, so silence of a narrow filter looks the same; being replaced costs it one request.
-        commit: `"auto"`: see above. `"ack"`: only `ack` counts, in any order; a partition's position moves up to where
-            everything is acknowledged. `"manual"`: as auto, but only `commit()` saves.
-        commit_interval: Seconds between two saves.
-        retry: When to give up; by default never.
-        on_event: Told of connects, cuts, retries, gaps, bad records and saves, as frozen records.
-        backfill: Yields the JSON records of an hour's batches. With it, what a gap lost is fetched from there as far as
-            they have it and handed out, `backfilled` being true, before the stream goes on.
-        max_buffer: Bytes received ahead of the consumer.
-        max_record: Bytes above which a record counts as bad.
+        keep: Returns whether a value is handed out, for filters that the server cannot apply. Positions move on past
+            the others.
+        backfill: Yields the records of an hour's batches, to fill gaps with.
 
     Raises:
-        ValueError: An argument that the server would refuse or misread.
-        TypeError: An argument of a wrong type.
+        TypeError: msgspec cannot decode into the type.
     """
 
     def __init__(
@@ -104,117 +79,94 @@ class Stream(Generic[T]):
         resource: StreamResource,
         *,
         type: type[T],
-        parts: Iterable[int] | None = None,
-        connections: int = 1,
-        since: datetime | None = None,
+        options: StreamOptions,
         fields: Iterable[str] | None = None,
         filters: Iterable[Mapping[str, Any]] | None = None,
         keep: Callable[[T], bool] | None = None,
-        offsets: OffsetStore | None = None,
-        name: str = "default",
-        framing: Framing = "ndjson",
-        on_bad_record: OnBadRecord = "raise",
-        on_gap: OnGap = "log",
-        idle_timeout: float = 300.0,
-        commit: Commit = "auto",
-        commit_interval: float = 5.0,
-        retry: Retry | None = None,
-        on_event: Callable[[StreamEvent], None] | None = None,
         backfill: Backfill | None = None,
-        max_buffer: int = 2 * 1024 * 1024,
-        max_record: int = MAX_RECORD,
     ) -> None:
-        self._store = MemoryOffsets() if offsets is None else offsets
-        times = {"idle_timeout": idle_timeout, "commit_interval": commit_interval}
-        check_arguments(
-            choices={"framing": framing, "commit": commit, "on_bad_record": on_bad_record, "on_gap": on_gap},
-            numbers={**times, "max_buffer": max_buffer, "max_record": max_record},
-        )
-        check_kinds(name=name, offsets=self._store, retry=retry, on_event=on_event)
-        if since is not None:
-            check_aware(since)  # its place in time can only be judged by the server's clock
         self.resource = resource
-        self._parts = check_parts(resource, parts, connections)
-        self._connections = connections
-        self._since = since
         self._transport = transport
-        self._key = f"{name}/{resource.name}"
-        self._mode: Commit = commit
-        self._commit_interval = commit_interval
-        self._on_bad_record = on_bad_record
-        self._on_gap = on_gap
-        self._on_event = on_event
+        self._options = options
+        self._fields = None if fields is None else tuple(fields)
+        self._filters = tuple(filters or ())
         self._keep = keep
-        self._shape = Shape(type)
-        self._filler = None if backfill is None else Filler(backfill, self._shape, keep)
-        self._settings = Settings(
-            resource=resource,
-            framing=framing,
-            fields=None if fields is None else tuple(fields),
-            filters=tuple(filters or ()),
-            idle_timeout=idle_timeout,
-            max_record=max_record,
-            retry=retry or FOR_EVER,
-            tell=self._tell,
-        )
-        self._max_buffer = max_buffer
-        self._meter = Meter()
+        self._record_type = RecordType(type)
+        self._filler = None if backfill is None else GapFiller(backfill, self._record_type, keep)
+        self._store = options["offsets"] or MemoryOffsets()
+        self._key = f"{options['name']}/{resource.name}"
         self._generator: AsyncGenerator[T] | None = None
-        self._aside: AsyncGenerator[T | DecodeError] | None = None
-        self._failure: BaseException | None = None
-        self._backfilled = 0
-        self._ready = 0
         self._collecting = False
-        self._marks: dict[int, PlaceLike] = {}  # where the list that was handed out last brings the stream to
-        self._spare: deque[T] = deque()  # from batches, for a list that is not full yet
         self._state: Literal["new", "open", "closed"] = "new"
         self.backfilled: bool = False
         """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
 
     def __repr__(self) -> str:
-        return f"<Stream {self._key!r} {self._state}, {self._connections} connections>"
+        return f"<Stream {self._key!r} {self._state}, {self._options['connections']} connections>"
 
     async def __aenter__(self) -> Self:
         if self._state != "new":
             raise RuntimeError("a stream is opened once; make another one")
-        self._state = "closed"  # until it is open, and if it cannot be
+        self._state = "closed"  # until opening has succeeded
+        connections = self._options["connections"]
         async with contextlib.AsyncExitStack() as stack:
             if isinstance(self._store, ClaimingStore):
                 await stack.enter_async_context(self._store.claim(self._key))
-            self._transport.pool.reserve(self._connections)
-            stack.callback(self._transport.pool.reserve, -self._connections)
-            positions = await self._store.load(self._key)
-            partitions = partitions_of(self.resource, self._parts)
-            resumed = any(partition in positions for partition in partitions)
-            start = await begin_at(self._transport, self.resource, self._since, resumed=resumed)
-            kept, filtered = self.resource.retention, bool(self._settings.filters)
-            self._progress = Progress(partitions, positions, start=start, retention=kept, filtered=filtered)
-            self._keeper = Keeper(self._store, self._key, self._progress, tell=self._tell)
-            # Without this, what a partition says for the first time while nobody reads would be lost.
-            await self._keeper.begin(positions)
-            self._buffer = Buffer(self._max_buffer)
-            self._pool = make_connections(
-                self._key,
-                deal(self._parts, self._connections),
-                transport=self._transport,
-                settings=self._settings,
-                progress=self._progress,
-                start=start,
-                buffer=self._buffer,
-            )
-            self._runs: Runs[T] = Runs(
-                self._shape,
-                self._progress,
-                keep=self._keep,
-                note=None if self._filler is None else self._filler.note,
-                skip_bad=self._on_bad_record == "skip",
-                tell_bad=self._tell_bad,
-            )
+            self._transport.pool.reserve(connections)
+            stack.callback(self._transport.pool.reserve, -connections)
+            await self._prepare()
             self._stack = stack.pop_all()
-        # The connections live in a task of the stream's own: no scope is held across the user's block.
-        self._task = asyncio.create_task(self._run(), name=f"wme stream {self._key}")
+        self._receiver.start(lambda: self._statistics.sample(self._transport.monotonic()))
         self._state = "open"
         return self
+
+    async def _prepare(self) -> None:
+        """Load the positions, and make the parts through which events pass."""
+        options = self._options
+        parts = tuple(options["parts"] or ())
+        positions = await self._store.load(self._key)
+        numbers = partitions_of(self.resource, parts)
+        resumed = any(number in positions for number in numbers)
+        start = await start_time(self._transport, self.resource, options["since"], resumed=resumed)
+        self._partitions = Partitions(
+            numbers, positions, start=start, retention=self.resource.retention, filtered=bool(self._filters)
+        )
+        self._committer = Committer(self._store, self._key, self._partitions, notify=self._notify)
+        # Unsaved, the start of a partition would be lost, and with it its first events while nobody reads.
+        await self._committer.begin(positions)
+        self._receiver = Receiver(
+            self._key,
+            parts,
+            transport=self._transport,
+            settings=Settings(
+                resource=self.resource,
+                options=options,
+                fields=self._fields,
+                filters=self._filters,
+                start=start,
+                notify=self._notify,
+            ),
+            partitions=self._partitions,
+            committer=self._committer,
+        )
+        self._decoder: Decoder[T] = Decoder(
+            self._record_type,
+            self._partitions,
+            keep=self._keep,
+            remember=None if self._filler is None else self._filler.remember,
+            skip_bad=options["on_bad_record"] == "skip",
+            notify_bad=self._notify_bad,
+        )
+        self._interruptions = InterruptionHandler(
+            self._decoder,
+            self._filler,
+            on_bad_record=options["on_bad_record"],
+            on_gap=options["on_gap"],
+            notify=self._notify,
+            server_now=self._receiver.server_now,
+        )
+        self._deliveries = Deliveries(self._record_type, self._partitions, one_by_one=options["commit"] == "ack")
+        self._statistics = StatisticsCollector(self._decoder, self._partitions, self._receiver.connections)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -222,13 +174,13 @@ class Stream(Generic[T]):
         if self._state == "closed":
             return
         self._state = "closed"
-        # In a task of its own, so that being cancelled meanwhile does not leave half of it undone.
+        # In a task of its own, so that a cancellation meanwhile does not leave half of it undone.
         closing = asyncio.create_task(self._close(), name=f"wme stream {self._key} closing")
         await wait_done(closing, grace=_GRACE)
         if (failure := closing.exception()) is not None:
             if error is None:
                 raise failure
-            # What ended the block is what the caller has to see, above all a cancellation.
+            # The caller has to see the exception of the block, above all a cancellation.
             logger.error("closing the stream %r failed: %s", self._key, failure)
             error.add_note(f"closing the stream {self._key!r} failed as well: {failure}")
 
@@ -238,52 +190,23 @@ class Stream(Generic[T]):
             await self.__aexit__(None, None, None)
 
     async def _close(self) -> None:
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        await self._receiver.stop()
         async with self._stack:
-            for generator in (self._generator, self._aside):
-                if generator is not None:
-                    # One that is being iterated by another task ends with that.
-                    with contextlib.suppress(RuntimeError):
-                        await generator.aclose()
-            if self._mode != "manual":
-                await self._keeper.save_last(_GRACE)
+            # A generator that another task is iterating ends with that task.
+            with contextlib.suppress(RuntimeError):
+                if self._generator is not None:
+                    await self._generator.aclose()
+            with contextlib.suppress(RuntimeError):
+                await self._interruptions.aclose()
+            if self._options["commit"] != "manual":
+                await self._committer.save_last(_GRACE)
 
-    async def _run(self) -> None:
-        try:
-            async with WorkGroup() as tasks:
-                for connection in self._pool:
-                    tasks.start(connection.run(), name=f"wme connection {connection.number} of {self._key}")
-                tasks.start(self._keep_time(), name=f"wme clock of {self._key}")
-        except BaseExceptionGroup as group:
-            self._failure = first_cause(group)
-        except asyncio.CancelledError:
-            self._failure = StreamError("the stream's task was cancelled")
-            raise
-        finally:
-            self._buffer.wake()
+    def _check_open(self) -> None:
+        if self._state != "open":
+            problem = "is not open: use `async with`" if self._state == "new" else "is closed"
+            raise RuntimeError(f"the stream {problem}")
 
-    async def _keep_time(self) -> None:
-        """Notice silence, take samples, and save."""
-        last = saved = self._transport.monotonic()
-        while True:
-            await self._transport.sleep(min(_TICK, self._commit_interval))
-            now = self._transport.monotonic()
-            self._tick(now - last)
-            last = now
-            if self._mode != "manual" and now - saved >= self._commit_interval * 0.99:
-                saved = now
-                await self._keeper.save_periodically()
-
-    def _tick(self, seconds: float) -> None:
-        up = [p for each in self._pool if each.listening and not self._buffer.full for p in each.partitions]
-        self._progress.tick(seconds, now=self._server_now(), connected=up)
-        self._meter.sample(self._transport.monotonic(), self._runs)
-
-    def _server_now(self) -> datetime:
-        return datetime.fromtimestamp(self._transport.server_now("realtime"), UTC)
-
-    # Iterating
+    # Reading
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self._events()
@@ -292,110 +215,93 @@ class Stream(Generic[T]):
         return self._events().__anext__()
 
     def _events(self) -> AsyncGenerator[T]:
-        """Return the generator of events: always the same, so that a loop that was left can be taken up again."""
+        """Return the generator of events: always the same, so that another loop continues where the last one ended."""
         self._check_open()
-        # One that was cancelled before its first step has ended without ever having run.
+        # A generator that was cancelled before its first step has ended without running.
         if self._generator is None or getattr(self._generator, "ag_frame", None) is None:
             self._generator = self._iterate()
         return self._generator
 
-    def _check_open(self) -> None:
-        if self._state != "open":
-            what = "is not open: use `async with`" if self._state == "new" else "is closed"
-            raise RuntimeError(f"the stream {what}")
-
     async def _iterate(self) -> AsyncGenerator[T]:
-        runs, done = self._runs, self._progress.done
-        explicit = self._mode == "ack"
+        decoder, deliveries, interruptions = self._decoder, self._deliveries, self._interruptions
+        by_number = self._partitions.by_number
         try:
             self._settle()
             while True:
-                if explicit:
-                    for item, event in runs.pairs:
-                        runs.hand_out(item, event)
+                if deliveries.one_by_one:
+                    for item, event in decoder.run.pairs:
+                        deliveries.hand_out(item, event)
                         if item is not SKIP:
                             yield item
                 else:
-                    for item, event in runs.pairs:
+                    for item, event in decoder.run.pairs:
                         if item is not SKIP:
                             yield item
-                        done[event.partition] = event
-                while self._spare or self._aside is not None:
-                    found = self._spare.popleft() if self._spare else await self._next_aside()
-                    if found is not None:
+                        by_number[event.partition].processed = event
+                while (spare := interruptions.spare) or interruptions.filling:
+                    value = spare.popleft() if spare else await interruptions.next_backfilled()
+                    if value is not None:
                         self.backfilled = True
-                        yield found
+                        yield value
                         self.backfilled = False
                 await self._advance()
         finally:
-            # After an error the next request for an event begins a new one; all that matters is kept outside.
+            # After an error the next request for an event makes a new generator; its state is outside of it.
             self._generator = None
 
     def batches(self, max_items: int = 1000, max_wait: float = 1.0) -> AsyncIterator[list[T]]:
         """Return an iterator of lists of events, for sinks that write many at once.
 
-        A list counts as processed when the next one, or a single event, is asked for. Being cancelled while a list is
-        awaited loses nothing: ask again. Events from batches (`backfilled`) come in lists of their own.
+        A list counts as processed when the next one, or a single event, is requested. A cancellation while waiting for
+        a list loses nothing: request it again. Events from batches (`backfilled`) come in lists of their own.
 
         Args:
-            max_items: At most so many.
-            max_wait: Seconds to wait for more after the first; a list is never empty.
+            max_items: The maximum number of events in a list.
+            max_wait: Seconds to wait for more after the first event; a list is never empty.
 
         Raises:
-            TypeError: A bound is no number.
-            ValueError: A bound below 1 event, or a negative time.
+            TypeError: A limit is not a number.
+            ValueError: A limit below 1 event, or a negative time.
             RuntimeError: Another task is reading.
         """
-        check_bounds(max_items, max_wait)
+        check_batch_limits(max_items, max_wait)
         self._check_open()
-        return Lists(lambda: self._collect(max_items, max_wait))
+        return _Batches(lambda: self._next_batch(max_items, max_wait))
 
-    async def _collect(self, max_items: int, max_wait: float) -> list[T]:
-        """Return the next list. Whatever ends this early, what it had taken is there for the next to ask."""
+    async def _next_batch(self, max_items: int, max_wait: float) -> list[T]:
+        """Return the next list. If it ends early, for whatever reason, the next call continues with its events."""
         if self._collecting:
             raise RuntimeError("a stream is read by one task at a time")
         self._collecting = True
-        taken: list[tuple[T, PlaceLike]] = []
+        batch: list[tuple[T, EventLike]] = []
         try:
             if self._generator is not None:
-                # It holds the run that is taken from here; one that another task is iterating refuses.
+                # It iterates over the run that this takes from. If another task is iterating it, this raises.
                 await self._generator.aclose()
             self._settle()
-            await self._gather(taken, max_items, max_wait)
+            await self._collect(batch, max_items, max_wait)
         except BaseException:
-            self._runs.put_back(taken)
+            self._decoder.put_back(batch)
             raise
         finally:
             self._collecting = False
-        if not taken:
+        self._deliveries.hand_out_batch(batch)
+        if not batch:
             self.backfilled = True
-            return [self._spare.popleft() for _ in range(min(max_items, len(self._spare)))]
-        if self._mode == "ack":
-            for item, event in taken:
-                self._runs.hand_out(item, event)
-        self._marks = {} if self._mode == "ack" else {event.partition: event for _, event in taken}
-        self._runs.hold(taken)
-        return [item for item, _ in taken if item is not SKIP]
+            spare = self._interruptions.spare
+            return [spare.popleft() for _ in range(min(max_items, len(spare)))]
+        return [item for item, _ in batch if item is not SKIP]
 
-    def _settle(self) -> None:
-        """Count the list that was handed out last as processed: the next thing is asked for."""
-        self.backfilled = False
-        self._progress.done.update(self._marks)
-        self._marks = {}
-        self._runs.hold(())
-
-    async def _gather(self, taken: list[tuple[T, PlaceLike]], max_items: int, max_wait: float) -> None:
-        """Fill a list of events; or, if it stays empty, `_spare`."""
+    async def _collect(self, batch: list[tuple[T, EventLike]], max_items: int, max_wait: float) -> None:
+        """Fill a batch; if it stays empty, there are spare values from hourly batches."""
+        interruptions = self._interruptions
         deadline: float | None = None
         while True:
-            count = self._runs.take(taken, max_items, explicit=self._mode == "ack")
-            if count >= max_items or (count and (self._aside is not None or self._runs.stops)):
+            count = self._deliveries.take(self._decoder.run, batch, max_items)
+            if count >= max_items or (count and (interruptions.filling or self._decoder.interruptions)):
                 return
-            while self._aside is not None and len(self._spare) < max_items:
-                found = await self._next_aside()
-                if found is not None:
-                    self._spare.append(found)
-            if self._spare and not count:
+            await interruptions.fill_spare(max_items)
+            if interruptions.spare and not count:
                 return
             if count and deadline is None:
                 deadline = asyncio.get_running_loop().time() + max_wait
@@ -403,158 +309,110 @@ class Stream(Generic[T]):
                 async with asyncio.timeout_at(deadline) as timeout:
                     await self._advance()
             except TimeoutError:
-                # Not the clock: some event loops run a timer before their clock has reached its time.
+                # Comparing the clock would be wrong: some event loops run a timer before its time.
                 if not timeout.expired():
                     raise
                 return
 
+    def _settle(self) -> None:
+        """Count the last list as processed, since the next value is requested."""
+        self.backfilled = False
+        self._deliveries.settle()
+
     async def _advance(self) -> None:
-        """Make the next run available, deal with what interrupted the last one, or wait for a block."""
+        """Decode the next run, handle the interruption behind the last one, or wait for a block."""
         self._check_open()
-        if self._failure is not None:
-            raise self._failure
-        runs = self._runs
-        if runs.stops:
-            await self._attend(runs.stops[0])
+        if self._receiver.failure is not None:
+            raise self._receiver.failure
+        if self._decoder.interruptions:
+            await self._interruptions.handle()
             return
-        if runs.block is None:
-            block = self._buffer.take()
+        if self._decoder.block is None:
+            block = await self._receiver.next_block()
             if block is None:
-                self._ready = 0
-                await self._buffer.wait()
                 return
-            runs.begin(block)
-            self._ready += block.size
-            if self._ready > _TURN:
-                self._ready = 0
-                await asyncio.sleep(0)
-        if runs.decode():
-            block = runs.end()
-            assert block is not None
-            self._buffer.decoded(block)
+            self._decoder.begin(block)
+            await self._receiver.yield_turn()
+        if self._decoder.decode():
+            self._receiver.buffer.finish(self._decoder.end())
 
-    # Interruptions
-
-    async def _attend(self, stop: Bad | Gap) -> None:
-        """Tell the user what interrupted the run; it stays until that has worked."""
-        if isinstance(stop, Gap):
-            await self._attend_to_gap(stop)
-            return
-        await call(self._on_bad_record, stop.error)
-        self._runs.pass_over()
-        if self._on_bad_record == "raise":
-            raise stop.error
-
-    async def _attend_to_gap(self, stop: Gap) -> None:
-        if self._filler is not None and not stop.filled:
-            stop.filled = True
-            self._aside = self._filler.fill(stop.missing, now=self._server_now())
-        elif stop.told:
-            self._runs.accept()
-        if stop.told:
-            return
-        gap = stop.missing.gap
-        await call(self._on_gap, gap)
-        stop.told = True
-        self._tell(StreamGap(gap=gap))
-        if self._on_gap == "raise":
-            raise gap
-        if self._on_gap == "log":
-            logger.warning("%s", gap)
-
-    async def _next_aside(self) -> T | None:
-        """Return the next article of a gap's batches; None if there is none, or it did not decode."""
-        assert self._aside is not None
-        stops = self._runs.stops
-        if stops and isinstance(stops[0], Bad):
-            await self._attend(stops[0])
-            return None
-        try:
-            found = await anext(self._aside)
-        except StopAsyncIteration:
-            self._aside = None
-            return None
-        except BaseException:
-            # What was cut short is begun again; what was handed out is known and does not come twice.
-            self._aside = None
-            if stops and isinstance(stops[0], Gap):
-                stops[0].filled = False
-            raise
-        if isinstance(found, DecodeError):
-            self._runs.bad += 1
-            stops.appendleft(Bad(found, None))
-            return None
-        self._backfilled += 1
-        return found
-
-    def _tell(self, event: StreamEvent) -> None:
-        if self._on_event is not None:
+    def _notify(self, event: StreamEvent) -> None:
+        on_event = self._options["on_event"]
+        if on_event is not None:
             try:
-                self._on_event(event)
+                on_event(event)
             except Exception:
-                # An observer must not bring down what it observes.
+                # The stream continues without its observer.
                 logger.exception("the on_event hook failed")
 
-    def _tell_bad(self, error: DecodeError) -> None:
+    def _notify_bad(self, error: DecodeError) -> None:
         logger.warning("%s", error)
-        self._tell(StreamBadRecord(error=error))
+        self._notify(StreamBadRecord(error=error))
 
     # Acknowledging
 
     @property
     def positions(self) -> dict[int, Position]:
-        """How far each partition was processed; offset -1 where it has said nothing yet.
+        """How far each partition was processed; offset -1 if it has had no event yet.
 
         Store them in the transaction that stores the data, after `ack`, to have each event exactly once.
         """
         self._check_open()
-        return self._progress.positions()
+        return self._partitions.positions()
 
     def ack(self, article: T) -> None:
         """Count an event as processed now.
 
-        With `commit="ack"` in any order; else it counts for those before it in its partition, too. Twice is no error;
-        an article from a gap's batches has no position and is passed over.
+        With `commit="ack"` in any order; otherwise it counts for those before it in its partition, too. Twice is not an
+        error; an article from a gap's batches has no position and is ignored.
 
         Args:
-            article: As it was handed out: the very same object, unless it has an event of its own.
+            article: The very same object that was handed out, unless it has an event of its own.
 
         Raises:
-            TypeError: It is no event, such as a list of `batches`: call it for each of those in it.
+            TypeError: It is not an event, such as a list of `batches`: call it for each of those in it.
             ValueError: It did not come from this stream, or too long ago to be known.
         """
         self._check_open()
-        event = self._runs.place_of(article)
-        if event is None:
-            self._shape.check(article)
-            if not self.backfilled and self._mode != "ack" and not self._shape.direct:
-                raise ValueError("this article is not from this stream, or too old to be known: ack it when you get it")
-        elif self._mode == "ack":
-            self._runs.forget(article)
-            self._progress.acknowledge_one(event)
-        else:
-            self._progress.acknowledge(event)
+        self._deliveries.acknowledge(article, self._decoder.run, backfilled=self.backfilled)
 
     async def commit(self) -> None:
-        """Save the positions of what was processed so far; the event in your hands only if you have called `ack`.
+        """Save the positions of the events processed so far; of the one in your hands only if you have called `ack`.
 
         Raises:
-            Exception: What the store raises.
+            Exception: Any exception of the store.
         """
         self._check_open()
-        await self._keeper.save()
+        await self._committer.save()
 
     # Watching
 
     def statistics(self) -> StreamStatistics:
         """Return counts, lag and the state of each partition, now."""
         self._check_open()
-        return self._meter.read(
+        return self._statistics.collect(
             self._transport.monotonic(),
-            self._server_now(),
-            runs=self._runs,
-            progress=self._progress,
-            connections=self._pool,
-            buffered=self._buffer.size,
-            backfilled=self._backfilled,
+            self._receiver.server_now(),
+            buffered=self._receiver.buffer.size,
+            backfilled=self._interruptions.backfilled,
         )
+
+
+class _Batches(Generic[T]):
+    """An iterator of lists. It is not a generator, which would end for good with an error or a cancelled wait.
+
+    Args:
+        next_batch: Returns the next list.
+    """
+
+    def __init__(self, next_batch: Callable[[], Awaitable[list[T]]]) -> None:
+        self._next_batch = next_batch
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[T]:
+        return await self._next_batch()
+
+    async def aclose(self) -> None:
+        """Do nothing: all state belongs to the stream."""
