@@ -51,6 +51,7 @@ PURE = [
     "_client/paths.py",
     "_client/quota.py",
     "_client/resources.py",
+    "_client/sync_plan.py",
     "_download/connection_counts.py",
     "_download/etags.py",
     "_download/range_plan.py",

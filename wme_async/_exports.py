@@ -20,6 +20,9 @@ from wme_async._client import Lookups as Lookups
 from wme_async._client.quota import Allowances as Allowances
 from wme_async._client.quota import Cost as Cost
 from wme_async._client.quota import Quota as Quota
+from wme_async._client.sync_report import SyncFile as SyncFile
+from wme_async._client.sync_report import SyncProgress as SyncProgress
+from wme_async._client.sync_report import SyncReport as SyncReport
 from wme_async._download import Budget as Budget
 from wme_async._download import Download as Download
 from wme_async._download import FileInfo as FileInfo

@@ -10,7 +10,7 @@ from wme_async._transport import Request, Transport
 from wme_async._transport.error_responses import REDIRECTS, bare_url, redirect_target
 from wme_async.errors import NotFound, TransportError
 
-__all__ = ["ArchiveSource"]
+__all__ = ["ArchiveSource", "ListedSource"]
 
 # What the server signs for, where the address itself does not say.
 _SIGNATURE_SECONDS = 60.0
@@ -109,6 +109,23 @@ class ArchiveSource:
         except NotFound:
             # The Commons archive has no record, and one is written after its archive.
             return None
+
+
+class ListedSource(ArchiveSource):
+    """An archive of which the list has said the version."""
+
+    promised: Checksum | None = None
+    signed: SignedUrl | None = None
+
+    async def sign(self) -> SignedUrl:
+        """Return the address that was not used yet, or request one."""
+        signed, self.signed = self.signed, None
+        return signed if signed is not None else await super().sign()
+
+    async def checksum(self) -> Checksum | None:
+        """Return what the list says, once; later what the metadata says."""
+        promised, self.promised = self.promised, None
+        return promised if promised is not None else await super().checksum()
 
 
 def _lifetime(url: str) -> float:

@@ -12,7 +12,8 @@ from wme_async._client.account import Account
 from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
 from wme_async._client.entities import Wikidata
-from wme_async._client.files import ChunkedFiles, Files, hour_files
+from wme_async._client.files import ChunkedFiles, Files
+from wme_async._client.hours import hour_files
 from wme_async._client.lookup import Lookup
 from wme_async._client.media import MediaFiles
 from wme_async._client.quota import Allowances

@@ -1,8 +1,8 @@
 """Archives: head, download and read, written once for every kind."""
 
 import os
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar, overload
 
@@ -12,12 +12,14 @@ from wme_async._archive import ArchiveReader, OnBadRecord
 from wme_async._archive.tar import DEFAULT_MAX_RECORD
 from wme_async._arguments import check_path
 from wme_async._client.archive_names import ArchiveName, uses_version
-from wme_async._client.archive_source import ArchiveSource
-from wme_async._client.collection import Collection
-from wme_async._client.hours import RelativeHour, hour_of, is_relative
-from wme_async._client.paths import chunk_path, hour_path
+from wme_async._client.archive_source import ArchiveSource, ListedSource
+from wme_async._client.collection import Collection, Value
+from wme_async._client.paths import chunk_path, hour_of
 from wme_async._client.quota import Cost
 from wme_async._client.resources import Resource
+from wme_async._client.sync import Sync
+from wme_async._client.sync_options import Listing, sync_options
+from wme_async._client.sync_report import SyncProgressHook, SyncReport
 from wme_async._download import (
     Budget,
     Checksum,
@@ -29,18 +31,15 @@ from wme_async._download import (
     open_content,
 )
 from wme_async._platform import unusable_name
-from wme_async._query.query import Query
-from wme_async._transport import Response, Transport
+from wme_async._transport import Transport
 from wme_async.models import Archive, Chunk
 
-__all__ = ["ChunkedFiles", "Files", "RelativeFiles", "hour_files", "target_path"]
+__all__ = ["ChunkedFiles", "Files", "target_path"]
 
 M = TypeVar("M", bound=Archive)
 R = TypeVar("R", bound=msgspec.Struct)
 U = TypeVar("U")
-
-# Stands in for the hour in names that are checked before the hour is known.
-_UNRESOLVED = "0000-00-00/00"
+A = TypeVar("A", bound=ArchiveSource)
 
 
 class Files(Collection[M], Generic[M, R]):
@@ -153,6 +152,83 @@ class Files(Collection[M], Generic[M, R]):
             max_rate=max_rate,
             budget=budget,
         )
+
+    async def sync(
+        self,
+        to: str | os.PathLike[str],
+        *,
+        filters: Mapping[str, Value] | None = None,
+        name: str | None = None,
+        concurrency: int = 32,
+        delete: bool = False,
+        max_delete: float = 0.1,
+        keep: timedelta | None = None,
+        dry_run: bool = False,
+        max_rate: float | None = None,
+        progress: SyncProgressHook | None = None,
+        budget: Budget | None = None,
+    ) -> SyncReport:
+        """Make a folder equal to the listing: fetch what is new or changed, for one metered request a file at most.
+
+        One list says versions and sizes, and each file takes two requests: a signature and the bytes. What the folder
+        has in the same version is left alone without being read; what has changed is replaced. A file gets its name
+        only when it is whole, has the MD5 of its metadata and is on the disk. Interrupted at any point, also by
+        `kill -9`, the same call goes on from there. One failure does not stop the others.
+
+        Example:
+            >>> report = await wme.batches("latest").sync("data/")  # doctest: +SKIP
+            >>> for file in report.failed:  # doctest: +SKIP
+            ...     print(file.identifier, file.error)
+
+        Args:
+            to: The folder; created if it does not exist. It keeps what syncs have put into it in `.wme-sync.db`.
+            filters: As for `list`: only these archives.
+            name: A template for the names below the folder, as for `download`; the default tells kinds and hours apart.
+            concurrency: Files at once.
+            delete: Remove files that earlier syncs of the same hour or kind with the same filters have put there and
+                that the listing lacks, if nobody has changed them since. Other files are never touched.
+            max_delete: Share of those files, 0 to 1, above which nothing is removed and `DataError` is raised.
+            keep: Of batches: remove those of hours that are older than this, before the hour of this sync, under the
+                same conditions but for `max_delete`.
+            dry_run: Only find out what there is to do. Nothing is fetched, written or removed.
+            max_rate: Bytes a second for all files together.
+            progress: Receives `SyncProgress` about ten times a second and once at the end.
+            budget: Connections and bandwidth to share with other downloads.
+
+        Returns:
+            What was done. Failures are in it; they are not raised.
+
+        Raises:
+            ValueError: An option is out of range, or two entries of the listing get one name, or names that differ only
+                in case. No file was requested.
+            BlockingIOError: Another sync of this folder is at work.
+            DataError: With `delete`: the listing is empty or lacks more than `max_delete` of what was synced; nothing
+                was fetched or removed. Or the folder's state is damaged.
+            NotFound: There is no such list, or not yet.
+            OSError: The folder cannot be used.
+            WMEError: The list cannot be had, or the account was refused.
+        """
+        check_path("to", to)
+        options = sync_options(
+            filters=filters, name=name, concurrency=concurrency, delete=delete, max_delete=max_delete, keep=keep,
+            dry_run=dry_run, max_rate=max_rate, progress=progress, budget=budget,
+        )  # fmt: skip
+        if keep is not None and not self._resource.name.endswith("batches"):
+            raise ValueError("keep is for hourly batches; other archives are replaced in place")
+
+        async def fetch(filters: Mapping[str, Value]) -> Sequence[Archive]:
+            return await self.list(filters=filters or None)
+
+        listing = Listing(
+            fetch=fetch,
+            collection=lambda: f"{self._resource.name} {self._place}",
+            name=self._name,
+            source=lambda identifier: self._source_as(ListedSource, identifier),
+            pool=self._resource.pool,
+        )
+        # Filters that cannot be right are an error before the folder is touched.
+        self._query(None, filters, None)
+        return await Sync(listing, Path(to), self._transport, options).run()
 
     @overload
     def read(
@@ -330,65 +406,15 @@ class Files(Collection[M], Generic[M, R]):
         return (await source.head()).etag or "unknown"
 
     def _source(self, identifier: str | int) -> ArchiveSource:
+        return self._source_as(ArchiveSource, identifier)
+
+    def _source_as(self, kind: type[A], identifier: str | int) -> A:
         async def checksum() -> Checksum | None:
             record = await self.get(identifier)
             return Checksum(md5=record.version, modified=record.date_modified) if record.version else None
 
         quoted = self._quote(identifier)
-        return ArchiveSource(self._transport, self._resource, lambda: f"{self._path}/{quoted}", checksum, self._locate)
-
-
-class RelativeFiles(Files[M, R]):
-    """The batches of an hour that the first request resolves: `latest` and `-3h`.
-
-    Args:
-        transport: Sends the requests.
-        resource: Its row of the table.
-        hour: `latest`, or so many hours ago.
-    """
-
-    def __init__(self, transport: Transport, resource: Resource, hour: str) -> None:
-        super().__init__(transport, resource, resource.at(hour=hour), place=_UNRESOLVED)
-        self._relative: RelativeHour[Response] = RelativeHour(transport, hour)
-
-    @property
-    def hour(self) -> datetime | None:
-        """The hour, UTC; None before the first request."""
-        return hour_of(self._relative.place) if self._relative.place else None
-
-    async def _locate(self) -> None:
-        if not self._relative.place:
-            await self._resolve(self._query(["identifier"], None, None), needed=False)
-
-    async def _send_list(self, query: Query) -> Response:
-        response = None if self._relative.place else await self._resolve(query, needed=True)
-        return response if response is not None else await super()._send_list(query)
-
-    async def _resolve(self, query: Query, *, needed: bool) -> Response | None:
-        response = await self._relative.resolve(
-            lambda place: self._send(self._resource.at(hour=place), query), needed=needed
-        )
-        self._place = self._relative.place
-        self._path = self._resource.at(hour=self._place)
-        return response
-
-
-def hour_files(transport: Transport, resource: Resource, hour: str | datetime) -> "Files[Any, Any]":
-    """Return the archives of an hour.
-
-    Args:
-        transport: Sends the requests.
-        resource: The row of the table.
-        hour: As `hour_path` takes it, or `latest`, or so many hours ago (`-3h`).
-
-    Raises:
-        TypeError: It is neither text nor a datetime.
-        ValueError: It is not an hour, or a naive datetime.
-    """
-    if isinstance(hour, str) and is_relative(hour):
-        return RelativeFiles(transport, resource, hour)
-    place = hour_path(hour)
-    return Files(transport, resource, resource.at(hour=place), place=place)
+        return kind(self._transport, self._resource, lambda: f"{self._path}/{quoted}", checksum, self._locate)
 
 
 class ChunkedFiles(Files[M, R]):

@@ -1,36 +1,34 @@
 """Which hour is meant by `latest` and `-3h`, by the clock of the service."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from wme_async._client.paths import hour_path
-from wme_async._transport import Transport
+import msgspec
+
+from wme_async._client.files import Files
+from wme_async._client.paths import hour_of, hour_path, is_relative_hour
+from wme_async._client.resources import Resource
+from wme_async._query.query import Query
+from wme_async._transport import Response, Transport
 from wme_async.errors import NotFound
+from wme_async.models import Archive
 
-__all__ = ["HOURS_BACK", "RelativeHour", "hour_of", "is_relative"]
+__all__ = ["HOURS_BACK", "RelativeFiles", "RelativeHour", "hour_files"]
 
-R = TypeVar("R")
+M = TypeVar("M", bound=Archive)
+R = TypeVar("R", bound=msgspec.Struct)
+T = TypeVar("T")
 
 HOURS_BACK: Final = 6
 """How many hours `latest` looks back. Lists appear some 25 minutes after their hour, so more means trouble."""
 
-_RELATIVE: Final = re.compile(r"latest|-[0-9]{1,4}h")
+# Stands in for the hour in names that are checked before the hour is known.
+_UNRESOLVED = "0000-00-00/00"
 
 
-def is_relative(hour: object) -> bool:
-    """Return whether an hour depends on the time at which it is looked up: `latest`, or so many hours ago (`-3h`)."""
-    return isinstance(hour, str) and _RELATIVE.fullmatch(hour) is not None
-
-
-def hour_of(place: str) -> datetime:
-    """Return the beginning of an hour, UTC, from its path such as `2025-07-16/05`."""
-    return datetime.fromisoformat(f"{place.replace('/', 'T')}:00:00+00:00")
-
-
-class RelativeHour(Generic[R]):
+class RelativeHour(Generic[T]):
     """An hour that is resolved once and stays the same from then on.
 
     Args:
@@ -50,7 +48,7 @@ class RelativeHour(Generic[R]):
     def __repr__(self) -> str:
         return f"<RelativeHour {self._text} {self.place or 'not resolved'}>"
 
-    async def resolve(self, list_hour: Callable[[str], Awaitable[R]], *, needed: bool) -> R | None:
+    async def resolve(self, list_hour: Callable[[str], Awaitable[T]], *, needed: bool) -> T | None:
         """Find out which hour is meant, unless that is known.
 
         Args:
@@ -71,12 +69,12 @@ class RelativeHour(Generic[R]):
                 return await self._latest(list_hour)
             return await self._ago(int(self._text[1:-1]), list_hour, needed=needed)
 
-    async def _latest(self, list_hour: Callable[[str], Awaitable[R]]) -> R:
+    async def _latest(self, list_hour: Callable[[str], Awaitable[T]]) -> T:
         hours = 1
         now = self._now()
         while hours <= HOURS_BACK:
             place = _place(now, hours)
-            listing: R | NotFound
+            listing: T | NotFound
             try:
                 listing = await list_hour(place)
             except NotFound as error:
@@ -96,14 +94,14 @@ class RelativeHour(Generic[R]):
             status=404,
         )
 
-    async def _ago(self, hours: int, list_hour: Callable[[str], Awaitable[R]], *, needed: bool) -> R | None:
+    async def _ago(self, hours: int, list_hour: Callable[[str], Awaitable[T]], *, needed: bool) -> T | None:
         if self._transport.knows_server_time and not needed:
             self.place = _place(self._now(), hours)
             return None
         while True:
             place = _place(self._now(), hours)
             error: NotFound | None = None
-            listing: R | None = None
+            listing: T | None = None
             try:
                 listing = await list_hour(place)
             except NotFound as missing:
@@ -117,6 +115,59 @@ class RelativeHour(Generic[R]):
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._transport.server_now("api"), UTC)
+
+
+class RelativeFiles(Files[M, R]):
+    """The batches of an hour that the first request resolves: `latest` and `-3h`.
+
+    Args:
+        transport: Sends the requests.
+        resource: Its row of the table.
+        hour: `latest`, or so many hours ago.
+    """
+
+    def __init__(self, transport: Transport, resource: Resource, hour: str) -> None:
+        super().__init__(transport, resource, resource.at(hour=hour), place=_UNRESOLVED)
+        self._relative: RelativeHour[Response] = RelativeHour(transport, hour)
+
+    @property
+    def hour(self) -> datetime | None:
+        """The hour, UTC; None before the first request."""
+        return hour_of(self._relative.place) if self._relative.place else None
+
+    async def _locate(self) -> None:
+        if not self._relative.place:
+            await self._resolve(self._query(["identifier"], None, None), needed=False)
+
+    async def _send_list(self, query: Query) -> Response:
+        response = None if self._relative.place else await self._resolve(query, needed=True)
+        return response if response is not None else await super()._send_list(query)
+
+    async def _resolve(self, query: Query, *, needed: bool) -> Response | None:
+        response = await self._relative.resolve(
+            lambda place: self._send(self._resource.at(hour=place), query), needed=needed
+        )
+        self._place = self._relative.place
+        self._path = self._resource.at(hour=self._place)
+        return response
+
+
+def hour_files(transport: Transport, resource: Resource, hour: str | datetime) -> "Files[Any, Any]":
+    """Return the archives of an hour.
+
+    Args:
+        transport: Sends the requests.
+        resource: The row of the table.
+        hour: As `hour_path` takes it, or `latest`, or so many hours ago (`-3h`).
+
+    Raises:
+        TypeError: It is neither text nor a datetime.
+        ValueError: It is not an hour, or a naive datetime.
+    """
+    if isinstance(hour, str) and is_relative_hour(hour):
+        return RelativeFiles(transport, resource, hour)
+    place = hour_path(hour)
+    return Files(transport, resource, resource.at(hour=place), place=place)
 
 
 def _place(now: datetime, hours: int) -> str:

@@ -16,8 +16,10 @@ __all__ = [
     "article_path",
     "chunk_path",
     "file_path",
+    "hour_of",
     "hour_path",
     "identifier_path",
+    "is_relative_hour",
 ]
 
 RESERVED_SNAPSHOTS: Final = frozenset({"structured-contents", "wikidata"})
@@ -28,6 +30,7 @@ _HOUR: Final = re.compile(
     r"(?::(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:\.(?P<fraction>[0-9]+))?)?)?"
     r"(?P<zone>[Zz]|[+-][0-9]{2}:?[0-9]{2})?"
 )
+_RELATIVE_HOUR: Final = re.compile(r"latest|-[0-9]{1,4}h")
 _CHUNK: Final = re.compile(r"(?:(?P<snapshot>.+?)_)??(?:chunk_)?(?P<number>[0-9]+)", re.DOTALL)
 
 
@@ -171,6 +174,20 @@ def hour_path(hour: str | datetime) -> str:
     if moment.minute or moment.second or int(found["fraction"] or 0):
         raise ValueError(f"batches are made by the hour, UTC: {hour!r} is not on the hour")
     return _in_utc(moment)
+
+
+def is_relative_hour(hour: str) -> bool:
+    """Return whether an hour depends on when it is looked up: `latest`, or so many hours ago (`-3h`)."""
+    return _RELATIVE_HOUR.fullmatch(hour) is not None
+
+
+def hour_of(path: str) -> datetime:
+    """Return the beginning of an hour, UTC.
+
+    Args:
+        path: From `hour_path`.
+    """
+    return datetime.fromisoformat(f"{path.replace('/', 'T')}:00:00+00:00")
 
 
 def _in_utc(moment: datetime) -> str:

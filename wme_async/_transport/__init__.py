@@ -4,7 +4,7 @@ from wme_async._transport.auth import Credentials, TokenManager
 from wme_async._transport.body import Body
 from wme_async._transport.client import Transport
 from wme_async._transport.fast_body import Sink
-from wme_async._transport.requests import Request, Response, Role
+from wme_async._transport.requests import Request, Response, Role, count_requests
 from wme_async._transport.sessions import SessionPool
 from wme_async._transport.token_file import TokenFile
 
@@ -19,4 +19,5 @@ __all__ = [
     "TokenFile",
     "TokenManager",
     "Transport",
+    "count_requests",
 ]

@@ -20,7 +20,7 @@ from wme_async._transport.body import Body
 from wme_async._transport.body_end import BodyEnd, coding_error
 from wme_async._transport.closing import Wait, Waits
 from wme_async._transport.error_responses import bare_url, error_from_response, is_accepted
-from wme_async._transport.requests import Request, Response, Role, translate
+from wme_async._transport.requests import Request, Response, Role, request_counter, translate
 from wme_async._transport.retry import Backoff, Retrying, http_date, is_transient, note_attempts
 from wme_async._transport.sessions import SessionPool, head_within
 from wme_async._transport.slots import Slots
@@ -46,6 +46,7 @@ logger = logging.getLogger("wme_async.transport")
 _UNMETERED = frozenset({401, 403, 429, 502, 503, 504})
 # The hosts of one service, whose clocks agree.
 _SERVICE: tuple[Role, ...] = ("api", "auth", "realtime")
+_COUNTED: frozenset[Role] = frozenset({"api", "store"})
 _USER_AGENT = f"wme_async/{__version__} (Python {platform.python_version()}; aiohttp {aiohttp.__version__})"
 
 _T = TypeVar("_T")
@@ -350,6 +351,9 @@ class Transport:
         session = self.pool.session(request.role)
         if request.role == "api" and not self._throttle.idle:
             await self._throttle.wait()
+        counter = request_counter.get()
+        if counter is not None and request.role in _COUNTED:
+            counter.sent += 1
         started = self.monotonic()
         slots = None if request.streaming else self.pool.slots(request.role)
         if slots is not None:

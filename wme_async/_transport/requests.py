@@ -1,7 +1,9 @@
 """What crosses the transport: requests, whole answers, and aiohttp's exceptions in our words."""
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final, Literal
 
 import aiohttp
@@ -12,7 +14,17 @@ from yarl import URL
 from wme_async._transport.error_responses import bare_url
 from wme_async.errors import ConnectFailed, Interrupted, TimedOut, TransportError
 
-__all__ = ["Accepts", "AddressBlocked", "Request", "Response", "Role", "translate"]
+__all__ = [
+    "Accepts",
+    "AddressBlocked",
+    "Request",
+    "RequestCounter",
+    "Response",
+    "Role",
+    "count_requests",
+    "request_counter",
+    "translate",
+]
 
 Accepts = Literal["body", "empty", "redirect", "any"]
 """Which statuses below 400 are the answer to a request: see `_transport.error_responses.is_accepted`."""
@@ -56,6 +68,31 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         """Keep credentials at home."""
         if self.token and self.role in {"store", "public"}:
             raise ValueError(f"a token must not be sent to a host of role {self.role!r}")
+
+
+class RequestCounter:
+    """Counts the requests of a task, and of those that it starts.
+
+    Attributes:
+        sent: Requests to the API and the object store, each attempt counted.
+    """
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+
+request_counter: ContextVar[RequestCounter | None] = ContextVar("request_counter", default=None)
+"""Where the requests of the present task are counted, if anywhere."""
+
+
+@contextmanager
+def count_requests() -> Iterator[RequestCounter]:
+    """Count the requests of the present task within the block, and of the tasks that are started there."""
+    token = request_counter.set(counter := RequestCounter())
+    try:
+        yield counter
+    finally:
+        request_counter.reset(token)
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import click
 
 from wme_async._client import Client, Collection
 from wme_async._client.archive_names import ArchiveName, uses_version
-from wme_async._client.hours import is_relative
+from wme_async._client.paths import is_relative_hour
 from wme_async._client.resources import RESOURCES
 from wme_async._download import Download
 from wme_async._tasks import in_thread
@@ -44,7 +44,7 @@ class _PlaceCommand(click.Command):
             args: The arguments of the command line.
         """
         return super().parse_args(
-            ctx, [f"{_AGO}{text}" if text[:1] == "-" and is_relative(text) else text for text in args]
+            ctx, [f"{_AGO}{text}" if text[:1] == "-" and is_relative_hour(text) else text for text in args]
         )
 
 

@@ -340,9 +340,16 @@ class Simulator:
         self.catalog.put(key, replacement, update_metadata=update_metadata)
         return replacement
 
-    def delete_object(self, key: str) -> None:
-        """Remove an object; its metadata stay."""
+    def delete_object(self, key: str, *, update_metadata: bool = False) -> None:
+        """Remove an object.
+
+        Args:
+            key: As for `put_object`.
+            update_metadata: Whether its metadata and its entry in the list go too, or stay.
+        """
         self.store.delete(key)
+        if update_metadata:
+            self.catalog.drop(key.removesuffix(".tar.gz"))
 
     # Requests
 

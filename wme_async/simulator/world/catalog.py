@@ -406,6 +406,18 @@ class Catalog:
                 self._rows[key] = self._describe(spec, replacement)
         self.objects[object_key] = replacement
 
+    def drop(self, key: str) -> None:
+        """Forget an archive: its metadata and its entry in the list.
+
+        Args:
+            key: Of the object, without `.tar.gz`.
+        """
+        collection, _, name = key.rpartition("/")
+        self._collection(collection)  # the hour may not have been looked at yet
+        self._specs.get(collection, {}).pop(name, None)
+        self._put.get(collection, {}).pop(name, None)
+        self._rows.pop(key, None)
+
 
 def _begin(collection: str) -> float | None:
     """Return the begin of the hour of a collection of batches, epoch seconds, or None for other collections."""

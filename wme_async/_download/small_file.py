@@ -1,0 +1,167 @@
+"""Small files by the thousand: fetched in one response, held in memory, and brought to the disk in groups."""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from wme_async._download.finished import VersionNote, store_note
+from wme_async._download.first_range import range_request
+from wme_async._download.range_responses import content_coding, parse_content_range, strong_etag
+from wme_async._download.source import SignedUrl
+from wme_async._files import LockedFile, explained, publish, sibling, sync_file
+from wme_async._platform import read_at, write_at
+from wme_async._transport import Transport
+from wme_async.errors import IntegrityError
+
+__all__ = ["SmallContent", "SmallFile", "fetch_small"]
+
+
+class SmallContent(msgspec.Struct, frozen=True):
+    """The bytes of a small file.
+
+    Args:
+        data: All of them.
+        md5: Their MD5 in hexadecimal.
+        etag: The version of the response, where it has one.
+    """
+
+    data: bytes
+    md5: str
+    etag: str | None
+
+
+async def fetch_small(signed: SignedUrl, transport: Transport, *, limit: int) -> SmallContent:
+    """Fetch a small file in one response. It is not tried again.
+
+    Args:
+        signed: Its address.
+        transport: Sends the request.
+        limit: Bytes that are accepted at most.
+
+    Raises:
+        IntegrityError: The file is larger, or the response is not what was requested.
+        WMEError: It could not be had.
+    """
+    response = await transport.request(range_request(signed, 0, limit, None), retry=False)
+    sent = parse_content_range(response.headers.get("Content-Range")) if response.status == 206 else None
+    whole = sent is not None and sent.start == 0 and sent.stop == sent.size == len(response.body)
+    if not whole or content_coding(response.headers) is not None:
+        raise IntegrityError(
+            f"HTTP {response.status} with {len(response.body)} bytes is not the whole file",
+            url=signed.url.partition("?")[0],
+        )
+    data = response.body
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return SmallContent(data, md5, strong_etag(response.headers.get("ETag")))
+
+
+class SmallFile:
+    """`NAME.part` with all bytes of a small file in it. All methods block for a few system calls.
+
+    Args:
+        target: The name that the finished file gets.
+        content: Its bytes; None for those that an earlier process has left.
+
+    Raises:
+        BlockingIOError: Another download to this target is at work.
+        FileNotFoundError: The folder does not exist.
+        OSError: It cannot be written; nothing is left of it.
+    """
+
+    def __init__(self, target: Path, content: SmallContent | None) -> None:
+        self.target = target
+        self.path = sibling(target, ".part")
+        try:
+            self._file = LockedFile(self.path, mode=0o666)
+        except BlockingIOError:
+            raise BlockingIOError(errno.EAGAIN, "another download to this target is at work", str(target)) from None
+        try:
+            self.content = self._read() if content is None else self._write(content)
+        except OSError as error:
+            self.close()
+            raise explained(error, "the file could not be written", self.path) from error
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def left_over(cls, target: Path, *, md5: str, limit: int) -> "SmallFile | bool":
+        """Look for what an earlier process has fetched and not named.
+
+        Args:
+            target: The name that the finished file gets.
+            md5: What it must have.
+            limit: Bytes at most.
+
+        Returns:
+            The file if it is whole; else whether a new one may be written, which is not so while there is a part of a
+            large file that can be resumed.
+        """
+        path = sibling(target, ".part")
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return True
+        if sibling(target, ".part.ledger").exists():
+            return False
+        if not 0 < size <= limit:
+            return True
+        file = cls(target, None)
+        if file.content.md5 == md5:
+            return file
+        file.close()
+        return True
+
+    def _read(self) -> SmallContent:
+        data = read_at(self._file.descriptor, os.fstat(self._file.descriptor).st_size, 0)
+        return SmallContent(data, hashlib.md5(data, usedforsecurity=False).hexdigest(), None)
+
+    def _write(self, content: SmallContent) -> SmallContent:
+        descriptor = self._file.descriptor
+        if os.fstat(descriptor).st_size:
+            os.ftruncate(descriptor, 0)
+        written = 0
+        while written < len(content.data):
+            written += write_at(descriptor, memoryview(content.data)[written:], written)
+        return content
+
+    def finish(self, *, identity: str, verified: bool | None) -> os.stat_result:
+        """Bring the bytes to the disk and give the file its name. The folder is not flushed.
+
+        Args:
+            identity: What names the file on its server.
+            verified: Whether its MD5 is that of the metadata.
+
+        Returns:
+            The status of the finished file.
+
+        Raises:
+            IntegrityError: Another program has changed or replaced the file.
+            OSError: It cannot be brought to the disk or renamed.
+        """
+        descriptor = self._file.descriptor
+        status = os.fstat(descriptor)
+        if self.content.etag is not None:
+            note = VersionNote(
+                identity=identity,
+                etag=self.content.etag,
+                size=status.st_size,
+                mtime_ns=status.st_mtime_ns,
+                md5=self.content.md5,
+                verified=verified,
+            )
+            store_note(descriptor, note)
+        try:
+            sync_file(descriptor)
+        except OSError as error:
+            raise explained(error, "the finished file did not reach the disk", self.path) from error
+        publish(descriptor, self.path, self.target, size=len(self.content.data), close=self._file.close)
+        self._file.close()
+        return status
+
+    def close(self) -> None:
+        """Remove the file unless it has its name. Closing twice does no harm."""
+        self._file.remove()
