@@ -512,7 +512,7 @@ async def test_a_refused_sign_in_says_that_it_may_be_the_servers_trouble_and_is_
     assert sim.requests.count("auth", path="login") == 1
     sim.faults.inject("status", role="auth", status=422, message="Internal error, please try again later.")
     async with Client(**sim.client_options()) as wme:
-        with pytest.raises(Unauthorized, match="form the server does not take"):
+        with pytest.raises(Unauthorized, match="rejects the form of the user name"):
             await wme.codes.list()
 
 

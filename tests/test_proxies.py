@@ -57,7 +57,7 @@ async def test_an_https_proxy_of_the_environment_is_used(monkeypatch: pytest.Mon
     async with recorder(context) as (port, lines):
         monkeypatch.setenv("https_proxy", f"https://127.0.0.1:{port}")
         async with SessionPool(trust_env=True, ssl=trusting) as pool, Client("a", "b", pool=pool, retry=ONCE) as wme:
-            with pytest.raises(ConnectFailed, match="proxy refused"):
+            with pytest.raises(ConnectFailed, match="the proxy responds with HTTP"):
                 await wme.auth.login()
     assert lines == ["CONNECT auth.enterprise.wikimedia.com:443 HTTP/1.1"]
 

@@ -1,10 +1,10 @@
-"""Who we are: sign-in, refresh, revocation, and one token for all requests at a time."""
+"""Authentication: sign-in, refresh, revocation, and one access token shared by all requests."""
 
 import asyncio
 import contextlib
 import copy
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -27,21 +27,21 @@ __all__ = ["Credentials", "TokenManager"]
 
 logger = logging.getLogger("wme_async.auth")
 
-# Seconds without another try, after a token could not be replaced ahead of its end.
-_NOT_AGAIN_FOR = 30.0
+# Seconds before the next attempt to replace a token that still works.
+_RENEWAL_PAUSE = 30.0
 
 
 class Credentials:
-    """What a user gave to sign in with. Nothing in it is ever shown.
+    """A user name and password, or an access token. Neither its repr nor its errors show them.
 
     Args:
-        username: Lower-cased once: the server wants it so, and a refresh must name it byte for byte as the sign-in did.
-        password: Kept for signing in again after 90 days or 90 refreshes.
-        access_token: For those who have only that.
+        username: Lower-cased: the server requires it, and a refresh must repeat the name byte for byte.
+        password: For signing in again after 90 days or 90 refreshes.
+        access_token: Instead of the other two, or to start with.
 
     Raises:
-        TypeError: One of them is no text.
-        ValueError: Half of a pair, an empty value, or nothing at all.
+        TypeError: A value is not text.
+        ValueError: A value is empty, half of the pair is missing, or there is no value at all.
     """
 
     __slots__ = ("_password", "access_token", "username")
@@ -64,8 +64,8 @@ class Credentials:
             if value is not None and name != "password" and (not value.isprintable() or value != value.strip()):
                 raise ValueError(f"{name} has blanks around it or characters that cannot be sent")
         if password is not None and password != password.strip("\r\n"):
-            # It was read from a file. A blank may belong to a password, and is left to who gave it.
-            raise ValueError("password begins or ends with a line end, which is none of it: strip it")
+            # The text of a file ends so. Blanks may belong to a password.
+            raise ValueError("password begins or ends with a line end, which does not belong to it: strip it")
         self.username: str | None = username.lower() if username is not None else None
         self._password = password
         self.access_token: str | None = access_token
@@ -74,7 +74,7 @@ class Credentials:
         return "<Credentials>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("credentials are not written anywhere; make a new client in the other process")
+        raise TypeError("credentials cannot be pickled; make a new client in the other process")
 
     @property
     def can_sign_in(self) -> bool:
@@ -86,14 +86,14 @@ class Credentials:
         return msgspec.json.encode({"username": self.username, "password": self._password})
 
 
-class _Answer(msgspec.Struct):
+class _SignedIn(msgspec.Struct):
     access_token: str = ""
     refresh_token: str = ""
     expires_in: float | None = None
     challenge_name: str = ""
 
 
-_ANSWER: Final = msgspec.json.Decoder(_Answer)
+_SIGNED_IN: Final = msgspec.json.Decoder(_SignedIn)
 
 
 class Send(Protocol):
@@ -103,20 +103,20 @@ class Send(Protocol):
 
 
 class TokenManager:
-    """Keeps one valid access token.
+    """Holds one valid access token.
 
-    However many requests find the token missing, old or refused at the same time, one of them gets a new one and all
-    use it: the step is taken under a lock and only if the token that failed is still the current one. Where it fails,
-    it has failed for all who waited for it, so that a wrong password is sent once.
+    However many requests find the token missing, expired or rejected at once, one of them gets a new token for all:
+    they queue for a lock, and renew only if the rejected token is still the current one. An error of that renewal is
+    the error of all requests in the queue, so that a wrong password is sent once.
 
-    A token that is only about to end goes on being used while somebody replaces it, and while that cannot be done.
+    A token that expires soon stays in use during its renewal, and after a failed one.
 
     Args:
         credentials: To sign in with.
         send: Sends a request to the auth host.
-        sleep: Waits.
-        now: UTC epoch seconds.
-        file: Where tokens are shared with other processes, if anywhere.
+        sleep: Waits for some seconds.
+        now: Returns UTC epoch seconds.
+        file: Shares tokens with other processes.
     """
 
     def __init__(
@@ -135,60 +135,60 @@ class TokenManager:
         self._file = file
         self._lock = asyncio.Lock()
         self._tokens: Tokens | None = None
-        self._steps = 0
+        self._failures = 0
         self._failure: WMEError | None = None
-        self._resting_until = 0.0
+        self._renewal_paused_until = 0.0
         if credentials.access_token is not None:
-            # Where there is no other one to be had, only the server can say that it has ended.
-            ends = jwt_expiry(credentials.access_token) if credentials.can_sign_in else None
-            self._tokens = Tokens(access_token=credentials.access_token, access_expires=ends)
+            # Without a way to replace the token, its expiry is left to the server.
+            expires = jwt_expiry(credentials.access_token) if credentials.can_sign_in else None
+            self._tokens = Tokens(access_token=credentials.access_token, access_expires=expires)
 
     def __repr__(self) -> str:
         return f"<TokenManager {self._tokens!r}>" if self._tokens else "<TokenManager signed out>"
 
     async def token(self) -> str:
-        """Return an access token that is good now, getting one if there is none.
+        """Return a valid access token; sign in or refresh if there is none.
 
         Raises:
-            Unauthorized: The sign-in was refused, or wants a step that only a person can take.
-            WMEError: The auth host could not be asked.
+            Unauthorized: The server rejects the credentials, or requires a step that only a person can take.
+            WMEError: The request to the auth host failed.
         """
         tokens, now = self._tokens, self._now()
         if tokens is not None:
             if next_step(tokens, now=now) is Step.USE:
                 return tokens.access_token
-            if tokens.works(now=now) and (self._lock.locked() or now < self._resting_until):
+            if tokens.works(now=now) and (self._lock.locked() or now < self._renewal_paused_until):
                 return tokens.access_token
         return await self._renew(None)
 
-    async def replace(self, failed: str) -> str:
-        """Return another access token than the one that was refused.
+    async def replace(self, rejected: str) -> str:
+        """Return a new access token in place of one that the server rejects.
 
         Args:
-            failed: The token that was answered with a 401.
+            rejected: The token of the request with status 401.
 
         Raises:
-            Unauthorized: There is no way to get another one.
+            Unauthorized: The credentials do not allow a new token.
         """
-        return await self._renew(failed)
+        return await self._renew(rejected)
 
     async def login(self) -> None:
-        """Sign in now, whatever there is.
+        """Sign in now, even if there is a valid token.
 
         Raises:
-            Unauthorized: The user name or password is wrong, or only an access token was given.
+            Unauthorized: The user name or password is wrong, or the credentials are an access token alone.
         """
         async with self._lock, self._shared():
             await self._keep(await self._sign_in(retry=True))
 
     async def revoke(self) -> None:
-        """Give the refresh token back and forget all tokens.
+        """Revoke the refresh token and forget all tokens.
 
-        All processes that share the token file are signed out with it. Note that the server may accept an access token
-        that came from a sign-in until it expires.
+        All processes that share the token file are signed out with it. The server may accept an access token that came
+        from a sign-in until it expires.
         """
         async with self._lock, self._shared():
-            tokens = await self._stored() or self._tokens
+            tokens = await self._load() or self._tokens
             try:
                 if tokens is not None and tokens.refresh_token:
                     body = msgspec.json.encode({"refresh_token": tokens.refresh_token})
@@ -200,61 +200,54 @@ class TokenManager:
                 if self._file is not None:
                     await in_thread(self._file.save, None)
 
-    @contextlib.asynccontextmanager
-    async def _shared(self) -> AsyncIterator[None]:
-        if self._file is None:
-            yield
-            return
-        async with self._file.locked(self._sleep):
-            yield
+    def _shared(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Lock the token file, if there is one."""
+        return contextlib.nullcontext() if self._file is None else self._file.locked(self._sleep)
 
-    async def _renew(self, failed: str | None) -> str:
-        steps = self._steps
+    async def _renew(self, rejected: str | None) -> str:
+        failures = self._failures
         async with self._lock:
-            current = self._good(self._tokens, failed)
-            if current is not None:
-                return current
-            if self._failure is not None and self._steps != steps:
-                raise _another(self._failure)
-            try:
-                tokens = await self._replaced(failed)
-            except WMEError as error:
-                # A copy: with the error itself its frames would be kept, and what is in them.
-                self._failure = _another(error)
-                self._steps += 1
-                raise
-            self._failure = None
+            tokens = self._tokens
+            if not self._is_valid(tokens, rejected):
+                if self._failure is not None and self._failures != failures:
+                    raise _copy(self._failure)
+                try:
+                    tokens = await self._replaced(rejected)
+                except WMEError as error:
+                    # The error itself would keep the local variables of its traceback alive.
+                    self._failure = _copy(error)
+                    self._failures += 1
+                    raise
+                self._failure = None
+            assert tokens is not None
             return tokens.access_token
 
-    async def _replaced(self, failed: str | None) -> Tokens:
+    async def _replaced(self, rejected: str | None) -> Tokens:
         async with self._shared():
-            # Another process may have been faster.
-            stored = await self._stored()
-            if stored is not None and self._good(stored, failed) is not None:
-                self._tokens = stored
-                return stored
-            tokens = await self._next(stored or self._tokens, failed)
+            # Another process may have renewed the tokens of the file.
+            tokens = await self._load()
+            if tokens is not None and self._is_valid(tokens, rejected):
+                self._tokens = tokens
+                return tokens
+            tokens = await self._next(tokens or self._tokens, rejected)
             await self._keep(tokens)
             return tokens
 
-    def _good(self, tokens: Tokens | None, failed: str | None) -> str | None:
-        if tokens is None or tokens.access_token == failed:
-            return None
-        return tokens.access_token if next_step(tokens, now=self._now()) is Step.USE else None
+    def _is_valid(self, tokens: Tokens | None, rejected: str | None) -> bool:
+        return tokens is not None and tokens.access_token != rejected and next_step(tokens, now=self._now()) is Step.USE
 
-    async def _next(self, tokens: Tokens | None, failed: str | None) -> Tokens:
+    async def _next(self, tokens: Tokens | None, rejected: str | None) -> Tokens:
         try:
             return await self._obtained(tokens)
         except WMEError as error:
             now = self._now()
-            if tokens is None or tokens.access_token == failed or not tokens.works(now=now):
+            if tokens is None or tokens.access_token == rejected or not tokens.works(now=now):
                 raise
-            # A token that still works is better than an error.
             logger.warning(
-                "could not get a new token ahead of time (%s); the present one goes on until it ends",
+                "could not replace the access token ahead of its expiry (%s); it stays in use until then",
                 type(error).__name__,
             )
-            self._resting_until = now + _NOT_AGAIN_FOR
+            self._renewal_paused_until = now + _RENEWAL_PAUSE
             return tokens
 
     async def _obtained(self, tokens: Tokens | None) -> Tokens:
@@ -263,37 +256,37 @@ class TokenManager:
             try:
                 return await self._refresh(tokens)
             except (Unauthorized, RateLimited, Unprocessable, Forbidden) as error:
-                # The 91st refresh, a revoked or expired refresh token: only a sign-in helps.
-                logger.info("the refresh was refused (%s); signing in", type(error).__name__)
+                # A revoked or expired refresh token, or the 91st refresh: the remedy is a sign-in.
+                logger.info("the server rejects the refresh (%s); signing in", type(error).__name__)
         return await self._sign_in(retry=False)
 
     async def _refresh(self, tokens: Tokens) -> Tokens:
         body = msgspec.json.encode({"username": self._credentials.username, "refresh_token": tokens.refresh_token})
-        answer = _read(await self._send(_auth_request("/v1/token-refresh", body), retry=False))
-        return tokens.refreshed(answer.access_token, answer.expires_in, now=self._now())
+        signed_in = _decoded(await self._send(_auth_request("/v1/token-refresh", body), retry=False))
+        return tokens.refreshed(signed_in.access_token, signed_in.expires_in, now=self._now())
 
     async def _sign_in(self, *, retry: bool) -> Tokens:
-        # On the way of another request it is that one which is tried again, or attempts would multiply.
+        # `retry` is off within another request, whose own retries would multiply these.
         if not self._credentials.can_sign_in:
             raise Unauthorized(
-                "the access_token is no longer accepted, and there is no user name and password to get another one",
+                "the server rejects the access_token, and there are no user name and password to replace it with",
                 status=401,
             )
         try:
             request = _auth_request("/v1/login", self._credentials.login_body())
-            answer = _read(await self._send(request, retry=retry))
+            signed_in = _decoded(await self._send(request, retry=retry))
         except Unprocessable as error:
-            raise Unauthorized("the user name or password has a form the server does not take", status=422) from error
+            raise Unauthorized("the server rejects the form of the user name or password", status=422) from error
         now = self._now()
         return Tokens(
-            access_token=answer.access_token,
-            access_expires=None if answer.expires_in is None else now + answer.expires_in,
-            access_lifetime=answer.expires_in,
-            refresh_token=answer.refresh_token,
+            access_token=signed_in.access_token,
+            access_expires=None if signed_in.expires_in is None else now + signed_in.expires_in,
+            access_lifetime=signed_in.expires_in,
+            refresh_token=signed_in.refresh_token,
             refresh_expires=now + REFRESH_LIFETIME,
         )
 
-    async def _stored(self) -> Tokens | None:
+    async def _load(self) -> Tokens | None:
         return None if self._file is None else await in_thread(self._file.load)
 
     async def _keep(self, tokens: Tokens) -> None:
@@ -317,26 +310,26 @@ def _auth_request(path: str, body: bytes, *, accepts: Accepts = "body") -> Reque
     )
 
 
-def _read(response: Response) -> _Answer:
+def _decoded(response: Response) -> _SignedIn:
     try:
-        answer = decode_json(response.body, _ANSWER)
+        signed_in = decode_json(response.body, _SIGNED_IN)
     except DecodeError:
-        # The body may hold tokens, so nothing of it is kept.
-        raise DecodeError("the auth host did not answer with a JSON object of tokens") from None
-    if answer.access_token:
-        # A challenge beside valid tokens asks for nothing.
-        return answer
-    if answer.challenge_name:
+        # The body may contain tokens, so the error does not.
+        raise DecodeError("the response of the auth host is not a JSON object of tokens") from None
+    if signed_in.access_token:
+        # A challenge beside valid tokens has no meaning.
+        return signed_in
+    if signed_in.challenge_name:
         raise Unauthorized(
-            f"the account has to answer a challenge first ({answer.challenge_name}); sign in once on the WME dashboard",
+            f"the account must answer a challenge ({signed_in.challenge_name}); sign in once on the WME dashboard",
             status=response.status,
         )
-    raise DecodeError("the auth host answered without an access token")
+    raise DecodeError("the response of the auth host has no access token")
 
 
-def _another(error: WMEError) -> WMEError:
-    """Return an error of its own for another task, with notes of its own and without a traceback."""
-    made = copy.copy(error)
+def _copy(error: WMEError) -> WMEError:
+    """Return a copy for another task: without a traceback, and with notes of its own."""
+    duplicate = copy.copy(error)
     if hasattr(error, "__notes__"):
-        made.__notes__ = [*error.__notes__]
-    return made
+        duplicate.__notes__ = [*error.__notes__]
+    return duplicate

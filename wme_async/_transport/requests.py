@@ -1,10 +1,10 @@
-"""What crosses the transport: requests, whole answers, and aiohttp's exceptions in our words."""
+"""Requests, whole responses, and the translation of aiohttp's exceptions."""
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import aiohttp
 import msgspec
@@ -27,10 +27,10 @@ __all__ = [
 ]
 
 Accepts = Literal["body", "empty", "redirect", "any"]
-"""Which statuses below 400 are the answer to a request: see `_transport.error_responses.is_accepted`."""
+"""Which statuses below 400 a request accepts: see `_transport.error_responses.is_accepted`."""
 
 Role = Literal["auth", "api", "realtime", "store", "public"]
-"""Whom a request is for: the three WME hosts, the object store behind them, or a URL that a user named."""
+"""The host of a request: one of the three of WME, the object store behind them, or any host of a user's URL."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,17 +38,20 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         method: `GET`, `POST` or `HEAD`.
-        role: Whom it is for.
+        role: Its host.
         path: Path on the role's host, percent-encoded; for `store` and `public` the absolute URL, sent byte for byte.
         headers: Further headers.
         body: Bytes to send.
-        token: Send the bearer token. Refused for `store` and `public`.
-        streaming: Its answer has no end, as that of a stream: it does not take one of the connections that are bounded.
-        idempotent: Asking twice does no harm. Otherwise only a failed connection is tried again.
-        pool: The monthly allowance it is counted in, if any.
-        product: What it asks for, in words, for the message of a 403.
-        accepts: Which statuses below 400 are its answer; all others are errors.
+        token: Send the bearer token; not for `store` and `public`.
+        streaming: The response has no end, so it does not count towards `Limits.connections`.
+        idempotent: Sending it twice does no harm. Others are retried after a failed connection alone.
+        pool: The monthly allowance that counts it, if any.
+        product: The name of the product, for the message of a 403.
+        accepts: Which statuses below 400 are not errors.
         secret_path: The path is a secret, as that of most webhooks, and is not logged.
+
+    Raises:
+        ValueError: A token would be sent to another host than those of WME.
     """
 
     method: str = "GET"
@@ -65,7 +68,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     secret_path: bool = False
 
     def __post_init__(self) -> None:
-        """Keep credentials at home."""
+        """Check that the token goes to WME alone."""
         if self.token and self.role in {"store", "public"}:
             raise ValueError(f"a token must not be sent to a host of role {self.role!r}")
 
@@ -96,13 +99,13 @@ def count_requests() -> Iterator[RequestCounter]:
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole answer with a status that the request accepts.
+    """A whole response with a status that the request accepts.
 
     Args:
-        status: HTTP status; 3xx are not followed.
-        headers: Looked up without regard to case.
+        status: HTTP status; redirects are not followed.
+        headers: Case-insensitive.
         body: The bytes.
-        url: What was asked, with its query.
+        url: The URL of the request, with its query.
     """
 
     status: int
@@ -112,57 +115,104 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AddressBlocked(OSError):
-    """A name resolves to an address that must not be connected to."""
+    """The guard of the pool blocks an address that a name resolves to."""
 
 
 def translate(error: Exception, *, url: str, timeout: float | None = None) -> TransportError:
-    """Say one of the network's or aiohttp's exceptions in our words.
+    """Return the error of ours for an exception of the network or of aiohttp.
 
-    aiohttp's `AssertionError` and `RuntimeError` are among them: some of its code finds a connection gone under it.
+    aiohttp raises `AssertionError` and `RuntimeError` too, where a connection is lost under its feet.
 
     Args:
-        error: What was raised.
-        url: What was asked.
-        timeout: Seconds of silence that were allowed, for the message.
+        error: The exception. Secrets are removed from it, since it becomes the cause of ours.
+        url: The URL of the request.
+        timeout: Seconds of silence that the request allows, for the message.
     """
-    shown = bare_url(url)
+    url = bare_url(url)
+    text = _without_secrets(error, url)
+    advice = _tls_advice(error)
+    if advice:
+        translation: TransportError = ConnectFailed(f"could not connect to {url}: {advice} ({text})", url=url)
+    else:
+        cls, message = next((cls, message) for types, cls, message in _TRANSLATIONS if isinstance(error, types))
+        silence = f" for {timeout:g} s" if timeout else ""
+        translation = cls(message(error).format(url=url, text=text, silence=silence), url=url)
+    if advice or _is_permanent(error):
+        translation.permanent = True
+    return translation
+
+
+def _without_secrets(error: Exception, url: str) -> str:
+    """Remove tokens, signatures and passwords from an exception, and return its message."""
     text = str(error) or type(error).__name__
     if isinstance(error, aiohttp.ClientResponseError):
-        # It carries the request's headers, the token among them.
-        none: CIMultiDict[str] = CIMultiDict()
-        address = URL(shown)
-        error.request_info = aiohttp.RequestInfo(address, error.request_info.method, CIMultiDictProxy(none), address)
+        # It carries the headers of the request, the token among them.
+        headers: CIMultiDict[str] = CIMultiDict()
+        address = URL(url)
+        error.request_info = aiohttp.RequestInfo(address, error.request_info.method, CIMultiDictProxy(headers), address)
         error.headers = None
         error.history = ()
         error.args = (error.request_info, ())
         text = f"{type(error).__name__}: {error.message}"
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
-        # It says the whole URL, with a signature or a password in it.
-        error.args = (shown,)
-        vars(error).update({"_url": shown, "_description": None})
+        # It carries the whole URL, with a signature or a password in it.
+        error.args = (url,)
+        vars(error).update({"_url": url, "_description": None})
     key = getattr(error, "_conn_key", None)
     if isinstance(error, aiohttp.ClientConnectorError) and key is not None:
         # It carries the proxy with its password.
-        error._conn_key = key._replace(proxy=None, proxy_auth=None)  # noqa: SLF001  # there is no other way in
+        error._conn_key = key._replace(proxy=None, proxy_auth=None)  # noqa: SLF001  # it has no public setter
         error.args = (error._conn_key, *error.args[1:])  # noqa: SLF001  # same
-    ours = _ours(error, text, shown, timeout)
-    if _permanent(error) or _tls_refusal(error):
-        ours.permanent = True
-    return ours
+    return text
 
 
-# What an alert or an error of OpenSSL is named where the two sides will never agree, and what to do about it. What may
-# pass, such as INTERNAL_ERROR or an end of the connection, is not here.
+def _proxy_message(error: Any) -> str:
+    advice = {403: ": its rules do not allow this host", 407: ": it requires a user name and password"}
+    return f"could not connect to {{url}}: the proxy responds with HTTP {error.status}{advice.get(error.status, '')}"
+
+
+# The first row whose types match translates an exception; the order goes from special types to general ones.
+_TRANSLATIONS: Final[tuple[tuple[Any, type[TransportError], Callable[[Any], str]], ...]] = (
+    (aiohttp.ClientHttpProxyError, ConnectFailed, _proxy_message),
+    (aiohttp.ConnectionTimeoutError, ConnectFailed, lambda _: "could not connect to {url} in time"),
+    (TimeoutError, TimedOut, lambda _: "{url} sent nothing{silence}"),
+    (
+        aiohttp.ClientConnectorError
+        | aiohttp.ServerFingerprintMismatch
+        | aiohttp.ClientProxyConnectionError
+        | ssl.SSLCertVerificationError,
+        ConnectFailed,
+        lambda _: "could not connect to {url}: {text}",
+    ),
+    (
+        aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError | EOFError | AssertionError | RuntimeError,
+        Interrupted,
+        lambda _: "the connection to {url} broke: {text}",
+    ),
+    (
+        aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError,
+        TransportError,
+        lambda _: "{url} is not a URL that can be fetched",
+    ),
+    (Exception, TransportError, lambda _: "the response of {url} is not proper HTTP: {text}"),
+)
+
+_NO_TLS: Final = "the server does not speak TLS; is it http, or is a proxy in between?"
+_NO_VERSION: Final = "there is no TLS version that both sides allow"
+_CERTIFICATE_REJECTED: Final = "the server rejects the client certificate"
+
+# Alerts and errors of OpenSSL after which the two sides will never agree, with advice. Errors that may pass, such as
+# INTERNAL_ERROR, are not listed.
 _TLS_REFUSALS: Final[tuple[tuple[str, str], ...]] = (
     ("CERTIFICATE_REQUIRED", "the server asks for a client certificate; give one in SessionPool(ssl=...)"),
-    ("WRONG_VERSION_NUMBER", "what answers does not speak TLS; is it http, or a proxy in between?"),
-    ("UNKNOWN_PROTOCOL", "what answers does not speak TLS; is it http, or a proxy in between?"),
-    ("HTTP_REQUEST", "what answers does not speak TLS; is it http, or a proxy in between?"),
-    ("PROTOCOL_VERSION", "there is no TLS version that both sides allow"),
-    ("UNSUPPORTED_PROTOCOL", "there is no TLS version that both sides allow"),
-    ("VERSION_TOO_LOW", "there is no TLS version that both sides allow"),
-    ("NO_PROTOCOLS_AVAILABLE", "there is no TLS version that both sides allow"),
-    ("INAPPROPRIATE_FALLBACK", "there is no TLS version that both sides allow"),
+    ("WRONG_VERSION_NUMBER", _NO_TLS),
+    ("UNKNOWN_PROTOCOL", _NO_TLS),
+    ("HTTP_REQUEST", _NO_TLS),
+    ("PROTOCOL_VERSION", _NO_VERSION),
+    ("UNSUPPORTED_PROTOCOL", _NO_VERSION),
+    ("VERSION_TOO_LOW", _NO_VERSION),
+    ("NO_PROTOCOLS_AVAILABLE", _NO_VERSION),
+    ("INAPPROPRIATE_FALLBACK", _NO_VERSION),
     ("HANDSHAKE_FAILURE", "there is no cipher that both sides allow, or the server asks for a client certificate"),
     ("NO_SHARED_CIPHER", "there is no cipher that both sides allow"),
     ("NO_CIPHERS_AVAILABLE", "there is no cipher that both sides allow"),
@@ -171,18 +221,18 @@ _TLS_REFUSALS: Final[tuple[tuple[str, str], ...]] = (
     ("LEGACY_RENEGOTIATION", "the server needs a renegotiation that this system does not allow"),
     ("UNRECOGNIZED_NAME", "the server does not serve this name"),
     ("NO_APPLICATION_PROTOCOL", "the server does not speak HTTP/1.1 there"),
-    ("BAD_CERTIFICATE", "the server does not accept the client certificate"),
-    ("CERTIFICATE_EXPIRED", "the server does not accept the client certificate"),
-    ("CERTIFICATE_REVOKED", "the server does not accept the client certificate"),
-    ("CERTIFICATE_UNKNOWN", "the server does not accept the client certificate"),
-    ("UNSUPPORTED_CERTIFICATE", "the server does not accept the client certificate"),
-    ("UNKNOWN_CA", "the server does not accept the client certificate"),
-    ("ACCESS_DENIED", "the server does not accept the client certificate"),
+    ("BAD_CERTIFICATE", _CERTIFICATE_REJECTED),
+    ("CERTIFICATE_EXPIRED", _CERTIFICATE_REJECTED),
+    ("CERTIFICATE_REVOKED", _CERTIFICATE_REJECTED),
+    ("CERTIFICATE_UNKNOWN", _CERTIFICATE_REJECTED),
+    ("UNSUPPORTED_CERTIFICATE", _CERTIFICATE_REJECTED),
+    ("UNKNOWN_CA", _CERTIFICATE_REJECTED),
+    ("ACCESS_DENIED", _CERTIFICATE_REJECTED),
 )
 
 
-def _tls_refusal(error: BaseException) -> str:
-    """Say why TLS will not come about, and what to do; empty where another attempt may succeed."""
+def _tls_advice(error: BaseException) -> str:
+    """Return why TLS cannot succeed, with advice; empty where another attempt may succeed."""
     for cause in (error, getattr(error, "os_error", None), error.__cause__):
         reason = getattr(cause, "reason", None) if isinstance(cause, ssl.SSLError) else None
         if reason:
@@ -190,9 +240,9 @@ def _tls_refusal(error: BaseException) -> str:
     return ""
 
 
-def _permanent(error: BaseException) -> bool:
+def _is_permanent(error: BaseException) -> bool:
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        # The proxy's own rules; what it says of the host behind it is a 5xx.
+        # Rules of the proxy; its statuses about the host behind it are 5xx.
         return 400 <= error.status < 500 and error.status not in {408, 425, 429}
     return isinstance(
         error,
@@ -201,33 +251,3 @@ def _permanent(error: BaseException) -> bool:
         | aiohttp.ServerFingerprintMismatch
         | ssl.SSLCertVerificationError,
     ) or isinstance(getattr(error, "os_error", None), AddressBlocked | ssl.SSLCertVerificationError)
-
-
-def _ours(error: BaseException, text: str, shown: str, timeout: float | None) -> TransportError:
-    if refusal := _tls_refusal(error):
-        return ConnectFailed(f"could not connect to {shown}: {refusal} ({text})", url=shown)
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        advice = {403: "its rules do not allow this host", 407: "it wants a user name and password"}.get(error.status)
-        words = f"the proxy refused with HTTP {error.status}" + (f": {advice}" if advice else "")
-        return ConnectFailed(f"could not connect to {shown}: {words}", url=shown)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return ConnectFailed(f"could not connect to {shown} in time", url=shown)
-    if isinstance(error, TimeoutError):
-        silence = f" for {timeout:g} s" if timeout else ""
-        return TimedOut(f"{shown} sent nothing{silence}", url=shown)
-    if isinstance(
-        error,
-        aiohttp.ClientConnectorError
-        | aiohttp.ServerFingerprintMismatch
-        | aiohttp.ClientProxyConnectionError
-        | ssl.SSLCertVerificationError,
-    ):
-        return ConnectFailed(f"could not connect to {shown}: {text}", url=shown)
-    if isinstance(
-        error,
-        aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError | EOFError | AssertionError | RuntimeError,
-    ):
-        return Interrupted(f"the connection to {shown} broke: {text}", url=shown)
-    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
-        return TransportError(f"{shown} is not a URL that can be fetched", url=shown)
-    return TransportError(f"{shown} did not answer in proper HTTP: {text}", url=shown)
