@@ -276,7 +276,7 @@ async def test_an_unstructured_article_is_not_taken_for_one_that_a_filter_refuse
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"<html><title>Sorry</title></html>", "HTML page, not an answer of the API: Sorry"),
+        (b"<html><title>Sorry</title></html>", "HTML page, not a response of the API: Sorry"),
         (b"[1, 2]", "record 1 of "),
         (b"17", "record 1 of "),
         (b'{"name": 5}', "record 1 of "),

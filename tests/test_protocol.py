@@ -342,9 +342,9 @@ S3 = b"""<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Request h
         (S3, "AccessDenied: Request has expired"),
         (
             b"<html><head><title>Blocked &amp; gone</title></html>",
-            "an HTML page, not an answer of the API: Blocked & gone",
+            "an HTML page, not a response of the API: Blocked & gone",
         ),
-        (b"<p>", "an HTML page, not an answer of the API"),
+        (b"<p>", "an HTML page, not a response of the API"),
         (b"plain  words", "plain words"),
     ],
 )

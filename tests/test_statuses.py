@@ -126,7 +126,7 @@ async def test_a_download_is_not_sent_to_what_is_not_http(sim: Simulator, tmp_pa
         sim.faults.inject(
             "status", path="/download", method="GET", status=307, body=b"", headers={"Location": location}
         )
-        with pytest.raises(TransportError, match="redirected"):
+        with pytest.raises(TransportError, match="redirect"):
             await wme.snapshots.download("enwiki_namespace_0", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""From an error answer to an error: `(status, headers, body)` in, one exception out."""
+"""From a status, headers and a body to an exception."""
 
 import html
 import re
@@ -28,26 +28,26 @@ _EXCERPT = 2000
 _ANY_JSON = msgspec.json.Decoder()
 
 _FIRST_KEY = re.compile(rb'[\s\[]*\{\s*"([^"\\]*)"')
-# What gateways name their errors with. No record of the services has one of these and nothing else that is known.
+# Keys of the error documents of gateways. Every record of the services has a key besides these.
 _ERROR_KEYS = frozenset({"code", "detail", "error", "errors", "fault", "message", "status"})
 
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-"""Statuses that send a client elsewhere, if there is a `Location`."""
+"""Statuses of redirects, if there is a `Location`."""
 
 _WITHOUT_BODY: Final = frozenset({204, 205})
 
 
 def is_accepted(status: int, headers: Mapping[str, str], accepts: str) -> bool:
-    """Say whether a status is an answer to what was asked for; every other one is an error.
+    """Return whether a request accepts a status; all others are errors.
 
-    A redirect or a 204 without a body would otherwise pass for "nothing found", which is what an empty 200 means.
+    A redirect, or a 204 without a body, would otherwise pass for an empty 200, which means that there are no records.
 
     Args:
         status: HTTP status.
-        headers: Looked up without regard to case.
+        headers: Case-insensitive.
         accepts: `body`: 200-299 but for 204 and 205. `empty`: all of 200-299. `redirect`: like `body`, and redirects
-            with a `Location`. `any`: everything below 400, for a caller that judges by itself.
+            with a `Location`. `any`: all below 400, for a caller with rules of its own.
     """
     if accepts == "any":
         return status < 400
@@ -57,7 +57,7 @@ def is_accepted(status: int, headers: Mapping[str, str], accepts: str) -> bool:
 
 
 def bare_url(url: str) -> str:
-    """Return a URL without query, fragment and user: what may be shown, since queries carry signatures."""
+    """Return a URL without query, fragment and user, which may carry signatures and passwords."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -76,33 +76,32 @@ def redirect_target(url: str, location: str) -> str:
     """Return the absolute URL that a redirect leads to.
 
     Args:
-        url: What was asked.
-        location: The `Location` of the answer.
+        url: The URL of the request.
+        location: The `Location` of the response.
 
     Raises:
-        TransportError: It is not a URL of HTTP, or leads from `https` to `http`, where anybody in between could read
-            and change what comes.
+        TransportError: It is not a URL of HTTP, or it leads from `https` to `http`, where the network in between could
+            read and change the content.
     """
     try:
         target = urljoin(url, location)
         parts = urlsplit(target)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        well_formed = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        usable = False
-    shown = bare_url(url)
-    if not usable:
-        problem = "to what is not an http(s) URL"
+        well_formed = False
+    if not well_formed:
+        problem = "to a Location that is not an http(s) URL"
     elif parts.scheme == "http" and urlsplit(url).scheme == "https":
-        problem = f"from https to {bare_url(target)}, where anybody in between could change what comes"
+        problem = f"from https to {bare_url(target)}, where the network in between could change the content"
     else:
         return target
-    error = TransportError(f"{shown} redirected {problem}; it is not followed", url=shown)
+    error = TransportError(f"{bare_url(url)} redirects {problem}; it is not followed", url=bare_url(url))
     error.permanent = True
     raise error
 
 
 def server_message(body: bytes) -> str:
-    """Return what the server says in an error body, in one line: JSON `message`, S3's XML, a page's title, or text."""
+    """Return the message of an error body in one line: `message` of JSON, XML of S3, the title of a page, or text."""
     text = body[: 4 * _EXCERPT].decode("utf-8", "replace").strip()
     if not text:
         return ""
@@ -115,29 +114,28 @@ def server_message(body: bytes) -> str:
         except DecodeError:
             return ""
     if "<Error>" in text:
-        found = {tag: _inside(text, tag) for tag in ("Code", "Message")}
-        return ": ".join(value for value in found.values() if value)
+        return ": ".join(filter(None, (_inside(text, "Code"), _inside(text, "Message"))))
     if text[:1] == "<":
         title = _inside(text, "title") or _inside(text, "h1")
-        return f"an HTML page, not an answer of the API{f': {title}' if title else ''}"
+        return f"an HTML page, not a response of the API{f': {title}' if title else ''}"
     return " ".join(text.split())[:200]
 
 
 def is_error_document(body: bytes, known: AbstractSet[str]) -> bool:
-    """Say whether an answer with a status of success is an error all the same, as proxies and gateways send it.
+    """Return whether a response with a status of success holds an error, as proxies and gateways send it.
 
-    All fields of a record may be missing, so such an object would decode into an empty one. It is an error where it has
-    no field that the service could have sent, and one that errors are told in.
+    All fields of a record may be missing, so an error would decode into an empty record. An object is an error if none
+    of its keys is a field of the records and one is a usual key of errors.
 
     Args:
         body: JSON: an object, or a list of objects.
-        known: The names that an object may have in this answer; of flat ones (`size__value`) that of their object.
+        known: The fields that an object of this response may have; of flat ones (`size__value`) that of their object.
 
     Returns:
-        False also for what is no JSON: whoever decodes it says so.
+        False also for a body that is not JSON, which fails when it is decoded.
     """
     first = _FIRST_KEY.match(body)
-    # Nearly every record is known by its first name, so that the rest need not be read twice.
+    # The first key of nearly every record is a known field, so that the body need not be decoded twice.
     if first is None or first[1].decode(errors="replace").partition("__")[0] in known:
         return False
     try:
@@ -145,21 +143,21 @@ def is_error_document(body: bytes, known: AbstractSet[str]) -> bool:
     except DecodeError:
         return False
     rows = document if isinstance(document, list) else [document]
-    return any(isinstance(row, dict) and _tells(row.keys(), known) for row in rows)
+    return any(isinstance(row, dict) and _has_error_keys(row.keys(), known) for row in rows)
 
 
-def _tells(keys: AbstractSet[str], known: AbstractSet[str]) -> bool:
+def _has_error_keys(keys: AbstractSet[str], known: AbstractSet[str]) -> bool:
     return not any(key.partition("__")[0] in known for key in keys) and any(key.lower() in _ERROR_KEYS for key in keys)
 
 
-def error_in_place_of(wanted: str, body: bytes) -> str:
-    """Return the words for an answer that `is_error_document`, with its beginning in one line."""
-    return f"an error in place of {wanted}: {' '.join(body[:_EXCERPT].decode('utf-8', 'replace').split())[:200]}"
+def error_in_place_of(expected: str, body: bytes) -> str:
+    """Return the message for an `is_error_document`, with its beginning in one line."""
+    return f"an error in place of {expected}: {' '.join(body[:_EXCERPT].decode('utf-8', 'replace').split())[:200]}"
 
 
 def _inside(text: str, tag: str) -> str:
-    found = re.search(rf"<{tag}[^>]*>(.*?)</{tag}>", text, re.IGNORECASE | re.DOTALL)
-    return " ".join(html.unescape(found.group(1)).split())[:500] if found else ""
+    match = re.search(rf"<{tag}[^>]*>(.*?)</{tag}>", text, re.IGNORECASE | re.DOTALL)
+    return " ".join(html.unescape(match[1]).split())[:500] if match else ""
 
 
 def error_from_response(
@@ -171,36 +169,34 @@ def error_from_response(
     now: float,
     product: str | None = None,
 ) -> StatusError:
-    """Make the error of an answer that `is_accepted` says is none.
+    """Return the error for a response that is not `is_accepted`.
 
     Args:
         status: HTTP status.
-        headers: Its headers, looked up without regard to case.
+        headers: Case-insensitive.
         body: The body, or its beginning.
-        url: What was asked; its query is not kept, since it may carry a signature.
+        url: The URL of the request. The error has it without its query, which may carry a signature.
         now: UTC epoch seconds, to read a `Retry-After` that is a date.
-        product: What was asked for, in the words of the price list, for the advice on 403.
+        product: The name of the product, for the advice on 403.
     """
-    shown = bare_url(url)
-    words = server_message(body) if status >= 400 else _misplaced(status, headers, url)
-    message = f"HTTP {status} from {shown}" + (f": {words}" if words else "")
+    url = bare_url(url)
+    reason = server_message(body) if status >= 400 else _unexpected(status, headers, url)
     advice = _advice(status, product)
-    if advice:
-        message += f" ({advice})"
-    # Error documents of an object store may echo parts of the signature, so only their words are kept.
-    excerpt = words if body.lstrip()[:1] == b"<" else body[:_EXCERPT].decode("utf-8", "replace")
+    message = f"HTTP {status} from {url}{f': {reason}' if reason else ''}{f' ({advice})' if advice else ''}"
+    # Error documents of an object store may echo parts of the signature, so only their message is kept.
+    excerpt = reason if body.lstrip()[:1] == b"<" else body[:_EXCERPT].decode("utf-8", "replace")
     return error_for_status(status)(
         message,
         status=status,
-        url=shown,
+        url=url,
         request_id=headers.get("X-Request-Id") or headers.get("x-amz-request-id"),
         retry_after=parse_retry_after(headers.get("Retry-After"), now=now),
         body=excerpt,
     )
 
 
-def _misplaced(status: int, headers: Mapping[str, str], url: str) -> str:
-    """Say what is wrong with a status below 400 that was not asked for."""
+def _unexpected(status: int, headers: Mapping[str, str], url: str) -> str:
+    """Return the reason why a status below 400 is an error."""
     location = headers.get("Location")
     if location and status in REDIRECTS:
         try:
@@ -210,16 +206,15 @@ def _misplaced(status: int, headers: Mapping[str, str], url: str) -> str:
         return f"redirected to {target} (Location), which is not followed, since credentials would go with it"
     if status in REDIRECTS:
         return "redirected without a Location"
-    return "an answer without a body, where one was asked for" if status in _WITHOUT_BODY else "not what was asked for"
+    return "a response without a body" if status in _WITHOUT_BODY else "a status that the request does not accept"
 
 
 def _advice(status: int, product: str | None) -> str:
     if status == 403 and product:
         return f"the account's plan does not include {product}, or the path has changed; `auth.user()` lists its groups"
     if status in REDIRECTS:
-        return "check the hosts and paths that the client was given, and what stands in between"
-    if status == 401:
-        return "sign in again, or check the user name and password"
-    if status == 407:
-        return "the proxy wants a user name and password"
-    return ""
+        return "check the hosts and paths of the client, and the proxies in between"
+    return {
+        401: "sign in again, or check the user name and password",
+        407: "the proxy requires a user name and password",
+    }.get(status, "")
