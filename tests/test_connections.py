@@ -94,7 +94,7 @@ async def test_a_wait_for_a_connection_is_counted_and_bounded(sim):
             await until(lambda: any(request.role == "api" for request in sim.requests))
             second = asyncio.create_task(wme.projects.list())
             await until(lambda: pool.waiting or second.done())
-            with pytest.raises(ConnectFailed, match=r"given back for 0.1 s.*Limits\(connections"):
+            with pytest.raises(ConnectFailed, match=r"released for 0.1 s.*Limits\(connections"):
                 await asyncio.wait_for(second, SECONDS)
             assert pool.waiting == 0
             first.cancel()
@@ -128,7 +128,7 @@ async def test_a_cancelled_wait_gives_its_place_to_the_next(sim):
 
 
 async def test_a_wait_that_takes_long_is_logged(sim, caplog, monkeypatch):
-    monkeypatch.setattr("wme_async._transport.slots._TELL_AFTER", 0.01)
+    monkeypatch.setattr("wme_async._transport.slots._WARN_AFTER", 0.01)
     sim.faults.inject("hang_head", role="api", times=None)
     async with Client(**sim.client_options(), limits=Limits(connections=1)) as wme:
         tasks = [asyncio.create_task(wme.projects.list()) for _ in range(3)]

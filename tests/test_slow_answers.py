@@ -61,7 +61,7 @@ async def test_an_answer_that_comes_byte_by_byte_ends_after_its_time() -> None:
         await drip(writer, b"[ ")
 
     async with served(send, timeouts=Timeouts(answer=0.2)) as wme:
-        with pytest.raises(TimedOut, match=r"whole answer after 0\.2 s"):
+        with pytest.raises(TimedOut, match=r"whole response after 0\.2 s"):
             await wme.projects.list()
 
 

@@ -741,7 +741,7 @@ async def test_a_head_may_have_a_deadline_of_its_own(sim, transport):
 
 async def test_answers_above_the_limit_are_refused(sim):
     transport = make(sim, limits=Limits(max_response=100))
-    with pytest.raises(DataError, match="longer than the 100 bytes"):
+    with pytest.raises(DataError, match="longer than the limit of 100 bytes"):
         await transport.request(PROJECTS)
     await transport.aclose()
 

@@ -1,4 +1,4 @@
-"""An answer whose body is still on its way, read with a watch on silence that does not depend on aiohttp."""
+"""The body of a response while it arrives, with a read timeout that does not depend on aiohttp."""
 
 import asyncio
 import contextlib
@@ -21,12 +21,12 @@ _ERROR_BODY = 64 * 1024
 
 
 class Body:
-    """An answer whose body is still on its way. It holds a connection until it is closed.
+    """The body of a response while it arrives. It holds a connection until it is closed.
 
     Attributes:
         status: HTTP status, one that the request accepts.
-        headers: Looked up without regard to case.
-        url: What was asked, with its query.
+        headers: Case-insensitive.
+        url: The URL of the request, with its query.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Body:
         self._response = response
         self._end = end
         self._waits = waits
-        # Sessions of the user's own may watch their bodies, so those are read by aiohttp alone.
+        # Bodies of a user's own session, which may observe them, are read through aiohttp alone.
         self._direct = direct
         self._read_timeout = read_timeout
         self.status = response.status
@@ -55,29 +55,29 @@ class Body:
         return f"<Body {self.status} {bare_url(self.url)}>"
 
     def read_ahead(self, size: int) -> None:
-        """Let `chunks` hand out up to about twice so many bytes at once. It can be raised, not lowered."""
+        """Let `chunks` yield up to about twice this many bytes at once. A smaller size has no effect."""
         self._response.content.set_read_chunk_size(size)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the bytes as they come from the socket, in pieces of no particular size.
+        """Yield the bytes as they arrive, in chunks of any size.
 
         Raises:
             Interrupted: The body ended early.
-            TimedOut: Nothing came for as long as is allowed.
+            TimedOut: No byte arrived within the read timeout.
         """
-        while piece := await self._next():
-            yield piece
+        while chunk := await self._next():
+            yield chunk
 
     async def copy_to(self, sink: Sink) -> None:
-        """Give all bytes to a function, in order and cheaply. What it raises ends the transfer and comes out here.
+        """Pass all bytes to a function, in order, without a copy. Its exceptions end the transfer and are raised here.
 
         Args:
-            sink: Called in the event loop. The view is its own until it returns or, if it returns something to await,
-                until that is done; nothing more is read from the connection meanwhile.
+            sink: Called in the event loop. The view is valid until it returns or, if it returns an awaitable, until
+                that is done; nothing more is read from the connection meanwhile.
 
         Raises:
             Interrupted: The body ended early.
-            TimedOut: Nothing came for as long as is allowed.
+            TimedOut: No byte arrived within the read timeout.
         """
         try:
             if self._direct and await take_over(
@@ -86,8 +86,8 @@ class Body:
                 return
         except (aiohttp.ClientError, TransportError) as error:
             self._fail(error)
-        while piece := await self._next():
-            pending = sink(memoryview(piece))
+        while chunk := await self._next():
+            pending = sink(memoryview(chunk))
             if pending is not None:
                 await pending
 
@@ -95,47 +95,45 @@ class Body:
         """Return the whole body.
 
         Args:
-            limit: Bytes above which it is refused.
-            seconds: How long it may take in all; None for as long as something comes.
+            limit: The most bytes to accept.
+            seconds: The time limit for the whole body; None for the read timeout alone.
 
         Raises:
             DataError: The body is longer.
             Interrupted: The body ended early.
-            TimedOut: Nothing came for as long as is allowed, or it was not whole in time.
+            TimedOut: No byte arrived within the read timeout, or the body was not complete in time.
         """
         try:
-            async with asyncio.timeout(seconds) as whole:
+            async with asyncio.timeout(seconds) as timeout:
                 return await self._whole(limit)
         except TimeoutError:
-            if not whole.expired():
+            if not timeout.expired():
                 raise
-            shown = bare_url(self.url)
-            raise TimedOut(f"{shown} had not sent its whole answer after {seconds:g} s", url=shown) from None
+            url = bare_url(self.url)
+            raise TimedOut(f"{url} had not sent its whole response after {seconds:g} s", url=url) from None
 
     async def _whole(self, limit: int) -> bytes:
-        pieces: list[bytes] = []
+        chunks: list[bytes] = []
         size = 0
-        # Small answers come by the thousand, and most in one piece: no generator is worth making for them.
-        while piece := await self._next():
-            size += len(piece)
+        # Small responses come by the thousand, most in one chunk, so a generator would cost more than it saves.
+        while chunk := await self._next():
+            size += len(chunk)
             if size > limit:
-                raise DataError(f"the answer is longer than the {limit} bytes that are allowed", url=bare_url(self.url))
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                raise DataError(f"the response is longer than the limit of {limit} bytes", url=bare_url(self.url))
+            chunks.append(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def beginning(self, seconds: float) -> bytes:
-        """Return what of an error's body comes in so many seconds; that it breaks off is of no interest."""
-        pieces: list[bytes] = []
-        size = 0
+        """Return the beginning of an error's body that arrives within some seconds, whether it is complete or not."""
+        data = b""
         with contextlib.suppress(WMEError, TimeoutError):
             async with asyncio.timeout(seconds):
-                while size < _ERROR_BODY and (piece := await self._next()):
-                    pieces.append(piece)
-                    size += len(piece)
-        return b"".join(pieces)[:_ERROR_BODY]
+                while len(data) < _ERROR_BODY and (chunk := await self._next()):
+                    data += chunk
+        return data[:_ERROR_BODY]
 
     def close(self) -> None:
-        """Give the connection back if the body was read to its end, else close it. Once is enough."""
+        """Release the connection if the body was read to its end, else close it. A second call has no effect."""
         if self._response.content.at_eof():
             self._response.release()
         else:
@@ -145,25 +143,23 @@ class Body:
             on_close()
 
     async def _next(self) -> bytes:
-        """Return the bytes that are there, or the next that come; b"" at the end of the body."""
+        """Return the next bytes, at once if some are buffered; b"" at the end of the body."""
         content = self._response.content
         try:
-            piece = content.read_nowait()
-            if not piece and not content.at_eof():
-                # aiohttp has a timer for silence too, but it ends with the session, and its reader then waits for ever.
+            chunk = content.read_nowait()
+            if not chunk and not content.at_eof():
+                # The read timer of aiohttp ends with the session, and its reader then waits for ever.
                 async with self._waits.wait(self.url, seconds=self._read_timeout):
-                    piece = await content.readany()
-            if not piece:
+                    chunk = await content.readany()
+            if not chunk:
                 self._end.check()
         except (aiohttp.ClientError, OSError, AssertionError, RuntimeError, TransportError) as error:
             self._fail(error)
-        return piece
+        return chunk
 
     def _fail(self, error: Exception) -> NoReturn:
-        """Raise what an exception means for whoever reads the body."""
-        if isinstance(error, ClientClosed):
-            raise error
-        closed = self._waits.error(self.url)
+        """Raise the error of ours for an exception while the body is read."""
+        closed = None if isinstance(error, ClientClosed) else self._waits.error(self.url)
         if closed is not None:
             raise closed from error
         if isinstance(error, TransportError):

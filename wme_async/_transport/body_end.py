@@ -1,7 +1,7 @@
-"""Whether a body without a length is whole: only if the server itself ended its connection in good order.
+"""Whether a body without a length is complete: only if the server closed the connection in the regular way.
 
-aiohttp hands out the end of such a body whatever ended the connection: a reset, a TLS connection that was cut, or our
-own session being closed. RFC 9112, sections 8 and 9.8, calls all of these incomplete.
+aiohttp reports the end of such a body after a reset, a TLS connection without close_notify and the close of our own
+session too. RFC 9112, sections 8 and 9.8, calls all of these incomplete.
 """
 
 import ssl
@@ -18,12 +18,12 @@ _BODILESS = frozenset({204, 205, 304})
 
 
 class Response(aiohttp.ClientResponse):
-    """An answer that remembers the TLS object of its connection, which may be gone before the head has been read."""
+    """A response that keeps the TLS object of its connection, which may be gone before the head is read."""
 
     tls: "ssl.SSLObject | None" = None
 
     async def start(self, connection: Any) -> "Response":
-        """Read the head of the answer."""
+        """Read the head of the response."""
         transport = connection.transport
         self.tls = transport.get_extra_info("ssl_object") if transport is not None else None
         await super().start(connection)
@@ -31,12 +31,12 @@ class Response(aiohttp.ClientResponse):
 
 
 class BodyEnd:
-    """Knows how a body has to end.
+    """Checks the end of a body.
 
     Args:
-        response: An answer whose body nobody has read yet.
-        session: Where it came from.
-        url: What was asked.
+        response: A response whose body is unread.
+        session: Its session.
+        url: The URL of the request.
     """
 
     __slots__ = ("_protocol", "_session", "_tls", "_url")
@@ -47,7 +47,7 @@ class BodyEnd:
             return
         connection = response.connection
         self._session, self._url = session, url
-        # aiohttp lets go of a connection that has ended before its head was read; the protocol is still known then.
+        # aiohttp releases a connection that ends before the head is read; the response still has its protocol then.
         self._protocol: Any = connection.protocol if connection is not None else getattr(response, "_protocol", None)
         transport = connection.transport if connection is not None else None
         self._tls: Any = getattr(response, "tls", None) or (
@@ -55,17 +55,17 @@ class BodyEnd:
         )
 
     def check(self) -> None:
-        """Look at how the body has ended.
+        """Check that the body is complete.
 
         Raises:
-            Interrupted: It may not be whole: its only end is that of its connection, which was not in good order.
+            Interrupted: The end of the connection alone marks that of the body, and it was not a regular close.
         """
-        trouble = self._trouble()
-        if trouble is not None:
-            shown = bare_url(self._url)
-            raise Interrupted(f"the connection to {shown} broke in a body of unknown length: {trouble}", url=shown)
+        problem = self._problem()
+        if problem is not None:
+            url = bare_url(self._url)
+            raise Interrupted(f"the connection to {url} broke in a body of unknown length: {problem}", url=url)
 
-    def _trouble(self) -> str | None:
+    def _problem(self) -> str | None:
         if self._session is None:
             return None
         if self._session.closed:
@@ -79,10 +79,10 @@ class BodyEnd:
 
 
 def coding_error(response: aiohttp.ClientResponse) -> TransportError | None:
-    """Return the error for a body in a transfer coding that nobody here undoes, None where there is no such coding.
+    """Return the error for a body in an unsupported transfer coding; None if there is no such coding.
 
-    aiohttp undoes `chunked` alone. Other codings are part of the message and not of the file (RFC 9112, section 7), and
-    a server must not use them unasked.
+    aiohttp decodes `chunked` alone. Other codings belong to the message and not to the file (RFC 9112, section 7), and
+    a server must not use them without a `TE` header in the request.
     """
     if "Transfer-Encoding" not in response.headers:
         return None
@@ -92,14 +92,14 @@ def coding_error(response: aiohttp.ClientResponse) -> TransportError | None:
         names.pop()
     if all(name in {"", "identity"} for name in names):
         return None
-    shown = bare_url(str(response.url))
-    error = TransportError(f"{shown} sent its answer in the transfer coding {codings!r} without being asked", url=shown)
+    url = bare_url(str(response.url))
+    error = TransportError(f"{url} sent the transfer coding {codings!r}, which the request does not allow", url=url)
     error.permanent = True
     return error
 
 
 def _ends_with_connection(response: aiohttp.ClientResponse) -> bool:
-    """Say whether the end of the connection is the only end that a body has."""
+    """Return whether the end of the connection alone marks the end of the body."""
     headers = response.headers
     return (
         "Content-Length" not in headers
@@ -110,9 +110,9 @@ def _ends_with_connection(response: aiohttp.ClientResponse) -> bool:
 
 
 def _tls_closed(tls: Any) -> bool:
-    """Say whether the peer has closed a TLS connection by close_notify."""
+    """Return whether the peer has closed a TLS connection by close_notify."""
     try:
-        # Nothing is left to read, so this only asks OpenSSL for the state of the connection.
+        # All data is read already, so this returns the state of the connection.
         return not tls.read(1)
     except ssl.SSLZeroReturnError:
         return True

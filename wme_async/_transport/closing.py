@@ -1,7 +1,7 @@
-"""The end of all waits when a client, its pool or its aiohttp session is closed.
+"""How the close of a client, its pool or its aiohttp session ends all waits.
 
-aiohttp ends some of them by cancelling futures, some by an error of the connection, and some not at all. So each wait
-of a client is recorded here, and closing ends them all in the same way.
+aiohttp ends some waits by cancelling futures, some by an error of the connection, and some not at all. So each wait of
+a client is registered here, and a close ends all of them in the same way.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ __all__ = ["Wait", "Waits"]
 
 
 class Waits:
-    """What one client waits for at present.
+    """The current waits of one client.
 
     Args:
-        closed: Names what has been closed; None while requests can be sent.
+        closed: Returns the name of the closed object; None while requests can be sent.
 
     Attributes:
-        timeouts: One for each wait: it never expires by time, but closing makes it expire.
+        timeouts: One for each wait. A close makes it expire, whatever its time.
     """
 
     def __init__(self, closed: Callable[[], str | None]) -> None:
@@ -30,11 +30,11 @@ class Waits:
         self.timeouts: set[asyncio.Timeout] = set()
 
     def error(self, url: str | None = None, *, before: bool = False) -> ClientClosed | None:
-        """Return the error for what can no longer be done; None while all is open.
+        """Return the error of a request after a close; None while all is open.
 
         Args:
-            url: What was wanted.
-            before: It had not begun when something was closed.
+            url: The URL of the request.
+            before: The request begins after the close.
         """
         closed = self._closed()
         if closed is None:
@@ -51,25 +51,25 @@ class Waits:
             timeout.reschedule(asyncio.get_running_loop().time())
 
     def wait(self, url: str | None = None, *, seconds: float | None = None) -> "Wait":
-        """Return a context manager for something that takes time.
+        """Return a context manager for a wait.
 
         Args:
-            url: What is waited for.
-            seconds: How long to wait at most; None for no limit.
+            url: The URL of the request that waits.
+            seconds: The time limit; None for no limit.
         """
         return Wait(self, url, seconds)
 
 
 class Wait:
-    """A block that closing ends with `ClientClosed`, whatever it waits for.
+    """A block that a close ends with `ClientClosed`.
 
-    A `CancelledError` that leaves the block although its task was not cancelled meanwhile becomes `ClientClosed` too:
-    aiohttp cancels the futures of all who wait for a connection when its connector is closed. Otherwise it would end a
-    task that nobody cancelled, and a task group would take that task for one that has finished.
+    A `CancelledError` that leaves the block although its task was not cancelled becomes `ClientClosed` too: the close
+    of an aiohttp connector cancels the futures of all requests that wait for a connection. It would otherwise end a
+    task without its being cancelled, and a task group would take that task for a finished one.
 
     Raises:
-        ClientClosed: Something was closed before or meanwhile.
-        TimeoutError: The time is up.
+        ClientClosed: The client, its pool or its session was closed before or during the block.
+        TimeoutError: The time limit is over.
     """
 
     __slots__ = ("_cancelling", "_timeout", "_url", "_waits")
@@ -109,7 +109,7 @@ class Wait:
 
     def _unexplained(self) -> ClientClosed:
         url = None if self._url is None else bare_url(self._url)
-        return ClientClosed("the wait was cancelled from within, as a connector does that is being closed", url=url)
+        return ClientClosed("the wait was cancelled from within, as the close of a connector does", url=url)
 
 
 def _cancellations() -> int:

@@ -1,7 +1,7 @@
-"""Which proxy a request goes through: one rule for the client, the command line and jobs.
+"""The proxy of a request, by one rule for the client, the command line and jobs.
 
-A proxy that is given wins. Otherwise, and only if the environment is to be trusted, the usual variables are read. What
-they name is used or is an error that names the variable: nothing ever goes past a proxy because it cannot be used.
+An explicit proxy wins. Otherwise, with `trust_env`, the usual variables are read. A variable with an unusable value is
+an error that names it: a request never bypasses a proxy because it cannot be used.
 """
 
 import ipaddress
@@ -21,9 +21,9 @@ class EnvironmentProxies:
     An empty one means no proxy. `HTTP_PROXY` in upper case is ignored under CGI (where `REQUEST_METHOD` is set): there
     anybody can set it by a header.
 
-    `NO_PROXY` lists, separated by commas, what is asked directly: `*` is everything; `example.org` and `.example.org`
-    are the host and all below it; an address or a network such as `10.0.0.0/8` covers URLs with such an address (names
-    are not resolved for it); each may end in `:port`. Nothing else is exempt, loopback included.
+    `NO_PROXY` lists the hosts without a proxy, separated by commas: `*` is all hosts; `example.org` and `.example.org`
+    are the host and all its subdomains; an address or a network such as `10.0.0.0/8` covers URLs with such an address
+    (names are not resolved for it); each may end in `:port`. No other host is exempt, loopback included.
 
     Args:
         environ: The variables.
@@ -41,10 +41,10 @@ class EnvironmentProxies:
         self._exempt = [entry for part in exempt.split(",") if (entry := part.strip().lower())]
 
     def proxy_of(self, url: URL) -> URL | None:
-        """Return the proxy for a URL, None where it is asked directly.
+        """Return the proxy for a URL; None for a direct connection.
 
         Raises:
-            ValueError: The variable for it holds what cannot be used. Nothing has been sent.
+            ValueError: The value of its variable is not a usable proxy.
         """
         name, value = self._values.get(url.scheme, ("", ""))
         if not value or self._is_exempt(url):
@@ -57,7 +57,7 @@ class EnvironmentProxies:
 
 
 def _covers(entry: str, host: str, port: int | None) -> bool:
-    """Say whether an entry of `NO_PROXY` covers a host."""
+    """Return whether an entry of `NO_PROXY` covers a host."""
     address = _address(host)
     if address is not None:
         network = _network(entry)
@@ -93,7 +93,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 
 def check_proxy(proxy: str) -> None:
-    """Raise if a proxy that was given cannot be used.
+    """Raise if a proxy cannot be used.
 
     Raises:
         TypeError: It is not text.
@@ -105,7 +105,7 @@ def check_proxy(proxy: str) -> None:
 
 
 def _parsed(value: str, variable: str | None) -> URL:
-    # It may have a password in it, so of the value nothing but the scheme is repeated.
+    # The value may contain a password, so messages repeat its scheme alone.
     try:
         parts = urlsplit(value)
         well_formed = bool(parts.hostname) and parts.port != 0

@@ -1,4 +1,4 @@
-"""How many requests may have a connection at the same time, and who waits for one."""
+"""A limit on connections, with a queue of requests."""
 
 import asyncio
 import logging
@@ -9,34 +9,34 @@ __all__ = ["Slots"]
 
 logger = logging.getLogger("wme_async.transport")
 
-# Seconds without a free connection after which a log line says so, and between two such lines.
-_TELL_AFTER = 10.0
-_TELL_AGAIN = 60.0
+# Seconds without a free connection before a warning is logged, and between two warnings.
+_WARN_AFTER = 10.0
+_WARN_INTERVAL = 60.0
 
 
 class Slots:
-    """A bound on connections, first come, first served.
+    """A limit on connections, first come, first served.
 
-    It takes the place of aiohttp's own, whose waiters are neither counted nor told apart, are cancelled when a session
-    is closed, and wait behind connections that are never given back, such as those of a stream.
+    It replaces the limit of aiohttp, whose queue cannot be counted, is cancelled when a session is closed, and waits
+    behind connections that are never released, such as those of streams.
 
     Args:
-        name: What the connections lead to, for messages.
-        limit: How many requests may have one at a time, None for any number.
+        name: The peer of the connections, for messages.
+        limit: The most connections at a time; None for any number.
 
     Attributes:
         in_use: Connections in use.
-        reserved: Connections that are held for good, by streams, out of the limit.
+        reserved: Connections of streams, which are never released, out of the limit.
     """
 
     def __init__(self, name: str, limit: int | None) -> None:
         self._name = name
         self._limit = math.inf if limit is None else limit
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self._moved = 0.0
-        self._told = -math.inf
-        self.in_use = 0
-        self.reserved = 0
+        self._granted_at = 0.0
+        self._warned_at = -math.inf
+        self.in_use: int = 0
+        self.reserved: int = 0
 
     @property
     def waiting(self) -> int:
@@ -45,23 +45,23 @@ class Slots:
 
     @property
     def free(self) -> float:
-        """How many more connections may be reserved: one at least is left for requests."""
+        """The number of connections that can still be reserved; one at least remains for requests."""
         return self._limit - self.reserved - 1
 
     def reserve(self, count: int) -> None:
-        """Take connections out of the limit for good, or give them back with a negative number."""
+        """Take connections out of the limit, or return them with a negative number."""
         self.reserved += count
-        self._hand_out()
+        self._grant()
 
     async def acquire(self, seconds: float | None) -> None:
         """Wait for a connection.
 
         Args:
-            seconds: How long to wait at most without anybody's giving one back, so that a long queue which moves is no
-                error; None for any time.
+            seconds: The time limit since the last connection was released, so that a long queue that moves is not an
+                error; None for no limit.
 
         Raises:
-            TimeoutError: No connection was given back for as long.
+            TimeoutError: No connection was released for that time.
         """
         if not self._waiters and self.in_use < self._limit - self.reserved:
             self.in_use += 1
@@ -78,38 +78,38 @@ class Slots:
             raise
 
     def release(self) -> None:
-        """Give a connection back."""
+        """Release a connection."""
         self.in_use -= 1
-        self._hand_out()
+        self._grant()
 
     async def _wait(self, waiter: "asyncio.Future[None]", seconds: float | None) -> None:
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        started = loop.time()
         while not waiter.done():
-            silence = loop.time() - max(began, self._moved)
+            silence = loop.time() - max(started, self._granted_at)
             if seconds is not None and silence >= seconds:
-                raise TimeoutError(f"no connection to the {self._name} was given back for {seconds:g} s")
-            if silence >= _TELL_AFTER:
-                self._tell(loop.time(), silence)
-            await asyncio.wait([waiter], timeout=min(_TELL_AFTER, math.inf if seconds is None else seconds - silence))
+                raise TimeoutError(f"no connection to the {self._name} was released for {seconds:g} s")
+            if silence >= _WARN_AFTER:
+                self._warn(loop.time(), silence)
+            await asyncio.wait([waiter], timeout=min(_WARN_AFTER, math.inf if seconds is None else seconds - silence))
 
-    def _tell(self, now: float, silence: float) -> None:
-        if now - self._told < _TELL_AGAIN:
+    def _warn(self, now: float, silence: float) -> None:
+        if now - self._warned_at < _WARN_INTERVAL:
             return
-        self._told = now
+        self._warned_at = now
         logger.warning(
-            "%d requests wait for one of the %g connections to the %s, and none was given back for %.0f s; close what "
-            "is open, or raise Limits(connections=...)",
+            "%d requests wait for one of the %g connections to the %s, and none was released for %.0f s; close open "
+            "bodies, or raise Limits(connections=...)",
             len(self._waiters),
             self._limit - self.reserved,
             self._name,
             silence,
         )
 
-    def _hand_out(self) -> None:
+    def _grant(self) -> None:
         while self._waiters and self.in_use < self._limit - self.reserved:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 self.in_use += 1
-                self._moved = waiter.get_loop().time()
+                self._granted_at = waiter.get_loop().time()
                 waiter.set_result(None)

@@ -1,4 +1,4 @@
-"""What to do about a token: use it, refresh it, or sign in. One table, no I/O, no clock.
+"""Whether to use a token, refresh it, or sign in. Pure.
 
 The rules are the server's: an access token lives for `expires_in` seconds; a refresh token lives 90 days and mints at
 most 90 access tokens, after which the server answers 429 and only a new sign-in helps; a refresh answers with no new
@@ -24,7 +24,7 @@ REFRESH_LIMIT = 90
 
 
 class Step(Enum):
-    """What has to happen before the next request."""
+    """The step before the next request."""
 
     USE = "use"
     REFRESH = "refresh"
@@ -36,9 +36,9 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Args:
         access_token: Sent as bearer.
-        access_expires: UTC epoch seconds; None where nobody said.
-        access_lifetime: Seconds it was good for when it was minted.
-        refresh_token: Mints further access tokens; empty where there is none.
+        access_expires: UTC epoch seconds; None if unknown.
+        access_lifetime: Seconds that it was valid for when it was minted.
+        refresh_token: Mints further access tokens; may be empty.
         refresh_expires: UTC epoch seconds.
         refreshes: Access tokens minted by the refresh token so far.
     """
@@ -59,7 +59,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         yield "refreshes", self.refreshes
 
     def works(self, *, now: float) -> bool:
-        """Say whether the access token has not ended yet, so far as is known."""
+        """Return whether the access token is not known to have expired."""
         return bool(self.access_token) and (self.access_expires is None or now < self.access_expires)
 
     def refreshed(self, access_token: str, expires_in: float | None, *, now: float) -> "Tokens":
@@ -74,12 +74,12 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def next_step(tokens: Tokens | None, *, now: float) -> Step:
-    """Decide what to do before a request.
+    """Return the step before a request.
 
-    A token is replaced a tenth of its lifetime, at most five minutes, before it ends.
+    A token is replaced a tenth of its lifetime, at most five minutes, before it expires.
 
     Args:
-        tokens: What there is.
+        tokens: The current tokens, if any.
         now: UTC epoch seconds.
     """
     if tokens is None or not tokens.access_token:
@@ -93,7 +93,7 @@ def next_step(tokens: Tokens | None, *, now: float) -> Step:
 
 
 def renewal(tokens: Tokens | None, *, now: float) -> Step:
-    """Decide how to get a new access token when the present one will not do."""
+    """Return how to get a new access token."""
     if (
         tokens is not None
         and tokens.refresh_token
@@ -105,7 +105,7 @@ def renewal(tokens: Tokens | None, *, now: float) -> Step:
 
 
 def jwt_expiry(token: str) -> float | None:
-    """Read `exp` (UTC epoch seconds) from a JSON web token without checking it; None where there is none."""
+    """Return `exp` (UTC epoch seconds) of a JSON web token, without checking its signature; None if it has none."""
     parts = token.split(".")
     if len(parts) != 3:
         return None
