@@ -1,8 +1,8 @@
 """The process in which yt-dlp works for `Media`. It is started by its path and imports nothing of this package.
 
-A process of its own can be killed at any time, and can be confined before anything of a page is looked at: an audit
-hook (https://docs.python.org/3/library/audit_events.html) allows connections to the guarding proxy alone and starts no
-other program. So neither the environment nor which HTTP libraries are installed changes where a page can lead.
+A separate process can be killed at any time, and can be confined before it reads a page: an audit hook
+(https://docs.python.org/3/library/audit_events.html) allows connections to the guarding proxy alone and starts no other
+program. So neither the environment nor the installed HTTP libraries change where a page can lead.
 
 Standard input holds one line of JSON, the task, and stays open: its end means that the parent process has ended.
 Standard output holds one JSON object a line: `log`, `title`, `progress`, and at the end `result` or `error`.
@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 
 __all__: list[str] = []
 
-# yt-dlp's names for what it downloads by itself, over HTTP alone (`yt_dlp.downloader.PROTOCOL_MAP`).
+# Protocols that yt-dlp downloads by itself, over HTTP alone (`yt_dlp.downloader.PROTOCOL_MAP`).
 _PROTOCOLS = frozenset({"http", "https", "m3u8", "m3u8_native", "http_dash_segments"})
-# HTTP clients with sockets of their own, which no audit hook sees, and whose presence must not change anything.
+# HTTP clients with sockets of their own, which no audit hook sees.
 _OTHER_CLIENTS = ("curl_cffi", "requests", "websockets")
 _PROGRAM_EVENTS = frozenset(
     {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn"}
@@ -35,11 +35,11 @@ _ORPHAN_GRACE = 5.0
 
 
 class _UnsupportedProtocol(Exception):
-    """A page offers its media in a way that would need another program or another protocol."""
+    """The media of a page need another program or another protocol."""
 
 
 class _Output:
-    """Messages to the parent process. Nothing else may write to standard output."""
+    """Sends messages to the parent process. Nothing else may write to standard output."""
 
     def __init__(self) -> None:
         self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -53,7 +53,7 @@ class _Output:
 
 
 class _Log:
-    """The logger that yt-dlp is given."""
+    """The logger of yt-dlp."""
 
     def __init__(self, output: _Output) -> None:
         self._output = output
@@ -65,14 +65,14 @@ class _Log:
 
 
 def confine(proxy: tuple[str, int]) -> None:
-    """Allow this process connections to one address and no other program, from now on.
+    """Restrict this process to connections to one address, without other programs.
 
     Args:
         proxy: Address and port of the guarding proxy.
     """
     for name in _OTHER_CLIENTS:
         sys.modules[name] = None  # type: ignore[assignment]  # `import` raises ImportError for None
-    # The proxy is used whatever the settings of this system say.
+    # The settings of this system cannot bypass the proxy.
     urllib.request.proxy_bypass = lambda *_: False
 
     def check(event: str, arguments: tuple[Any, ...]) -> None:
@@ -104,7 +104,7 @@ def check_protocol(info: dict[str, Any]) -> bool:
 
 
 def _check_formats(info: dict[str, Any]) -> None:
-    """Raise if a page offers nothing that may be downloaded; remove the formats that may not."""
+    """Remove the formats with a protocol that is not supported; raise if no format is left."""
     formats = info.get("formats")
     if formats is None:
         formats = [info] if info.get("url") else []
@@ -124,12 +124,12 @@ def _check_formats(info: dict[str, Any]) -> None:
 
 
 def _downloader(settings: dict[str, Any]) -> Any:
-    """Make a `YoutubeDL` that knows one HTTP client and the allowed protocols."""
+    """Return a `YoutubeDL` with one HTTP client and the allowed protocols."""
     import yt_dlp  # noqa: PLC0415  # as above
     from yt_dlp.networking._urllib import UrllibRH  # noqa: PLC0415  # as above
 
     class ProxiedHandler(UrllibRH):  # type: ignore[misc]  # yt-dlp is not typed
-        """Requests through the guarding proxy, whatever a request or the environment says."""
+        """Sends all requests through the guarding proxy, whatever a request or the environment says."""
 
         _SUPPORTED_URL_SCHEMES = ("http", "https", "data")
         RH_KEY = "Urllib"
@@ -158,7 +158,7 @@ def _first(info: Any) -> dict[str, Any]:
     while isinstance(info, dict) and "entries" in info:
         info = next((entry for entry in info["entries"] if entry), None)
     if not isinstance(info, dict):
-        raise _UnsupportedProtocol("the page has no media that could be found")
+        raise _UnsupportedProtocol("no media were found on the page")
     return info
 
 
@@ -167,7 +167,7 @@ def download(task: dict[str, Any], output: _Output, stop: threading.Event) -> di
 
     Args:
         task: `url` and `settings`.
-        output: Gets title and progress.
+        output: Receives title and progress.
         stop: Ends the download at the next progress.
 
     Returns:
@@ -214,7 +214,7 @@ def _text(value: Any) -> str:
 def _message(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     text = re.sub(r"^(ERROR:\s*)+", "", text)
-    # Advice to report bugs to another project would mislead.
+    # The advice to report bugs to yt-dlp would mislead.
     return text.partition("; please report this issue")[0][:500] or type(error).__name__
 
 
@@ -231,16 +231,16 @@ def _watch_parent(stop: threading.Event) -> None:
 def _read_task() -> dict[str, Any]:
     line = bytearray()
     while not line.endswith(b"\n"):
-        piece = os.read(0, 1 << 16)
-        if not piece:
+        chunk = os.read(0, 1 << 16)
+        if not chunk:
             raise SystemExit(1)
-        line += piece
+        line += chunk
     task: dict[str, Any] = json.loads(line)
     return task
 
 
 def main() -> None:
-    """Work on the task of standard input."""
+    """Run the task of standard input."""
     output = _Output()
     stop = threading.Event()
     # The first signal ends the download between two writes, so that it can be resumed.
@@ -252,7 +252,7 @@ def main() -> None:
     confine((str(proxy.hostname), int(proxy.port or 0)))
     try:
         output.send("result", download(task, output, stop))
-    except Exception as error:  # noqa: BLE001  # whatever yt-dlp raises is the answer
+    except Exception as error:  # noqa: BLE001  # the parent process raises it
         output.send("error", _message(error))
 
 
