@@ -74,7 +74,7 @@ async def site():
 def open_manager(directory, **options):
     return BatchManager(
         directory,
-        **{"allow_hosts": ["127.0.0.1"], "media": Media(), **options},
+        **{"allow_hosts": ["127.0.0.1"], "media": Media(extractors=["generic", "html5"]), **options},
         retry=Retry(attempts=1),
         limits=JobLimits(free_space=0),
     )
