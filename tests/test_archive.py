@@ -307,7 +307,7 @@ def test_it_works_without_isal_installed() -> None:
 
 
 def test_it_works_where_a_flushed_stream_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gzip, "_goes_on", False)
+    monkeypatch.setattr(_gzip, "_keeps_stream", False)
     found = pages(200, size=5000)
     data = archive([("a", lines(*found))], 3)
     assert asyncio.run(collect(Source(data), use_isal=False)) == found
@@ -315,8 +315,8 @@ def test_it_works_where_a_flushed_stream_does_not_go_on(monkeypatch: pytest.Monk
 
 
 def test_the_trial_of_flush_tells_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gzip, "_goes_on", None)
-    assert _gzip._flush_goes_on()
+    monkeypatch.setattr(_gzip, "_keeps_stream", None)
+    assert _gzip._flush_keeps_stream()
 
     class Broken:
         def __init__(self, *_: Any) -> None:
@@ -325,9 +325,9 @@ def test_the_trial_of_flush_tells_the_truth(monkeypatch: pytest.MonkeyPatch) -> 
         def decompress(self, *_: Any) -> bytes:
             raise zlib.error("inconsistent stream state")
 
-    monkeypatch.setattr(_gzip, "_goes_on", None)
+    monkeypatch.setattr(_gzip, "_keeps_stream", None)
     monkeypatch.setattr(zlib, "decompressobj", Broken)
-    assert not _gzip._flush_goes_on()
+    assert not _gzip._flush_keeps_stream()
 
 
 # What is refused
@@ -454,7 +454,7 @@ async def test_a_bomb_is_bounded_in_memory_and_told_early(use_isal: bool) -> Non
         assert inflater._made < 32 << 20
     assert_nothing_is_left()
     engine = zlib.decompressobj(31)
-    assert _gzip._flush_goes_on()
+    assert _gzip._flush_keeps_stream()
     assert len(_gzip._inflate_piece(engine, bomb[: _gzip._PIECE // 32])) < 3 << 20
 
 
@@ -473,12 +473,12 @@ async def test_many_small_members_at_once_are_as_bounded(tmp_path: Path, use_isa
     """What follows badly packed bytes is taken in large pieces, which may hold any number of bombs."""
     path = tmp_path / "a.gz"
     # The first piece, and the second one, which is larger, are just used up when the others begin.
-    stored = gzip.compress(random.Random(5).randbytes(_gzip._PIECE + _gzip._PIECE_OF_ISAL), 0)
-    padding = bytes(-len(stored) % _gzip._PIECE_OF_ISAL + _gzip._PIECE)
+    stored = gzip.compress(random.Random(5).randbytes(_gzip._PIECE + _gzip._MAX_ISAL_PIECE), 0)
+    padding = bytes(-len(stored) % _gzip._MAX_ISAL_PIECE + _gzip._PIECE)
     path.write_bytes(stored + padding + gzip.compress(bytes(2 << 20), 9) * 30)
     sizes = [len(block) for block in _blocks(path, use_isal=use_isal)]
-    assert sum(sizes) == _gzip._PIECE + _gzip._PIECE_OF_ISAL + 30 * (2 << 20)
-    assert max(sizes) <= _gzip._MOST
+    assert sum(sizes) == _gzip._PIECE + _gzip._MAX_ISAL_PIECE + 30 * (2 << 20)
+    assert max(sizes) <= _gzip.MAX_BLOCK
 
 
 def _blocks(path: Path, *, use_isal: bool) -> Iterator[bytes]:
@@ -782,7 +782,7 @@ async def test_a_consumer_that_sleeps_stops_the_reading_of_the_source(use_isal: 
             while inflater._made - inflater._taken <= _inflate._READY or inflater.feed._room is None:  # noqa: ASYNC110  # nothing tells
                 await asyncio.sleep(0.001)
         assert inflater._made - inflater._taken <= _inflate._READY + _gzip._BLOCK
-        assert source.at < _inflate._READY + 2 * _gzip._BLOCK + _gzip._INPUT + 200_000
+        assert source.at < _inflate._READY + 2 * _gzip._BLOCK + _gzip._ZLIB_INPUT + 200_000
         assert source.at < len(data) // 2
         assert len([page async for page in reader]) == 399
 

@@ -1,4 +1,4 @@
-"""Two ways to inflate gzip, each a generator of blocks that lets the interpreter's lock go once for each block."""
+"""Two ways to inflate gzip, each a generator of blocks that releases the interpreter's lock once for each block."""
 
 import gzip
 import importlib
@@ -8,25 +8,28 @@ from typing import Any, Final
 
 from wme_async._archive.feed import Feed, SourceFailed
 
-__all__ = ["CORRUPT", "by_isal", "by_zlib", "has_isal"]
+__all__ = ["CORRUPT", "MAX_BLOCK", "by_isal", "by_zlib", "has_isal"]
 
 CORRUPT: Final = (gzip.BadGzipFile, zlib.error)
-"""What inflaters raise for damaged bytes, beside EOFError where they end too early."""
+"""The exceptions of inflaters for corrupt bytes; truncated input is an EOFError."""
 
-_BLOCK: Final = 2 * 1024 * 1024  # bytes that a call of isal should make: what the loop decodes meanwhile
-_MOST: Final = _BLOCK * 5 // 4  # bytes that it makes at most; what is left of the input is then copied
-_PIECE_OF_ISAL: Final = 1024 * 1024  # compressed bytes for one call of it, at most
-_MAGIC: Final = b"\x1f\x8b\x08"  # with the one method there is
-_RESERVED: Final = 0xE0  # flags that RFC 1952 (2.3.1.2) has decoders refuse; zlib does, isal does not
-_EMPTY_MEMBERS: Final = 10_000  # that may follow each other; each costs many times what its 20 bytes would
-_LONGEST_HEADER: Final = 256 * 1024  # bytes of one that is waited for; what is longer is no honest one
-_INPUT: Final = 4 * 1024 * 1024  # compressed bytes taken at a time for zlib
-_PIECE: Final = 64 * 1024  # compressed bytes for one call of zlib; at most 1032 times as much can come out
-_TARGET: Final = 512 * 1024  # bytes that a call of zlib should make, so that a bomb gets small pieces
+_BLOCK: Final = 2 * 1024 * 1024  # bytes that one call of isal should return: as many as the loop decodes meanwhile
+
+MAX_BLOCK: Final = _BLOCK * 5 // 4
+"""Bytes of a block of isal at most; isal copies the rest of the input then."""
+
+_MAX_ISAL_PIECE: Final = 1024 * 1024  # compressed bytes for one call of isal
+_MAGIC: Final = b"\x1f\x8b\x08"  # with deflate, the only method
+_RESERVED_FLAGS: Final = 0xE0  # which decoders must reject (RFC 1952, 2.3.1.2); zlib does, isal does not
+_MAX_EMPTY_MEMBERS: Final = 10_000  # in a row; each costs many times the work of its 20 bytes
+_MAX_HEADER: Final = 256 * 1024  # bytes of a header that is waited for; no honest one is longer
+_ZLIB_INPUT: Final = 4 * 1024 * 1024  # compressed bytes read at a time for zlib
+_PIECE: Final = 64 * 1024  # compressed bytes for one call of zlib; up to 1032 times as many can result
+_ZLIB_BLOCK: Final = 512 * 1024  # bytes that one call of zlib should return, so that a bomb gets small pieces
 
 
 def has_isal() -> bool:
-    """Say whether isal is installed."""
+    """Return whether isal is installed."""
     try:
         importlib.import_module("isal.igzip_lib")
     except ImportError:
@@ -35,153 +38,202 @@ def has_isal() -> bool:
 
 
 def by_isal(feed: Feed) -> Iterator[bytes]:
-    """Inflate with isal, one or several gzip members.
+    """Inflate one or several gzip members with isal.
 
-    Where input is at hand it is read before a block is given, so that from there to the next call of the inflater the
-    thread never lets the lock go: the loop would take it and keep it for a block.
+    If input is at hand it is read before a block is yielded, so that the thread does not release the lock between there
+    and the next call of the inflater: the loop would take it and keep it for a whole block.
     """
-    held: list[bytes] = []
+    # glibc maps large blocks anew, page by page, until one of their size has been freed. isal shrinks its blocks to
+    # their contents before that, so it would never stop, and cost half as much again as inflating.
+    bytes(2 * MAX_BLOCK)
+    inflater = _IsalInflater()
     try:
-        yield from _by_isal(feed, held)
+        yield from _inflate_all(inflater, feed)
     except (*CORRUPT, OSError, SourceFailed):
-        # What was inflated before is good, and is wanted whatever comes behind it.
-        if held:
-            yield b"".join(held)
+        # The blocks before the corrupt bytes are good.
+        if inflater.held:
+            yield inflater.take()
         raise
 
 
-def _by_isal(feed: Feed, held: list[bytes]) -> Iterator[bytes]:
-    """Do it; `held` has what is inflated and not yet given, at most `_MOST` bytes of however many members."""
-    lib = importlib.import_module("isal.igzip_lib")
-    # glibc maps large blocks anew, page by page, until one of their size has been freed. Those of isal are cut to what
-    # is in them before that, so it would go on for ever, and cost half as much again as inflating.
-    bytes(2 * _MOST)
-    reading, spare = memoryview(bytearray(_PIECE_OF_ISAL)), memoryview(bytearray(_PIECE_OF_ISAL))
-    engine: Any = None
-    header = b""  # the beginning of one
-    members = empty = 0
+def _inflate_all(inflater: "_IsalInflater", feed: Feed) -> Iterator[bytes]:
+    buffer, other = memoryview(bytearray(_MAX_ISAL_PIECE)), memoryview(bytearray(_MAX_ISAL_PIECE))
     size = _PIECE
-    piece: Any = reading[: feed.readinto(reading[:size])]
-    while piece:
-        taken, made, given = len(piece), 0, 0
+    while length := feed.readinto(buffer[:size]):
+        if inflater.held:
+            yield inflater.take()
+        total = inflater.total
+        yield from inflater.inflate(buffer[:length])
+        if length >= _PIECE // 2:  # the ratio of a shorter piece says nothing
+            size = max(_PIECE // 2, min(_MAX_ISAL_PIECE, length * _BLOCK // max(1, inflater.total - total)))
+        if inflater.held and feed.ready() <= 0:
+            yield inflater.take()
+        buffer, other = other, buffer
+    if inflater.held:
+        yield inflater.take()
+    inflater.finish()
+
+
+class _IsalInflater:
+    """Inflates gzip members with isal and holds the result until it is taken.
+
+    Attributes:
+        held: Bytes that are inflated and not taken yet, at most `MAX_BLOCK`.
+        total: Bytes inflated so far.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.total = 0
+        self._lib: Any = importlib.import_module("isal.igzip_lib")
+        self._engine: Any = None
+        self._header = b""  # the beginning of a header, as long as it is incomplete
+        self._members = _Members()
+        self._blocks: list[bytes] = []
+
+    def inflate(self, piece: Any) -> Iterator[bytes]:
+        """Inflate a piece, and yield what is held whenever the next block would exceed `MAX_BLOCK`."""
         while piece:
-            if engine is None:
-                header = _next_member(header + piece, members)
-                if not _is_whole(header):
-                    break
-                if header.startswith(_MAGIC) and header[3] & _RESERVED:
-                    raise gzip.BadGzipFile("a gzip header with reserved flags set")
-                empty = _count_empty(empty)
-                piece, header = header, b""
-                engine = lib.IgzipDecompressor(flag=lib.DECOMP_GZIP)
-                members += 1
+            if self._engine is None:
+                piece = self._begin_member(piece)
+                if not piece:
+                    return
             while True:
-                block = _by_engine(lib, engine, piece)
-                if made - given + len(block) > _MOST:
-                    yield _all_of(held)
-                    given = made
-                if block:
-                    held.append(block)
-                    empty = 0
-                made += len(block)
+                block = self._call_engine(piece)
+                if self.held + len(block) > MAX_BLOCK:
+                    yield self.take()
+                self._hold(block)
                 piece = b""
-                if engine.eof or (engine.needs_input and len(block) < _MOST):
+                if self._engine.eof or (self._engine.needs_input and len(block) < MAX_BLOCK):
                     break
-            if engine.eof:
-                piece, engine = engine.unused_data, None
-        if taken >= _PIECE // 2:  # a shorter one says nothing
-            size = max(_PIECE // 2, min(_PIECE_OF_ISAL, taken * _BLOCK // max(1, made)))
-        at_hand = feed.ready() > 0
-        if not at_hand and made > given:
-            yield _all_of(held)
-            given = made
-        reading, spare = spare, reading
-        piece = reading[: feed.readinto(reading[:size])]
-        if made > given:
-            yield _all_of(held)
-    if engine is not None or header:
-        raise EOFError
+            if self._engine.eof:
+                piece, self._engine = self._engine.unused_data, None
+
+    def take(self) -> bytes:
+        """Return all that is held as one block."""
+        block = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
+        self._blocks.clear()
+        self.held = 0
+        return block
+
+    def finish(self) -> None:
+        """Check that the input ends with a member.
+
+        Raises:
+            EOFError: It is truncated.
+        """
+        if self._engine is not None or self._header:
+            raise EOFError
+
+    def _begin_member(self, piece: Any) -> bytes:
+        """Return the input from the next member's header on; nothing as long as the header is incomplete."""
+        header = self._members.skip_padding(self._header + piece)
+        if not _is_complete(header):
+            self._header = header
+            return b""
+        if header.startswith(_MAGIC) and header[3] & _RESERVED_FLAGS:
+            raise gzip.BadGzipFile("a gzip header with reserved flags set")
+        self._members.begin()
+        self._header = b""
+        self._engine = self._lib.IgzipDecompressor(flag=self._lib.DECOMP_GZIP)
+        return header
+
+    def _call_engine(self, piece: Any) -> bytes:
+        try:
+            block: bytes = self._engine.decompress(piece, MAX_BLOCK)
+        except self._lib.error as error:
+            raise zlib.error(str(error)) from error
+        return block
+
+    def _hold(self, block: bytes) -> None:
+        if block:
+            self._blocks.append(block)
+            self._members.empty = 0
+        self.held += len(block)
+        self.total += len(block)
 
 
-def _all_of(held: list[bytes]) -> bytes:
-    block = held[0] if len(held) == 1 else b"".join(held)
-    held.clear()
-    return block
+class _Members:
+    """Counts the members of a gzip file.
+
+    Attributes:
+        empty: Members since the last byte of content.
+    """
+
+    def __init__(self) -> None:
+        self.empty = 0
+        self._count = 0
+
+    def skip_padding(self, data: bytes) -> bytes:
+        """Return the input from the next member on: zeros may follow each member.
+
+        Raises:
+            BadGzipFile: Something else follows a member.
+        """
+        data = data.lstrip(b"\0")
+        if data and self._count and data[0] != _MAGIC[0]:
+            raise gzip.BadGzipFile("there is more after the end of the gzip file")
+        return data
+
+    def begin(self) -> None:
+        """Count a member.
+
+        Raises:
+            BadGzipFile: There are too many empty members in a row.
+        """
+        self._count += 1
+        self.empty += 1
+        if self.empty > _MAX_EMPTY_MEMBERS:
+            raise gzip.BadGzipFile(
+                f"more than {_MAX_EMPTY_MEMBERS} empty gzip members in a row; compress it again if it is yours"
+            )
 
 
-def _by_engine(lib: Any, engine: Any, piece: Any) -> bytes:
-    try:
-        block: bytes = engine.decompress(piece, _MOST)
-    except lib.error as error:
-        raise zlib.error(str(error)) from error
-    return block
+def _is_complete(header: bytes) -> bool:
+    """Return whether a member's header is complete, or is not a header at all.
 
-
-def _is_whole(header: bytes) -> bool:
-    """Say whether a member's header is all there, or is none.
-
-    isal takes one with a checksum, or with both a name and a comment, for damaged where it comes in two calls.
+    isal takes a header with a checksum, or with both a name and a comment, for corrupt if it comes in two calls.
     """
     if len(header) < 10:
         return bool(header) and not _MAGIC.startswith(header[:3])
-    flags, at = header[3], 10
-    if flags & 4:  # more fields, after their length
-        at += 2 + int.from_bytes(header[10:12], "little")
+    flags, end = header[3], 10
+    if flags & 4:  # extra fields, after their length
+        end += 2 + int.from_bytes(header[10:12], "little")
     for flag in (8, 16):  # name and comment
         if flags & flag:
-            at = header.find(b"\0", at) + 1
-            if not at:
-                return len(header) > _LONGEST_HEADER
-    return len(header) >= at + (flags & 2)
-
-
-def _next_member(piece: Any, members: int) -> bytes:
-    """Return what is left from the next member on: zeros may stand after each."""
-    rest = bytes(piece).lstrip(b"\0")
-    if rest and members and rest[0] != 0x1F:
-        raise gzip.BadGzipFile("there is more after the end of the gzip file")
-    return rest
-
-
-def _count_empty(count: int) -> int:
-    """Return the number of members since the last byte came out, with one more.
-
-    Raises:
-        BadGzipFile: There are so many that nobody can have meant it.
-    """
-    if count >= _EMPTY_MEMBERS:
-        raise gzip.BadGzipFile(f"more than {_EMPTY_MEMBERS} empty gzip members in a row; pack it again if it is yours")
-    return count + 1
+            end = header.find(b"\0", end) + 1
+            if not end:
+                return len(header) > _MAX_HEADER
+    return len(header) >= end + (flags & 2)
 
 
 def by_zlib(feed: Feed) -> Iterator[bytes]:
-    """Inflate with the standard library, one or several gzip members."""
+    """Inflate one or several gzip members with the standard library."""
     engine: Any = None
-    members = empty = 0
+    members = _Members()
     size = _PIECE // 4
-    while chunk := feed.read(_INPUT):  # much at once: between two calls of zlib nothing should let the lock go
-        at = 0
-        while at < len(chunk):
-            piece = chunk[at : at + size]
-            at += len(piece)
+    while chunk := feed.read(_ZLIB_INPUT):  # much at a time: nothing should release the lock between two calls of zlib
+        start = 0
+        while start < len(chunk):
+            piece = chunk[start : start + size]
+            start += len(piece)
             while piece:
                 if engine is None:
-                    piece = _next_member(piece, members)
+                    piece = members.skip_padding(piece)
                     if not piece:
                         break
                     engine = zlib.decompressobj(31)
-                    members += 1
-                    empty = _count_empty(empty)
+                    members.begin()
                 if block := _inflate_piece(engine, piece):
-                    empty = 0
+                    members.empty = 0
                     yield block
-                if len(piece) >= _PIECE // 32:  # a shorter one says nothing
-                    size = max(_PIECE // 32, min(_PIECE, len(piece) * _TARGET // max(1, len(block))))
+                if len(piece) >= _PIECE // 32:  # the ratio of a shorter piece says nothing
+                    size = max(_PIECE // 32, min(_PIECE, len(piece) * _ZLIB_BLOCK // max(1, len(block))))
                 piece = b""
                 if engine.eof:
                     piece, engine = engine.unused_data, None
     if engine is not None:
-        engine.decompress(b"")  # `flush` keeps errors to itself: a stream that met one says so here
+        engine.decompress(b"")  # `flush` hides errors: a stream that met one raises here
         raise EOFError
 
 
@@ -190,38 +242,36 @@ def _inflate_piece(engine: Any, piece: bytes) -> bytes:
 
     `decompress` grows its buffer from 32 KiB and takes the interpreter's lock at each step, for which it waits as long
     as the loop decodes: together they then take as long as one after the other. `flush` takes the size of its first
-    buffer as an argument. It inflates what `decompress` left over and, although documented as the last call, leaves an
-    unfinished stream as it is: `_flush_goes_on` has tried that.
+    buffer as an argument. It inflates the input that `decompress` left over and, although documented as the last call,
+    leaves an unfinished stream as it is: `_flush_keeps_stream` tries that.
     """
-    if not _flush_goes_on():
+    if not _flush_keeps_stream():
         block: bytes = engine.decompress(piece)
         return block
-    return _flushed(engine, piece, _TARGET)
+    return _flush(engine, piece, _ZLIB_BLOCK)
 
 
-def _flushed(engine: Any, piece: bytes, length: int) -> bytes:
+def _flush(engine: Any, piece: bytes, length: int) -> bytes:
     first: bytes = engine.decompress(piece, 1)
     if engine.eof:
         return first
-    rest: bytes = engine.flush(length)
-    return first + rest
+    rest_of_piece: bytes = engine.flush(length)
+    return first + rest_of_piece
 
 
-_goes_on: bool | None = None
+_keeps_stream: bool | None = None
 
 
-def _flush_goes_on() -> bool:
-    """Say whether an unfinished stream can be continued after `flush`, as with all zlib modules known."""
-    global _goes_on  # noqa: PLW0603 - tried once in a process
-    if _goes_on is None:
+def _flush_keeps_stream() -> bool:
+    """Return whether an unfinished stream can continue after `flush`, as with all known zlib modules."""
+    global _keeps_stream  # noqa: PLW0603 - tried once in a process
+    if _keeps_stream is None:
         sample = bytes(range(256)) * 64
-        packed = gzip.compress(sample + sample[::-1])
+        compressed = gzip.compress(sample + sample[::-1])
         engine = zlib.decompressobj(31)
-        made = b""
         try:
-            for at in range(0, len(packed), 61):
-                made += _flushed(engine, packed[at : at + 61], 1024)
-            _goes_on = made == sample + sample[::-1] and engine.eof
+            blocks = [_flush(engine, compressed[at : at + 61], 1024) for at in range(0, len(compressed), 61)]
+            _keeps_stream = b"".join(blocks) == sample + sample[::-1] and engine.eof
         except zlib.error:
-            _goes_on = False
-    return _goes_on
+            _keeps_stream = False
+    return _keeps_stream
