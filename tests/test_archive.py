@@ -25,7 +25,7 @@ from wme_async._archive import ArchiveReader, read_archive
 from wme_async._archive import gzip as _gzip
 from wme_async._archive import inflater as _inflate
 from wme_async._archive import reader as _reader
-from wme_async._archive.feed import FileFeed, SourceFailed, WindowFeed
+from wme_async._archive.feed import FileFeed, SourceError, WindowFeed
 from wme_async.errors import ArchiveError, DecodeError, Interrupted
 from wme_async.models import Article
 
@@ -451,7 +451,7 @@ async def test_a_bomb_is_bounded_in_memory_and_told_early(use_isal: bool) -> Non
         with pytest.raises(DecodeError):
             await anext(reader)
         inflater: Any = reader._inflater
-        assert inflater._made < 32 << 20
+        assert inflater._produced < 32 << 20
     assert_nothing_is_left()
     engine = zlib.decompressobj(31)
     assert _gzip._flush_keeps_stream()
@@ -490,7 +490,7 @@ def _blocks(path: Path, *, use_isal: bool) -> Iterator[bytes]:
 @pytest.mark.parametrize(
     ("behind", "error"),
     [
-        (OSError("the cable is out"), SourceFailed),
+        (OSError("the cable is out"), SourceError),
         (b"more", gzip.BadGzipFile),
         (gzip.compress(b"")[:4] + b"\xff" * 20, zlib.error),
         (gzip.compress(b"a")[:-1], EOFError),
@@ -779,16 +779,16 @@ async def test_a_consumer_that_sleeps_stops_the_reading_of_the_source(use_isal: 
         inflater: Any = reader._inflater
         async with asyncio.timeout(20):
             # Until both windows are full: the thread waits for the reader, and the source for the thread.
-            while inflater._made - inflater._taken <= _inflate._READY or inflater.feed._room is None:  # noqa: ASYNC110  # nothing tells
+            while inflater._produced - inflater._consumed <= _inflate._WINDOW or inflater.feed._room is None:  # noqa: ASYNC110  # nothing tells
                 await asyncio.sleep(0.001)
-        assert inflater._made - inflater._taken <= _inflate._READY + _gzip._BLOCK
-        assert source.at < _inflate._READY + 2 * _gzip._BLOCK + _gzip._ZLIB_INPUT + 200_000
+        assert inflater._produced - inflater._consumed <= _inflate._WINDOW + _gzip._BLOCK
+        assert source.at < _inflate._WINDOW + 2 * _gzip._BLOCK + _gzip._ZLIB_INPUT + 200_000
         assert source.at < len(data) // 2
         assert len([page async for page in reader]) == 399
 
 
 async def test_others_have_their_turn_while_records_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_reader, "_SLICE", 0)
+    monkeypatch.setattr(_reader, "_SLICE_SECONDS", 0)
     turns = 0
 
     async def beside() -> None:
@@ -812,7 +812,7 @@ async def test_others_have_their_turn_while_records_are_decoded(monkeypatch: pyt
 async def test_empty_lines_without_end_are_told_after_the_records(
     blank: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_reader, "_EMPTY_LINES", 5000)
+    monkeypatch.setattr(_reader, "_FREE_EMPTY_LINES", 5000)
     data = archive([("a", lines(*pages(3)) + blank * 8000)])
     async with ArchiveReader(Source(data, 10**6), type=Page) as reader:
         records = []

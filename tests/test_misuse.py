@@ -64,14 +64,14 @@ def left_in(folder: Path) -> list[Path]:
 
 
 SYNC: dict[str, Callable[[], Any]] = {
-    "paths must be a list of paths, such as ['a'], not one path": lambda: read_many("a"),
+    "paths must be a list of paths, such as ['a'], not one string": lambda: read_many("a"),
     "paths must be a list of paths, not 5": lambda: read_many(5),  # type: ignore[call-overload]
-    "each of paths must be a path, as text or as pathlib.Path, not None": lambda: read_many([None]),  # type: ignore[list-item]
-    "=each of paths is an empty path": lambda: read_many([""]),
+    "an item of paths must be a path, as text or as pathlib.Path, not None": lambda: read_many([None]),  # type: ignore[list-item]
+    "=an item of paths is an empty path": lambda: read_many([""]),
     "workers must be a whole number, not '2'": lambda: read_many(["a"], workers="2"),  # type: ignore[call-overload]
-    "=workers must be a number of processes above 0, not 0": lambda: read_many(["a"], workers=0),
+    "=workers must be at least 1, not 0": lambda: read_many(["a"], workers=0),
     "each must be a function, not 5": lambda: read_many(["a"], type=Mine, each=5),  # type: ignore[call-overload]
-    "each must stand at the top of a module": lambda: read_many(["a"], type=Mine, each=lambda found: found),
+    "each must be at the top level of a module": lambda: read_many(["a"], type=Mine, each=lambda found: found),
     "type must be a class to decode into, such as a msgspec Struct, not 5": lambda: read_archive("a", type=5),  # type: ignore[call-overload]
     "such as a msgspec Struct, not 'Mine'": lambda: read_archive("a", type="Mine"),  # type: ignore[call-overload]
     "such as a msgspec Struct, not Mine(": lambda: read_archive("a", type=Mine()),  # type: ignore[call-overload]

@@ -259,12 +259,12 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[bytes, Any
         ours.sendall(b"".join(str(path).encode() + b"\0" for path in paths))
         ours.shutdown(socket.SHUT_WR)
         job = {"each": None, "count_only": False, "report_bad": False, "options": {}} | facts
-        thread = threading.Thread(target=many._work, args=(theirs, many._Job(type=type_, **job)))
+        thread = threading.Thread(target=many._work, args=(theirs, many._WorkerTask(type=type_, **job)))
         thread.start()
         frames = []
         with ours, ours.makefile("rb") as file:
-            while head := file.read(many._HEAD.size):
-                kind, length = many._HEAD.unpack(head)
+            while head := file.read(many._FRAME_HEADER.size):
+                kind, length = many._FRAME_HEADER.unpack(head)
                 data = file.read(length)
                 frames.append((kind, data if kind == many._PACKED else pickle.loads(data)))
         thread.join()
@@ -318,4 +318,4 @@ def test_a_worker_ends_when_nobody_listens(paths: list[Path], monkeypatch: pytes
     ours, theirs = socket.socketpair()
     ours.sendall(str(paths[0]).encode() + b"\0")
     ours.close()
-    many._work(theirs, many._Job(Page, None, count_only=False, report_bad=False, options={}))
+    many._work(theirs, many._WorkerTask(Page, None, count_only=False, report_bad=False, options={}))

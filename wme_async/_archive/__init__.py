@@ -1,12 +1,11 @@
-"""Reading archives: `.tar.gz` of NDJSON, from disk or while they arrive, as records."""
+"""Reading the records of archives: `.tar.gz` files of NDJSON, from disk or during their download."""
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, overload
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from wme_async._archive.parallel import ManyReader, ManyResult
-from wme_async._archive.reader import ArchiveReader, ArchiveStatistics, Block, OnBadRecord
-from wme_async._archive.tar import DEFAULT_MAX_RECORD
+from wme_async._archive.reader import ArchiveReader, ArchiveStatistics, Block, OnBadRecord, ReaderOptions
 from wme_async.models import Article
 
 __all__ = [
@@ -16,6 +15,7 @@ __all__ = [
     "ManyReader",
     "ManyResult",
     "OnBadRecord",
+    "ReaderOptions",
     "read_archive",
     "read_many",
 ]
@@ -24,40 +24,24 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@overload
-def read_archive(
-    path: "str | os.PathLike[str]",
-    *,
-    max_record: int = ...,
-    on_bad_record: OnBadRecord = ...,
-    select: Callable[[str], bool] | None = ...,
-    use_isal: bool = ...,
-    use_orjson: bool = ...,
-) -> ArchiveReader[Article]: ...
+class _ManyOptions(TypedDict, total=False):
+    """The options of `read_many` with all of its overloads."""
+
+    workers: int | None
+    max_record: int
+    on_bad_record: OnBadRecord
+    use_isal: bool
+    use_orjson: bool
 
 
 @overload
+def read_archive(path: "str | os.PathLike[str]", **options: Unpack[ReaderOptions]) -> ArchiveReader[Article]: ...
+@overload
 def read_archive(
-    path: "str | os.PathLike[str]",
-    *,
-    type: type[T],
-    max_record: int = ...,
-    on_bad_record: OnBadRecord = ...,
-    select: Callable[[str], bool] | None = ...,
-    use_isal: bool = ...,
-    use_orjson: bool = ...,
+    path: "str | os.PathLike[str]", *, type: type[T], **options: Unpack[ReaderOptions]
 ) -> ArchiveReader[T]: ...
-
-
 def read_archive(
-    path: "str | os.PathLike[str]",
-    *,
-    type: Any = Article,
-    max_record: int = DEFAULT_MAX_RECORD,
-    on_bad_record: OnBadRecord = "raise",
-    select: Callable[[str], bool] | None = None,
-    use_isal: bool = True,
-    use_orjson: bool = True,
+    path: "str | os.PathLike[str]", *, type: Any = Article, **options: Unpack[ReaderOptions]
 ) -> ArchiveReader[Any]:
     """Read a downloaded archive: a snapshot, a chunk or an hourly batch.
 
@@ -67,128 +51,85 @@ def read_archive(
 
     Args:
         path: The `.tar.gz`.
-        type: What to decode each record into. Of a small Struct only the fields that it names are decoded, which is
-            two to three times as fast.
-        max_record: Bytes that a record may have.
-        on_bad_record: `raise` a `DecodeError`, `skip` and count it, or a function to call with the error.
-        select: Called with the name of each member, says whether to read it.
-        use_isal: Inflate with isal where it is installed.
-        use_orjson: Decode long records with orjson where it is installed and quicker.
+        type: The type of the records. A small Struct decodes only the fields that it names, which is two to three times
+            as fast.
+        max_record: Bytes of a record at most (64 MiB).
+        on_bad_record: `raise` a `DecodeError` (the default), `skip` and count it, or a function to call with the error.
+        select: Called with the name of each member; returns whether to read it.
+        use_isal: Inflate with isal if it is installed (True).
+        use_orjson: Decode long records with orjson if it is installed and faster (True).
 
     Returns:
-        An `ArchiveReader`: an async context manager and an async iterator; `.batches()` gives lists, `.statistics()`
-        says how far it is.
+        An `ArchiveReader`: an async context manager and an async iterator; `.batches()` iterates over lists,
+        `.statistics()` returns the progress.
 
     Raises:
-        ValueError: A bad argument.
-        TypeError: A type that msgspec cannot decode into.
+        ValueError: An argument is out of range.
+        TypeError: An argument has the wrong type, or msgspec cannot decode into `type`.
     """
-    return ArchiveReader(
-        path,
-        type=type,
-        max_record=max_record,
-        on_bad_record=on_bad_record,
-        select=select,
-        use_isal=use_isal,
-        use_orjson=use_orjson,
-    )
+    return ArchiveReader(path, type=type, **options)
 
 
 @overload
 def read_many(
-    paths: "Iterable[str | os.PathLike[str]]",
-    *,
-    count_only: bool = ...,
-    workers: int | None = ...,
-    max_record: int = ...,
-    on_bad_record: OnBadRecord = ...,
-    use_isal: bool = ...,
-    use_orjson: bool = ...,
+    paths: "Iterable[str | os.PathLike[str]]", *, count_only: bool = ..., **options: Unpack[_ManyOptions]
 ) -> ManyReader[Article]: ...
-
-
 @overload
 def read_many(
     paths: "Iterable[str | os.PathLike[str]]",
     *,
     type: type[T],
     count_only: bool = ...,
-    workers: int | None = ...,
-    max_record: int = ...,
-    on_bad_record: OnBadRecord = ...,
-    use_isal: bool = ...,
-    use_orjson: bool = ...,
+    **options: Unpack[_ManyOptions],
 ) -> ManyReader[T]: ...
-
-
 @overload
 def read_many(
     paths: "Iterable[str | os.PathLike[str]]",
     *,
     type: type[T],
     each: Callable[[list[T]], list[R]],
-    workers: int | None = ...,
-    max_record: int = ...,
-    on_bad_record: OnBadRecord = ...,
-    use_isal: bool = ...,
-    use_orjson: bool = ...,
+    **options: Unpack[_ManyOptions],
 ) -> ManyReader[R]: ...
-
-
 def read_many(
     paths: "Iterable[str | os.PathLike[str]]",
     *,
     type: Any = Article,
     each: Callable[[list[Any]], list[Any]] | None = None,
     count_only: bool = False,
-    workers: int | None = None,
-    max_record: int = DEFAULT_MAX_RECORD,
-    on_bad_record: OnBadRecord = "raise",
-    use_isal: bool = True,
-    use_orjson: bool = True,
+    **options: Unpack[_ManyOptions],
 ) -> ManyReader[Any]:
-    """Read many archives or chunks in worker processes, for those whom one core does not serve.
+    """Read many archives or chunks in worker processes, if one core is too slow.
 
         async with wme_async.read_many(paths, type=Article, each=titles_of_stubs) as results:
             async for result in results:
                 ...  # result.path, result.records, result.statistics
 
-    What brings something is work that stays in the workers: with `each` that leaves most out, or with `count_only`. To
-    send all records over costs about as much as to decode them here.
+    Workers help if the work stays in them: with an `each` that drops most records, or with `count_only`. Sending all
+    records to this process costs about as much as decoding them here.
 
-    Lists of one archive come in order; those of different archives come as they are made. Memory is bounded: a worker
-    waits until its last list was taken. The first error ends all. Leaving the block kills the workers.
+    Lists of one archive come in order; those of different archives come as they are ready. Memory is bounded: a worker
+    waits until its last list is consumed. The first error ends all workers, and so does leaving the block.
 
     Workers are started by "spawn", as everywhere in `multiprocessing`: the main module must be importable without doing
-    its work (`if __name__ == "__main__":`), and `type` and `each` must stand at the top of a module.
+    its work (`if __name__ == "__main__":`), and `type` and `each` must be at the top level of a module.
 
     Args:
         paths: The `.tar.gz` files.
-        type: What to decode each record into.
+        type: The type of the records.
         each: Called in the worker with each list of records (about 1 MiB of JSON); the list that it returns is sent in
-            its place, if not empty. The more it leaves out, the more the workers bring.
-        count_only: Send nothing but the statistics of each archive.
-        workers: Processes; as many as there are processors by default, and never more than archives.
-        max_record: Bytes that a record may have.
+            its place, if not empty. The more records it drops, the more the workers help.
+        count_only: Send only the statistics of each archive.
+        workers: Processes; by default one for each processor, and never more than archives.
+        max_record: Bytes of a record at most (64 MiB).
         on_bad_record: As for `read_archive`; a function is called in this process.
-        use_isal: Inflate with isal where it is installed.
-        use_orjson: Decode long records with orjson where it is installed and quicker.
+        use_isal: Inflate with isal if it is installed (True).
+        use_orjson: Decode long records with orjson if it is installed and faster (True).
 
     Returns:
         An async context manager and an async iterator of `ManyResult`. The last of each archive has its statistics.
 
     Raises:
-        ValueError: A bad argument.
-        TypeError: A bad argument, or a type that msgspec cannot decode into.
+        ValueError: An argument is out of range.
+        TypeError: An argument has the wrong type, or msgspec cannot decode into `type`.
     """
-    return ManyReader(
-        paths,
-        type=type,
-        each=each,
-        count_only=count_only,
-        workers=workers,
-        on_bad_record=on_bad_record,
-        max_record=max_record,
-        use_isal=use_isal,
-        use_orjson=use_orjson,
-    )
+    return ManyReader(paths, type=type, each=each, count_only=count_only, **options)

@@ -1,4 +1,4 @@
-"""Where the compressed bytes of an archive come from, on their way from the loop or the disk to the thread."""
+"""The compressed bytes of an archive, from the event loop or the disk to the inflating thread."""
 
 import asyncio
 import io
@@ -9,27 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["Feed", "FileFeed", "SourceFailed", "Stopped", "WindowFeed", "call_in_loop"]
+__all__ = ["Feed", "FileFeed", "SourceError", "Stopped", "WindowFeed", "call_in_loop"]
 
-_PLENTY: Final = 1 << 40
+_UNLIMITED: Final = 1 << 40
 
 
 class Stopped(BaseException):
-    """Raised in the thread when nobody wants the rest."""
+    """Raised in the thread to end it."""
 
 
-class SourceFailed(BaseException):
-    """Carries an error of the source through the inflater, which must not take it for one of its own."""
+class SourceError(BaseException):
+    """Carries an exception of the source through the inflater, apart from the inflater's own exceptions."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 class Feed(io.RawIOBase):
-    """Compressed bytes for the thread; `readinto` may wait, and gives 0 at the end.
+    """Compressed bytes for the thread; `readinto` may block, and returns 0 at the end.
 
     Attributes:
-        taken: Bytes given so far.
+        taken: Bytes returned so far.
     """
 
     def __init__(self) -> None:
@@ -37,18 +37,18 @@ class Feed(io.RawIOBase):
         self._head = b""
 
     def open(self) -> None:
-        """Get ready, in the thread.
+        """Open the source, in the thread.
 
         Raises:
-            OSError: A file cannot be opened.
+            OSError: The file cannot be opened.
         """
 
     def readable(self) -> bool:
-        """Return `True`: inflaters ask."""
+        """Return `True`, for the inflaters."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as possible without waiting for more than one byte."""
+        """Fill a buffer as far as possible without blocking for more than one byte."""
         view = memoryview(buffer)
         if self._head:
             count = min(len(view), len(self._head))
@@ -60,23 +60,23 @@ class Feed(io.RawIOBase):
         return count
 
     def peek(self, count: int) -> bytes:
-        """Return the next bytes, fewer at the end, and leave them there."""
+        """Return the next bytes, fewer at the end, without consuming them."""
         head = b""
-        while len(head) < count and (more := self.read(count - len(head))):
-            head += more
+        while len(head) < count and (chunk := self.read(count - len(head))):
+            head += chunk
         self._head = head + self._head
         return head
 
     @abstractmethod
     def fetch(self, view: memoryview) -> int:
-        """Write at least a byte into the view, waiting for it, or return 0 at the end."""
+        """Write at least one byte into the view, blocking until there is one, or return 0 at the end."""
 
     @abstractmethod
     def ready(self) -> int:
-        """Return about how many bytes can be had without waiting."""
+        """Return about how many bytes can be read without blocking."""
 
     def stop(self) -> None:
-        """Wake the thread, which shall end; called in the loop."""
+        """Wake the thread so that it ends; called in the loop."""
 
 
 class FileFeed(Feed):
@@ -101,32 +101,32 @@ class FileFeed(Feed):
     def fetch(self, view: memoryview) -> int:
         """Read from the file."""
         assert self._file is not None
-        if self._stopped:  # where nothing comes out of it, nobody else looks
+        if self._stopped:  # an archive that inflates to nothing meets no other check
             raise Stopped
         return self._file.readinto(view) or 0
 
     def stop(self) -> None:
-        """Let the thread end at its next read."""
+        """End the thread at its next read."""
         self._stopped = True
 
     def ready(self) -> int:
-        """Return plenty: a file never makes wait."""
-        return _PLENTY
+        """Return a large number: a file never blocks."""
+        return _UNLIMITED
 
 
 class WindowFeed(Feed):
-    """Bytes that arrive in the loop, kept in a bounded window until the thread takes them.
+    """Bytes that the loop receives, in a bounded window until the thread takes them.
 
     Args:
-        limit: Bytes that the window may hold before `put` waits.
+        limit: Bytes in the window from which on `put` waits.
     """
 
     def __init__(self, limit: int) -> None:
         super().__init__()
         self._limit = limit
         self._chunks: deque[bytes] = deque()
-        self._arrived = 0  # written by the loop alone, as `taken` is by the thread: no lock is needed
-        self._used = 0  # bytes of the first chunk that were taken
+        self._received = 0  # written only by the loop, as `taken` is by the thread: no lock is needed
+        self._consumed = 0  # bytes of the first chunk
         self._ended = False
         self._stopped = False
         self._error: BaseException | None = None
@@ -135,40 +135,40 @@ class WindowFeed(Feed):
         self._loop = asyncio.get_running_loop()
 
     async def put(self, chunk: bytes) -> None:
-        """Add a chunk, then wait until there is room for another."""
+        """Add a chunk, then wait until there is room for the next."""
         if not chunk:
             return
         self._chunks.append(bytes(chunk))
-        self._arrived += len(chunk)
+        self._received += len(chunk)
         self._data.set()
         if self._held() >= self._limit:
             self._room = self._loop.create_future()
             try:
-                if self._held() >= self._limit:  # the thread may have looked before there was a future
+                if self._held() >= self._limit:  # the thread may have made room before there was a future
                     await self._room
             finally:
                 self._room = None
 
     def end(self, error: BaseException | None = None) -> None:
-        """Say that no more chunks will come, or why not."""
+        """Mark the end of the chunks, with the exception that caused it if any."""
         self._error = error
         self._ended = True
         self._data.set()
 
     def stop(self) -> None:
-        """Wake the thread, which shall end."""
+        """Wake the thread so that it ends."""
         self._stopped = True
         self._data.set()
 
     def ready(self) -> int:
-        """Return the bytes in the window, or plenty where no more will come."""
-        return _PLENTY if self._ended else self._held()
+        """Return the bytes in the window, or a large number after the last chunk."""
+        return _UNLIMITED if self._ended else self._held()
 
     def _held(self) -> int:
-        return self._arrived - self.taken
+        return self._received - self.taken
 
     def fetch(self, view: memoryview) -> int:
-        """Take from the window, waiting while it is empty."""
+        """Read from the window, blocking while it is empty."""
         while not self._chunks:
             if self._stopped:
                 raise Stopped
@@ -177,19 +177,19 @@ class WindowFeed(Feed):
                 continue
             if self._ended:
                 if self._error is not None:
-                    raise SourceFailed(self._error)
+                    raise SourceError(self._error)
                 return 0
             self._data.wait()
         count = 0
         while self._chunks and count < len(view):
             chunk = self._chunks[0]
-            more = min(len(view) - count, len(chunk) - self._used)
-            view[count : count + more] = memoryview(chunk)[self._used : self._used + more]
-            count += more
-            self._used += more
-            if self._used == len(chunk):
+            size = min(len(view) - count, len(chunk) - self._consumed)
+            view[count : count + size] = memoryview(chunk)[self._consumed : self._consumed + size]
+            count += size
+            self._consumed += size
+            if self._consumed == len(chunk):
                 self._chunks.popleft()
-                self._used = 0
+                self._consumed = 0
         if self._room is not None and self._held() - count <= self._limit // 2:
             call_in_loop(self._loop, self._make_room)
         return count
@@ -200,7 +200,7 @@ class WindowFeed(Feed):
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> None:
-    """Call in the loop, which may be closed already where the program ends in the middle of an archive."""
+    """Call a function in the loop, which may be closed if the program ends in the middle of an archive."""
     try:
         loop.call_soon_threadsafe(function, *args)
     except RuntimeError:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, Final
 
-from wme_async._archive.feed import Feed, SourceFailed
+from wme_async._archive.feed import Feed, SourceError
 
 __all__ = ["CORRUPT", "MAX_BLOCK", "by_isal", "by_zlib", "has_isal"]
 
@@ -49,7 +49,7 @@ def by_isal(feed: Feed) -> Iterator[bytes]:
     inflater = _IsalInflater()
     try:
         yield from _inflate_all(inflater, feed)
-    except (*CORRUPT, OSError, SourceFailed):
+    except (*CORRUPT, OSError, SourceError):
         # The blocks before the corrupt bytes are good.
         if inflater.held:
             yield inflater.take()

@@ -1,15 +1,15 @@
-"""Compressed bytes in, blocks of the uncompressed tar out, by one thread that lives as long as the archive is read.
+"""Inflates an archive to blocks of the uncompressed tar in one thread that lives as long as the archive is read.
 
-One long-lived thread is what makes inflating and decoding overlap: a hop to an executor for each block gave no overlap
-at all, since the thread then waits for the interpreter's lock as long as the loop decodes. For the same reason each
-block is inflated in one call that lets the lock go once.
+One long-lived thread makes inflating and decoding overlap. One executor call for each block gave no overlap at all:
+each call waits for the interpreter's lock as long as the loop decodes. For the same reason each block is inflated in
+one call that releases the lock once.
 
-As long as the loop has something to decode it keeps the lock. So the thread, though it is the quicker one, mostly
-stands there with an inflated block and waits for the lock to hand it over, until the loop has nothing left. That moment
-comes once for each block, and what it costs is all that the two lose. Therefore the loop first waits for a block on a
-lock, for a fraction of a millisecond, and only then in the way of a loop: waking that takes about as long again.
+The loop keeps the lock as long as it has something to decode. So the thread, although it is faster, mostly waits for
+the lock with an inflated block, until the loop has nothing left to decode. This handover happens once for each block,
+and its cost is the whole loss. Therefore the loop first blocks on a lock for a fraction of a millisecond, and only then
+awaits a future: waking the loop takes about as long again.
 
-Neither side waits while it has work: the loop is woken only when it waits, and the thread waits only when its window is
+Neither side waits while it has work: the loop is woken only if it waits, and the thread waits only if its window is
 full or its input is empty. Both windows are bounded.
 """
 
@@ -18,7 +18,7 @@ import queue
 import threading
 from typing import Final
 
-from wme_async._archive.feed import Feed, SourceFailed, Stopped, call_in_loop
+from wme_async._archive.feed import Feed, SourceError, Stopped, call_in_loop
 from wme_async._archive.gzip import CORRUPT, by_isal, by_zlib, has_isal
 from wme_async._archive.tar import describe_content
 from wme_async._tasks import wait_done
@@ -26,9 +26,9 @@ from wme_async.errors import ArchiveError
 
 __all__ = ["Inflater"]
 
-_READY: Final = 8 * 1024 * 1024  # bytes inflated ahead of the reader
-_MOMENT: Final = 0.0005  # seconds that the loop waits for a block which is probably there but for the lock
-_VAIN: Final = 16  # blocks that it does not wait for so after having done it in vain: inflating is the slower part
+_WINDOW: Final = 8 * 1024 * 1024  # bytes inflated ahead of the reader
+_BLOCKING_WAIT: Final = 0.0005  # seconds for which the loop blocks for a block that probably only lacks the lock
+_SKIPS_AFTER_MISS: Final = 16  # blocks for which it does not block after a miss: inflating is slower then
 
 
 class Inflater:
@@ -36,12 +36,12 @@ class Inflater:
 
     Args:
         feed: Where the compressed bytes come from.
-        label: What the archive is called in errors.
-        use_isal: Whether isal may be used where it is installed.
+        label: The name of the archive in errors.
+        use_isal: Whether to use isal if it is installed.
 
     Attributes:
-        error: Why the thread ended, if not because all is inflated. Valid once `ended`.
-        ended: Nothing will come beyond the blocks that are ready.
+        error: The exception that ended the thread, if any. Valid once `ended`.
+        ended: Whether the thread has produced its last block.
     """
 
     def __init__(self, feed: Feed, label: str, *, use_isal: bool) -> None:
@@ -54,20 +54,20 @@ class Inflater:
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._blocks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._made = 0  # written by the thread alone
-        self._taken = 0  # written by the loop alone
+        self._produced = 0  # bytes; written only by the thread
+        self._consumed = 0  # bytes; written only by the loop
         self._room = threading.Event()
-        self._vain = 0
+        self._skips = 0
         self._stopped = False
         self._waiter: asyncio.Future[None] | None = None
-        self._asleep = False
+        self._sleeping = False
         self._thread = threading.Thread(target=self._run, name=f"wme_async archive {label}", daemon=True)
 
     async def start(self) -> None:
-        """Start the thread and wait until its files are open.
+        """Start the thread and wait until the source is open.
 
         Raises:
-            OSError: A file cannot be opened.
+            OSError: The file cannot be opened.
         """
         self._thread.start()
         try:
@@ -81,61 +81,61 @@ class Inflater:
             raise self.error
 
     def take(self) -> bytes | None:
-        """Return the next block if one is ready, or will be in a moment."""
+        """Return the next block if one is ready, or becomes ready within a fraction of a millisecond."""
         try:
             block = self._blocks.get_nowait()
         except queue.Empty:
-            found = self._wait_a_moment()
-            if found is None:
+            late_block = self._block_briefly()
+            if late_block is None:
                 return None
-            block = found
-        self._taken += len(block)
-        if self._made - self._taken <= _READY // 2:
+            block = late_block
+        self._consumed += len(block)
+        if self._produced - self._consumed <= _WINDOW // 2:
             self._room.set()
         return block
 
-    def _wait_a_moment(self) -> bytes | None:
+    def _block_briefly(self) -> bytes | None:
         if self.ended or not self.feed.ready():
             return None
-        if self._vain:
-            self._vain -= 1
+        if self._skips:
+            self._skips -= 1
             return None
         try:
-            return self._blocks.get(timeout=_MOMENT)
+            return self._blocks.get(timeout=_BLOCKING_WAIT)
         except queue.Empty:
-            self._vain = _VAIN
+            self._skips = _SKIPS_AFTER_MISS
             return None
 
     async def wait(self) -> None:
         """Wait until a block is ready or the thread has ended.
 
         Raises:
-            RuntimeError: Another task waits already.
+            RuntimeError: Another task waits.
         """
         if self._waiter is not None:
             raise RuntimeError("an archive is read by one task at a time")
         self._waiter = self._loop.create_future()
-        self._asleep = True
+        self._sleeping = True
         try:
-            if self._blocks.empty() and not self.ended:  # the thread may have looked before `_asleep` was set
+            if self._blocks.empty() and not self.ended:  # the thread may have checked `_sleeping` before it was set
                 await self._waiter
         finally:
-            self._asleep = False
+            self._sleeping = False
             self._waiter = None
 
     async def stop(self) -> None:
-        """Make the thread end and wait for it."""
+        """End the thread and wait for it."""
         self.abandon()
         await self.join()
 
     def abandon(self) -> None:
-        """Make the thread end, without waiting."""
+        """End the thread without waiting for it."""
         self._stopped = True
         self.feed.stop()
         self._room.set()
 
     async def join(self) -> None:
-        """Wait for the end of the thread."""
+        """Wait until the thread has ended."""
         await wait_done(self._done)
         self._thread.join()
 
@@ -147,12 +147,13 @@ class Inflater:
                 self._inflate()
         except Stopped:
             pass
-        except SourceFailed as failed:
-            self.error = failed.error
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it can be handled: in the loop
+        except SourceError as error:
+            self.error = error.error
+        except BaseException as error:  # noqa: BLE001 - raised again in the loop, where it can be handled
             self.error = error
         finally:
-            self._end()
+            self.ended = True
+            self._wake()
             call_in_loop(self._loop, _settle, self._done)
 
     def _inflate(self) -> None:
@@ -164,31 +165,29 @@ class Inflater:
             for block in blocks(self.feed):
                 self._put(block)
         except EOFError as error:
-            raise ArchiveError("cut short: the gzip file ends too early", offset=self._made) from error
+            raise ArchiveError("cut short: the gzip file ends too early", offset=self._produced) from error
         except CORRUPT as error:
-            raise ArchiveError(f"damaged: {error}", offset=self._made) from error
+            raise ArchiveError(f"damaged: {error}", offset=self._produced) from error
 
     def _put(self, block: bytes) -> None:
-        self._made += len(block)
+        self._produced += len(block)
         self._blocks.put(block)
         self._wake()
-        while self._made - self._taken > _READY and not self._stopped:
+        while self._produced - self._consumed > _WINDOW and not self._stopped:
             self._room.clear()
-            if self._made - self._taken > _READY and not self._stopped:  # the loop may have looked before `clear`
+            if (
+                self._produced - self._consumed > _WINDOW and not self._stopped
+            ):  # in case the loop made room before `clear`
                 self._room.wait()
         if self._stopped:
             raise Stopped
 
-    def _end(self) -> None:
-        self.ended = True
-        self._wake()
-
     def _wake(self) -> None:
-        if self._asleep:
-            self._asleep = False
-            call_in_loop(self._loop, self._rouse)
+        if self._sleeping:
+            self._sleeping = False
+            call_in_loop(self._loop, self._resolve_waiter)
 
-    def _rouse(self) -> None:
+    def _resolve_waiter(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -1,4 +1,4 @@
-"""Many archives at once, in worker processes."""
+"""Reads many archives at once in worker processes."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 import msgspec
 
 from wme_async._archive.reader import ArchiveReader, ArchiveStatistics, OnBadRecord
-from wme_async._arguments import check_functions, check_numbers, check_path
+from wme_async._arguments import check_functions, check_numbers, check_path, list_of
 from wme_async._tasks import WorkGroup, first_cause, in_thread, wait_done
 from wme_async.errors import WMEError
 from wme_async.models.decoding import is_plain_data
@@ -25,19 +25,19 @@ __all__ = ["ManyReader", "ManyResult"]
 
 R = TypeVar("R")
 
-_HEAD: Final = struct.Struct(">cQ")  # kind and length of what follows
-_AHEAD: Final = 2 * 1024 * 1024  # bytes of a worker that may wait in this process
+_FRAME_HEADER: Final = struct.Struct(">cQ")  # kind of a frame and length of its data
+_BUFFER: Final = 2 * 1024 * 1024  # bytes of a worker's frames that this process buffers
 _NOT_OPEN: Final = "the archives are not open: use `async with`"
-_PACKED, _PICKLED, _BAD, _DONE, _FAILED = b"m", b"p", b"b", b"d", b"e"
+_PACKED, _PICKLED, _BAD_RECORD, _DONE, _FAILED = b"m", b"p", b"b", b"d", b"e"
 
 
 class ManyResult(msgspec.Struct, Generic[R], frozen=True):
-    """Something that a worker process has to tell.
+    """A list of records, or the end of an archive.
 
     Attributes:
         path: The archive.
-        records: A list of records of one member, in their order, or what `each` made of it. Empty in the last result.
-        statistics: Set in the last result of an archive, which proved whole.
+        records: Records of one member in their order, or the result of `each` for them. Empty in the last result.
+        statistics: Set in the last result of an archive, which is then complete.
     """
 
     path: str
@@ -45,8 +45,8 @@ class ManyResult(msgspec.Struct, Generic[R], frozen=True):
     statistics: ArchiveStatistics | None = None
 
 
-class _Job(msgspec.Struct, frozen=True):
-    """What a worker process is told once."""
+class _WorkerTask(msgspec.Struct, frozen=True):
+    """The arguments of a worker process."""
 
     type: Any
     each: Callable[[list[Any]], list[Any]] | None
@@ -56,45 +56,40 @@ class _Job(msgspec.Struct, frozen=True):
 
 
 class ManyReader(Generic[R]):
-    """An async context manager and an async iterator of `ManyResult`; made by `read_many`."""
+    """An async context manager and an async iterator of `ManyResult`; `read_many` creates it."""
 
     def __init__(
         self,
         paths: "Iterable[str | os.PathLike[str]]",
         *,
         type: Any,
-        each: Callable[[list[Any]], list[R]] | None,
-        count_only: bool,
-        workers: int | None,
-        on_bad_record: OnBadRecord,
+        each: Callable[[list[Any]], list[R]] | None = None,
+        count_only: bool = False,
+        workers: int | None = None,
+        on_bad_record: OnBadRecord = "raise",
         **options: Any,
     ) -> None:
-        if isinstance(paths, str | os.PathLike):
+        if isinstance(paths, os.PathLike):
             raise TypeError(f"paths must be a list of paths, such as [{paths!r}], not one path")
-        given: object = paths
-        if isinstance(given, bytes) or not isinstance(given, Iterable):
-            raise TypeError(f"paths must be a list of paths, not {paths!r}")
         names = []
-        for path in paths:
-            check_path("each of paths", path)
+        for path in list_of("paths", paths, "paths"):
+            check_path("an item of paths", path)
             names.append(os.fspath(path))
-        check_numbers(whole=True, workers=workers)
-        if workers is not None and workers < 1:
-            raise ValueError(f"workers must be a number of processes above 0, not {workers}")
+        check_numbers(whole=True, minimum=1, workers=workers)
         check_functions(each=each)
         if each is not None and count_only:
-            raise ValueError("with count_only nothing is there for `each` to see")
+            raise ValueError("each has no records to work on with count_only; leave one of the two out")
         report = callable(on_bad_record)
-        # The reader checks the rest, here rather than in the worker.
+        # The reader checks the other options here, rather than in the worker.
         ArchiveReader("-", type=type, on_bad_record=on_bad_record, **options)
         options["on_bad_record"] = "skip" if report else on_bad_record
-        self._job = _Job(type, each, count_only, report, options)
-        for name, given in (("type", type), ("each", each)):
+        self._worker_task = _WorkerTask(type, each, count_only, report, options)
+        for name, value in (("type", type), ("each", each)):
             try:
-                pickle.dumps(given)
+                pickle.dumps(value)
             except (pickle.PicklingError, AttributeError, TypeError) as error:
                 raise TypeError(
-                    f"{name} must stand at the top of a module, where worker processes find it, not {given!r}"
+                    f"{name} must be at the top level of a module, where worker processes find it, not {value!r}"
                 ) from error
         self._on_bad_record = on_bad_record
         self._workers = min(len(names), workers or os.cpu_count() or 1)
@@ -102,7 +97,7 @@ class ManyReader(Generic[R]):
         self._decoder = msgspec.msgpack.Decoder(list[type])
         self._results: asyncio.Queue[ManyResult[R] | BaseException | None] = asyncio.Queue(max(1, self._workers))
         self._task: asyncio.Task[None] | None = None
-        self._over: BaseException | None = None
+        self._end: BaseException | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -112,14 +107,14 @@ class ManyReader(Generic[R]):
             RuntimeError: It was entered before.
         """
         if self._task is not None or self._closed:
-            raise RuntimeError("archives can be read once: call read_many again")
+            raise RuntimeError("the archives can be read once: call read_many again")
         self._task = asyncio.get_running_loop().create_task(self._run(), name="read many archives")
         return self
 
     async def __aexit__(
         self, kind: "type[BaseException] | None", error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Kill the workers that are still at work, and wait for them."""
+        """Kill the remaining workers, and wait for them."""
         self._closed = True
         try:
             if self._task is not None:
@@ -127,7 +122,7 @@ class ManyReader(Generic[R]):
                 await wait_done(self._task)
         finally:
             if self._results.empty():
-                self._results.put_nowait(RuntimeError(_NOT_OPEN))  # for a task that still waits
+                self._results.put_nowait(RuntimeError(_NOT_OPEN))  # for a task that waits
 
     def __aiter__(self) -> Self:
         return self
@@ -136,7 +131,7 @@ class ManyReader(Generic[R]):
         """Return the next result of any worker.
 
         Raises:
-            ArchiveError: An archive is damaged, cut short, or none.
+            ArchiveError: An archive is damaged, cut short, or not an archive.
             DecodeError: A bad record, if `on_bad_record` is `raise`.
             OSError: An archive cannot be read.
             WMEError: A worker process died.
@@ -144,16 +139,16 @@ class ManyReader(Generic[R]):
         """
         if self._closed or self._task is None:
             raise RuntimeError(_NOT_OPEN)
-        if self._over is None:
+        if self._end is None:
             result = await self._results.get()
             if isinstance(result, ManyResult):
                 return result
-            self._over = StopAsyncIteration() if result is None else result
-            self._results.put_nowait(result)  # for the other tasks that wait, if there are any
-        raise self._over
+            self._end = StopAsyncIteration() if result is None else result
+            self._results.put_nowait(result)  # for other tasks that wait
+        raise self._end
 
     async def _run(self) -> None:
-        """Run the workers, and tell how it ended; an error of one ends all."""
+        """Run the workers and queue their end; the error of one ends all."""
         end: BaseException | None = None
         try:
             async with WorkGroup() as group:
@@ -164,24 +159,24 @@ class ManyReader(Generic[R]):
         await self._results.put(end)
 
     async def _serve(self) -> None:
-        """Keep one worker process at work until no path is left."""
+        """Give paths to one worker process until there are no more."""
         path = next(self._paths, None)
         if path is None:
             return
-        ours, theirs = socket.socketpair()
+        local, remote = socket.socketpair()
         process = multiprocessing.get_context("spawn").Process(
-            target=_work, args=(theirs, self._job), name="wme_async read_many", daemon=True
+            target=_work, args=(remote, self._worker_task), name="wme_async read_many", daemon=True
         )
         try:
-            with theirs:
+            with remote:
                 await in_thread(process.start)
-            reader, writer = await asyncio.open_connection(sock=ours, limit=_AHEAD)
+            reader, writer = await asyncio.open_connection(sock=local, limit=_BUFFER)
             try:
                 while path is not None:
                     writer.write(path.encode("utf-8", "surrogateescape") + b"\0")
                     await self._receive(path, reader)
                     path = next(self._paths, None)
-            except _GoneError:
+            except _DisconnectedError:
                 await in_thread(process.join)
                 code = process.exitcode
                 raise WMEError(f"a worker process died (exit code {code}) while it read {path}") from None
@@ -190,7 +185,7 @@ class ManyReader(Generic[R]):
                 with contextlib.suppress(ConnectionError):
                     await writer.wait_closed()
         finally:
-            ours.close()
+            local.close()
             if process.pid is not None:
                 process.kill()
                 try:
@@ -204,47 +199,47 @@ class ManyReader(Generic[R]):
             if kind == _PACKED:
                 await self._results.put(ManyResult(path, self._decoder.decode(data)))
                 continue
-            found = pickle.loads(data)  # noqa: S301 - of a process that this one has started
+            value = pickle.loads(data)  # noqa: S301 - from a process that this one has started
             if kind == _PICKLED:
-                await self._results.put(ManyResult(path, found))
-            elif kind == _BAD:
+                await self._results.put(ManyResult(path, value))
+            elif kind == _BAD_RECORD:
                 assert callable(self._on_bad_record)
-                answer = self._on_bad_record(found)
-                if inspect.isawaitable(answer):
-                    await answer
+                result = self._on_bad_record(value)
+                if inspect.isawaitable(result):
+                    await result
             elif kind == _DONE:
-                await self._results.put(ManyResult(path, [], found))
+                await self._results.put(ManyResult(path, [], value))
                 return
             else:
-                raise found
+                raise value
 
 
-class _GoneError(Exception):
-    """The process at the other end is gone. Errors of connections may also be those of the user's own functions."""
+class _DisconnectedError(Exception):
+    """The other process has ended. A ConnectionError could also come from the user's own functions."""
 
 
 async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Receive what `_send` sent: its kind and the bytes."""
+    """Receive a frame of `_send`: its kind and its data."""
     try:
-        kind, length = _HEAD.unpack(await reader.readexactly(_HEAD.size))
+        kind, length = _FRAME_HEADER.unpack(await reader.readexactly(_FRAME_HEADER.size))
         return kind, await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionError):
-        raise _GoneError from None
+        raise _DisconnectedError from None
 
 
-def _work(connection: socket.socket, job: _Job) -> None:
-    """Be a worker process: read paths, one at a time, and tell what comes of them."""
-    for name in ("SIGINT", "SIGHUP"):  # a terminal sends them to the parent too, which kills this process
+def _work(connection: socket.socket, task: _WorkerTask) -> None:
+    """Run a worker process: read one path after the other, and send the results."""
+    for name in ("SIGINT", "SIGHUP"):  # a terminal also sends them to the parent, which kills this process
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     connection.settimeout(None)  # sockets come non-blocking from a process with an event loop
-    with connection, connection.makefile("rb") as requests, contextlib.suppress(_GoneError):
+    with connection, connection.makefile("rb") as requests, contextlib.suppress(_DisconnectedError):
         while path := _until_zero(requests):
             try:
-                statistics = asyncio.run(_read(connection, path, job))
-            except _GoneError:
-                raise  # nobody listens any more
-            except Exception as error:  # noqa: BLE001 - it is raised in the parent
+                statistics = asyncio.run(_read(connection, path, task))
+            except _DisconnectedError:
+                raise
+            except Exception as error:  # noqa: BLE001 - raised in the parent
                 _send(connection, _FAILED, _pickled(error))
             else:
                 _send(connection, _DONE, pickle.dumps(statistics))
@@ -257,35 +252,35 @@ def _until_zero(requests: Any) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-async def _read(connection: socket.socket, path: str, job: _Job) -> ArchiveStatistics:
-    options = dict(job.options)
-    if job.report_bad:
-        options["on_bad_record"] = lambda error: _send(connection, _BAD, pickle.dumps(error))
-    pack = None if job.each is not None or not is_plain_data(job.type) else msgspec.msgpack.Encoder().encode
-    async with ArchiveReader(path, type=job.type, **options) as reader:
+async def _read(connection: socket.socket, path: str, task: _WorkerTask) -> ArchiveStatistics:
+    options = dict(task.options)
+    if task.report_bad:
+        options["on_bad_record"] = lambda error: _send(connection, _BAD_RECORD, pickle.dumps(error))
+    pack = None if task.each is not None or not is_plain_data(task.type) else msgspec.msgpack.Encoder().encode
+    async with ArchiveReader(path, type=task.type, **options) as reader:
         async for records in reader.batches():
-            if job.count_only:
+            if task.count_only:
                 continue
             if pack is not None:
                 _send(connection, _PACKED, pack(records))
-            elif made := records if job.each is None else job.each(records):
-                _send(connection, _PICKLED, pickle.dumps(made, pickle.HIGHEST_PROTOCOL))
+            elif result := records if task.each is None else task.each(records):
+                _send(connection, _PICKLED, pickle.dumps(result, pickle.HIGHEST_PROTOCOL))
         return reader.statistics()
 
 
 def _send(connection: socket.socket, kind: bytes, data: bytes) -> None:
-    """Send a frame; it waits while the parent does not read, which bounds what lies between the two."""
+    """Send a frame; it blocks while the parent does not read, which bounds the data between the two."""
     try:
-        connection.sendall(_HEAD.pack(kind, len(data)))
+        connection.sendall(_FRAME_HEADER.pack(kind, len(data)))
         connection.sendall(data)
     except ConnectionError:
-        raise _GoneError from None
+        raise _DisconnectedError from None
 
 
 def _pickled(error: Exception) -> bytes:
     try:
         data = pickle.dumps(error)
-        pickle.loads(data)  # noqa: S301 - just made; some exceptions pickle and do not come back
-    except Exception:  # noqa: BLE001 - whatever a foreign exception does
+        pickle.loads(data)  # noqa: S301 - the line above made it; some exceptions pickle and do not unpickle
+    except Exception:  # noqa: BLE001 - pickling runs code of the exception's class
         return pickle.dumps(WMEError(f"{type(error).__name__} in a worker process: {error}"))
     return data

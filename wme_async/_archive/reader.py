@@ -7,45 +7,56 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar
 
 import msgspec
 
 from wme_async._archive.feed import Feed, FileFeed, WindowFeed
 from wme_async._archive.inflater import Inflater
 from wme_async._archive.tar import DEFAULT_MAX_RECORD, Lines, Run, TarScanner, TooLong
+from wme_async._arguments import check_choice, check_functions, check_numbers
 from wme_async._tasks import wait_done
 from wme_async.errors import ArchiveError, DecodeError
 from wme_async.models.decoding import Buffer, key_names, make_decoder
 
-__all__ = ["ArchiveReader", "ArchiveStatistics", "Block", "OnBadRecord"]
+__all__ = ["ArchiveReader", "ArchiveStatistics", "Block", "OnBadRecord", "ReaderOptions"]
 
 T = TypeVar("T")
 
 OnBadRecord: TypeAlias = Literal["raise", "skip"] | Callable[[DecodeError], Awaitable[object] | object]
-"""What to do with a record that cannot be decoded: raise its error, count it and go on, or hand the error over."""
+"""What happens to a record that cannot be decoded: raise its error, skip and count it, or call a function with it."""
 
-_SLICE: Final = 0.002  # seconds that decoding may keep the loop without letting others in
-_ROUNDS: Final = 3  # turns of the loop until a task has run that waited for a timer which is due
-_CREDIT: Final = 64 * 1024  # bytes decoded between two looks at the clock
-_EACH: Final = 64  # bytes that a record counts for beside its own
-_EMPTY_LINES: Final = 1_000_000  # that an archive may have,
-_EMPTY_SHARE: Final = 10  # and how many more for each record
-_BATCH: Final = 1024 * 1024
-_BLOCK: Final = 16 * 1024 * 1024
-_WINDOW: Final = 2 * 1024 * 1024
+_SLICE_SECONDS: Final = 0.002  # seconds for which decoding may keep the loop from other tasks
+_LOOP_TURNS: Final = 3  # turns of the loop until a task has run whose timer is due
+_CREDIT: Final = 64 * 1024  # bytes decoded between two readings of the clock
+_RECORD_COST: Final = 64  # bytes that a record costs beside its own
+_FREE_EMPTY_LINES: Final = 1_000_000  # that any archive may have,
+_EMPTY_LINES_PER_RECORD: Final = 10  # and how many more for each record
+_BATCH_BYTES: Final = 1024 * 1024
+_BLOCK_BYTES: Final = 16 * 1024 * 1024
+_WINDOW_BYTES: Final = 2 * 1024 * 1024
+
+
+class ReaderOptions(TypedDict, total=False):
+    """The options of `ArchiveReader` for callers that choose the source and the type themselves."""
+
+    max_record: int
+    on_bad_record: OnBadRecord
+    select: Callable[[str], bool] | None
+    use_isal: bool
+    use_orjson: bool
 
 
 class ArchiveStatistics(msgspec.Struct, frozen=True):
-    """How far the reading of an archive is.
+    """The progress of reading an archive.
 
     Attributes:
-        records: Records given out.
-        bad_records: Records that could not be decoded, whatever was done with them.
-        bytes: Bytes of the uncompressed tar that were looked through.
-        compressed_bytes: Bytes of the archive that were taken from its source.
-        members: Members begun.
-        member: Name of the member that the last record is from.
+        records: Records returned.
+        bad_records: Records that could not be decoded, whatever `on_bad_record` says.
+        bytes: Scanned bytes of the uncompressed tar.
+        compressed_bytes: Bytes of the archive read from its source.
+        members: Members started.
+        member: Name of the last record's member.
     """
 
     records: int
@@ -83,35 +94,34 @@ class ArchiveReader(Generic[T]):
             async for article in articles:
                 ...
 
-    A thread inflates ahead, within a bound; records are decoded when they are asked for, in the task that asks, and the
-    event loop gets a turn every few milliseconds. Memory is a few MiB beside the longest line, whatever the size of the
-    archive. A consumer that stops asking stops the reading of the source. Leaving the block early closes the source, in
+    A thread inflates ahead, within a bound; records are decoded on demand in the task of the consumer, and the event
+    loop gets a turn every few milliseconds. Memory is a few MiB beside the longest line, whatever the size of the
+    archive. A consumer that pauses also pauses the reading of the source. Leaving the block early closes the source, in
     the task that read it, and ends the thread.
 
-    The end of the iteration means that the archive is whole: every gzip checksum fits, the tar has its end marker and
-    nothing comes after it. The records before a damage are given before its error is raised, but for those in the last
-    2.5 MiB before it, which the inflater may have taken with it.
+    The end of the iteration means that the archive is complete: every gzip checksum matches, the tar has its end marker
+    and nothing follows it. The records before corrupt bytes are returned before the error is raised, except those in
+    the last 2.5 MiB, which the inflater may lose with them.
 
     Args:
-        source: A path, or what gives the bytes of the archive in order. If it has `aclose`, that is called.
-        type: What to decode each record into. Of a small Struct only the fields that it names are decoded, and of a
-            very long line the texts that it does not name are not even kept; should such a line turn out to be bad,
-            the `record` of its error lacks them.
-        max_record: Bytes that a record may have; a longer one is a bad record and is dropped as it arrives.
+        source: A path, or an async iterable of the bytes of the archive in order. Its `aclose`, if any, is called.
+        type: The type of the records. A small Struct decodes only the fields that it names. Of a very long line, the
+            texts that it does not name are not even kept: the `record` of its error lacks them if the line is bad.
+        max_record: Bytes of a record at most; a longer one is a bad record and is dropped as it arrives.
         on_bad_record: `raise` a `DecodeError`, after which the iteration can go on with the next record; `skip` and
             count it; or a function, sync or async, that is called with the `DecodeError`.
-        select: Called with the name of each member, says whether to read it. To go on where an earlier run stopped.
-        window: Bytes that may be taken from an async source before they are inflated.
-        label: What the archive is called in errors; a path's name by default.
-        use_isal: Inflate with isal where it is installed.
-        use_orjson: Decode long records with orjson where it is installed and quicker.
+        select: Called with the name of each member; returns whether to read it. It can resume an earlier run.
+        window: Bytes read from an async source ahead of the inflater.
+        label: The name of the archive in errors; by default the file name of a path.
+        use_isal: Inflate with isal if it is installed.
+        use_orjson: Decode long records with orjson if it is installed and faster.
 
     Attributes:
-        type: What each record is decoded into.
+        type: The type of the records.
 
     Raises:
-        ValueError: A bad argument.
-        TypeError: A bad argument, or a type that msgspec cannot decode into.
+        ValueError: An argument is out of range.
+        TypeError: An argument has the wrong type, or msgspec cannot decode into `type`.
     """
 
     def __init__(
@@ -122,7 +132,7 @@ class ArchiveReader(Generic[T]):
         max_record: int = DEFAULT_MAX_RECORD,
         on_bad_record: OnBadRecord = "raise",
         select: Callable[[str], bool] | None = None,
-        window: int = _WINDOW,
+        window: int = _WINDOW_BYTES,
         label: str | None = None,
         use_isal: bool = True,
         use_orjson: bool = True,
@@ -131,16 +141,9 @@ class ArchiveReader(Generic[T]):
             raise TypeError(f"source must be a path or an async iterator of bytes, not {source!r}")
         if source == "" and label is None:
             raise ValueError("source is an empty path")
-        for name, number in (("max_record", max_record), ("window", window)):
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name} must be a whole number of bytes, not {number!r}")
-        if select is not None and not callable(select):
-            raise TypeError(f"select must be a function of a member's name, not {select!r}")
-        if max_record < 1 or window < 1:
-            raise ValueError("max_record and window are numbers of bytes above 0")
-        # No set: what is given may be a list.
-        if on_bad_record not in ("raise", "skip") and not callable(on_bad_record):
-            raise ValueError(f"on_bad_record must be 'raise', 'skip' or a function, not {on_bad_record!r}")
+        check_numbers(whole=True, optional=False, minimum=1, unit="bytes", max_record=max_record, window=window)
+        check_functions(select=select)
+        check_choice("on_bad_record", on_bad_record, ("raise", "skip"), function=True)
         self.type = type
         self._source = source
         self._label = label or (Path(source).name if isinstance(source, str | os.PathLike) else "the archive")
@@ -153,19 +156,19 @@ class ArchiveReader(Generic[T]):
         self._inflater: Inflater | None = None
         self._pump: asyncio.Task[None] | None = None
         self._closed = False
-        self._over: BaseException | None = None  # the end, or why there is none: raised from then on
+        self._end: BaseException | None = None  # the end or the error that is raised from then on
         self._items: Iterator[Lines | Run | TooLong] = iter(())
         self._lines = Lines("", 1, 0, [])
         self._records: Iterator[Buffer] = iter(())
-        self._index = -1  # of the last record taken, in `_lines`
-        self._gathered: Run | None = None  # of the block in the making
-        self._next_run: Run | None = None  # of the block after it
-        self._bad: DecodeError | None = None  # found, not yet dealt with
-        self._given = 0
-        self._bad_count = 0
+        self._index = -1  # of the last record of `_lines`
+        self._block_run: Run | None = None  # the lines of the next block
+        self._next_run: Run | None = None  # the first lines of the block after it
+        self._pending_error: DecodeError | None = None  # of a bad record that is not reported yet
+        self._yielded = 0
+        self._bad_records = 0
         self._empty_lines = 0
         self._credit = _CREDIT
-        self._since = 0.0
+        self._slice_start = 0.0
         self._now: Callable[[], float] = float
 
     async def __aenter__(self) -> Self:
@@ -176,10 +179,10 @@ class ArchiveReader(Generic[T]):
             RuntimeError: It was entered before.
         """
         if self._inflater is not None or self._closed:
-            raise RuntimeError("an archive can be opened once: make another reader to read it again")
+            raise RuntimeError("an archive can be opened once: create another reader to read it again")
         loop = asyncio.get_running_loop()
         self._now = loop.time
-        self._since = loop.time()
+        self._slice_start = loop.time()
         source = self._source
         feed: Feed = FileFeed(Path(source)) if isinstance(source, str | os.PathLike) else WindowFeed(self._window)
         self._inflater = Inflater(feed, self._label, use_isal=self._use_isal)
@@ -196,17 +199,17 @@ class ArchiveReader(Generic[T]):
     async def __aexit__(
         self, kind: "type[BaseException] | None", error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the source, if it was not read to its end, and wait for the thread."""
+        """Close the source unless it has ended, and wait for the thread."""
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Do what leaving the block does. May be called twice."""
+        """Close the reader as leaving the block does. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
         self._records = iter(())
         self._items = iter(())
-        self._over = None
+        self._end = None
         if self._inflater is None:
             return
         self._inflater.abandon()
@@ -215,12 +218,12 @@ class ArchiveReader(Generic[T]):
                 self._pump.cancel()
                 await wait_done(self._pump, on_cancel=self._pump.cancel)
                 if not self._pump.cancelled():
-                    self._pump.exception()  # the consumer left before the source failed: not its concern
+                    self._pump.exception()  # marks it as retrieved: the consumer left before
         finally:
             await self._inflater.stop()
 
     def __del__(self) -> None:
-        """Stop the thread of a reader that was never closed, and say so."""
+        """Stop the thread of a reader that was never closed, with a warning."""
         inflater = getattr(self, "_inflater", None)
         if inflater is not None and not self._closed and not inflater.ended:
             warnings.warn(f"{self!r} was not closed: use `async with`", ResourceWarning, stacklevel=1, source=self)
@@ -228,7 +231,7 @@ class ArchiveReader(Generic[T]):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "new" if self._inflater is None else "open"
-        return f"<ArchiveReader {self._label} {state}, {self._given} records>"
+        return f"<ArchiveReader {self._label} {state}, {self._yielded} records>"
 
     def __aiter__(self) -> Self:
         return self
@@ -237,63 +240,62 @@ class ArchiveReader(Generic[T]):
         """Return the next record.
 
         Raises:
-            ArchiveError: The archive is damaged, cut short, or no archive.
+            ArchiveError: The archive is damaged, cut short, or not an archive.
             DecodeError: A bad record, if `on_bad_record` is `raise`.
             OSError: A file cannot be read or written.
             RuntimeError: The reader is not open.
-            WMEError: The source failed: all that comes out of it is raised here.
+            WMEError: The source failed; any exception of it is raised here.
         """
         while True:
-            if self._credit < 0 or self._bad is not None:
-                await self._settle()
+            if self._credit < 0 or self._pending_error is not None:
+                await self._checkpoint()
             record = next(self._records, None)
             if record is None:
-                await self._more()
+                await self._next_lines()
                 continue
             self._index += 1
-            self._credit -= len(record) + _EACH
+            self._credit -= len(record) + _RECORD_COST
             try:
                 value = self._decode(record)
             except DecodeError as error:
-                self._bad = self._judge(record, error)
+                self._pending_error = self._record_error(record, error)
                 continue
-            self._given += 1
+            self._yielded += 1
             return value
 
-    def batches(self, *, max_bytes: int = _BATCH) -> AsyncIterator[list[T]]:
-        """Iterate over lists of records: the same records, with less of Python for each.
+    def batches(self, *, max_bytes: int = _BATCH_BYTES) -> AsyncIterator[list[T]]:
+        """Iterate over lists of records, with less overhead for each record.
 
         Lists are never empty, never span members and hold at most about 1 MiB of JSON or one record.
 
         Args:
-            max_bytes: Bytes of JSON after which a list is given.
+            max_bytes: Bytes of JSON after which a list is complete.
         """
         return _Batches(self, max_bytes)
 
-    def blocks(self, *, max_bytes: int = _BLOCK) -> AsyncIterator[Block]:
+    def blocks(self, *, max_bytes: int = _BLOCK_BYTES) -> AsyncIterator[Block]:
         """Iterate over blocks of whole lines instead of records, for callers that parse NDJSON themselves.
 
         Blocks hold `max_bytes` or somewhat more, never span members, and leave out lines above `max_record`, which
-        are dealt with as `on_bad_record` says. Records of a block count as given out. `decode` turns a block into
-        records.
+        are handled as `on_bad_record` says. Records of a block count as returned. `decode` turns a block into records.
 
         Args:
-            max_bytes: Bytes of lines after which a block is given.
+            max_bytes: Bytes of lines after which a block is complete.
 
         Raises:
-            RuntimeError: Records were already taken from this reader.
+            RuntimeError: The reader has returned records already.
         """
         if self._scanner.position and not self._scanner.runs:
             raise RuntimeError("blocks and records of one archive cannot be mixed: open it again")
         self._scanner.runs = True
         return _Blocks(self, max_bytes)
 
-    async def decode(self, block: Block, *, max_bytes: int = _BATCH) -> AsyncGenerator[list[T], None]:
+    async def decode(self, block: Block, *, max_bytes: int = _BATCH_BYTES) -> AsyncGenerator[list[T], None]:
         """Decode the lines of a block, as iterating over the archive does.
 
         Args:
             block: A block of this archive.
-            max_bytes: Bytes of JSON after which a list is given.
+            max_bytes: Bytes of JSON after which a list is complete.
 
         Yields:
             Lists of records, never empty.
@@ -304,21 +306,21 @@ class ArchiveReader(Generic[T]):
         self._lines = Lines(block.member, block.line, block.offset, list(block.data.split(b"\n")[:-1]))
         self._records = iter(self._lines.records)
         self._index = -1
-        self._given -= block.lines
+        self._yielded -= block.lines
         while True:
-            if self._credit < 0 or self._bad is not None:
-                await self._settle()
-            records = self._fill(max_bytes)
+            if self._credit < 0 or self._pending_error is not None:
+                await self._checkpoint()
+            records = self._decode_batch(max_bytes)
             if records:
                 yield records
-            elif self._bad is None:
+            elif self._pending_error is None:
                 return
 
     def statistics(self) -> ArchiveStatistics:
-        """Return how far the reading is."""
+        """Return the progress so far."""
         return ArchiveStatistics(
-            records=self._given,
-            bad_records=self._bad_count,
+            records=self._yielded,
+            bad_records=self._bad_records,
             bytes=self._scanner.position,
             compressed_bytes=0 if self._inflater is None else self._inflater.feed.taken,
             members=self._scanner.members,
@@ -327,17 +329,17 @@ class ArchiveReader(Generic[T]):
 
     async def _next_batch(self, max_bytes: int) -> list[T]:
         while True:
-            if self._credit < 0 or self._bad is not None:
-                await self._settle()
-            found = self._fill(max_bytes)
-            if found:
-                return found
-            if self._bad is None:
-                await self._more()
+            if self._credit < 0 or self._pending_error is not None:
+                await self._checkpoint()
+            records = self._decode_batch(max_bytes)
+            if records:
+                return records
+            if self._pending_error is None:
+                await self._next_lines()
 
-    def _fill(self, max_bytes: int) -> list[T]:
-        """Decode until there is enough, the lines end, or a record is bad; without awaiting, so that none is lost."""
-        found: list[T] = []
+    def _decode_batch(self, max_bytes: int) -> list[T]:
+        """Decode until the batch is full, the lines end, or a record is bad; without awaiting, so that none is lost."""
+        records: list[T] = []
         size = 0
         first = self._index
         decode = self._decode
@@ -345,19 +347,19 @@ class ArchiveReader(Generic[T]):
             self._index += 1
             size += len(record)
             try:
-                found.append(decode(record))
+                records.append(decode(record))
             except DecodeError as error:
-                self._bad = self._judge(record, error)
-                if self._bad is not None:
+                self._pending_error = self._record_error(record, error)
+                if self._pending_error is not None:
                     break
             if size >= max_bytes:
                 break
-        self._credit -= size + _EACH * (self._index - first)
-        self._given += len(found)
-        return found
+        self._credit -= size + _RECORD_COST * (self._index - first)
+        self._yielded += len(records)
+        return records
 
-    def _judge(self, record: Buffer, error: DecodeError) -> DecodeError | None:
-        """Return the error of a bad record, or nothing for an empty line."""
+    def _record_error(self, record: Buffer, error: DecodeError) -> DecodeError | None:
+        """Return the error of a bad record, or None for an empty line."""
         raw = bytes(record)
         if not raw.strip():
             self._count_empty_lines(1)
@@ -373,57 +375,57 @@ class ArchiveReader(Generic[T]):
         )
 
     def _count_empty_lines(self, count: int) -> None:
-        """End the reading if there are too many: half a megabyte may inflate to half a billion of them."""
+        """End the iteration if there are too many: half a megabyte can inflate to half a billion of them."""
         self._empty_lines += count
-        if self._empty_lines <= _EMPTY_LINES + _EMPTY_SHARE * self._given or self._over is not None:
+        if self._empty_lines <= _FREE_EMPTY_LINES + _EMPTY_LINES_PER_RECORD * self._yielded or self._end is not None:
             return
         self._records = iter(())
-        self._over = ArchiveError(
-            f"{self._label} has {self._empty_lines} empty lines and {self._given} records so far: remove the empty "
+        self._end = ArchiveError(
+            f"{self._label} has {self._empty_lines} empty lines and {self._yielded} records so far: remove the empty "
             "lines if it is yours",
             member=self._scanner.member,
             offset=self._scanner.position,
         )
 
-    async def _settle(self) -> None:
-        """Let others have the loop if it is time, and deal with a bad record."""
+    async def _checkpoint(self) -> None:
+        """Let other tasks run if it is time, and handle a bad record."""
         if self._credit < 0:
             self._credit = _CREDIT
-            if self._now() - self._since >= _SLICE:
-                for _ in range(_ROUNDS):
+            if self._now() - self._slice_start >= _SLICE_SECONDS:
+                for _ in range(_LOOP_TURNS):
                     await asyncio.sleep(0)
-                self._since = self._now()
-        if self._bad is not None:
-            bad = self._bad
+                self._slice_start = self._now()
+        if self._pending_error is not None:
+            error = self._pending_error
             self._credit -= 1024
             if callable(self._on_bad_record):
-                # It stays until that has worked: a function may fail, or be cancelled.
-                answer = self._on_bad_record(bad)
-                if inspect.isawaitable(answer):
-                    await answer
-            self._bad = None
-            self._bad_count += 1
+                # The error stays pending until the function returns: it may fail, or be cancelled.
+                result = self._on_bad_record(error)
+                if inspect.isawaitable(result):
+                    await result
+            self._pending_error = None
+            self._bad_records += 1
             if self._on_bad_record == "raise":
-                raise bad
+                raise error
 
-    async def _more(self) -> None:
-        """Get the next lines, or raise what there is in their place."""
+    async def _next_lines(self) -> None:
+        """Get the next lines, or raise the end or the error in their place."""
         item = await self._next_item()
         if isinstance(item, Lines):
-            if not any(item.records):  # nothing but line feeds; true records end the search at the first
-                self._credit -= _EACH * len(item.records)
+            if not any(item.records):  # only line feeds; a record ends the search at once
+                self._credit -= _RECORD_COST * len(item.records)
                 self._count_empty_lines(len(item.records))
                 return
             self._lines = item
             self._records = iter(item.records)
             self._index = -1
         elif isinstance(item, TooLong):
-            self._bad = self._too_long(item)
+            self._pending_error = self._too_long_error(item)
 
     async def _next_item(self) -> Lines | Run | TooLong | None:
-        """Return what the tar gives next; None where another block of it had to be fetched first."""
-        if self._over is not None:
-            raise self._over
+        """Return the next item of the tar; None after the next block of the tar had to be fetched."""
+        if self._end is not None:
+            raise self._end
         if self._inflater is None:
             raise RuntimeError("the archive is not open: use `async with`")
         if self._closed:
@@ -431,68 +433,68 @@ class ArchiveReader(Generic[T]):
         try:
             item = next(self._items, None)
             if item is None:
-                await self._next_block(self._inflater)
+                await self._feed_scanner(self._inflater)
         except ArchiveError as error:
-            self._over = ArchiveError(
+            self._end = ArchiveError(
                 f"{self._label}: {error.message}", member=error.member or self._scanner.member, offset=error.offset
             )
-            raise self._over from error
+            raise self._end from error
         return item
 
-    async def _next_lines(self, max_bytes: int) -> Block:
-        while self._next_run is None and (self._gathered is None or self._gathered.size < max_bytes):
-            if self._bad is not None and self._gathered is not None:
+    async def _next_block(self, max_bytes: int) -> Block:
+        while self._next_run is None and (self._block_run is None or self._block_run.size < max_bytes):
+            if self._pending_error is not None and self._block_run is not None:
                 break
-            if self._credit < 0 or self._bad is not None:
-                await self._settle()
+            if self._credit < 0 or self._pending_error is not None:
+                await self._checkpoint()
             try:
                 item = await self._next_item()
             except (ArchiveError, StopAsyncIteration):
-                if self._gathered is None:
+                if self._block_run is None:
                     raise
-                break  # what is whole comes first; the reason is raised from now on
+                break  # the complete lines come first; the next call raises the reason
             if isinstance(item, TooLong):
-                self._bad = self._too_long(item)
+                self._pending_error = self._too_long_error(item)
             elif item is not None:
-                self._gather(item if isinstance(item, Run) else _as_run(item))
-        run, self._gathered, self._next_run = self._gathered, self._next_run, None
+                self._add_run(item if isinstance(item, Run) else _as_run(item))
+        run, self._block_run, self._next_run = self._block_run, self._next_run, None
         assert run is not None
-        self._given += run.lines
+        self._yielded += run.lines
         self._lines = Lines(run.member, run.line, run.offset, [])
         return Block(run.member, run.line, run.offset, b"".join(run.parts), run.lines)
 
-    def _gather(self, run: Run) -> None:
-        if self._gathered is None:
-            self._gathered = run
-        elif self._gathered.member != run.member:
+    def _add_run(self, run: Run) -> None:
+        if self._block_run is None:
+            self._block_run = run
+        elif self._block_run.member != run.member:
             self._next_run = run
         else:
-            self._gathered.parts += run.parts
-            self._gathered.lines += run.lines
-            self._gathered.size += run.size
+            self._block_run.parts += run.parts
+            self._block_run.lines += run.lines
+            self._block_run.size += run.size
 
-    async def _next_block(self, inflater: Inflater) -> None:
+    async def _feed_scanner(self, inflater: Inflater) -> None:
         block = inflater.take()
         if block is None:
             if not inflater.ended:
                 await inflater.wait()
-                self._since = self._now()
+                self._slice_start = self._now()
                 self._credit = _CREDIT
-            elif (block := inflater.take()) is None:  # the last block may have come before the end was seen
+            elif (block := inflater.take()) is None:  # the last block may have come just before the end
                 self._finish(inflater)
         if block is not None:
             self._items = self._scanner.feed(block)
-            self._credit -= len(block) // 16  # bytes that are passed over cost little, but not nothing
+            self._credit -= len(block) // 16  # skipped bytes cost little, but not nothing
 
     def _finish(self, inflater: Inflater) -> None:
         if inflater.error is not None:
-            self._over = inflater.error
-            raise self._over
+            self._end = inflater.error
+            raise self._end
         self._scanner.close()
-        self._over = StopAsyncIteration()
-        raise self._over
+        self._end = StopAsyncIteration()
+        raise self._end
 
-    def _too_long(self, item: TooLong) -> DecodeError:
+    def _too_long_error(self, item: TooLong) -> DecodeError:
         return DecodeError(
             f"line {item.line} of {item.member} in {self._label}, at byte {item.offset}: "
             f"longer than max_record ({self._max_record} bytes)",
@@ -504,7 +506,7 @@ class ArchiveReader(Generic[T]):
 
 
 class _Batches(Generic[T]):
-    """An iterator that is no generator: nothing is left behind where it is not used up."""
+    """An iterator rather than a generator, which would stay open if it is not exhausted."""
 
     def __init__(self, reader: ArchiveReader[T], max_bytes: int) -> None:
         self._reader = reader
@@ -518,7 +520,7 @@ class _Batches(Generic[T]):
 
 
 class _Blocks:
-    """As `_Batches`, for blocks."""
+    """Like `_Batches`, for blocks."""
 
     def __init__(self, reader: ArchiveReader[Any], max_bytes: int) -> None:
         self._reader = reader
@@ -528,7 +530,7 @@ class _Blocks:
         return self
 
     async def __anext__(self) -> Block:
-        return await self._reader._next_lines(self._max_bytes)  # noqa: SLF001 - one class in two parts
+        return await self._reader._next_block(self._max_bytes)  # noqa: SLF001 - one class in two parts
 
 
 def _as_run(lines: Lines) -> Run:
@@ -537,7 +539,7 @@ def _as_run(lines: Lines) -> Run:
 
 
 async def _pump(source: AsyncIterable[bytes], window: WindowFeed) -> None:
-    """Bring the bytes from the source to the window; the source is used and closed in this one task."""
+    """Copy the source into the window. The source is used and closed in this one task."""
     chunks = aiter(source)
     try:
         try:
