@@ -39,6 +39,15 @@ SCRIPTS = {
     "snapshot_to_ndjson": [
         (["simplewiki_namespace_0", "pages.ndjson"], r"20 records of \d members, 0 bad, 20 pages in pages\.ndjson\n"),
     ],
+    "articles_to_parquet": [
+        (["simplewiki_namespace_0", "pages.parquet"], r"20 rows, \d+ bytes in pages\.parquet\n"),
+    ],
+    "duckdb_over_wme": [
+        (["simplewiki_namespace_0"], r"\d+ changes, \d+ of them by bots \(0 metered requests a scan\)\n"),
+    ],
+    "polars_over_wme": [
+        (["simplewiki_namespace_0"], r"\d+ changes, the longest: \S.*, \S.*\n"),
+    ],
     "resume_download": [
         (
             ["simplewiki_namespace_0", "data"],

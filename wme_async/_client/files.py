@@ -1,10 +1,12 @@
 """Archives: head, download and read, written once for every kind."""
 
+import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 import msgspec
 
@@ -378,6 +380,28 @@ class Files(Collection[M], Generic[M, R]):
             max_rate=max_rate,
             budget=budget,
         )
+
+    @asynccontextmanager
+    async def reopened(self) -> AsyncIterator[Self]:
+        """Give the same archives on connections of their own, for another event loop than that of the client.
+
+        It signs in for itself, unless the client has a token file.
+
+        Raises:
+            RuntimeError: The client uses your own aiohttp session, which belongs to one event loop.
+        """
+        transport = self._transport.copy()
+        twin = self._with(transport)
+        try:
+            yield twin
+        finally:
+            await transport.aclose()
+
+    def _with(self, transport: Transport) -> Self:
+        twin = copy.copy(self)
+        # A cache belongs to the event loop of its client.
+        twin._transport, twin._cache = transport, None  # noqa: SLF001 - the same class
+        return twin
 
     def cost(self, *identifiers: str | int) -> Cost:
         """Return what downloading or reading these archives will be charged.

@@ -1,9 +1,10 @@
 """Which hour is meant by `latest` and `-3h`, by the clock of the service."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import msgspec
 
@@ -128,12 +129,27 @@ class RelativeFiles(Files[M, R]):
 
     def __init__(self, transport: Transport, resource: Resource, hour: str) -> None:
         super().__init__(transport, resource, resource.at(hour=hour), place=_UNRESOLVED)
+        self._text = hour
         self._relative: RelativeHour[Response] = RelativeHour(transport, hour)
 
     @property
     def hour(self) -> datetime | None:
         """The hour, UTC; None before the first request."""
         return hour_of(self._relative.place) if self._relative.place else None
+
+    @asynccontextmanager
+    async def reopened(self) -> AsyncIterator[Self]:
+        """As for other archives. The hour that it resolves is that of this object too."""
+        async with super().reopened() as twin:
+            yield twin
+            if not self._relative.place:
+                self._relative.place, self._place, self._path = twin._relative.place, twin._place, twin._path  # noqa: SLF001
+
+    def _with(self, transport: Transport) -> Self:
+        twin = super()._with(transport)
+        if not self._relative.place:
+            twin._relative = RelativeHour(transport, self._text)  # noqa: SLF001 - the same class
+        return twin
 
     async def _locate(self) -> None:
         if not self._relative.place:

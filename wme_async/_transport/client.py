@@ -94,6 +94,8 @@ class Transport:
         self.random: random_module.Random = random or random_module.Random()  # noqa: S311  # jitter, not secrets
         self.pool: SessionPool = pool or SessionPool(limits=self.limits, timeouts=self.timeouts)
         self._owns_pool = pool is None
+        self._credentials = credentials
+        self._token_path = token_file
         self._on_retry = on_retry
         self._bodies: set[Body] = set()
         self._closed = False
@@ -122,6 +124,27 @@ class Transport:
             self.tokens = TokenManager(
                 credentials, send=self.request, sleep=self.sleep, now=self.now, file=self.token_file
             )
+
+    def copy(self) -> "Transport":
+        """Return a transport with the same account and settings, and connections of its own for another event loop.
+
+        It signs in for itself, unless the two share a token file.
+
+        Raises:
+            RuntimeError: The pool uses an aiohttp session of the caller.
+        """
+        twin = Transport(
+            self._credentials,
+            hosts=self.hosts,
+            timeouts=self.timeouts,
+            retry=self.retry,
+            limits=self.limits,
+            pool=self.pool.copy(),
+            token_file=self._token_path,
+            on_retry=self._on_retry,
+        )
+        twin._owns_pool = True
+        return twin
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"

@@ -121,6 +121,23 @@ class SessionPool:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
+    def copy(self) -> "SessionPool":
+        """Return a pool with the same settings and no connections yet, such as for another event loop.
+
+        Raises:
+            RuntimeError: The pool uses an aiohttp session of the caller, which belongs to one event loop.
+        """
+        if self._injected is not None:
+            raise RuntimeError("a pool around your own aiohttp session cannot be used in another event loop")
+        return SessionPool(
+            limits=self.limits,
+            timeouts=self.timeouts,
+            ssl=self._ssl,
+            proxy=self._proxy,
+            trust_env=self._trust_env,
+            guard=self._guard,
+        )
+
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._loop else "unopened"
         connections = ", ".join(f"{role}={_count(session)}" for role, session in sorted(self._sessions.items()))

@@ -27,8 +27,9 @@ except ImportError as _error:
 from wme_async.integrations._batches import SMALL_BLOCK, batches_of
 from wme_async.integrations._columns import schema_of
 from wme_async.integrations._parquet import Parquet, parquet_chunks, unwritten, write_parquet
+from wme_async.integrations._source import ArrowSource
 
-__all__ = ["Parquet", "parquet_chunks", "record_batches", "schema_of", "unwritten", "write_parquet"]
+__all__ = ["ArrowSource", "Parquet", "parquet_chunks", "record_batches", "schema_of", "unwritten", "write_parquet"]
 
 T = TypeVar("T")
 
