@@ -9,7 +9,7 @@ import math
 import re
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count, islice
@@ -75,6 +75,34 @@ class ArchiveSpec:
     chunk: int = 0
     asof: float = 0.0
     listed: bool = True
+
+
+class _ArchiveCache:
+    """Archives that simulators of this process have built: test suites start many simulators with the same archives.
+
+    Args:
+        limit: Bytes of all archives together; beyond it the oldest are dropped.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._archives: dict[Hashable, StoredObject] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, build: Callable[[], StoredObject]) -> StoredObject:
+        """Return the archive of a key, built by the function if it is not there."""
+        archive = self._archives.get(key)
+        if archive is None:
+            archive = build()
+            with self._lock:
+                self._archives[key] = archive
+                size = sum(archive.size for archive in self._archives.values())
+                while size > self._limit:
+                    size -= self._archives.pop(next(iter(self._archives))).size
+        return archive
+
+
+_built: Final = _ArchiveCache(32 << 20)
 
 
 class Catalog:
@@ -277,11 +305,16 @@ class Catalog:
 
     def _build(self, spec: ArchiveSpec) -> None:
         if spec.key not in self._rows:
-            mode = 0o644 if spec.kind == "chunk" else 0o766
-            data = build_archive(self._members(spec), member_mode=mode, level=1 if self._target(spec) else 6)
-            archive = stored(data, spec.modified, part_size=self._options["part_size"])
+            options = [self._options[name] for name in ("seed", "article_size", "duplicates", "part_size")]
+            key = (spec, *options, self._target(spec), self._count(spec), self.articles)
+            archive = _built.get(key, lambda: self._pack(spec)) if not self.real else self._pack(spec)
             self.objects.setdefault(f"{spec.key}.tar.gz", archive)
             self._rows[spec.key] = self._describe(spec, archive)
+
+    def _pack(self, spec: ArchiveSpec) -> StoredObject:
+        mode = 0o644 if spec.kind == "chunk" else 0o766
+        data = build_archive(self._members(spec), member_mode=mode, level=1 if self._target(spec) else 6)
+        return stored(data, spec.modified, part_size=self._options["part_size"])
 
     def _describe(self, spec: ArchiveSpec, archive: StoredObject) -> dict[str, Any]:
         size: dict[str, Any] = {"value": round(archive.size / 1e6, 3), "unit_text": "MB"}
