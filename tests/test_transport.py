@@ -887,12 +887,12 @@ def test_only_what_stays_as_it_is_is_permanent(error, permanent):
 
 def test_a_guard_is_asked_about_every_way_to_write_an_address():
     pool = SessionPool(guard=lambda host, address: None if address == "8.8.8.8" else "private")
-    pool.refuse("http://name.example/x")
-    pool.refuse("http://8.8.8.8/x")
+    pool.check_address("http://name.example/x")
+    pool.check_address("http://8.8.8.8/x")
     assert SessionPool(proxy="http://me:pw@proxy:3128").proxy == "http://me:pw@proxy:3128"
     for address in ("127.0.0.1", "2130706433", "127.1", "[::1]", "[fe80::1%25eth0]"):
         with pytest.raises(ConnectFailed, match="private"):
-            pool.refuse(f"http://{address}/x")
+            pool.check_address(f"http://{address}/x")
 
 
 async def test_a_guard_looks_at_every_address_of_a_name(sim):

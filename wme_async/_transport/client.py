@@ -1,4 +1,4 @@
-"""The two doors to the network: a whole request, and an open body that is always released."""
+"""The HTTP client of an account: whole responses, and open bodies that are always released."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ import platform
 import random as random_module
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ import aiohttp
 from yarl import URL
 
 from wme_async import _clock
-from wme_async._arguments import check_instances
+from wme_async._arguments import check_functions, check_instances
 from wme_async._transport.auth import Credentials, TokenManager
 from wme_async._transport.body import Body
 from wme_async._transport.body_end import BodyEnd, coding_error
@@ -31,7 +32,6 @@ from wme_async.errors import (
     ConnectFailed,
     QuotaExceeded,
     RateLimited,
-    StatusError,
     Unauthorized,
     WMEError,
 )
@@ -41,8 +41,8 @@ __all__ = ["Transport"]
 
 logger = logging.getLogger("wme_async.transport")
 
-# The server counts a metered request before it answers it, so what is not there has cost one too. These alone are
-# answered before or without being counted.
+# The server counts a metered request before it looks for the object, so a 404 costs one too. Responses with these
+# statuses alone are not counted.
 _UNMETERED = frozenset({401, 403, 429, 502, 503, 504})
 # The hosts of one service, whose clocks agree.
 _SERVICE: tuple[Role, ...] = ("api", "auth", "realtime")
@@ -58,15 +58,18 @@ class Transport:
     """Sends requests for one account.
 
     Args:
-        credentials: Who we are; None for requests without a token only.
-        hosts: Where the services are.
-        timeouts: Seconds of silence.
-        retry: When to try again.
-        limits: How much at once.
-        pool: Connections to share; one is made, and closed with the transport, where none is given.
-        token_file: Where to share tokens with other processes.
-        on_retry: Told of every retry before its wait.
-        random: For jitter.
+        credentials: The account; None for requests without a token.
+        hosts: The addresses of the services.
+        timeouts: Time limits.
+        retry: The retry policy.
+        limits: Limits on concurrency and rates.
+        pool: Connections to share. By default the transport has a pool of its own and closes it.
+        token_file: Shares tokens with other processes.
+        on_retry: Called before the wait of each retry.
+        random: Source of jitter.
+
+    Raises:
+        TypeError: An argument of another type.
     """
 
     def __init__(
@@ -85,8 +88,7 @@ class Transport:
         check_instances(
             timeouts=(timeouts, Timeouts), retry=(retry, Retry), limits=(limits, Limits), pool=(pool, SessionPool)
         )
-        if on_retry is not None and not callable(on_retry):
-            raise TypeError(f"on_retry must be a function, not {on_retry!r}")
+        check_functions(on_retry=on_retry)
         self.hosts: Hosts = hosts or Hosts()
         self.timeouts: Timeouts = timeouts or (pool.timeouts if pool else Timeouts())
         self.retry: Retry = retry or Retry()
@@ -114,7 +116,7 @@ class Transport:
         self.on_metered: Callable[[str], Awaitable[None]] | None = None
         self.quota_check: QuotaCheck | None = None
         self.quota_gate: Callable[[str], QuotaExceeded | None] | None = None
-        # Whose answers these are: what one account is given must not be shown to another.
+        # The key of shared caches: one account must not see the responses of another.
         self.account: object = object()
         if credentials is not None:
             if credentials.username is not None:
@@ -157,38 +159,38 @@ class Transport:
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way."""
+        """Whether a request or a body is open."""
         return bool(self._waits.timeouts or self._bodies)
 
     @property
     def open_bodies(self) -> int:
-        """How many bodies are being read."""
+        """The number of open bodies."""
         return len(self._bodies)
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a connection or for the client-side rate limit."""
+        """The number of requests that wait for a connection or for the client-side rate limit."""
         return self._throttle.waiting + self._queued
 
     async def sleep(self, seconds: float) -> None:
-        """Wait.
+        """Wait for some seconds.
 
         Raises:
-            ClientClosed: The client, its pool or its session was closed meanwhile.
+            ClientClosed: The client, its pool or its session is closed before the end.
         """
         async with self._waits.wait():
             await asyncio.sleep(seconds)
 
     def wait(self, url: str | None = None) -> Wait:
-        """Return a context manager for a wait for other requests of this client: closing ends it with `ClientClosed`.
+        """Return a context manager for a wait for other requests of this client; a close ends it with `ClientClosed`.
 
         Args:
-            url: What is waited for.
+            url: The URL of those requests.
         """
         return self._waits.wait(url)
 
     def monotonic(self) -> float:
-        """Return seconds from an origin of no meaning, never going back."""
+        """Return seconds by a clock that never goes back, from any origin."""
         return time.monotonic()
 
     def now(self) -> float:
@@ -198,7 +200,7 @@ class Transport:
     def server_now(self, role: Role) -> float:
         """Return UTC epoch seconds by a host's clock, from the last `Date` header that it sent.
 
-        Before its first answer it is the clock of another host of the service, and ours if none has answered.
+        Before its first response it is the clock of another host of the service, else that of this machine.
         """
         offset = self._dates.get(role)
         if offset is None and role in _SERVICE:
@@ -207,61 +209,59 @@ class Transport:
 
     @property
     def knows_server_time(self) -> bool:
-        """Whether a host of the service has answered, so that `server_now` does not depend on this machine's clock."""
+        """Whether a host of the service has sent its time; `server_now` is that of this machine otherwise."""
         return any(role in self._dates for role in _SERVICE)
 
     def failed_recently(self, role: Role, within: float) -> bool:
-        """Say whether a request to a host failed, for reasons that pass, within the last so many seconds."""
+        """Return whether a request to a host had a temporary failure within the last seconds."""
         failed = self._failed.get(role)
         return failed is not None and self.monotonic() - failed < within
 
     def end_work(self) -> None:
-        """End all that is under way with `ClientClosed`, at once: the client, its pool or its session is closed."""
+        """End all requests and bodies with `ClientClosed`, at once: the client, its pool or its session is closed."""
         self._waits.end()
         for body in list(self._bodies):
             body.close()
         self._bodies.clear()
 
     def close(self) -> None:
-        """End all that is under way with `ClientClosed`, and send no more requests."""
+        """End all requests and bodies with `ClientClosed`, and send no more requests."""
         self._closed = True
         self.end_work()
 
     async def aclose(self) -> None:
-        """Close what is open. A pool that was given stays open."""
+        """Close the transport, and its pool unless it is shared."""
         self.close()
         if self._owns_pool:
             await self.pool.aclose()
 
     async def request(self, request: Request, *, retry: bool = True, read_timeout: float | None = None) -> Response:
-        """Send a request and return its whole answer.
+        """Send a request and return its whole response.
 
         Args:
-            request: What to send.
-            retry: Try again after transient trouble.
-            read_timeout: Seconds of silence; `Timeouts.read` where not given.
+            request: The request.
+            retry: Retry after temporary failures.
+            read_timeout: Seconds of silence; `Timeouts.read` by default.
 
         Raises:
-            StatusError: The answer's status is not one that the request accepts.
-            ClientClosed: The client, its pool or its session was closed before or meanwhile.
-            TransportError: It did not arrive whole.
+            StatusError: The request does not accept the status of the response.
+            ClientClosed: The client, its pool or its session is closed.
+            TransportError: The response did not arrive whole.
             DataError: It is longer than `Limits.max_response`.
         """
 
-        async def once() -> Response:
+        async def attempt() -> Response:
             body = await self._authorized(request, read_timeout=read_timeout, head_timeout=None)
             try:
-                data = (
-                    b""
-                    if request.method == "HEAD"
-                    else await body.read(self.limits.max_response, seconds=self.timeouts.answer)
-                )
+                data = b""
+                if request.method != "HEAD":
+                    data = await body.read(self.limits.max_response, seconds=self.timeouts.answer)
             finally:
                 self._release(body)
             return Response(status=body.status, headers=body.headers, body=data, url=body.url)
 
         async with self._waits.wait(self._url(request)):
-            return await self._repeated(once, request, retry=retry)
+            return await self._with_retries(attempt, request, retry=retry)
 
     @contextlib.asynccontextmanager
     async def open(
@@ -272,24 +272,21 @@ class Transport:
         read_timeout: float | None = None,
         head_timeout: float | None = None,
     ) -> AsyncIterator[Body]:
-        """Send a request and hand out its body while it arrives; the connection is released at the end of the block.
+        """Send a request and yield the body of its response; the connection is released at the end of the block.
 
         Args:
-            request: What to send.
-            retry: Try again after transient trouble, until the head of the answer is there.
-            read_timeout: Seconds of silence, before the head and in the body; `Timeouts.read` where not given.
-            head_timeout: Seconds until the head has to be there, if that is to be less.
+            request: The request.
+            retry: Retry after temporary failures, until the head of the response has arrived.
+            read_timeout: Seconds of silence, before the head and in the body; `Timeouts.read` by default.
+            head_timeout: Seconds until the head has arrived, if that is less.
 
         Raises:
-            StatusError: The answer's status is not one that the request accepts.
+            StatusError: The request does not accept the status of the response.
             TransportError: No head arrived.
         """
-
-        async def once() -> Body:
-            return await self._authorized(request, read_timeout=read_timeout, head_timeout=head_timeout)
-
+        attempt = partial(self._authorized, request, read_timeout=read_timeout, head_timeout=head_timeout)
         async with self._waits.wait(self._url(request)):
-            body = await self._repeated(once, request, retry=retry)
+            body = await self._with_retries(attempt, request, retry=retry)
         try:
             yield body
         finally:
@@ -299,70 +296,61 @@ class Transport:
         self._bodies.discard(body)
         body.close()
 
-    async def _repeated(self, once: Callable[[], Awaitable[_T]], request: Request, *, retry: bool) -> _T:
+    async def _with_retries(self, attempt: Callable[[], Awaitable[_T]], request: Request, *, retry: bool) -> _T:
         started = self.monotonic()
-        backoff: Backoff | None = None
+        backoff = Backoff(self.retry, self.random.random)
         while True:
             if request.pool is not None and self.quota_gate is not None:
-                closed = self.quota_gate(request.pool)
-                if closed is not None:
-                    raise closed
+                exceeded = self.quota_gate(request.pool)
+                if exceeded is not None:
+                    raise exceeded
             try:
-                return await once()
+                return await attempt()
             except WMEError as error:
                 now = self.monotonic()
                 elapsed = now - started
                 if not isinstance(error, RateLimited) and is_transient(error):
                     self._failed[request.role] = now
-                if not retry or not _worth_repeating(error, request):
+                if not retry or not _may_retry(error, request):
                     raise
-                # The auth host's, on the way to a token, says nothing of the allowance; asking for that needs one too.
+                # A 429 of the auth host does not concern the allowance, and asking for that needs a token too.
                 limited = isinstance(error, RateLimited) and error.url == bare_url(self._url(request))
-                if limited:
-                    exhausted = await self._exhausted(request)
-                    if exhausted is not None:
-                        raise exhausted from error
-                backoff = backoff or Backoff(self.retry, self.random.random)
-                wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
-                if wait is None:
+                if limited and (exceeded := await self._exceeded_quota(request)) is not None:
+                    raise exceeded from error
+                delay = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
+                if delay is None:
                     note_attempts(error, attempts=backoff.attempts, elapsed=elapsed)
                     raise
                 if limited and request.role == "api":
-                    # What another host asks for does not concern the API.
-                    self._throttle.pause(wait)
-                self._tell(
-                    Retrying(
-                        what=f"{request.method} {bare_url(self._url(request))}",
-                        attempt=backoff.attempts,
-                        wait=wait,
-                        elapsed=elapsed,
-                        error=error,
-                    )
-                )
-            await self.sleep(wait)
+                    # The other hosts have limits of their own.
+                    self._throttle.pause(delay)
+                name = f"{request.method} {bare_url(self._url(request))}"
+                self._report(Retrying(what=name, attempt=backoff.attempts, wait=delay, elapsed=elapsed, error=error))
+            await self.sleep(delay)
 
-    async def _exhausted(self, request: Request) -> QuotaExceeded | None:
-        """Find out which of its two meanings a 429 has; the answer itself does not say."""
+    async def _exceeded_quota(self, request: Request) -> QuotaExceeded | None:
+        """Return the error of a 429 that means a used up allowance, which the response itself does not say."""
         if request.pool is None or self.quota_check is None:
             return None
         try:
             return await self.quota_check(request.pool)
         except WMEError as error:
-            logger.debug("could not ask for the quota: %s", type(error).__name__)
+            logger.debug("could not request the quota: %s", type(error).__name__)
             return None
 
     async def _authorized(self, request: Request, *, read_timeout: float | None, head_timeout: float | None) -> Body:
-        """Send with a token where one is wanted; a refused token is replaced once."""
+        """Send a request, with a token if it has one; replace a rejected token once."""
+        send = partial(self._once, request, read_timeout=read_timeout, head_timeout=head_timeout)
         if not request.token:
-            return await self._once(request, None, read_timeout=read_timeout, head_timeout=head_timeout)
+            return await send(None)
         if self.tokens is None:
             raise RuntimeError("this transport has no credentials, so it cannot send a token")
         token = await self.tokens.token()
         try:
-            return await self._once(request, token, read_timeout=read_timeout, head_timeout=head_timeout)
+            return await send(token)
         except Unauthorized:
             token = await self.tokens.replace(token)
-        return await self._once(request, token, read_timeout=read_timeout, head_timeout=head_timeout)
+        return await send(token)
 
     async def _once(
         self, request: Request, token: str | None, *, read_timeout: float | None, head_timeout: float | None
@@ -370,7 +358,7 @@ class Transport:
         silence = read_timeout if read_timeout is not None else self.timeouts.read
         url = self._url(request)
         if request.role == "public":
-            self.pool.refuse(url)
+            self.pool.check_address(url)
         session = self.pool.session(request.role)
         if request.role == "api" and not self._throttle.idle:
             await self._throttle.wait()
@@ -380,55 +368,56 @@ class Transport:
         started = self.monotonic()
         slots = None if request.streaming else self.pool.slots(request.role)
         if slots is not None:
-            await self._connection(slots, url)
+            await self._acquire(slots, url)
+        release = None if slots is None else slots.release
         try:
             response = await self._send(session, request, url, token, silence=silence, head_timeout=head_timeout)
         except BaseException:
-            if slots is not None:
-                slots.release()
+            if release is not None:
+                release()
             raise
         end = BodyEnd(response, session, url=url)
         direct = not self.pool.injected
-        on_close = None if slots is None else slots.release
-        body = Body(response, end, url=url, read_timeout=silence, waits=self._waits, direct=direct, on_close=on_close)
+        body = Body(response, end, url=url, read_timeout=silence, waits=self._waits, direct=direct, on_close=release)
         self._note_date(request.role, body)
         if logger.isEnabledFor(logging.DEBUG):
             elapsed = 1000 * (self.monotonic() - started)
-            shown = str(URL(url, encoded=True).origin()) if request.secret_path else bare_url(url)
-            logger.debug("%s %s: %d in %.0f ms", request.method, shown, body.status, elapsed)
-        answered = is_accepted(body.status, body.headers, request.accepts)
-        # What neither answers the question nor refuses it does not come from the service, which has counted nothing.
-        counted = body.status not in _UNMETERED if body.status >= 400 else answered
-        if request.pool is not None and self.on_metered is not None and counted:
-            await self._metered(request.pool, body)
-        if not answered:
-            raise await self._error(request, body)
-        if (coded := coding_error(response)) is not None:
+            address = str(URL(url, encoded=True).origin()) if request.secret_path else bare_url(url)
+            logger.debug("%s %s: %d in %.0f ms", request.method, address, body.status, elapsed)
+        try:
+            await self._check(request, response, body)
+        except BaseException:
             body.close()
-            raise coded
+            raise
         self._bodies.add(body)
         return body
 
-    async def _connection(self, slots: Slots, url: str) -> None:
+    async def _acquire(self, slots: Slots, url: str) -> None:
         self._queued += 1
         try:
             await slots.acquire(self.timeouts.pool)
         except TimeoutError as error:
             raise ConnectFailed(
-                f"could not connect to {bare_url(url)} in time: {error}; close what is open, or raise "
+                f"could not connect to {bare_url(url)} in time: {error}; close open bodies, or raise "
                 "Limits(connections=...) or Timeouts(pool=...)",
                 url=bare_url(url),
             ) from None
         finally:
             self._queued -= 1
 
-    async def _metered(self, pool: str, body: Body) -> None:
-        assert self.on_metered is not None
-        try:
-            await self.on_metered(pool)
-        except BaseException:
-            body.close()
-            raise
+    async def _check(self, request: Request, response: aiohttp.ClientResponse, body: Body) -> None:
+        """Count a metered request, and raise the error of a response that the request does not accept."""
+        accepted = is_accepted(body.status, body.headers, request.accepts)
+        # A status below 400 that the request does not accept is not from the service, which has counted nothing.
+        metered = body.status not in _UNMETERED if body.status >= 400 else accepted
+        if request.pool is not None and self.on_metered is not None and metered:
+            await self.on_metered(request.pool)
+        if not accepted:
+            data = b"" if request.method == "HEAD" else await body.beginning(self.timeouts.error)
+            now = self.server_now(request.role)
+            raise error_from_response(body.status, body.headers, data, url=body.url, now=now, product=request.product)
+        if (error := coding_error(response)) is not None:
+            raise error
 
     async def _send(
         self,
@@ -453,7 +442,7 @@ class Transport:
         target = URL(url, encoded=True)
         proxy = await self.pool.proxy_of(target)
         try:
-            asking = session.request(
+            pending = session.request(
                 request.method,
                 target,
                 data=request.body,
@@ -461,13 +450,13 @@ class Transport:
                 allow_redirects=False,
                 timeout=timeout,
                 proxy=proxy,
-                # A session of the user's own may want errors for statuses; ours say more.
+                # Off in a user's own session too: our errors say more.
                 raise_for_status=False,
             )
             async with asyncio.timeout(head_timeout or self._head_timeout(silence)) as limit:
-                # The time that a request waits for a connection is no silence of the server.
+                # The limit for the head begins when the request has its connection.
                 with head_within(limit, silence):
-                    return await asking
+                    return await pending
         except (aiohttp.ClientError, OSError, AssertionError) as error:
             raise translate(error, url=url, timeout=head_timeout or silence) from error
         except RuntimeError as error:
@@ -476,37 +465,28 @@ class Transport:
                 raise
             raise closed from error
         except ValueError as error:
-            # A header or URL that HTTP cannot carry; the message may quote the header, so it is not kept.
-            raise ValueError(f"{bare_url(url)} cannot be asked for: a header or the URL has illegal characters") from (
+            # The message of the cause may quote the header with the token.
+            raise ValueError(f"{bare_url(url)} cannot be requested: a header or the URL has illegal characters") from (
                 None if token is not None else error
             )
 
     def _queue_timeout(self) -> float | None:
-        """Return the seconds for aiohttp to wait for a connection and make it: its queue is used for streams alone.
+        """Return the seconds for aiohttp to wait for a connection and make it.
 
-        A session of the user's own may also be busy with requests that are not ours.
+        A user's own session may be busy with other requests; in ours the queue is `Slots`.
         """
         pool = self.timeouts.pool
         return pool + self.timeouts.connect if self.pool.injected and pool is not None else None
 
     def _head_timeout(self, silence: float) -> float | None:
-        """Return the seconds after which no head will come, whatever becomes of aiohttp's own timers.
+        """Return the time limit for the head in case that aiohttp's own timers fail.
 
-        They are more than those allow together: aiohttp may ask a second time where a kept connection was closed.
+        It is twice their sum, since aiohttp may send a request a second time after a kept connection was closed.
         """
         queue = self._queue_timeout()
         if self.pool.injected and queue is None:
             return None
         return 2 * ((queue or 0.0) + self.timeouts.connect + silence)
-
-    async def _error(self, request: Request, body: Body) -> StatusError:
-        try:
-            data = b"" if request.method == "HEAD" else await body.beginning(self.timeouts.error)
-        finally:
-            body.close()
-        return error_from_response(
-            body.status, body.headers, data, url=body.url, now=self.server_now(request.role), product=request.product
-        )
 
     def _url(self, request: Request) -> str:
         if request.role in {"store", "public"}:
@@ -520,22 +500,20 @@ class Transport:
         now = self.monotonic()
         text, since = self._date_texts.get(role, ("", 0.0))
         if value == text and now - since < 1.0:
-            # Of the many answers of one second the first told the time best.
+            # The first response of a second is the most precise.
             return
         self._date_texts[role] = (value, now)
         date = http_date(value)
         if date is None:
-            logger.debug("%s sent an unreadable Date", role)
+            logger.debug("%s sent a malformed Date", role)
         else:
             self._dates[role] = date.timestamp() - now
 
-    def _tell(self, event: Retrying) -> None:
+    def _report(self, event: Retrying) -> None:
         logger.info("%s failed (%s); attempt %d in %.1f s", event.what, event.error, event.attempt + 1, event.wait)
         if self._on_retry is not None:
             self._on_retry(event)
 
 
-def _worth_repeating(error: WMEError, request: Request) -> bool:
-    if request.idempotent:
-        return is_transient(error)
-    return isinstance(error, ConnectFailed) and is_transient(error)
+def _may_retry(error: WMEError, request: Request) -> bool:
+    return is_transient(error) and (request.idempotent or isinstance(error, ConnectFailed))

@@ -247,7 +247,7 @@ class SessionPool:
             self._proxy_of[origin] = proxy if proxy is None else await in_thread(_with_password, proxy)
         return self._proxy_of[origin]
 
-    def refuse(self, url: str) -> None:
+    def check_address(self, url: str) -> None:
         """Apply the guard to a URL that names an address outright, which no resolver ever sees.
 
         Raises:
