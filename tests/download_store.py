@@ -1,17 +1,60 @@
-"""An object of the simulator's store as a source of downloads, and what tests of downloads ask again and again."""
+"""An object of the simulator's store as a source of downloads, and the doors to the downloader for its tests.
+
+The public methods add names of files and metadata to `download` and `open_content`; tests of a fault on the network
+choose the size, part size and source of a file themselves.
+"""
 
 import asyncio
 import random
 from pathlib import Path
 from typing import Any
 
-from wme_async._download import Checksum, FileInfo, SignedUrl
+from wme_async import _download
+from wme_async._download import (
+    Checksum,
+    ContentReader,
+    Download,
+    DownloadSettings,
+    FileInfo,
+    SignedUrl,
+    Source,
+)
 from wme_async._transport import Transport
 from wme_async.errors import NotFound
 from wme_async.simulator import Simulator
 
+__all__ = [
+    "KEY",
+    "MIB",
+    "Checksum",
+    "ContentReader",
+    "SignedUrl",
+    "StoreSource",
+    "Transport",
+    "clean",
+    "download",
+    "fetched_ranges",
+    "leftovers",
+    "noise",
+    "open_content",
+    "our_tasks",
+    "store_requests",
+]
+
 KEY = "snapshots/x.tar.gz"
 MIB = 1 << 20
+
+
+async def download(
+    source: Source, to: Path, *, transport: Transport, overwrite: bool = True, **options: Any
+) -> Download:
+    """Download a file with the options of `DownloadSettings`."""
+    return await _download.download(source, to, DownloadSettings(overwrite=overwrite, **options), transport=transport)
+
+
+def open_content(source: Source, *, transport: Transport, overwrite: bool = True, **options: Any) -> ContentReader:
+    """Read the bytes of a file while it is fetched."""
+    return _download.open_content(source, transport=transport, overwrite=overwrite, **options)
 
 
 class StoreSource:
@@ -30,11 +73,11 @@ class StoreSource:
 
     async def head(self) -> FileInfo:
         self.heads += 1
-        found = self.sim.store.objects.get(self.key)
-        if found is None or self.heads <= self.missing_heads:
+        stored = self.sim.store.objects.get(self.key)
+        if stored is None or self.heads <= self.missing_heads:
             raise NotFound("not there", status=404)
-        facts = {"size": found.size, "etag": f'"{found.etag}"', "accept_ranges": True, **self.info}
-        return FileInfo(**facts)
+        fields = {"size": stored.size, "etag": f'"{stored.etag}"', "accept_ranges": True, **self.info}
+        return FileInfo(**fields)
 
     async def sign(self) -> SignedUrl:
         self.signed += 1

@@ -10,11 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from download_store import KEY, MIB, StoreSource, fetched_ranges, leftovers, noise, our_tasks, store_requests
+from download_store import (
+    KEY,
+    MIB,
+    SignedUrl,
+    StoreSource,
+    Transport,
+    download,
+    fetched_ranges,
+    leftovers,
+    noise,
+    open_content,
+    our_tasks,
+    store_requests,
+)
 
-from wme_async._download import Budget, Progress, SignedUrl, download, open_content
+from wme_async import Budget, Progress
 from wme_async._tasks import in_thread
-from wme_async._transport import Transport
 from wme_async.errors import Forbidden, IntegrityError, NotFound, QuotaExceeded, ServerError, WMEError
 from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
@@ -359,7 +371,9 @@ async def test_max_rate_limits_all_downloads_of_a_budget_together(
     assert "0 of" in repr(budget)
 
 
-async def test_numbers_that_make_no_sense_are_refused(sim: Simulator, transport: Transport, tmp_path: Path) -> None:
+async def test_numbers_out_of_range_raise_before_any_request(
+    sim: Simulator, transport: Transport, tmp_path: Path
+) -> None:
     source = StoreSource(sim, transport)
     bad: list[dict[str, Any]] = [
         {"connections": 0},
@@ -369,7 +383,7 @@ async def test_numbers_that_make_no_sense_are_refused(sim: Simulator, transport:
         {"max_rate": 5.0, "budget": Budget()},
     ]
     for options in bad:
-        with pytest.raises(ValueError, match=r"connections|rate"):
+        with pytest.raises(ValueError, match=r"connections|part_size|rate"):
             await download(source, tmp_path / "x", transport=transport, **options)
     with pytest.raises(ValueError, match="window"):
         open_content(source, transport=transport, window=0)

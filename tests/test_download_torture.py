@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from download_store import KEY, StoreSource, leftovers, store_requests
+from download_store import KEY, SignedUrl, StoreSource, Transport, download, leftovers, store_requests
 from shuffled_loop import wait_for_end
 
-from wme_async._download import SignedUrl, download
 from wme_async._download.ledger import Ledger
 from wme_async._platform import boot_id
-from wme_async._transport import Transport
 from wme_async.errors import Forbidden, ServerError, WMEError
 from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
@@ -173,8 +171,8 @@ ZYGOTE = textwrap.dedent(
     """
     import asyncio, json, os, sys
     from pathlib import Path
-    from wme_async._download import Checksum, FileInfo, SignedUrl, download
-    from wme_async._transport import Transport
+    from download_store import Checksum, SignedUrl, Transport, download
+    from wme_async import FileInfo
 
     class Source:
         identity = "child"
@@ -228,7 +226,7 @@ async def check_kills(sim: Simulator, folder: Path, kills: int, seed: int) -> No
     etag = f'"{found.etag}"'
     facts = {"size": len(data), "etag": etag, "md5": found.md5, "target": str(folder / "x")}
     zygote = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", ZYGOTE, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        sys.executable, "-c", ZYGOTE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parent
     )
     assert zygote.stdin is not None
     assert zygote.stdout is not None

@@ -8,11 +8,10 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
+from download_store import Checksum, SignedUrl, Transport, download
 from raw_server import Handler, RawRequest, RawServer, data_of, head, partial, reset
 
-from wme_async import Retry
-from wme_async._download import Checksum, FileInfo, SignedUrl, download
-from wme_async._transport import Transport
+from wme_async import FileInfo, Retry
 from wme_async.errors import StatusError
 from wme_async.jobs import BatchManager, Job, JobLimits
 

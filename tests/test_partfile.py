@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from download_store import KEY, StoreSource, clean, leftovers, noise, store_requests
+from download_store import KEY, StoreSource, Transport, clean, download, leftovers, noise, store_requests
 
-from wme_async._download import Download, download
+from wme_async import Download
 from wme_async._download.ledger import Ledger
 from wme_async._download.part_file import PartFile
 from wme_async._download.range_plan import RangePlan
 from wme_async._tasks import in_thread
-from wme_async._transport import Transport
 from wme_async.errors import NotFound
 from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
@@ -372,7 +371,7 @@ def test_a_ledger_with_very_many_claims_stays_true_and_small(tmp_path: Path) -> 
         if lease is None:
             break
         ledger.open(lease, plan)
-        lease.at += rng.randrange(lease.rest + 1)
+        lease.at += rng.randrange(lease.remaining + 1)
         ledger.advance(lease)
         if rng.random() < 0.9:
             plan.release(lease, 0.0)

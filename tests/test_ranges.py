@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from wme_async import Budget
 from wme_async._download.connection_counts import ConnectionCap, ConnectionTuner
-from wme_async._download.range_plan import MIB, RangeLease, RangePlan, Spans, part_size
+from wme_async._download.range_plan import MIB, FetchState, RangeLease, RangePlan, Spans, part_size
 from wme_async._download.range_responses import (
     Verdict,
     check_range_response,
@@ -92,15 +92,15 @@ def test_whatever_happens_each_byte_is_fetched_by_at_most_one_connection(
         if action == "lease":
             made = plan.lease(now, most=number + 1)
         elif action == "steal":
-            made = (plan.steal(now, setup=0.1, least=1, gain=0.0) or (None,))[0]
+            made = (plan.steal(now, FetchState(connections=3, least=1), gain=0.0) or (None,))[0]
         elif action == "next":
-            made = (plan.next(now, connections=3, least=1, most=number + 1) or (None,))[0]
+            made = (plan.next(now, FetchState(connections=3, least=1, most=number + 1)) or (None,))[0]
         elif action == "tick":
             plan.tick(now)
         elif plan.leases:
             lease = plan.leases[number % len(plan.leases)]
             if action == "come":
-                count = min(number, lease.rest)
+                count = min(number, lease.remaining)
                 written |= set(range(lease.at, lease.at + count))
                 lease.at += count
             else:
@@ -131,12 +131,12 @@ def test_a_theft_between_equals_takes_half() -> None:
     for step in range(1, 9):
         lease.at = step * MIB
         plan.tick(step * 0.25)
-    stolen = plan.steal(2.0, setup=0.0)
+    stolen = plan.steal(2.0, FetchState(connections=2, setup=0.0))
     assert stolen is not None
     thief, victim = stolen
     assert victim is lease
     assert thief.stop == 100 * MIB
-    assert thief.rest / victim.rest == pytest.approx(1.0, rel=0.01)
+    assert thief.remaining / victim.remaining == pytest.approx(1.0, rel=0.01)
     assert thief.start == victim.stop
 
 
@@ -151,10 +151,10 @@ def test_a_theft_from_a_slow_connection_takes_nearly_all_and_from_a_dead_one_all
         plan.tick(step * 0.25)
     fast.at = fast.stop
     plan.release(fast, 2.1)
-    stolen = plan.steal(2.1, setup=0.1)
+    stolen = plan.steal(2.1, FetchState(connections=2, setup=0.1))
     assert stolen is not None
     assert stolen[1] is slow
-    assert stolen[0].rest > 0.95 * 50 * MIB
+    assert stolen[0].remaining > 0.95 * 50 * MIB
     assert not slow.lost
 
     plan = RangePlan(100 * MIB)
@@ -164,12 +164,12 @@ def test_a_theft_from_a_slow_connection_takes_nearly_all_and_from_a_dead_one_all
     fast.at = fast.stop
     plan.tick(4.0)
     plan.release(fast, 4.0)
-    stolen = plan.steal(4.0, setup=0.1)
+    stolen = plan.steal(4.0, FetchState(connections=2, setup=0.1))
     assert stolen is not None
-    assert stolen[0].rest == 50 * MIB
+    assert stolen[0].remaining == 50 * MIB
     assert dead.lost
     # The next one waits longer before it does the same.
-    assert stolen[0].tries == 1
+    assert stolen[0].stalls == 1
 
 
 def test_what_was_stolen_is_given_back_whole() -> None:
@@ -179,7 +179,7 @@ def test_what_was_stolen_is_given_back_whole() -> None:
         assert lease is not None
         lease.at = 8 * MIB
         plan.tick(1.0)
-        stolen = plan.steal(1.0 + moved, setup=0.1)
+        stolen = plan.steal(1.0 + moved, FetchState(connections=2, setup=0.1))
         assert stolen is not None
         assert stolen[1].lost is (moved > 0)
         plan.give_back(*stolen)
@@ -194,15 +194,15 @@ def test_nothing_is_stolen_for_less_than_it_costs() -> None:
     assert lease is not None
     lease.at = 3 * MIB
     plan.tick(1.0)
-    assert plan.steal(1.0, setup=0.1) is None
+    assert plan.steal(1.0, FetchState(connections=2, setup=0.1)) is None
     # An expired signature makes a request a metered one.
     plan = RangePlan(400 * MIB)
     lease = plan.lease(0.0, most=400 * MIB)
     assert lease is not None
     lease.at = 300 * MIB
     plan.tick(60.0)
-    assert plan.next(60.0, connections=2, lifetime=-1.0, elapsed=600.0) is None
-    assert plan.next(60.0, connections=2, lifetime=30.0, elapsed=600.0) is not None
+    assert plan.next(60.0, FetchState(connections=2, lifetime=-1.0, elapsed=600.0)) is None
+    assert plan.next(60.0, FetchState(connections=2, lifetime=30.0, elapsed=600.0)) is not None
 
 
 def test_parts_follow_the_rate_unless_the_signature_would_run_out() -> None:
@@ -487,14 +487,14 @@ class World:
             if self.now < self.open_at[index] or not (alone or plan.unassigned):
                 continue
             life = None if self.lifetime is None else self.signed[index] + self.lifetime - self.now
-            found = plan.next(
-                self.now,
+            state = FetchState(
                 connections=max(1, allowed // len(self.plans)),
                 lifetime=life,
                 setup=self.line.setup,
                 elapsed=self.now,
-                alone=alone,
+                contended=not alone,
             )
+            found = plan.next(self.now, state)
             if found is not None:
                 if life is not None and life <= 0:
                     self.signatures += 1
@@ -525,11 +525,11 @@ class World:
             lease = slot.lease
             assert lease is not None
             slot.carry += rate * step
-            came = min(int(slot.carry), lease.rest)
+            came = min(int(slot.carry), lease.remaining)
             slot.carry -= came
             lease.at += came
             self.moved += came
-            if not lease.rest or (self.line.loss and rng.random() < self.line.loss * step):
+            if not lease.remaining or (self.line.loss and rng.random() < self.line.loss * step):
                 self.free(slot)
 
 

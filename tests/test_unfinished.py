@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from download_store import KEY, StoreSource, clean, leftovers, noise, store_requests
+from download_store import KEY, StoreSource, Transport, clean, download, leftovers, noise, store_requests
 
-from wme_async import Client, IntegrityError, NotFound, Progress, Retry, VersionConflict
-from wme_async._download import FileInfo, download
+from wme_async import Client, FileInfo, IntegrityError, NotFound, Progress, Retry, VersionConflict
 from wme_async._download.part_file import PartFile
 from wme_async._download.range_plan import Spans
-from wme_async._transport import Transport
 from wme_async.simulator import Simulator
 
 ARCHIVE = "enwiki_namespace_0"

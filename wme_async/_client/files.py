@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 import msgspec
 
@@ -23,12 +23,13 @@ from wme_async._client.sync import Sync
 from wme_async._client.sync_options import Listing, sync_options
 from wme_async._client.sync_report import SyncProgressHook, SyncReport
 from wme_async._download import (
-    Budget,
     Checksum,
+    ContentOptions,
     ContentReader,
     Download,
+    DownloadOptions,
+    DownloadSettings,
     FileInfo,
-    ProgressHook,
     download,
     open_content,
 )
@@ -84,14 +85,7 @@ class Files(Collection[M], Generic[M, R]):
         to: str | os.PathLike[str] = ".",
         *,
         name: str | None = None,
-        overwrite: bool = False,
-        progress: ProgressHook | None = None,
-        verify: bool = True,
-        if_changed: bool = False,
-        connections: int | None = None,
-        min_rate: float | None = None,
-        max_rate: float | None = None,
-        budget: Budget | None = None,
+        **options: Unpack[DownloadOptions],
     ) -> Download:
         """Download an archive in concurrent byte ranges, for one metered request.
 
@@ -130,6 +124,7 @@ class Files(Collection[M], Generic[M, R]):
             QuotaExceeded: The month's allowance is used up.
             WMEError: Whatever else went wrong.
         """
+        settings = DownloadSettings(**options)
         source = self._source(identifier)
         # A template that cannot be filled in is an error before anything is sent.
         self._name(identifier).path(name)
@@ -139,21 +134,10 @@ class Files(Collection[M], Generic[M, R]):
         path = target_path(to, below.path(name), folder=name is not None)
         if uses_version(name):
             path = target_path(to, below.path(name, version=await self._version(source)), folder=True)
-        return await download(
-            source,
-            path,
-            transport=self._transport,
-            progress=progress,
-            verify=verify,
-            if_changed=if_changed,
-            overwrite=overwrite,
-            also=Path(to, below.flat) if name is None and path != Path(to) else None,
-            create=path != Path(to),
-            connections=connections,
-            min_rate=min_rate,
-            max_rate=max_rate,
-            budget=budget,
-        )
+        named_by_us = path != Path(to)
+        also = Path(to, below.flat) if name is None and named_by_us else None
+        settings = msgspec.structs.replace(settings, also=also, create=named_by_us)
+        return await download(source, path, settings, transport=self._transport)
 
     async def sync(
         self,
@@ -238,14 +222,10 @@ class Files(Collection[M], Generic[M, R]):
         identifier: str | int,
         *,
         tee: str | os.PathLike[str] | None = None,
-        overwrite: bool = False,
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
-        connections: int | None = None,
-        window: int = 12 << 20,
-        max_rate: float | None = None,
-        budget: Budget | None = None,
+        **options: Unpack[ContentOptions],
     ) -> ArchiveReader[R]: ...
     @overload
     def read(
@@ -254,14 +234,10 @@ class Files(Collection[M], Generic[M, R]):
         *,
         type: type[U],
         tee: str | os.PathLike[str] | None = None,
-        overwrite: bool = False,
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
-        connections: int | None = None,
-        window: int = 12 << 20,
-        max_rate: float | None = None,
-        budget: Budget | None = None,
+        **options: Unpack[ContentOptions],
     ) -> ArchiveReader[U]: ...
     def read(
         self,
@@ -269,14 +245,10 @@ class Files(Collection[M], Generic[M, R]):
         *,
         type: type[Any] | None = None,
         tee: str | os.PathLike[str] | None = None,
-        overwrite: bool = False,
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
-        connections: int | None = None,
-        window: int = 12 << 20,
-        max_rate: float | None = None,
-        budget: Budget | None = None,
+        **options: Unpack[ContentOptions],
     ) -> ArchiveReader[Any]:
         """Read the records of an archive while it downloads: no temporary file, flat memory.
 
@@ -307,15 +279,7 @@ class Files(Collection[M], Generic[M, R]):
             ValueError: The identifier is none.
             VersionConflict: When it is entered or read: `tee` found a file of another version.
         """
-        source = self.content(
-            identifier,
-            tee=tee,
-            overwrite=overwrite,
-            connections=connections,
-            window=window,
-            max_rate=max_rate,
-            budget=budget,
-        )
+        source = self.content(identifier, tee=tee, **options)
         record = type if type is not None else self._resource.record
         assert record is not None
         return ArchiveReader(
@@ -328,15 +292,7 @@ class Files(Collection[M], Generic[M, R]):
         )
 
     def content(
-        self,
-        identifier: str | int,
-        *,
-        tee: str | os.PathLike[str] | None = None,
-        overwrite: bool = False,
-        connections: int | None = None,
-        window: int = 12 << 20,
-        max_rate: float | None = None,
-        budget: Budget | None = None,
+        self, identifier: str | int, *, tee: str | os.PathLike[str] | None = None, **options: Unpack[ContentOptions]
     ) -> ContentReader:
         """Return the bytes of an archive in order, to pass them on.
 
@@ -363,22 +319,18 @@ class Files(Collection[M], Generic[M, R]):
             ValueError: The identifier is none, or an option is out of range.
         """
         source = self._source(identifier)
-        keep = None if tee is None else target_path(tee, self._name(identifier).path(), argument="tee")
+        if self._resource.pool and options.get("connections") is None:
+            options["connections"] = 1
+        if tee is None:
+            return open_content(source, transport=self._transport, **options)
+        target = target_path(tee, self._name(identifier).path(), argument="tee")
 
-        async def kept_file() -> Path:
+        async def located_target() -> Path:
             await self._locate()
-            return target_path(tee or "", self._name(identifier).path())
+            return target_path(tee, self._name(identifier).path())
 
         return open_content(
-            source,
-            transport=self._transport,
-            tee=None if tee is None else kept_file,
-            overwrite=overwrite,
-            create=keep is not None and keep != Path(tee or ""),
-            connections=1 if connections is None and self._resource.pool else connections,
-            window=window,
-            max_rate=max_rate,
-            budget=budget,
+            source, transport=self._transport, tee=located_target, create=target != Path(tee), **options
         )
 
     @asynccontextmanager

@@ -15,7 +15,7 @@ from wme_async._client.files import target_path
 from wme_async._client.paths import file_path
 from wme_async._client.quota import Cost
 from wme_async._client.resources import Resource
-from wme_async._download import Download, FileInfo, ProgressHook, download
+from wme_async._download import Download, DownloadSettings, FileInfo, ProgressHook, download
 from wme_async._tasks import in_thread, long_in_thread
 from wme_async._transport import Transport
 from wme_async.errors import Forbidden, NotFound, VersionConflict
@@ -122,15 +122,10 @@ class MediaFiles:
                     remote=remote,
                 )
         source = _MediaSource(self._transport, self._resource, lambda: path, _no_md5)
-        return await download(
-            source,
-            target,
-            transport=self._transport,
-            progress=progress,
-            verify=False,
-            sha1=known if verify else (),
-            create=target != Path(to),
+        settings = DownloadSettings(
+            progress=progress, overwrite=True, verify=False, sha1=known if verify else (), create=target != Path(to)
         )
+        return await download(source, target, settings, transport=self._transport)
 
     def cost(self, *names: str) -> Cost:
         """Return what downloading these will be charged: nothing, files are not metered."""

@@ -1,15 +1,12 @@
-"""One file, from the first question about it to its name on the disk."""
+"""One download, from the request for its version to the name of the finished file."""
 
-import contextlib
 import hashlib
-import inspect
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
-from wme_async._arguments import check_flags, check_functions, check_instances, check_numbers
-from wme_async._download.budget import Budget, SignedUrlCache, after
-from wme_async._download.etags import PartSums
+from wme_async._download.budget import SignedUrlCache
 from wme_async._download.finished import (
     check_target,
     existing_version,
@@ -18,315 +15,241 @@ from wme_async._download.finished import (
     remove_empty,
 )
 from wme_async._download.first_range import FirstRange, open_first
+from wme_async._download.options import DownloadSettings, budget_for
 from wme_async._download.part_file import PartChanged, PartFile, PartFileStore
-from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
+from wme_async._download.progress import ProgressReporter, Transfer
+from wme_async._download.range_fetcher import FetchLimits, FileReplaced, RangeFetcher, RangesUnsupported
 from wme_async._download.range_plan import RangePlan
 from wme_async._download.range_responses import strong_etag
-from wme_async._download.source import (
-    Checksum,
-    DirectSource,
-    Download,
-    FileInfo,
-    Progress,
-    ProgressHook,
-    Source,
-    validator_of,
-)
+from wme_async._download.source import Checksum, DirectSource, Download, FileInfo, Source, validator_of
 from wme_async._download.verification import (
-    delay_after_failure,
+    check_md5,
+    check_sha1,
     fetch_version,
-    open_whole_file,
     promised_and_signed,
-    verify,
-    verify_sha1,
     wait_before_restart,
 )
-from wme_async._rates import RateMeter
+from wme_async._download.whole_file import WholeFileFetcher
 from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_cause
 from wme_async._transport import Transport
-from wme_async._transport.retry import Backoff
-from wme_async.errors import IntegrityError, Interrupted, VersionConflict, WMEError
+from wme_async.errors import IntegrityError, VersionConflict, WMEError
 
 __all__ = ["DownloadRun", "download"]
 
 MIB = 1 << 20
 
-_PART_MOST = 256 * MIB
-# A file that one connection brings in one go is not worth a ledger, and hashed in a millisecond.
+# A file that one connection fetches at once is not worth a ledger, and is hashed in a millisecond.
 _SMALL = MIB
 _HASH_STEP = 8 * MIB
-_HASH_MOST = 64 * MIB
-_RESTARTS = 4
-# The same for URLs that users named, whose versions prove nothing: then the file is asked for in one answer.
-_PLAIN_RESTARTS = 2
+_MAX_HASH_STEP = 64 * MIB
+_MAX_RESTARTS = 4
+# After so many restarts of a URL of the user's, whose versions prove nothing, it is requested in one response.
+_MAX_PLAIN_RESTARTS = 2
 _CHECKPOINT_SECONDS = 2.0
 _CHECKPOINT_BYTES = 8 * MIB
-_PROGRESS_SECONDS = 0.1
 
 
 async def download(
-    source: Source,
-    to: Path,
-    *,
-    transport: Transport,
-    verify: bool = True,
-    sha1: Collection[str] = (),
-    if_changed: bool = False,
-    overwrite: bool = True,
-    also: Path | None = None,
-    create: bool = False,
-    connections: int | None = None,
-    part_size: int = _PART_MOST,
-    min_rate: float | None = None,
-    max_rate: float | None = None,
-    progress: ProgressHook | None = None,
-    budget: Budget | None = None,
-    durable: bool = True,
+    source: Source, to: Path, settings: DownloadSettings | None = None, *, transport: Transport
 ) -> Download:
-    """Fetch a file in concurrent ranges; it gets its name only when it is whole and proven.
+    """Download a file in concurrent ranges; it gets its name only when it is complete and verified.
 
-    Ranges are written in place into `NAME.part` beside the target, with a ledger in `NAME.part.ledger`; whatever ends
-    the download, the next call goes on from there if the file on the server is still the same (strong ETag and size).
-    A source without size, strong ETag or ranges is fetched in one stream, and from the beginning each time.
+    Ranges are written in place into `NAME.part` beside the target, with a ledger in `NAME.part.ledger`. After any
+    interruption the next call resumes from there if the file on the server is still the same (strong ETag and size).
+    A source without size, strong ETag or ranges is fetched in one response, and from the beginning each time.
 
     Args:
-        source: Where it comes from.
+        source: The file on the server.
         to: The name of the finished file. An older file of that name is replaced at the very end. A symbolic link is
             followed.
-        transport: The door to the network.
-        verify: Compare the MD5 of the file with the one that its metadata promises.
-        sha1: The file has to have one of these, in hexadecimal, where any are given; for sources that promise no MD5.
-        if_changed: Fetch nothing if the target is already this version. That costs no allowance.
-        overwrite: Replace a file that is there. False: one of this version is returned as it is, and another one is an
-            error, unless `if_changed` keeps it up to date.
-        also: Another file that satisfies `if_changed` if it is of this version.
-        create: Create missing folders of the target, once it is known that there is something to put there.
-        connections: At most so many for this file; None leaves it to the budget.
-        part_size: Bytes, the upper bound of a range. Where the signature would run out before the file is whole,
-            each connection takes its whole share at once instead, since a body that has begun goes on.
-        min_rate: Bytes per second below which a range is asked for again by a new connection, if others are faster.
-        max_rate: Bytes per second for this download; for several together give them one `budget`.
-        progress: Told how far it is, about ten times a second and once at the end. What it raises ends the download.
-        budget: Connections and bandwidth shared with other downloads.
-        durable: Flush to the disk now and then, and before the file gets its name. Without, a power failure may cost
-            more than the last seconds; the death of the process never does.
-
-    Returns:
-        What was done.
+        settings: The options.
+        transport: Sends the requests.
 
     Raises:
-        IntegrityError: The bytes are not those that are promised, or the file kept changing.
-        NotFound: No such file.
-        VersionConflict: Another version is there, and it is not to be replaced.
+        IntegrityError: The bytes are not the promised ones, or the file kept changing.
+        NotFound: The file does not exist.
+        VersionConflict: Another version is there, and `overwrite` is off.
         QuotaExceeded: The month's allowance of metered requests is used up.
-        WMEError: It could not be had for another reason.
+        WMEError: A request failed for another reason.
         OSError: The disk: no space, no permission, a directory in the way, another download of this target.
-        TypeError: An argument of another type.
-        ValueError: A number makes no sense.
+        TypeError: The budget or a rate has another type.
+        ValueError: A rate is out of range.
     """
-    check_numbers(whole=True, connections=connections, part_size=part_size)
-    check_numbers(whole=False, min_rate=min_rate)
-    check_instances(budget=(budget, Budget))
-    check_flags(verify=verify, if_changed=if_changed, overwrite=overwrite)
-    check_functions(progress=progress)
-    if part_size < 1 or (connections is not None and connections < 1):
-        raise ValueError("connections and part_size must be at least 1")
-    if min_rate is not None and min_rate <= 0:
-        raise ValueError("min_rate must be a number of bytes per second above 0")
-    if budget is not None and max_rate is not None:
-        raise ValueError("give max_rate to the budget that the downloads share")
-    if budget is None:
-        budget = Budget.for_one(connections, max_rate)
-    job = DownloadRun(source, to, transport, budget, progress)
-    job.verify, job.if_changed, job.min_rate, job.durable = verify, if_changed, min_rate, durable
-    job.sha1, job.overwrite, job.also, job.create = sha1, overwrite, also, create
-    job.connections = connections or budget.tuner.most
-    job.part_size = part_size
-    return await job.run()
+    return await DownloadRun(source, to, transport, settings or DownloadSettings()).run()
 
 
 class DownloadRun:
-    """One call of `download`, or the part of `open_content` that keeps the file.
+    """One call of `download`, or the part of a content reader that keeps the file.
 
     Args:
-        source: Where it comes from.
+        source: The file on the server.
         to: The finished file.
-        transport: The door to the network.
-        budget: Connections and bandwidth.
-        progress: Told how far it is.
-
-    Attributes:
-        verify: As in `download`.
-        sha1: As in `download`.
-        if_changed: As in `download`.
-        overwrite: As in `download`.
-        also: As in `download`.
-        create: As in `download`.
-        refetch: Fetch the file although it is there in this version: somebody reads it meanwhile.
-        durable: As in `download`.
-        min_rate: As in `download`.
-        connections: At most so many.
-        part_size: As in `download`.
-        in_order: Somebody reads it from the beginning while it is fetched.
+        transport: Sends the requests.
+        settings: The options.
         on_bytes: Called whenever more bytes are there.
         on_open: Called with the unfinished file once it is open.
-        part: The unfinished file, once it is open.
-        total: Bytes of the file, where known.
-        restarts: How often it was begun again because it was replaced.
-        versions: How often what comes from then on was, or may have been, of another version.
+
+    Attributes:
+        transfer: The bytes that may be read so far; None between the attempts.
     """
 
-    verify = True
-    sha1: Collection[str] = ()
-    if_changed = False
-    overwrite = True
-    also: Path | None = None
-    create = False
-    refetch = False
-    durable = True
-    min_rate: float | None = None
-    connections = 16
-    part_size = _PART_MOST
-    in_order = False
-
     def __init__(
-        self, source: Source, to: Path, transport: Transport, budget: Budget, progress: ProgressHook | None
+        self,
+        source: Source,
+        to: Path,
+        transport: Transport,
+        settings: DownloadSettings,
+        *,
+        on_bytes: Callable[[], None] | None = None,
+        on_open: Callable[[PartFile], None] | None = None,
     ) -> None:
-        self.source = source
-        self.to = to
-        self.transport = transport
-        self.budget = budget
-        self.progress = progress
-        self.signed_urls = SignedUrlCache(source, transport.monotonic)
-        self.part: PartFile | None = None
-        self.on_bytes: Callable[[], None] | None = None
-        self.on_open: Callable[[PartFile], None] | None = None
-        self.fetched = 0
-        self.resumed = 0
-        self.restarts = 0
-        self.versions = 0
-        self.promised: Checksum | None = None
-        # For files that come in one stream; others have a plan.
-        self.streamed = 0
-        self.total: int | None = None
-        self._withdrawn: RangePlan | None = None
+        self.transfer: Transfer | None = None
+        self._versions = 0
+        self._whole: WholeFileFetcher | None = None
+        self._source = source
+        self._to = to
+        self._transport = transport
+        self._settings = settings
+        self._on_bytes = on_bytes
+        self._on_open = on_open
+        self._budget = budget_for(settings.budget, settings.connections, settings.max_rate)
+        self._connections = settings.connections or self._budget.tuner.most
+        self._signed_urls = SignedUrlCache(source, transport.monotonic)
+        self._progress = ProgressReporter(settings.progress, transport) if settings.progress else None
+        self._began = transport.monotonic()
         self._first: FirstRange | None = None
-        self._meter = RateMeter(transport.monotonic())
-        self._shown = -1
+        self._promised: Checksum | None = None
+        self._fetched = 0
+        self._resumed = 0
+        self._restarts = 0
 
     @property
-    def front(self) -> int:
-        """Up to where the file is whole from its beginning."""
-        plan = self.part.plan if self.part is not None else None
-        return plan.frontier if plan is not None and plan is not self._withdrawn else self.streamed
+    def versions(self) -> int:
+        """How often later bytes were, or may have been, of another version."""
+        return self._versions + (self._whole.versions if self._whole is not None else 0)
 
     async def run(self) -> Download:
-        """Do it.
+        """Download the file.
 
         Raises:
             WMEError: As `download`.
             OSError: As `download`.
         """
-        began = self.transport.monotonic()
-        target = await self.budget.short_work.run(check_target, self.to, create=self.create)
-        before = await self.budget.short_work.run(file_identity, target)
+        short_work = self._budget.short_work
+        target = await short_work.run(check_target, self._to, create=self._settings.create)
+        before = await short_work.run(file_identity, target)
         info: FileInfo | None = None
-        if not self._may_be_new(before is not None):
-            info, self.promised = await self._ask(present=before is not None)
-            present = await self._present(info, began)
-            if present is not None:
-                return present
-        missing = await self.budget.short_work.run(missing_folders, target) if self.create else []
-        opened: list[PartFile] = []
+        if before is not None or self._needs_version():
+            info = await self._fetch_version(checksum=before is not None)
+            existing = await self._find_existing(info)
+            if existing is not None:
+                return existing
+        missing = await short_work.run(missing_folders, target) if self._settings.create else []
+        parts: list[PartFile] = []
         try:
-            # Whoever is cancelled while it is opened has it open and locked all the same, and closes it.
-            await self.budget.short_work.run(lambda: opened.append(self._open(target)))
-            part = self.part = opened[0]
-            now = await self.budget.short_work.run(file_identity, target)
-            async with contextlib.AsyncExitStack() as stack:
-                if info is None and now is None and part.is_new:
-                    info = await self._open_first(stack)
-                if info is None:
-                    info, self.promised = await self._ask(present=now is not None)
-                if now != before:
-                    # Another download has finished while this one waited for the server or the lock.
-                    present = await self._present(info, began)
-                    if present is not None:
-                        return present
-                if self.on_open is not None:
-                    self.on_open(part)
-                info, md5, verified = await self._fetch_verified(info, part)
-            last = in_thread if self.durable else self.budget.short_work.run
-            size = await last(lambda: part.finish(md5=md5, verified=verified))
+            # A cancellation meanwhile leaves the file open and locked, so that it must be closed all the same.
+            await short_work.run(lambda: parts.append(self._open(target)))
+            return await self._download(parts[0], info, changed=await short_work.run(file_identity, target) != before)
         except PartChanged as change:
-            part.discard()
+            parts[0].discard()
             raise IntegrityError(str(change)) from change
         finally:
-            # Threads that were at work have been waited for by now; closing takes no time.
-            for each in opened:
-                each.close()
+            # No thread uses the file any more, and closing takes no time.
+            for part in parts:
+                part.close()
             remove_empty(missing)
-        await self._show(size, size)
+
+    async def _download(self, part: PartFile, info: FileInfo | None, *, changed: bool) -> Download:
+        """Download the file into an open part file.
+
+        Args:
+            part: The unfinished file.
+            info: The version on the server, None where unknown.
+            changed: Another download has finished while this one waited for the server or the lock.
+        """
+        async with AsyncExitStack() as stack:
+            if info is None and not changed and part.is_new:
+                info = await self._open_first(stack)
+            if info is None:
+                info = await self._fetch_version(checksum=changed)
+            if changed:
+                existing = await self._find_existing(info)
+                if existing is not None:
+                    return existing
+            if self._on_open is not None:
+                self._on_open(part)
+            info, md5, verified = await self._fetch_verified(info, part)
+        finish = in_thread if self._settings.durable else self._budget.short_work.run
+        size = await finish(lambda: part.finish(md5=md5, verified=verified))
+        if self._progress is not None:
+            await self._progress.report(size, size)
         return Download(
-            path=self.to, size=size, etag=info.etag, version=md5 or (self.promised.md5 if self.promised else None),
-            verified=verified, seconds=self.transport.monotonic() - began, bytes_fetched=self.fetched,
-            api_requests=self.signed_urls.requests, resumed=self.resumed, restarts=self.restarts,
+            path=self._to, size=size, etag=info.etag, version=md5 or (self._promised.md5 if self._promised else None),
+            verified=verified, seconds=self._elapsed(), bytes_fetched=self._fetched,
+            api_requests=self._signed_urls.requests, resumed=self._resumed, restarts=self._restarts,
         )  # fmt: skip
 
-    def _may_be_new(self, present: bool) -> bool:
-        """Return whether nothing on the disk needs the version of the file on the server before it is fetched."""
-        if present or not isinstance(self.source, DirectSource):
-            return False
-        return not (self.also is not None and self.if_changed and self.also.exists())
+    def _elapsed(self) -> float:
+        return self._transport.monotonic() - self._began
 
-    async def _open_first(self, stack: contextlib.AsyncExitStack) -> FileInfo | None:
-        """Begin with the first bytes, whose response says the version of the file; None if it does not."""
-        assert isinstance(self.source, DirectSource)
-        signed, self.promised = await promised_and_signed(self.source, self.signed_urls)
+    def _needs_version(self) -> bool:
+        """Return whether the version on the server decides if the file is fetched at all."""
+        if not isinstance(self._source, DirectSource):
+            return True
+        also = self._settings.also
+        return also is not None and self._settings.if_changed and also.exists()
+
+    async def _open_first(self, stack: AsyncExitStack) -> FileInfo | None:
+        """Request the first bytes, whose response says the version of the file; None if it does not."""
+        assert isinstance(self._source, DirectSource)
+        signed, self._promised = await promised_and_signed(self._source, self._signed_urls)
         if not signed:
             return None
-        whole = self.connections == 1
-        self._first = await open_first(self.signed_urls, self.transport, self.budget, stack, whole=whole)
+        whole = self._connections == 1
+        self._first = await open_first(self._signed_urls, self._transport, self._budget, stack, whole=whole)
         return self._first.info if self._first is not None else None
 
     def _open(self, target: Path) -> PartFile:
         while True:
             try:
-                if self.create:
+                if self._settings.create:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                return PartFile(target, durable=self.durable)
+                return PartFile(target, durable=self._settings.durable)
             except FileNotFoundError:
                 # Another download that failed has just removed the folder.
-                if not self.create:
+                if not self._settings.create:
                     raise
 
-    async def _ask(self, *, present: bool = False) -> tuple[FileInfo, Checksum | None]:
-        return await fetch_version(self.source, self.transport, checksum=self.verify or self.if_changed or present)
+    async def _fetch_version(self, *, checksum: bool = False) -> FileInfo:
+        checksum = checksum or self._settings.verify or self._settings.if_changed
+        info, self._promised = await fetch_version(self._source, self._transport, checksum=checksum)
+        return info
 
-    async def _present(self, info: FileInfo, began: float) -> Download | None:
-        """Return the finished file that is there already, if nothing is to be fetched.
+    async def _find_existing(self, info: FileInfo) -> Download | None:
+        """Return the finished file if it is there already in this version.
 
         Raises:
-            VersionConflict: It is of another version, and not to be replaced.
+            VersionConflict: It has another version, and may not be replaced.
         """
-        if self.overwrite and not self.if_changed:
+        settings = self._settings
+        if settings.overwrite and not settings.if_changed:
             return None
-        promised = self.promised.md5 if self.promised else None
-        for path in (self.to, self.also) if self.also is not None and self.if_changed else (self.to,):
+        promised = self._promised.md5 if self._promised else None
+        for path in (self._to, settings.also) if settings.also is not None and settings.if_changed else (self._to,):
             existing = await long_in_thread(
                 partial(
-                    existing_version, path, identity=self.source.identity, size=info.size, etag=validator_of(info),
-                    promised=promised, named=not self.if_changed,
+                    existing_version, path, identity=self._source.identity, size=info.size, etag=validator_of(info),
+                    promised=promised, named=not settings.if_changed,
                 )
             )  # fmt: skip
             if existing is None:
                 continue
-            if existing.current and not self.refetch:
+            if existing.current and not settings.refetch:
                 return Download(
                     path=path, size=path.stat().st_size, etag=info.etag, version=existing.md5,
-                    verified=existing.verified, unchanged=True, seconds=self.transport.monotonic() - began,
+                    verified=existing.verified, unchanged=True, seconds=self._elapsed(),
                 )  # fmt: skip
-            if not existing.current and not self.if_changed:
+            if not existing.current and not settings.if_changed:
                 remote = promised or strong_etag(info.etag)
                 raise VersionConflict(
                     f"{path} has version {existing.md5 or 'unknown'}, the server has {remote or 'an unknown one'}; "
@@ -339,100 +262,100 @@ class DownloadRun:
         return None
 
     async def _fetch_verified(self, info: FileInfo, part: PartFile) -> tuple[FileInfo, str | None, bool | None]:
-        """Fetch the file and check it. If what an earlier call had left is damaged, all of it is fetched once more."""
+        """Fetch the file and verify it. If resumed bytes turn out damaged, all of it is fetched once more."""
         while True:
-            info, md5 = await self._fetch(info)
+            info, md5 = await self._fetch(info, part)
             try:
-                return info, md5, await self._verified(info, md5, part)
+                return info, md5, await self._verify(info, md5, part)
             except IntegrityError:
-                if not self.resumed:
+                if not self._resumed:
                     part.discard()
                     raise
-            self.resumed = 0
-            self.restarts += 1
-            self.versions += 1
-            self._withdraw()
+            self._resumed = 0
+            self._restart()
             await in_thread(part.empty)
 
-    async def _fetch(self, info: FileInfo) -> tuple[FileInfo, str | None]:
-        """Fetch all bytes of one version, beginning again when it changes meanwhile."""
-        at_once = False
+    def _restart(self) -> None:
+        """Withdraw all bytes, which stay in the file until the next attempt begins."""
+        self._restarts += 1
+        self._versions += 1
+        self.transfer = None
+
+    async def _fetch(self, info: FileInfo, part: PartFile) -> tuple[FileInfo, str | None]:
+        """Fetch all bytes of one version, again from the beginning whenever it is replaced.
+
+        Returns:
+            The version, and the MD5 of the bytes if it was computed.
+        """
+        use_ranges = True
         while True:
             validator = validator_of(info)
+            ranges = use_ranges and (info.accept_ranges or self._first is not None)
             try:
-                ranges = info.accept_ranges or self._first is not None
-                if at_once or info.size is None or validator is None or not ranges:
-                    return await self._fetch_stream(info)
-                try:
-                    return info, await self._fetch_ranges(info.size, validator)
-                except RangesUnsupported as refusal:
-                    resumed = self.part is None or (self.part.plan is not None and self.part.plan.done)
-                    if resumed and not self.signed_urls.plain:
-                        raise refusal.error from None
-                    self._withdraw()
-                    return await self._fetch_stream(info)
+                if ranges and info.size is not None and validator is not None:
+                    try:
+                        return info, await self._fetch_ranges(part, info.size, validator)
+                    except RangesUnsupported as refusal:
+                        if part.plan is not None and part.plan.done and not self._signed_urls.plain:
+                            raise refusal.error from None
+                        self.transfer = None
+                return await self._fetch_whole(part, info)
             except FileReplaced as change:
-                self.restarts += 1
-                self.versions += 1
-                self._withdraw()
-                # Servers behind one name may each have versions of their own, or refuse every condition. One answer
-                # is of one version all the same.
-                at_once = self.signed_urls.plain and self.restarts >= _PLAIN_RESTARTS
-                if self.restarts > _RESTARTS:
+                self._restart()
+                if self._restarts > _MAX_RESTARTS:
                     raise IntegrityError(
-                        f"the server had another version of the file {self.restarts} times, the last time because:"
+                        f"the server had another version of the file {self._restarts} times, the last time because:"
                         f" {change}; try again later",
                         expected=info.etag,
                     ) from change
-                await wait_before_restart(self.transport, self.restarts)
-                info, self.promised = await self._ask()
+            # Servers behind one name may each have a version of their own, or reject every condition. One response is
+            # of one version all the same.
+            use_ranges = not (self._signed_urls.plain and self._restarts >= _MAX_PLAIN_RESTARTS)
+            await wait_before_restart(self._transport, self._restarts)
+            info = await self._fetch_version()
 
-    def _withdraw(self) -> None:
-        """Let nobody read what has come, though it stays in the file until the next attempt begins."""
-        self.streamed = 0
-        self._withdrawn = self.part.plan if self.part is not None else None
-
-    async def _fetch_ranges(self, size: int, validator: str) -> str | None:
-        part = self.part
-        assert part is not None
-        keep = size > _SMALL
+    async def _fetch_ranges(self, part: PartFile, size: int, validator: str) -> str | None:
+        small = size <= _SMALL
         # A new ledger is flushed to the disk.
-        plan = await (in_thread if keep else self.budget.short_work.run)(
+        run = self._budget.short_work.run if small else in_thread
+        plan = await run(
             lambda: part.resume(
-                identity=self.source.identity, size=size, etag=validator, keep=keep, rate=self.budget.rate
+                identity=self._source.identity, size=size, etag=validator, keep=not small, rate=self._budget.rate
             )
         )
-        self.total = size
-        self.resumed = plan.done
-        fetcher = RangeFetcher(
-            self.transport, plan, PartFileStore(part, self.on_bytes), self.signed_urls, self.budget,
-            validator=validator, connections=self.connections, most=self.part_size, min_rate=self.min_rate,
-            least=min(MIB, self.part_size), in_order=self.in_order, first=self._first,
+        self.transfer = plan
+        self._resumed = plan.done
+        settings = self._settings
+        limits = FetchLimits(
+            validator=validator, connections=self._connections, most=settings.part_size, min_rate=settings.min_rate,
+            least=min(MIB, settings.part_size), in_order=settings.in_order,
         )  # fmt: skip
+        store = PartFileStore(part, self._on_bytes)
+        fetcher = RangeFetcher(self._transport, plan, store, self._signed_urls, self._budget, limits, first=self._first)
         self._first = None
-        digest = hashlib.md5(usedforsecurity=False) if self.verify else None
+        digest = hashlib.md5(usedforsecurity=False) if settings.verify else None
         try:
-            if size <= _SMALL and self.progress is None:
+            if small and self._progress is None:
                 await fetcher.run()
             else:
-                await self._attended(fetcher, plan, part, digest)
+                await self._run_fetcher(fetcher, plan, part, digest)
         finally:
-            self.fetched += fetcher.fetched
+            self._fetched += fetcher.fetched
         if digest is None:
             return None
-        if size <= _SMALL:
+        if small:
             part.hash_into(digest, 0, size)
         return digest.hexdigest()
 
-    async def _attended(
+    async def _run_fetcher(
         self, fetcher: RangeFetcher, plan: RangePlan, part: PartFile, digest: "hashlib._Hash | None"
     ) -> None:
-        """Fetch, and meanwhile hash what is whole, flush what is written, and tell how far it is."""
+        """Fetch the ranges; meanwhile hash the bytes behind the frontier, flush the file, and report the progress."""
         with raise_first_cause():
             async with WorkGroup() as group:
-                others = [group.start(self._report(plan))]
-                if self.durable and plan.size > _SMALL:
-                    others.append(group.start(self._flush(plan, part)))
+                helpers = [group.start(self._progress.watch(plan))] if self._progress is not None else []
+                if self._settings.durable and plan.size > _SMALL:
+                    helpers.append(group.start(self._flush(plan, part)))
                 hashing = None
                 if digest is not None and plan.size > _SMALL:
                     hashing = group.start(_hash_behind(digest, plan, part, fetcher))
@@ -440,116 +363,84 @@ class DownloadRun:
                 fetcher.notify()
                 if hashing is not None:
                     await hashing
-                group.stop(*others)
-
-    async def _report(self, plan: RangePlan) -> None:
-        while True:
-            await self._show(plan.done, plan.size)
-            await self.transport.sleep(_PROGRESS_SECONDS)
-
-    async def _show(self, done: int, total: int | None) -> None:
-        if self.progress is None:
-            return
-        now = self.transport.monotonic()
-        if self._shown >= 0:
-            self._meter.add(max(0, done - self._shown), now)
-        elif done != total:
-            self._shown = done
-        if done == self._shown and done == total:
-            return
-        self._shown = done
-        rate = self._meter.rate(now)
-        eta = (total - done) / rate if total is not None and rate > 0 else (0.0 if done == total else None)
-        told = self.progress(Progress(done, total, rate, eta))
-        if inspect.isawaitable(told):
-            await told
+                group.stop(*helpers)
 
     async def _flush(self, plan: RangePlan, part: PartFile) -> None:
         flushed = plan.done
         while True:
-            await self.transport.sleep(_CHECKPOINT_SECONDS)
+            await self._transport.sleep(_CHECKPOINT_SECONDS)
             if plan.done - flushed < _CHECKPOINT_BYTES:
                 continue
-            # What is written by now is on the disk when this returns, and only that is noted.
+            # Bytes that are written by now are on the disk when this returns, and only those enter the ledger.
             spans, flushed = plan.written, plan.done
             await in_thread(part.checkpoint, spans)
 
-    async def _fetch_stream(self, info: FileInfo) -> tuple[FileInfo, str | None]:
-        """Fetch the file in one answer: nothing proves that two answers hold the same bytes."""
-        part = self.part
-        assert part is not None
-        backoff = Backoff(self.transport.retry, self.transport.random.random)
-        began = self.transport.monotonic()
-        await self.budget.acquire()
+    async def _fetch_whole(self, part: PartFile, info: FileInfo) -> tuple[FileInfo, str | None]:
+        await in_thread(part.empty)
+        store = _WholePartStore(part, self._on_bytes, hashed=self._settings.verify and self._promised is not None)
+        fetcher = WholeFileFetcher(self._transport, self._signed_urls, self._budget, store)
+        self.transfer = self._whole = fetcher
         try:
-            while True:
-                await in_thread(part.empty)
-                self.streamed, self.total = 0, info.size
-                digest = hashlib.md5(usedforsecurity=False) if self.verify and self.promised else None
-                try:
-                    return await self._ask_stream(info, part, digest), digest.hexdigest() if digest else None
-                except WMEError as error:
-                    wait = delay_after_failure(error, self.signed_urls, backoff, self.transport.monotonic() - began)
-                    if self.signed_urls.plain or strong_etag(info.etag) is None:
-                        self.versions += 1
-                    self._withdraw()
-                await self.transport.sleep(wait)
-        finally:
-            self.budget.release()
-
-    async def _ask_stream(self, info: FileInfo, part: PartFile, digest: "hashlib._Hash | None") -> FileInfo:
-        async with open_whole_file(self.transport, self.signed_urls, info) as (body, answer):
-            expected = self.total = answer.size
             with raise_first_cause():
                 async with WorkGroup() as group:
-                    report = group.start(self._report_stream())
-                    await body.copy_to(lambda data: self._take(part, digest, data))
-                    group.stop(report)
-        if expected is not None and self.streamed != expected:
-            raise Interrupted(f"{self.streamed} bytes came of {expected}", url=None)
-        return answer
+                    helpers = [group.start(self._progress.watch(fetcher))] if self._progress is not None else []
+                    info = await fetcher.run(info)
+                    group.stop(*helpers)
+        finally:
+            self._fetched += fetcher.fetched
+            self._versions += fetcher.versions
+            self._whole = None
+        return info, store.md5
 
-    async def _report_stream(self) -> None:
-        while True:
-            await self._show(self.streamed, self.total)
-            await self.transport.sleep(_PROGRESS_SECONDS)
-
-    def _take(self, part: PartFile, digest: "hashlib._Hash | None", data: memoryview) -> Awaitable[None] | None:
-        self.fetched += len(data)
-        if self.total is not None and self.streamed + len(data) > self.total:
-            raise IntegrityError(f"more than the {self.total} bytes that were promised are sent")
-        writing = part.write(self.streamed, data)
-        self.streamed += len(data)
-        if digest is not None:
-            digest.update(data)
-        delay = self.budget.moved(len(data), self.transport.monotonic())
-        if self.on_bytes is not None:
-            self.on_bytes()
-        return after(writing, self.transport, delay)
-
-    async def _verified(self, info: FileInfo, md5: str | None, part: PartFile) -> bool | None:
-        async def has_etag() -> bool:
-            etag = strong_etag(info.etag)
-            sums = PartSums(etag, info.size) if etag is not None and info.size is not None else None
-            if not sums:
-                return False
-            await long_in_thread(lambda is_cancelled: part.sum_parts(sums, is_cancelled))
-            return sums.proven()
-
+    async def _verify(self, info: FileInfo, md5: str | None, part: PartFile) -> bool | None:
         if md5 is not None:
             await long_in_thread(lambda is_cancelled: part.check_holes(md5, is_cancelled))
-        verified = await verify(self.source, md5, self.promised, info, has_etag)
-        return await verify_sha1(self.sha1, part) if self.sha1 else verified
+        verified, mismatch = await check_md5(self._source, md5, self._promised, info)
+        if mismatch is not None and not await long_in_thread(partial(part.has_etag, info.etag)):
+            raise mismatch
+        if not self._settings.sha1:
+            return verified
+        check_sha1(self._settings.sha1, await long_in_thread(part.sha1), part.target)
+        return True
+
+
+class _WholePartStore:
+    """Writes the bytes of a whole file into a part file, and hashes them on the way."""
+
+    def __init__(self, part: PartFile, on_bytes: Callable[[], None] | None, *, hashed: bool) -> None:
+        self._part = part
+        self._on_bytes = on_bytes
+        self._hashed = hashed
+        self._digest = hashlib.md5(usedforsecurity=False)
+
+    @property
+    def md5(self) -> str | None:
+        """The MD5 of all bytes so far."""
+        return self._digest.hexdigest() if self._hashed else None
+
+    def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
+        """Write bytes."""
+        writing = self._part.write(offset, data)
+        if self._hashed:
+            self._digest.update(data)
+        if self._on_bytes is not None:
+            self._on_bytes()
+        return writing
+
+    async def discard(self, error: WMEError) -> None:  # noqa: ARG002  # an unfinished file can always begin again
+        """Empty the file."""
+        self._digest = hashlib.md5(usedforsecurity=False)
+        await in_thread(self._part.empty)
 
 
 async def _hash_behind(digest: "hashlib._Hash", plan: RangePlan, part: PartFile, fetcher: RangeFetcher) -> None:
-    """Hash what is whole from the beginning, a step behind the writers: the bytes are still in the page cache."""
+    """Hash the bytes behind the frontier, a step behind the writers, while they are still in the page cache."""
     at = 0
     while at < plan.size:
-        front = plan.frontier
-        if front - at < _HASH_STEP and front < plan.size:
+        frontier = plan.frontier
+        if frontier - at < _HASH_STEP and frontier < plan.size:
             await fetcher.wait_for_change()
             continue
-        stop = min(front, at + _HASH_MOST)
+        stop = min(frontier, at + _MAX_HASH_STEP)
         await in_thread(part.hash_into, digest, at, stop)
         at = stop

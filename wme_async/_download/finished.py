@@ -25,6 +25,7 @@ __all__ = [
     "check_target",
     "existing_version",
     "file_identity",
+    "has_etag",
     "hash_range",
     "missing_folders",
     "remove_empty",
@@ -209,7 +210,7 @@ def existing_version(
         md5 = known.md5 if known is not None and known.md5 is not None else _md5(fd, status.st_size, is_cancelled)
         if fits and md5 is not None and md5 == (promised or "").lower():
             return ExistingFile(current=True, md5=md5, verified=True)
-        if fits and named and promised is None and _has_etag(fd, etag, md5, status.st_size, is_cancelled):
+        if fits and named and promised is None and has_etag(fd, etag, md5, status.st_size, is_cancelled):
             return ExistingFile(current=True, md5=md5)
         return ExistingFile(current=False, md5=md5)
     finally:
@@ -221,7 +222,8 @@ def _md5(fd: int, size: int, is_cancelled: IsCancelled) -> str | None:
     return digest.hexdigest() if hash_range(fd, digest, 0, size, is_cancelled) else None
 
 
-def _has_etag(fd: int, etag: str | None, md5: str | None, size: int, is_cancelled: IsCancelled) -> bool:
+def has_etag(fd: int, etag: str | None, md5: str | None, size: int, is_cancelled: IsCancelled) -> bool:
+    """Return whether a file has a strong ETag: its MD5, or that of an upload in parts. Blocks; meant for a thread."""
     strong = strong_etag(etag)
     if strong is None:
         return False

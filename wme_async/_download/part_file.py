@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from wme_async import _platform
-from wme_async._download.etags import Digest, PartSums
-from wme_async._download.finished import IsCancelled, VersionNote, hash_range, store_note
+from wme_async._download.etags import Digest
+from wme_async._download.finished import IsCancelled, VersionNote, has_etag, hash_range, store_note
 from wme_async._download.ledger import Ledger
 from wme_async._download.range_plan import RangeLease, RangePlan, Spans
 from wme_async._files import (
@@ -241,9 +241,9 @@ class PartFile:
         """Hash bytes that were written. Blocks; meant for a thread."""
         self._hash(digest, start, stop)
 
-    def sum_parts(self, sums: PartSums, is_cancelled: IsCancelled) -> None:
-        """Take the MD5s of the parts of the whole file. Blocks for long; meant for a thread."""
-        self._hash(sums, 0, os.fstat(self._fd).st_size, is_cancelled)
+    def has_etag(self, etag: str | None, is_cancelled: IsCancelled) -> bool:
+        """Return whether the whole file has a strong ETag. Blocks for long; meant for a thread."""
+        return has_etag(self._fd, etag, None, os.fstat(self._fd).st_size, is_cancelled)
 
     def sha1(self, is_cancelled: IsCancelled) -> str:
         """Compute the SHA-1 of the whole file, in hexadecimal. Blocks for long; meant for a thread."""

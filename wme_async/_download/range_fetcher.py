@@ -6,11 +6,13 @@ import copy
 from collections.abc import Awaitable
 from typing import NoReturn, Protocol
 
+import msgspec
+
 from wme_async._download.attempts import MAX_WRONG_RESPONSES, SIGNATURES_REFUSED, Attempts
 from wme_async._download.budget import Budget, SignedUrlCache
 from wme_async._download.connection_counts import ConnectionCap
 from wme_async._download.first_range import FirstRange, range_request
-from wme_async._download.range_plan import RangeLease, RangePlan
+from wme_async._download.range_plan import FetchState, RangeLease, RangePlan
 from wme_async._download.range_responses import RangeResponse, Verdict, check_range_response
 from wme_async._download.source import SignedUrl
 from wme_async._tasks import WorkGroup, raise_first_cause
@@ -18,23 +20,22 @@ from wme_async._transport import Body, Sink, Transport
 from wme_async._transport.retry import is_transient, note_attempts
 from wme_async.errors import IntegrityError, Interrupted, QuotaExceeded, ServerError, StatusError, WMEError
 
-__all__ = ["FileReplaced", "RangeFetcher", "RangeStore", "RangesUnsupported"]
+__all__ = ["FetchLimits", "FileReplaced", "RangeFetcher", "RangeStore", "RangesUnsupported"]
 
 _TICK = 0.1
 _TICKS_A_LOOK = 3
 _PATIENCE = 10.0
 _PATIENCE_MOST = 120.0
-_LEAST_PART = 1 << 20
-# An attempt that brought fewer bytes than this got nowhere: a connection that breaks after each packet is broken.
+# An attempt with fewer bytes than this is no progress: a connection that breaks after each packet is broken.
 _PROGRESS = 16 * 1024
-# Refused attempts at one range after which it is left to the connections that do bring something.
+# Rejected attempts at one range after which it is left to the connections that do make progress.
 _ATTEMPTS_BESIDE_OTHERS = 2
-# What servers answer that do not know a condition (`If-Match`), beside those that ignore it.
+# The responses of servers that do not know a condition (`If-Match`), beside those that ignore it.
 _CONDITION_REFUSED = frozenset({400, 405, 406, 417, 500, 501})
 
 
 class FileReplaced(Exception):
-    """The file on the server is another one now."""
+    """The server has another version of the file now."""
 
 
 class RangesUnsupported(Exception):
@@ -46,7 +47,7 @@ class RangesUnsupported(Exception):
 
 
 class _RangeComplete(Exception):
-    """All bytes of a lease are there; whatever else is sent is not wanted."""
+    """All bytes of a lease are there; the rest of the body is not needed."""
 
 
 class _NoSignedUrl(Exception):
@@ -54,45 +55,65 @@ class _NoSignedUrl(Exception):
 
 
 class _TooManyConnections(Exception):
-    """The server does not serve this connection beside the others of the file."""
+    """The server rejects this connection beside the others of the file."""
 
 
 class RangeStore(Protocol):
-    """Where the bytes go."""
+    """Takes the bytes of ranges."""
 
     def open_lease(self, lease: RangeLease) -> None:
-        """Begin to account for a lease."""
+        """Begin to record the progress of a lease."""
 
     def close_lease(self, lease: RangeLease) -> None:
-        """End the account of a lease."""
+        """End the record of a lease."""
 
     def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
-        """Take bytes, now or when what is returned has been awaited."""
+        """Write bytes, at once or when the result has been awaited."""
 
     def advanced(self, lease: RangeLease) -> None:
-        """Note that bytes of a lease were taken."""
+        """Record that the bytes of a lease before `lease.at` are written."""
 
     def limit(self) -> int | None:
-        """Return the offset below which bytes may be asked for now; None for no limit."""
+        """Return the offset below which bytes may be requested now; None for no limit."""
+
+
+class FetchLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of one fetch.
+
+    Args:
+        validator: The version that every response must have, if it names one: a strong ETag or a date.
+        connections: Connections for this file at most.
+        least: Bytes that are worth a request when they are taken over from another connection.
+        most: Bytes, the upper bound of ordinary parts.
+        min_rate: Bytes per second below which a range is requested again, if others are faster.
+        in_order: Somebody reads the bytes in order, so that no connection gets more than `most` at once.
+        at_once: Request all remaining bytes in one range, which is not requested again for being slow, since its
+            reader makes it wait.
+    """
+
+    validator: str | None
+    connections: int
+    least: int = 1 << 20
+    most: int
+    min_rate: float | None = None
+    in_order: bool = False
+    at_once: bool = False
 
 
 class RangeFetcher:
-    """Fetches what a plan lacks.
+    """Fetches the missing ranges of a plan.
 
     Args:
-        transport: The door to the network.
-        plan: Which bytes.
-        store: Where they go.
-        signed_urls: The address.
+        transport: Sends the requests.
+        plan: The ranges.
+        store: Takes the bytes.
+        signed_urls: Has the address.
         budget: Connections and bandwidth.
-        validator: What every answer must have that names a version: a strong ETag or a date.
-        connections: At most so many for this file.
-        least: Bytes that are worth a request of their own when they are taken over from another.
-        most: Bytes, the upper bound of ordinary parts.
-        min_rate: Bytes per second below which a range is asked for again, if others are faster.
-        in_order: The bytes are wanted in order, so no connection gets more than `most` at once.
-        at_once: All that is left is one range, which is not asked for again for being slow: its reader makes it wait.
-        first: The response to a request for the first bytes, if it has been opened already.
+        limits: The limits.
+        first: The response to a request for the first bytes, if it is open already.
+
+    Attributes:
+        fetched: Bytes that were received, repeated ones included.
     """
 
     def __init__(
@@ -102,59 +123,47 @@ class RangeFetcher:
         store: RangeStore,
         signed_urls: SignedUrlCache,
         budget: Budget,
+        limits: FetchLimits,
         *,
-        validator: str | None,
-        connections: int,
-        least: int = _LEAST_PART,
-        most: int,
-        min_rate: float | None = None,
-        in_order: bool = False,
-        at_once: bool = False,
         first: FirstRange | None = None,
     ) -> None:
-        self.plan = plan
         self.fetched = 0
         self._transport = transport
+        self._plan = plan
         self._store = store
         self._signed_urls = signed_urls
         self._budget = budget
-        self._validator = validator
-        self._connections = connections
-        self._least = least
-        self._most = most
-        self._min_rate = min_rate
-        self._in_order = in_order
-        self._at_once = at_once
+        self._limits = limits
         self._first = first
         self._first_lease: RangeLease | None = None
         self._began = transport.monotonic()
-        self._patience = _PATIENCE / 3 if in_order else _PATIENCE
+        self._patience = _PATIENCE / 3 if limits.in_order else _PATIENCE
         self._setup = 0.1
         self._scopes: dict[RangeLease, asyncio.Timeout] = {}
         self._changed = asyncio.Event()
-        self._answered = False
-        self._cap = ConnectionCap(connections)
+        self._responded = False
+        self._cap = ConnectionCap(limits.connections)
         self._serving = 0
         self._signed_beside_others = False
         self._kept_address = False
-        # Requests that had an address when they were sent, and what had come when none could be had.
+        # Requests that had an address when they were sent, and `fetched` when no further address was to be had.
         self._under_way = 0
-        self._came: int | None = None
+        self._fetched_at_failure: int | None = None
 
     async def run(self) -> None:
-        """Fetch everything.
+        """Fetch all missing ranges.
 
         Raises:
-            FileReplaced: The file on the server changed.
-            RangesUnsupported: It cannot be had in ranges.
-            WMEError: It cannot be had.
+            FileReplaced: The server has another version of the file.
+            RangesUnsupported: The server does not serve ranges of the file.
+            WMEError: All attempts failed.
         """
-        if self.plan.complete:
+        if self._plan.complete:
             return
         self._budget.files += 1
         try:
-            # One connection a part, and one to spare that may take over the end of another's.
-            parts = -(-self.plan.unassigned // max(self._least, 1))
+            # A connection for each part.
+            parts = -(-self._plan.unassigned // max(self._limits.least, 1))
             if parts == 1:
                 # One small range, over and over for thousands of files: nothing to take over, nothing to measure.
                 await self._work()
@@ -162,17 +171,17 @@ class RangeFetcher:
                 return
             with raise_first_cause():
                 async with WorkGroup() as group:
-                    workers = [group.start(self._work()) for _ in range(max(1, min(self._connections, parts)))]
+                    workers = [group.start(self._work()) for _ in range(max(1, min(self._limits.connections, parts)))]
                     clock = group.start(self._clock())
-                    while not self.plan.complete:
+                    while not self._plan.complete:
                         await self.wait_for_change()
                     group.stop(clock, *workers)
         finally:
             self._budget.files -= 1
-            self._budget.rate = self.plan.rate(self._transport.monotonic())
+            self._budget.rate = self._plan.rate(self._transport.monotonic())
 
     async def wait_for_change(self) -> None:
-        """Wait until something has changed."""
+        """Wait for the next `notify`."""
         await self._changed.wait()
 
     def notify(self) -> None:
@@ -188,22 +197,22 @@ class RangeFetcher:
             now = self._transport.monotonic()
             self._budget.tick(now)
             if self._cap.lowered:
-                self._cap.tick(now, done=self.plan.done)
+                self._cap.tick(now, done=self._plan.done)
             if tick % _TICKS_A_LOOK == 0:
-                self.plan.tick(now)
-                if not self._at_once and self._signed_urls.failure is None:
+                self._plan.tick(now)
+                if not self._limits.at_once and self._signed_urls.failure is None:
                     self._replace_slow(now)
             self.notify()
 
     def _replace_slow(self, now: float) -> None:
-        for lease in self.plan.stragglers(now, floor=self._min_rate, patience=self._patience):
-            if lease not in self._scopes:  # it waits for an address
+        for lease in self._plan.stragglers(now, floor=self._limits.min_rate, patience=self._patience):
+            if lease not in self._scopes:  # it waits for a signed URL
                 continue
             self._patience = min(_PATIENCE_MOST, self._patience * 1.5)
             self._abort(lease)
 
     async def _work(self) -> None:
-        while not self.plan.complete:
+        while not self._plan.complete:
             if self._should_wait_for_signature() or self._serving >= self._cap.allowed:
                 await self.wait_for_change()
                 continue
@@ -215,45 +224,50 @@ class RangeFetcher:
                 await self.wait_for_change()
                 continue
             try:
-                # Fewer may be allowed than when this one began to wait for a connection.
-                found = await self._next_with_address() if self._serving < self._cap.allowed else None
-                if found is not None:
-                    await self._serve_range(*found)
+                # The cap may have been lowered while this worker waited for a connection.
+                assignment = await self._next_with_address() if self._serving < self._cap.allowed else None
+                if assignment is not None:
+                    await self._serve_range(*assignment)
             finally:
                 self._budget.release()
-            if found is None:
+            if assignment is None:
                 await self.wait_for_change()
 
     def _should_wait_for_signature(self) -> bool:
-        """Say whether to leave the work to those that have an address, since no other can be had.
+        """Return whether to leave the work to the requests under way, because no signed URL can be had.
 
-        What is under way goes on whatever becomes of the signature. If bytes came by the time that the last has ended,
-        an address is asked for once more.
+        Requests under way continue whatever becomes of the signature. If bytes were received by the time that the last
+        one ends, a signature is requested once more.
 
         Raises:
-            WMEError: Why none can be had, when that ends the download: nobody brings any bytes, or there are some to
-                ask for and waiting does not help.
+            WMEError: No signed URL can be had, and that ends the download: no request is under way, or more bytes are
+                missing and waiting does not help.
         """
         failure = self._signed_urls.failure
         if failure is None:
             return False
-        passes = is_transient(failure)
-        if self._under_way and (passes or not self.plan.unassigned):
-            if self._came is None:
-                self._came = self.fetched
+        transient = is_transient(failure)
+        if self._under_way and (transient or not self._plan.unassigned):
+            if self._fetched_at_failure is None:
+                self._fetched_at_failure = self.fetched
             return True
-        if passes and self._came is not None and self.fetched > self._came and self._signed_urls.forgive():
+        if (
+            transient
+            and self._fetched_at_failure is not None
+            and self.fetched > self._fetched_at_failure
+            and self._signed_urls.forgive()
+        ):
             return False
-        # A copy: with the error itself its frames would be kept.
+        # A copy: the error itself would keep its frames alive.
         raise copy.copy(failure)
 
     async def _next_with_address(self) -> tuple[RangeLease, RangeLease | None] | None:
         """Return `_next_range`; for a range that is taken over from another lease, with a signed URL at hand."""
-        found = self._next_range()
-        if found is None or found[1] is None or not self._signed_urls.expired:
-            return found
-        # Asking for one may take long, or be in vain. Until then the bytes stay with whoever is fetching them.
-        self.plan.give_back(found[0], found[1])
+        assignment = self._next_range()
+        if assignment is None or assignment[1] is None or not self._signed_urls.expired:
+            return assignment
+        # Signing may take long, or fail. Until then the bytes stay with the present lease.
+        self._plan.give_back(assignment[0], assignment[1])
         try:
             await self._signed_urls.get()
         except WMEError:
@@ -261,41 +275,41 @@ class RangeFetcher:
         return self._next_range()
 
     def _has_unassigned(self) -> bool:
-        """Whether there are bytes that nobody fetches and that may be asked for."""
+        """Return whether unassigned bytes may be requested now."""
         limit = self._store.limit()
-        return bool(self.plan.unassigned) and (limit is None or self.plan.open_below(limit))
+        return bool(self._plan.unassigned) and (limit is None or self._plan.open_below(limit))
 
     def _is_beyond_limit(self) -> bool:
-        """Whether what nobody fetches is not wanted yet; nothing is taken over from others then either."""
+        """Return whether all unassigned bytes lie beyond the limit; nothing is taken over from others then either."""
         limit = self._store.limit()
-        return limit is not None and limit < self.plan.size and self.plan.unassigned > 0
+        return limit is not None and limit < self._plan.size and self._plan.unassigned > 0
 
     def _next_range(self) -> tuple[RangeLease, RangeLease | None] | None:
         now = self._transport.monotonic()
         if self._first is not None and self._first_lease is None:
-            # It begins a new file, so this is the beginning.
-            self._first_lease = self.plan.lease(now, most=self._first.response.stop)
+            # It belongs to a new file, so that this lease has its beginning.
+            self._first_lease = self._plan.lease(now, most=self._first.response.stop)
             return None if self._first_lease is None else (self._first_lease, None)
-        if self._at_once:
-            rest = self.plan.lease(now, most=self.plan.size)
-            return None if rest is None else (rest, None)
-        return self.plan.next(
-            now,
+        if self._limits.at_once:
+            lease = self._plan.lease(now, most=self._plan.size)
+            return None if lease is None else (lease, None)
+        state = FetchState(
             connections=min(self._budget.share, self._cap.allowed),
-            lifetime=None if self._in_order else self._signed_urls.lifetime,
-            # Where `max_rate` makes all wait, nobody is to blame for being silent.
+            lifetime=None if self._limits.in_order else self._signed_urls.lifetime,
+            # Connections that wait for `max_rate` are not slow.
             setup=self._setup + self._budget.moved(0, now),
             limit=self._store.limit(),
-            most=self._most,
-            least=self._least,
+            most=self._limits.most,
+            least=self._limits.least,
             elapsed=now - self._began,
-            alone=not self._budget.contended,
+            contended=self._budget.contended,
         )
+        return self._plan.next(now, state)
 
     async def _serve_range(self, lease: RangeLease, victim: RangeLease | None) -> None:
         if victim is not None and victim.lost:
             self._abort(victim)
-        # Not for a time limit, but because it can be made to expire from outside.
+        # It has no time limit, but `_abort` can make it expire.
         scope = asyncio.timeout(None)
         self._serving += 1
         try:
@@ -311,7 +325,7 @@ class RangeFetcher:
         finally:
             self._serving -= 1
             self._scopes.pop(lease, None)
-            self.plan.release(lease, self._transport.monotonic())
+            self._plan.release(lease, self._transport.monotonic())
             self._store.close_lease(lease)
             self.notify()
 
@@ -322,115 +336,116 @@ class RangeFetcher:
 
     async def _fetch(self, lease: RangeLease) -> None:
         attempts = Attempts(self._transport, self._beside(lease))
-        while lease.rest:
+        while lease.remaining:
             at = lease.at
             try:
                 await self._ask(lease)
-                # A server may send less than was asked for.
+                # A server may send less than the requested range.
                 attempts.reset(self._beside(lease))
                 continue
             except WMEError as error:
                 progress = lease.at - at >= _PROGRESS
                 if progress:
                     attempts.reset(self._beside(lease))
-                wait = self._wait_after(error, lease, attempts, refused=not progress)
-            await self._transport.sleep(wait)
+                delay = self._delay_after(error, lease, attempts, rejected=not progress)
+            await self._transport.sleep(delay)
 
     def _beside(self, lease: RangeLease) -> int:
-        """Return how many bytes of the file are there that did not come for this lease."""
-        return self.plan.done - (lease.at - lease.start)
+        """Return how many bytes of the file were received outside this lease."""
+        return self._plan.done - (lease.at - lease.start)
 
-    def _wait_after(self, error: WMEError, lease: RangeLease, attempts: Attempts, *, refused: bool) -> float:
-        """Return the seconds to wait before the next attempt, or raise what ends the lease or the download.
+    def _delay_after(self, error: WMEError, lease: RangeLease, attempts: Attempts, *, rejected: bool) -> float:
+        """Return the seconds to wait before the next attempt, or raise if the lease or the download ends.
 
-        Trouble of one connection is not the file's: as long as others are at work, the lease goes back to the plan and
-        fewer connections are used. Only the last one ends the download, once all attempts since the last
-        progress of any connection have failed.
+        A failing connection is not a failing file: while others are at work, the lease goes back to the plan and fewer
+        connections are used. Only the last connection ends the download, when all attempts since the last progress of
+        any connection have failed.
         """
         status = error.status if isinstance(error, StatusError) else None
         if status in {412, 416}:
             raise FileReplaced(str(error)) from error
         if self._signed_urls.failure is not None:
-            if not (self._signed_urls.plain and self._answered):
+            if not (self._signed_urls.plain and self._responded):
                 raise _NoSignedUrl from error
-            # Asking where a URL leads costs nothing, and is refused for the same reasons as the bytes.
+            # Resolving a URL is free, and fails for the same reasons as requesting its bytes.
             self._signed_urls.failure = None
         if status in {429, 503}:
             self._budget.tuner.refused(self._transport.monotonic())
-        if status == 403 and not self._signed_urls.hopeless and not (self._signed_urls.plain and self._answered):
+        if status == 403 and not self._signed_urls.hopeless and not (self._signed_urls.plain and self._responded):
             return 0.0
-        wait = attempts.failed(error)
+        delay = attempts.failed(error)
         progress = self._beside(lease) - attempts.beside >= _PROGRESS
-        over = wait is None or not self._worth_repeating(error, attempts)
-        many = attempts.count >= _ATTEMPTS_BESIDE_OTHERS or self._cap.lowered
-        if self._serving > 1 and (over or (refused and progress and many)):
+        final = delay is None or not self._is_retryable(error, attempts)
+        repeated = attempts.count >= _ATTEMPTS_BESIDE_OTHERS or self._cap.lowered
+        if self._serving > 1 and (final or (rejected and progress and repeated)):
             self._use_fewer(error, self._under_way)
-        if over and progress:
+        if final and progress:
             attempts.reset(self._beside(lease))
-            wait = attempts.failed(error)
-            over = wait is None
-        if over or wait is None:
+            delay = attempts.failed(error)
+            final = delay is None
+        if final or delay is None:
             raise self._failure(error, attempts)
-        return wait
+        return delay
 
-    def _worth_repeating(self, error: WMEError, attempts: Attempts) -> bool:
-        """Say whether another attempt at a range may succeed."""
+    def _is_retryable(self, error: WMEError, attempts: Attempts) -> bool:
+        """Return whether another attempt at a range may succeed."""
         if isinstance(error, IntegrityError):
             return attempts.count <= MAX_WRONG_RESPONSES
         if self._refuses_condition(error):
             return isinstance(error, ServerError) and error.status == 500 and attempts.count <= MAX_WRONG_RESPONSES
         if is_transient(error):
             return True
-        # A server that has served this file may refuse one request for it, for reasons that pass. Each 403 of a signed
-        # address costs another metered request, so those are bounded by `SignedUrlCache`.
+        # A server that has served this file may reject a single request temporarily. Each 403 of a signed URL costs
+        # another metered request, so `SignedUrlCache` limits those.
         if not isinstance(error, StatusError) or isinstance(error, QuotaExceeded):
             return False
-        return self._answered and (error.status != 403 or self._signed_urls.plain)
+        return self._responded and (error.status != 403 or self._signed_urls.plain)
 
     def _use_fewer(self, error: WMEError, others: int) -> NoReturn:
-        """Leave a lease to the other connections, and use no more than those for a while."""
+        """Leave a lease to the other connections, and open no further ones for a while."""
         retry_after = getattr(error, "retry_after", None)
-        self._cap.lower(others, self._transport.monotonic(), done=self.plan.done, retry_after=retry_after)
+        self._cap.lower(others, self._transport.monotonic(), done=self._plan.done, retry_after=retry_after)
         raise _TooManyConnections from error
 
     def _failure(self, error: WMEError, attempts: Attempts) -> Exception:
-        """Return what ends the download, with what was tried."""
+        """Return the error that ends the download, with a note on the attempts."""
         if isinstance(error, StatusError) and error.status == 403 and self._signed_urls.hopeless:
             error.add_note(SIGNATURES_REFUSED)
         note_attempts(error, attempts=attempts.count, elapsed=attempts.elapsed)
-        if isinstance(error, IntegrityError) and (self._signed_urls.plain or not self._answered):
+        if isinstance(error, IntegrityError) and (self._signed_urls.plain or not self._responded):
             return RangesUnsupported(error)
         return RangesUnsupported(error) if self._refuses_condition(error) else error
 
     def _refuses_condition(self, error: WMEError) -> bool:
-        """Say whether an answer may be due to the condition (`If-Match`), and can be had without it."""
-        if self._answered or self._validator is None or not self._signed_urls.plain:
+        """Return whether the server may reject the condition (`If-Match`) rather than the range."""
+        if self._responded or self._limits.validator is None or not self._signed_urls.plain:
             return False
         return isinstance(error, StatusError) and error.status in _CONDITION_REFUSED
 
     async def _ask(self, lease: RangeLease) -> None:
-        """Send one request for the rest of a lease and take its body."""
+        """Request the remaining bytes of a lease and take the body."""
         if lease is self._first_lease and self._first is not None:
             first, self._first = self._first, None
             await self._take_first(first, lease)
             return
-        # Small files end before they could be slowed down; the next ones pay for them.
+        # A small file ends before `max_rate` can slow it down, so that the next one waits for it.
         debt = self._budget.moved(0, self._transport.monotonic())
         if debt > 0:
             await self._transport.sleep(debt)
         signed = await self._address(lease)
         start, stop = lease.at, lease.stop
-        if start == stop:  # another took it over meanwhile
+        if start == stop:  # another connection has taken it over meanwhile
             return
         self._under_way += 1
-        asked = self._transport.monotonic()
+        requested = self._transport.monotonic()
+        request = range_request(signed, start, stop, self._limits.validator)
         try:
-            async with self._transport.open(range_request(signed, start, stop, self._validator), retry=False) as body:
+            async with self._transport.open(request, retry=False) as body:
                 response = self._check(body, start, stop)
                 self._signed_urls.worked()
-                self._answered = True
+                self._responded = True
                 self._kept_address = False
-                self._setup += 0.3 * (min(5.0, self._transport.monotonic() - asked) - self._setup)
+                self._setup += 0.3 * (min(5.0, self._transport.monotonic() - requested) - self._setup)
                 await self._take_body(body, lease, response)
         except StatusError as error:
             if error.status == 403:
@@ -443,7 +458,7 @@ class RangeFetcher:
     async def _take_first(self, first: FirstRange, lease: RangeLease) -> None:
         """Take the body of the response that began the file."""
         assert first.body is not None
-        self._answered = True
+        self._responded = True
         self._under_way += 1
         try:
             await self._take_body(first.body, lease, first.response)
@@ -457,33 +472,33 @@ class RangeFetcher:
             await body.copy_to(self._sink(lease, response))
         end = min(response.stop, lease.stop)
         if lease.at < end:
-            raise Interrupted(f"the answer ended {end - lease.at} bytes before the end of its range", url=None)
+            raise Interrupted(f"the response ended {end - lease.at} bytes before the end of its range", url=None)
 
     def _refuse_address(self, signed: SignedUrl, error: StatusError) -> None:
-        """Take note of a 403: the address has run out, or the server refuses one connection more.
+        """Handle a 403: the URL has expired, or the server rejects one more connection.
 
-        Another address costs a metered request where addresses run out at all. While others are under way it is asked
-        for once, and no more where that has not helped.
+        If URLs expire at all, another one costs a metered request. While other requests are under way one is requested
+        once, and no more if that has not helped.
 
         Raises:
-            _TooManyConnections: It is left to those that are under way.
+            _TooManyConnections: The lease is left to the requests under way.
         """
         others = self._under_way - 1
         if others and (signed.expires_at is None or self._signed_beside_others):
             self._use_fewer(error, others)
         self._signed_beside_others = self._signed_beside_others or others > 0
-        if self._signed_urls.plain and self._answered and not self._kept_address:
-            # A URL that has served bytes is asked once more as it is: the server may still count a connection that has
-            # ended, and asking where the URL leads would be a connection too.
+        if self._signed_urls.plain and self._responded and not self._kept_address:
+            # A URL that has served bytes is used once more as it is: the server may still count a connection that has
+            # ended, and resolving the URL would be a connection too.
             self._kept_address = True
             return
         self._kept_address = False
         self._signed_urls.refused(signed)
 
     async def _address(self, lease: RangeLease) -> SignedUrl:
-        """Return an address, for which a lease may have to wait long: that is not its connection's fault.
+        """Return a signed URL. A lease may wait long for it, which does not make its connection a slow one.
 
-        The question is metered. If it were given up for being slow, whoever asked again would pay once more.
+        Signing is metered: a second request after giving up a slow one would be charged again.
         """
         scope = self._scopes.pop(lease, None)
         began = self._transport.monotonic()
@@ -498,7 +513,7 @@ class RangeFetcher:
 
     def _check(self, body: Body, start: int, stop: int) -> RangeResponse:
         answer = check_range_response(
-            body.status, body.headers, start=start, stop=stop, size=self.plan.size, validator=self._validator
+            body.status, body.headers, start=start, stop=stop, size=self._plan.size, validator=self._limits.validator
         )
         if answer.verdict is Verdict.REPLACED:
             raise FileReplaced(answer.reason)
@@ -507,7 +522,7 @@ class RangeFetcher:
         return answer
 
     def _sink(self, lease: RangeLease, answer: RangeResponse) -> Sink:
-        """Return what takes the body of an answer that may hold other bytes before and after those of a lease."""
+        """Return the sink for a body that may hold further bytes before and after those of a lease."""
         start, at = lease.at, answer.start
         if start == at and lease.stop <= answer.stop:
             return lambda data: self._take(lease, data)
@@ -529,8 +544,8 @@ class RangeFetcher:
     def _take(self, lease: RangeLease, data: memoryview) -> Awaitable[None] | None:
         size = len(data)
         self.fetched += size
-        if size > lease.rest:
-            data = data[: lease.rest]
+        if size > lease.remaining:
+            data = data[: lease.remaining]
             size = len(data)
         if not size:
             raise _RangeComplete
@@ -538,14 +553,14 @@ class RangeFetcher:
         if writing is not None:
             return self._finish(lease, size, writing)
         delay = self._taken(lease, size)
-        if not lease.rest:
+        if not lease.remaining:
             raise _RangeComplete
         return self._transport.sleep(delay) if delay > 0 else None
 
     async def _finish(self, lease: RangeLease, size: int, writing: Awaitable[None]) -> None:
         await writing
-        delay = self._taken(lease, min(size, lease.rest))
-        if not lease.rest:
+        delay = self._taken(lease, min(size, lease.remaining))
+        if not lease.remaining:
             raise _RangeComplete
         if delay > 0:
             await self._transport.sleep(delay)
@@ -553,5 +568,5 @@ class RangeFetcher:
     def _taken(self, lease: RangeLease, size: int) -> float:
         lease.at += size
         self._store.advanced(lease)
-        # The limit is for all bytes that come, so that a slow disk does not let it pile up.
+        # The limit counts bytes when they are received, so that none are owed after a slow write.
         return self._budget.moved(size, self._transport.monotonic())

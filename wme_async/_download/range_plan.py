@@ -3,12 +3,15 @@
 All decisions of a ranged download that need no socket. Offsets are bytes; an interval is half-open: [start, stop).
 """
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from wme_async._rates import RateMeter
 
-__all__ = ["RangeLease", "RangePlan", "Spans", "part_size"]
+__all__ = ["FetchState", "RangeLease", "RangePlan", "Spans", "part_size"]
 
 MIB = 1 << 20
 _PAGE = 4096
@@ -80,42 +83,78 @@ class Spans:
 
 
 class RangeLease:
-    """One range that one connection is fetching.
+    """One range that one connection fetches.
 
     Attributes:
         start: Its first byte.
-        at: The next byte to come; what lies before it is written.
-        stop: The first byte that is no longer its own; it moves down when another connection takes over the end.
-        began: When it was handed out.
-        moved: When bytes last came.
-        lost: Another connection has taken over all that was left.
-        tries: How often these bytes were taken from a connection that stood still.
+        at: The next byte to receive; all bytes before it are written.
+        stop: The byte after its last; it moves down when another connection takes over the end.
+        began: When it was assigned.
+        moved: When its last bytes were received.
+        lost: Another connection has taken over all remaining bytes.
+        stalls: How often these bytes were taken over from a stalled connection.
     """
 
-    __slots__ = ("_seen", "at", "began", "lost", "meter", "moved", "start", "stop", "tries")
+    __slots__ = ("_measured", "at", "began", "lost", "meter", "moved", "stalls", "start", "stop")
 
-    def __init__(self, start: int, stop: int, now: float, tries: int = 0) -> None:
-        self.start = self.at = self._seen = start
+    def __init__(self, start: int, stop: int, now: float, stalls: int = 0) -> None:
+        self.start = self.at = self._measured = start
         self.stop = stop
         self.began = self.moved = now
         self.lost = False
-        self.tries = tries
+        self.stalls = stalls
         self.meter = RateMeter(now)
 
     def __repr__(self) -> str:
         return f"<RangeLease {self.start}..{self.at}..{self.stop}{' lost' if self.lost else ''}>"
 
     @property
-    def rest(self) -> int:
-        """Bytes still to come."""
+    def remaining(self) -> int:
+        """Bytes still to receive."""
         return self.stop - self.at
 
     def tick(self, now: float) -> None:
-        """Measure the rate of what came since the last tick."""
-        if self.at > self._seen:
+        """Measure the rate since the last tick."""
+        if self.at > self._measured:
             self.moved = now
-        self.meter.add(self.at - self._seen, now)
-        self._seen = self.at
+        self.meter.add(self.at - self._measured, now)
+        self._measured = self.at
+
+    def expected_rate(self, now: float, usual: float, setup: float) -> float:
+        """Return the rate to expect in bytes per second: zero after an unusually long silence.
+
+        Args:
+            now: Seconds.
+            usual: The rate of a connection that has not received anything yet.
+            setup: Seconds until a new connection brings its first byte.
+        """
+        if now - self.moved > (4 * setup + 2.0) * 2**self.stalls:
+            return 0.0
+        return self.meter.rate(now) if self.at > self.start else usual
+
+
+class FetchState(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a download when a connection is idle.
+
+    Args:
+        connections: How many connections are at work or about to be.
+        lifetime: Seconds until the signed URL expires, 0 or less if it has expired; None if it never does.
+        setup: Seconds until a new connection brings its first byte.
+        limit: Only bytes below this offset may be requested now; None for no limit.
+        most: Bytes, the upper bound of ordinary parts.
+        least: Bytes that are worth a request when they are taken over from another connection.
+        elapsed: Seconds since the download began.
+        contended: Another file can use the connection, so that nothing is taken over from those at work here.
+    """
+
+    connections: int
+    lifetime: float | None = None
+    setup: float = 0.1
+    limit: int | None = None
+    most: int = _PART_MOST
+    least: int = MIB
+    elapsed: float = 0.0
+    contended: bool = False
 
 
 class RangePlan:
@@ -211,104 +250,62 @@ class RangePlan:
                 stop = stop // _PAGE * _PAGE
         return self._hand_out(start, stop, now)
 
-    def next(
-        self,
-        now: float,
-        *,
-        connections: int,
-        lifetime: float | None = None,
-        setup: float = 0.1,
-        limit: int | None = None,
-        most: int = _PART_MOST,
-        least: int = MIB,
-        elapsed: float = 0.0,
-        alone: bool = True,
-    ) -> tuple[RangeLease, RangeLease | None] | None:
-        """Say what an idle connection should fetch.
+    def next(self, now: float, state: FetchState) -> tuple[RangeLease, RangeLease | None] | None:
+        """Return the range that an idle connection should fetch.
 
         Args:
             now: Seconds.
-            connections: How many are at work or about to be.
-            lifetime: Seconds that the signed URL still works, 0 or less where it has run out; None: for ever.
-            setup: Seconds until a new connection brings its first byte.
-            limit: Only bytes below this offset.
-            most: Bytes, the upper bound of ordinary parts.
-            least: Bytes that are worth a request when they are taken from another.
-            elapsed: Seconds since the download began.
-            alone: No other file has use for the connection; else it takes nothing from those that are at work here.
+            state: The state of the connections.
 
         Returns:
-            The lease, and the one that it was taken from, if any; None where there is nothing to do.
+            The lease, and the one that it takes over from, if any; None if there is nothing to do.
         """
         rate = self.rate(now)
         size = part_size(
             self.unassigned,
             rate=rate,
-            connections=connections,
-            lifetime=lifetime,
-            served=sum(lease.rest > 2 * _PART_SECONDS * rate for lease in self.leases),
-            most=most,
+            connections=state.connections,
+            lifetime=state.lifetime,
+            served=sum(lease.remaining > 2 * _PART_SECONDS * rate for lease in self.leases),
+            most=state.most,
         )
-        lease = self.lease(now, most=size, limit=limit)
+        lease = self.lease(now, most=size, limit=state.limit)
         if lease is not None:
             return lease, None
-        if not alone or (limit is not None and limit < self.size and self.unassigned):
+        if state.contended or (state.limit is not None and state.limit < self.size and self.unassigned):
             return None
-        if lifetime is not None and lifetime <= 0:
-            # It would cost another metered request. That a line brings more with more connections is then not assumed:
-            # it must be out of balance, by what it has been seen to bring.
-            worth = max(5.0, elapsed / 20)
-            return self.steal(now, setup=setup, least=least, gain=worth) if self._imbalance(now) > worth else None
-        return self.steal(now, setup=setup, least=least, gain=max(0.5, setup))
+        if state.lifetime is None or state.lifetime > 0:
+            return self.steal(now, state, gain=max(0.5, state.setup))
+        # It costs another metered request. More connections do not bring more then unless the work is out of balance,
+        # by the rates measured so far.
+        gain = max(5.0, state.elapsed / 20)
+        return self.steal(now, state, gain=gain) if self._imbalance(now) > gain else None
 
-    def steal(
-        self, now: float, *, setup: float, least: int = MIB, gain: float = 0.5
-    ) -> tuple[RangeLease, RangeLease] | None:
-        """Take over the end of the lease that would be the last to finish.
+    def steal(self, now: float, state: FetchState, *, gain: float = 0.5) -> tuple[RangeLease, RangeLease] | None:
+        """Take over the end of the lease that would finish last.
 
-        The cut is where both finish together: half of the rest between equals, nearly all from one that stands still.
+        The cut is where both finish together: half of the remaining bytes between equals, nearly all from a stalled
+        connection.
 
         Args:
             now: Seconds.
-            setup: Seconds until a new connection brings its first byte.
-            least: Bytes below which four times as many seconds must be won.
-            gain: Seconds that must be won.
+            state: The state of the connections.
+            gain: Seconds that must be won; four times as many for fewer bytes than `state.least`.
 
         Returns:
-            The new lease and the one it was taken from, whose `lost` says that nothing was left to it; None where
-            nothing is worth taking over.
+            The new lease and the one that it takes over from, whose `lost` says that it has no bytes left; None if no
+            takeover is worth it.
         """
         usual = self.rate(now)
-        victim, longest = None, 0.0
-        for lease in self.leases:
-            rate = self._expected(lease, now, usual, setup)
-            left = lease.rest / rate if rate > 0 else float("inf")
-            if lease.rest >= 2 and left > longest:
-                victim, longest = lease, left
+        victim, rate = self._last_to_finish(now, usual, state.setup)
         if victim is None:
             return None
-        rate = self._expected(victim, now, usual, setup)
-        fast = max(usual, rate)
-        if rate <= 0 or fast <= 0:
-            # It stands still: all of it. Or nothing is known of anybody: half.
-            asleep = now - victim.moved > (1 + 4 * setup) * 2**victim.tries
-            cut = victim.at if asleep else victim.at + victim.rest // 2
-            won = float("inf") if asleep else gain
-        else:
-            together = (victim.rest + fast * setup) / (rate + fast)
-            cut = victim.at + int(rate * together)
-            won = longest - together
-        cut = cut if cut == victim.at else max(victim.at, -(-cut // _PAGE) * _PAGE)
-        taken = victim.stop - cut
+        cut, won = _cut(victim, now, rate, max(usual, rate), state.setup)
+        count = victim.stop - cut
         # Few bytes are worth a request only if they would come very slowly otherwise.
-        if taken <= 0 or won < (gain if taken >= least else 4 * gain):
+        if count <= 0 or (gain if won is None else won) < (gain if count >= state.least else 4 * gain):
             return None
-        stop, victim.stop = victim.stop, cut
-        victim.lost = victim.rest == 0
-        # A server that is slow to answer everybody must not be asked more and more often.
-        thief = RangeLease(cut, stop, now, victim.tries + 1 if victim.lost else 0)
-        self.leases.append(thief)
-        return thief, victim
+        return self._split(victim, cut, now), victim
 
     def give_back(self, thief: RangeLease, victim: RangeLease) -> None:
         """Undo a `steal` that nothing has come of yet."""
@@ -327,7 +324,7 @@ class RangePlan:
         """
         slow = []
         for lease in self.leases:
-            if now - lease.began < patience or not lease.rest:
+            if now - lease.began < patience or not lease.remaining:
                 continue
             rate = lease.meter.rate(now)
             others = [other.meter.rate(now) for other in self.leases if other is not lease and now - other.began > 1]
@@ -344,15 +341,15 @@ class RangePlan:
             self.spans.add(lease.start, lease.at)
             self._closed = self.spans.total
             self._learn(came, now - lease.began)
-        if lease.rest:
+        if lease.remaining:
             self._retake()
 
     def _imbalance(self, now: float) -> float:
         """Seconds by which the last lease will finish later than all would if the work were spread evenly."""
         if not self.leases or not self._peak:
             return 0.0
-        rest = sum(lease.rest for lease in self.leases)
-        longest = max(lease.rest / max(lease.meter.rate(now), 1.0) for lease in self.leases)
+        rest = sum(lease.remaining for lease in self.leases)
+        longest = max(lease.remaining / max(lease.meter.rate(now), 1.0) for lease in self.leases)
         return longest - rest / self._peak
 
     def _learn(self, came: int, seconds: float) -> None:
@@ -365,11 +362,23 @@ class RangePlan:
             else self._rate + (came / seconds - self._rate) * min(0.3, came / (_PART_SECONDS * self._rate))
         )
 
-    def _expected(self, lease: RangeLease, now: float, usual: float, setup: float) -> float:
-        """Return the rate at which a lease will go on: nothing if it has been silent for longer than it should."""
-        if now - lease.moved > (4 * setup + 2.0) * 2**lease.tries:
-            return 0.0
-        return lease.meter.rate(now) if lease.at > lease.start else usual
+    def _last_to_finish(self, now: float, usual: float, setup: float) -> tuple[RangeLease | None, float]:
+        """Return the lease that will finish last at the present rates, and its rate; None if none can be split."""
+        victim, slowest, longest = None, 0.0, 0.0
+        for lease in self.leases:
+            rate = lease.expected_rate(now, usual, setup)
+            seconds = lease.remaining / rate if rate > 0 else math.inf
+            if lease.remaining >= 2 and seconds > longest:
+                victim, slowest, longest = lease, rate, seconds
+        return victim, slowest
+
+    def _split(self, victim: RangeLease, cut: int, now: float) -> RangeLease:
+        stop, victim.stop = victim.stop, cut
+        victim.lost = victim.remaining == 0
+        # A server that is slow for all connections must not get more and more requests.
+        thief = RangeLease(cut, stop, now, victim.stalls + 1 if victim.lost else 0)
+        self.leases.append(thief)
+        return thief
 
     def _hand_out(self, start: int, stop: int, now: float) -> RangeLease:
         lease = RangeLease(start, stop, now)
@@ -381,6 +390,28 @@ class RangePlan:
         self._taken = Spans(self.spans)
         for lease in self.leases:
             self._taken.add(lease.start, lease.stop)
+
+
+def _cut(victim: RangeLease, now: float, rate: float, fast: float, setup: float) -> tuple[int, float | None]:
+    """Return where to cut a lease for a takeover, and the seconds that it wins, None where unknown.
+
+    Args:
+        victim: The lease.
+        now: Seconds.
+        rate: Bytes per second of the victim.
+        fast: Bytes per second of the connection that takes over.
+        setup: Seconds until a new connection brings its first byte.
+    """
+    if rate > 0:
+        together = (victim.remaining + fast * setup) / (rate + fast)
+        cut, won = victim.at + int(rate * together), victim.remaining / rate - together
+    elif now - victim.moved > (1 + 4 * setup) * 2**victim.stalls:
+        # It has stalled: all of it.
+        return victim.at, math.inf
+    else:
+        # No rate is known yet: half.
+        cut, won = victim.at + victim.remaining // 2, None
+    return (cut if cut == victim.at else max(victim.at, -(-cut // _PAGE) * _PAGE)), won
 
 
 def part_size(

@@ -1,4 +1,4 @@
-"""The bytes of a file in order, while several connections fetch it: for reading before it is whole."""
+"""The bytes of a file in order, while several connections fetch it."""
 
 import abc
 import asyncio
@@ -9,27 +9,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from wme_async import _platform
-from wme_async._arguments import check_flags, check_instances, check_numbers
-from wme_async._download.budget import Budget, SignedUrlCache, after
+from wme_async._arguments import check_flags, check_numbers
+from wme_async._download.budget import Budget, SignedUrlCache
 from wme_async._download.download import DownloadRun
 from wme_async._download.etags import PartSums, may_be_newer
+from wme_async._download.options import DownloadSettings, budget_for
 from wme_async._download.part_file import PartFile
-from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
+from wme_async._download.range_fetcher import FetchLimits, FileReplaced, RangeFetcher, RangesUnsupported
 from wme_async._download.range_plan import RangeLease, RangePlan
 from wme_async._download.range_responses import strong_etag
-from wme_async._download.source import Checksum, Download, FileInfo, Source, validator_of
-from wme_async._download.verification import (
-    delay_after_failure,
-    fetch_version,
-    open_whole_file,
-    verify,
-    wait_before_restart,
-)
+from wme_async._download.source import Checksum, FileInfo, Source, validator_of
+from wme_async._download.verification import check_md5, fetch_version, wait_before_restart
+from wme_async._download.whole_file import WholeFileFetcher
 from wme_async._tasks import WorkGroup, in_thread, raise_first_cause, wait_done
 from wme_async._transport import Transport
-from wme_async._transport.retry import Backoff
-from wme_async.errors import IntegrityError, Interrupted, WMEError
+from wme_async.errors import IntegrityError, WMEError
 
 __all__ = ["ContentReader", "open_content"]
 
@@ -37,11 +34,12 @@ MIB = 1 << 20
 
 _WINDOW = 12 * MIB
 _READ = 256 * 1024
-# Connections that a window has where nobody says how many.
-_FEW = 6
-# Parts of a file that is read in order: what the reader waits for must not be spread over a large one.
+# Connections of a window by default. Readers are seldom faster, and the fewer share the window, the larger the parts.
+_CONNECTIONS = 6
+# Parts of a file on the disk that is read in order: the next bytes for the reader must not be spread over a large one.
 _TEE_PART = 16 * MIB
 _HASH_BATCH = 2 * MIB
+_MAX_RESTARTS = 4
 _CLOSED = "this file is closed for reading; open it again"
 
 
@@ -56,23 +54,23 @@ def open_content(
     max_rate: float | None = None,
     budget: Budget | None = None,
     durable: bool = True,
-    overwrite: bool = True,
+    overwrite: bool = False,
     create: bool = False,
 ) -> "ContentReader":
     """Read a file in order while it is fetched.
 
-    Nothing is asked for before the first bytes are wanted. Ranges ahead of the reader fill a window in memory; a reader
-    that pauses pauses the connections. One connection fetches all with a single metered request however long the reader
-    takes; several need a new signature whenever the last one has run out.
+    No request is sent before the first read. Ranges ahead of the reader fill a window in memory; a reader that pauses
+    pauses the connections. One connection fetches everything with a single metered request, however long the reader
+    takes; several connections need a new signature whenever the last one has expired.
 
     Args:
-        source: Where it comes from.
-        transport: The door to the network.
-        connections: At most so many; None leaves it to the budget.
+        source: The file on the server.
+        transport: Sends the requests.
+        connections: Connections at most; None leaves it to the budget.
         window: Bytes held ahead of the reader. With `tee` they are on the disk instead.
-        tee: Keep the file too, under this name, resumable and verified as by `download`. A function is awaited for the
+        tee: Keep the file under this name too, resumable and verified as by `download`. A function is awaited for the
             name when reading begins.
-        verify: Compare the MD5 with the one of the metadata, and where that is of another version the ETag with the one
+        verify: Compare the MD5 with the one in the metadata, and if that is of another version the ETag with the one
             of the file; a mismatch is raised at the end, after the last bytes.
         max_rate: Bytes per second.
         budget: Connections and bandwidth shared with other downloads.
@@ -81,39 +79,40 @@ def open_content(
         create: As for `download`, with `tee`.
 
     Returns:
-        An async iterator of bytes, and an async context manager; `aclose` stops everything.
+        An async iterator of bytes, and an async context manager; `aclose` stops all requests.
 
     Raises:
-        TypeError: An argument of another type.
-        ValueError: A number makes no sense.
+        TypeError: An argument has another type.
+        ValueError: A number is out of range.
     """
-    check_numbers(whole=True, connections=connections, window=window)
-    check_instances(budget=(budget, Budget))
+    check_numbers(whole=True, minimum=1, connections=connections, window=window)
     check_flags(overwrite=overwrite)
-    if window < 1 or (connections is not None and connections < 1):
-        raise ValueError("connections and window must be at least 1")
-    if budget is not None and max_rate is not None:
-        raise ValueError("give max_rate to the budget that the downloads share")
-    shared = budget or Budget.for_one(connections, max_rate)
+    shared = budget_for(budget, connections, max_rate)
     limit = connections or shared.tuner.most
-    if tee is not None:
-        job = DownloadRun(source, tee if isinstance(tee, Path) else Path(), transport, shared, None)
-        job.verify, job.durable, job.connections = verify, durable, limit
-        job.overwrite, job.create, job.refetch = overwrite, create, True
-        if limit > 1:
-            # One alone brings them in order anyway, and needs no further signature for a long part.
-            job.in_order, job.part_size = True, _TEE_PART
-        return _PartFileReader(job, None if isinstance(tee, Path) else tee)
-    # Reading is seldom quicker than a few connections, and the fewer share the window, the larger their parts are.
-    few = connections or min(_FEW, limit)
-    return _WindowReader(source, transport, shared, connections=few, window=window, verify=verify)
+    if tee is None:
+        return _WindowReader(
+            source,
+            transport,
+            shared,
+            connections=connections or min(_CONNECTIONS, limit),
+            window=window,
+            verify=verify,
+        )
+    settings = DownloadSettings(
+        verify=verify, durable=durable, overwrite=overwrite, create=create, refetch=True, budget=shared,
+        connections=limit,
+    )  # fmt: skip
+    if limit > 1:
+        # A single connection fetches in order anyway, and needs no further signature for a long part.
+        settings = msgspec.structs.replace(settings, in_order=True, part_size=_TEE_PART)
+    return _PartFileReader(source, transport, settings, tee)
 
 
 class ContentReader(AsyncIterator[bytes], abc.ABC):
-    """The bytes of a file in order. Iterate once; close it, best by `async with`.
+    """The bytes of a file in order. Iterate once; close it, preferably by `async with`.
 
     Attributes:
-        position: Bytes handed out so far.
+        position: Bytes returned so far.
         size: Bytes of the file, None where unknown (yet).
         verified: As in `Download`, once all has been read.
     """
@@ -123,7 +122,7 @@ class ContentReader(AsyncIterator[bytes], abc.ABC):
         self.size: int | None = None
         self.verified: bool | None = None
         self._task: asyncio.Task[None] | None = None
-        self._moved = asyncio.Event()
+        self._more = asyncio.Event()
         self._closed = False
 
     def __aiter__(self) -> Self:
@@ -142,16 +141,16 @@ class ContentReader(AsyncIterator[bytes], abc.ABC):
 
         Raises:
             IntegrityError: The file was replaced on the server after the first bytes had been read, or is damaged.
-            WMEError: It could not be had.
+            WMEError: A request failed.
             OSError: With `tee`: the disk.
-            RuntimeError: It is closed.
+            RuntimeError: The reader is closed.
         """
         if self._closed:
             raise RuntimeError(_CLOSED)
         if self._task is None:
             # Its own task, since connections outlive a single call; `aclose` waits for it.
             self._task = asyncio.get_running_loop().create_task(self._run())
-            self._task.add_done_callback(lambda _: self._moved.set())
+            self._task.add_done_callback(lambda _: self._more.set())
         while True:
             ended = self._task.done()
             piece = self._pop()
@@ -159,16 +158,16 @@ class ContentReader(AsyncIterator[bytes], abc.ABC):
                 self.position += len(piece)
                 return piece
             if self._closed:
-                # By another task: that its own was cancelled for it is no cancellation of this one.
+                # Another task has closed the reader: the cancellation of its own task does not concern this one.
                 raise RuntimeError(_CLOSED)
             if ended:
                 self._task.result()
                 raise StopAsyncIteration
-            self._moved.clear()
-            await self._moved.wait()
+            self._more.clear()
+            await self._more.wait()
 
     async def aclose(self) -> None:
-        """Stop fetching and wait until all connections are closed. What `tee` has got so far can be resumed."""
+        """Stop fetching and wait until all connections are closed. A file kept by `tee` can be resumed."""
         self._closed = True
         task = self._task
         try:
@@ -176,7 +175,7 @@ class ContentReader(AsyncIterator[bytes], abc.ABC):
                 task.cancel()
                 await wait_done(task)
                 if not task.cancelled():
-                    task.exception()  # whoever leaves before it is told has no use for it
+                    task.exception()  # a reader that stops early has no use for it
         finally:
             self._dispose()
 
@@ -188,50 +187,57 @@ class ContentReader(AsyncIterator[bytes], abc.ABC):
     def _pop(self) -> bytes | None:
         """Return the bytes at `position`, if they are there."""
 
+    @abc.abstractmethod
     def _dispose(self) -> None:
-        """Let go of what is held."""
+        """Release files and memory."""
 
 
 class _PartFileReader(ContentReader):
-    """Reads an unfinished file from the disk, right behind those who write it."""
+    """Reads an unfinished file from the disk, right behind the download that writes it."""
 
-    def __init__(self, job: DownloadRun, path: Callable[[], Awaitable[Path]] | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        transport: Transport,
+        settings: DownloadSettings,
+        tee: Path | Callable[[], Awaitable[Path]],
+    ) -> None:
         super().__init__()
-        self.result: Download | None = None
-        self._path = path
-        self._job = job
+        self._source = source
+        self._transport = transport
+        self._settings = settings
+        self._tee = tee
+        self._download: DownloadRun | None = None
         self._fd = -1
         self._version = 0
-        job.on_bytes = self._moved.set
-        job.on_open = self._open
 
     def _open(self, part: PartFile) -> None:
-        # The file gets another name at the end; what is opened stays the same.
+        # The file gets another name at the end; the descriptor stays the same.
         self._fd = part.duplicate()
 
     async def _run(self) -> None:
-        if self._path is not None:
-            self._job.to = await self._path()
-        self.result = await self._job.run()
-        self.verified = self.result.verified
+        path = self._tee if isinstance(self._tee, Path) else await self._tee()
+        self._download = DownloadRun(
+            self._source, path, self._transport, self._settings, on_bytes=self._more.set, on_open=self._open
+        )
+        self.verified = (await self._download.run()).verified
 
     def _pop(self) -> bytes | None:
-        job = self._job
-        if self._version != job.versions:
+        download = self._download
+        if download is None:
+            return None
+        if self._version != download.versions:
             if self.position:
                 raise IntegrityError(
                     "the file was replaced on the server while it was read, or may have been; read it again"
                 )
-            self._version = job.versions
-        self.size = job.total
-        if self._fd < 0:
+            self._version = download.versions
+        transfer = download.transfer
+        if transfer is None:
             return None
-        front = job.front if self.result is None else self.result.size
-        return (
-            _platform.read_at(self._fd, min(_READ, front - self.position), self.position)
-            if front > self.position
-            else None
-        )
+        self.size = transfer.size
+        count = min(_READ, transfer.frontier - self.position)
+        return _platform.read_at(self._fd, count, self.position) if count > 0 else None
 
     def _dispose(self) -> None:
         if self._fd >= 0:
@@ -240,7 +246,7 @@ class _PartFileReader(ContentReader):
 
 
 class _WindowReader(ContentReader):
-    """Holds what came ahead of the reader in memory; no more than the window."""
+    """Holds the bytes ahead of the reader in memory, up to the size of the window. It is the store of its fetcher."""
 
     def __init__(
         self, source: Source, transport: Transport, budget: Budget, *, connections: int, window: int, verify: bool
@@ -257,28 +263,29 @@ class _WindowReader(ContentReader):
         self._digest = hashlib.md5(usedforsecurity=False)
         self._sums: PartSums | None = None
         self._pieces: dict[int, bytes] = {}
-        self._to_hash: list[bytes] = []
-        self._to_hash_size = 0
-        self._taken = asyncio.Event()
-        self._fetcher: RangeFetcher | None = None
+        self._unhashed: list[bytes] = []
+        self._unhashed_size = 0
         self._hashed = 0
+        self._popped = asyncio.Event()
+        self._fetcher: RangeFetcher | None = None
+        self._whole: WholeFileFetcher | None = None
         self._end: int | None = None
 
-    # The protocol `RangeStore`.
+    # `RangeStore` and `WholeFileStore`.
 
     def open_lease(self, lease: RangeLease) -> None:
-        """Nothing is accounted for."""
+        """Do nothing: there is no ledger."""
 
     def close_lease(self, lease: RangeLease) -> None:
-        """Nothing is accounted for."""
+        """Do nothing: there is no ledger."""
 
     def advanced(self, lease: RangeLease) -> None:
-        """Nothing is accounted for."""
+        """Do nothing: there is no ledger."""
 
     def limit(self) -> int | None:
-        """Return the end of the window. A single connection is simply made to wait.
+        """Return the end of the window; None for a single connection, which waits for room instead.
 
-        It moves on by whole parts, since each few bytes that a reader takes would be a request of their own otherwise.
+        It advances by whole parts, since each few bytes that a reader takes would be a request of their own otherwise.
         """
         if self._connections == 1:
             return None
@@ -287,31 +294,40 @@ class _WindowReader(ContentReader):
 
     def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
         """Keep a piece for the reader."""
-        whole = data.obj
-        self._pieces[offset] = whole if isinstance(whole, bytes) and len(whole) == len(data) else bytes(data)
-        self._moved.set()
-        return self._room(offset + len(data)) if offset + len(data) > self.position + self._window else None
+        if self._whole is not None:
+            self.size = self._whole.size
+        piece = data.obj
+        self._pieces[offset] = piece if isinstance(piece, bytes) and len(piece) == len(data) else bytes(data)
+        self._more.set()
+        stop = offset + len(data)
+        return self._wait_for_room(stop) if stop > self.position + self._window else None
 
-    async def _room(self, stop: int) -> None:
+    async def discard(self, error: WMEError) -> None:
+        """Drop all pieces before a reader can come, or raise if it has read some."""
+        if self.position:
+            raise error
+        self._pieces.clear()
+
+    async def _wait_for_room(self, stop: int) -> None:
         while stop > self.position + self._window:
-            self._taken.clear()
-            await self._taken.wait()
+            self._popped.clear()
+            await self._popped.wait()
 
     def _pop(self) -> bytes | None:
         piece = self._pieces.pop(self.position, None)
         if piece is not None:
-            self._taken.set()
+            self._popped.set()
             if self._verify:
-                self._to_hash.append(piece)
-                self._to_hash_size += len(piece)
+                self._unhashed.append(piece)
+                self._unhashed_size += len(piece)
             if self._fetcher is not None:
-                # The window has moved on: idle connections may ask for more.
+                # The window has moved: idle connections may request more.
                 self._fetcher.notify()
         return piece
 
     def _dispose(self) -> None:
         self._pieces.clear()
-        self._to_hash.clear()
+        self._unhashed.clear()
 
     async def _run(self) -> None:
         restarts = 0
@@ -319,102 +335,71 @@ class _WindowReader(ContentReader):
             info, promised = await fetch_version(self._source, self._transport, checksum=self._verify)
             self.size = info.size
             self._sums = _sums_of(info, promised)
+            self._whole = None
             try:
                 await self._fetch(info)
                 break
             except FileReplaced as change:
                 restarts += 1
-                if self.position or restarts > 4:
+                if self.position or restarts > _MAX_RESTARTS:
                     raise IntegrityError(
                         f"the file was replaced on the server while it was read ({change}); read it again"
                     ) from change
                 self._pieces.clear()
                 await wait_before_restart(self._transport, restarts)
         if self._verify:
-            self.verified = await verify(self._source, self._digest.hexdigest(), promised, info, self._has_etag)
-
-    async def _has_etag(self) -> bool:
-        return self._sums is not None and self._sums.proven()
+            self.verified, mismatch = await check_md5(self._source, self._digest.hexdigest(), promised, info)
+            if mismatch is not None and not (self._sums is not None and self._sums.proven()):
+                raise mismatch
 
     async def _fetch(self, info: FileInfo) -> None:
         validator = validator_of(info)
         if info.size is None or validator is None or not info.accept_ranges:
-            await self._fetch_stream(info)
+            await self._fetch_whole(info)
             return
         plan = RangePlan(info.size, rate=self._budget.rate)
         single = self._connections == 1
         part = max(min(MIB, self._window), self._window // max(2, self._connections))
         self._step = part if self._window >= 4 * part else 1
-        fetcher = self._fetcher = RangeFetcher(
-            self._transport, plan, self, self._signed_urls, self._budget,
-            validator=validator, connections=self._connections, least=min(MIB, part),
-            most=part, in_order=not single, at_once=single,
+        limits = FetchLimits(
+            validator=validator, connections=self._connections, least=min(MIB, part), most=part, in_order=not single,
+            at_once=single,
         )  # fmt: skip
+        self._fetcher = RangeFetcher(self._transport, plan, self, self._signed_urls, self._budget, limits)
         try:
             with raise_first_cause():
                 async with WorkGroup() as group:
-                    group.start(fetcher.run())
+                    group.start(self._fetcher.run())
                     self._end = info.size
                     await self._hash()
         except RangesUnsupported as refusal:
             if self.position:
                 raise refusal.error from None
             self._pieces.clear()
-            await self._fetch_stream(info)
+            await self._fetch_whole(info)
 
-    async def _fetch_stream(self, info: FileInfo) -> None:
-        """Read one plain answer. It cannot be begun again once the reader has some of it."""
-        backoff = Backoff(self._transport.retry, self._transport.random.random)
-        began = self._transport.monotonic()
-        await self._budget.acquire()
-        try:
-            while True:
-                try:
-                    return await self._ask_stream(info)
-                except WMEError as error:
-                    wait = delay_after_failure(error, self._signed_urls, backoff, self._transport.monotonic() - began)
-                    if self.position:
-                        raise
-                    # At once: a reader may come before the next attempt.
-                    self._pieces.clear()
-                await self._transport.sleep(wait)
-        finally:
-            self._budget.release()
-
-    async def _ask_stream(self, info: FileInfo) -> None:
-        at = 0
-
-        def take(data: memoryview) -> Awaitable[None] | None:
-            nonlocal at
-            if expected is not None and at + len(data) > expected:
-                raise IntegrityError(f"more than the {expected} bytes that were promised are sent")
-            offset, at = at, at + len(data)
-            room = self.write(offset, data)
-            delay = self._budget.moved(len(data), self._transport.monotonic())
-            return after(room, self._transport, delay)
-
-        async with open_whole_file(self._transport, self._signed_urls, info) as (body, answer):
-            expected = self.size = answer.size
-            with raise_first_cause():
-                async with WorkGroup() as group:
-                    group.start(self._hash())
-                    await body.copy_to(take)
-                    if expected is not None and at != expected:
-                        raise Interrupted(f"{at} bytes came of {expected}", url=None)
-                    self._end = at
-                    self._taken.set()
+    async def _fetch_whole(self, info: FileInfo) -> None:
+        """Read one plain response. It cannot be requested again once the reader has some of it."""
+        self._whole = WholeFileFetcher(self._transport, self._signed_urls, self._budget, self)
+        with raise_first_cause():
+            async with WorkGroup() as group:
+                group.start(self._hash())
+                await self._whole.run(info)
+                self.size = self._whole.size
+                self._end = self._whole.done
+                self._popped.set()
 
     async def _hash(self) -> None:
-        """Hash what was handed out, in order and in a thread, until all was."""
+        """Hash the returned bytes, in order and in a thread, up to the end of the file."""
         while self._verify and self._hashed != self._end:
-            if self._to_hash_size < _HASH_BATCH and self.position != self._end:
-                self._taken.clear()
-                await self._taken.wait()
+            if self._unhashed_size < _HASH_BATCH and self.position != self._end:
+                self._popped.clear()
+                await self._popped.wait()
             else:
-                await self._hash_pending()
+                await self._hash_batch()
 
-    async def _hash_pending(self) -> None:
-        pieces, self._to_hash, self._to_hash_size = self._to_hash, [], 0
+    async def _hash_batch(self) -> None:
+        pieces, self._unhashed, self._unhashed_size = self._unhashed, [], 0
 
         def update() -> None:
             for piece in pieces:
@@ -427,10 +412,10 @@ class _WindowReader(ContentReader):
 
 
 def _sums_of(info: FileInfo, promised: Checksum | None) -> PartSums | None:
-    """Return what is to be computed on the way for the case that the metadata is not of this version.
+    """Return the digests to compute on the way for the case that the metadata is not of this version.
 
-    What was read is gone when that shows at the end. It costs another MD5 of all bytes, so that it is done only where
-    the dates allow the case.
+    The bytes are gone when that shows at the end. It costs another MD5 of all bytes, so that it is done only where the
+    dates allow the case.
     """
     etag = strong_etag(info.etag)
     if promised is None or etag is None or info.size is None:

@@ -1,44 +1,27 @@
-"""What is asked of a source and its server beside the ranges: the version, the checksum, the whole file at once."""
+"""The version and the checksum of a file on the server, and whether its bytes have them."""
 
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import Collection
+from pathlib import Path
 
 import msgspec
 
-from wme_async._download.attempts import MAX_WRONG_RESPONSES, check_signatures
 from wme_async._download.budget import SignedUrlCache
-from wme_async._download.part_file import PartFile
-from wme_async._download.range_fetcher import FileReplaced
-from wme_async._download.range_responses import (
-    conditions,
-    content_coding,
-    etag_matches,
-    parse_content_range,
-    strong_etag,
-)
+from wme_async._download.range_responses import strong_etag
 from wme_async._download.source import Checksum, DirectSource, FileInfo, Source
-from wme_async._tasks import WorkGroup, long_in_thread, raise_first_cause
-from wme_async._transport import Body, Request, Transport
-from wme_async._transport.retry import Backoff, is_transient, jittered_delay, note_attempts
-from wme_async.errors import IntegrityError, NotFound, StatusError, WMEError
+from wme_async._tasks import WorkGroup, raise_first_cause
+from wme_async._transport import Transport
+from wme_async._transport.retry import jittered_delay
+from wme_async.errors import IntegrityError, NotFound
 
-__all__ = [
-    "delay_after_failure",
-    "fetch_version",
-    "open_whole_file",
-    "promised_and_signed",
-    "verify",
-    "verify_sha1",
-    "wait_before_restart",
-]
+__all__ = ["check_md5", "check_sha1", "fetch_version", "promised_and_signed", "wait_before_restart"]
 
 
 async def fetch_info(source: Source, transport: Transport) -> FileInfo:
-    """Ask for the version of a file. The server says 404 to a HEAD for any trouble of its own, so that is asked again.
+    """Request the version of a file. The server answers a HEAD with 404 also when it fails itself, so 404 is retried.
 
     Raises:
-        NotFound: It is still not there.
-        WMEError: The question failed.
+        NotFound: The file does not exist.
+        WMEError: The request failed.
     """
     for attempt in (1, 2):
         try:
@@ -49,18 +32,23 @@ async def fetch_info(source: Source, transport: Transport) -> FileInfo:
 
 
 async def wait_before_restart(transport: Transport, attempt: int) -> None:
-    """Wait a little, the longer the more attempts there were."""
+    """Wait before a file is requested anew, longer after each attempt."""
     await transport.sleep(jittered_delay(transport.retry, attempt + 1, transport.random.random))
 
 
 async def fetch_version(
     source: Source, transport: Transport, *, checksum: bool = True
 ) -> tuple[FileInfo, Checksum | None]:
-    """Ask for the version of a file and, where it is wanted, the checksum: both at once, and both free.
+    """Request the version of a file and its checksum at the same time. Both are free.
+
+    Args:
+        source: The file.
+        transport: Has the clock.
+        checksum: Request the checksum.
 
     Raises:
-        NotFound: The file is not there.
-        WMEError: A question failed.
+        NotFound: The file does not exist.
+        WMEError: A request failed.
     """
     with raise_first_cause():
         async with WorkGroup() as group:
@@ -70,7 +58,7 @@ async def fetch_version(
 
 
 async def promised_checksum(source: Source) -> Checksum | None:
-    """Ask for the promised MD5; None also where the file has no metadata, as the monthly Commons archive has none."""
+    """Request the promised MD5; None if the file has no metadata, as the monthly Commons archive."""
     try:
         promised = await source.checksum()
     except NotFound:
@@ -104,160 +92,56 @@ async def promised_and_signed(source: DirectSource, signed_urls: SignedUrlCache)
     return True, metadata.result()
 
 
-async def verify(
-    source: Source,
-    md5: str | None,
-    promised: Checksum | None,
-    info: FileInfo,
-    has_etag: Callable[[], Awaitable[bool]],
-) -> bool | None:
-    """Say whether the bytes are what the metadata promises.
+async def check_md5(
+    source: Source, md5: str | None, promised: Checksum | None, info: FileInfo
+) -> tuple[bool | None, IntegrityError | None]:
+    """Compare the MD5 of received bytes with the metadata, and then with the ETag.
 
-    Archives are replaced in place, and their metadata follows a little later. So a mismatch is first looked up again;
-    then the bytes are compared with the ETag, which comes with the object itself. If they have it, the object is whole
-    and newer than its metadata, or older where that was replaced since.
+    An archive is replaced in place, and its metadata follows a little later. So after a mismatch the metadata is
+    requested again, and then the ETag decides, which comes with the object itself: bytes that have it are complete,
+    and newer or older than the metadata.
 
     Args:
-        source: Where they come from.
-        md5: What they have, None where it was not wanted.
-        promised: What the metadata promised when they were asked for.
-        info: Their version.
-        has_etag: Says whether the bytes have the ETag of a file that was uploaded in parts. Called where nothing else
-            has proven them.
+        source: The file on the server.
+        md5: The MD5 of the bytes, None if it was not computed.
+        promised: The checksum in the metadata before the transfer.
+        info: The version of the bytes.
 
     Returns:
-        True if they are; None if there is nothing to compare with, or the metadata is of another version.
-
-    Raises:
-        IntegrityError: They are not.
+        True if the metadata has this MD5, None if it does not prove anything; and the error to raise unless the bytes
+        have the ETag of a file that was uploaded in parts.
     """
     if md5 is None or promised is None:
-        return None
+        return None, None
     if md5 == promised.md5:
-        return True
-    # Metadata that has vanished meanwhile proves as little as what it said before, so the ETag decides then too.
+        return True, None
+    # Metadata that has vanished proves as little as the earlier one, so the ETag decides then too.
     promised = await promised_checksum(source) or promised
     if md5 == promised.md5:
-        return True
-    if strong_etag(info.etag) == f'"{md5}"' or await has_etag():
-        return None
-    raise IntegrityError(
-        "what arrived does not have the MD5 that its metadata promises; nothing was kept, so fetch it again",
+        return True, None
+    if strong_etag(info.etag) == f'"{md5}"':
+        return None, None
+    return None, IntegrityError(
+        "the received bytes do not have the MD5 in the metadata; nothing was kept, so fetch the file again",
         expected=promised.md5,
         got=md5,
     )
 
 
-async def verify_sha1(known: Collection[str], part: PartFile) -> bool:
-    """Return True, for bytes that have one of these SHA-1.
-
-    Raises:
-        IntegrityError: They have another.
-    """
-    got = await long_in_thread(part.sha1)
-    if got not in known:
-        raise IntegrityError(
-            f"what arrived has another SHA-1 than {part.target.name} should have; nothing was kept",
-            expected=" or ".join(sorted(known)),
-            got=got,
-        )
-    return True
-
-
-@contextlib.asynccontextmanager
-async def open_whole_file(
-    transport: Transport, signed_urls: SignedUrlCache, info: FileInfo
-) -> AsyncIterator[tuple[Body, FileInfo]]:
-    """Ask for a file in one answer, which is of one version whatever other answers say.
-
-    A file of an archive has to be the version that is known. Of a URL that a user named the answer itself decides: it
-    is asked for without conditions, and a content coding is part of the file.
-
-    Yields:
-        The body, and what its head says of the file; `size` is None where it does not say it.
-
-    Raises:
-        FileReplaced: It is another version.
-        IntegrityError: It is something else.
-        WMEError: It could not be had.
-    """
-    signed = await signed_urls.get()
-    etag = None if signed_urls.plain else strong_etag(info.etag)
-    headers = {**signed.headers, "Accept-Encoding": "identity", **conditions(etag)}
-    request = Request(method="GET", role=signed.role, path=signed.url, headers=headers, accepts="any")
-    try:
-        async with transport.open(request, retry=False) as body:
-            size = _size_of_any(body) if signed_urls.plain else _size_of_version(body, info, etag)
-            signed_urls.worked()
-            yield body, msgspec.structs.replace(info, size=size, etag=body.headers.get("ETag", info.etag))
-    except StatusError as error:
-        if error.status == 403:
-            signed_urls.refused(signed)
-        raise
-
-
-def delay_after_failure(error: WMEError, signed_urls: SignedUrlCache, backoff: Backoff, elapsed: float) -> float:
-    """Return the seconds to wait before a file is asked for in one answer again, or raise what ends that.
+def check_sha1(digests: Collection[str], sha1: str, target: Path) -> None:
+    """Raise if a SHA-1 is not one of several.
 
     Args:
-        error: Why the last answer was not taken.
-        signed_urls: Where its address came from.
-        backoff: Counts the attempts.
-        elapsed: Seconds since the first one began.
+        digests: In hexadecimal.
+        sha1: Of the received bytes.
+        target: The file, for the message.
 
     Raises:
-        FileReplaced: It is another version.
-        WMEError: It cannot be had.
+        IntegrityError: It is another one.
     """
-    status = error.status if isinstance(error, StatusError) else None
-    if status == 412:
-        raise FileReplaced(str(error)) from error
-    if signed_urls.failure is not None:
-        raise error
-    if status == 403:
-        check_signatures(signed_urls, error)
-        return 0.0
-    wrong = isinstance(error, IntegrityError)
-    if not wrong and not is_transient(error):
-        raise error
-    wait = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
-    if wait is None or (wrong and backoff.attempts > MAX_WRONG_RESPONSES):
-        raise note_attempts(error, attempts=backoff.attempts, elapsed=elapsed)
-    return wait
-
-
-def _size_of_version(body: Body, info: FileInfo, etag: str | None) -> int | None:
-    """Check the head of an answer that should hold a known version of a file; return how many bytes it promises."""
-    coding = content_coding(body.headers)
-    if body.status != 200 or coding is not None:
-        encoded = f", encoded ({coding})," if coding else ""
-        raise _unexpected(body, f"HTTP {body.status}{encoded} where the plain file was asked for")
-    if not etag_matches(body.headers.get("ETag"), etag):
-        raise FileReplaced("the ETag has changed")
-    size = _length_of(body)
-    if size is not None and info.size is not None and size != info.size:
-        raise FileReplaced(f"the file has {size} bytes and no longer {info.size}")
-    return size if size is not None else info.size
-
-
-def _size_of_any(body: Body) -> int | None:
-    """Check the head of an answer that should hold a whole file; return how many bytes it promises."""
-    length = _length_of(body)
-    if body.status in {200, 203}:
-        return length
-    if body.status == 204 or (body.status == 206 and length == 0):
-        # Some servers have no other way to send an empty file.
-        return 0
-    sent = parse_content_range(body.headers.get("Content-Range")) if body.status == 206 else None
-    if sent is not None and sent.start == 0 and sent.stop == sent.size:
-        return sent.size
-    raise _unexpected(body, f"HTTP {body.status} where the whole file was asked for")
-
-
-def _length_of(body: Body) -> int | None:
-    length = body.headers.get("Content-Length", "")
-    return int(length) if length.isascii() and length.isdigit() else None
-
-
-def _unexpected(body: Body, message: str) -> IntegrityError:
-    return IntegrityError(message, url=body.url.partition("?")[0])
+    if sha1 not in digests:
+        raise IntegrityError(
+            f"the received bytes do not have the SHA-1 of {target.name}; nothing was kept, so fetch the file again",
+            expected=" or ".join(sorted(digests)),
+            got=sha1,
+        )

@@ -18,7 +18,7 @@ from wme_async import _platform
 from wme_async._client.archive_names import ArchiveName
 from wme_async._client.client import Client
 from wme_async._client.files import Files
-from wme_async._download import Budget, Checksum, FileInfo, Progress, SignedUrl, download
+from wme_async._download import Budget, Checksum, DownloadSettings, FileInfo, Progress, SignedUrl, download
 from wme_async._download.range_responses import content_coding, parse_content_range
 from wme_async._files import free_space
 from wme_async._tasks import in_thread
@@ -341,15 +341,9 @@ class Fetcher:
         )
         titled(name.title, info.size)
         await self._check_space(folder, info.size)
-        done = await download(
-            source,
-            folder / DATA,
-            transport=self._transport,
-            # It is there whole if the last attempt was stopped before it got its name.
-            if_changed=True,
-            progress=_hook(self._bounded(moved)),
-            budget=self._budget,
-        )
+        # The file is there whole if the last attempt was stopped before it got its name.
+        settings = DownloadSettings(if_changed=True, progress=_hook(self._bounded(moved)), budget=self._budget)
+        done = await download(source, folder / DATA, settings, transport=self._transport)
         return Fetched(path=done.path, name=name, size=done.size, etag=done.etag)
 
     async def _fetch_archive(

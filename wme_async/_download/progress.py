@@ -1,0 +1,66 @@
+"""Progress reports of one download."""
+
+import inspect
+from typing import Protocol
+
+from wme_async._download.source import Progress, ProgressHook
+from wme_async._rates import RateMeter
+from wme_async._transport import Transport
+
+__all__ = ["ProgressReporter", "Transfer"]
+
+_PERIOD = 0.1  # seconds
+
+
+class Transfer(Protocol):
+    """The state of a transfer: a `RangePlan` or a `WholeFileFetcher`."""
+
+    @property
+    def done(self) -> int:
+        """Bytes that are there."""
+        ...  # pyright takes a body of words alone for one that returns nothing
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the file, None where unknown."""
+        ...  # pyright takes a body of words alone for one that returns nothing
+
+    @property
+    def frontier(self) -> int:
+        """The offset up to which all bytes are there."""
+        ...  # pyright takes a body of words alone for one that returns nothing
+
+
+class ProgressReporter:
+    """Calls a hook with the progress of a transfer.
+
+    Args:
+        hook: Receives `Progress`.
+        transport: Has the clock.
+    """
+
+    def __init__(self, hook: ProgressHook, transport: Transport) -> None:
+        self._hook = hook
+        self._transport = transport
+        self._meter = RateMeter(transport.monotonic())
+        self._reported: int | None = None
+
+    async def watch(self, transfer: Transfer) -> None:
+        """Report about ten times a second, until cancelled."""
+        while True:
+            await self.report(transfer.done, transfer.size)
+            await self._transport.sleep(_PERIOD)
+
+    async def report(self, done: int, size: int | None) -> None:
+        """Report that so many bytes are there; the end is reported once."""
+        now = self._transport.monotonic()
+        if self._reported is not None:
+            self._meter.add(max(0, done - self._reported), now)
+        if done == self._reported == size:
+            return
+        self._reported = done
+        rate = self._meter.rate(now)
+        eta = (size - done) / rate if size is not None and rate > 0 else (0.0 if done == size else None)
+        result = self._hook(Progress(done, size, rate, eta))
+        if inspect.isawaitable(result):
+            await result
