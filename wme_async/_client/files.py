@@ -23,6 +23,7 @@ from wme_async._client.sync import Sync
 from wme_async._client.sync_options import Listing, sync_options
 from wme_async._client.sync_report import SyncProgressHook, SyncReport
 from wme_async._download import (
+    Budget,
     Checksum,
     ContentOptions,
     ContentReader,

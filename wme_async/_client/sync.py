@@ -28,7 +28,7 @@ from wme_async._client.sync_plan import (
 )
 from wme_async._client.sync_report import SyncFile, SyncProgress, SyncReport
 from wme_async._client.sync_state import FolderState
-from wme_async._download import Checksum, Progress, download
+from wme_async._download import Checksum, DownloadSettings, Progress, download
 from wme_async._download.finished import check_target, existing_version, missing_folders, remove_empty
 from wme_async._download.small_file import SmallFile, fetch_small
 from wme_async._files import free_space
@@ -350,16 +350,12 @@ class Sync:
         signed = source.signed is not None
         with self._space(entry):
             source.promised = Checksum(md5=entry.version) if entry.version else None
-            result = await download(
-                source,
-                item.path,
-                transport=self._transport,
-                create=True,
-                connections=1 if (entry.size or 0) <= _ONE_CONNECTION else None,
-                if_changed=not entry.version,
-                budget=self._options.budget,
+            settings = DownloadSettings(
+                overwrite=True, create=True, connections=1 if (entry.size or 0) <= _ONE_CONNECTION else None,
+                if_changed=not entry.version, budget=self._options.budget,
                 progress=progress if self._options.progress is not None else None,
-            )
+            )  # fmt: skip
+            result = await download(source, item.path, settings, transport=self._transport)
         if result.unchanged:
             item.kind = "unchanged"
         self._bytes += result.bytes_fetched
