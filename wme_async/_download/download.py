@@ -18,8 +18,8 @@ from wme_async._download.first_range import FirstRange, open_first
 from wme_async._download.options import DownloadSettings, budget_for
 from wme_async._download.part_file import PartChanged, PartFile, PartFileStore
 from wme_async._download.progress import ProgressReporter, Transfer
-from wme_async._download.range_fetcher import FetchLimits, FileReplaced, RangeFetcher, RangesUnsupported
-from wme_async._download.range_plan import RangePlan
+from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
+from wme_async._download.range_plan import FetchLimits, RangePlan
 from wme_async._download.range_responses import strong_etag
 from wme_async._download.source import Checksum, DirectSource, Download, FileInfo, Source, validator_of
 from wme_async._download.verification import (

@@ -4,23 +4,22 @@ import asyncio
 import contextlib
 import copy
 from collections.abc import Awaitable
-from typing import NoReturn, Protocol
-
-import msgspec
+from typing import NoReturn
 
 from wme_async._download.attempts import MAX_WRONG_RESPONSES, SIGNATURES_REFUSED, Attempts
 from wme_async._download.budget import Budget, SignedUrlCache
 from wme_async._download.connection_counts import ConnectionCap
 from wme_async._download.first_range import FirstRange, range_request
-from wme_async._download.range_plan import FetchState, RangeLease, RangePlan
+from wme_async._download.range_plan import FetchLimits, FetchState, RangeLease, RangePlan
 from wme_async._download.range_responses import RangeResponse, Verdict, check_range_response
+from wme_async._download.range_store import RangeStore
 from wme_async._download.source import SignedUrl
 from wme_async._tasks import WorkGroup, raise_first_cause
 from wme_async._transport import Body, Sink, Transport
 from wme_async._transport.retry import is_transient, note_attempts
 from wme_async.errors import IntegrityError, Interrupted, QuotaExceeded, ServerError, StatusError, WMEError
 
-__all__ = ["FetchLimits", "FileReplaced", "RangeFetcher", "RangeStore", "RangesUnsupported"]
+__all__ = ["FileReplaced", "RangeFetcher", "RangesUnsupported"]
 
 _TICK = 0.1
 _TICKS_A_LOOK = 3
@@ -56,48 +55,6 @@ class _NoSignedUrl(Exception):
 
 class _TooManyConnections(Exception):
     """The server rejects this connection beside the others of the file."""
-
-
-class RangeStore(Protocol):
-    """Takes the bytes of ranges."""
-
-    def open_lease(self, lease: RangeLease) -> None:
-        """Begin to record the progress of a lease."""
-
-    def close_lease(self, lease: RangeLease) -> None:
-        """End the record of a lease."""
-
-    def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
-        """Write bytes, at once or when the result has been awaited."""
-
-    def advanced(self, lease: RangeLease) -> None:
-        """Record that the bytes of a lease before `lease.at` are written."""
-
-    def limit(self) -> int | None:
-        """Return the offset below which bytes may be requested now; None for no limit."""
-
-
-class FetchLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits of one fetch.
-
-    Args:
-        validator: The version that every response must have, if it names one: a strong ETag or a date.
-        connections: Connections for this file at most.
-        least: Bytes that are worth a request when they are taken over from another connection.
-        most: Bytes, the upper bound of ordinary parts.
-        min_rate: Bytes per second below which a range is requested again, if others are faster.
-        in_order: Somebody reads the bytes in order, so that no connection gets more than `most` at once.
-        at_once: Request all remaining bytes in one range, which is not requested again for being slow, since its
-            reader makes it wait.
-    """
-
-    validator: str | None
-    connections: int
-    least: int = 1 << 20
-    most: int
-    min_rate: float | None = None
-    in_order: bool = False
-    at_once: bool = False
 
 
 class RangeFetcher:

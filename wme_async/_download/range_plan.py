@@ -11,7 +11,7 @@ import msgspec
 
 from wme_async._rates import RateMeter
 
-__all__ = ["FetchState", "RangeLease", "RangePlan", "Spans", "part_size"]
+__all__ = ["FetchLimits", "FetchState", "RangeLease", "RangePlan", "Spans", "part_size"]
 
 MIB = 1 << 20
 _PAGE = 4096
@@ -131,6 +131,29 @@ class RangeLease:
         if now - self.moved > (4 * setup + 2.0) * 2**self.stalls:
             return 0.0
         return self.meter.rate(now) if self.at > self.start else usual
+
+
+class FetchLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of one fetch.
+
+    Args:
+        validator: The version that every response must have, if it names one: a strong ETag or a date.
+        connections: Connections for this file at most.
+        least: Bytes that are worth a request when they are taken over from another connection.
+        most: Bytes, the upper bound of ordinary parts.
+        min_rate: Bytes per second below which a range is requested again, if others are faster.
+        in_order: Somebody reads the bytes in order, so that no connection gets more than `most` at once.
+        at_once: Request all remaining bytes in one range, which is not requested again for being slow, since its
+            reader makes it wait.
+    """
+
+    validator: str | None
+    connections: int
+    least: int = 1 << 20
+    most: int
+    min_rate: float | None = None
+    in_order: bool = False
+    at_once: bool = False
 
 
 class FetchState(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,8 +18,8 @@ from wme_async._download.download import DownloadRun
 from wme_async._download.etags import PartSums, may_be_newer
 from wme_async._download.options import DownloadSettings, budget_for
 from wme_async._download.part_file import PartFile
-from wme_async._download.range_fetcher import FetchLimits, FileReplaced, RangeFetcher, RangesUnsupported
-from wme_async._download.range_plan import RangeLease, RangePlan
+from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
+from wme_async._download.range_plan import FetchLimits, RangeLease, RangePlan
 from wme_async._download.range_responses import strong_etag
 from wme_async._download.source import Checksum, FileInfo, Source, validator_of
 from wme_async._download.verification import check_md5, fetch_version, wait_before_restart
