@@ -1,6 +1,8 @@
 """The jobs database: private, checked, upgraded; damage is named, and damage to one batch concerns that batch alone."""
 
+import asyncio
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -10,11 +12,10 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from failing_sqlite import Trouble, disk_full
 from jobs_server import FileServer
 
 from wme_async.jobs import BatchManager, DamagedBatch, DatabaseError, JobLimits, UnknownBatch
-from wme_async.jobs import job_files as staging
-from wme_async.jobs.database import check_of, sealed
 from wme_async.settings import Retry
 from wme_async.web import create_app
 
@@ -371,24 +372,35 @@ async def test_damage_to_the_log_is_named_and_a_cut_end_is_not_damage(tmp_path, 
 
 
 async def test_a_file_that_cannot_be_named_after_a_kill_keeps_no_manager_from_opening(tmp_path, server, monkeypatch):
+    # The database fails from the end of the job on, as a kill between the name and the end leaves it.
+    broken = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def fail():
+        loop.call_soon_threadsafe(broken.set)
+        disk_full()
+
+    with monkeypatch.context() as trouble:
+        Trouble(trouble, "INTO jobs", fail, value="completed", times=1_000_000)
+        Trouble(trouble, "INTO jobs", disk_full, value="queued", times=1_000_000, after=broken)
+        async with open_manager(tmp_path) as manager:
+            batch = await manager.submit([server.add("a")])
+            async with asyncio.timeout(10):
+                await broken.wait()
+    named = tmp_path / "batch" / batch.batch_id / "a.bin"
+    before = named.stat()
+    stat = os.stat
+
+    def refuse(path, **options):
+        if path == named:
+            raise PermissionError(errno.EACCES, "no")
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
     async with open_manager(tmp_path) as manager:
-        batch = await manager.submit([server.add("a")])
         done = await manager.wait(batch.batch_id, timeout=10)
-    # As a kill leaves it between the name and the end.
-    path = database(tmp_path)
-    with contextlib.closing(sqlite3.connect(path)) as db, db:
-        db.create_function("row_check", -1, lambda *values: check_of(values))
-        db.execute("UPDATE batches SET status = 'running', completed_at = NULL")
-        db.execute("UPDATE jobs SET status = 'running', completed_at = NULL, moving = 1")
-        for table in ("batches", "jobs"):
-            db.execute(sealed(table))
-
-    def refuse(_staged, _target):
-        raise PermissionError(13, "no")
-
-    monkeypatch.setattr(staging, "find", refuse)
-    async with open_manager(tmp_path) as manager:
-        again = await manager.wait(batch.batch_id, timeout=10)
-    assert (again.status, again.jobs[0].error) == ("completed", None)
+    monkeypatch.undo()
+    assert (done.status, done.jobs[0].error) == ("completed", None)
     # The file that is there is never written to again.
-    assert again.jobs[0].file_info.filepath != done.jobs[0].file_info.filepath
+    assert done.jobs[0].file_info.filename == "a (2).bin"
+    assert (named.stat().st_ino, named.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

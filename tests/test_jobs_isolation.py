@@ -2,16 +2,17 @@
 
 import asyncio
 import errno
+import hmac
 import sys
+import threading
 
 import pytest
 from aiohttp import web
+from failing_sqlite import Trouble
 from jobs_server import FileServer
 
-from wme_async import _clock
-from wme_async.jobs import BatchManager, Fetched, FileName, JobLimits, ManagerClosed, UnknownBatch, outbox, sign_webhook
-from wme_async.jobs import worker as crew
-from wme_async.jobs.store import Store
+from wme_async import _clock  # no public way sets the clock back
+from wme_async.jobs import BatchManager, Fetched, FileName, JobLimits, ManagerClosed, UnknownBatch
 from wme_async.settings import Retry
 from wme_async.web import serve
 
@@ -100,21 +101,21 @@ async def test_an_error_body_of_a_receiver_ends_only_its_own_webhook(tmp_path, s
 
 @pytest.mark.parametrize("failure", [RecursionError("deep"), MemoryError(), asyncio.CancelledError(), KeyError("x")])
 async def test_any_exception_of_a_delivery_is_a_failed_attempt_of_it(tmp_path, server, monkeypatch, failure):
-    sign = sign_webhook
-    failing = []
+    digest = hmac.digest
+    failing: list[bytes] = []
 
-    def broken(message_id, *args, **options):
-        if message_id in failing:
+    def broken(key, message, *args):
+        if any(message.startswith(message_id) for message_id in failing):
             raise failure
-        return sign(message_id, *args, **options)
+        return digest(key, message, *args)
 
-    monkeypatch.setattr(outbox, "sign_webhook", broken)
+    monkeypatch.setattr(hmac, "digest", broken)
     server.answers = [500]
     async with open_manager(tmp_path, webhook_delays=(0.02, 0.02, 0.02)) as manager:
         first = await manager.submit([server.add("a")], webhook_url=f"{server.url}/hook")
         async with asyncio.timeout(10):
             await server.hooked.wait()
-        failing.append(server.hooks[0][0]["webhook-id"])
+        failing.append(server.hooks[0][0]["webhook-id"].encode())
         message = await settled(manager, first.batch_id)
         assert (message.state, message.attempts) == ("given up", 4)
         server.answers = [200]
@@ -157,9 +158,9 @@ async def test_an_attempt_is_counted_before_it_begins(tmp_path, server):
 
 async def test_a_webhook_that_kills_its_process_each_time_ends_after_its_attempts(tmp_path, server):
     child = """
-import asyncio, os, sys
-from wme_async.jobs import BatchManager, JobLimits, outbox
-outbox.sign_webhook = lambda *_, **__: os._exit(9)
+import asyncio, hmac, os, sys
+from wme_async.jobs import BatchManager, JobLimits
+hmac.digest = lambda *_: os._exit(9)
 async def main(directory, url, hook):
     async with BatchManager(
         directory, allow_hosts=["127.0.0.1"], limits=JobLimits(free_space=0), webhook_delays=()
@@ -206,8 +207,7 @@ async def test_any_exception_of_a_job_is_its_own_failure(tmp_path, server, failu
         assert done.jobs[0].error
 
 
-async def test_a_lack_of_descriptors_delays_a_job_and_does_not_fail_it(tmp_path, server, monkeypatch):
-    monkeypatch.setattr(crew, "_DESCRIPTOR_PAUSE", 0.01)
+async def test_a_lack_of_descriptors_delays_a_job_and_does_not_fail_it(tmp_path, server):
     failures = [OSError(errno.EMFILE, "too many"), RuntimeError("wrapped")]
     failures[1].__cause__ = OSError(errno.ENFILE, "too many")
 
@@ -305,21 +305,22 @@ async def test_two_deletions_at_once_and_one_while_closing_end(tmp_path, server)
 
 
 async def test_every_caller_is_answered_when_a_manager_dies_during_a_change(tmp_path, server, monkeypatch):
-    reached = asyncio.Event()
+    loop, reached, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
-    async def never(*_args, **_options):
-        reached.set()
-        await asyncio.Event().wait()
+    def hold():
+        loop.call_soon_threadsafe(reached.set)
+        assert go_on.wait(10)
 
+    Trouble(monkeypatch, "INTO batches", hold)
     manager = open_manager(tmp_path)
     await manager.start()
-    monkeypatch.setattr(Store, "save", never)
     waiting = [asyncio.ensure_future(manager.submit([server.add(name)])) for name in "abc"]
     watching = asyncio.ensure_future(anext(manager.watch(), None))
     async with asyncio.timeout(10):
         await reached.wait()
         [task] = [task for task in asyncio.all_tasks() if task.get_name() == "wme_async batch manager"]
         task.cancel()
+        go_on.set()
         await asyncio.wait([*waiting, watching])
         assert all(isinstance(submission.exception(), ManagerClosed) for submission in waiting)
         with pytest.raises(ManagerClosed, match="batch manager"):

@@ -5,19 +5,18 @@ import contextlib
 import errno
 import json
 import os
+import pathlib
 import sqlite3
 import threading
 from typing import Any
 
 import msgspec
 import pytest
+from failing_sqlite import Trouble
 from jobs_server import FileServer
 
 from wme_async import jobs
 from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, Status, UnknownBatch, WrongState
-from wme_async.jobs import job_files as staging
-from wme_async.jobs import worker as crew
-from wme_async.jobs.store import Store
 from wme_async.settings import Retry, Timeouts
 
 QUICK = Retry(attempts=2, base=0.01, cap=0.02)
@@ -105,16 +104,19 @@ async def test_a_date_that_is_none_fails_no_job(manager, server):
 
 async def test_a_job_that_is_cancelled_while_its_folder_is_made_leaves_none(manager, server, monkeypatch):
     loop, making, made, go_on = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event(), threading.Event()
-    prepare = staging.prepare
+    mkdir = pathlib.Path.mkdir
 
-    def slow(folder):
-        monkeypatch.undo()
-        loop.call_soon_threadsafe(making.set)
-        assert go_on.wait(10)
-        prepare(folder)
-        loop.call_soon_threadsafe(made.set)
+    def slow(folder, *args, **options):
+        job = "parts" in folder.parts
+        if job:
+            monkeypatch.undo()
+            loop.call_soon_threadsafe(making.set)
+            assert go_on.wait(10)
+        mkdir(folder, *args, **options)
+        if job:
+            loop.call_soon_threadsafe(made.set)
 
-    monkeypatch.setattr(staging, "prepare", slow)
+    monkeypatch.setattr(pathlib.Path, "mkdir", slow)
     batch = await manager.submit([server.add("a")])
     async with asyncio.timeout(10):
         await making.wait()
@@ -406,25 +408,15 @@ async def test_bytes_that_are_there_need_no_room_a_second_time(manager, server, 
     assert fresh.jobs[0].error == "the disk is full: the server says that the file has 6,000,000 bytes"
 
 
-@pytest.mark.parametrize("name", ["reserve", "save"])
-async def test_a_whole_file_gets_its_name_although_the_database_fails_for_a_moment(tmp_path, server, monkeypatch, name):
-    working = getattr(Store, name)
-    troubles = 0
-
-    async def failing(store, *given, **named):
-        nonlocal troubles
-        if name == "reserve" or any(job.status is Status.COMPLETED for job in given[1]):
-            troubles += 1
-            if troubles == 1:
-                raise jobs.DatabaseError("database or disk is full")
-        return await working(store, *given, **named)
-
-    monkeypatch.setattr(crew, "_DISK_PAUSE", 0.0)
-    monkeypatch.setattr(Store, name, failing)
+@pytest.mark.parametrize(("statement", "value"), [("UPDATE jobs SET filepath", None), ("INTO jobs", "completed")])
+async def test_a_whole_file_gets_its_name_although_the_database_fails_for_a_moment(
+    tmp_path, server, monkeypatch, statement, value
+):
+    trouble = Trouble(monkeypatch, statement, value=value)
     async with open_manager(tmp_path) as manager:
         batch = await manager.submit([server.add("a")])
         done = await manager.wait(batch.batch_id, timeout=10)
-    assert (done.jobs[0].status, done.jobs[0].error, troubles) == ("completed", None, 2)
+    assert (done.jobs[0].status, done.jobs[0].error, trouble.count) == ("completed", None, 2)
     assert [path.name for path in (tmp_path / "batch" / batch.batch_id).iterdir()] == ["a.bin"]
     assert (tmp_path / done.jobs[0].file_info.filepath).read_bytes() == server.files["a"]
 
@@ -768,6 +760,11 @@ def test_everything_public_is_exported():
     assert all(getattr(jobs, name) for name in jobs.__all__)
 
 
+def test_the_old_name_of_a_blocked_address_warns():
+    with pytest.warns(DeprecationWarning, match="now AddressBlocked"):
+        assert jobs.AddressRefused is jobs.AddressBlocked
+
+
 @pytest.mark.parametrize("honest", [True, False])
 async def test_a_file_system_with_short_names_gets_a_shorter_one_with_the_same_extension(
     manager, server, monkeypatch, tmp_path, honest
@@ -796,18 +793,19 @@ async def test_a_file_system_with_short_names_gets_a_shorter_one_with_the_same_e
         assert path.stat().st_size == 1000
 
 
-async def test_a_finished_download_that_another_program_replaces_gets_no_name(manager, server, monkeypatch, tmp_path):
-    url = server.add("a.bin", 1000)
-    real = staging.collect
+class ReplacedMedia:
+    """A fetcher whose file another program replaces before it gets its name."""
 
-    def collect(folder, path, *rest):
-        path.unlink()
-        path.write_bytes(bytes(999))
-        return real(folder, path, *rest)
+    async def fetch(self, url, folder, **_):
+        (folder / "film").write_bytes(bytes(999))
+        name = jobs.FileName(title="film", ext="mp4", id="1", uploader="x", upload_date="20251106")
+        return jobs.Fetched(path=folder / "film", name=name, size=1000)
 
-    monkeypatch.setattr(staging, "collect", collect)
-    batch = await manager.submit([url])
-    done = await manager.wait(batch.batch_id, timeout=10)
+
+async def test_a_finished_download_that_another_program_replaces_gets_no_name(tmp_path, server):
+    async with open_manager(tmp_path / "files", media=ReplacedMedia()) as manager:
+        batch = await manager.submit([server.add("page", Content_Type="text/html")])
+        done = await manager.wait(batch.batch_id, timeout=10)
     assert states(done) == ["failed"]
     assert "another program" in done.jobs[0].error
     assert [path.name for path in (tmp_path / "files").iterdir()] == [".wme-jobs"]

@@ -21,7 +21,7 @@ from wme_async.jobs.naming import (
     numbered,
     safe_name,
 )
-from wme_async.jobs.url_policy import AddressRefused, check_address, check_host, guard
+from wme_async.jobs.url_policy import AddressBlocked, check_address, check_host, guard
 from wme_async.jobs.validation import (
     InvalidBatch,
     JobLimits,
@@ -381,10 +381,10 @@ def test_the_guard_looks_at_the_address_and_lets_pass_what_is_allowed_by_name():
     assert check("example.com", "93.184.216.34") is None
     assert check("files.example", "10.0.0.1") is None
     assert check("::1", "::1") is None
-    with pytest.raises(AddressRefused, match=r"example.com is refused: it leads to an address outside") as caught:
+    with pytest.raises(AddressBlocked, match=r"example.com is refused: it leads to an address outside") as caught:
         check("example.com", "10.0.0.1")
     assert "10.0.0.1" not in str(caught.value)
-    with pytest.raises(AddressRefused, match=r"10.0.0.1 is refused: private"):
+    with pytest.raises(AddressBlocked, match=r"10.0.0.1 is refused: private"):
         check("10.0.0.1", "10.0.0.1")
 
 

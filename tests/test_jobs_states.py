@@ -7,9 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from wme_async.jobs.states import FINAL, TRANSITIONS, BatchState, Cause, Status, Waiting, WrongState, choose
+from wme_async.jobs import Options, Status, WrongState, states
+from wme_async.jobs.model import FINAL, BatchRow, JobRow
+from wme_async.jobs.states import TRANSITIONS, Cause, Waiting, choose
 
 ENDED = {"completed", "failed", "cancelled"}
+
+
+def batch_of(size, **options):
+    jobs = [JobRow(position=position, url=f"https://example.com/{position}") for position in range(size)]
+    return BatchRow(batch_id="batch_1", options=Options(**options), created_at=0.0, jobs=jobs)
+
+
+def statuses(row):
+    return [str(job.status) for job in row.jobs]
 
 
 class Model:
@@ -54,18 +65,17 @@ class Machine(RuleBasedStateMachine):
     @initialize(size=st.integers(1, 12), limit=st.integers(1, 10), stop=st.booleans(), ignore=st.booleans())
     def start(self, size, limit, stop, ignore):
         self.model = Model(size, limit, stop, ignore)
-        self.real = BatchState(
-            jobs=(Status.QUEUED,) * size, concurrent_limit=limit, stop_on_error=stop, ignore_errors=ignore
-        )
+        self.real = batch_of(size, concurrent_limit=limit, stop_on_error=stop, ignore_errors=ignore)
 
     def pick(self, data, state):
         return data.draw(st.sampled_from([at for at, job in enumerate(self.model.jobs) if job == state]))
 
     def take(self, answer):
         before, (self.real, changes) = self.real, answer
+        assert statuses(before) == self.seen
         for change in changes:
-            assert before.jobs[change.position] is change.old
-            assert self.real.jobs[change.position] is change.new
+            assert before.jobs[change.position].status is change.old
+            assert self.real.jobs[change.position].status is change.new
         touched = {change.position for change in changes}
         assert len(touched) == len(changes)
         assert all(self.real.jobs[at] is old for at, old in enumerate(before.jobs) if at not in touched)
@@ -75,7 +85,7 @@ class Machine(RuleBasedStateMachine):
     def a_job_starts(self, data):
         at = self.pick(data, "queued")
         self.model.jobs[at] = "running"
-        self.take(self.real.apply(at, Cause.START))
+        self.take(states.apply(self.real, Cause.START, at))
 
     @precondition(lambda self: "running" in self.model.jobs)
     @rule(data=st.data(), well=st.booleans())
@@ -85,23 +95,26 @@ class Machine(RuleBasedStateMachine):
             self.model.jobs[at] = "completed"
         else:
             self.model.fail(at)
-        self.take(self.real.apply(at, Cause.COMPLETE if well else Cause.FAIL))
+        self.take(states.apply(self.real, Cause.COMPLETE if well else Cause.FAIL, at))
 
     @rule(data=st.data())
     def one_job_is_cancelled(self, data):
         at = data.draw(st.integers(0, len(self.model.jobs) - 1))
         if self.model.jobs[at] in ENDED:
             with pytest.raises(WrongState):
-                self.real.apply(at, Cause.CANCEL)
+                states.apply(self.real, Cause.CANCEL, at)
             return
         self.model.jobs[at] = "cancelled"
-        self.take(self.real.apply(at, Cause.CANCEL))
+        self.take(states.apply(self.real, Cause.CANCEL, at))
 
     @rule(verb=st.sampled_from(["cancel", "pause", "resume"]))
     def the_batch_is_told(self, verb):
+        if verb == "cancel" and self.real.status is Status.CANCELLED:
+            assert states.cancel(self.real) == (self.real, ())
+            return
         if self.model.ended:
             with pytest.raises(WrongState):
-                getattr(self.real, verb)()
+                getattr(states, verb)(self.real)
             return
         if verb == "cancel":
             self.model.swap({"queued", "running", "paused"}, "cancelled")
@@ -112,21 +125,22 @@ class Machine(RuleBasedStateMachine):
         else:
             self.model.swap({"paused"}, "queued")
             self.model.paused = False
-        self.take(getattr(self.real, verb)())
+        self.take(getattr(states, verb)(self.real))
 
     @rule()
     def the_process_is_killed(self):
         self.model.swap({"running"}, "queued")
-        self.take(self.real.interrupt())
+        self.take(states.interrupt(self.real))
 
     @invariant()
     def both_agree(self):
         if not hasattr(self, "model"):
             return
-        assert [str(job) for job in self.real.jobs] == self.model.jobs
-        assert str(self.real.status) == self.model.status()
-        assert self.real.startable == self.model.room()
-        assert self.real.counts[Status.RUNNING] <= self.real.concurrent_limit
+        self.seen = statuses(self.real)
+        assert self.seen == self.model.jobs
+        assert str(self.real.status) == str(states.status_of(self.real)) == self.model.status()
+        assert states.startable(self.real) == self.model.room()
+        assert self.seen.count("running") <= self.real.options.concurrent_limit
 
 
 TestAgainstTheModel = Machine.TestCase
@@ -142,14 +156,13 @@ TestAgainstTheModel = Machine.TestCase
     ],
 )
 def test_one_failure_ends_a_batch_as_the_two_options_say(stop, ignore, status, jobs):
-    state = BatchState(jobs=(Status.QUEUED,) * 3, concurrent_limit=2, stop_on_error=stop, ignore_errors=ignore)
-    state, _ = state.apply(0, Cause.START)
-    state, _ = state.apply(1, Cause.START)
-    state, _ = state.apply(0, Cause.FAIL)
-    while state.status not in FINAL:
-        at = next(at for at, job in enumerate(state.jobs) if job in {Status.RUNNING, Status.QUEUED})
-        state, _ = state.apply(at, Cause.START if state.jobs[at] is Status.QUEUED else Cause.COMPLETE)
-    assert (state.status, list(state.jobs)) == (status, jobs)
+    row = batch_of(3, concurrent_limit=2, stop_on_error=stop, ignore_errors=ignore)
+    row, _ = states.apply(row, Cause.START, 0, 1)
+    row, _ = states.apply(row, Cause.FAIL, 0)
+    while row.status not in FINAL:
+        job = next(job for job in row.jobs if job.status in {Status.RUNNING, Status.QUEUED})
+        row, _ = states.apply(row, Cause.START if job.status is Status.QUEUED else Cause.COMPLETE, job.position)
+    assert (row.status, statuses(row)) == (status, jobs)
 
 
 def test_a_final_state_is_never_left():
@@ -174,27 +187,29 @@ waiting = st.builds(
 
 
 @given(
-    st.lists(waiting, max_size=6, unique_by=lambda each: each.batch_id),
+    st.lists(waiting, max_size=6, unique_by=lambda batch: batch.batch_id),
     st.integers(0, 12),
     st.integers(1, 6),
     st.dictionaries(st.sampled_from("abc"), st.integers(0, 6)),
 )
 def test_what_starts_respects_every_limit_and_leaves_no_room_unused(batches, free, per_host, busy):
     chosen = choose(batches, free=free, per_host=per_host, busy=busy)
-    assert len(chosen) <= free
-    assert len(set(chosen)) == len(chosen)
-    hosts = {each.batch_id: dict(each.queued) for each in batches}
+    total = sum(map(len, chosen.values()))
+    assert total <= free
+    hosts = {batch.batch_id: dict(batch.queued) for batch in batches}
     load = dict(busy)
-    for batch_id, position in chosen:
-        host = hosts[batch_id][position]
-        load[host] = load.get(host, 0) + 1
+    for batch_id, positions in chosen.items():
+        assert len(set(positions)) == len(positions)
+        for position in positions:
+            host = hosts[batch_id][position]
+            load[host] = load.get(host, 0) + 1
     assert all(count <= max(per_host, busy.get(host, 0)) for host, count in load.items())
-    for each in batches:
-        mine = [position for batch_id, position in chosen if batch_id == each.batch_id]
-        assert len(mine) <= each.startable
-        rest = [host for position, host in each.queued if position not in mine]
-        if len(chosen) < free and len(mine) < each.startable:
-            assert all(load.get(host, 0) >= per_host for host in rest)
+    for batch in batches:
+        started = chosen.get(batch.batch_id, [])
+        assert len(started) <= batch.startable
+        waiting_hosts = [host for position, host in batch.queued if position not in started]
+        if total < free and len(started) < batch.startable:
+            assert all(load.get(host, 0) >= per_host for host in waiting_hosts)
 
 
 def test_a_higher_priority_starts_first_and_then_the_older_batch():
@@ -203,9 +218,9 @@ def test_a_higher_priority_starts_first_and_then_the_older_batch():
         Waiting("old", 0, 1, 2, [(0, "a"), (1, "a")]),
         Waiting("urgent", 5, 9, 1, [(0, "a")]),
     ]
-    assert choose(rows, free=4, per_host=9, busy={}) == [("urgent", 0), ("old", 0), ("old", 1), ("young", 0)]
+    assert choose(rows, free=4, per_host=9, busy={}) == {"urgent": [0], "old": [0, 1], "young": [0]}
 
 
 def test_a_busy_host_does_not_hold_up_the_others():
     rows = [Waiting("one", 0, 1, 2, [(0, "slow"), (1, "slow"), (2, "quick")])]
-    assert choose(rows, free=5, per_host=1, busy={"slow": 1}) == [("one", 2)]
+    assert choose(rows, free=5, per_host=1, busy={"slow": 1}) == {"one": [2]}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async.jobs import BatchManager, InvalidBatch, JobLimits
-from wme_async.jobs.urls import check_web_url, redacted, redacted_url, redirect_target
+from wme_async.jobs.url_policy import check_web_url, redacted, redacted_url, redirect_target
 from wme_async.jobs.validation import check_urls
 from wme_async.settings import Retry
 

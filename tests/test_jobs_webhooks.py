@@ -5,6 +5,7 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from failing_sqlite import Trouble
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs_server import FileServer
@@ -12,8 +13,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from wall_clock import machine_now, now
 
 from wme_async.errors import IntegrityError
-from wme_async.jobs import BatchManager, DatabaseError, JobLimits, new_secret, outbox, sign_webhook, verify_webhook
-from wme_async.jobs.store import Store
+from wme_async.jobs import BatchManager, JobLimits, new_secret, sign_webhook, verify_webhook
 from wme_async.jobs.webhooks import DELAYS, retry_delay
 from wme_async.settings import Retry
 
@@ -118,7 +118,7 @@ def open_manager(directory, **options):
     return BatchManager(
         directory,
         allow_hosts=["127.0.0.1"],
-        retry=Retry(attempts=1),
+        retry=Retry(attempts=1, base=0.01),
         limits=JobLimits(free_space=0),
         **{"webhook_delays": (0.02, 0.02, 0.02), **options},
     )
@@ -232,25 +232,15 @@ async def test_a_cancelled_batch_is_told_too(tmp_path, server):
     assert json.loads(server.hooks[0][1])["type"] == "batch.cancelled"
 
 
-@pytest.mark.parametrize("name", ["messages", "attempted", "next_message"])
-async def test_a_database_that_fails_for_a_moment_delays_a_webhook_and_ends_no_job(tmp_path, server, monkeypatch, name):
-    working = getattr(Store, name)
-    troubles = 0
-
-    async def failing(store, *given, **named):
-        nonlocal troubles
-        if server.hooks or name == "messages":
-            troubles += 1
-            if troubles == 1:
-                raise DatabaseError("database or disk is full")
-        return await working(store, *given, **named)
-
-    monkeypatch.setattr(outbox, "_DISK_PAUSE", 0.0)
-    monkeypatch.setattr(Store, name, failing)
+@pytest.mark.parametrize("statement", ["AND next_at <= :due", "SET state = ?", "MIN(next_at)"])
+async def test_a_database_that_fails_for_a_moment_delays_a_webhook_and_ends_no_job(
+    tmp_path, server, monkeypatch, statement
+):
+    trouble = Trouble(monkeypatch, statement)
     async with open_manager(tmp_path) as manager:
         batch = await manager.submit([server.add("a")], webhook_url=f"{server.url}/hook")
         told = await settled(manager, batch.batch_id)
         assert (told.state, told.attempts, len(server.hooks)) == ("delivered", 1, 1)
         later = await manager.submit([server.add("b")])
         assert (await manager.wait(later.batch_id, timeout=10)).status == "completed"
-    assert troubles > 1
+    assert trouble.count > 1

@@ -3,15 +3,15 @@
 import asyncio
 import errno
 import hashlib
+import os
 import threading
 
 import pytest
 
 from wme_async import Client, Retry
-from wme_async._download.part_file import PartFile
+from wme_async._download.part_file import PartFile  # its end is otherwise too short to pause in
 from wme_async.errors import NotFound
 from wme_async.jobs import BatchManager, InvalidBatch, JobLimits
-from wme_async.jobs import job_files as staging
 
 AT_ONCE = Retry(attempts=2, base=0, cap=0)
 
@@ -132,7 +132,7 @@ async def test_a_whole_file_that_the_disk_gave_no_name_is_not_fetched_again(sim,
         def refuse(staged, target):
             raise OSError(errno.ENOSPC, "no space")
 
-        full.setattr(staging, "move", refuse)
+        full.setattr(os, "link", refuse)
         batch = await manager.submit([f"wme:batches/{hour_of(sim)}/enwiki_namespace_0"])
         failed = await manager.wait(batch.batch_id, timeout=30)
         assert failed.jobs[0].error.startswith("the disk is full")

@@ -14,6 +14,7 @@ __all__ = [
     "WorkGroup",
     "first_cause",
     "in_thread",
+    "is_cancelling",
     "long_in_thread",
     "raise_first_cause",
     "wait_done",
@@ -168,6 +169,12 @@ async def wait_shielded(
         future.exception()
     if cancellation is not None:
         raise cancellation
+
+
+def is_cancelling() -> bool:
+    """Return whether the current task was cancelled; otherwise a `CancelledError` comes from a library's own future."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 class WorkGroup(asyncio.TaskGroup):

@@ -1,4 +1,4 @@
-"""Many downloads as one job: batches of URLs that are kept in SQLite, watched, paused, repeated, and told by webhook.
+"""Many downloads as one job: batches of URLs that are stored in SQLite, watched, paused, retried, reported by webhook.
 
     async with BatchManager("downloads", client=wme) as manager:
         batch = await manager.submit(["https://example.com/a.zip", "wme:snapshots/enwiki_namespace_0"])
@@ -6,11 +6,13 @@
             ...
         done = await manager.wait(batch.batch_id)
 
-A batch that was taken is downloaded, whatever happens to the process meanwhile.
+An accepted batch is downloaded, also after crashes and restarts of the process.
 """
 
+import warnings
+
 from wme_async.jobs.csv_urls import from_csv
-from wme_async.jobs.errors import DamagedBatch, DatabaseError, ManagerClosed, UnknownBatch
+from wme_async.jobs.database import DamagedBatch, DatabaseError
 from wme_async.jobs.manager import BatchManager
 from wme_async.jobs.model import (
     Batch,
@@ -20,17 +22,20 @@ from wme_async.jobs.model import (
     JobFile,
     JobProgress,
     Listing,
+    ManagerClosed,
     Outbox,
+    Status,
+    UnknownBatch,
 )
 from wme_async.jobs.naming import FileName
 from wme_async.jobs.sources import Fetched, MediaFetcher
-from wme_async.jobs.states import Status, WrongState
-from wme_async.jobs.url_policy import AddressRefused
+from wme_async.jobs.states import WrongState
+from wme_async.jobs.url_policy import AddressBlocked
 from wme_async.jobs.validation import InvalidBatch, JobLimits, Options, Problem, split
 from wme_async.jobs.webhooks import WebhookMessage, new_secret, sign_webhook, verify_webhook
 
 __all__ = [
-    "AddressRefused",
+    "AddressBlocked",
     "Batch",
     "BatchManager",
     "BatchProgress",
@@ -60,3 +65,11 @@ __all__ = [
     "split",
     "verify_webhook",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "AddressRefused":
+        message = "wme_async.jobs.AddressRefused is now AddressBlocked; the old name is to be removed in 1.0"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return AddressBlocked
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The SQLite file of a batch manager: opened privately, locked, upgraded, and checked for damage. All of it blocks.
+"""The SQLite file of a batch manager: private, locked, upgraded, and checked for damage. All functions here block.
 
 SQLite has no checksums, so batches, jobs, webhooks and settings carry one in each row. Damage to the structure of the
 file keeps a manager from opening it, with an error that names the damage. Damage to a row concerns that row alone.
@@ -13,13 +13,75 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from wme_async._files import private_file
-from wme_async.jobs.errors import DatabaseError, database_error
+from wme_async._sqlite import is_busy, primary_code
+from wme_async.errors import WMEError
 from wme_async.jobs.wal import lost_transactions
 
-__all__ = ["COLUMNS", "check_of", "connect", "lock", "matches", "sealed"]
+__all__ = [
+    "COLUMNS",
+    "DamagedBatch",
+    "DatabaseError",
+    "check_of",
+    "connect",
+    "database_error",
+    "lock",
+    "matches",
+    "sealed",
+]
 
-_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _SHOWN_PROBLEMS: Final = 5
+
+
+class DatabaseError(WMEError):
+    """The jobs database cannot be opened, read or written. The message names the file and the remedy.
+
+    Attributes:
+        path: The database.
+    """
+
+    def __init__(self, message: str = "", *, path: str | None = None, url: str | None = None) -> None:
+        super().__init__(message, url=url)
+        self.path = path
+
+
+class DamagedBatch(DatabaseError):
+    """A batch whose stored rows are damaged. It is set aside: not run and not changed, until it is deleted.
+
+    Attributes:
+        batch_id: Its id, as stored.
+    """
+
+    def __init__(
+        self, message: str = "", *, batch_id: str = "", path: str | None = None, url: str | None = None
+    ) -> None:
+        super().__init__(message, path=path, url=url)
+        self.batch_id = batch_id
+
+
+_CAUSES: Final = {
+    sqlite3.SQLITE_BUSY: "is locked by another program: close it, then try again",
+    sqlite3.SQLITE_LOCKED: "is locked by another program: close it, then try again",
+    sqlite3.SQLITE_FULL: "cannot be written, because the disk is full: free some space",
+    sqlite3.SQLITE_READONLY: "is read-only: give this user write permission to the file and its folder",
+    sqlite3.SQLITE_PERM: "may not be used by this user: check the permissions of the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened: check that its folder exists, its permissions, and free descriptors",
+    sqlite3.SQLITE_IOERR: "cannot be read or written, because the disk reports an error: check the disk",
+    sqlite3.SQLITE_NOTADB: "is not a jobs database, or its beginning is damaged: restore a copy, or move it away",
+    sqlite3.SQLITE_CONSTRAINT: "is damaged: restore a copy, or rescue its rows by `sqlite3 FILE .recover`",
+    sqlite3.SQLITE_CORRUPT: "is damaged: restore a copy, or rescue its rows by `sqlite3 FILE .recover`",
+}
+
+
+def database_error(path: Path, error: Exception) -> DatabaseError:
+    """Return an error of SQLite as ours: the file, the cause, and the remedy.
+
+    Args:
+        path: The database.
+        error: The exception that SQLite raised.
+    """
+    cause = _CAUSES.get(primary_code(error) if isinstance(error, sqlite3.Error) else 0, "cannot be used")
+    return DatabaseError(f"{path} {cause} ({error})", path=str(path))
+
 
 _TABLES: Final = """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -156,35 +218,32 @@ _MIGRATIONS: Final[tuple[_Step, ...]] = (_script(_TABLES), _add_checks)
 
 
 def lock(path: Path) -> sqlite3.Connection:
-    """Take the lock of a database: the system drops it when the process dies, on every platform that SQLite runs on.
+    """Lock a database. The system releases the lock when the process dies, on every platform of SQLite.
 
     Raises:
-        RuntimeError: Another manager has it.
-        DatabaseError: It cannot be taken for another reason.
+        RuntimeError: Another manager holds the lock.
+        DatabaseError: The lock file cannot be used.
     """
-    place = Path(f"{path}.lock")
-    with _translated(place):
-        private_file(place)
-        connection = sqlite3.connect(place, timeout=0.0, isolation_level=None, check_same_thread=False)
+    lock_path = Path(f"{path}.lock")
+    with _translated(lock_path):
+        private_file(lock_path)
+        connection = sqlite3.connect(lock_path, timeout=0.0, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
+        except BaseException as error:
             connection.close()
-            if error.sqlite_errorcode & 0xFF in _BUSY:
+            if isinstance(error, sqlite3.Error) and is_busy(error):
                 raise RuntimeError(f"another batch manager is using {path}") from error
-            raise
-        except BaseException:
-            connection.close()
             raise
         return connection
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a database whose lock is held: make it where it is missing, upgrade it, and check it.
+    """Open a database whose lock is held: create it if it is missing, upgrade it, and check it.
 
     Raises:
         RuntimeError: A newer version of this package made it.
-        DatabaseError: It cannot be opened, is something else, or is damaged; the message says where.
+        DatabaseError: It cannot be opened, is the file of another program, or is damaged; the message says where.
     """
     with _translated(path):
         if os.path.lexists(path):
@@ -231,7 +290,7 @@ def _connection(path: Path) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    """Make a new database, which appears under its name only when its tables are there."""
+    """Create a database, which appears under its name only once its tables exist."""
     new = Path(f"{path}.new")
     new.unlink(missing_ok=True)
     private_file(new)
@@ -249,7 +308,7 @@ def _check_files(path: Path) -> None:
     page = 65_536 if page == 1 else page
     log = Path(f"{path}-wal")
     logged = log.read_bytes() if log.exists() else b""
-    # What a power failure leaves incomplete is in the log.
+    # Pages that a power failure left incomplete are in the log.
     if size == 0 or (page >= 512 and size % page and not logged):
         raise DatabaseError(
             f"{path} was cut, at {size} bytes: restore a copy, or remove it to begin anew", path=str(path)
@@ -295,20 +354,20 @@ def _check_schema(db: sqlite3.Connection, path: Path) -> None:
         present = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
         missing = sorted({*columns} - present)
         if missing:
-            part = f"its table {table!r}" if not present else f"{', '.join(missing)} of its table {table!r}"
+            part = f"{', '.join(missing)} of its table {table!r}" if present else f"its table {table!r}"
             raise DatabaseError(f"{path} is damaged: {part} is missing; restore a copy", path=str(path))
 
 
 def _check_structure(db: sqlite3.Connection, path: Path) -> None:
-    """Raise if the structure of the file is damaged. Indexes can be made anew from their tables, and are."""
+    """Raise if the structure of the file is damaged. Damaged indexes are rebuilt from their tables."""
     problems = _problems(db)
     if problems and all("index" in problem for problem in problems):
         db.execute("REINDEX")
         problems = _problems(db)
     if problems:
-        shown = "; ".join(problems[:_SHOWN_PROBLEMS])
+        reason = "; ".join(problems[:_SHOWN_PROBLEMS])
         raise DatabaseError(
-            f"{path} is damaged ({shown}): restore a copy, or rescue its rows by `sqlite3 FILE .recover`",
+            f"{path} is damaged ({reason}): restore a copy, or rescue its rows by `sqlite3 FILE .recover`",
             path=str(path),
         )
 

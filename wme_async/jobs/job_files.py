@@ -1,7 +1,8 @@
-"""Files on their way: a folder for each unfinished job, and the one step by which a whole file gets its name.
+"""The files of jobs: a folder for each unfinished job, and the one step by which a whole file gets its name.
 
-All of it blocks, and is meant for worker threads. A file that has its name is never written to, moved or replaced:
-names are given by a link, which fails where something is already there.
+A file that has its name is never written to, moved or replaced: names are given by a hard link, which fails where
+something is already there. A kill at any point between the reservation of the name in the database and the end of the
+move is repaired by `JobFiles.settle`.
 """
 
 import contextlib
@@ -14,144 +15,255 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from wme_async._files import NAME_LEAST, name_limit, sync_folder
+from wme_async._tasks import in_thread
+from wme_async.jobs.database import DamagedBatch
+from wme_async.jobs.model import JobRow, Status
 from wme_async.jobs.naming import file_key, fitted, numbered, safe_name
+from wme_async.jobs.store import Store
 
-__all__ = [
-    "DATA",
-    "WHOLE",
-    "adopt",
-    "candidates",
-    "collect",
-    "find",
-    "folders",
-    "move",
-    "move_extras",
-    "prepare",
-    "remove",
-    "remove_files",
-]
+__all__ = ["DATA", "HIDDEN", "JobFiles", "JobKey", "finished_path"]
+
+HIDDEN: Final = ".wme-jobs"
+"""The folder of unfinished files and of the database. No name of a finished file begins with a full stop."""
+
+DATA: Final = "data"
+"""The name of a download in its folder, where a later attempt resumes it."""
+
+JobKey: TypeAlias = tuple[str, int]
+"""The identifier of a batch and the position of a job in it."""
 
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
-DATA = "data"
-"""The name of a download in its folder, which goes on where it is."""
-
-WHOLE = "whole"
-"""The name of a finished download in its folder."""
-
-_EXTRAS = "extras"
-_NUMBER = len(" (999999)")
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-_BATCH = re.compile(r"batch_[0-9a-f]{16}")
+_WHOLE: Final = "whole"
+_EXTRAS: Final = "extras"
+_NUMBER: Final = len(" (999999)")
+_NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_BATCH: Final = re.compile(r"batch_[0-9a-f]{16}")
 
 
-def prepare(folder: Path) -> None:
-    """Make a job's folder. A download in it that was whole and got no name is where the next attempt looks for it."""
+class JobFiles:
+    """The directory of a manager.
+
+    Args:
+        directory: Where finished files go.
+        store: The database, which knows the names that are taken.
+    """
+
+    def __init__(self, directory: Path, store: Store) -> None:
+        self._directory = directory
+        self._parts = directory / HIDDEN / "parts"
+        self._store = store
+
+    def _folder(self, key: JobKey) -> Path:
+        return self._parts / key[0] / str(key[1])
+
+    async def prepare(self, key: JobKey) -> Path:
+        """Return the folder of a job, created if it is missing."""
+        folder = self._folder(key)
+        await in_thread(_prepare, folder)
+        return folder
+
+    async def adopt(self, old: JobKey, new: JobKey) -> None:
+        """Give the unfinished download of one job to another that has nothing yet."""
+        await in_thread(_adopt, self._folder(old), self._folder(new))
+
+    async def discard(self, keys: Iterable[JobKey]) -> None:
+        """Remove the unfinished downloads of jobs."""
+        await in_thread(_remove, *map(self._folder, keys))
+
+    async def collect(self, key: JobKey, path: Path, extras: Iterable[Path], size: int) -> Path:
+        """Move a finished download to the one name in its folder under which `settle` finds it after a kill.
+
+        Args:
+            key: The job.
+            path: The finished download.
+            extras: Files that belong to it.
+            size: Bytes that were downloaded.
+
+        Raises:
+            OSError: Another program has changed or replaced the file, or the disk failed.
+        """
+        return await in_thread(_collect, self._folder(key), path, tuple(extras), size)
+
+    async def place(
+        self, key: JobKey, path: PurePosixPath, staged: Path, *, title: str | None, etag: str | None
+    ) -> dict[str, Any]:
+        """Move a whole file, and the files that belong to it, to a name of its own.
+
+        Args:
+            key: The job.
+            path: The preferred path under the directory.
+            staged: The file.
+            title: Its title.
+            etag: Its version.
+
+        Returns:
+            Fields of the job.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        cautious = False
+        while True:
+            candidates = _free_names(self._directory, path, cautious=cautious)
+            filepath = await self._store.reserve(*key, candidates, title=title, etag=etag)
+            try:
+                size = await in_thread(_move, staged, self._directory / filepath)
+            except (FileExistsError, NotADirectoryError):
+                # Another program took the name between the check and the move; the next check sees it.
+                continue
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG or cautious:
+                    raise
+                cautious = True
+                continue
+            return {**await self._finish(key, filepath, size), "title": title, "etag": etag}
+
+    async def _finish(self, key: JobKey, filepath: str, size: int) -> dict[str, Any]:
+        extras = await in_thread(_move_extras, self._folder(key), self._directory, filepath)
+        await in_thread(_remove, self._folder(key))
+        return {"filepath": filepath, "moving": False, "done": size, "total": size, "extras": extras}
+
+    async def settle(self, key: JobKey, job: JobRow) -> dict[str, Any] | None:
+        """Finish the move of a file that a kill interrupted.
+
+        Returns:
+            Fields of the job, which is completed; None if there is no file, so that the job has to run again.
+        """
+        try:
+            fields = await self._settle(key, job)
+        except OSError as error:
+            # The bytes stay where they are, and the next run of the job continues with them.
+            logger.warning("the file of job %d of %s could not be named (%s)", key[1], key[0], error)
+            fields = None
+        if fields is None:
+            await self._store.release(*key)
+            job.moving, job.filepath = False, None
+        return fields
+
+    async def _settle(self, key: JobKey, job: JobRow) -> dict[str, Any] | None:
+        assert job.filepath is not None
+        target = self._directory / job.filepath
+        staged = self._folder(key) / _WHOLE
+        match await in_thread(_find, staged, target):
+            case "moved":
+                return await self._finish(key, job.filepath, (await in_thread(target.stat)).st_size)
+            case "staged":
+                return await self.place(key, PurePosixPath(job.filepath), staged, title=job.title, etag=job.etag)
+            case "nowhere":
+                return None
+
+    async def forget(self, batch_id: str, jobs: Iterable[JobRow]) -> None:
+        """Remove the unfinished files of a batch, and the finished files of some of its jobs."""
+        await in_thread(_remove, self._parts / batch_id)
+        completed = [job for job in jobs if job.status is Status.COMPLETED and job.filepath]
+        paths = [path for job in completed for path in (job.filepath, *job.extras) if path]
+        await in_thread(_remove_finished, self._directory, paths)
+
+    async def sweep(self) -> None:
+        """Remove unfinished files that no job will continue."""
+        for batch_id in await in_thread(_batches, self._parts):
+            try:
+                row = await self._store.batch(batch_id)
+            except DamagedBatch:
+                # Its files stay with its rows, until an operator has looked at them.
+                continue
+            if row is None:
+                await in_thread(_remove, self._parts / batch_id)
+                continue
+            done = [job.position for job in row.jobs if job.status in {Status.COMPLETED, Status.CANCELLED}]
+            await self.discard((batch_id, position) for position in done)
+
+
+# The functions below block and run in worker threads.
+
+
+def _prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / WHOLE).exists():
-        (folder / WHOLE).replace(folder / DATA)
+    # A whole download that could not be named: the next attempt looks for it under the name of downloads.
+    with contextlib.suppress(FileNotFoundError):
+        (folder / _WHOLE).replace(folder / DATA)
 
 
-def adopt(old: Path, new: Path) -> None:
-    """Give what one job has downloaded to another that has nothing yet."""
+def _adopt(old: Path, new: Path) -> None:
     if old.is_dir():
         new.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):
-            # Without it the job begins anew, which is slower and no worse.
+            # If this fails, the job starts from the first byte: slower, and as correct.
             old.rename(new)
 
 
-def remove(*folders: Path) -> None:
-    """Remove folders of unfinished files, and the one above them if they were the last."""
+def _remove(*folders: Path) -> None:
+    """Remove folders of unfinished files, and the folder of their batch if it is then empty."""
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    for above in {folder.parent for folder in folders if _BATCH.fullmatch(folder.parent.name)}:
+    for parent in {folder.parent for folder in folders if _BATCH.fullmatch(folder.parent.name)}:
         with contextlib.suppress(OSError):
-            above.rmdir()
+            parent.rmdir()
 
 
-def folders(parts: Path) -> list[str]:
+def _batches(parts: Path) -> list[str]:
     """Return the batches that have a folder of unfinished files."""
     with contextlib.suppress(OSError):
-        return sorted(each.name for each in parts.iterdir() if _BATCH.fullmatch(each.name))
+        return sorted(folder.name for folder in parts.iterdir() if _BATCH.fullmatch(folder.name))
     return []
 
 
-def collect(folder: Path, path: Path, extras: Iterable[Path], size: int) -> Path:
-    """Bring a finished download to where a kill cannot lose it: one name in its folder, extras below.
-
-    Args:
-        folder: The job's folder.
-        path: The finished download.
-        extras: Files that belong to it.
-        size: Bytes that were downloaded.
-
-    Returns:
-        The file.
-
-    Raises:
-        OSError: Another program has changed or replaced the file, or the disk failed.
-    """
+def _collect(folder: Path, path: Path, extras: Iterable[Path], size: int) -> Path:
+    whole = folder / _WHOLE
+    if whole.exists():
+        # It was collected before, and the database failed afterwards.
+        return whole
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_size != size:
-        raise OSError(
-            errno.EIO, "another program has changed or replaced the downloaded file; repeat the job", str(path)
-        )
+        message = "another program has changed or replaced the downloaded file; repeat the job"
+        raise OSError(errno.EIO, message, str(path))
     for extra in extras:
         (folder / _EXTRAS).mkdir(exist_ok=True)
         extra.replace(folder / _EXTRAS / extra.name)
-    whole = folder / WHOLE
-    path.replace(whole)
-    return whole
+    return path.replace(whole)
 
 
-def candidates(directory: Path, wanted: PurePosixPath, *, cautious: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield names for a file, the wanted one first, none of which is taken on the disk; without end.
+def _free_names(directory: Path, path: PurePosixPath, *, cautious: bool) -> Iterator[tuple[str, str]]:
+    """Yield names that are free on the disk, the preferred one first, without end.
 
     Args:
         directory: Where files go.
-        wanted: The relative path. A level that is too long for the file system is cut.
+        path: The preferred relative path. A level that is too long for the file system is cut.
         cautious: Do not trust the length that the file system reports.
 
     Yields:
         Relative path, and the key by which file systems compare it.
     """
-    wanted = fitted(wanted, (NAME_LEAST if cautious else name_limit(directory)) - _NUMBER)
+    path = fitted(path, (NAME_LEAST if cautious else name_limit(directory)) - _NUMBER)
     for number in itertools.count(1):
-        path = numbered(_around(directory, wanted), number)
-        if not os.path.lexists(directory / path):
-            yield str(path), file_key(path)
+        candidate = numbered(_avoid_files(directory, path), number)
+        if not os.path.lexists(directory / candidate):
+            yield str(candidate), file_key(candidate)
 
 
-def _around(directory: Path, wanted: PurePosixPath) -> PurePosixPath:
-    """Go around files and links that stand where folders should be."""
-    path = PurePosixPath()
-    for part in wanted.parts[:-1]:
-        for number in itertools.count(1):
-            level = path / numbered(PurePosixPath(part), number)
-            place = directory / level
-            if not os.path.lexists(place) or (place.is_dir() and not place.is_symlink()):
-                path = level
-                break
-    return path / wanted.name
+def _avoid_files(directory: Path, path: PurePosixPath) -> PurePosixPath:
+    """Return a path whose folders are not files or links that already exist."""
+    folder = PurePosixPath()
+    for part in path.parts[:-1]:
+        levels = (folder / numbered(PurePosixPath(part), number) for number in itertools.count(1))
+        folder = next(level for level in levels if _can_be_folder(directory / level))
+    return folder / path.name
 
 
-def move(staged: Path, target: Path) -> int:
-    """Give a whole file its name.
+def _can_be_folder(path: Path) -> bool:
+    return not os.path.lexists(path) or (path.is_dir() and not path.is_symlink())
 
-    Args:
-        staged: The file.
-        target: The name, which must be free.
 
-    Returns:
-        Its size in bytes.
+def _move(staged: Path, target: Path) -> int:
+    """Give a whole file its name, and return its size in bytes.
 
     Raises:
         FileExistsError: The name is taken.
-        OSError: The disk refused.
+        OSError: The disk failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     size = staged.stat().st_size
@@ -160,7 +272,7 @@ def move(staged: Path, target: Path) -> int:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # Some file systems have no links. One process at a time uses the directory, so the look holds.
+        # Some file systems have no links. One process at a time uses the directory, so the check stays valid.
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, "the name is taken", str(target)) from None
         staged.rename(target)
@@ -170,35 +282,30 @@ def move(staged: Path, target: Path) -> int:
     return size
 
 
-def move_extras(folder: Path, directory: Path, chosen: str) -> list[str]:
-    """Put what belongs to a file beside it, under its name.
-
-    Args:
-        folder: The job's folder.
-        directory: Where files go.
-        chosen: The relative path that the file got.
+def _move_extras(folder: Path, directory: Path, filepath: str) -> list[str]:
+    """Move the files that belong to a finished file beside it, under its name.
 
     Returns:
-        Relative paths of the extras.
+        Their relative paths.
     """
-    waiting = sorted((folder / _EXTRAS).iterdir()) if (folder / _EXTRAS).is_dir() else []
-    main = PurePosixPath(chosen)
-    # The file has its name, so a name of this length is possible whatever the file system reports.
+    extras = sorted((folder / _EXTRAS).iterdir()) if (folder / _EXTRAS).is_dir() else []
+    main = PurePosixPath(filepath)
+    # The finished file has its name, so a name of this length is possible whatever the file system reports.
     limit = max(min(NAME_LEAST, name_limit(directory)), len(main.name.encode()))
-    moved: list[str] = []
-    for extra in waiting:
+    paths: list[str] = []
+    for extra in extras:
         path = fitted(main.with_name(f"{main.stem}.{safe_name(extra.name, limit=40)}"), limit)
         try:
-            move(extra, directory / path)
+            _move(extra, directory / path)
         except FileExistsError:
             logger.warning("%s is there already; the new one is dropped", path)
             continue
-        moved.append(str(path))
-    return moved
+        paths.append(str(path))
+    return paths
 
 
-def find(staged: Path, target: Path) -> Literal["moved", "staged", "nowhere"]:
-    """Say how far a move came that was cut off."""
+def _find(staged: Path, target: Path) -> Literal["moved", "staged", "nowhere"]:
+    """Return how far an interrupted move came."""
     if staged.exists():
         if target.exists() and staged.samefile(target):
             staged.unlink()
@@ -207,16 +314,23 @@ def find(staged: Path, target: Path) -> Literal["moved", "staged", "nowhere"]:
     return "moved" if target.is_file() and not target.is_symlink() else "nowhere"
 
 
-def remove_files(directory: Path, paths: Iterable[str]) -> None:
-    """Remove finished files, and the folders that this leaves empty."""
+def _remove_finished(directory: Path, paths: Iterable[str]) -> None:
+    """Remove finished files, and the folders that are then empty."""
     root = directory.resolve()
     for path in paths:
-        place = directory / path
-        if not place.parent.resolve().is_relative_to(root):
+        file = directory / path
+        if not file.parent.resolve().is_relative_to(root):
             continue
         with contextlib.suppress(OSError):
-            place.unlink(missing_ok=True)
-            for folder in place.parents:
-                if folder == directory:
-                    break
+            file.unlink(missing_ok=True)
+            for folder in itertools.takewhile(lambda parent: parent != directory, file.parents):
                 folder.rmdir()
+
+
+def finished_path(directory: Path, filepath: str) -> Path | None:
+    """Return the path of a finished file; None if it is gone, or not a plain file in the directory any more."""
+    path = directory / filepath
+    # A link may have replaced a folder after the file was finished.
+    if not path.resolve().is_relative_to(directory.resolve()) or path.is_symlink() or not path.is_file():
+        return None
+    return path

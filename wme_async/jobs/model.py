@@ -1,13 +1,69 @@
-"""What a batch and its jobs look like from outside: the fields of the status answer, and events."""
+"""Batches, jobs and events: as callers see them, and as they are stored. Pure.
 
+The database and the memory of a manager hold rows: `BatchRow` with its `JobRow`s. `show` makes of them the `Batch` that
+callers see, with counts, progress and durations.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from enum import StrEnum
+from typing import Final, Literal, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
-from wme_async.jobs.states import FINAL, Status
+from wme_async.jobs.validation import Options
 
-__all__ = ["Batch", "BatchProgress", "Event", "Job", "JobFile", "JobProgress", "Listing", "Outbox", "utc"]
+__all__ = [
+    "FINAL",
+    "Batch",
+    "BatchProgress",
+    "BatchRow",
+    "Event",
+    "EventRow",
+    "Job",
+    "JobFile",
+    "JobProgress",
+    "JobRow",
+    "Listing",
+    "ManagerClosed",
+    "MessageRow",
+    "Outbox",
+    "Status",
+    "UnknownBatch",
+    "ends_batch",
+    "event_of",
+    "job_id",
+    "live_progress",
+    "show",
+    "storable_size",
+    "storable_text",
+    "utc",
+]
+
+
+class UnknownBatch(LookupError):
+    """There is no batch, or no job, with this id."""
+
+
+class ManagerClosed(RuntimeError):
+    """The batch manager is not open, was closed, or has ended because of an error. Open it again to continue."""
+
+
+class Status(StrEnum):
+    """The state of a job, or of a batch."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINAL: Final[frozenset[Status]] = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+"""The states of jobs and batches that have ended."""
 
 
 def utc(seconds: float) -> datetime:
@@ -15,14 +71,26 @@ def utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(int(seconds), UTC)
 
 
+def _utc(seconds: float | None) -> datetime | None:
+    return None if seconds is None else utc(seconds)
+
+
+def job_id(batch_id: str, position: int) -> str:
+    """Return the id of a job."""
+    return f"job_{batch_id}_{position}"
+
+
+# What callers see
+
+
 class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a job is.
+    """The progress of a job.
 
     Args:
         percent: 0.0 to 100.0; 0.0 while the size is unknown.
-        done: Bytes that are there.
+        done: Bytes on the disk.
         total: Bytes in all, None while unknown.
-        rate: Bytes per second of late, None while nothing runs.
+        rate: Recent bytes per second, None while nothing runs.
         eta: Seconds left, None while unknown.
     """
 
@@ -34,14 +102,14 @@ class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a batch is, weighted by bytes. A job of unknown size counts like the average of the known ones.
+    """The progress of a batch, weighted by bytes. A job of unknown size counts like the average of the known ones.
 
     Args:
-        percent: 0.0 to 100.0. Failed jobs count as done with; cancelled ones do not count until the batch has ended,
-            and then as what is missing.
-        done: Bytes that are there.
+        percent: 0.0 to 100.0. Failed jobs count in full; cancelled ones do not count until the batch has ended, and
+            are then the missing part.
+        done: Bytes on the disk.
         total: Bytes of all jobs whose size is known.
-        rate: Bytes per second of late, None while nothing runs.
+        rate: Recent bytes per second, None while nothing runs.
         eta: Seconds left at that rate, None while unknown.
     """
 
@@ -59,8 +127,8 @@ class JobFile(msgspec.Struct, frozen=True, kw_only=True):
         filename: Its name.
         filepath: Its path under the manager's directory, with slashes.
         size_bytes: Its size.
-        download_url: Where the service serves it, None without a service.
-        etag: The version of what was fetched, as its server named it.
+        download_url: The URL at which the service serves it, None without a service.
+        etag: The version of the file, as its server named it.
         subtitles: Paths of its subtitle files, if any.
     """
 
@@ -77,12 +145,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         job_id: `job_`, the batch's id and the position.
-        url: What is downloaded.
+        url: The URL.
         status: Its state.
         title: The title of the file or page, once known.
-        progress: How far it is.
+        progress: Its progress.
         file_info: The file, once completed.
-        error: Why it failed, in words.
+        error: The reason of a failure, in words.
         created_at: When it was submitted, UTC.
         completed_at: When it ended, UTC.
         started_at: When it last started, UTC.
@@ -106,22 +174,22 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         batch_id: `batch_` and random digits.
         status: Its state.
-        total_jobs: All its jobs; the sum of the six counts.
-        completed_jobs: Those whose file is there.
-        failed_jobs: Those that failed.
-        running_jobs: Those that run.
-        queued_jobs: Those that wait.
+        total_jobs: The number of jobs; the sum of the six counts.
+        completed_jobs: Jobs whose file is finished.
+        failed_jobs: Jobs that failed.
+        running_jobs: Jobs that run.
+        queued_jobs: Jobs that wait.
         jobs: The jobs, in the order of the URLs; empty in lists.
         created_at: When it was submitted, UTC.
         started_at: When its first job started, UTC.
         completed_at: When it ended, UTC.
         duration_sec: Seconds from its start to its end, or until now.
-        error: Why it failed, in words.
-        cancelled_jobs: Those that were cancelled.
-        paused_jobs: Those that are paused.
-        progress: How far it is.
+        error: The reason of a failure, in words.
+        cancelled_jobs: Jobs that were cancelled.
+        paused_jobs: Jobs that are paused.
+        progress: Its progress.
         retry_of: The batch whose failed jobs it repeats.
-        priority: Batches with a higher one start first.
+        priority: Batches with a higher priority start first.
     """
 
     batch_id: str
@@ -150,17 +218,18 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened.
+    """A change of a batch or a job.
 
     Args:
-        kind: `batch` and `job` for a changed state, `deleted` for a batch that is gone, `progress` for bytes.
-        batch_id: Of which batch.
-        id: Counts up over all batches; ask for what came after it. None for progress, which is not kept.
-        job_id: Of which job, None for the batch as a whole.
-        status: The state afterwards.
-        at: When, UTC.
-        error: Why it failed, in words.
-        progress: How far the job is, for `progress`.
+        kind: `batch` and `job` for a changed state, `deleted` for a batch that was deleted, `progress` for bytes.
+        batch_id: The batch.
+        id: Increases over all batches; watch from an id to get the later events. None for progress, which is not
+            stored.
+        job_id: The job, None for the batch as a whole.
+        status: The new state.
+        at: Time of the change, UTC.
+        error: The reason of a failure, in words.
+        progress: The progress of the job, for `progress`.
     """
 
     kind: Literal["batch", "job", "deleted", "progress"]
@@ -186,16 +255,16 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outbox(msgspec.Struct, frozen=True, kw_only=True):
-    """A webhook and how its delivery goes.
+    """A webhook and the state of its delivery.
 
     Args:
         message_id: The `webhook-id`, the same at every attempt.
-        batch_id: Whose end it tells.
-        url: Where to.
+        batch_id: The batch whose end it reports.
+        url: The receiver.
         state: `waiting`, `delivered` or `given up`.
-        attempts: How many there were.
-        next_at: When the next one is due, UTC.
-        error: What went wrong last.
+        attempts: Attempts so far.
+        next_at: When the next attempt is due, UTC.
+        error: The reason why the last attempt failed.
     """
 
     message_id: str
@@ -205,3 +274,279 @@ class Outbox(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     next_at: datetime | None = None
     error: str | None = None
+
+
+# What is stored: times are UTC epoch seconds, sizes are bytes
+
+
+class JobRow(msgspec.Struct, kw_only=True):
+    """A job as it is stored.
+
+    Args:
+        position: Its index in the batch.
+        url: The URL.
+        status: Its state.
+        title: Known after the first response.
+        done: Bytes on the disk when it last stopped.
+        total: Bytes in all, once known.
+        filepath: Its name under the directory: first reserved, then used.
+        moving: The download is whole and on its way to `filepath`.
+        etag: The version of the file.
+        extras: Paths of files that belong to it, such as subtitles.
+        error: The reason of a failure.
+        started_at: When it last started.
+        completed_at: When it ended.
+    """
+
+    position: int
+    url: str
+    status: Status = Status.QUEUED
+    title: str | None = None
+    done: int = 0
+    total: int | None = None
+    filepath: str | None = None
+    moving: bool = False
+    etag: str | None = None
+    extras: list[str] = []
+    error: str | None = None
+    started_at: float | None = None
+    completed_at: float | None = None
+
+
+class BatchRow(msgspec.Struct, kw_only=True):
+    """A batch as it is stored.
+
+    Args:
+        batch_id: Its id.
+        options: The options it was submitted with.
+        created_at: When it was submitted.
+        number: Increases with every batch; 0 before it is stored.
+        status: Its state.
+        paused: It was paused as a whole.
+        cancelled: It was cancelled as a whole.
+        retry_of: The batch that it repeats.
+        started_at: When its first job started.
+        completed_at: When it ended.
+        error: The reason of a failure.
+        size: The number of its jobs, as stored with it.
+        jobs: Its jobs by position; empty in lists.
+        sums: In lists, instead of the jobs, by state: jobs, jobs of known size, bytes done, and bytes in all.
+    """
+
+    batch_id: str
+    options: Options
+    created_at: float
+    number: int = 0
+    status: Status = Status.QUEUED
+    paused: bool = False
+    cancelled: bool = False
+    retry_of: str | None = None
+    started_at: float | None = None
+    completed_at: float | None = None
+    error: str | None = None
+    size: int = 0
+    jobs: list[JobRow] = []
+    sums: dict[Status, tuple[int, int, int, int]] = {}
+
+
+class EventRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as it is stored; its id is 0 before."""
+
+    id: int = 0
+    batch_id: str
+    position: int | None = None
+    kind: Literal["batch", "job", "deleted"]
+    status: Status | None = None
+    at: float
+    error: str | None = None
+
+
+class MessageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A webhook as it is stored.
+
+    Args:
+        message_id: The `webhook-id`.
+        batch_id: The batch whose end it reports.
+        url: The receiver.
+        body: The bytes, the same at every attempt.
+        state: `waiting`, `delivered` or `given up`.
+        attempts: Attempts so far.
+        next_at: When the next attempt is due.
+        delay: Seconds from the last attempt to the next one, whatever the clock is set to.
+        error: The reason why the last attempt failed.
+    """
+
+    message_id: str
+    batch_id: str
+    url: str
+    body: bytes
+    state: Literal["waiting", "delivered", "given up"] = "waiting"
+    attempts: int = 0
+    next_at: float | None = None
+    delay: float = 0.0
+    error: str | None = None
+
+
+# No disk holds a file of this size, and the sum over a batch still fits in the database.
+_MAX_BYTES: Final = 1 << 50
+
+
+def storable_text(text: str) -> str:
+    """Return a server's text as the database can hold it: bytes of headers that are not text become `?`."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def storable_size(size: int | None) -> int | None:
+    """Return a size that a server reported; None if no file can have it."""
+    return size if size is not None and 0 <= size < _MAX_BYTES else None
+
+
+# From rows to what callers see
+
+
+def event_of(row: EventRow) -> Event:
+    """Return a stored event as watchers see it."""
+    return Event(
+        kind=row.kind,
+        batch_id=row.batch_id,
+        id=row.id,
+        job_id=None if row.position is None else job_id(row.batch_id, row.position),
+        status=row.status,
+        at=utc(row.at),
+        error=row.error,
+    )
+
+
+def ends_batch(event: Event) -> bool:
+    """Return whether nothing more happens to the batch after an event."""
+    return event.job_id is None and (event.kind == "deleted" or event.status in FINAL)
+
+
+def show(row: BatchRow, *, now: float, live: Mapping[int, JobProgress], file_url: str | None = None) -> Batch:
+    """Return a batch as its status shows it.
+
+    Args:
+        row: The batch, with its jobs or with their sums.
+        now: UTC epoch seconds.
+        live: The progress of the running jobs, by position.
+        file_url: The URL under which files are served, without a slash at its end.
+    """
+    counts = Counter({status: number for status, (number, *_) in row.sums.items()})
+    counts.update(job.status for job in row.jobs)
+    jobs = tuple(_show_job(row, job, live.get(job.position), file_url) for job in row.jobs)
+    end = now if row.completed_at is None else row.completed_at
+    return Batch(
+        batch_id=row.batch_id,
+        status=row.status,
+        total_jobs=counts.total(),
+        completed_jobs=counts[Status.COMPLETED],
+        failed_jobs=counts[Status.FAILED],
+        running_jobs=counts[Status.RUNNING],
+        queued_jobs=counts[Status.QUEUED],
+        cancelled_jobs=counts[Status.CANCELLED],
+        paused_jobs=counts[Status.PAUSED],
+        jobs=jobs,
+        created_at=utc(row.created_at),
+        started_at=_utc(row.started_at),
+        completed_at=_utc(row.completed_at),
+        duration_sec=0 if row.started_at is None else max(0, int(end - row.started_at)),
+        error=row.error,
+        progress=_add_up([_group_of(job) for job in jobs] if jobs else _groups(row, live.values())),
+        retry_of=row.retry_of,
+        priority=row.options.priority,
+    )
+
+
+def _show_job(batch: BatchRow, job: JobRow, live: JobProgress | None, file_url: str | None) -> Job:
+    file, progress = None, live_progress(job.done, job.total)
+    if job.status is Status.RUNNING and live is not None:
+        progress = live
+    elif job.status is Status.COMPLETED:
+        progress = JobProgress(percent=100.0, done=job.done, total=job.done)
+        if job.filepath is not None:
+            file = JobFile(
+                filename=job.filepath.rpartition("/")[2],
+                filepath=job.filepath,
+                size_bytes=job.done,
+                download_url=f"{file_url}/{quote(job.filepath)}" if file_url else None,
+                etag=job.etag,
+                subtitles=tuple(job.extras),
+            )
+    return Job(
+        job_id=job_id(batch.batch_id, job.position),
+        url=job.url,
+        status=job.status,
+        title=job.title,
+        progress=progress,
+        file_info=file,
+        error=job.error,
+        created_at=utc(batch.created_at),
+        completed_at=_utc(job.completed_at),
+        started_at=_utc(job.started_at),
+    )
+
+
+def live_progress(done: int, total: int | None, rate: float | None = None, eta: float | None = None) -> JobProgress:
+    """Return the progress of a job that has not ended."""
+    # Never 100 before the end: the checksum and the name are still to come.
+    percent = min(99.9, round(100.0 * done / total, 1)) if total else 0.0
+    return JobProgress(percent=percent, done=done, total=total, rate=rate, eta=eta)
+
+
+class _Group(NamedTuple):
+    """Jobs of one state that are added up together, and of how many of them the size is known."""
+
+    status: Status
+    number: int
+    known: int
+    done: int
+    total: int
+    rate: float = 0.0
+
+
+def _group_of(job: Job) -> _Group:
+    progress = job.progress
+    known = progress.total is not None
+    return _Group(job.status, 1, known, progress.done, progress.total or 0, progress.rate or 0.0)
+
+
+def _groups(row: BatchRow, live: Iterable[JobProgress]) -> list[_Group]:
+    groups = {status: _Group(status, *sums) for status, sums in row.sums.items()}
+    running = groups.get(Status.RUNNING)
+    if running is not None and (progress := list(live)):
+        # Running jobs are stored when they stop; until then their sizes are in memory.
+        sizes = [job.total for job in progress if job.total is not None]
+        groups[Status.RUNNING] = _Group(
+            Status.RUNNING,
+            running.number,
+            max(running.known, min(running.number, len(sizes))),
+            max(running.done, sum(job.done for job in progress)),
+            max(running.total, sum(sizes)),
+            sum(job.rate or 0.0 for job in progress),
+        )
+    return list(groups.values())
+
+
+def _add_up(groups: list[_Group]) -> BatchProgress:
+    ended = all(group.status in FINAL for group in groups)
+    if not ended:
+        # Cancelled jobs count only at the end, as the missing part.
+        groups = [group for group in groups if group.status is not Status.CANCELLED]
+    known = sum(group.known for group in groups)
+    total = sum(group.total for group in groups)
+    average = total / known if known else 0.0
+    weight = finished = rate = 0.0
+    for group in groups:
+        # An empty file is a job too, so each weighs at least a byte.
+        size = max(group.total + (group.number - group.known) * average, float(group.done), float(group.number))
+        weight += size
+        finished += size if group.status in {Status.COMPLETED, Status.FAILED} else min(size, float(group.done))
+        rate += group.rate
+    percent = 100.0 if finished >= weight and ended else min(99.9, round(100.0 * finished / weight, 1))
+    return BatchProgress(
+        percent=percent,
+        done=sum(group.done for group in groups),
+        total=total if known else None,
+        rate=rate or None,
+        eta=0.0 if ended else (weight - finished) / rate if rate and known else None,
+    )

@@ -1,4 +1,4 @@
-"""What may happen to a job and to a batch, in one table. Pure: no clock, no disk, no loop.
+"""The changes of state of jobs and batches, in one table. Pure.
 
     job       start       complete   fail      cancel      pause    resume   interrupt
     queued    running                          cancelled   paused
@@ -6,7 +6,7 @@
     paused                                     cancelled            queued
     completed, failed, cancelled: final
 
-A batch has no state of its own to get wrong: it is what its jobs are, with two marks (paused, cancelled).
+The state of a batch follows from those of its jobs and from two marks (paused, cancelled).
 
     jobs                                          stop_on_error  ignore_errors  batch
     none failed                                   any            any            completed
@@ -18,39 +18,37 @@ A batch has no state of its own to get wrong: it is what its jobs are, with two 
     every job was cancelled, one by one           any            any            cancelled
 """
 
-import enum
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, TypeAlias
 
-import msgspec
+from msgspec.structs import replace
+
+from wme_async.jobs.model import FINAL, BatchRow, EventRow, JobProgress, Status
+from wme_async.jobs.url_policy import redacted_url
 
 __all__ = [
-    "FINAL",
     "TRANSITIONS",
-    "BatchState",
     "Cause",
     "Change",
-    "Status",
+    "Changed",
     "Waiting",
     "WrongState",
+    "apply",
+    "cancel",
     "choose",
+    "interrupt",
+    "pause",
+    "record",
+    "resume",
+    "startable",
+    "status_of",
 ]
 
 
-class Status(enum.StrEnum):
-    """The state of a job, or of a batch."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    PAUSED = "paused"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-class Cause(enum.StrEnum):
-    """Why a job changes its state."""
+class Cause(StrEnum):
+    """The reason of a job's change of state."""
 
     START = "start"
     COMPLETE = "complete"
@@ -61,10 +59,7 @@ class Cause(enum.StrEnum):
     INTERRUPT = "interrupt"
 
 
-FINAL: frozenset[Status] = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
-"""States that nothing leaves."""
-
-TRANSITIONS: Mapping[tuple[Status, Cause], Status] = {
+TRANSITIONS: Final[Mapping[tuple[Status, Cause], Status]] = {
     (Status.QUEUED, Cause.START): Status.RUNNING,
     (Status.QUEUED, Cause.CANCEL): Status.CANCELLED,
     (Status.QUEUED, Cause.PAUSE): Status.PAUSED,
@@ -76,11 +71,11 @@ TRANSITIONS: Mapping[tuple[Status, Cause], Status] = {
     (Status.PAUSED, Cause.CANCEL): Status.CANCELLED,
     (Status.PAUSED, Cause.RESUME): Status.QUEUED,
 }
-"""Every change of a job that there is."""
+"""All changes of a job's state."""
 
 
 class WrongState(RuntimeError):
-    """What was asked cannot be done in this state, such as cancelling a batch that has ended."""
+    """The operation is not possible in this state, such as cancelling a batch that has ended."""
 
 
 class Change(NamedTuple):
@@ -97,127 +92,169 @@ class Change(NamedTuple):
     new: Status
 
 
-class BatchState(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch at one moment. Each operation answers the next one and what changed on the way.
+Changed: TypeAlias = tuple[BatchRow, tuple[Change, ...]]
+"""A batch after an operation, and its jobs that changed. The batch before is left as it was."""
+
+
+def status_of(row: BatchRow) -> Status:
+    """Return the state of a batch that follows from its jobs, by the table at the top of this module."""
+    statuses = {job.status for job in row.jobs}
+    if not statuses <= FINAL:
+        if row.paused:
+            return Status.PAUSED
+        return Status.QUEUED if statuses <= {Status.QUEUED, Status.PAUSED} else Status.RUNNING
+    if row.cancelled or statuses == {Status.CANCELLED}:
+        return Status.CANCELLED
+    return Status.FAILED if Status.FAILED in statuses and not row.options.ignore_errors else Status.COMPLETED
+
+
+def startable(row: BatchRow) -> int:
+    """Return how many more jobs of a batch may start now."""
+    if row.paused or row.cancelled:
+        return 0
+    counts = Counter(job.status for job in row.jobs)
+    return min(counts[Status.QUEUED], max(0, row.options.concurrent_limit - counts[Status.RUNNING]))
+
+
+def apply(row: BatchRow, cause: Cause, *positions: int) -> Changed:
+    """Change jobs. With `stop_on_error`, a failure cancels the jobs that have not ended.
 
     Args:
-        jobs: The state of each job, in the order of the URLs.
-        concurrent_limit: How many may run at once.
-        stop_on_error: The first failure cancels what has not ended.
-        ignore_errors: Failures do not make the batch `failed`.
-        paused: The batch was paused as a whole.
-        cancelled: The batch was cancelled as a whole.
+        row: The batch.
+        cause: The reason.
+        positions: The jobs, from 0.
+
+    Returns:
+        The batch afterwards, and every job that changed, the named ones first.
+
+    Raises:
+        WrongState: The table has no such change.
     """
+    statuses: dict[int, Status] = {}
+    for position in positions:
+        status = row.jobs[position].status
+        if (status, cause) not in TRANSITIONS:
+            raise WrongState(f"a job that is {status} cannot {cause}")
+        statuses[position] = TRANSITIONS[status, cause]
+    after, changes = _change(row, statuses)
+    if cause is Cause.FAIL and row.options.stop_on_error:
+        after, cancelled = _apply_to_all(after, Cause.CANCEL)
+        changes += cancelled
+    return after, changes
 
-    jobs: tuple[Status, ...]
-    concurrent_limit: int = 3
-    stop_on_error: bool = False
-    ignore_errors: bool = True
-    paused: bool = False
-    cancelled: bool = False
 
-    @property
-    def counts(self) -> Counter[Status]:
-        """How many jobs are in each state."""
-        return Counter(self.jobs)
+def cancel(row: BatchRow) -> Changed:
+    """Cancel every job that has not ended. Cancelling a cancelled batch changes nothing.
 
-    @property
-    def status(self) -> Status:
-        """The state of the batch, by the table at the top of this module."""
-        seen = set(self.jobs)
-        if not seen <= FINAL:
-            if self.paused:
-                return Status.PAUSED
-            return Status.QUEUED if seen <= {Status.QUEUED, Status.PAUSED} else Status.RUNNING
-        if self.cancelled or seen == {Status.CANCELLED}:
-            return Status.CANCELLED
-        return Status.FAILED if Status.FAILED in seen and not self.ignore_errors else Status.COMPLETED
+    Raises:
+        WrongState: The batch is completed or failed.
+    """
+    if row.status is Status.CANCELLED:
+        return row, ()
+    _check_unfinished(row, "cancelled")
+    return _apply_to_all(row, Cause.CANCEL, cancelled=True, paused=False)
 
-    @property
-    def startable(self) -> int:
-        """How many more jobs may start now."""
-        if self.paused or self.cancelled:
-            return 0
-        counts = self.counts
-        return min(counts[Status.QUEUED], max(0, self.concurrent_limit - counts[Status.RUNNING]))
 
-    def apply(self, position: int, cause: Cause) -> "tuple[BatchState, tuple[Change, ...]]":
-        """Change one job, and what follows from it: with `stop_on_error` a failure cancels the rest.
+def pause(row: BatchRow) -> Changed:
+    """Pause every job that has not ended. Pausing a paused batch changes nothing.
 
-        Args:
-            position: Which job, from 0.
-            cause: Why.
+    Raises:
+        WrongState: The batch has ended.
+    """
+    _check_unfinished(row, "paused")
+    return _apply_to_all(row, Cause.PAUSE, paused=True)
 
-        Returns:
-            The batch afterwards, and every job that changed, the named one first.
 
-        Raises:
-            WrongState: The table has no such change.
-        """
-        old = self.jobs[position]
-        new = TRANSITIONS.get((old, cause))
-        if new is None:
-            raise WrongState(f"a job that is {old} cannot {cause}")
-        after, changes = self._change({position: new})
-        if new is Status.FAILED and self.stop_on_error:
-            after, more = after.every(Cause.CANCEL)
-            changes += more
-        return after, changes
+def resume(row: BatchRow) -> Changed:
+    """Queue every paused job again. Resuming a batch that is not paused changes nothing.
 
-    def cancel(self) -> "tuple[BatchState, tuple[Change, ...]]":
-        """Cancel every job that has not ended.
+    Raises:
+        WrongState: The batch has ended.
+    """
+    _check_unfinished(row, "resumed")
+    return _apply_to_all(row, Cause.RESUME, paused=False)
 
-        Raises:
-            WrongState: The batch has ended.
-        """
-        self._unfinished("cancelled")
-        after, changes = self.every(Cause.CANCEL)
-        return msgspec.structs.replace(after, cancelled=True, paused=False), changes
 
-    def pause(self) -> "tuple[BatchState, tuple[Change, ...]]":
-        """Pause every job that has not ended. Pausing twice changes nothing.
+def interrupt(row: BatchRow) -> Changed:
+    """Queue every running job again: the process ends, or has ended."""
+    return _apply_to_all(row, Cause.INTERRUPT)
 
-        Raises:
-            WrongState: The batch has ended.
-        """
-        self._unfinished("paused")
-        after, changes = self.every(Cause.PAUSE)
-        return msgspec.structs.replace(after, paused=True), changes
 
-    def resume(self) -> "tuple[BatchState, tuple[Change, ...]]":
-        """Queue every paused job again. Resuming what is not paused changes nothing.
+def _check_unfinished(row: BatchRow, verb: str) -> None:
+    if row.status in FINAL:
+        raise WrongState(f"the batch is {row.status} and cannot be {verb}")
 
-        Raises:
-            WrongState: The batch has ended.
-        """
-        self._unfinished("resumed")
-        after, changes = self.every(Cause.RESUME)
-        return msgspec.structs.replace(after, paused=False), changes
 
-    def interrupt(self) -> "tuple[BatchState, tuple[Change, ...]]":
-        """Put every running job back into the queue: the process ends, or has ended."""
-        return self.every(Cause.INTERRUPT)
+def _apply_to_all(row: BatchRow, cause: Cause, **marks: bool) -> Changed:
+    statuses = {job.position: TRANSITIONS.get((job.status, cause)) for job in row.jobs}
+    return _change(row, {position: status for position, status in statuses.items() if status is not None}, **marks)
 
-    def _unfinished(self, verb: str) -> None:
-        if self.status in FINAL:
-            raise WrongState(f"the batch is {self.status} and cannot be {verb}")
 
-    def every(self, cause: Cause) -> "tuple[BatchState, tuple[Change, ...]]":
-        """Apply a cause to every job that it can change."""
-        pairs = ((at, TRANSITIONS.get((status, cause))) for at, status in enumerate(self.jobs))
-        return self._change({at: new for at, new in pairs if new is not None})
+def _change(row: BatchRow, statuses: Mapping[int, Status], **marks: bool) -> Changed:
+    jobs = list(row.jobs)
+    for position, status in statuses.items():
+        jobs[position] = replace(jobs[position], status=status)
+    after = replace(row, jobs=jobs, **marks)
+    after.status = status_of(after)
+    return after, tuple(Change(position, row.jobs[position].status, status) for position, status in statuses.items())
 
-    def _change(self, new: Mapping[int, Status]) -> "tuple[BatchState, tuple[Change, ...]]":
-        changes = tuple(Change(at, self.jobs[at], status) for at, status in new.items())
-        jobs = tuple(new.get(at, status) for at, status in enumerate(self.jobs))
-        return msgspec.structs.replace(self, jobs=jobs), changes
+
+def record(
+    before: BatchRow,
+    after: BatchRow,
+    changes: Iterable[Change],
+    *,
+    now: float,
+    live: Mapping[int, JobProgress],
+    fields: Mapping[int, Mapping[str, Any]],
+) -> list[EventRow]:
+    """Complete a changed batch by times, sizes and errors, and return the events that report the change.
+
+    Args:
+        before: The batch before; its number is 0 if it is new.
+        after: The batch afterwards, which is completed here.
+        changes: The jobs that changed.
+        now: UTC epoch seconds.
+        live: The progress of the running jobs, by position.
+        fields: Further fields of changed jobs, by position.
+    """
+    events: list[EventRow] = []
+    for position, old, status in changes:
+        job = after.jobs[position]
+        if status is Status.RUNNING:
+            job.started_at, job.error = now, None
+            after.started_at = now if after.started_at is None else after.started_at
+        elif old is Status.RUNNING and (progress := live.get(position)) is not None:
+            job.done, job.total = progress.done, progress.total or job.total
+        if status in FINAL:
+            job.completed_at = now
+        after.jobs[position] = job = replace(job, **fields.get(position, {}))
+        events.append(
+            EventRow(batch_id=after.batch_id, position=position, kind="job", status=status, at=now, error=job.error)
+        )
+    if after.status in FINAL:
+        after.completed_at, after.error = now, _error_of(after)
+    if after.status is not before.status or not before.number:
+        events.append(EventRow(batch_id=after.batch_id, kind="batch", status=after.status, at=now, error=after.error))
+    return events
+
+
+def _error_of(row: BatchRow) -> str | None:
+    """Return why an ended batch failed, or stopped early."""
+    failed = [job for job in row.jobs if job.status is Status.FAILED]
+    if not failed:
+        return None
+    first = f"{redacted_url(failed[0].url)}: {failed[0].error}"
+    if row.options.stop_on_error:
+        return f"stopped on the first error: {first}"
+    return f"{len(failed)} of {len(row.jobs)} jobs failed, the first {first}" if row.status is Status.FAILED else None
 
 
 class Waiting(NamedTuple):
     """A batch that has jobs to start.
 
     Args:
-        batch_id: Which one.
+        batch_id: Its id.
         priority: Higher goes first.
         order: Among equals, lower goes first.
         startable: How many of its jobs may start now.
@@ -231,27 +268,28 @@ class Waiting(NamedTuple):
     queued: Iterable[tuple[int, str]]
 
 
-def choose(batches: Sequence[Waiting], *, free: int, per_host: int, busy: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Decide which jobs start now.
+def choose(batches: Sequence[Waiting], *, free: int, per_host: int, busy: Mapping[str, int]) -> dict[str, list[int]]:
+    """Return the jobs that start now.
 
     Args:
-        batches: Those with something to start, in any order.
+        batches: The batches with queued jobs, in any order.
         free: How many more jobs may run in all.
         per_host: How many jobs of one host may run at once.
         busy: How many run now, by host.
 
     Returns:
-        Batch and position of each job to start. A host that has enough to do holds up only its own jobs.
+        The positions of the jobs, by batch. A host with its full number of jobs holds up only its own jobs.
     """
     load = Counter(busy)
-    chosen: list[tuple[str, int]] = []
+    chosen: dict[str, list[int]] = {}
     for batch in sorted(batches, key=lambda waiting: (-waiting.priority, waiting.order)):
-        left = batch.startable
+        room = min(batch.startable, free)
         for position, host in batch.queued:
-            if left <= 0 or len(chosen) >= free:
+            if room <= 0:
                 break
             if load[host] < per_host:
                 load[host] += 1
-                left -= 1
-                chosen.append((batch.batch_id, position))
+                room -= 1
+                free -= 1
+                chosen.setdefault(batch.batch_id, []).append(position)
     return chosen

@@ -1,51 +1,79 @@
-"""Batches in SQLite: what survives a kill. One thread owns the connection, so nothing blocks the loop.
+"""Batches in SQLite, which survive a kill. One thread owns the connection, so nothing blocks the loop.
 
-Every change of state is one transaction: the jobs, the batch, the events that tell of it and the webhook that follows
-from it are there together or not at all. The write-ahead log is synced at each, so a change that was answered survives
+Every change of state is one transaction: the jobs, the batch, the events that report it and the webhook that
+follows from it are stored together or not at all. Each commit syncs the write-ahead log, so a confirmed change survives
 a power cut too.
 """
 
 import asyncio
 import contextlib
+import functools
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
 from wme_async._files import private_folder
 from wme_async._tasks import wait_done
-from wme_async.jobs.database import COLUMNS, connect, lock, matches, sealed
-from wme_async.jobs.errors import DamagedBatch, DatabaseError, ManagerClosed, database_error
-from wme_async.jobs.rows import BatchRow, EventRow, JobRow, MessageRow
-from wme_async.jobs.states import FINAL, Status
+from wme_async.jobs.database import (
+    COLUMNS,
+    DamagedBatch,
+    DatabaseError,
+    connect,
+    database_error,
+    lock,
+    matches,
+    sealed,
+)
+from wme_async.jobs.model import FINAL, BatchRow, EventRow, JobRow, ManagerClosed, MessageRow, Status
 from wme_async.jobs.validation import Options
 
 __all__ = ["Store"]
 
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
-_Values: TypeAlias = Sequence[object] | Mapping[str, object]
 
-# Enough for a page that was away for a weekend; older ones are of no use to anyone.
-_KEPT_EVENTS = 200_000
+# Enough for a page that is opened again after a weekend.
+_MAX_EVENTS = 200_000
 
-# Times of rows that are believed: 1970 to 5138, UTC epoch seconds.
+# Valid times of rows are from 1970 to 5138, in UTC epoch seconds.
 _LAST_TIME = 1e11
 
 
+def _in_thread(
+    method: Callable[Concatenate["Store", _P], _T],
+) -> Callable[Concatenate["Store", _P], Coroutine[Any, Any, _T]]:
+    """Run a method in the thread that owns the connection. Errors of SQLite are raised as `DatabaseError`."""
+
+    async def run(self: "Store", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if self._executor is None:
+            raise ManagerClosed("the batch manager is not open: use it in `async with`")
+        work = functools.partial(method, self, *args, **kwargs)
+        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        # A cancelled task waits too: otherwise nobody would know whether its change is stored.
+        await wait_done(future)
+        try:
+            return future.result()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise database_error(self._path, error) from error
+
+    return functools.update_wrapper(run, method)
+
+
 class Store:
-    """The database of one manager.
+    """The database of one manager. Its public methods run in a thread of their own, one after the other.
 
     Args:
-        path: Its file; made where it is missing.
+        path: Its file; created if it is missing.
 
     Attributes:
-        damaged: Batches that are set aside because their rows are damaged, and why.
+        damaged: The reasons why batches are set aside, by id: their rows are damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,47 +88,38 @@ class Store:
         """Open the file, take its lock, bring its tables up to date, and check them.
 
         Raises:
-            RuntimeError: Another manager has it, or a newer version of this package made it.
+            RuntimeError: Another manager uses it, or a newer version of this package made it.
             DatabaseError: It cannot be opened, or is damaged.
         """
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wme-jobs")
         try:
-            await self._run(self._open)
+            await self._open()
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        """Close the file. Once is enough, twice does no harm."""
+        """Close the file. Closing a closed store does nothing."""
         if self._executor is None:
             return
         try:
-            await self._run(self._close)
+            await self._close()
         finally:
             self._executor.shutdown(wait=False)
             self._executor = None
 
-    async def _run(self, work: Callable[..., _T], *args: Any) -> _T:
-        if self._executor is None:
-            raise ManagerClosed("the batch manager is not open: use it in `async with`")
-        statement = asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
-        # A cancelled task knows all the same that what it stored is stored.
-        await wait_done(statement)
-        try:
-            return statement.result()
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise database_error(self._path, error) from error
-
+    @_in_thread
     def _open(self) -> None:
         folder = self._path.parent
         try:
             private_folder(folder)
         except OSError as error:
-            message = f"{folder} cannot be made or used: {error.strerror or error}"
+            message = f"{folder} cannot be created or used: {error.strerror or error}"
             raise DatabaseError(message, path=str(self._path)) from error
         self._lock = lock(self._path)
         self._db = connect(self._path)
 
+    @_in_thread
     def _close(self) -> None:
         try:
             if self._db is not None:
@@ -123,29 +142,25 @@ class Store:
 
     # Changes
 
-    async def save(
+    @_in_thread
+    def save(
         self,
         row: BatchRow,
-        jobs: Iterable[JobRow],
+        jobs: Sequence[JobRow],
         events: Sequence[EventRow],
         message: MessageRow | None = None,
     ) -> list[EventRow]:
-        """Store a batch, some of its jobs, what happened and what follows, in one transaction.
+        """Store a batch, some of its jobs, events and a webhook in one transaction.
 
         Args:
-            row: The batch; a number of 0 makes it a new one and is replaced.
+            row: The batch; a new one has the number 0, which is replaced.
             jobs: The jobs that changed.
-            events: What happened.
+            events: The events.
             message: A webhook to send.
 
         Returns:
             The events with their ids.
         """
-        return await self._run(self._save, row, list(jobs), events, message)
-
-    def _save(
-        self, row: BatchRow, jobs: list[JobRow], events: Sequence[EventRow], message: MessageRow | None
-    ) -> list[EventRow]:
         with self._transaction() as db:
             if not row.number:
                 cursor = db.execute(
@@ -197,10 +212,11 @@ class Store:
         )
         number = cursor.lastrowid or 0
         if number % 1000 == 0:
-            self._db.execute("DELETE FROM events WHERE id <= ?", (number - _KEPT_EVENTS,))
+            self._db.execute("DELETE FROM events WHERE id <= ?", (number - _MAX_EVENTS,))
         return msgspec.structs.replace(event, id=number)
 
-    async def reserve(
+    @_in_thread
+    def reserve(
         self,
         batch_id: str,
         position: int,
@@ -209,9 +225,9 @@ class Store:
         title: str | None,
         etag: str | None,
     ) -> str:
-        """Give a job whose download is whole a file name that no other job has, whatever a file system takes for equal.
+        """Give a job whose download is whole a file name that no other job has, on any file system.
 
-        From here on the job is `moving`: after a kill the file is found under one of its two names.
+        From here on the job is `moving`: after a kill the file has one of its two names.
 
         Args:
             batch_id: The batch.
@@ -221,13 +237,8 @@ class Store:
             etag: Its version.
 
         Returns:
-            The path that is now this job's.
+            The path that now belongs to this job.
         """
-        return await self._run(self._reserve, batch_id, position, candidates, title, etag)
-
-    def _reserve(
-        self, batch_id: str, position: int, candidates: Iterator[tuple[str, str]], title: str | None, etag: str | None
-    ) -> str:
         with self._transaction() as db:
             for path, key in candidates:
                 try:
@@ -236,23 +247,25 @@ class Store:
                         " WHERE batch_id = ? AND position = ?",
                         (path, key, title, etag, batch_id, position),
                     )
-                except sqlite3.IntegrityError:
+                except sqlite3.IntegrityError as error:
+                    if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+                        raise
                     continue
                 db.execute(f"{sealed('jobs')} WHERE batch_id = ? AND position = ?", (batch_id, position))
                 return path
         raise RuntimeError("no candidate was free")
 
-    async def release(self, batch_id: str, position: int) -> None:
-        """Take the file name back from a job that will have no file."""
-        where = "WHERE batch_id = ? AND position = ?"
-        statement = f"UPDATE jobs SET filepath = NULL, file_key = NULL, moving = 0 {where}"  # noqa: S608  # ours
-        await self._run(self._write, statement, (batch_id, position), f"{sealed('jobs')} {where}", (batch_id, position))
+    @_in_thread
+    def release(self, batch_id: str, position: int) -> None:
+        """Release the file name of a job that will have no file."""
+        with self._transaction() as db:
+            where, key = "WHERE batch_id = ? AND position = ?", (batch_id, position)
+            db.execute(f"UPDATE jobs SET filepath = NULL, file_key = NULL, moving = 0 {where}", key)  # noqa: S608  # ours
+            db.execute(f"{sealed('jobs')} {where}", key)
 
-    async def delete(self, event: EventRow) -> EventRow:
-        """Remove a batch with its jobs, events and webhooks, and tell of it."""
-        return await self._run(self._delete, event)
-
-    def _delete(self, event: EventRow) -> EventRow:
+    @_in_thread
+    def delete(self, event: EventRow) -> EventRow:
+        """Remove a batch with its jobs, events and webhooks, and store the event that reports it."""
         with self._transaction() as db:
             if event.batch_id in self._numbers:
                 # The id of a damaged batch may not be the one that it is stored under.
@@ -264,59 +277,43 @@ class Store:
         self._numbers.pop(event.batch_id, None)
         return stored
 
-    def _write(
-        self, statement: str, values: Sequence[object], seal: str | None = None, key: Sequence[object] = ()
-    ) -> int:
-        with self._transaction() as db:
-            count = db.execute(statement, values).rowcount
-            if seal is not None:
-                db.execute(seal, key)
-            return count
+    # Queries
 
-    # Questions
-
-    async def unfinished(self) -> list[BatchRow]:
-        """Return the batches that have not ended, with their jobs, the oldest first. Note all that are damaged."""
-        return await self._run(self._unfinished)
-
-    def _unfinished(self) -> list[BatchRow]:
+    @_in_thread
+    def unfinished(self) -> list[BatchRow]:
+        """Return the batches that have not ended, with their jobs, the oldest first, and set damaged ones aside."""
         rows = []
-        # All of them: damage may make a batch look as if it had ended.
+        # All batches are read: damage may make one look as if it had ended.
         for values in self._db.execute(f"{_select('batches')} ORDER BY number"):
             with contextlib.suppress(DamagedBatch):
-                row = self._decoded(values)
+                row = self._decode(values)
                 if row.completed_at is None:
                     self._add_jobs(row)
                     rows.append(row)
         self._give_up_damaged(None)
         return rows
 
-    async def batch(self, batch_id: str) -> BatchRow | None:
+    @_in_thread
+    def batch(self, batch_id: str) -> BatchRow | None:
         """Return a batch with its jobs.
 
         Raises:
-            TypeError: What is asked for is no identifier.
             DamagedBatch: Its rows are damaged.
         """
-        if not isinstance(batch_id, str):
-            raise TypeError(f"a batch is named by its batch_id, which is text, not by a {type(batch_id).__name__}")
-        return await self._run(self._batch, batch_id)
-
-    def _batch(self, batch_id: str) -> BatchRow | None:
         if batch_id in self.damaged:
             raise self.set_aside(batch_id, self._numbers[batch_id], self.damaged[batch_id])
         values = self._db.execute(f"{_select('batches')} WHERE batch_id = ?", (batch_id,)).fetchone()
         if values is None:
             return None
-        row = self._decoded(values)
+        row = self._decode(values)
         self._add_jobs(row)
         return row
 
-    def _decoded(self, values: tuple[Any, ...]) -> BatchRow:
-        """Return the row of a batch without its jobs.
+    def _decode(self, values: tuple[Any, ...]) -> BatchRow:
+        """Return a batch without its jobs.
 
         Raises:
-            DamagedBatch: It is damaged.
+            DamagedBatch: The row is damaged.
         """
         try:
             return _batch(values)
@@ -329,7 +326,7 @@ class Store:
             for values in self._db.execute(f"{_select('jobs')} WHERE batch_id = ? ORDER BY position", (row.batch_id,)):
                 jobs.append(_job(values))
                 if jobs[-1].position != len(jobs) - 1:
-                    raise ValueError("a job is missing before it")  # noqa: TRY301  # told with the others
+                    raise ValueError("a job is missing before it")  # noqa: TRY301  # one message with the others
             if len(jobs) != row.size:
                 raise ValueError(f"{row.size} jobs are expected")  # noqa: TRY301  # as above
         except sqlite3.Error:
@@ -339,7 +336,7 @@ class Store:
         row.jobs = jobs
 
     def set_aside(self, batch_id: str, number: int, reason: str) -> DamagedBatch:
-        """Note that a batch is damaged, and return the error that says so."""
+        """Set a damaged batch aside, and return the error that reports it."""
         message = (
             f"the batch {batch_id} in {self._path} is damaged ({reason}) and set aside: delete it, or look at its rows"
             f" with sqlite3"
@@ -349,20 +346,18 @@ class Store:
             self.damaged[batch_id], self._numbers[batch_id] = reason, number
         return DamagedBatch(message, batch_id=batch_id, path=str(self._path))
 
-    async def page(self, *, before: str | None, limit: int, status: Status | None) -> tuple[list[BatchRow], int | None]:
-        """Return batches without their jobs, the newest first. Damaged ones are left out.
+    @_in_thread
+    def page(self, *, before: str | None, limit: int, status: Status | None) -> tuple[list[BatchRow], int | None]:
+        """Return batches without their jobs, the newest first. Damaged ones are omitted.
 
         Args:
-            before: Only those older than this batch, or than this number, under which a batch may be gone by now.
+            before: Only those older than this batch, or than the batch of this number, which may have been deleted.
             limit: How many at most.
             status: Only those in this state.
 
         Returns:
-            The batches, and the number of the last, if there are more after it.
+            The batches, and the number of the last one if older ones follow.
         """
-        return await self._run(self._page, before, limit, status)
-
-    def _page(self, before: str | None, limit: int, status: Status | None) -> tuple[list[BatchRow], int | None]:
         page = self._db.execute(
             f"{_select('batches')} WHERE (:before IS NULL"  # noqa: S608  # names of ours
             " OR number < COALESCE((SELECT number FROM batches WHERE batch_id = :before), CAST(:before AS INTEGER)))"
@@ -372,7 +367,7 @@ class Store:
         rows: list[BatchRow] = []
         for values in page[:limit]:
             with contextlib.suppress(DamagedBatch):
-                row = self._decoded(values)
+                row = self._decode(values)
                 if row.batch_id not in self.damaged:
                     self._add_sums(row)
                     rows.append(row)
@@ -387,60 +382,53 @@ class Store:
         try:
             row.sums = {Status(state): (number, known, done, total) for state, number, known, done, total in sums}
             if sum(number for number, *_ in row.sums.values()) != row.size:
-                raise ValueError(f"{row.size} jobs are expected")  # noqa: TRY301  # told with the others
+                raise ValueError(f"{row.size} jobs are expected")  # noqa: TRY301  # one message with the others
         except ValueError as error:
             raise self.set_aside(row.batch_id, row.number, f"its jobs: {error}") from error
 
-    async def finished_file(self, filepath: str) -> bool:
-        """Say whether a path is the file of a completed job."""
+    @_in_thread
+    def finished_file(self, filepath: str) -> bool:
+        """Return whether a path is the file of a completed job."""
         statement = (
             "SELECT 1 FROM jobs WHERE filepath = :path AND status = 'completed' UNION ALL"
             " SELECT 1 FROM jobs, json_each(jobs.extras) WHERE jobs.extras <> '[]' AND jobs.status = 'completed'"
             " AND json_each.value = :path LIMIT 1"
         )
-        return bool(await self._run(self._read, statement, {"path": filepath}))
+        return self._db.execute(statement, {"path": filepath}).fetchone() is not None
 
-    async def events(self, *, after: int, batch_id: str | None, limit: int = 500) -> list[EventRow]:
-        """Return what happened after an event, in order."""
+    @_in_thread
+    def events(self, *, after: int, batch_id: str | None, limit: int = 500) -> list[EventRow]:
+        """Return the events after an event, in order."""
         statement = (
             "SELECT id, batch_id, position, kind, status, at, error FROM events"
             " WHERE id > :after AND (:batch IS NULL OR batch_id = :batch) ORDER BY id LIMIT :limit"
         )
         while True:
-            rows = await self._run(self._read, statement, {"after": after, "batch": batch_id, "limit": limit})
+            rows = self._db.execute(statement, {"after": after, "batch": batch_id, "limit": limit}).fetchall()
             events = [event for row in rows if (event := _event(row)) is not None]
             if events or len(rows) < limit:
                 return events
             after = rows[-1][0]
 
-    async def last_event(self) -> int:
-        """Return the id of the newest event, 0 where there was none."""
-        rows = await self._run(self._read, "SELECT seq FROM sqlite_sequence WHERE name = 'events'", ())
-        return int(rows[0][0]) if rows else 0
+    @_in_thread
+    def last_event(self) -> int:
+        """Return the id of the newest event, 0 before the first."""
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+        return int(row[0]) if row else 0
 
-    async def counts(self) -> Mapping[str, Mapping[str, int]]:
+    @_in_thread
+    def counts(self) -> Mapping[str, Mapping[str, int]]:
         """Return how many jobs, batches and webhooks there are in each state."""
         return {
-            table: dict(
-                await self._run(
-                    self._read,
-                    f"SELECT {column}, COUNT(*) FROM {table} GROUP BY 1",  # noqa: S608  # three literals
-                    (),
-                )
-            )
+            table: dict(self._db.execute(f"SELECT {column}, COUNT(*) FROM {table} GROUP BY 1"))  # noqa: S608  # literals
             for table, column in (("batches", "status"), ("jobs", "status"), ("outbox", "state"))
         }
 
-    def _read(self, statement: str, values: _Values) -> list[tuple[Any, ...]]:
-        return self._db.execute(statement, values).fetchall()
-
     # Webhooks and settings
 
-    async def messages(self, *, due: float | None = None, batch_id: str | None = None) -> list[MessageRow]:
+    @_in_thread
+    def messages(self, *, due: float | None = None, batch_id: str | None = None) -> list[MessageRow]:
         """Return webhooks: those that are due at a time, or those of a batch, the oldest due first."""
-        return await self._run(self._messages, due, batch_id)
-
-    def _messages(self, due: float | None, batch_id: str | None) -> list[MessageRow]:
         if due is not None:
             self._give_up_damaged(due)
         rows = self._db.execute(
@@ -452,7 +440,7 @@ class Store:
         return [MessageRow(**dict(zip(COLUMNS["outbox"], row[:-1], strict=True))) for row in rows]
 
     def _give_up_damaged(self, due: float | None) -> None:
-        """Stop webhooks whose rows are damaged: their bodies are not what was said. They stay, to be looked at."""
+        """Give up webhooks whose rows are damaged, because their bodies may be wrong. Their rows stay for operators."""
         rows = self._db.execute(
             f"SELECT rowid, {', '.join(COLUMNS['outbox'])}, crc FROM outbox"  # noqa: S608  # names of ours
             " WHERE state NOT IN ('delivered', 'given up') AND (:due IS NULL OR next_at <= :due) LIMIT 1000",
@@ -461,61 +449,67 @@ class Store:
         for number, *values in rows:
             if not matches(values):
                 logger.error("the webhook %s in %s is damaged, and is not sent", _printable(str(values[0])), self._path)
-                self._write(
-                    "UPDATE outbox SET state = 'given up', next_at = NULL, error = ? WHERE rowid = ?",
-                    ("the stored message is damaged", number),
-                )
+                with self._transaction() as db:
+                    db.execute(
+                        "UPDATE outbox SET state = 'given up', next_at = NULL, error = ? WHERE rowid = ?",
+                        ("the stored message is damaged", number),
+                    )
 
-    async def limit_waits(self, now: float) -> None:
-        """Let no webhook wait longer from now than its own delay: the clock may have been set back."""
-        late = "WHERE state = 'waiting' AND next_at > :now + delay + 0.001"
-        rows = await self._run(self._read, f"SELECT message_id FROM outbox {late}", {"now": now})  # noqa: S608  # ours
-        for (message_id,) in rows:
-            await self._run(
-                self._write,
-                "UPDATE outbox SET next_at = ? + delay WHERE message_id = ?",
-                (now, message_id),
-                f"{sealed('outbox')} WHERE message_id = ?",
-                (message_id,),
-            )
+    @_in_thread
+    def limit_waits(self, now: float) -> None:
+        """Shorten waits of webhooks that exceed their delay, because the clock was set back."""
+        overdue = "SELECT message_id FROM outbox WHERE state = 'waiting' AND next_at > ? + delay + 0.001"
+        for (message_id,) in self._db.execute(overdue, (now,)).fetchall():
+            with self._transaction() as db:
+                db.execute("UPDATE outbox SET next_at = ? + delay WHERE message_id = ?", (now, message_id))
+                db.execute(f"{sealed('outbox')} WHERE message_id = ?", (message_id,))
 
-    async def next_message(self) -> float | None:
+    @_in_thread
+    def next_message(self) -> float | None:
         """Return when the next webhook is due, UTC epoch seconds."""
-        rows = await self._run(self._read, "SELECT MIN(next_at) FROM outbox WHERE state = 'waiting'", ())
-        return rows[0][0] if rows else None
+        due: float | None = self._db.execute("SELECT MIN(next_at) FROM outbox WHERE state = 'waiting'").fetchone()[0]
+        return due
 
-    async def attempted(self, message: MessageRow) -> bool:
-        """Store how an attempt went.
+    @_in_thread
+    def attempted(self, message: MessageRow) -> bool:
+        """Store the result of an attempt.
 
         Returns:
             False if the message was deleted in the meantime.
         """
-        statement = "UPDATE outbox SET state = ?, attempts = ?, next_at = ?, delay = ?, error = ? WHERE message_id = ?"
         values = (message.state, message.attempts, message.next_at, message.delay, message.error, message.message_id)
-        seal = f"{sealed('outbox')} WHERE message_id = ?"
-        return bool(await self._run(self._write, statement, values, seal, (message.message_id,)))
+        with self._transaction() as db:
+            cursor = db.execute(
+                "UPDATE outbox SET state = ?, attempts = ?, next_at = ?, delay = ?, error = ? WHERE message_id = ?",
+                values,
+            )
+            db.execute(f"{sealed('outbox')} WHERE message_id = ?", (message.message_id,))
+            return cursor.rowcount > 0
 
-    async def setting(self, name: str) -> bytes | None:
+    @_in_thread
+    def setting(self, name: str) -> bytes | None:
         """Return a stored setting.
 
         Raises:
             DatabaseError: Its row is damaged.
         """
-        rows = await self._run(self._read, f"{_select('meta')} WHERE name = ?", (name,))
-        if not rows:
+        row = self._db.execute(f"{_select('meta')} WHERE name = ?", (name,)).fetchone()
+        if row is None:
             return None
-        if not matches(rows[0]):
+        if not matches(row):
             raise DatabaseError(
                 f"the setting {name!r} in {self._path} is damaged: restore a copy, or remove its row from the table"
                 f" 'meta' so that a new one is made",
                 path=str(self._path),
             )
-        return bytes(rows[0][1])
+        return bytes(row[1])
 
-    async def set_setting(self, name: str, value: bytes) -> None:
+    @_in_thread
+    def set_setting(self, name: str, value: bytes) -> None:
         """Store a setting."""
-        statement = "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)"
-        await self._run(self._write, statement, (name, value), f"{sealed('meta')} WHERE name = ?", (name,))
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (name, value))
+            db.execute(f"{sealed('meta')} WHERE name = ?", (name,))
 
 
 def _select(table: str) -> str:
@@ -526,7 +520,7 @@ def _checked(table: str, values: tuple[Any, ...]) -> dict[str, Any]:
     """Return a row as a mapping.
 
     Raises:
-        ValueError: It does not match its check.
+        ValueError: It does not match its checksum.
     """
     row = dict(zip(COLUMNS[table], values[:-1], strict=True))
     if not matches(values):
@@ -558,13 +552,12 @@ def _batch(values: tuple[Any, ...]) -> BatchRow:
 
 
 def _event(values: tuple[Any, ...]) -> EventRow | None:
-    names = ("id", "batch_id", "position", "kind", "status", "at", "error")
     try:
-        event = msgspec.convert(dict(zip(names, values, strict=True)), type=EventRow)
-        if event.kind not in {"batch", "job", "deleted"} or not 0 <= event.at < _LAST_TIME:
-            raise ValueError("its kind or time is damaged")  # noqa: TRY301  # told with the others
+        event = msgspec.convert(dict(zip(EventRow.__struct_fields__, values, strict=True)), type=EventRow)
+        if not 0 <= event.at < _LAST_TIME:
+            raise ValueError("its time is damaged")  # noqa: TRY301  # one message with the others
     except ValueError as error:
-        logger.error("the event %s is damaged and left out: %s", values[0], error)  # noqa: TRY400  # no bug of ours
+        logger.error("the event %s is damaged and omitted: %s", values[0], error)  # noqa: TRY400  # no bug of ours
         return None
     return event
 

@@ -1,24 +1,66 @@
-"""Which addresses may be fetched when strangers name the URL. Pure: it looks at addresses, never at the network.
+"""Which URLs and addresses may be fetched when strangers name them, and how URLs are shown. Pure.
 
-A server that fetches what it is told can be made to fetch from behind its own firewall: the cloud's metadata service
-with its credentials, a router's page, a database. So only addresses of the public internet pass, whichever way they are
-written, unless a host is allowed by name.
+A server that fetches any URL it receives can be made to fetch from behind its own firewall: the metadata service of a
+cloud with its credentials, a router's page, a database. So only addresses of the public internet pass, in whatever form
+they are written, unless a host is allowed by name. A URL is checked when it is submitted, each redirect before it is
+followed, and each address before it is connected to.
 """
 
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
+
+import idna
 
 from wme_async.errors import WMEError
 
-__all__ = ["AddressRefused", "check_address", "check_host", "guard"]
+__all__ = [
+    "AddressBlocked",
+    "ascii_host",
+    "check_address",
+    "check_host",
+    "check_web_url",
+    "guard",
+    "netloc_of",
+    "origin",
+    "redacted",
+    "redacted_url",
+    "redirect_target",
+]
 
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
+_MAX_URL: Final = 8192
+_MAX_HOST: Final = 253
+# White space, controls and characters that a URL must escape; browsers read a backslash as a slash, so hosts differ.
+_BAD_CHARACTER: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ufeff<>\"\\^`{|}]")
+_HOST_LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_DOT: Final = re.compile(r"(?:\.|%2e)", re.IGNORECASE)
+
+# Names of query parameters whose values give access, and values that look like keys or signatures.
+_CREDENTIAL_NAME: Final = re.compile(
+    r"signature|token|secret|passw|credential|api_?key|access_?key"
+    r"|(?:^|[_-])(?:sig|key|pwd|pass|auth|authorization|policy|hmac|session|sid|jwt|ticket)(?:$|[_-])|^code$",
+    re.IGNORECASE,
+)
+_CREDENTIAL_VALUE: Final = re.compile(
+    r"[0-9A-Fa-f]{32,}|(?=.*\d)(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/=%]{32,}"
+    r"|(?=(?:.*\d){4})(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/=%_.-]{64,}"
+)
+_HIDDEN: Final = "REDACTED"
+_URL_IN_TEXT: Final = re.compile(r"https?://[^\s\"'<>]+", re.IGNORECASE)
+_ADDRESS: Final = re.compile(
+    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:%\w+)?)(?![\w:])"
+)
+
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Ranges that Python's `is_global` lets pass, or names less clearly.
-_REFUSED: tuple[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, str], ...] = tuple(
+# Ranges that Python's `is_global` accepts or describes less clearly.
+_BLOCKED: tuple[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, str], ...] = tuple(
     (ipaddress.ip_network(network), reason)
     for network, reason in (
         ("169.254.169.254/32", "a cloud's metadata service"),
@@ -44,8 +86,8 @@ _ISATAP = 0x5EFE
 _LOCAL_NAMES = ("localhost", "localdomain", "local", "internal", "intranet", "lan", "home", "corp", "private")
 
 
-class AddressRefused(WMEError):
-    """A URL leads to an address that must not be fetched. Trying again does not help.
+class AddressBlocked(WMEError):
+    """A URL leads to an address that must not be fetched. Another attempt does not help.
 
     Args:
         message: Which address and why.
@@ -54,13 +96,13 @@ class AddressRefused(WMEError):
 
 
 def check_address(address: str) -> str | None:
-    """Say why an IP address must not be connected to.
+    """Return why an IP address must not be connected to.
 
     Args:
         address: IPv4 or IPv6, a zone allowed.
 
     Returns:
-        The reason, or None where it is an address of the public internet.
+        The reason; None for an address of the public internet.
     """
     try:
         parsed = ipaddress.ip_address(address)
@@ -69,21 +111,20 @@ def check_address(address: str) -> str | None:
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.scope_id is not None:
             return "link-local"
-        inner = _embedded(parsed)
-        reason = _reason(inner) if inner is not None else None
-        if reason:
-            return f"{inner} written as IPv6, {reason}"
-        if inner is not None and (parsed.ipv4_mapped is not None or parsed in _NAT64):
+        embedded = _embedded(parsed)
+        if embedded is not None and (reason := _reason(embedded)):
+            return f"{embedded} written as IPv6, {reason}"
+        if embedded is not None and (parsed.ipv4_mapped is not None or parsed in _NAT64):
             # Networks without IPv4 reach the public internet this way; the ranges themselves count as reserved.
             return None
     return _reason(parsed)
 
 
 def _reason(address: _Address) -> str | None:
-    for network, reason in _REFUSED:
+    for network, reason in _BLOCKED:
         if address in network:
             return reason
-    for holds, reason in (
+    properties = (
         (address.is_unspecified, "unspecified"),
         (address.is_loopback, "loopback"),
         (address.is_link_local, "link-local"),
@@ -91,78 +132,66 @@ def _reason(address: _Address) -> str | None:
         (address.is_private, "private"),
         (address.is_reserved, "reserved"),
         (not address.is_global, "not of the public internet"),
-    ):
-        if holds:
-            return reason
-    return None
+    )
+    return next((reason for applies, reason in properties if applies), None)
 
 
 def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that an IPv6 address carries to, in one of the seven ways there are."""
+    """Return the IPv4 address that an IPv6 address contains, in any of the seven standard forms."""
     number = int(address)
-    low = ipaddress.IPv4Address(number & 0xFFFFFFFF)
-    if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    if address.sixtofour is not None:
-        return address.sixtofour
-    if address.teredo is not None:
-        return address.teredo[1]
-    if address in _NAT64 or address in _NAT64_LOCAL or address in _TRANSLATED:
-        return low
-    if address in _COMPATIBLE and number > 1:
-        return low
-    if (number >> 32) & 0xFFFF == _ISATAP and (number >> 48) & 0xFDFF == 0:
-        return low
+    client = address.teredo[1] if address.teredo is not None else None
+    if (known := address.ipv4_mapped or address.sixtofour or client) is not None:
+        return known
+    isatap = (number >> 32) & 0xFFFF == _ISATAP and (number >> 48) & 0xFDFF == 0
+    translated = any(address in network for network in (_NAT64, _NAT64_LOCAL, _TRANSLATED))
+    if translated or isatap or (address in _COMPATIBLE and number > 1):
+        return ipaddress.IPv4Address(number & 0xFFFFFFFF)
     return None
 
 
 def check_host(host: str, *, allow: Iterable[str] = ()) -> str | None:
-    """Say why a host in a URL must not be asked, as far as its name tells. The address decides later.
+    """Return why a host in a URL must not be fetched from, as far as its name shows. Its addresses are checked later.
 
     Args:
         host: A name in ASCII, or an address without brackets.
-        allow: Names and addresses that may be fetched all the same.
+        allow: Names and addresses that may be fetched although they are private or local.
 
     Returns:
-        The reason, or None.
+        The reason; None if there is none.
     """
     if _allowed(host, frozenset(allow)):
         return None
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        pass
-    else:
+    if _is_address(host):
         reason = check_address(host)
         return f"{host} is refused: {reason}" if reason else None
     last = host.rstrip(".").rpartition(".")[2].lower()
     if last in _LOCAL_NAMES:
         return f"{host} is refused: a local name"
-    # `127.1`, `0x7f000001` and `2130706433` are addresses to the C library, and names to nobody.
+    # `127.1`, `0x7f000001` and `2130706433` are addresses to the C library, and no real names.
     if last.isdigit() or last.startswith("0x"):
         return f"{host} is refused: an address in disguise"
     return None
 
 
 def guard(allow: Iterable[str] = ()) -> Callable[[str, str], str | None]:
-    """Make the guard of a `SessionPool`: it is asked about every address before it is connected to.
+    """Return a guard for `SessionPool`, which calls it with every address before it connects to it.
 
     Args:
         allow: Hosts, as written in URLs, whose addresses may be private.
 
     Returns:
-        A function of host and address, which answers None or raises `AddressRefused`.
+        A function of host and address, which returns None or raises `AddressBlocked`.
     """
     allowed = frozenset(name.lower().rstrip(".") for name in allow)
 
     def check(host: str, address: str) -> str | None:
         reason = None if _allowed(host, allowed) else check_address(address)
         if reason and host == address:
-            raise AddressRefused(f"{host} is refused: {reason}", url=host)
+            raise AddressBlocked(f"{host} is refused: {reason}", url=host)
         if reason:
-            # Callers are not told what names of this network lead to; the log is for whoever runs it.
+            # The error does not show callers which addresses the names of this network have; the operator's log does.
             logger.info("%s (%s) is refused: %s", host, address, reason)
-            raise AddressRefused(f"{host} is refused: it leads to an address outside the public internet", url=host)
+            raise AddressBlocked(f"{host} is refused: it leads to an address outside the public internet", url=host)
         return None
 
     return check
@@ -170,3 +199,190 @@ def guard(allow: Iterable[str] = ()) -> Callable[[str, str], str | None]:
 
 def _allowed(host: str, allow: frozenset[str]) -> bool:
     return host.lower().rstrip(".").strip("[]") in {name.lower().rstrip(".").strip("[]") for name in allow}
+
+
+def check_web_url(url: str, *, allow: Iterable[str] = (), schemes: Sequence[str] = ("http", "https")) -> str:
+    """Check an `http(s)` URL as far as possible without the network.
+
+    Args:
+        url: The URL.
+        allow: Hosts that may be fetched although they are private.
+        schemes: The schemes that the caller accepts, for the message.
+
+    Returns:
+        The URL in the form in which it is compared and fetched: scheme and host in lower case, international names in
+        the form of UTS 46 (non-transitional, as browsers encode them), without default port, dot segments (RFC 3986,
+        5.2.4) and fragment, and all in ASCII.
+
+    Raises:
+        ValueError: The URL is not valid or not allowed. The message can be shown to callers.
+    """
+    if not url:
+        raise ValueError("it is empty")
+    if len(url) > _MAX_URL:
+        raise ValueError(f"longer than {_MAX_URL} characters")
+    if character := _BAD_CHARACTER.search(url):
+        raise ValueError(f"the character U+{ord(character[0]):04X} must be percent-encoded")
+    if any(0xD800 <= ord(char) <= 0xDFFF for char in url):
+        raise ValueError("it is not text")
+    scheme = url.partition(":")[0].lower()
+    if scheme not in schemes or ":" not in url:
+        raise ValueError(f"it must start with {' or '.join(_opening(name) for name in schemes)}")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        host = parts.hostname
+    except ValueError as error:
+        raise ValueError(f"host or port is malformed ({error})") from None
+    if not url[len(scheme) + 1 :].startswith("//") or not host:
+        raise ValueError(f"it must be {scheme}://HOST/...")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a user name or password in a URL would be stored and shown")
+    if port == 0:
+        raise ValueError("port 0 cannot be connected to")
+    # Not `hostname`: Python's lower case of some letters is not that of UTS 46.
+    host = _checked_host(parts.netloc)
+    if reason := check_host(host, allow=allow):
+        raise ValueError(reason)
+    netloc = f"[{host}]" if ":" in host else host
+    if port not in {None, _DEFAULT_PORTS[scheme]}:
+        netloc = f"{netloc}:{port}"
+    path = _without_dot_segments(_ascii(parts.path))
+    return urlunsplit(SplitResult(scheme, netloc, path or "/", _ascii(parts.query), ""))
+
+
+def _ascii(text: str) -> str:
+    return "".join(char if char.isascii() else quote(char) for char in text)
+
+
+def _opening(scheme: str) -> str:
+    return f"{scheme}:" if scheme == "wme" else f"{scheme}://"
+
+
+def _without_dot_segments(path: str) -> str:
+    """Resolve `.` and `..`, also percent-encoded, as every browser does before it sends a path."""
+    segments: list[str] = []
+    for segment in path.split("/")[1:]:
+        decoded = _DOT.sub(".", segment)
+        if decoded == "..":
+            segments = segments[:-1]
+        elif decoded != ".":
+            segments.append(segment)
+    if path and decoded in {".", ".."}:
+        segments.append("")
+    return "/" + "/".join(segments)
+
+
+def _checked_host(netloc: str) -> str:
+    """Return the ASCII form of a host, under which it is resolved.
+
+    Raises:
+        ValueError: It is not a valid host.
+    """
+    if netloc.startswith("["):
+        try:
+            address = ipaddress.IPv6Address(netloc[1:].partition("]")[0])
+        except ValueError:
+            raise ValueError("the address in brackets is not IPv6") from None
+        if address.scope_id is not None:
+            raise ValueError("an address with a zone is local")
+        return address.compressed
+    name = ascii_host(netloc.partition(":")[0])
+    if len(name) > _MAX_HOST or not all(_HOST_LABEL.fullmatch(label) for label in name.split(".")):
+        raise ValueError("the host name is not valid")
+    return name
+
+
+def ascii_host(name: str) -> str:
+    """Return a host name in lower case, and an international one in the ASCII form of UTS 46, without a final dot.
+
+    Raises:
+        ValueError: The name cannot be encoded.
+    """
+    if name.isascii():
+        return name.lower().rstrip(".")
+    if len(name) > _MAX_HOST:
+        raise ValueError("the host name is not valid")
+    try:
+        return idna.encode(name, uts46=True).decode("ascii").lower().rstrip(".")
+    except (UnicodeError, ValueError, IndexError):
+        raise ValueError("the host name is not valid") from None
+
+
+def redirect_target(base: str, location: str, *, allow: Iterable[str] = ()) -> str:
+    """Return the checked URL of a `Location` header.
+
+    Servers send characters in it that must be percent-encoded, and raw bytes of any encoding. They are encoded as
+    browsers encode them, and the result is checked like a submitted URL.
+
+    Args:
+        base: The URL that redirects.
+        location: The header's value; bytes that are not UTF-8 as surrogates (`surrogateescape`).
+        allow: Hosts that may be fetched although they are private.
+
+    Raises:
+        ValueError: The redirect must not be followed. The message says why.
+    """
+    if len(location) > _MAX_URL:
+        raise ValueError(f"longer than {_MAX_URL} characters")
+    text = location.strip("\x00\t\n\r\x0b\x0c ").replace("\t", "")
+    text = re.sub("[\ud800-\udfff]", _quoted_byte, text)
+    text = _BAD_CHARACTER.sub(lambda match: quote(match[0], safe=""), text)
+    return check_web_url(urljoin(base, text), allow=allow)
+
+
+def _quoted_byte(match: re.Match[str]) -> str:
+    return quote(match[0].encode("utf-8", "surrogateescape" if "\udc80" <= match[0] <= "\udcff" else "replace"))
+
+
+def origin(url: str) -> str:
+    """Return scheme, host and port of a URL, for logs of URLs whose path is a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def netloc_of(url: str) -> str:
+    """Return host and port of a URL; empty if it has none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
+
+
+def redacted_url(url: str) -> str:
+    """Return a URL without the signatures, tokens and keys of its query, to show to others than its submitter."""
+    address, mark, query = url.partition("?")
+    address = re.sub(r"//[^/?#]*@", f"//{_HIDDEN}@", address)
+    if not mark:
+        return address
+    pairs = []
+    for pair in query.split("&"):
+        name, equals, value = pair.partition("=")
+        secret = value and (_CREDENTIAL_NAME.search(name) or _CREDENTIAL_VALUE.fullmatch(value))
+        # A query may be one long value without a name.
+        bare = not equals and _CREDENTIAL_VALUE.fullmatch(name)
+        pairs.append(f"{name}={_HIDDEN}" if secret else _HIDDEN if bare else pair)
+    return f"{address}?{'&'.join(pairs)}"
+
+
+def redacted(text: str, *, url: str = "") -> str:
+    """Return a message without the credentials of URLs in it, and without addresses that names resolve to.
+
+    Args:
+        text: The message.
+        url: The URL of the job; its own host is shown.
+    """
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:
+        host = None
+    text = _URL_IN_TEXT.sub(lambda match: redacted_url(match[0]), text)
+    return _ADDRESS.sub(lambda match: "(address)" if match[0] != host and _is_address(match[0]) else match[0], text)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

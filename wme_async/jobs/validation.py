@@ -10,7 +10,7 @@ import msgspec
 
 from wme_async._arguments import check_numbers
 from wme_async.jobs.naming import check_template
-from wme_async.jobs.urls import check_web_url
+from wme_async.jobs.url_policy import check_web_url
 
 __all__ = [
     "InvalidBatch",
@@ -18,6 +18,7 @@ __all__ = [
     "Options",
     "Problem",
     "WmeUrl",
+    "check_batch",
     "check_options",
     "check_urls",
     "parse_wme",
@@ -354,3 +355,27 @@ def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] =
     if problems:
         raise InvalidBatch(problems)
     return msgspec.structs.replace(options, webhook_url=webhook)
+
+
+def check_batch(
+    urls: Sequence[str], options: Options, *, limits: JobLimits, allow: Iterable[str]
+) -> tuple[list[str], Options]:
+    """Check the URLs and the options of a batch, as `check_urls` and `check_options` do.
+
+    Raises:
+        InvalidBatch: With the problems of both.
+        TypeError: An argument of another type.
+    """
+    problems: list[Problem] = []
+    checked: list[str] = []
+    try:
+        checked = check_urls(urls, limits=limits, allow=allow)
+    except InvalidBatch as error:
+        problems += error.problems
+    try:
+        options = check_options(options, limits=limits, allow=allow)
+    except InvalidBatch as error:
+        problems += error.problems
+    if problems:
+        raise InvalidBatch(problems)
+    return checked, options

@@ -1,7 +1,7 @@
-"""Damage to SQLite's write-ahead log, in which SQLite itself sees none. Pure.
+"""Damage to the write-ahead log of SQLite that SQLite itself does not report. Pure.
 
-SQLite reads a log up to its first frame with a wrong checksum, as if the power had failed there, and drops what comes
-after it: transactions that were answered would be lost without a word. The format is that of
+SQLite reads a log up to its first frame with a wrong checksum, as if the power had failed there, and drops the
+frames after it: committed transactions would be lost silently. The format is that of
 https://www.sqlite.org/fileformat2.html#walformat.
 """
 
@@ -23,8 +23,8 @@ def lost_transactions(log: bytes, page_size: int) -> int:
         page_size: Of its database, in bytes.
 
     Returns:
-        A number; 0 also if one alone was cut off at the end, which is what a power failure leaves of a transaction that
-        nobody was told of.
+        The number; 0 also if only the last one is incomplete, as after a power failure during a commit that was not
+        reported to anybody.
     """
     frames = [
         struct.unpack_from(">6I", log, at)
@@ -36,7 +36,7 @@ def lost_transactions(log: bytes, page_size: int) -> int:
     order = ">" if magic & 1 else "<"
     sums = _checksum(log[: _HEADER - 8], order, (0, 0))
     salts = (salt1, salt2)
-    good = 0
+    valid = 0
     if magic & ~1 == _MAGIC and sums == (sum1, sum2):
         for number, frame in enumerate(frames):
             start = _HEADER + number * (page_size + _FRAME)
@@ -44,13 +44,13 @@ def lost_transactions(log: bytes, page_size: int) -> int:
             sums = _checksum(log[start + _FRAME : start + _FRAME + page_size], order, sums)
             if frame[2:4] != salts or frame[4:] != sums:
                 break
-            good = number + 1
+            valid = number + 1
     elif salt1 != frames[0][2] and salt2 != frames[0][3]:
-        # The log was about to begin anew: its frames are in the database already.
+        # SQLite was about to restart the log: its frames are already in the database.
         return 0
     else:
         salts = frames[0][2:4]
-    complete = sum(1 for _page, size, *rest in frames[good:] if size and tuple(rest[:2]) == salts)
+    complete = sum(1 for _page, size, *tail in frames[valid:] if size and tuple(tail[:2]) == salts)
     return complete if complete > 1 else 0
 
 

@@ -1,31 +1,63 @@
-"""Webhooks in the Standard Webhooks form: signing, checking, and when to try again. Pure but for the clock's default.
+"""Webhooks in the Standard Webhooks form: signed, verified, and delivered from the database until they are received.
 
-A message is POSTed with three headers: `webhook-id`, the same at every attempt; `webhook-timestamp`, Unix seconds of
-it; `webhook-signature`, one or several of `v1,` and the Base64 HMAC-SHA256 of `id.timestamp.body` over the very
-bytes that are sent. Several signatures are how a secret is changed with nothing lost.
+A message is POSTed with three headers: `webhook-id`, the same at every attempt; `webhook-timestamp`, the Unix seconds
+of the attempt; `webhook-signature`, one or several of `v1,` and the Base64 HMAC-SHA256 of `id.timestamp.body` over the
+very bytes of the body. With several signatures a secret can be replaced without losing a message.
 """
 
+import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
+import itertools
+import json
+import logging
 import secrets as secrets_module
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
 from wme_async import _clock
+from wme_async._tasks import is_cancelling
+from wme_async._transport import Request, Transport
+from wme_async._transport.error_responses import bare_url
 from wme_async._transport.retry import next_delay
-from wme_async.errors import DecodeError, IntegrityError
+from wme_async.errors import DecodeError, IntegrityError, StatusError, WMEError
+from wme_async.jobs.database import DatabaseError
+from wme_async.jobs.model import Batch, MessageRow
+from wme_async.jobs.store import Store
+from wme_async.jobs.tasks import retry_pause
+from wme_async.jobs.url_policy import AddressBlocked, origin, redacted_url
 from wme_async.models.decoding import decode_json
 
-__all__ = ["DELAYS", "WebhookMessage", "new_secret", "retry_delay", "sign_webhook", "verify_webhook"]
+__all__ = [
+    "DELAYS",
+    "WebhookDelivery",
+    "WebhookMessage",
+    "check_webhooks",
+    "compose",
+    "new_secret",
+    "retry_delay",
+    "sign_webhook",
+    "verify_webhook",
+]
+
+logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 DELAYS: tuple[float, ...] = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
-"""Seconds between attempts, as the Standard Webhooks specification proposes: about three days in all."""
+"""Seconds between attempts, as the Standard Webhooks specification recommends: about three days in all."""
 
-_PREFIX = "whsec_"
+_PREFIX: Final = "whsec_"
+_PARALLEL: Final = 8
+_TIMEOUT: Final = 20.0
+# The longest wait in seconds before an attempt that a kill interrupted is repeated.
+_MAX_LEASE: Final = 60.0
+_MAX_ERROR: Final = 500
+_SETTING: Final = "webhook_secrets"
 
 
 class WebhookMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +65,7 @@ class WebhookMessage(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         type: `batch.completed`, `batch.failed` or `batch.cancelled`.
-        timestamp: When it happened: RFC 3339, UTC.
+        timestamp: Time of the event: RFC 3339, UTC.
         data: The batch, as its status shows it.
     """
 
@@ -46,7 +78,7 @@ _MESSAGE: Final = msgspec.json.Decoder(WebhookMessage)
 
 
 def new_secret() -> str:
-    """Make a secret of 32 random bytes, written as `whsec_` and Base64."""
+    """Return a new secret of 32 random bytes, written as `whsec_` and Base64."""
     return _PREFIX + base64.b64encode(secrets_module.token_bytes(32)).decode()
 
 
@@ -69,19 +101,19 @@ def sign_webhook(message_id: str, timestamp: int, body: bytes, *, secrets: Itera
     Args:
         message_id: The `webhook-id`.
         timestamp: The `webhook-timestamp`, Unix seconds.
-        body: The bytes that are sent.
+        body: The bytes of the body.
         secrets: One or more; each gives one signature.
 
     Raises:
-        ValueError: A secret is malformed, there is none, or the id has a full stop.
+        ValueError: A secret is malformed, there is none, or the id contains a full stop.
     """
     if "." in message_id:
-        raise ValueError("a webhook id has no full stop: it would make the signed text ambiguous")
+        raise ValueError("a webhook id must not contain a full stop: it would make the signed text ambiguous")
     signed = f"{message_id}.{timestamp}.".encode() + body
-    made = [base64.b64encode(hmac.digest(_key(secret), signed, hashlib.sha256)).decode() for secret in secrets]
-    if not made:
+    signatures = [base64.b64encode(hmac.digest(_key(secret), signed, hashlib.sha256)).decode() for secret in secrets]
+    if not signatures:
         raise ValueError("a webhook cannot be signed without a secret")
-    return " ".join(f"v1,{signature}" for signature in made)
+    return " ".join(f"v1,{signature}" for signature in signatures)
 
 
 def verify_webhook(
@@ -92,26 +124,26 @@ def verify_webhook(
     tolerance: float = 300.0,
     now: float | None = None,
 ) -> WebhookMessage:
-    """Check a webhook that was received, and return what it says. Then drop those whose `webhook-id` was seen before.
+    """Verify a webhook that was received, and return its content. Then drop those whose `webhook-id` was seen before.
 
-    One valid signature is enough. Of a header with several, the first 16 are compared, so that nobody can make this
-    take long; senders put one signature for each of their valid secrets there, rarely more than two.
+    One valid signature is enough. Of a header with several, the first 16 are compared, so that nobody can
+    make this slow; senders send one signature for each of their valid secrets, rarely more than two.
 
     Args:
-        body: The bytes of the request, as they came: parsed and written again they are other bytes.
+        body: The bytes of the request as received: parsed and written again they are other bytes.
         headers: Its headers, in any case.
-        secrets: The secret, or all that are valid at the moment.
+        secrets: The secret, or all valid ones.
         tolerance: Seconds that the timestamp may differ from this machine's clock; older ones may be recorded and
-            played again.
-        now: Unix seconds; this machine's clock where not given.
+            replayed.
+        now: Unix seconds; by default this machine's clock.
 
     Raises:
-        IntegrityError: It is not from who knows the secret, was changed, or is too old.
+        IntegrityError: It is not signed with the secret, was changed, or is too old.
         TypeError: An argument of another type, such as a body that was parsed.
         ValueError: A secret is malformed, or there is none.
     """
     if not isinstance(body, bytes | bytearray | memoryview):
-        raise TypeError(f"body is the bytes of the request as they came, not {type(body).__name__}")
+        raise TypeError(f"body must be the bytes of the request as received, not {type(body).__name__}")
     if not isinstance(headers, Mapping):
         raise TypeError(f"headers must be a mapping of name and value, not {type(headers).__name__}")
     if not isinstance(secrets, Iterable):
@@ -119,9 +151,9 @@ def verify_webhook(
     keys = [_key(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
     if not keys:
         raise ValueError("secrets is empty, so no webhook could be verified")
-    found = {name.lower(): value for name, value in headers.items()}
+    lowered = {name.lower(): value for name, value in headers.items()}
     try:
-        message_id, stamp, signatures = (found[f"webhook-{name}"] for name in ("id", "timestamp", "signature"))
+        message_id, stamp, signatures = (lowered[f"webhook-{name}"] for name in ("id", "timestamp", "signature"))
     except KeyError as error:
         raise IntegrityError(f"the header {error.args[0]} is missing") from None
     if not stamp.isascii() or not stamp.isdigit() or len(stamp) > 15:
@@ -133,13 +165,13 @@ def verify_webhook(
         )
     signed = f"{message_id}.{stamp}.".encode() + body
     expected = [base64.b64encode(hmac.digest(key, signed, hashlib.sha256)) for key in keys]
-    good = False
+    valid = False
     for signature in signatures.split()[:16]:
         version, _, value = signature.partition(",")
-        for each in expected:
-            # Every pair is compared, in constant time: the answer takes as long whichever matches.
-            good |= version == "v1" and hmac.compare_digest(value.encode("utf-8", "replace"), each)
-    if not good:
+        for digest in expected:
+            # Every pair is compared, in constant time: the duration does not show which one matches.
+            valid |= version == "v1" and hmac.compare_digest(value.encode("utf-8", "replace"), digest)
+    if not valid:
         raise IntegrityError("no signature of the message is valid")
     try:
         return decode_json(body, _MESSAGE)
@@ -150,18 +182,266 @@ def verify_webhook(
 def retry_delay(
     attempts: int, *, delays: tuple[float, ...] = DELAYS, random: Callable[[], float], retry_after: float | None = None
 ) -> float | None:
-    """Say how long to wait after a failed attempt.
+    """Return how long to wait after a failed attempt.
 
     Args:
-        attempts: How many there were, at least 1.
+        attempts: Attempts so far, at least 1.
         delays: Seconds after the first, the second, ...
         random: Gives numbers from 0.0 up to 1.0.
-        retry_after: What the receiver asked for, in seconds; obeyed up to a day.
+        retry_after: Seconds of the receiver's `Retry-After`; obeyed up to a day.
 
     Returns:
-        Seconds, up to a fifth more than planned so that many do not return together; None to give up.
+        Seconds, up to a fifth more than planned so that many do not come back together; None to give up.
     """
     if attempts > len(delays):
         return None
     planned = delays[attempts - 1] * (1.0 + 0.2 * random())
     return next_delay(planned, retry_after, cap=86_400.0)
+
+
+class _Secret(msgspec.Struct):
+    secret: str
+    until: float | None = None
+
+
+def check_webhooks(secrets: object, delays: object) -> None:
+    """Raise if webhooks cannot be signed with the secrets, or if the delays between attempts are not seconds.
+
+    Raises:
+        TypeError: An argument of another type. Secrets are not shown.
+        ValueError: A secret is malformed, there is none, or a delay is negative.
+    """
+    if secrets is not None:
+        if isinstance(secrets, str | bytes) or not isinstance(secrets, Collection):
+            kind = "one string" if isinstance(secrets, str) else type(secrets).__name__
+            raise TypeError(f"webhook_secrets must be a list of secrets, not {kind}")
+        sign_webhook("check", 0, b"", secrets=secrets)
+    if isinstance(delays, str | bytes) or not isinstance(delays, Sequence):
+        raise TypeError(f"webhook_delays must be a list of seconds, not {delays!r}")
+    for delay in delays:
+        if isinstance(delay, bool) or not isinstance(delay, int | float):
+            raise TypeError(f"webhook_delays must be a list of seconds, and {delay!r} is not")
+        if not delay >= 0:
+            raise ValueError(f"webhook_delays must be a list of seconds, and {delay!r} is below 0")
+
+
+class WebhookDelivery:
+    """Sends the messages of the outbox.
+
+    Args:
+        store: The database with the outbox.
+        transport: Sends requests of role `public`, behind a guard.
+        secrets: The secrets to sign with, the newest first; None: created here and stored in the database.
+        delays: Seconds between attempts.
+    """
+
+    def __init__(
+        self, *, store: Store, transport: Transport, secrets: Sequence[str] | None, delays: tuple[float, ...]
+    ) -> None:
+        self._store = store
+        self._transport = transport
+        self._fixed = secrets
+        self._secrets: list[_Secret] = []
+        self._delays = delays
+        self._new_message = asyncio.Event()
+
+    async def prepare(self) -> None:
+        """Read the secrets from the database, or create the first one."""
+        if self._fixed is not None:
+            return
+        stored = await self._store.setting(_SETTING)
+        if stored is not None:
+            self._secrets = msgspec.json.decode(stored, type=list[_Secret])
+        else:
+            await self._save([_Secret(new_secret())])
+
+    async def _save(self, secrets: list[_Secret]) -> None:
+        await self._store.set_setting(_SETTING, msgspec.json.encode(secrets))
+        self._secrets = secrets
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return the secrets that are valid now, the newest first."""
+        if self._fixed is not None:
+            return tuple(self._fixed)
+        now = self._transport.now()
+        return tuple(entry.secret for entry in self._secrets if entry.until is None or entry.until > now)
+
+    async def rotate(self, keep: float) -> str:
+        """Create a new secret; the old ones sign for some seconds more.
+
+        Raises:
+            RuntimeError: The secrets are those of the constructor.
+        """
+        if self._fixed is not None:
+            raise RuntimeError("webhook_secrets were given to BatchManager: change them there")
+        now = self._transport.now()
+        newest = _Secret(new_secret())
+        older = [_Secret(entry.secret, min(entry.until or now + keep, now + keep)) for entry in self._secrets]
+        await self._save([newest, *(entry for entry in older if entry.until is None or entry.until > now)])
+        return newest.secret
+
+    def wake(self) -> None:
+        """Wake the delivery: there is a new message."""
+        self._new_message.set()
+
+    async def run(self) -> None:
+        """Send due messages until cancelled. An error delays them, and never ends jobs."""
+        failures = 0
+        while True:
+            self._new_message.clear()
+            try:
+                upcoming = await self._send_due()
+            except Exception as error:
+                if isinstance(error, DatabaseError):
+                    logger.error("the outbox cannot be read (%s); trying again", error)  # noqa: TRY400  # no bug of ours
+                else:
+                    logger.exception("webhooks could not be sent; trying again")
+                failures += 1
+                await asyncio.sleep(retry_pause(self._transport, failures))
+                continue
+            failures = 0
+            # The clock may be set, which is noticed once a minute.
+            wait = 60.0 if upcoming is None else min(60.0, upcoming - self._transport.now())
+            if wait > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._new_message.wait()
+
+    async def _send_due(self) -> float | None:
+        """Send every message that is due.
+
+        Returns:
+            When the next one is due, UTC epoch seconds; None if there is none.
+        """
+        now = self._transport.now()
+        await self._store.limit_waits(now)
+        messages = await self._store.messages(due=now)
+        slots = asyncio.Semaphore(_PARALLEL)
+        async with asyncio.TaskGroup() as group:
+            for message in messages:
+                group.create_task(self._attempt(message, slots))
+        return await self._store.next_message()
+
+    async def _attempt(self, message: MessageRow, slots: asyncio.Semaphore) -> None:
+        """Make one attempt, and count it in any case: before it begins, and with its result."""
+        replace = msgspec.structs.replace
+        async with slots:
+            if message.attempts > len(self._delays):
+                reason = message.error or "the process ended during the last attempt"
+                await self._record(replace(message, state="given up", next_at=None, error=reason))
+                return
+            attempts = message.attempts + 1
+            # A message that kills the process must not be sent for ever. After a kill, the next attempt waits as after
+            # a failed one, but not for hours: most kills are unrelated.
+            lease = min(self._delays[min(attempts, len(self._delays)) - 1] if self._delays else 0.0, _MAX_LEASE)
+            next_at = self._transport.now() + lease
+            try:
+                if not await self._record(replace(message, attempts=attempts, next_at=next_at, delay=lease)):
+                    return
+                error, permanent, retry_after = await self._try_to_send(message)
+            except asyncio.CancelledError:
+                # The manager closes. Nobody knows whether the message arrived, so the next manager sends it again.
+                with contextlib.suppress(DatabaseError):
+                    await self._store.attempted(message)
+                raise
+        message = replace(message, attempts=attempts, error=error, next_at=None, delay=0.0, state="given up")
+        delay = None
+        if error is None:
+            message = replace(message, state="delivered")
+        elif not permanent:
+            random = self._transport.random.random
+            delay = retry_delay(attempts, delays=self._delays, random=random, retry_after=retry_after)
+        if delay is not None:
+            message = replace(message, state="waiting", next_at=self._transport.now() + delay, delay=delay)
+        if error is not None:
+            logger.info("webhook %s, attempt %d: %s; %s", message.message_id, attempts, error, message.state)
+        await self._record(message)
+
+    async def _record(self, message: MessageRow) -> bool:
+        """Store the state of a message, however long the disk fails: otherwise it would be sent again.
+
+        Returns:
+            False if the message was deleted in the meantime.
+        """
+        for attempt in itertools.count(1):
+            try:
+                return await self._store.attempted(message)
+            except DatabaseError as error:
+                logger.error("webhook %s cannot be stored (%s); trying again", message.message_id, error)  # noqa: TRY400  # no bug of ours
+                await asyncio.sleep(retry_pause(self._transport, attempt))
+        raise AssertionError("unreachable")
+
+    async def _try_to_send(self, message: MessageRow) -> tuple[str | None, bool, float | None]:
+        """Make one attempt; any error is a failed attempt of this message."""
+        try:
+            return await self._send(message)
+        except asyncio.CancelledError:
+            if is_cancelling():
+                raise
+            return "the request was cancelled from within", False, None
+        except Exception as error:
+            logger.exception("webhook %s failed with an unexpected error", message.message_id)
+            return f"{type(error).__name__}: {error}"[:_MAX_ERROR], False, None
+
+    async def _send(self, message: MessageRow) -> tuple[str | None, bool, float | None]:
+        """Make one attempt.
+
+        Returns:
+            The error if it failed, whether another attempt is useless, and the seconds of `Retry-After`.
+        """
+        stamp = int(self._transport.now())
+        request = Request(
+            method="POST",
+            role="public",
+            path=message.url,
+            headers={
+                "Content-Type": "application/json",
+                "webhook-id": message.message_id,
+                "webhook-timestamp": str(stamp),
+                "webhook-signature": sign_webhook(message.message_id, stamp, message.body, secrets=self.secrets()),
+            },
+            body=message.body,
+            idempotent=False,
+            secret_path=True,
+            accepts="any",
+        )
+        try:
+            async with (
+                asyncio.timeout(_TIMEOUT),
+                self._transport.open(request, retry=False, read_timeout=_TIMEOUT) as response,
+            ):
+                status = response.status
+        except TimeoutError:
+            return f"no answer within {_TIMEOUT:g} s", False, None
+        except AddressBlocked as error:
+            return str(error), True, None
+        except StatusError as error:
+            # By 410 a receiver unsubscribes.
+            return f"HTTP {error.status}", error.status == 410, error.retry_after
+        except (WMEError, ValueError) as error:
+            # The path of many receivers is a secret.
+            return str(error).replace(bare_url(message.url), origin(message.url)), False, None
+        # Redirects are not followed: the body would go to a receiver that nobody named.
+        return None if 200 <= status < 300 else f"HTTP {status}", False, None
+
+
+def compose(batch: Batch, url: str, now: float) -> MessageRow:
+    """Return the message that reports how a batch ended.
+
+    Its URLs show no credentials, because the receiver need not be the one that submitted them.
+
+    Args:
+        batch: The batch as its status shows it.
+        url: The receiver.
+        now: UTC epoch seconds.
+    """
+    jobs = tuple(msgspec.structs.replace(job, url=redacted_url(job.url)) for job in batch.jobs)
+    message = WebhookMessage(
+        type=f"batch.{batch.status}",
+        timestamp=datetime.fromtimestamp(now, UTC).isoformat().replace("+00:00", "Z"),
+        data=msgspec.to_builtins(msgspec.structs.replace(batch, jobs=jobs)),
+    )
+    # The bytes are stored, not the batch: every attempt sends the same ones.
+    body = json.dumps(msgspec.to_builtins(message), ensure_ascii=False, separators=(",", ":")).encode()
+    message_id = f"msg_{secrets_module.token_hex(16)}"
+    return MessageRow(message_id=message_id, batch_id=batch.batch_id, url=url, body=body, next_at=now)

@@ -1,461 +1,411 @@
-"""Who does the work: one task that makes every change, one after the other, and one task for each job that runs.
+"""The worker of a manager: it makes every change of a batch, one after the other, and runs each job in a task.
 
-Whatever changes a batch is asked of the first: it stores the change, and only then does anybody hear of it. So memory
-never says what the database does not, no two changes mix, and nobody who is cancelled while waiting leaves half a
-change behind.
+A change is stored first and then becomes visible. So memory never differs from the database, no two changes mix, and a
+caller who is cancelled leaves no half of a change behind: changes run in tasks of the worker.
 """
 
 import asyncio
+import contextlib
 import copy
+import itertools
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-import msgspec
-
-from wme_async._tasks import wait_done
-from wme_async.errors import ClientClosed, DataError, WMEError
-from wme_async.jobs.errors import DamagedBatch, DatabaseError, ManagerClosed, UnknownBatch
-from wme_async.jobs.event_bus import Hub, job_id
-from wme_async.jobs.model import Batch, JobProgress, utc
+from wme_async._tasks import WorkGroup, is_cancelling, wait_done
+from wme_async._transport import Transport
+from wme_async.errors import ClientClosed, WMEError
+from wme_async.jobs import states
+from wme_async.jobs.database import DamagedBatch, DatabaseError
+from wme_async.jobs.event_bus import EventBus
+from wme_async.jobs.job_files import JobFiles, JobKey
+from wme_async.jobs.model import (
+    FINAL,
+    Batch,
+    BatchRow,
+    EventRow,
+    JobProgress,
+    JobRow,
+    ManagerClosed,
+    Status,
+    UnknownBatch,
+    job_id,
+    live_progress,
+    show,
+    storable_size,
+    storable_text,
+    utc,
+)
 from wme_async.jobs.naming import expand
-from wme_async.jobs.outbox import Delivery
-from wme_async.jobs.rows import BatchRow, EventRow, JobRow, changed, storable_size, storable_text
-from wme_async.jobs.shelf import Shelf
-from wme_async.jobs.sources import Fetched, Fetcher
-from wme_async.jobs.states import FINAL, BatchState, Cause, Change, Status, Waiting, WrongState, choose
+from wme_async.jobs.sources import Fetched, Fetcher, is_passing, reason_of
+from wme_async.jobs.states import Cause, Change, Changed, Waiting, WrongState
 from wme_async.jobs.store import Store
-from wme_async.jobs.supervision import contained, is_passing
-from wme_async.jobs.urls import netloc_of, redacted
+from wme_async.jobs.tasks import Changes, restarted, retry_pause
+from wme_async.jobs.url_policy import netloc_of, redacted
 from wme_async.jobs.validation import JobLimits, Options
-from wme_async.jobs.views import live_progress, words
+from wme_async.jobs.webhooks import WebhookDelivery, compose
 
-__all__ = ["Crew"]
+__all__ = ["JobRunner"]
 
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
-_T = TypeVar("_T")
-_Key = tuple[str, int]
 
-# Seconds before a change is tried again that the disk did not take.
-_DISK_PAUSE = 2.0
-
-# Seconds before a job is tried again that found no free file descriptor. Its own timeout bounds it.
-_DESCRIPTOR_PAUSE = 1.0
-
-
-class _Naming(msgspec.Struct):
-    """How far a whole file is on its way to its name. If the database refuses a step, those before it are not repeated.
+class JobRunner:
+    """Changes batches and runs their jobs.
 
     Args:
-        staged: Where it waits for its name.
-        facts: Fields of the job, once it has its name.
-    """
-
-    staged: Path | None = None
-    facts: dict[str, Any] | None = None
-
-
-class Crew:
-    """Makes changes and runs jobs.
-
-    Args:
-        directory: Where files go.
         store: The database.
+        files: The directory.
         fetcher: Downloads one URL.
-        limits: How much at once.
-        delivery: Sends webhooks.
-        now: Gives UTC epoch seconds.
-        silence: Seconds after which a silent server counts as stalled, for messages.
-        show: Makes of a row what webhooks say.
+        webhooks: Sends webhooks.
+        transport: Has the clock and the policy of pauses.
+        limits: How many jobs at once.
+        file_url: The URL under which files are served.
         idle: Start no jobs.
+
+    Attributes:
+        rows: The batches that have not ended, by id.
+        bus: The events.
+        moved: Bytes since the start.
+        failure: The reason why `wme:` jobs are not run: their client was closed.
     """
 
     def __init__(
         self,
         *,
-        directory: Path,
         store: Store,
+        files: JobFiles,
         fetcher: Fetcher,
+        webhooks: WebhookDelivery,
+        transport: Transport,
         limits: JobLimits,
-        delivery: Delivery,
-        now: Callable[[], float],
-        silence: float,
-        show: Callable[[BatchRow], Batch],
+        file_url: str | None,
         idle: bool = False,
     ) -> None:
         self.rows: dict[str, BatchRow] = {}
-        self.hub: Hub = Hub(store, now)
-        self.now = now
+        self.bus: EventBus = EventBus(store, transport.now)
         self.moved: int = 0
-        self._shelf = Shelf(directory, store)
-        self._store = store
-        self._fetcher = fetcher
-        self._limits = limits
-        self._delivery = delivery
-        self._silence = silence
-        self._show = show
-        self._resting = idle
-        self._hosts: dict[str, tuple[str, ...]] = {}
-        self._live: dict[str, dict[int, JobProgress]] = {}
-        self._tasks: dict[_Key, asyncio.Task[None]] = {}
-        self._chores: set[asyncio.Task[None]] = set()
-        self._asked: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]] | None] = asyncio.Queue()
-        self._group: asyncio.TaskGroup | None = None
-        self._ended = False
         self.failure: ClientClosed | None = None
-        """Why `wme:` jobs are not run: the client that fetches them was closed."""
+        self.store = store
+        self.fetcher = fetcher
+        self.webhooks = webhooks
+        self._files = files
+        self._limits = limits
+        self._transport = transport
+        self._file_url = file_url
+        self._idle = idle
+        self._hosts: dict[str, tuple[str, ...]] = {}
+        self._live: dict[JobKey, JobProgress] = {}
+        self._tasks: dict[JobKey, asyncio.Task[None]] = {}
+        self._changes = Changes()
+        self._failed_starts = 0
 
     @property
     def running(self) -> int:
-        """How many jobs run."""
-        return sum(len(live) for live in self._live.values())
+        """The number of running jobs."""
+        return len(self._live)
 
     @property
     def rate(self) -> float:
-        """Bytes per second of all jobs, lately."""
-        return sum(progress.rate or 0.0 for live in self._live.values() for progress in live.values())
+        """Recent bytes per second of all jobs."""
+        return sum(progress.rate or 0.0 for progress in self._live.values())
 
     def live(self, batch_id: str) -> Mapping[int, JobProgress]:
-        """Return how far the running jobs of a batch are, by position."""
-        return self._live.get(batch_id, {})
+        """Return the progress of the running jobs of a batch, by position."""
+        return {position: progress for (batch, position), progress in self._live.items() if batch == batch_id}
 
-    # The one task that makes changes
+    def show(self, row: BatchRow) -> Batch:
+        """Return a batch as its status shows it."""
+        return show(row, now=self._transport.now(), live=self.live(row.batch_id), file_url=self._file_url)
 
-    async def work(self, group: asyncio.TaskGroup, ready: asyncio.Future[None]) -> None:
-        """Make changes until `shut` is called, then stop all jobs where they are.
+    # Beginning and end
+
+    async def run(self, ready: "asyncio.Future[None]") -> None:
+        """Continue the unfinished batches and take changes until `close` is called, then stop all jobs where they are.
 
         Args:
-            group: Jobs run in it.
-            ready: Told when changes are taken.
+            ready: Gets its result when changes are possible.
         """
-        self._group = group
-        await self._start_jobs()
-        if not ready.done():
-            ready.set_result(None)
-        while (item := await self._asked.get()) is not None:
-            change, answer = item
-            if answer.cancelled():
-                continue
+        await self.webhooks.prepare()
+        await self._recover()
+        async with WorkGroup() as group:
+            self._changes.group = group
+            helpers = [group.start(restarted(work, self._transport)) for work in (self.bus.run, self.webhooks.run)]
             try:
-                result = await change()
-            except Exception as error:  # noqa: BLE001  # it belongs to the caller
-                if not answer.done():
-                    answer.set_exception(error)
-            except BaseException:
-                # Cancelled with the task group: the manager ends, and the caller must not wait for ever.
-                if not answer.done():
-                    answer.set_exception(ManagerClosed("the batch manager has ended during this change"))
-                raise
-            else:
-                if not answer.done():
-                    answer.set_result(result)
-            await self._start_jobs()
-        await self._stop()
+                async with self._exclusive():
+                    pass
+                if not ready.done():
+                    ready.set_result(None)
+                await self._changes.closed.wait()
+            finally:
+                self._changes.closed.set()
+            await self._stop()
+            group.stop(*helpers)
 
-    def shut(self) -> None:
-        """Take no more changes, and let `work` end."""
-        if not self._ended:
-            self._ended = True
-            self._asked.put_nowait(None)
-
-    def end(self) -> None:
-        """Answer whoever still waits: nothing will be changed any more."""
-        self._ended = True
-        self.hub.close()
-        while not self._asked.empty():
-            item = self._asked.get_nowait()
-            if item is not None and not item[1].done():
-                item[1].set_exception(ManagerClosed("the batch manager was closed"))
-
-    async def _ask(self, change: Callable[[], Awaitable[_T]]) -> _T:
-        if self._ended:
-            raise ManagerClosed("the batch manager was closed")
-        answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._asked.put_nowait((change, answer))
-        return await answer
+    def close(self) -> None:
+        """Take no more changes, and let `run` end."""
+        self._changes.closed.set()
 
     async def _stop(self) -> None:
-        tasks = list(self._tasks.values())
-        for row in list(self.rows.values()):
-            after, changes = row.state.interrupt()
-            if changes:
+        async with self._changes.lock:
+            for row in list(self.rows.values()):
                 try:
-                    await self._commit(row, after, changes)
+                    await self._interrupt(row)
                 except Exception as error:  # noqa: BLE001  # one batch must not keep the others from being stored
                     # The next manager finds the jobs running, and queues them again.
                     logger.warning("the jobs of %s could not be stored as stopped (%s)", row.batch_id, error)
-        for task in tasks:
-            task.cancel()
-        if everyone := [*tasks, *self._chores]:
-            await asyncio.wait(everyone)
+            for task in (tasks := [*self._tasks.values()]):
+                task.cancel()
+        if unfinished := [*tasks, *self._changes.chores]:
+            await asyncio.wait(unfinished)
+
+    async def _recover(self) -> None:
+        """Continue where an earlier manager ended: name files that are whole, and queue jobs that were running."""
+        self.bus.last = await self.store.last_event()
+        for row in await self.store.unfinished():
+            self.rows[row.batch_id] = row
+            try:
+                for job in row.jobs:
+                    if job.status is Status.RUNNING and job.moving:
+                        await self._recover_file((row.batch_id, job.position), job)
+                if row.batch_id in self.rows:
+                    await self._interrupt(self.rows[row.batch_id])
+            except DatabaseError:
+                # The disk fails, not this batch.
+                raise
+            except Exception as error:
+                logger.exception("the batch %s cannot be continued", row.batch_id)
+                self.store.set_aside(row.batch_id, row.number, f"{type(error).__name__}: {error}")
+                self.rows.pop(row.batch_id, None)
+        await self._files.sweep()
+
+    async def _interrupt(self, row: BatchRow) -> None:
+        after, changes = states.interrupt(row)
+        if changes:
+            await self._commit(row, after, changes)
+
+    async def _recover_file(self, key: JobKey, job: JobRow) -> None:
+        fields = await self._files.settle(key, job)
+        if fields is not None:
+            row = self.rows[key[0]]
+            await self._commit(row, *states.apply(row, Cause.COMPLETE, key[1]), {key[1]: fields})
+
+    # Changes, one at a time
+
+    @contextlib.asynccontextmanager
+    async def _exclusive(self) -> AsyncGenerator[None, None]:
+        """Let no other change happen within the block; afterwards, start the jobs that may start."""
+        async with self._changes.exclusive():
+            yield
+            await self._start_jobs()
 
     async def _commit(
         self,
-        row: BatchRow,
-        after: BatchState,
-        changes: Iterable[Change],
-        facts: Mapping[int, Mapping[str, Any]] | None = None,
+        before: BatchRow,
+        after: BatchRow,
+        changes: Iterable[Change] = (),
+        fields: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> BatchRow:
-        """Store a change, then let it be seen.
+        """Store a change, then make it visible.
 
         Args:
-            row: The batch before.
-            after: Its states afterwards.
+            before: The batch before.
+            after: The batch afterwards.
             changes: The jobs that changed.
-            facts: Further fields of changed jobs, by position.
+            fields: Further fields of changed jobs, by position.
         """
-        now = self.now()
-        changes = tuple(changes)
-        new, events = changed(row, after, changes, now=now, live=self.live(row.batch_id), facts=facts or {})
-        told = new.status in FINAL and new.options.webhook_url is not None
-        message = self._delivery.compose(new, self._show(new), now) if told else None
-        touched = new.jobs if not row.number else [new.jobs[change.position] for change in changes]
-        stored = await self._store.save(new, touched, events, message)
-        if new.status in FINAL:
-            self.rows.pop(row.batch_id, None)
-            self._hosts.pop(row.batch_id, None)
+        changes, batch_id, now = tuple(changes), after.batch_id, self._transport.now()
+        events = states.record(before, after, changes, now=now, live=self.live(batch_id), fields=fields or {})
+        url = after.options.webhook_url if after.status in FINAL else None
+        message = None if url is None else compose(self.show(after), url, now)
+        jobs = [after.jobs[change.position] for change in changes] if before.number else after.jobs
+        stored = await self.store.save(after, jobs, events, message)
+        if after.status in FINAL:
+            self.rows.pop(batch_id, None)
+            self._hosts.pop(batch_id, None)
         else:
-            self.rows[row.batch_id] = new
+            self.rows[batch_id] = after
         for change in changes:
-            self._follow(row.batch_id, change)
-        if gone := [change.position for change in changes if change.new is Status.CANCELLED]:
-            self._chore(self._discard(row.batch_id, gone))
-        self.hub.publish(stored)
+            self._follow((batch_id, change.position), change)
+        if keys := [(batch_id, change.position) for change in changes if change.new is Status.CANCELLED]:
+            self._changes.start(self._discard(keys))
+        self.bus.publish(stored)
         if message is not None:
-            self._delivery.wake()
-        return new
+            self.webhooks.wake()
+        return after
 
-    def _follow(self, batch_id: str, change: Change) -> None:
-        """Do what a stored change asks for."""
-        key = (batch_id, change.position)
+    def _follow(self, key: JobKey, change: Change) -> None:
+        """Start to count a job that runs; stop one that does not run any more."""
         if change.new is Status.RUNNING:
-            self._live.setdefault(batch_id, {})[change.position] = JobProgress()
-            return
-        if change.old is Status.RUNNING:
-            live = self._live.get(batch_id, {})
-            live.pop(change.position, None)
-            if not live:
-                self._live.pop(batch_id, None)
-            self.hub.progress(*key, None)
+            self._live[key] = JobProgress()
+        elif change.old is Status.RUNNING:
+            self._live.pop(key, None)
+            self.bus.progress(*key, None)
             task = self._tasks.get(key)
-            if task is not None and change.new not in {Status.COMPLETED, Status.FAILED}:
+            # A job that reports its own end is not cancelled by it.
+            if task is not None and task is not asyncio.current_task():
                 task.cancel()
 
-    def _chore(self, work: Any) -> None:
-        if self._group is None:
-            work.close()
-            return
-        task = self._group.create_task(contained(work))
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
+    async def _discard(self, keys: list[JobKey]) -> None:
+        """Remove the unfinished files of jobs, once nobody writes to them."""
+        await self._ended(keys)
+        await self._files.discard(keys)
 
-    async def _outside(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Run a coroutine that waits for jobs outside the task that makes changes; it goes on if the caller leaves."""
-        answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-
-        async def run() -> None:
-            try:
-                result = await work()
-            except BaseException as error:
-                if not answer.done():
-                    ended = isinstance(error, asyncio.CancelledError)
-                    answer.set_exception(ManagerClosed("the batch manager has ended") if ended else error)
-                if not isinstance(error, Exception):
-                    raise
-            else:
-                if not answer.done():
-                    answer.set_result(result)
-
-        if self._ended:
-            raise ManagerClosed("the batch manager was closed")
-        self._chore(run())
-        return await answer
-
-    async def _discard(self, batch_id: str, positions: list[int]) -> None:
-        """Remove what jobs leave behind, once nobody writes to it."""
-        await self._idle((batch_id, position) for position in positions)
-        await self._shelf.discard((batch_id, position) for position in positions)
-
-    async def _idle(self, keys: Iterable[_Key]) -> None:
-        tasks = [task for key in keys if (task := self._tasks.get(key)) is not None]
-        if tasks:
+    async def _ended(self, keys: Iterable[JobKey]) -> None:
+        """Wait until the tasks of jobs have ended."""
+        if tasks := [self._tasks[key] for key in keys if key in self._tasks]:
             await asyncio.wait(tasks)
 
-    # What is asked for
+    async def find(self, batch_id: str) -> BatchRow:
+        """Return a batch.
 
-    async def create(self, urls: list[str], options: Options) -> BatchRow:
-        """Store a new batch."""
-        return await self._ask(lambda: self._create(urls, options))
-
-    async def _create(
-        self, urls: list[str], options: Options, *, batch_id: str | None = None, retry_of: str | None = None
-    ) -> BatchRow:
-        row = BatchRow(
-            batch_id=batch_id or f"batch_{secrets.token_hex(8)}",
-            options=options,
-            created_at=self.now(),
-            retry_of=retry_of,
-            jobs=[JobRow(position=position, url=url) for position, url in enumerate(urls)],
-        )
-        return await self._commit(row, row.state, ())
-
-    async def cancel(self, batch_id: str) -> BatchRow:
-        """Cancel a batch."""
-
-        async def change() -> BatchRow:
-            row = await self._find(batch_id)
-            if row.status is Status.CANCELLED:
-                return row
-            return await self._commit(row, *row.state.cancel())
-
-        return await self._ask(change)
-
-    async def cancel_job(self, name: str) -> BatchRow:
-        """Cancel one job."""
-        if not isinstance(name, str):
-            raise TypeError(f"a job is named by its job_id, which is text, not by a {type(name).__name__}")
-
-        async def change() -> BatchRow:
-            batch_id, _, number = name.removeprefix("job_").rpartition("_")
-            row = await self._find(batch_id)
-            if not number.isascii() or not number.isdigit() or len(number) > 9 or int(number) >= len(row.jobs):
-                raise UnknownBatch(f"there is no job {name!r}")
-            if row.jobs[int(number)].status is Status.CANCELLED:
-                return row
-            return await self._commit(row, *row.state.apply(int(number), Cause.CANCEL))
-
-        return await self._ask(change)
-
-    async def pause(self, batch_id: str) -> BatchRow:
-        """Pause a batch."""
-
-        async def change() -> BatchRow:
-            row = await self._find(batch_id)
-            return await self._commit(row, *row.state.pause())
-
-        return await self._ask(change)
-
-    async def resume(self, batch_id: str) -> BatchRow:
-        """Resume a batch."""
-
-        async def change() -> BatchRow:
-            row = await self._find(batch_id)
-            return await self._commit(row, *row.state.resume())
-
-        return await self._ask(change)
-
-    async def retry(self, batch_id: str, *, cancelled: bool) -> BatchRow:
-        """Submit failed jobs anew, with the bytes they have."""
-        statuses = {Status.FAILED, Status.CANCELLED} if cancelled else {Status.FAILED}
-
-        async def change() -> "BatchRow | list[_Key]":
-            row = await self._find(batch_id)
-            jobs = [job for job in row.jobs if job.status in statuses]
-            if not jobs:
-                raise WrongState(f"no job of the batch has {' or '.join(sorted(statuses))}")
-            busy = self._busy((batch_id, job.position) for job in jobs)
-            if busy:
-                return busy
-            new_id = f"batch_{secrets.token_hex(8)}"
-            for position, job in enumerate(jobs):
-                await self._shelf.adopt((batch_id, job.position), (new_id, position))
-            return await self._create([job.url for job in jobs], row.options, batch_id=new_id, retry_of=batch_id)
-
-        async def retry() -> BatchRow:
-            # A job that was told to stop may take long, so nothing else waits for it. Its batch may change meanwhile.
-            while isinstance(result := await self._ask(change), list):
-                await self._idle(result)
-            return result
-
-        return await self._outside(retry)
-
-    async def delete(self, batch_id: str, *, files: bool) -> None:
-        """Forget a batch."""
-
-        async def cancel() -> BatchRow | None:
-            try:
-                row = await self._find(batch_id)
-            except DamagedBatch:
-                return None
-            if row.status not in FINAL:
-                row = await self._commit(row, *row.state.cancel())
-            return row
-
-        async def forget() -> None:
-            event = await self._store.delete(EventRow(batch_id=batch_id, kind="deleted", at=self.now()))
-            self.hub.publish([event])
-
-        async def delete() -> None:
-            row = await self._ask(cancel)
-            if row is not None:
-                # Nothing starts again in a batch that has ended, so what runs now is all there is to wait for.
-                await self._idle(self._busy((batch_id, job.position) for job in row.jobs))
-                await self._shelf.forget(row, files=files)
-            await self._ask(forget)
-
-        await self._outside(delete)
-
-    def _busy(self, keys: Iterable[_Key]) -> list[_Key]:
-        """Return the jobs whose tasks have not ended."""
-        return [key for key in keys if key in self._tasks]
-
-    async def _find(self, batch_id: str) -> BatchRow:
-        row = self.rows.get(batch_id) or await self._store.batch(batch_id)
+        Raises:
+            TypeError: The identifier is not a string.
+            UnknownBatch: There is none.
+            DamagedBatch: Its stored rows are damaged.
+        """
+        if not isinstance(batch_id, str):
+            raise TypeError(f"a batch is named by its batch_id, which is text, not by a {type(batch_id).__name__}")
+        row = self.rows.get(batch_id) or await self.store.batch(batch_id)
         if row is None:
             raise UnknownBatch(f"there is no batch {batch_id!r}")
         return row
 
+    async def create(self, urls: list[str], options: Options) -> Batch:
+        """Store a new batch."""
+        return await self._changes.call(lambda: self._create(urls, options), self._exclusive)
+
+    async def _create(
+        self, urls: list[str], options: Options, *, batch_id: str | None = None, retry_of: str | None = None
+    ) -> Batch:
+        row = BatchRow(
+            batch_id=batch_id or _new_id(),
+            options=options,
+            created_at=self._transport.now(),
+            retry_of=retry_of,
+            jobs=[JobRow(position=position, url=url) for position, url in enumerate(urls)],
+        )
+        return self.show(await self._commit(row, row))
+
+    async def change(self, batch_id: str, operation: Callable[[BatchRow], Changed]) -> Batch:
+        """Change a batch.
+
+        Args:
+            batch_id: The batch.
+            operation: A function of `states`, such as `states.pause`.
+        """
+        return await self._changes.call(lambda: self._change(batch_id, operation), self._exclusive)
+
+    async def _change(self, batch_id: str, operation: Callable[[BatchRow], Changed]) -> Batch:
+        row = await self.find(batch_id)
+        after, changes = operation(row)
+        return self.show(row if after is row else await self._commit(row, after, changes))
+
+    async def cancel_job(self, name: str) -> Batch:
+        """Cancel one job."""
+        if not isinstance(name, str):
+            raise TypeError(f"a job is named by its job_id, which is text, not by a {type(name).__name__}")
+        batch_id, _, number = name.removeprefix("job_").rpartition("_")
+
+        def cancel(row: BatchRow) -> Changed:
+            if not number.isascii() or not number.isdigit() or len(number) > 9 or int(number) >= len(row.jobs):
+                raise UnknownBatch(f"there is no job {name!r}")
+            cancelled = row.jobs[int(number)].status is Status.CANCELLED
+            return (row, ()) if cancelled else states.apply(row, Cause.CANCEL, int(number))
+
+        return await self.change(batch_id, cancel)
+
+    async def retry(self, batch_id: str, *, cancelled: bool) -> Batch:
+        """Submit the failed jobs of a batch again, with the bytes they have."""
+        statuses = {Status.FAILED, Status.CANCELLED} if cancelled else {Status.FAILED}
+
+        async def retry() -> Batch:
+            while True:
+                async with self._exclusive():
+                    row = await self.find(batch_id)
+                    jobs = [job for job in row.jobs if job.status in statuses]
+                    if not jobs:
+                        raise WrongState(f"no job of the batch has {' or '.join(sorted(statuses))}")
+                    keys = [(batch_id, job.position) for job in jobs]
+                    if not self._tasks.keys() & keys:
+                        new_id = _new_id()
+                        for position, key in enumerate(keys):
+                            await self._files.adopt(key, (new_id, position))
+                        urls = [job.url for job in jobs]
+                        return await self._create(urls, row.options, batch_id=new_id, retry_of=batch_id)
+                # A job may take long to stop, so other changes go on meanwhile, also those of this batch.
+                await self._ended(keys)
+
+        return await self._changes.call(retry)
+
+    async def delete(self, batch_id: str, *, files: bool) -> None:
+        """Cancel a batch and delete it."""
+
+        async def delete() -> None:
+            row = None
+            with contextlib.suppress(DamagedBatch):
+                async with self._exclusive():
+                    row = await self.find(batch_id)
+                    if row.status not in FINAL:
+                        row = await self._commit(row, *states.cancel(row))
+            if row is not None:
+                # Nothing starts again in a batch that has ended.
+                await self._ended((batch_id, job.position) for job in row.jobs)
+                await self._files.forget(batch_id, row.jobs if files else ())
+            async with self._exclusive():
+                event = EventRow(batch_id=batch_id, kind="deleted", at=self._transport.now())
+                self.bus.publish([await self.store.delete(event)])
+
+        await self._changes.call(delete)
+
     # Jobs
 
     async def _start_jobs(self) -> None:
-        """Start what the limits allow."""
-        free = 0 if self._resting else self._limits.running - self.running
-        if free <= 0 or not self.rows:
-            return
-        busy = Counter(self._host_of(batch_id, position) for batch_id, live in self._live.items() for position in live)
-        waiting = []
-        for row in self.rows.values():
-            startable = row.state.startable
-            if startable:
-                waiting.append(Waiting(row.batch_id, row.options.priority, row.number, startable, self._queued(row)))
-        chosen: dict[str, list[int]] = {}
-        for batch_id, position in choose(waiting, free=free, per_host=self._limits.per_host, busy=busy):
-            chosen.setdefault(batch_id, []).append(position)
-        for batch_id, positions in chosen.items():
+        """Start the jobs that the limits allow."""
+        for batch_id, positions in self._next_jobs().items():
             row = self.rows[batch_id]
-            after = row.state
-            changes: list[Change] = []
-            for position in positions:
-                after, more = after.apply(position, Cause.START)
-                changes += more
             try:
-                await self._commit(row, after, changes)
-            except DatabaseError as error:
-                logger.error("a change could not be stored (%s); it is tried again", error)  # noqa: TRY400  # no bug of ours
-                asyncio.get_running_loop().call_later(_DISK_PAUSE, self._poke)
-                return
-            except Exception:
-                logger.exception("jobs of %s could not be started; it is tried again", batch_id)
-                asyncio.get_running_loop().call_later(_DISK_PAUSE, self._poke)
+                await self._commit(row, *states.apply(row, Cause.START, *positions))
+            except Exception as error:
+                self._failed_starts += 1
+                delay = retry_pause(self._transport, self._failed_starts)
+                asyncio.get_running_loop().call_later(delay, self._start_later)
+                if isinstance(error, DatabaseError):
+                    logger.error("jobs cannot be stored as running (%s); trying again", error)  # noqa: TRY400  # no bug of ours
+                    return
+                logger.exception("jobs of %s could not be started; trying again", batch_id)
                 continue
+            self._failed_starts = 0
             for position in positions:
                 self._start_job((batch_id, position), row.jobs[position].url, row.options)
+
+    def _start_later(self) -> None:
+        async def start() -> None:
+            with contextlib.suppress(ManagerClosed):
+                async with self._exclusive():
+                    pass
+
+        if not self._changes.closed.is_set():
+            self._changes.start(start())
+
+    def _next_jobs(self) -> dict[str, list[int]]:
+        free = 0 if self._idle else self._limits.running - self.running
+        if free <= 0:
+            return {}
+        waiting = [
+            Waiting(row.batch_id, row.options.priority, row.number, room, self._queued(row))
+            for row in self.rows.values()
+            if (room := states.startable(row))
+        ]
+        busy = Counter(self._host_of(*key) for key in self._live)
+        return states.choose(waiting, free=free, per_host=self._limits.per_host, busy=busy)
 
     def _queued(self, row: BatchRow) -> Iterator[tuple[int, str]]:
         for job in row.jobs:
             if job.status is Status.QUEUED and not (self.failure is not None and _needs_client(job)):
                 yield job.position, self._host_of(row.batch_id, job.position)
-
-    def _poke(self) -> None:
-        async def nothing() -> None:
-            return
-
-        if not self._ended:
-            self._asked.put_nowait((nothing, asyncio.get_running_loop().create_future()))
 
     def _host_of(self, batch_id: str, position: int) -> str:
         hosts = self._hosts.get(batch_id)
@@ -463,217 +413,145 @@ class Crew:
             hosts = self._hosts[batch_id] = tuple(netloc_of(job.url) for job in self.rows[batch_id].jobs)
         return hosts[position]
 
-    def _start_job(self, key: _Key, url: str, options: Options) -> None:
-        assert self._group is not None
-        task = self._group.create_task(self._run(key, url, options, self._tasks.get(key)), name=job_id(*key))
+    def _start_job(self, key: JobKey, url: str, options: Options) -> None:
+        assert self._changes.group is not None
+        task = self._changes.group.create_task(self._run(key, url, options, self._tasks.get(key)), name=job_id(*key))
         self._tasks[key] = task
-        task.add_done_callback(lambda done: self._forget(key, done))
 
-    def _forget(self, key: _Key, task: asyncio.Task[None]) -> None:
-        if self._tasks.get(key) is task:
-            del self._tasks[key]
+        def forget(_task: asyncio.Task[None]) -> None:
+            if self._tasks.get(key) is task:
+                del self._tasks[key]
 
-    async def _run(self, key: _Key, url: str, options: Options, previous: asyncio.Task[None] | None) -> None:
-        """Download one job, and report how it went. Its cancellation is stored before it is cancelled."""
+        task.add_done_callback(forget)
+
+    async def _run(self, key: JobKey, url: str, options: Options, previous: asyncio.Task[None] | None) -> None:
+        """Download one job, and store the outcome. Its cancellation is stored before it is cancelled."""
         if previous is not None:
-            # Also if this run is cancelled: the run after it relies on there being one at a time.
+            # Also if this run is cancelled: a job runs once at a time.
             await wait_done(previous)
-        fetched: Fetched | None = None
-        reason: str | None = None
+        outcome: Fetched | str
         try:
-            fetched = await self._fetch(key, url, options)
+            outcome = await self.fetcher.fetch(
+                url,
+                await self._files.prepare(key),
+                options=options,
+                moved=lambda *numbers: self._set_progress(key, *numbers),
+                titled=lambda title, size: self._set_title(key, title, size),
+            )
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelling():
                 raise
-            # Nobody cancelled this job: a library let go of what it waited for.
-            reason = "the download was cancelled from within"
+            outcome = "the download was cancelled from within"
         except ClientClosed as error:
             await self._put_back(key, error)
             return
         except (WMEError, OSError) as error:
-            reason = words(error, silence=self._silence) + self._reached(key)
+            outcome = reason_of(error, silence=self._transport.timeouts.read)
+            if (progress := self._live.get(key)) is not None and progress.done:
+                outcome += f" (after {progress.done} of {progress.total or 'unknown'} bytes)"
         except Exception as error:
             logger.exception("job %s failed with an unexpected error", job_id(*key))
-            reason = f"{type(error).__name__}: {error}"
-        await self._report(key, fetched, reason)
+            outcome = f"{type(error).__name__}: {error}"
+        await self._end(key, outcome)
 
-    async def _put_back(self, key: _Key, closed: ClientClosed) -> None:
-        """Queue a job again whose client was closed: it has not failed, and the next manager goes on with it."""
+    def _set_progress(self, key: JobKey, done: int, total: int | None, rate: float | None, eta: float | None) -> None:
+        if key in self._live:
+            self.moved += max(0, done - self._live[key].done)
+            self._live[key] = progress = live_progress(done, storable_size(total), rate, eta)
+            self.bus.progress(*key, progress)
 
-        async def change() -> None:
-            if self._running(key) is not None:
-                row = self.rows[key[0]]
-                await self._commit(row, *row.state.apply(key[1], Cause.INTERRUPT))
+    def _set_title(self, key: JobKey, title: str, size: int | None) -> None:
+        if key in self._live:
+            # Shown at once, and stored with the next change of the job.
+            job = self.rows[key[0]].jobs[key[1]]
+            job.title, job.total = storable_text(title), storable_size(size)
 
+    async def _end(self, key: JobKey, outcome: Fetched | str) -> None:
+        """Store how a job ended. Trouble with the disk delays it; no error of it ends another job.
+
+        Args:
+            key: The job.
+            outcome: The file, or the reason why there is none.
+        """
+        # Once the file has its name, it is not named again if the database fails afterwards.
+        fields: dict[str, Any] = {}
+        for attempt in itertools.count(1):
+            try:
+                async with self._exclusive():
+                    if self._tasks.get(key) is asyncio.current_task() and key in self._live:
+                        if isinstance(outcome, str):
+                            await self._fail(key, outcome)
+                        else:
+                            await self._finish(key, outcome, fields)
+            except ManagerClosed:
+                # The next manager finds the job running, its bytes in place.
+                return
+            except Exception as error:
+                if isinstance(error, DatabaseError) or is_passing(error):
+                    logger.error("the end of %s cannot be stored (%s); trying again", job_id(*key), error)  # noqa: TRY400  # no bug of ours
+                else:
+                    # Such as a wrong result of a media fetcher. It ends this job, and no other.
+                    logger.exception("job %s failed with an unexpected error", job_id(*key))
+                    fetched, outcome = not isinstance(outcome, str), f"{type(error).__name__}: {error}"
+                    if fetched:
+                        continue
+                await asyncio.sleep(retry_pause(self._transport, attempt))
+            else:
+                return
+
+    async def _fail(self, key: JobKey, reason: str) -> None:
+        row = self.rows[key[0]]
+        after, changes = states.apply(row, Cause.FAIL, key[1])
+        fields = {
+            change.position: {"error": "cancelled, because another job of the batch failed"} for change in changes
+        }
+        fields[key[1]] = {"error": redacted(storable_text(reason), url=row.jobs[key[1]].url)}
+        await self._commit(row, after, changes, fields)
+
+    async def _finish(self, key: JobKey, fetched: Fetched, fields: dict[str, Any]) -> None:
+        """Give a whole file its name. A kill after the reservation of the name is repaired by `_recover`."""
+        row = self.rows[key[0]]
+        path = expand(row.options.path_template, fetched.name, batch_id=key[0], submitted=utc(row.created_at))
+        try:
+            if not fields:
+                staged = await self._files.collect(key, fetched.path, fetched.extras, fetched.size)
+                title, etag = storable_text(fetched.name.title), fetched.etag and storable_text(fetched.etag)
+                fields |= await self._files.place(key, path, staged, title=title, etag=etag)
+        except OSError as error:
+            if is_passing(error):
+                raise
+            await self.store.release(*key)
+            await self._fail(key, reason_of(error, silence=self._transport.timeouts.read))
+            return
+        await self._commit(row, *states.apply(row, Cause.COMPLETE, key[1]), {key[1]: fields})
+
+    # A client that was closed
+
+    async def _put_back(self, key: JobKey, closed: ClientClosed) -> None:
+        """Queue a job again whose client was closed: it has not failed, and the next manager continues it."""
         if self.failure is None:
             logger.error("the client of the batch manager was closed: wme: jobs wait for a manager with another one")
-            # A copy: with the error itself its frames would be kept.
+            # A copy: the error itself would keep its frames alive.
             self.failure = copy.copy(closed)
-            self.hub.interrupt()
+            self.bus.interrupt()
         try:
-            await self._ask(change)
+            async with self._exclusive():
+                if key in self._live:
+                    row = self.rows[key[0]]
+                    await self._commit(row, *states.apply(row, Cause.INTERRUPT, key[1]))
         except Exception as error:  # noqa: BLE001  # the next manager finds the job running, and queues it again
             logger.warning("job %s could not be stored as queued (%s)", job_id(*key), error)
 
     def stuck(self, batch_id: str) -> bool:
-        """Say whether a batch cannot end in this manager, because the client of its jobs was closed."""
+        """Return whether a batch cannot end in this manager, because the client of its jobs was closed."""
         row = self.rows.get(batch_id)
-        return (
-            self.failure is not None
-            and row is not None
-            and any(job.status not in FINAL and _needs_client(job) for job in row.jobs)
-        )
+        if self.failure is None or row is None:
+            return False
+        return any(job.status not in FINAL and _needs_client(job) for job in row.jobs)
 
-    async def _fetch(self, key: _Key, url: str, options: Options) -> Fetched:
-        """Download a job's file, again after a lack of file descriptors, within the job's timeout."""
-        clock: asyncio.Timeout | None = None
-        try:
-            async with asyncio.timeout(options.timeout) as clock:
-                while True:
-                    try:
-                        return await self._fetcher.fetch(
-                            url,
-                            await self._shelf.prepare(key),
-                            options=options,
-                            moved=lambda *facts: self._moved(key, *facts),
-                            titled=lambda title, size: self._titled(key, title, size),
-                        )
-                    except Exception as error:
-                        if not is_passing(error):
-                            raise
-                        logger.warning("job %s waits for a free file descriptor (%s)", job_id(*key), error)
-                    await asyncio.sleep(_DESCRIPTOR_PAUSE)
-        except TimeoutError as error:
-            if clock is not None and clock.expired():
-                raise DataError(f"timed out after {options.timeout:g} s") from error
-            raise
 
-    async def _report(self, key: _Key, fetched: Fetched | None, reason: str | None) -> None:
-        """Store how a job ended. Trouble with the disk delays it; nothing that goes wrong ends another job."""
-        task = asyncio.current_task()
-        naming = _Naming()
-
-        async def report() -> None:
-            if self._tasks.get(key) is not task:
-                return
-            if fetched is not None:
-                await self._finish(key, fetched, naming)
-            else:
-                await self._fail(key, reason or "unknown")
-
-        while True:
-            try:
-                return await self._ask(report)
-            except ManagerClosed:
-                # The next manager finds the job running, its bytes in place.
-                return None
-            except Exception as error:
-                if isinstance(error, DatabaseError) or is_passing(error):
-                    logger.error("how %s ended could not be stored (%s); it is tried again", job_id(*key), error)  # noqa: TRY400  # no bug of ours
-                else:
-                    # Such as a wrong answer of a media fetcher. It ends this job, and no other.
-                    logger.exception("job %s failed with an unexpected error", job_id(*key))
-                    first, reason = fetched is not None, f"{type(error).__name__}: {error}"
-                    fetched = None
-                    if first:
-                        continue
-            await asyncio.sleep(_DISK_PAUSE)
-
-    def _running(self, key: _Key) -> JobRow | None:
-        row = self.rows.get(key[0])
-        job = row.jobs[key[1]] if row is not None else None
-        return job if job is not None and job.status is Status.RUNNING else None
-
-    def _moved(self, key: _Key, done: int, total: int | None, rate: float | None, eta: float | None) -> None:
-        if self._running(key) is None:
-            return
-        live = self._live[key[0]]
-        before = live[key[1]].done
-        self.moved += max(0, done - before)
-        live[key[1]] = progress = live_progress(done, storable_size(total), rate, eta)
-        self.hub.progress(*key, progress)
-
-    def _titled(self, key: _Key, title: str, size: int | None) -> None:
-        job = self._running(key)
-        if job is not None:
-            # Stored with the job's next change; until then it is only to be looked at.
-            job.title, job.total = storable_text(title), storable_size(size)
-
-    def _reached(self, key: _Key) -> str:
-        progress = self.live(key[0]).get(key[1])
-        if progress is None or not progress.done:
-            return ""
-        return f" (after {progress.done} of {progress.total or 'unknown'} bytes)"
-
-    async def _fail(self, key: _Key, why: str) -> None:
-        row = self.rows.get(key[0])
-        if row is None or self._running(key) is None:
-            return
-        after, changes = row.state.apply(key[1], Cause.FAIL)
-        facts: dict[int, Mapping[str, Any]] = {
-            change.position: {"error": "cancelled, because another job of the batch failed"}
-            for change in changes
-            if change.new is Status.CANCELLED
-        }
-        error = redacted(storable_text(why), url=row.jobs[key[1]].url)
-        await self._commit(row, after, changes, {**facts, key[1]: {"error": error}})
-
-    async def _finish(self, key: _Key, fetched: Fetched, naming: _Naming) -> None:
-        """Give a whole file its name. From the reservation on, a kill at any point is made good by `recover`."""
-        row = self.rows.get(key[0])
-        if row is None or self._running(key) is None:
-            return
-        path = expand(row.options.path_template, fetched.name, batch_id=key[0], submitted=utc(row.created_at))
-        try:
-            if naming.staged is None:
-                naming.staged = await self._shelf.collect(key, fetched.path, fetched.extras, fetched.size)
-            if naming.facts is None:
-                title, etag = (
-                    storable_text(fetched.name.title),
-                    None if fetched.etag is None else storable_text(fetched.etag),
-                )
-                naming.facts = await self._shelf.place(key, path, naming.staged, title=title, etag=etag)
-        except OSError as error:
-            if is_passing(error):
-                raise
-            await self._store.release(*key)
-            await self._fail(key, words(error, silence=self._silence))
-            return
-        after, changes = row.state.apply(key[1], Cause.COMPLETE)
-        await self._commit(row, after, changes, {key[1]: naming.facts})
-
-    # After a kill
-
-    async def recover(self) -> None:
-        """Take up what an earlier manager left: give whole files their names, and queue what was running."""
-        self.hub.last = await self._store.last_event()
-        for row in await self._store.unfinished():
-            self.rows[row.batch_id] = row
-            try:
-                await self._recover(row)
-            except DatabaseError:
-                # The disk's trouble is not this batch's.
-                raise
-            except Exception as error:
-                logger.exception("the batch %s could not be taken up again", row.batch_id)
-                self._store.set_aside(row.batch_id, row.number, f"{type(error).__name__}: {error}")
-                self.rows.pop(row.batch_id, None)
-        await self._shelf.sweep()
-
-    async def _recover(self, row: BatchRow) -> None:
-        for job in row.jobs:
-            if job.status is Status.RUNNING and job.moving:
-                facts = await self._shelf.settle((row.batch_id, job.position), job)
-                if facts is not None:
-                    now = self.rows[row.batch_id]
-                    after, changes = now.state.apply(job.position, Cause.COMPLETE)
-                    await self._commit(now, after, changes, {job.position: facts})
-        if row.batch_id in self.rows:
-            now = self.rows[row.batch_id]
-            after, changes = now.state.interrupt()
-            if changes:
-                await self._commit(now, after, changes)
+def _new_id() -> str:
+    return f"batch_{secrets.token_hex(8)}"
 
 
 def _needs_client(job: JobRow) -> bool:

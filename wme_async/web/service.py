@@ -27,7 +27,7 @@ from wme_async.jobs import (
     UnknownBatch,
     WrongState,
 )
-from wme_async.jobs.states import FINAL
+from wme_async.jobs.model import ends_batch
 from wme_async.web.auth import Keys, Links, Throttle, same_origin
 from wme_async.web.files import file_response
 from wme_async.web.messages import HTTPProblem, Request, Response, json_response
@@ -224,7 +224,7 @@ class Service:
         yield f"retry: 1000\nid: {first}\nevent: hello\ndata: {{}}\n\n".encode()
         async with contextlib.aclosing(self._manager.follow(batch_id, after=start, beat=_HEARTBEAT)) as groups:
             async for group in groups:
-                ended = ended or any(map(_ends_batch, group))
+                ended = ended or any(map(ends_batch, group))
                 yield b"".join(map(self._encode, group)) or b": still here\n\n"
         # No end is sent where the service closes: the reader should reconnect.
         if batch_id is not None and ended:
@@ -287,10 +287,6 @@ def _decode_batch(body: bytes) -> BatchRequest:
         raise HTTPProblem(422, "invalid_request", f"the body does not describe a batch: {error}") from None
     except Exception as error:  # noqa: BLE001  # a decoder may raise anything
         raise HTTPProblem(400, "not_json", f"the body is not JSON: {error}") from None
-
-
-def _ends_batch(event: Event) -> bool:
-    return event.job_id is None and (event.kind == "deleted" or event.status in FINAL)
 
 
 def _created(request: Request, batch: Batch) -> Response:
