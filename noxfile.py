@@ -32,7 +32,7 @@ LOCKS: dict[str, tuple[tuple[str, ...] | None, tuple[str, ...]]] = {
     "types": (EXTRAS, ("tests", "integrations", "types")),
     "torture": (("cli", "fast", "media"), ("tests", "integrations", "fuzz")),
     "docs": (("cli",), ("docs",)),
-    "bench": (("cli", "fast"), ("bench",)),
+    "bench": (("cli", "fast", "arrow"), ("bench",)),
     "extra-none": ((), ("tools",)),
     **{f"extra-{extra}": ((extra,), ("tools",)) for extra in EXTRAS},
 }
@@ -42,7 +42,7 @@ OF_EXTRA: dict[str, list[str]] = {
     "none": ["test_client", "test_download", "test_archive", "test_stream", "test_jobs_manager", "test_web"],
     "cli": ["test_main"],
     "fast": ["test_decode", "test_inflaters", "test_archive", "test_read_many", "test_takeover"],
-    "arrow": ["test_arrow"],
+    "arrow": ["test_arrow", "test_arrow_json", "test_arrow_source"],
     "cloud": ["test_cloud"],
     "media": ["test_jobs_media", "test_media_guard"],
 }
