@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wme_async._archive import read_archive
+from wme_async import read_archive
 from wme_async.errors import ArchiveError, DecodeError
 from wme_async.models import Article, StructuredContent, WikidataEntity
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 obstore = pytest.importorskip("obstore", reason="the extra `cloud` is not installed")
 pytest.importorskip("obstore.exceptions")
@@ -169,25 +171,27 @@ async def test_a_slow_store_slows_the_source(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_a_file_url_makes_its_folder(tmp_path: Path) -> None:
-    target = tmp_path / "new folder" / "x.bin"
+    target = tmp_path / "new folder" / "x y.bin"
     done = await upload(Source(1), target.as_uri())
     assert done.url == target.as_uri()
     assert target.read_bytes() == expected(1)
 
 
-@pytest.mark.parametrize(
-    ("url", "root", "key"),
-    [
-        ("s3://bucket/a/b%20c.parquet", "bucket", "a/b c.parquet"),
-        ("gs://bucket/x", "bucket", "x"),
-        ("file:///tmp/x.bin", "/tmp", "x.bin"),
-    ],
-)
-def test_a_url_is_a_store_and_a_key(url: str, root: str, key: str) -> None:
-    options = {"region": "eu-west-1"} if url.startswith("s3") else {}
-    store, name = cloud._store(url, options)
-    assert name == key
-    assert root in repr(store)
+async def test_a_url_is_a_bucket_and_a_key() -> None:
+    paths = []
+
+    async def forbid(request: web.Request) -> web.Response:
+        paths.append(request.raw_path)
+        return web.Response(status=403)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", forbid)
+    async with TestServer(app) as server:
+        account = {"access_key_id": "a", "secret_access_key": "b", "region": "eu-west-1"}
+        options = {"endpoint": str(server.make_url("")).rstrip("/"), "client_options": {"allow_http": True}}
+        with pytest.raises(PermissionError):
+            await upload(Source(1), "s3://bucket/a/b%20c.parquet", **account, **options)
+    assert paths[0].partition("?")[0] == "/bucket/a/b%20c.parquet"
 
 
 @pytest.mark.parametrize(

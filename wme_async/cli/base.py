@@ -30,6 +30,7 @@ from wme_async.cli.terminal import LogFormatter, echo, json_line, one_line, stde
 from wme_async.errors import Forbidden, NotFound, QuotaExceeded, RateLimited, Unauthorized, WMEError
 
 __all__ = [
+    "EXIT_CODES",
     "Root",
     "connect",
     "download_bar",
@@ -56,7 +57,7 @@ T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # For shell scripts, documented in docs/cli.md. click itself uses 2 for wrong usage.
-_EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
+EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
     (NotFound, 3),
     (Unauthorized, 4),
     (Forbidden, 4),
@@ -160,7 +161,7 @@ def _fail(error: Exception) -> int:
     """Print an exception in one line and return its exit code."""
     logger.debug("the command failed", exc_info=error)
     cause = first_cause(error)
-    code = next((code for kind, code in _EXIT_CODES if isinstance(cause, kind)), None)
+    code = next((code for kind, code in EXIT_CODES if isinstance(cause, kind)), None)
     hint = "" if code is not None or logger.isEnabledFor(logging.DEBUG) else " (-vv shows where)"
     message = one_line(str(cause)) or "no further information"
     _say(Text.assemble((type(cause).__name__, "bold red"), f": {message}{hint}"))

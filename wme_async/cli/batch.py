@@ -22,7 +22,7 @@ __all__ = ["batch", "serve"]
 
 _T = TypeVar("_T")
 
-_POLL = 0.5  # seconds
+_POLL = (0.05, 0.5)  # seconds: the first, and the longest
 _BATCH_COLUMNS = ("batch_id", "status", "total_jobs", "completed_jobs", "failed_jobs", "created_at")
 _JOB_COLUMNS = ("job_id", "status", "progress.percent", "url", "error")
 
@@ -247,6 +247,7 @@ for _name, _description in (
 
 
 async def _wait(batches: "BatchManager | _Service", batch_id: str) -> Batch:
+    delay, longest = _POLL
     with base.progress_bar(batch_id) as move:
         while True:
             batch = await batches.status(batch_id)
@@ -255,7 +256,8 @@ async def _wait(batches: "BatchManager | _Service", batch_id: str) -> Batch:
             move(description=description, completed=batch.progress.done, total=batch.progress.total)
             if batch.ended:
                 return batch
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, longest)
 
 
 def _finish(context: click.Context, batch: Batch) -> None:
