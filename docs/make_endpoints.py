@@ -1,7 +1,7 @@
-"""Write the table of endpoints (endpoints.md) from the table that the package itself goes by.
+"""Write the page of endpoints (endpoints.md) from the table of the package.
 
-python docs/make_endpoints.py            write it
-python docs/make_endpoints.py --check    fail if it is not in step
+python docs/make_endpoints.py            write the page
+python docs/make_endpoints.py --check    fail if the page is out of date
 """
 
 import sys
@@ -15,7 +15,7 @@ TARGET = Path(__file__).with_name("endpoints.md")
 
 
 class Endpoint(NamedTuple):
-    """One method of one path, and what calls it."""
+    """One method of one path, and the call that sends it."""
 
     role: str
     method: str
@@ -24,13 +24,8 @@ class Endpoint(NamedTuple):
     resource: Resource
 
 
-# How a resource is reached, where that is not its name.
-REACHED = {
-    "batches": "batches(hour)",
-    "snapshots.chunks": "snapshots.chunks(id)",
-    "wikidata.batches": "wikidata.batches(hour)",
-    "wikidata.snapshots.chunks": "wikidata.snapshots.chunks(id)",
-}
+# The argument of the method that returns a resource, by the placeholder of its path.
+ARGUMENTS = {"hour": "(hour)", "snapshot": "(id)"}
 CALLS = {
     "auth.login": "auth.login()",
     "auth.refresh": "of itself, before the token ends",
@@ -73,9 +68,9 @@ NOT_GET = (
 
 
 def endpoints(table: Mapping[str, Resource] = RESOURCES) -> Iterator[Endpoint]:
-    """Yield every method of every path that something here calls."""
+    """Yield every method of every path that the package calls."""
     for name, row in table.items():
-        client = f"wme.{REACHED.get(name, name)}"
+        client = f"wme.{name}" + "".join(ARGUMENTS.get(placeholder, "") for placeholder in row.placeholders)
         if "call" in row.verbs:
             call = CALLS[name]
             yield Endpoint(row.role, "POST", row.path, call if " " in call else f"wme.{call}", row)
@@ -96,7 +91,7 @@ def endpoints(table: Mapping[str, Resource] = RESOURCES) -> Iterator[Endpoint]:
 
 
 def notes(endpoint: Endpoint) -> str:
-    """Say in words what is special about an endpoint."""
+    """Return the remarks on an endpoint in words."""
     row = endpoint.resource
     words = []
     if row.pool and (endpoint.method == "GET" or "lookup" in row.verbs or "list" not in row.verbs):
@@ -125,10 +120,11 @@ def render() -> str:
     ]
     for role, host in HOSTS.items():
         lines += [f"## {host}", "", "| endpoint | call | plan | |", "|---|---|---|---|"]
-        for each in endpoints():
-            if each.role == role:
-                call = each.call if " of " in f" {each.call}" else f"`{each.call}`"
-                lines.append(f"| {each.method} `{each.path}` | {call} | {each.resource.tier} | {notes(each)} |")
+        for endpoint in endpoints():
+            if endpoint.role == role:
+                call = endpoint.call if " of " in f" {endpoint.call}" else f"`{endpoint.call}`"
+                tier = endpoint.resource.tier
+                lines.append(f"| {endpoint.method} `{endpoint.path}` | {call} | {tier} | {notes(endpoint)} |")
         lines += ["", "Left out:", ""]
         reasons: dict[str, list[str]] = {}
         for path, reason in LEFT_OUT[role].items():

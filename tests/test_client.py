@@ -289,9 +289,9 @@ def test_a_list_of_archives_is_not_taken_for_one_of_them():
     with pytest.raises(TypeError, match=r"one by one, as in cost\(\*identifiers\)"):
         wme.snapshots.cost(["a", "b"])  # type: ignore[arg-type]
     for names in ("Marie Curie", True, None, 1.5):
-        with pytest.raises(TypeError, match="several names"):
+        with pytest.raises(TypeError, match="list of names"):
             wme.articles.cost(names)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="0 or more"):
+    with pytest.raises(ValueError, match="at least 0"):
         wme.articles.cost(-1)
 
 
@@ -629,9 +629,9 @@ def test_without_a_running_loop_or_in_another_it_is_told_in_one_sentence():
 async def test_paths_of_beta_resources_can_be_moved(sim):
     with pytest.raises(ValueError, match="no resource"):
         Client("a", "b", paths={"nothing": "/x"})
-    with pytest.raises(ValueError, match="begins with a slash"):
+    with pytest.raises(ValueError, match="begin with a slash"):
         Client("a", "b", paths={"batches": "/v2/batches"})
-    with pytest.raises(ValueError, match="not one to replace"):
+    with pytest.raises(ValueError, match="cannot be replaced"):
         Client("a", "b", paths={"auth.user": "/v2/get-user"})
     client = Client(**sim.client_options(), paths={"projects": "/v2/languages"})
     assert isinstance((await client.projects.list())[0], Project)

@@ -7,19 +7,20 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from wme_async import Client
-from wme_async._client.resources import RESOURCES, resource_table
+from wme_async import Article, Client, Cost, Snapshot, read_archive
+from wme_async._client.resources import FILES, RESOURCES, Resource, resource_table
+from wme_async.models import Code
 from wme_async.simulator import Simulator
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def _load():
-    found = importlib.util.spec_from_file_location("make_endpoints", ROOT / "docs" / "make_endpoints.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("make_endpoints", ROOT / "docs" / "make_endpoints.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
@@ -39,7 +40,7 @@ def plain(path):
 
 def definition(shared_data):
     """The paths and methods of the published definition, read by their indentation."""
-    found = set()
+    endpoints = set()
     path = None
     for line in (shared_data / "wme-openapi-2026-05.yaml").read_text("utf-8").splitlines():
         if re.match(r"^\S", line):
@@ -47,8 +48,8 @@ def definition(shared_data):
         if match := re.match(r"^  (/\S+):", line):
             path = match[1]
         elif inside and path and (match := re.match(r"^    (get|post|head|put|delete|patch):", line)):
-            found.add((match[1].upper(), re.sub(r"\{[^}]*\}", "{}", path)))
-    return found
+            endpoints.add((match[1].upper(), re.sub(r"\{[^}]*\}", "{}", path)))
+    return endpoints
 
 
 def test_the_page_of_endpoints_is_in_step_with_the_table():
@@ -94,8 +95,7 @@ def test_every_path_of_the_published_definition_is_served_and_what_differs_has_i
 def reason(endpoint):
     if endpoint.resource.undocumented:
         return HIDDEN
-    name = endpoint.resource.name
-    return NEWER if name.startswith(("wikidata.snapshots", "wikidata.batches")) else None
+    return NEWER if endpoint.resource.beta else None
 
 
 def filled(path):
@@ -121,9 +121,9 @@ def filled(path):
     return path, values
 
 
-async def signed_in(wme):
-    assert wme._transport.tokens is not None
-    return await wme._transport.tokens.token()
+async def access_token(sim, wme):
+    await wme.codes.list()
+    return str(sim.requests.last.header("Authorization")).removeprefix("Bearer ")
 
 
 async def answered(sim, session, token, method, path):
@@ -137,7 +137,7 @@ async def answered(sim, session, token, method, path):
 
 async def test_the_simulator_serves_every_endpoint_of_the_table(sim):
     async with Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
-        token = await signed_in(wme)
+        token = await access_token(sim, wme)
         for each in ENDPOINTS:
             if each.role == "api":
                 expected = 307 if each.method == "GET" else 200
@@ -146,7 +146,7 @@ async def test_the_simulator_serves_every_endpoint_of_the_table(sim):
 
 async def test_the_simulator_serves_every_path_of_the_published_definition(shared_data):
     async with Simulator() as sim, Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
-        token = await signed_in(wme)
+        token = await access_token(sim, wme)
         by_plain = {plain(each.path): each.path for each in ENDPOINTS if each.role == "api"}
         for method, path in sorted(definition(shared_data)):
             status = await answered(sim, session, token, method, by_plain[path])
@@ -162,7 +162,7 @@ async def test_the_tiers_of_the_table_are_those_of_the_simulators_plans(group, t
             Client("someone", "pw", hosts=sim.client_options()["hosts"]) as wme,
             aiohttp.ClientSession() as session,
         ):
-            token = await signed_in(wme)
+            token = await access_token(sim, wme)
             for each in ENDPOINTS:
                 # Single files are for the highest group alone, which the table counts as paid.
                 if each.role != "api" or (each.resource.name == "files" and group == "group_2"):
@@ -176,7 +176,7 @@ async def test_what_the_table_says_is_metered_is_what_the_simulator_counts(sim):
     # The service counts requests only for groups with an allowance.
     sim.caps.limits["group_3"] = dict.fromkeys(pools.values(), 1000)
     async with Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
-        token = await signed_in(wme)
+        token = await access_token(sim, wme)
         for each in ENDPOINTS:
             if each.role != "api":
                 continue
@@ -192,8 +192,70 @@ def test_a_path_can_be_replaced_and_only_by_one_with_the_same_placeholders():
     assert table["wikidata.batches"].path == "/v2/other/{hour}"
     assert [each.path for each in DOCS.endpoints(table) if each.path.startswith("/v2/other")]
     for wrong in ({"nothing": "/v2/x"}, {"batches": "/v2/x"}, {"codes": "v2/codes"}, {"codes": "/v2/{hour}"}):
-        with pytest.raises(ValueError, match=r"no resource|begins with a slash"):
+        with pytest.raises(ValueError, match=r"no resource|begin with a slash"):
             resource_table(wrong)
+
+
+class ExtendedClient(Client):
+    """A client with endpoints that are a row of the table and an attribute, and nothing else."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.copies = self._endpoint("copies")
+        self.words = self._endpoint("words")
+        self.pages = self._endpoint("pages")
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Three new rows, with paths that the simulator serves."""
+    backend = RESOURCES["articles"].backend
+    rows = [
+        Resource(name="copies", path="/v2/snapshots", model=Snapshot, record=Article, verbs=FILES, pool="snapshot"),
+        Resource(name="words", path="/v2/codes", model=Code),
+        Resource(
+            name="pages",
+            path="/v2/articles/{name}",
+            model=Article,
+            verbs=("lookup",),
+            backend=backend,
+        ),
+    ]
+    for row in rows:
+        monkeypatch.setitem(RESOURCES, row.name, row)
+
+
+async def test_a_row_alone_gives_an_archive_all_of_its_verbs(sim, rows, tmp_path):
+    async with ExtendedClient(**sim.client_options()) as wme:
+        identifier = (await wme.copies.list(fields=["identifier"]))[0].identifier
+        snapshot = await wme.copies.get(identifier)
+        assert isinstance(snapshot, Snapshot)
+        info = await wme.copies.head(identifier)
+        download = await wme.copies.download(identifier, tmp_path)
+        assert (download.verified, download.size) == (True, info.size)
+        assert download.path == tmp_path / "copies" / f"{identifier}.tar.gz"
+        async with wme.copies.read(identifier) as articles:
+            records = [article async for article in articles]
+        async with read_archive(download.path) as articles:
+            assert records == [article async for article in articles]
+        assert isinstance(records[0], Article)
+        assert wme.copies.cost(identifier) == Cost(pool="snapshot", requests=1)
+
+
+async def test_a_row_alone_gives_a_list_or_a_lookup_its_verbs(sim, rows):
+    async with ExtendedClient(**sim.client_options(), paths={"words": "/v2/languages"}) as wme:
+        words = await wme.words.list(filters={"identifier": "en"})
+        assert words == [await wme.words.get("en")]
+        assert sim.requests.last.path == "/v2/languages/en"
+        assert (await wme.pages.lookup("NATO", limit=1))[0].name == "NATO"
+
+
+def test_a_row_alone_gives_the_page_of_endpoints_its_calls(rows):
+    calls = {endpoint.call for endpoint in DOCS.endpoints() if endpoint.resource.name in {"copies", "pages"}}
+    assert calls == {
+        "wme.copies.list()", "wme.copies.get(id)", "wme.copies.head(id)", "wme.copies.download(id), .read(id)",
+        "wme.pages.lookup(name), .lookup_many(names)",
+    }  # fmt: skip
 
 
 def test_the_script_writes_and_checks(tmp_path, monkeypatch):

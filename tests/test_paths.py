@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async._client.paths import (
-    RESERVED_SNAPSHOTS,
     article_path,
     chunk_path,
     file_path,
@@ -109,10 +108,10 @@ def test_an_identifier_of_another_type_is_refused(identifier: Any) -> None:
         identifier_path(identifier)
 
 
-@pytest.mark.parametrize("identifier", sorted(RESERVED_SNAPSHOTS))
+@pytest.mark.parametrize("identifier", ["structured-contents", "wikidata"])
 def test_a_reserved_word_is_no_snapshot(identifier: Any) -> None:
     with pytest.raises(ValueError, match="list of other archives"):
-        identifier_path(identifier, reserved=RESERVED_SNAPSHOTS)
+        identifier_path(identifier, reserved={"structured-contents", "wikidata"})
     assert identifier_path(identifier) == identifier
 
 

@@ -1,4 +1,4 @@
-"""The client: one account and everything it can reach."""
+"""The client: one account and all of its endpoints."""
 
 import io
 import os
@@ -47,24 +47,24 @@ class Client:
         ...     batches = await hour.list(filters={"in_language.identifier": "en"})
 
     Args:
-        username: Of the account; written in lower case, as the server wants it.
-        password: Of the account. It is needed again after 90 days or 90 refreshes.
-        access_token: For those who have only that. With a user name and password it is used first.
-        hosts: Where the services are, as `Hosts` or a mapping with some of the keys `auth`, `api`, `realtime`.
+        username: Of the account; sent in lower case, as the server requires.
+        password: Of the account. The server asks for it again after 90 days or 90 refreshes.
+        access_token: A token from elsewhere. With a user name and password, the client uses it first.
+        hosts: The addresses of the services, as `Hosts` or a mapping with some of the keys `auth`, `api`, `realtime`.
         timeouts: Seconds of silence.
-        retry: When to try again.
-        limits: How much at once.
-        pool: Connections to share with other clients of this process; it is not closed with the client.
-        token_file: File to share tokens in, with other processes and the next run. Made with mode 0600; its folder must
-            exist. Used with a user name and password only. An empty name is refused.
-        on_retry: Told of every retry before its wait. It runs in the event loop and must not block.
-        allowances: Monthly limits to go by for warnings and quotas; by default those of the account's plan.
+        retry: When to retry.
+        limits: Bounds of concurrency and request rate.
+        pool: Connections to share with other clients of this process; closing the client leaves it open.
+        token_file: File that shares tokens with other processes and the next run. The client creates it with mode 0600
+            in an existing folder. It needs a user name and password.
+        on_retry: Called before the wait of every retry. It runs in the event loop and must not block.
+        allowances: Monthly limits for warnings and quotas; by default those of the account's plan.
         paths: Path templates by resource name, for beta endpoints that have moved.
-        cache: Where to keep the answers of look-ups and of metadata that seldom change; several clients may share one.
+        cache: Keeps the responses of look-ups and of metadata that seldom change; several clients may share one.
 
     Raises:
-        TypeError: A setting of another type, such as a number where `Timeouts` is meant.
-        ValueError: No credentials, half of them, or settings that cannot work.
+        TypeError: A setting has the wrong type, such as a number in place of `Timeouts`.
+        ValueError: Credentials are missing or incomplete, or a setting cannot work.
     """
 
     def __init__(
@@ -102,52 +102,50 @@ class Client:
         )
         self._closed = False
         self.auth: Account = Account(self._transport, allowances=allowances)
-        self.codes: Collection[Code] = self._collection("codes")
-        self.languages: Collection[Language] = self._collection("languages")
-        self.projects: Collection[Project] = self._collection("projects")
-        self.namespaces: Collection[Namespace] = self._collection("namespaces")
-        self.snapshots: ChunkedFiles[Snapshot, Article] = ChunkedFiles(
-            self._transport, self._resources["snapshots"], self._resources["snapshots.chunks"]
-        )
-        self.structured_snapshots: Files[StructuredSnapshot, StructuredContent] = self._files("structured_snapshots")
-        self.articles: Lookup[Article] = self._lookup("articles")
-        self.structured_contents: Lookup[StructuredContent] = self._lookup("structured_contents")
+        self.codes: Collection[Code] = self._endpoint("codes")
+        self.languages: Collection[Language] = self._endpoint("languages")
+        self.projects: Collection[Project] = self._endpoint("projects")
+        self.namespaces: Collection[Namespace] = self._endpoint("namespaces")
+        self.snapshots: ChunkedFiles[Snapshot, Article] = self._endpoint("snapshots")
+        self.structured_snapshots: Files[StructuredSnapshot, StructuredContent] = self._endpoint("structured_snapshots")
+        self.articles: Lookup[Article] = self._endpoint("articles")
+        self.structured_contents: Lookup[StructuredContent] = self._endpoint("structured_contents")
         self.wikidata: Wikidata = Wikidata(self._transport, self._resources, cache=cache)
         self.realtime: Realtime = Realtime(self._transport, self._resources, self.batches, self.wikidata.batches)
         self.files: MediaFiles = MediaFiles(self._transport, self._resources["files"], cache=cache)
 
     @classmethod
     def from_env(cls, env_file: str | os.PathLike[str] | None = None, **options: Any) -> Self:
-        """Make a client from environment variables.
+        """Create a client from environment variables.
 
-        `WME_USERNAME` and `WME_PASSWORD`, or `WME_ACCESS_TOKEN`; and where the hosts are others, `WME_AUTH_URL`,
-        `WME_API_URL` and `WME_REALTIME_URL` (scheme and host, no path). Blanks and line ends around a user name or a
-        token, as files leave them, are dropped; of a password only line ends at its end, since blanks may belong to it.
+        `WME_USERNAME` and `WME_PASSWORD`, or `WME_ACCESS_TOKEN`; for other hosts, `WME_AUTH_URL`, `WME_API_URL` and
+        `WME_REALTIME_URL` (scheme and host, no path). Whitespace around a user name or a token, which files often
+        leave, is dropped; of a password only the line ends at its end, since spaces may belong to it.
 
         Args:
-            env_file: A file of `NAME=value` lines to read too (extra `cli`); `${NAME}` in a value stays as it is. The
-                environment wins over it. No file is ever read without being named here.
-            **options: As for `Client`; they win over the environment.
+            env_file: A file of `NAME=value` lines to read too (extra `cli`); `${NAME}` in a value stays unchanged. The
+                environment overrides it. No other file is read.
+            **options: As for `Client`; they override the environment.
 
         Raises:
-            ValueError: No credentials, or settings that cannot work.
-            FileNotFoundError: `env_file` is not there.
-            TypeError: `env_file` is no path.
-            ImportError: `env_file` is given and python-dotenv is not installed.
+            ValueError: There are no credentials, or a setting cannot work.
+            FileNotFoundError: `env_file` does not exist.
+            TypeError: `env_file` is not a path.
+            ImportError: There is an `env_file`, and python-dotenv is not installed.
         """
-        # An empty variable is one that is not set.
-        found = {**_env_file(env_file), **{name: value for name, value in os.environ.items() if value}}
+        # An empty variable counts as unset.
+        variables = {**_env_file(env_file), **{name: value for name, value in os.environ.items() if value}}
         if not {"username", "password", "access_token"} & options.keys():
             for name, variable in (
                 ("username", "WME_USERNAME"),
                 ("password", "WME_PASSWORD"),
                 ("access_token", "WME_ACCESS_TOKEN"),
             ):
-                if found.get(variable):
-                    options[name] = _trimmed(name, found[variable])
+                if variables.get(variable):
+                    options[name] = _trim(name, variables[variable])
         if "hosts" not in options:
-            variables = {"auth": "WME_AUTH_URL", "api": "WME_API_URL", "realtime": "WME_REALTIME_URL"}
-            options["hosts"] = {role: found[name] for role, name in variables.items() if found.get(name)}
+            hosts = {"auth": "WME_AUTH_URL", "api": "WME_API_URL", "realtime": "WME_REALTIME_URL"}
+            options["hosts"] = {role: variables[name] for role, name in hosts.items() if variables.get(name)}
         return cls(**options)
 
     def __repr__(self) -> str:
@@ -158,8 +156,8 @@ class Client:
 
     async def __aenter__(self) -> Self:
         if self._closed:
-            raise RuntimeError("this client is closed; make a new one")
-        # Another event loop, or none, is said here rather than with the first request.
+            raise RuntimeError("this client is closed; create a new one")
+        # A pool of another event loop is an error here rather than with the first request.
         await self._transport.pool.__aenter__()
         return self
 
@@ -167,10 +165,10 @@ class Client:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close all that is open; nothing is revoked. Once is enough, twice does no harm.
+        """Close all connections without revoking tokens. A second call does nothing.
 
-        What other tasks have under way or wait for ends with `ClientClosed` at once: downloads, streams, readers,
-        look-ups. A pool that was given stays open.
+        Downloads, streams, readers and look-ups of other tasks end with `ClientClosed` at once. A pool that the caller
+        created stays open.
         """
         if self._closed:
             return
@@ -184,8 +182,8 @@ class Client:
     def batches(self, hour: str | datetime) -> "Files[Batch, Article]":
         """Return the batches of an hour: all articles that changed in it, one archive for each project and namespace.
 
-        They appear some 25 minutes after the hour has ended and are kept for two days; before that their list is a
-        `NotFound`. A batch also holds the first minutes of the next hour, and deletions.
+        They appear some 25 minutes after the end of the hour and stay for two days; outside of that time their list is
+        a `NotFound`. A batch also has the first minutes of the next hour, and deletions.
 
         Args:
             hour: `"2025-07-16T05"` (UTC), or an aware datetime, whose hour is taken; `"latest"` for the newest hour
@@ -197,19 +195,20 @@ class Client:
         """
         return hour_files(self._transport, self._resources["batches"], hour)
 
-    def _collection(self, name: str) -> Collection[Any]:
+    def _endpoint(self, name: str) -> Any:
+        """Return an object with the verbs of a resource: a new endpoint is a row and an attribute above."""
         resource = self._resources[name]
+        chunks = self._resources.get(f"{name}.chunks")
+        if "lookup" in resource.verbs:
+            return Lookup(self._transport, resource, cache=self._cache)
+        if chunks is not None:
+            return ChunkedFiles(self._transport, resource, chunks)
+        if "download" in resource.verbs:
+            return Files(self._transport, resource, resource.path)
         return Collection(self._transport, resource, resource.path, cache=self._cache)
 
-    def _lookup(self, name: str) -> Lookup[Any]:
-        return Lookup(self._transport, self._resources[name], cache=self._cache)
 
-    def _files(self, name: str) -> "Files[Any, Any]":
-        resource = self._resources[name]
-        return Files(self._transport, resource, resource.path)
-
-
-def _trimmed(name: str, value: str) -> str:
+def _trim(name: str, value: str) -> str:
     return value.rstrip("\r\n") if name == "password" else value.strip()
 
 

@@ -1,7 +1,7 @@
-"""Names to URL paths: titles, identifiers, file names and hours, quoted or refused.
+"""Names to URL paths: titles, identifiers, file names and hours, quoted or rejected.
 
-All functions return text that is already percent-encoded, with no slash at either end. Put it into a URL as it stands
-(`yarl.URL(..., encoded=True)`): quoting it again would ask for another page.
+All functions return text that is already percent-encoded, with no slash at either end. Put it into a URL unchanged
+(`yarl.URL(..., encoded=True)`): quoting it again would request another page.
 """
 
 import re
@@ -12,7 +12,6 @@ from typing import Final
 from urllib.parse import quote
 
 __all__ = [
-    "RESERVED_SNAPSHOTS",
     "article_path",
     "chunk_path",
     "file_path",
@@ -21,9 +20,6 @@ __all__ = [
     "identifier_path",
     "is_relative_hour",
 ]
-
-RESERVED_SNAPSHOTS: Final = frozenset({"structured-contents", "wikidata"})
-"""What stands in the place of a snapshot identifier and is none: the server would answer with a list."""
 
 _HOUR: Final = re.compile(
     r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})[T /](?P<hour>[0-9]{2})"
@@ -37,13 +33,13 @@ _CHUNK: Final = re.compile(r"(?:(?P<snapshot>.+?)_)??(?:chunk_)?(?P<number>[0-9]
 def article_path(name: str) -> str:
     """Return the path of a page title, for on-demand look-ups.
 
-    The server decodes the path once and takes what it gets as the exact title: there is no case folding and no
-    redirect to follow. Spaces become underscores, as in titles' addresses. Everything else that is not a letter or a
-    digit is percent-encoded, the slash too, so that `?`, `#` and `%` stay in the title and no `..` in it is taken for
-    a directory. Titles are stored in the composed Unicode form (NFC), and so asked for in it.
+    The server decodes the path once and takes the result as the exact title, without case folding or redirects. Spaces
+    become underscores, as in the URLs of pages. All other characters except letters and digits are percent-encoded, the
+    slash too, so that `?`, `#` and `%` stay in the title and `..` is not a directory. The server stores titles in the
+    composed Unicode form (NFC), so requests use it too.
 
     Args:
-        name: The title, as it reads: `"AC/DC"`, `"Who's Afraid of Virginia Woolf?"`. Not percent-encoded.
+        name: The title in plain text: `"AC/DC"`, `"Who's Afraid of Virginia Woolf?"`. Not percent-encoded.
 
     Raises:
         TypeError: `name` is not text.
@@ -61,13 +57,13 @@ def file_path(name: str) -> str:
     """Return the path of a media file's name.
 
     Args:
-        name: As it reads: `"Ottawa 0757.jpg"`. Spaces become underscores; nothing else is changed, so a name with the
-            prefix `File:` asks for another object than one without.
+        name: In plain text: `"Ottawa 0757.jpg"`. Spaces become underscores; nothing else changes, so a name with the
+            prefix `File:` requests another object than one without.
 
     Raises:
         TypeError: `name` is not text.
-        ValueError: No file can have this name. A slash is refused for a reason of its own: the server cannot route it,
-            not even encoded, and would answer 403.
+        ValueError: No file can have this name. A slash is an error because the server cannot route it, not even
+            encoded, and would respond with 403.
     """
     text = unicodedata.normalize("NFC", _text(name, "a file name"))
     if "/" in text or "\\" in text:
@@ -82,7 +78,7 @@ def identifier_path(identifier: str | int, *, reserved: Collection[str] = ()) ->
 
     Args:
         identifier: `"enwiki_namespace_0"`, `"Q42"`, `0`, ...: take it from a list rather than composing it.
-        reserved: Words that the server takes for something else in this place, such as `RESERVED_SNAPSHOTS`.
+        reserved: Words that the server takes for the name of another resource.
 
     Raises:
         TypeError: `identifier` is neither text nor a whole number.
@@ -106,8 +102,8 @@ def identifier_path(identifier: str | int, *, reserved: Collection[str] = ()) ->
 def chunk_path(snapshot: str, chunk: str | int) -> str:
     """Return the path of one chunk below its snapshot.
 
-    The server reads the digits after the last underscore and nothing else, so the identifier of another snapshot's
-    chunk would be answered with this snapshot's chunk of the same number. That is refused here.
+    The server reads only the digits after the last underscore, so it would respond to the identifier of another
+    snapshot's chunk with this snapshot's chunk of the same number. That is an error here.
 
     Args:
         snapshot: Identifier of the snapshot: `"enwiki_namespace_0"`.
@@ -118,21 +114,21 @@ def chunk_path(snapshot: str, chunk: str | int) -> str:
         ValueError: `chunk` does not end in a number, or belongs to another snapshot.
     """
     path = identifier_path(chunk)
-    found = _CHUNK.fullmatch(str(chunk))
-    if found is None:
+    match = _CHUNK.fullmatch(str(chunk))
+    if match is None:
         raise ValueError(f"a chunk is a number or ends in one, got {chunk!r}")
-    if found["snapshot"] not in {None, snapshot}:
+    if match["snapshot"] not in {None, snapshot}:
         raise ValueError(
-            f"{chunk!r} is not a chunk of {snapshot!r}: the server would send {found['number']} of it anyway"
+            f"{chunk!r} is not a chunk of {snapshot!r}: the server would send {match['number']} of it anyway"
         )
     return path
 
 
 def chunk_number(chunk: str | int) -> int:
-    """Return the number of a chunk: what the server reads of its identifier.
+    """Return the number of a chunk, the only part of its identifier that the server reads.
 
     Args:
-        chunk: One that `chunk_path` lets pass.
+        chunk: One that `chunk_path` accepts.
 
     Raises:
         ValueError: `chunk` does not end in a number.
@@ -163,15 +159,15 @@ def hour_path(hour: str | datetime) -> str:
         return _in_utc(hour)
     if not isinstance(hour, str):
         raise TypeError(f"an hour must be text such as '2025-07-16T05' or an aware datetime, not {type(hour).__name__}")
-    found = _HOUR.fullmatch(hour.strip())
-    if found is None:
+    match = _HOUR.fullmatch(hour.strip())
+    if match is None:
         raise ValueError(f"an hour looks like '2025-07-16T05', got {hour!r}")
     try:
-        clock = f"{found['hour']}:{found['minute'] or '00'}:{found['second'] or '00'}"
-        moment = datetime.fromisoformat(f"{found['date']}T{clock}").replace(tzinfo=_zone(found["zone"])).astimezone(UTC)
+        clock = f"{match['hour']}:{match['minute'] or '00'}:{match['second'] or '00'}"
+        moment = datetime.fromisoformat(f"{match['date']}T{clock}").replace(tzinfo=_zone(match["zone"])).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"there is no such hour as {hour!r}: {error}") from None
-    if moment.minute or moment.second or int(found["fraction"] or 0):
+    if moment.minute or moment.second or int(match["fraction"] or 0):
         raise ValueError(f"batches are made by the hour, UTC: {hour!r} is not on the hour")
     return _in_utc(moment)
 

@@ -1,8 +1,8 @@
 """Every endpoint as a row of one table.
 
-The verbs are written once; a resource is data: where it is, what it holds, which back end's rules apply to queries, who
-may use it and what it costs. Paths that the published reference does not show in full are marked as a guess, and every
-path but those of the sign-in can be replaced without touching code (`Client(paths={"wikidata.batches": "/v2/…"})`).
+The verbs are written once; a resource is data: its path, its model, the back end whose rules apply to queries, the plan
+that includes it and its cost. Paths that the published reference does not show in full are marked as a guess, and every
+path except those of the sign-in can be replaced without changing code (`Client(paths={"wikidata.batches": "/v2/…"})`).
 """
 
 import re
@@ -29,7 +29,7 @@ from wme_async.models import (
     WikidataArticle,
 )
 
-__all__ = ["RESOURCES", "Resource", "Tier", "Verb", "resource_table"]
+__all__ = ["FILES", "RESOURCES", "Resource", "Tier", "Verb", "resource_table"]
 
 Tier = Literal["free", "paid", "any"]
 Verb = Literal["list", "get", "head", "download", "read", "lookup", "stream", "call"]
@@ -44,16 +44,16 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
     """One row.
 
     Attributes:
-        name: How it is reached from the client: `wme.<name>`.
-        path: Path template on its host. `{…}` are filled in percent-encoded.
-        model: What its list and items decode to.
-        record: What the lines of its archives decode to, where it has archives.
-        verbs: What can be done.
-        backend: Whose rules `fields` and `filters` obey; None where it takes none.
+        name: Its attribute of the client: `wme.<name>`.
+        path: Path template on its host. The values of placeholders are percent-encoded.
+        model: The type of its list's records.
+        record: The type of its archives' records, if it has archives.
+        verbs: Its methods.
+        backend: The back end whose rules `fields` and `filters` obey; None if it takes none.
         role: Its host.
         tier: The plan that includes it.
-        product: Its name in words, for messages.
-        pool: The monthly allowance that its downloads or look-ups are counted in.
+        product: Its name in messages.
+        pool: The monthly allowance that counts its downloads or look-ups.
         reserved: Identifiers that the server would read as the name of another resource.
         beta: Announced as beta: shapes and paths may still change.
         guess: The path is by analogy; no reference shows it.
@@ -77,11 +77,11 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def placeholders(self) -> tuple[str, ...]:
-        """The names that the path template wants, in order."""
+        """The placeholders of the path template, in order."""
         return tuple(_PLACEHOLDER.findall(self.path))
 
     def at(self, **values: str) -> str:
-        """Return the path with its placeholders filled in by percent-encoded values."""
+        """Return the path with percent-encoded values in place of its placeholders."""
         return self.path.format(**values)
 
 
@@ -140,7 +140,7 @@ def _archives() -> tuple[Resource, ...]:
     )
 
 
-def _look_ups() -> tuple[Resource, ...]:
+def _lookups() -> tuple[Resource, ...]:
     return (
         Resource(
             name="articles",
@@ -275,7 +275,7 @@ def _auth() -> tuple[Resource, ...]:
 
 
 RESOURCES: Mapping[str, Resource] = {
-    row.name: row for rows in (_metadata, _archives, _look_ups, _wikidata, _streams, _auth) for row in rows()
+    row.name: row for rows in (_metadata, _archives, _lookups, _wikidata, _streams, _auth) for row in rows()
 }
 """The table, by name."""
 
@@ -287,9 +287,9 @@ def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, R
         overrides: Path templates by resource name, for beta paths that have moved.
 
     Raises:
-        TypeError: No mapping, or a path that is no text.
-        ValueError: There is no such resource, it belongs to the sign-in, or the template lacks a placeholder or has
-            another one.
+        TypeError: It is not a mapping, or a path is not text.
+        ValueError: There is no such resource, it belongs to the sign-in, or the template has other placeholders than
+            the row.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
         raise TypeError(f"paths must be a mapping of resource name to path, not {overrides!r}")
@@ -299,11 +299,11 @@ def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, R
         if row is None:
             raise ValueError(f"there is no resource {name!r}; resources are {', '.join(sorted(table))}")
         if row.role == "auth":
-            raise ValueError(f"the path of {name} is not one to replace: passwords are sent there")
+            raise ValueError(f"the path of {name} cannot be replaced: passwords are sent there")
         if not isinstance(path, str):
             raise TypeError(f"the path of {name} must be text, not {path!r}")
         if not path.startswith("/") or sorted(_PLACEHOLDER.findall(path)) != sorted(row.placeholders):
-            wanted = ", ".join(f"{{{each}}}" for each in row.placeholders) or "no placeholder"
-            raise ValueError(f"the path of {name} begins with a slash and has {wanted} in it, not {path!r}")
+            placeholders = ", ".join(f"{{{placeholder}}}" for placeholder in row.placeholders) or "no placeholder"
+            raise ValueError(f"the path of {name} must begin with a slash and have {placeholders}, not {path!r}")
         table[name] = msgspec.structs.replace(row, path=path.rstrip("/"))
     return table
