@@ -1,7 +1,6 @@
 """The records, the encoder and the archives that the simulator serves."""
 
 import gzip
-import hashlib
 import io
 import json
 import math
@@ -15,15 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async.simulator.world.articles import (
-    ArchiveMember,
-    ArticleGenerator,
-    build_archive,
-    dumps,
-    site_of,
-    timestamp,
-    write_archive,
-)
+from wme_async.simulator import ArticleGenerator, build_archive, dumps
+from wme_async.simulator.world.articles import ArchiveMember, site_of, timestamp
 
 GENERATOR = ArticleGenerator(seed=1)
 
@@ -300,14 +292,6 @@ class TestArchives:
     def test_less_than_one_gzip_member_is_refused(self) -> None:
         with pytest.raises(ValueError, match="at least one"):
             build_archive([], gzip_members=0)
-
-    def test_a_file_has_the_bytes_of_the_memory_form_and_its_facts_are_right(self, tmp_path: Path) -> None:
-        members = [("a_0.ndjson", list(GENERATOR.lines(20, size="small"))), ("a_1.ndjson", [b"{}\n"])]
-        info = write_archive(tmp_path / "a.tar.gz", members, trailing=b"!")
-        data = (tmp_path / "a.tar.gz").read_bytes()
-        assert data == build_archive(members, trailing=b"!")
-        assert (info.size, info.members) == (len(data), ("a_0.ndjson", "a_1.ndjson"))
-        assert info.md5 == hashlib.md5(data).hexdigest()
 
     def test_lines_end_with_a_line_feed_and_hold_one_record_each(self) -> None:
         lines = list(GENERATOR.lines(30, start=5, project="dewiki", size="small"))

@@ -1,18 +1,18 @@
-"""Faults on request: what goes wrong, where, and how often.
+"""Faults on request.
 
-A fault is injected for the requests that match a role, a method and a path. Several faults may meet in one request: a
-slow body can also be cut. Nothing is left to chance: without explicit numbers a seeded generator picks the byte.
+A fault is injected for the requests that match a role, a method and a path. Several faults may apply to one request: a
+slow body can also be cut. All of it can be repeated: without explicit numbers a seeded generator picks the byte.
 
-What each kind does, and the details it takes with their defaults:
+The kinds, and their details with the defaults:
 
 ======================  ==============================================================================================
 before the head
 ----------------------  ----------------------------------------------------------------------------------------------
-`status`                answer at once: `status=503`, `body=None` (bytes or str), `message=None` (the error document of
+`status`                respond at once: `status=503`, `body=None` (bytes or str), `message=None` (the error document of
                         the services), `headers={}`, `html=False` (the page of a proxy in front)
 `reset`                 a TCP reset instead of an answer; `refuse` is the same
 `hang_head`             no answer at all until the client leaves
-`delay`                 wait `seconds=0.05` before anything is done
+`delay`                 wait `seconds=0.05` before the request is handled
 ======================  ==============================================================================================
 
 ======================  ==============================================================================================
@@ -35,8 +35,8 @@ any body
 `short`                 leave out the last `missing=1` bytes; `honest=True`: the length says so
 `long`                  add `extra=1` bytes; `honest=True`: the length says so
 `corrupt`               flip one bit of the byte `at=None` (default: somewhere)
-`encoding`              claim `Content-Encoding: gzip`; `real=True` compresses indeed
-`garbage`               a body that starts like JSON and is none: `body=None`
+`encoding`              claim `Content-Encoding: gzip`; `real=True` compresses the body
+`garbage`               a body that starts like JSON and is invalid: `body=None`
 `empty`                 200 and nothing
 ======================  ==============================================================================================
 
@@ -60,52 +60,48 @@ from typing import Any, Final
 
 from wme_async.simulator.arguments import check_numbers
 
-__all__ = ["Fault", "Faults"]
+__all__ = ["KINDS", "STREAM_KINDS", "Fault", "Faults"]
 
-_DETAILS: Final[dict[str, frozenset[str]]] = {
-    kind: frozenset(names.split())
-    for kind, names in {
-        "status": "status body message headers html",
-        "reset": "",
-        "refuse": "",
-        "hang_head": "",
-        "delay": "seconds",
-        "expire": "",
-        "ignore_range": "",
-        "content_range": "value missing",
-        "multipart": "",
-        "swap": "data",
-        "drop": "after how",
-        "stall": "after",
-        "slow": "rate",
-        "short": "missing honest",
-        "long": "extra honest",
-        "corrupt": "at",
-        "encoding": "real",
-        "garbage": "body",
-        "empty": "",
-        "not_there": "projects",
-        "raw": "",
-        "malformed": "",
-    }.items()
-}
-_STREAM: Final[dict[str, frozenset[str]]] = {
-    **{kind: _DETAILS[kind] for kind in ("status", "reset", "refuse", "hang_head", "delay", "stall", "slow")},
-    **{
-        kind: frozenset(names.split())
-        for kind, names in {
-            "cut": "after within how",
-            "drop": "after within how",
-            "eof": "at",
-            "broken": "at",
-            "overlong": "at size",
-            "replay": "at count",
-            "gap": "at count",
-            "error_line": "at",
-            "older_framing": "",
-        }.items()
-    },
-}
+
+def _table(**kinds: str) -> dict[str, frozenset[str]]:
+    return {kind: frozenset(names.split()) for kind, names in kinds.items()}
+
+
+_BEFORE_HEAD: Final = _table(
+    status="status body message headers html", reset="", refuse="", hang_head="", delay="seconds"
+)
+KINDS: Final = _BEFORE_HEAD | _table(
+    expire="",
+    ignore_range="",
+    content_range="value missing",
+    multipart="",
+    swap="data",
+    drop="after how",
+    stall="after",
+    slow="rate",
+    short="missing honest",
+    long="extra honest",
+    corrupt="at",
+    encoding="real",
+    garbage="body",
+    empty="",
+    not_there="projects",
+    raw="",
+    malformed="",
+)
+STREAM_KINDS: Final = _BEFORE_HEAD | _table(
+    stall="after",
+    slow="rate",
+    cut="after within how",
+    drop="after within how",
+    eof="at",
+    broken="at",
+    overlong="at size",
+    replay="at count",
+    gap="at count",
+    error_line="at",
+    older_framing="",
+)
 _ROLES: Final = ("auth", "api", "realtime", "store")
 
 
@@ -114,15 +110,15 @@ class Fault:
     """One injected fault; `inject` returns it.
 
     Attributes:
-        kind: What goes wrong.
+        kind: The kind.
         role: Which origin, or None for all four.
         path: A regular expression searched in the path with its query, or None for all.
         method: One HTTP method, or None for all.
-        times: How many matching requests it befalls; None means all from now on.
-        skip: How many matching requests pass before it begins.
-        details: The numbers of this kind.
-        hits: How many requests it has befallen.
-        seen: How many requests have matched, the skipped ones among them.
+        times: The number of matching requests that it applies to; None means all from now on.
+        skip: The number of matching requests that pass before.
+        details: The details of this kind.
+        hits: The number of requests it has been applied to.
+        seen: The number of requests that have matched, including the skipped ones.
     """
 
     kind: str
@@ -134,24 +130,24 @@ class Fault:
     details: Mapping[str, Any] = field(default_factory=dict)
     hits: int = 0
     seen: int = 0
-    _owner: "Faults | None" = field(default=None, repr=False)
+    _registry: "Faults | None" = field(default=None, repr=False)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return one detail, or the default where it was not given."""
+        """Return one detail, or the default."""
         return self.details.get(name, default)
 
     def remove(self) -> None:
         """Take the fault back; removing it twice is harmless."""
-        if self._owner is not None:
-            self._owner.discard(self)
+        if self._registry is not None:
+            self._registry.discard(self)
 
     @property
     def spent(self) -> bool:
-        """Whether it has befallen as many requests as it was meant for."""
+        """Whether it has been applied to all of its requests."""
         return self.times is not None and self.hits >= self.times
 
     def take(self, role: str, method: str, target: str) -> bool:
-        """Count one request and say whether the fault befalls it."""
+        """Count one request, and return whether the fault applies to it."""
         if (self.role is not None and self.role != role) or (self.method is not None and self.method != method):
             return False
         if self.spent or (self.path is not None and self.path.search(target) is None):
@@ -167,7 +163,7 @@ class Faults:
     """The faults of one simulator.
 
     Args:
-        seed: Where the bytes and positions that nobody named come from.
+        seed: Determines the bytes and positions that faults leave open.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -188,30 +184,30 @@ class Faults:
         skip: int = 0,
         **details: Any,
     ) -> Fault:
-        """Let something go wrong.
+        """Inject a fault.
 
         Args:
             kind: One of the kinds of this module; for `role="realtime"` those before the head and those of the stream.
             role: "auth", "api", "store" or "realtime"; None for all.
             path: A regular expression (a plain piece of the path will do) searched in the path with its query.
             method: An HTTP method.
-            times: How many matching requests; None for all from now on.
-            skip: How many matching requests pass first.
-            **details: What the kind takes.
+            times: The number of matching requests; None for all from now on.
+            skip: The number of matching requests that pass first.
+            **details: The details of the kind.
 
         Returns:
             The fault, with `hits` and `remove()`.
 
         Raises:
-            ValueError: No such kind or role.
-            TypeError: The kind takes no such detail, or an argument is of another type.
+            ValueError: The kind or role does not exist.
+            TypeError: The kind does not take a detail, or an argument is of another type.
         """
         if role is not None and role not in _ROLES:
             raise ValueError(f"no role {role!r}; there are {', '.join(_ROLES)}")
-        known = _STREAM if role == "realtime" else _DETAILS
-        if kind not in known:
-            raise ValueError(f"no fault {kind!r}; there are {', '.join(known)}")
-        if unknown := details.keys() - known[kind]:
+        kinds = STREAM_KINDS if role == "realtime" else KINDS
+        if kind not in kinds:
+            raise ValueError(f"no fault {kind!r}; there are {', '.join(kinds)}")
+        if unknown := details.keys() - kinds[kind]:
             raise TypeError(f"the fault {kind!r} takes no {', '.join(sorted(unknown))}")
         check_numbers(0, skip=skip)
         if times is not None:
@@ -219,8 +215,7 @@ class Faults:
         if path is not None and not isinstance(path, str | re.Pattern):
             raise TypeError(f"path must be a piece of the path or a pattern, not {path!r}")
         pattern = re.compile(path) if isinstance(path, str) else path
-        fault = Fault(kind, role, pattern, method, times, skip, dict(details))
-        fault._owner = self  # noqa: SLF001 - its own registry, of the same module
+        fault = Fault(kind, role, pattern, method, times, skip, dict(details), _registry=self)
         self._active.append(fault)
         return fault
 
@@ -232,7 +227,7 @@ class Faults:
         path: str | re.Pattern[str] | None = None,
         method: str | None = None,
     ) -> list[Fault]:
-        """Let successive matching requests go wrong one after the other.
+        """Inject a fault for each of successive matching requests.
 
         Args:
             steps: For each matching request in turn: a kind, a pair of kind and details, or None for none.
@@ -245,12 +240,12 @@ class Faults:
         """
         if isinstance(steps, str):
             raise TypeError(f"steps must be a list of kinds, such as [{steps!r}], not one string")
-        made = []
+        faults = []
         for number, step in enumerate(steps):
             if step is not None:
                 kind, details = (step, {}) if isinstance(step, str) else step
-                made.append(self.inject(kind, role=role, path=path, method=method, skip=number, **details))
-        return made
+                faults.append(self.inject(kind, role=role, path=path, method=method, skip=number, **details))
+        return faults
 
     def discard(self, fault: Fault) -> None:
         """Remove one fault, if it is still there."""
@@ -262,7 +257,7 @@ class Faults:
         self._active.clear()
 
     def match(self, role: str, method: str, target: str) -> "list[Fault]":
-        """Return the faults that befall this request, and count them; spent ones are forgotten."""
+        """Return the faults of a request, and count it; spent faults are removed."""
         if not self._active:
             return []
         hit = [fault for fault in self._active if fault.take(role, method, target)]

@@ -1,4 +1,4 @@
-"""What the simulator saw: one frozen record for each request, in a bounded list with counters that never forget."""
+"""Received requests: a bounded list of frozen records, and counters over all of them."""
 
 import asyncio
 import re
@@ -28,13 +28,13 @@ class Request:
     Attributes:
         role: "auth", "api", "store" or "realtime".
         method: The HTTP method.
-        path: The path as it was sent, percent-encoding and all, without the query.
+        path: The path as it was sent, still percent-encoded, without the query.
         query: The query string as it was sent.
         headers: All header lines in order, names as they were sent.
         body: The body (at most the first MiB).
-        at: When it came, epoch seconds by the simulator's clock.
-        faults: The kinds of the faults that befell it.
-        peer: The client's port: requests with the same one used the same connection.
+        at: Time of its arrival, epoch seconds by the simulator's clock.
+        faults: The kinds of the faults applied to it.
+        peer: The client's port, which identifies the connection.
     """
 
     role: str
@@ -59,14 +59,12 @@ class Request:
         return self._outcome.done
 
     def header(self, name: str) -> str | None:
-        """Return the first value of a header, whatever its case, or None."""
-        wanted = name.lower()
-        return next((value for key, value in self.headers if key.lower() == wanted), None)
+        """Return the first value of a header, in any case, or None."""
+        return next(iter(self.header_values(name)), None)
 
     def header_values(self, name: str) -> list[str]:
-        """Return all values of a header, whatever its case."""
-        wanted = name.lower()
-        return [value for key, value in self.headers if key.lower() == wanted]
+        """Return all values of a header, in any case."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
 
     @property
     def params(self) -> dict[str, list[str]]:
@@ -80,7 +78,7 @@ class Requests:
     It may be read from any thread.
 
     Args:
-        keep: How many records are kept.
+        keep: The number of records to keep.
     """
 
     def __init__(self, keep: int = 10_000) -> None:
@@ -103,17 +101,17 @@ class Requests:
 
     @property
     def total(self) -> int:
-        """How many requests came since the start or the last `clear`, also those no longer kept."""
+        """The number of requests since the start or the last `clear`, also those no longer kept."""
         return sum(self._totals.values())
 
     @property
     def totals(self) -> Mapping[tuple[str, str], int]:
-        """How many requests came for each (role, method)."""
+        """The number of requests for each (role, method)."""
         return dict(self._totals)
 
     @property
     def statuses(self) -> Mapping[tuple[str, int], int]:
-        """How many answers went out for each (role, status)."""
+        """The number of responses for each (role, status)."""
         return dict(self._statuses)
 
     @property
@@ -183,10 +181,10 @@ class Requests:
         done: bool | None = None,
         timeout: float = 5.0,
     ) -> list[Request]:
-        """Wait, in the simulator's own loop, until so many kept requests match.
+        """Wait, in the simulator's own loop, until `count` kept requests match.
 
         Args:
-            count: How many.
+            count: The number of requests.
             role: As in `select`.
             method: As in `select`.
             path: As in `select`.
@@ -198,13 +196,13 @@ class Requests:
             The matching requests.
 
         Raises:
-            TimeoutError: They did not come in time.
+            TimeoutError: The timeout has passed.
         """
         async with asyncio.timeout(timeout):
-            while len(found := self.select(role, method=method, path=path, status=status, done=done)) < count:
+            while len(matches := self.select(role, method=method, path=path, status=status, done=done)) < count:
                 self._changed.clear()
                 await self._changed.wait()
-        return found
+        return matches
 
     def add(self, request: Request) -> None:
         """Keep a request; the simulator does this when one arrives."""
@@ -214,13 +212,13 @@ class Requests:
         self._changed.set()
 
     def answered(self, request: Request, status: int) -> None:
-        """Note the status of a head; the simulator does this before it is sent."""
-        request._outcome.status = status  # noqa: SLF001 - the one place that fills in what was not known before
+        """Record the status of a response; the simulator does this before the head is sent."""
+        request._outcome.status = status  # noqa: SLF001 - the one place that fills in the outcome
         with self._lock:
             self._statuses[request.role, status] += 1
         self._changed.set()
 
     def finished(self, request: Request) -> None:
-        """Note the end of a request, however it ended."""
+        """Record the end of a request, however it ended."""
         request._outcome.done = True  # noqa: SLF001 - as above
         self._changed.set()

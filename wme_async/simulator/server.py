@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import inspect
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from email.utils import formatdate
@@ -29,7 +31,6 @@ from wme_async.simulator.hosts.store import ObjectStore, StoredObject, stored
 from wme_async.simulator.hosts.wikidata import Entities
 from wme_async.simulator.options import ROLES, SimulatorOptions, policy, resolve
 from wme_async.simulator.record import BODY_LIMIT, Request, Requests
-from wme_async.simulator.thread import call_in, running
 from wme_async.simulator.world.catalog import Catalog
 
 __all__ = ["Simulator"]
@@ -42,57 +43,58 @@ _SHARED_STREAM_OPTIONS: Final = ("partitions", "parts", "retention", "rate", "fl
 class Simulator:
     """Auth, API, object store and realtime of Wikimedia Enterprise on loopback, each on a port of its own.
 
-    Used as an async context manager, or from synchronous code through `run_in_thread`. Everything it serves follows
-    from the seed and the clock.
+    An async context manager; synchronous code uses `run_in_thread`. All its data follow from the seed and the clock.
 
     Args:
-        seed: What data, random winners and unnamed positions of faults follow from.
-        username: The name of the first account.
-        password: Its password.
-        groups: Its groups: group_1 is the free plan, group_2 a paid one, group_3 has everything.
-        start: The time at which the clock begins, epoch seconds or an aware datetime; None for now.
-        frozen: Whether the clock stands still between calls of `clock.advance`.
-        access: The access policy: "2026" (as published), "2025" (the built-in policy of that server), or rows.
-        caps: Monthly allowances by group and pool ("ondemand", "snapshots", "chunks"); None for those of `access`.
-        rate_limits: Requests per second by group.
-        expires_in: Lifetime of an access token in seconds.
-        max_access_tokens: How often one refresh token may be used in 90 days.
-        data: A folder with real files to serve instead of the built-in world: `articles.ndjson`, `batches.json`,
-            `projects.json`, `languages.json`, `namespaces.json`, `codes.json`, each used where it is there.
-        articles: Records in each archive.
-        article_size: "small", None for natural sizes (43 KB on average), or bytes.
-        archive_bytes: For single identifiers such as `enwiki_namespace_0`, or keys such as
-            `batches/2025-07-16/05/enwiki_namespace_0`, the compressed size to reach, in bytes. Whatever is listed is
-            built, so a large archive makes its list slow the first time.
-        duplicates: The share of records in archives that come a second time with an older revision.
-        part_size: Above so many bytes an object's entity tag has the multipart form.
-        presign_seconds: How long a download address lives.
-        batch_delay: Seconds from the end of an hour until its list of batches appears.
-        stream: Options of the `Firehose`, such as `{"rate": 50}` for the service's own pace.
-        keep_requests: How many records of requests are kept.
-        ports: Fixed ports by role; 0 or absent for a free one.
+        **options: All are optional.
+
+            - seed (0): Determines data, random choices, and the positions that faults leave open.
+            - username ("simulated"), password ("simulated-password"): The first account.
+            - groups (["group_3"]): Its groups: group_1 is the free plan, group_2 a paid one, group_3 has everything.
+            - start (None): The time at which the clock begins, epoch seconds or an aware datetime; None for now.
+            - frozen (False): Whether the clock stands still between calls of `clock.advance`.
+            - access ("2026"): The access policy: "2026" (as published), "2025" (built into that server), or rows.
+            - caps (None): Monthly allowances by group and pool ("ondemand", "snapshots", "chunks"); None for those of
+              `access`.
+            - rate_limits (None): Requests per second by group; None for no limits.
+            - expires_in (86,400): Lifetime of an access token in seconds.
+            - max_access_tokens (90): Uses of one refresh token in 90 days.
+            - data (None): A folder with real files to serve instead of the built-in data: `articles.ndjson`,
+              `batches.json`, `projects.json`, `languages.json`, `namespaces.json`, `codes.json`; each may be absent.
+            - articles (12): Records in each archive.
+            - article_size ("small"): "small", None for natural sizes (43 KB on average), or bytes.
+            - archive_bytes (None): The compressed size to reach, in bytes, for identifiers such as `enwiki_namespace_0`
+              or keys such as `batches/2025-07-16/05/enwiki_namespace_0`. A list builds its archives, so a large one
+              makes it slow the first time.
+            - duplicates (0.0): The share of records in archives that come a second time with an older revision.
+            - part_size (100,000,000): An object of more bytes has an entity tag of the multipart form.
+            - presign_seconds (60): Lifetime of a signed address in seconds.
+            - batch_delay (1500.0): Seconds from the end of an hour until its list of batches appears.
+            - stream (None): Options of the `Firehose`, such as `{"rate": 50}` for the pace of the service.
+            - keep_requests (10,000): The number of records of requests to keep.
+            - ports (None): Fixed ports by role; 0 or absent for a free one.
 
     Attributes:
         clock: The one clock; `advance` ages tokens, addresses, hours and months.
-        faults: What goes wrong, on request.
-        requests: What was seen.
+        faults: Faults on request.
+        requests: The received requests.
         access: The rows of the access policy; may be replaced at any time.
         caps: Monthly allowances (`limits`) and counters.
         limiter: Requests per second (`rates`).
         accounts: Users and tokens.
         catalog: Metadata and archives.
         store: The objects, and `presign` for an address without a request to the API.
-        pages: What look-ups by title find: `add`, `add_structured`, `remove`, `titles`.
-        entities: What Wikidata look-ups find: `add`, `shape`, `labels_as_list`.
+        pages: The pages of look-ups by title: `add`, `add_structured`, `remove`, `titles`.
+        entities: The entities of Wikidata look-ups: `add`, `shape`, `labels_as_list`.
         commons: Files: `add`.
         firehose: The stream of articles.
         wikidata: The stream of entities.
-        errors: Exceptions of the simulator's own; leaving the block raises them.
+        errors: Exceptions of the simulator itself; leaving the block raises them.
 
     Raises:
-        TypeError: An argument of another type, such as one name for `groups`.
-        ValueError: A naive `start`, a negative number, a `data` that is no folder, or `caps` of a pool, `ports` of a
-            role or an `access` that there is not.
+        TypeError: An option does not exist or is of another type, such as one name for `groups`.
+        ValueError: A naive `start`, a negative number, a `data` that is not a folder, or a pool, a role or an `access`
+            that does not exist.
     """
 
     def __init__(self, **options: Unpack[SimulatorOptions]) -> None:
@@ -135,6 +137,7 @@ class Simulator:
         self._runners: dict[str, web.AppRunner] = {}
         self._handlers: dict[str, set[asyncio.Task[Any]]] = {role: set() for role in ROLES}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
 
     def _access(self) -> Sequence[AccessRow]:
         return self.access
@@ -151,7 +154,7 @@ class Simulator:
     # Lifecycle
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self.catalog.stopping.clear()
         try:
             for role in ROLES:
@@ -171,7 +174,10 @@ class Simulator:
 
     @contextlib.asynccontextmanager
     async def down(self, role: Literal["auth", "api", "realtime", "store"]) -> AsyncIterator[None]:
-        """Take one origin down for a block: connections are refused, open ones end. It comes back on its port."""
+        """Take one origin down for an `async with` block: it refuses new connections and ends open ones.
+
+        It comes back on its port.
+        """
         port = urlsplit(self._url(role)).port or 0
         runner = self._runners.pop(role)
         for task in list(self._handlers[role]):
@@ -195,7 +201,7 @@ class Simulator:
 
     async def _close(self) -> None:
         self.catalog.stopping.set()
-        # Handlers that hang on purpose would hold the closing of their server up.
+        # Handlers that hang on purpose would delay the end of their server.
         for task in [task for tasks in self._handlers.values() for task in tasks]:
             task.cancel()
         async with asyncio.TaskGroup() as group:
@@ -212,12 +218,14 @@ class Simulator:
         `call`.
 
         Args:
-            **options: Those of the constructor.
+            **options: The options of the constructor.
 
         Yields:
             The simulator, listening.
         """
-        with running(lambda: cls(**options)) as simulator:
+        from anyio.from_thread import start_blocking_portal  # noqa: PLC0415 - nothing else here needs it
+
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(cls(**options)) as simulator:
             yield simulator
 
     @overload
@@ -235,7 +243,16 @@ class Simulator:
         Raises:
             RuntimeError: The simulator is not running, or this is its own thread.
         """
-        return call_in(self._loop, function, *args, **kwargs)
+        if self._loop is None or not self._loop.is_running():
+            raise RuntimeError("the simulator is not running")
+        if threading.get_ident() == self._thread:
+            raise RuntimeError("this is the simulator's own thread: call the function itself")
+
+        async def run() -> Any:
+            result = function(*args, **kwargs)
+            return await result if inspect.isawaitable(result) else result
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
 
     # Addresses
 
@@ -266,7 +283,7 @@ class Simulator:
             raise RuntimeError("the simulator is not running: use `async with`, or `run_in_thread`") from None
 
     def client_options(self) -> dict[str, Any]:
-        """Return what a client needs: username, password and the hosts, as plain values."""
+        """Return the arguments of a client: username, password and the hosts, as plain values."""
         return {
             "username": self._user.username,
             "password": self._user.password,
@@ -306,7 +323,7 @@ class Simulator:
             password: The password.
             groups: group_1 (free), group_2 (paid), group_3 (everything).
             email: A second name that works for login alone.
-            challenge: A challenge that login answers with; `NEW_PASSWORD_REQUIRED` withholds the tokens.
+            challenge: A challenge in the response to a login; `NEW_PASSWORD_REQUIRED` withholds the tokens.
 
         Raises:
             TypeError: `groups` is one name instead of several.
@@ -333,7 +350,7 @@ class Simulator:
             update_metadata: Whether version, size and date in the metadata follow, or stay stale.
 
         Returns:
-            What was stored.
+            The stored object.
         """
         replacement = stored(data, self.clock.now(), part_size=self.store.part_size)
         self.store.deleted.discard(key)

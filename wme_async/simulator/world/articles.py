@@ -2,7 +2,7 @@
 
 `dumps` writes JSON the way the service's encoder does. `ArticleGenerator` makes any number of records, each a pure
 function of the seed and an index, so that a list, an archive and a stream can speak of the same pages without storing
-them. `build_archive` and `write_archive` pack records as the exporter does.
+them. `build_archive` packs records as the exporter does.
 """
 
 import uuid
@@ -17,10 +17,9 @@ from urllib.parse import quote
 from wme_async.simulator.world import prose
 from wme_async.simulator.world.encoding import dumps, nanoseconds_of, stamp, timestamp
 from wme_async.simulator.world.structured import structured_content
-from wme_async.simulator.world.tarball import ArchiveInfo, ArchiveMember, build_archive, write_archive
+from wme_async.simulator.world.tarball import ArchiveMember, build_archive
 
 __all__ = [
-    "ArchiveInfo",
     "ArchiveMember",
     "ArticleGenerator",
     "Kind",
@@ -28,7 +27,6 @@ __all__ = [
     "dumps",
     "site_of",
     "timestamp",
-    "write_archive",
 ]
 
 Kind = Literal["update", "delete", "visibility-change"]

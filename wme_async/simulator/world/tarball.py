@@ -1,15 +1,12 @@
-"""Archives in the exporter's form: one gzip member around a plain ustar, and the odd forms on request."""
+"""Archives in the exporter's form, one gzip member around a plain ustar, and other forms on request."""
 
-import hashlib
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from os import PathLike
-from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 # What the exporter's compressor writes: no name, the "zero time" of its language cut to 32 bits, an unknown system.
 _GZIP_HEADER = bytes.fromhex("1f8b080000096e8800ff")
@@ -28,16 +25,16 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class ArchiveMember:
-    """One member of an archive, for the cases that a `(name, lines)` pair cannot say.
+    """One member of an archive, with more properties than a `(name, lines)` pair.
 
     Attributes:
-        name: The name as it stands in the header; absolute and `..` names are written as they are.
+        name: The name in the header; absolute and `..` names are written unchanged.
         data: The content, in pieces of any size.
         mode: Permission bits; None takes the archive's `member_mode`.
-        kind: What the header says the member is. The exporter writes files only.
+        kind: The type in the header. The exporter writes files only.
         link: The target of a symbolic or hard link.
-        declared: The size in the header, in bytes, where it shall differ from the real one. A smaller one makes what
-            follows look like a damaged header; a larger one swallows the next header.
+        declared: The size in the header, in bytes, if it differs from the real one. A smaller one makes the bytes that
+            follow look like a damaged header; a larger one includes the next header.
     """
 
     name: str
@@ -46,15 +43,6 @@ class ArchiveMember:
     kind: Literal["file", "symlink", "hardlink", "directory", "fifo"] = "file"
     link: str = ""
     declared: int | None = None
-
-
-@dataclass(frozen=True)
-class ArchiveInfo:
-    """What was written: `size` in bytes and the `md5` in hex, as metadata give it under `version`."""
-
-    size: int
-    md5: str
-    members: tuple[str, ...]
 
 
 def build_archive(
@@ -89,79 +77,28 @@ def build_archive(
     Raises:
         ValueError: `gzip_members` below 1.
     """
-    built = b"".join(_compressed(members, member_mode, level, gzip_members, pax=pax, names=[])) + trailing
-    return built if keep is None else built[:keep]
-
-
-def write_archive(
-    path: str | PathLike[str],
-    members: Iterable[tuple[str, Iterable[bytes]] | ArchiveMember],
-    *,
-    member_mode: int = 0o766,
-    level: int = 6,
-    gzip_members: int = 1,
-    pax: bool = False,
-    trailing: bytes = b"",
-) -> ArchiveInfo:
-    """Write a `.tar.gz` to a file in flat memory; the options are those of `build_archive`.
-
-    Returns:
-        Size, MD5 and the names of the members.
-
-    Raises:
-        ValueError: `gzip_members` below 1.
-        OSError: The file cannot be written.
-    """
-    names: list[str] = []
-    digest = hashlib.md5(usedforsecurity=False)
-    size = 0
-    with Path(path).open("wb") as out:
-        for piece in _compressed(members, member_mode, level, gzip_members, pax=pax, names=names):
-            out.write(piece)
-            digest.update(piece)
-            size += len(piece)
-        out.write(trailing)
-        digest.update(trailing)
-        size += len(trailing)
-    return ArchiveInfo(size=size, md5=digest.hexdigest(), members=tuple(names))
-
-
-def _compressed(
-    members: Iterable[tuple[str, Iterable[bytes]] | ArchiveMember],
-    mode: int,
-    level: int,
-    gzip_members: int,
-    *,
-    pax: bool,
-    names: list[str],
-) -> Iterator[bytes]:
     if gzip_members < 1:
         raise ValueError("an archive has at least one gzip member")
-    blocks = _tar(members, mode, pax=pax, names=names)
+    blocks = _tar(members, member_mode, pax=pax)
     if gzip_members == 1:
-        yield from _gzip(blocks, level)
-        return
-    whole = b"".join(blocks)
-    bounds = [len(whole) * step // gzip_members for step in range(gzip_members + 1)]
-    for start, stop in pairwise(bounds):
-        yield from _gzip([whole[start:stop]], level)
+        packed = b"".join(_gzip(blocks, level))
+    else:
+        tar = b"".join(blocks)
+        bounds = [len(tar) * step // gzip_members for step in range(gzip_members + 1)]
+        packed = b"".join(chunk for start, stop in pairwise(bounds) for chunk in _gzip([tar[start:stop]], level))
+    return (packed + trailing)[:keep]
 
 
-def _tar(
-    members: Iterable[tuple[str, Iterable[bytes]] | ArchiveMember], mode: int, *, pax: bool, names: list[str]
-) -> Iterator[bytes]:
-    for given in members:
-        member = given if isinstance(given, ArchiveMember) else ArchiveMember(given[0], given[1])
-        names.append(member.name)
+def _tar(members: Iterable[tuple[str, Iterable[bytes]] | ArchiveMember], mode: int, *, pax: bool) -> Iterator[bytes]:
+    for entry in members:
+        member = entry if isinstance(entry, ArchiveMember) else ArchiveMember(*entry)
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL) as spool:
-            for piece in member.data:
-                spool.write(piece)
+            spool.writelines(member.data)
             size = spool.tell()
             spool.seek(0)
             yield _header(member, size, mode, pax=pax)
-            yield from _pieces(spool)
-        if size % tarfile.BLOCKSIZE:
-            yield bytes(tarfile.BLOCKSIZE - size % tarfile.BLOCKSIZE)
+            yield from iter(lambda: spool.read(_BLOCK), b"")
+        yield bytes(-size % tarfile.BLOCKSIZE)
     yield _END
 
 
@@ -176,16 +113,11 @@ def _header(member: ArchiveMember, size: int, mode: int, *, pax: bool) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT if pax else tarfile.USTAR_FORMAT)
 
 
-def _pieces(spool: IO[bytes]) -> Iterator[bytes]:
-    while piece := spool.read(_BLOCK):
-        yield piece
-
-
 def _gzip(blocks: Iterable[bytes], level: int) -> Iterator[bytes]:
     packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
-    checksum = total = room = 0
-    yield _GZIP_HEADER
+    checksum = total = 0
     room = _BLOCK
+    yield _GZIP_HEADER
     for block in blocks:
         checksum = zlib.crc32(block, checksum)
         total += len(block)
