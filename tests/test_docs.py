@@ -189,14 +189,14 @@ def test_every_command_and_exit_code_is_described() -> None:
     pytest.importorskip("click")
     import click
 
-    from wme_async.cli.base import _EXIT_CODES
+    from wme_async.cli.base import EXIT_CODES
     from wme_async.cli.root import root
 
     text = (DOCS / "cli.md").read_text()
     commands = root.list_commands(click.Context(root))
     assert [name for name in commands if not re.search(rf"(`|wme-async ){name}[` ]", text)] == []
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
-    assert codes == {0, 2, 130, *(code for _, code in _EXIT_CODES)}
+    assert codes == {0, 2, 130, *(code for _, code in EXIT_CODES)}
 
 
 def _unknown_words(words: list[str]) -> str | None:
