@@ -663,7 +663,7 @@ def test_a_filter_is_sent_only_where_it_is_answered_exactly(backend: str, filter
         ("realtime", ["*", "nmae"], None, "no field 'nmae'"),
         ("realtime", ["version."], None, "no field 'version.'"),
         ("realtime", [""], None, "empty name"),
-        ("realtime", [], None, "leave fields out"),
+        ("realtime", [], None, "leave it out"),
         ("realtime", ["is_part_of.code"], None, "not on the stream"),
         ("realtime", ["is_part_of.alternate_name"], None, "not on the stream"),
         ("realtime", None, {"is_part_of.alternate_name": "wiki"}, "not on the stream"),
@@ -831,7 +831,9 @@ def test_a_value_where_an_object_was_described_is_left_out() -> None:
     assert build("ondemand", ["version.identifier", "name"]).apply({"version": None, "name": "x"}) == {"name": "x"}
 
 
-AT_COST = "what the filters above let through is fetched to look at, of the stream's traffic and at its pace"
+AT_COST = (
+    "each record that the filters above select is requested, and filtered here, of the stream's traffic and at its pace"
+)
 
 
 @pytest.mark.parametrize(
@@ -846,7 +848,7 @@ AT_COST = "what the filters above let through is fetched to look at, of the stre
                 "sent: fields name, version.size",
                 "sent: filter is_part_of.identifier = 'enwiki'",
                 'here: filter version.size.value = 0.5, because the server takes a number to mean "greater than"',
-                "here: what the filters above let through is fetched to look at; a list is one answer and not metered",
+                "here: each record that the filters above select is requested, and filtered here; a list is one answer and not metered",
                 "here: version__size become nested again",
                 "here: reduced to name",
             ],
@@ -871,7 +873,7 @@ AT_COST = "what the filters above let through is fetched to look at, of the stre
                 "to the stream",
                 "sent: fields name, visibility.*, identifier",
                 "here: filter identifier = 4712345, because the server never finds a whole number of 1,000,000 or more",
-                "here: everything is fetched to look at, of the stream's traffic and at its pace",
+                "here: each record is requested, and filtered here, of the stream's traffic and at its pace",
                 "here: not taken off again where the type has room for it: visibility, identifier",
             ],
         ),
@@ -884,7 +886,7 @@ def test_explain_says_what_is_done_where(
 
 
 def test_explain_says_when_the_whole_stream_is_fetched() -> None:
-    assert "here: everything is fetched" in build("realtime", filters={"identifier": 4_712_345}).explain()
+    assert "here: each record is requested" in build("realtime", filters={"identifier": 4_712_345}).explain()
 
 
 # --- Structs ---------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def _build_plan(query: Query, order: Any) -> LookupPlan:
             f"compared; here: the first {cut}"
         )
     extra = ""
-    single = query.limit == 1 or any(one.field == _PROJECT and one.here is None for one in query.conditions)
+    single = query.limit == 1 or any(one.field == _PROJECT and one.local_reason is None for one in query.conditions)
     names = body.get("fields")
     if names and query.backend is Backend.STRUCTURED:
         # The server knows these fields by name, and ignores what it does not know: whether a part of one counts as

@@ -1,11 +1,11 @@
-"""The three back ends behind one API, and what each makes of fields and filters.
+"""The back ends behind one API, and the rules of each for fields and filters.
 
     metadata     lists and items of metadata: SQL over stored JSON lines
     ondemand     articles by title: paths into stored JSON
     structured   the same, with fields computed for each request
     realtime     the stream: names of its Avro schema, resolved by reflection
 
-This is knowledge about the server's behaviour, some of it surprising, and all of it in this file.
+All knowledge about the server's rules, some of them surprising, is in this file.
 """
 
 import re
@@ -18,11 +18,11 @@ from wme_async._query.model_fields import Place
 __all__ = ["COMPUTED", "Backend", "Value"]
 
 Value: TypeAlias = str | int | float | bool
-"""What a filter compares with."""
+"""A value of a filter."""
 
 
 class Backend(StrEnum):
-    """Which set of rules answers a query."""
+    """The back end of a query."""
 
     METADATA = "metadata"
     ONDEMAND = "ondemand"
@@ -39,10 +39,10 @@ TITLES: Final[Mapping[Backend, str]] = {
     Backend.LOOKUP_FIELDS_ONLY: "Wikidata look-ups",
 }
 COST: Final[Mapping[Backend, str]] = {
-    Backend.METADATA: "{what} is fetched to look at; a list is one answer and not metered",
-    Backend.ONDEMAND: "{what} is fetched to look at; of one project that is one record",
-    Backend.STRUCTURED: "{what} is fetched to look at; of one project that is one record",
-    Backend.REALTIME: "{what} is fetched to look at, of the stream's traffic and at its pace",
+    Backend.METADATA: "{records} is requested, and filtered here; a list is one answer and not metered",
+    Backend.ONDEMAND: "{records} is requested, and filtered here; of one project that is one record",
+    Backend.STRUCTURED: "{records} is requested, and filtered here; of one project that is one record",
+    Backend.REALTIME: "{records} is requested, and filtered here, of the stream's traffic and at its pace",
 }
 ONE_RECORD: Final = "is_part_of.identifier"
 LIMITED: Final = frozenset({Backend.ONDEMAND, Backend.STRUCTURED})
@@ -84,11 +84,11 @@ _EXACT_FLOATS: Final = 2**53
 _SQL_INTEGERS: Final = 2**31
 
 
-def served(backend: Backend, name: str) -> None:
-    """Check that a back end has a name of its model at all.
+def check_served(backend: Backend, name: str) -> None:
+    """Raise if a back end lacks a name of its model.
 
     Raises:
-        ValueError: It does not; the message says what the server would do.
+        ValueError: It lacks the name; the message has the server's behaviour.
     """
     top = name.partition(".")[0]
     if backend is Backend.STRUCTURED and top not in _STORED | COMPUTED:
@@ -101,10 +101,10 @@ def served(backend: Backend, name: str) -> None:
 
 
 def reach(backend: Backend, place: Place) -> Iterator[str]:
-    """Yield the JSON names that must be asked for so that a name can be had whole and true."""
+    """Yield the JSON names to request so that the value of a name arrives whole and correct."""
     yield min(_cuts(backend, place), key=lambda name: name.count("."))
     if backend is Backend.STRUCTURED and place.name.partition(".")[0] == "tables":
-        # Tables are computed with the sections, and only if those are asked for.
+        # Tables are computed with the sections, and only if those are requested.
         yield "sections"
 
 
@@ -113,13 +113,13 @@ def _cuts(backend: Backend, place: Place) -> Iterator[str]:
     segments = place.name.split(".")
     for step, shape in enumerate(place.above):
         if backend is Backend.REALTIME:
-            if step and (shape.values is not None or shape.written - {segments[step]}):
-                # What the server always writes comes back as false or zero if its siblings alone were asked for.
+            if step and (shape.values is not None or shape.always_sent - {segments[step]}):
+                # Fields that the server always writes are false or zero if the request names their siblings alone.
                 yield place.ancestor(step)
         elif step and (
-            shape.many or shape.folded or (shape.values is not None and not _SIMPLE_KEY.fullmatch(segments[step]))
+            shape.is_list or shape.folded or (shape.values is not None and not _SIMPLE_KEY.fullmatch(segments[step]))
         ):
-            # A path into a list finds nothing, and what it finds nothing for comes back as an empty object.
+            # A path into a list matches nothing, and the response then has an empty object.
             yield place.ancestor(step)
     if backend is Backend.REALTIME and _POSITION.fullmatch(place.name):
         yield place.ancestor(len(segments) - 1)
@@ -130,25 +130,25 @@ def _cuts(backend: Backend, place: Place) -> Iterator[str]:
         yield segments[0]
 
 
-def as_asked(backend: Backend, names: Iterable[str], fetched: Iterable[str]) -> bool:
-    """Say whether an answer to `fetched` is exactly what `names` ask for."""
-    wanted, got = set(names), set(fetched)
+def as_asked(backend: Backend, names: Iterable[str], requested: Iterable[str]) -> bool:
+    """Return whether the response to `requested` has exactly the fields `names`."""
+    fields, sent = set(names), set(requested)
     if backend is Backend.REALTIME:
-        return set(kept(backend, wanted)) == set(kept(backend, got))
+        return set(kept(backend, fields)) == set(kept(backend, sent))
     if backend is Backend.LOOKUP_FIELDS_ONLY:
         return False  # too little is known of its rules
-    if backend in LIMITED and any("." in name for name in got):
-        return False  # a path that finds nothing is answered with an empty object
-    if backend is Backend.STRUCTURED and "sections" in got:
-        got.add("tables")  # they come along
-    return wanted == got
+    if backend in LIMITED and any("." in name for name in sent):
+        return False  # the response has an empty object where a path matches nothing
+    if backend is Backend.STRUCTURED and "sections" in sent:
+        sent.add("tables")  # the response has both
+    return fields == sent
 
 
 def kept(backend: Backend, names: Iterable[str]) -> list[str]:
-    """Return the names that a record is reduced to when the caller asks for these."""
+    """Return the names that a record is reduced to for these fields."""
     if backend is not Backend.REALTIME:
         return list(names)
-    # Every stream asks for the event, because without its position there is no resuming.
+    # Every stream requests the event, since its position is needed to resume.
     return [*(name for name in names if name.partition(".")[0] != "event"), "event"]
 
 
@@ -173,7 +173,7 @@ def avro(name: str) -> str:
 
 
 def not_sent(backend: Backend, place: Place, value: Value) -> str | None:
-    """Say why a filter must not be sent, or `None` if the server answers it exactly."""
+    """Return why a filter must not be sent, or `None` if the server applies it exactly."""
     if backend is Backend.METADATA:
         return _not_in_sql(place, value)
     if backend is Backend.REALTIME:
@@ -194,8 +194,8 @@ def _not_in_sql(place: Place, value: Value) -> str | None:
 
 
 def _not_on_stream(place: Place, value: Value) -> str | None:
-    top, _, rest = place.name.partition(".")
-    if _POSITION.fullmatch(place.name) or (top == "image" and rest not in _STREAM_IMAGE):
+    top, _, below = place.name.partition(".")
+    if _POSITION.fullmatch(place.name) or (top == "image" and below not in _STREAM_IMAGE):
         return "the server does not know this name"
     if any(shape.values is not None for shape in place.above) or len(place.shape.leaves) != 1:
         return "the server cannot compare it"
@@ -219,10 +219,10 @@ def _not_in_json(backend: Backend, place: Place, value: Value) -> str | None:
 
 
 def evidence(backend: Backend, place: Place) -> str:
-    """Return the name to ask for so that a filter can be applied here.
+    """Return the name to request so that a filter can be applied here.
 
-    An object that is missing has no parts and matches nothing; one that is there and lacks a part has it false, zero or
-    empty. Where the answer to a dotted name does not tell the two apart, the object is asked for.
+    An absent object has no parts and matches nothing; a present one that lacks a part has it false, zero or empty. If
+    the response to a dotted name does not distinguish the two, the whole object is requested.
     """
     parent = place.name.rpartition(".")[0]
     return place.name if backend is Backend.REALTIME or not parent else parent

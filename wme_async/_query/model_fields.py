@@ -1,4 +1,4 @@
-"""Which dotted names a model has, and what stands at each: read from the models, never written down twice."""
+"""The dotted names of a model and the shape of each, derived from the models."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -24,26 +24,26 @@ _TIMES: Final = (inspect.DateTimeType, inspect.DateType, inspect.TimeType, inspe
 
 
 class Shape(Struct, frozen=True, eq=False):
-    """What may stand at a name. Several may be true at once: the service sends one object or a list in some places.
+    """The shape of the value at a name. It may be several at once: some values are one object or a list.
 
     Attributes:
         leaves: Scalar types: `str`, `int`, `float`, `bool`.
         parts: Names and types of an object's fields.
-        written: Those of its fields that the server always writes, false and zero too.
+        always_sent: Those of its fields that the server always sends, false and zero too.
         values: Type of the values of an open object (any key), or `None`.
         classes: Classes behind the objects.
-        many: It is a list; the rest describes its elements.
+        is_list: It is a list; the other attributes describe its items.
         time: It is a time.
-        opaque: Nothing is known of it.
+        opaque: It is not described.
         folded: The service may send it in another form; the rest describes the one that the model folds it into.
     """
 
     leaves: frozenset[type] = frozenset()
     parts: Mapping[str, inspect.Type] = {}
-    written: frozenset[str] = frozenset()
+    always_sent: frozenset[str] = frozenset()
     values: inspect.Type | None = None
     classes: tuple[type, ...] = ()
-    many: bool = False
+    is_list: bool = False
     time: bool = False
     opaque: bool = False
     folded: bool = False
@@ -51,17 +51,17 @@ class Shape(Struct, frozen=True, eq=False):
     @property
     def scalar(self) -> bool:
         """It is a string, a number or a boolean, and nothing else."""
-        return bool(self.leaves) and not (self.parts or self.values or self.many or self.time or self.opaque)
+        return bool(self.leaves) and not (self.parts or self.values or self.is_list or self.time or self.opaque)
 
     @property
     def whole(self) -> bool:
         """It has, or may have, something below it."""
-        return bool(self.parts or self.values or self.many or self.opaque)
+        return bool(self.parts or self.values or self.is_list or self.opaque)
 
     def child(self, name: str) -> "Shape | None":
-        """Return what stands one step below, or `None`."""
-        found = self.parts.get(name, self.values)
-        return None if found is None else shape_of(found)
+        """Return the shape one step below, or `None`."""
+        child = self.parts.get(name, self.values)
+        return None if child is None else shape_of(child)
 
 
 class Place(Struct, frozen=True, eq=False):
@@ -69,8 +69,8 @@ class Place(Struct, frozen=True, eq=False):
 
     Attributes:
         name: The name.
-        shape: What stands there.
-        above: What stands at each step on the way, from the model itself down to its parent.
+        shape: The shape of its value.
+        above: The shape at each step, from the model itself down to the parent.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Place(Struct, frozen=True, eq=False):
     def in_list(self) -> bool:
         """A list is on the way to it, so that it has many values or none."""
         # The first step is the record itself: that an answer is a list of records does not count.
-        return any(shape.many for shape in self.above[1:])
+        return any(shape.is_list for shape in self.above[1:])
 
     def ancestor(self, steps: int) -> str:
         """Return the name of its first `steps` segments."""
@@ -89,20 +89,20 @@ class Place(Struct, frozen=True, eq=False):
 
 
 def shape_of(type_: inspect.Type) -> Shape:
-    """Return what a type is, with lists and alternatives folded into one description."""
+    """Return the shape of a type, with lists and alternatives folded into one description."""
     if isinstance(type_, inspect.Metadata):
         shape = shape_of(type_.type)
         return replace(shape, folded=True) if type_.extra == _FOLDED else shape
     if isinstance(type_, inspect.UnionType):
         return _either([shape_of(one) for one in type_.types])
     if isinstance(type_, _LISTS):
-        return _either([shape_of(type_.item_type), Shape(many=True)])
+        return _either([shape_of(type_.item_type), Shape(is_list=True)])
     if isinstance(type_, _OBJECTS):
         public = [field for field in type_.fields if not _private(field)]
         return Shape(
-            parts={field.encode_name: _shown(field) for field in public},
-            # The models mark what is never left out by a factory in place of a plain default.
-            written=frozenset(
+            parts={field.encode_name: _visible_type(field) for field in public},
+            # A factory in place of a plain default marks the fields that are never left out.
+            always_sent=frozenset(
                 f.encode_name for f in public if getattr(f, "default_factory", None) in {bool, int, float}
             ),
             classes=(type_.cls,),
@@ -123,8 +123,8 @@ def shape_of(type_: inspect.Type) -> Shape:
     )
 
 
-def _shown(field: inspect.Field) -> inspect.Type:
-    """The type of a field, of an object or a list the one that is seen: the model has an empty one of it by default."""
+def _visible_type(field: inspect.Field) -> inspect.Type:
+    """Return the type of a field; of an object or a list the form that the model folds the other into: its default."""
     forms = field.type.types if isinstance(field.type, inspect.UnionType) else ()
     maps, lists = ([form for form in forms if isinstance(form, kinds)] for kinds in (_MAPS, _LISTS))
     if not (maps and lists):
@@ -148,10 +148,10 @@ def _either(shapes: list[Shape]) -> Shape:
     return Shape(
         leaves=frozenset[type]().union(*(shape.leaves for shape in shapes)),
         parts=parts,
-        written=frozenset[str]().union(*(shape.written for shape in shapes)),
+        always_sent=frozenset[str]().union(*(shape.always_sent for shape in shapes)),
         values=next((shape.values for shape in shapes if shape.values is not None), None),
         classes=tuple(cls for shape in shapes for cls in shape.classes),
-        many=any(shape.many for shape in shapes),
+        is_list=any(shape.is_list for shape in shapes),
         time=any(shape.time for shape in shapes),
         opaque=any(shape.opaque for shape in shapes),
     )
@@ -164,14 +164,14 @@ def _root(model: Any) -> Shape:
 
 @lru_cache(maxsize=4096)
 def resolve(model: Any, name: str) -> Place:
-    """Return what a model has at a dotted name.
+    """Return the place of a dotted name in a model.
 
     Args:
         model: A Struct, or a dict for answers whose keys are data.
         name: Names as they are on the wire, joined by dots.
 
     Raises:
-        ValueError: There is no such name; the message has those that come close.
+        ValueError: There is no such name; the message has similar ones.
     """
     shape = _root(model)
     above: list[Shape] = []
@@ -192,10 +192,10 @@ def _unknown(model: Any, name: str, step: int, shape: Shape) -> str:
         return f"{message}: {parent!r} {'is not described further' if shape.opaque else 'has nothing below it'}"
     names = [place.name for place in _walk(model)]
     last = name.rpartition(".")[2]
-    close = difflib.get_close_matches(name, names, 3, 0.75)
-    close += [other for other in names if other.rpartition(".")[2] == last and other not in close][: 3 - len(close)]
-    if close:
-        return f"{message}; did you mean {' or '.join(map(repr, close))}?"
+    similar = difflib.get_close_matches(name, names, 3, 0.75)
+    similar += [other for other in names if other.rpartition(".")[2] == last and other not in similar]
+    if similar:
+        return f"{message}; did you mean {' or '.join(map(repr, similar[:3]))}?"
     return f"{message}; {repr(parent) if parent else 'it'} has {', '.join(sorted(shape.parts))}"
 
 
@@ -214,23 +214,23 @@ def _walk(model: Any) -> Iterator[Place]:
 
 
 def leaves(model: Any) -> Iterator[Place]:
-    """Yield the places of a model that hold exactly one string, number or boolean: what can be filtered by."""
+    """Yield the places of a model that hold exactly one string, number or boolean, which filters can compare."""
     return (place for place in _walk(model) if place.shape.scalar and not place.in_list)
 
 
 def fields_of(type: type, model: Any) -> list[str]:
-    """Return the fields to ask for so that a type of the user's own can be decoded, and no more.
+    """Return the fields to request for a user's own type, and no more.
 
-    Nested Structs are followed, through lists too; where one takes everything the model has there, or is a dict, the
-    object is asked for whole. The server leaves out what is false, zero or empty, so give such fields a default.
+    Nested Structs are followed, through lists too; if one has all fields of the model there, or is a dict, the whole
+    object is requested. The server leaves out false, zero and empty values, so give such fields a default.
 
     Args:
         type: A Struct (a dataclass or TypedDict will do). Its names are those of the wire: renaming is honoured.
-        model: The model of what the server sends.
+        model: The model of the server's records.
 
     Returns:
-        Dotted names in the order of the type's fields; empty where it takes all that there is, as the model itself
-        and what extends it do.
+        Dotted names in the order of the type's fields; empty if it has all fields, as the model itself and its
+        subclasses do.
 
     Raises:
         TypeError: `type` is not a class with fields.
@@ -246,14 +246,14 @@ def _fields_of(user: Any, model: Any) -> tuple[str, ...]:
         return ()
     described = inspect.type_info(user)
     if not isinstance(described, _OBJECTS):
-        raise TypeError(f"type= must be a Struct, not {user!r}")
-    names = tuple(dict.fromkeys(_asked(described, model, "", ())))
+        raise TypeError(f"type must be a Struct, not {user!r}")
+    names = tuple(dict.fromkeys(_requested(described, model, "", ())))
     if not names:
-        raise ValueError(f"{user.__name__} has no fields, so there is nothing to ask for")
+        raise ValueError(f"{user.__name__} has no fields, so there is nothing to request")
     return () if _root(model).parts.keys() <= set(names) else names
 
 
-def _asked(described: inspect.Type, model: Any, prefix: str, inside: tuple[type, ...]) -> Iterator[str]:
+def _requested(described: inspect.Type, model: Any, prefix: str, inside: tuple[type, ...]) -> Iterator[str]:
     assert isinstance(described, _OBJECTS)
     title = described.cls.__name__
     if isinstance(described, inspect.StructType) and described.array_like:
@@ -266,15 +266,15 @@ def _asked(described: inspect.Type, model: Any, prefix: str, inside: tuple[type,
             if _private(field):
                 continue
             raise ValueError(f"{title}.{field.name}: {error}") from None
-        wanted = shape_of(field.type)
-        _fits(f"{title}.{field.name}", wanted, place)
+        shape = shape_of(field.type)
+        _check_fit(f"{title}.{field.name}", shape, place.shape, place.name)
         objects = list(_objects(field.type))
-        known = {*inside, described.cls, *place.shape.classes}
-        recursive = any(cls in known for cls in wanted.classes)
-        if not objects or recursive or wanted.values or wanted.opaque or not place.shape.parts:
+        outer = {*inside, described.cls, *place.shape.classes}
+        recursive = any(cls in outer for cls in shape.classes)
+        if not objects or recursive or shape.values or shape.opaque or not place.shape.parts:
             yield name
             continue
-        below = [one for each in objects for one in _asked(each, model, f"{name}.", (*inside, described.cls))]
+        below = [part for nested in objects for part in _requested(nested, model, f"{name}.", (*inside, described.cls))]
         everything = {f"{name}.{part}" for part in place.shape.parts}
         yield from [name] if not below or everything <= set(below) else dict.fromkeys(below)
 
@@ -300,12 +300,12 @@ def required_objects(user: Any) -> Mapping[str, Any]:
 
 
 def _required(described: inspect.Type, inside: tuple[type, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    names: dict[str, Any] = {}
     for field in getattr(described, "fields", ()):
-        objects = [] if not field.required or shape_of(field.type).many else list(_objects(field.type))
+        objects = [] if not field.required or shape_of(field.type).is_list else list(_objects(field.type))
         if len(objects) == 1 and not any(cls in inside for cls in shape_of(objects[0]).classes):
-            found[field.encode_name] = _required(objects[0], (*inside, *shape_of(objects[0]).classes))
-    return found
+            names[field.encode_name] = _required(objects[0], (*inside, *shape_of(objects[0]).classes))
+    return names
 
 
 def _objects(type_: inspect.Type) -> Iterator[inspect.Type]:
@@ -320,23 +320,23 @@ def _objects(type_: inspect.Type) -> Iterator[inspect.Type]:
         yield type_
 
 
-def _fits(title: str, wanted: Shape, place: Place) -> None:
-    there = place.shape
-    if wanted.opaque or there.opaque or (there.folded and (wanted.many or wanted.values)):
+def _check_fit(title: str, shape: Shape, served: Shape, name: str) -> None:
+    """Raise if a field of the user's type has another shape than the model."""
+    if shape.opaque or served.opaque or (served.folded and (shape.is_list or shape.values)):
         return
-    if (wanted.parts or wanted.values) and not (there.parts or there.values):
-        raise ValueError(f"{title} is an object, but {place.name!r} is {describe(there)}")
-    if wanted.leaves and not (wanted.parts or wanted.values) and not (there.leaves or there.time):
-        raise ValueError(f"{title} is {describe(wanted)}, but {place.name!r} is {describe(there)}")
-    if wanted.many and not there.many:
-        raise ValueError(f"{title} is a list, but {place.name!r} is {describe(there)}")
-    if there.many and not wanted.many:
-        raise ValueError(f"{title} is {describe(wanted)}, but {place.name!r} is a list")
+    is_object, served_object = bool(shape.parts or shape.values), bool(served.parts or served.values)
+    if (
+        (is_object and not served_object)
+        or (shape.leaves and not is_object and not (served.leaves or served.time))
+        or shape.is_list != served.is_list
+    ):
+        expected = "an object" if is_object and not served_object else describe(shape)
+        raise ValueError(f"{title} is {expected}, but {name!r} is {describe(served)}")
 
 
 def describe(shape: Shape) -> str:
-    """Say in words what stands at a name."""
-    if shape.many:
+    """Return a description of a shape."""
+    if shape.is_list:
         return "a list"
     if shape.parts or shape.values:
         return "an object"

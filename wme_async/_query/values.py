@@ -1,4 +1,4 @@
-"""What a filter may be given to compare with, and what to write instead of what it may not."""
+"""The check of filter values, with advice for those of a wrong type."""
 
 import builtins
 import math
@@ -11,19 +11,19 @@ __all__ = ["checked_value"]
 
 
 def checked_value(place: Place, value: object, written: str) -> Value:
-    """Return what to compare with.
+    """Return the value to compare with.
 
     Args:
-        place: What is filtered by.
-        value: What the caller gave.
-        written: How the caller wrote the name.
+        place: The field.
+        value: The caller's value.
+        written: The caller's spelling of the field.
 
     Raises:
-        TypeError: It is none of a string, a number and a boolean.
-        ValueError: Nothing at this place ever equals it; where it is plain what was meant, that is said.
+        TypeError: It is not a string, a number or a boolean.
+        ValueError: The field never equals it; the message has the likely correction.
     """
     shape, name = place.shape, place.name
-    if place.in_list or shape.many:
+    if place.in_list or shape.is_list:
         raise ValueError(f"{name!r} is a list or inside one: a filter needs a field with one value")
     if shape.time:
         raise ValueError(
@@ -43,30 +43,30 @@ def checked_value(place: Place, value: object, written: str) -> Value:
     kind = builtins.type(plain)
     if kind not in shape.leaves and not (kind is int and float in shape.leaves):
         title = repr(name) if written == name else f"{written!r} ({name!r} on the server)"
-        raise ValueError(f"{title} is {describe(shape)}, so {value!r} never equals it{_meant(plain, shape)}")
+        raise ValueError(f"{title} is {describe(shape)}, so {value!r} never equals it{_correction(plain, shape)}")
     if isinstance(plain, str):
         try:
             plain.encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"the filter on {name!r} has a lone surrogate in it, which is no text: {plain!r}"
+                f"the filter on {name!r} has a lone surrogate in it, which is not text: {plain!r}"
             ) from None
     return plain
 
 
 def _inside(place: Place) -> str:
-    """Name what can be filtered by below an object, where that is a field of its own."""
+    """Return advice with the fields of an object that filters can compare."""
     parts = {part: place.shape.child(part) for part in place.shape.parts}
     names = [f"{place.name}.{part}" for part, shape in parts.items() if shape is not None and shape.scalar]
     return f", such as {' or '.join(map(repr, names[:3]))}" if names else ""
 
 
-def _meant(value: Value, shape: Shape) -> str:
-    """Say how a value is written that was given as another type, where there is no doubt which it is."""
+def _correction(value: Value, shape: Shape) -> str:
+    """Return advice with the value in the type of the field, if the conversion is certain."""
     text = str(value).strip().lower()
     if bool in shape.leaves:
-        said = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text)
-        return "" if said is None else f"; write {said}"
+        boolean = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text)
+        return "" if boolean is None else f"; write {boolean}"
     if isinstance(value, str):
         try:
             return f"; write {(int if int in shape.leaves else float)(text)}, without quotes"
@@ -76,7 +76,7 @@ def _meant(value: Value, shape: Shape) -> str:
 
 
 def _plain(value: object) -> Value | None:
-    """The value without the class of an enumeration or another subclass around it."""
+    """Return the plain value of an enumeration or another subclass."""
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, bool):
