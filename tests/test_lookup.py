@@ -167,7 +167,7 @@ async def test_a_type_of_the_callers_is_asked_for_and_decoded_into(sim, wme):
 
 @pytest.mark.parametrize("limit", [0, 11, 100, -1])
 async def test_a_limit_out_of_range_is_refused_before_anything_is_sent(sim, wme, limit):
-    with pytest.raises(ValueError, match="limit is 1 to 10"):
+    with pytest.raises(ValueError, match="limit must be 1 to 10"):
         await wme.articles.lookup("NATO", limit=limit)
     assert not sent(sim)
 

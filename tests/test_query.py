@@ -831,9 +831,7 @@ def test_a_value_where_an_object_was_described_is_left_out() -> None:
     assert build("ondemand", ["version.identifier", "name"]).apply({"version": None, "name": "x"}) == {"name": "x"}
 
 
-AT_COST = (
-    "each record that the filters above select is requested, and filtered here, of the stream's traffic and at its pace"
-)
+AT_COST = "each such record is requested, and filtered here, of the stream's traffic and at its pace"
 
 
 @pytest.mark.parametrize(
@@ -848,7 +846,7 @@ AT_COST = (
                 "sent: fields name, version.size",
                 "sent: filter is_part_of.identifier = 'enwiki'",
                 'here: filter version.size.value = 0.5, because the server takes a number to mean "greater than"',
-                "here: each record that the filters above select is requested, and filtered here; a list is one answer and not metered",
+                "here: each such record is requested, and filtered here; a list is one answer and not metered",
                 "here: version__size become nested again",
                 "here: reduced to name",
             ],

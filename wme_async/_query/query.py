@@ -248,7 +248,7 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
         ]
         if self.selects:
             narrowed = any(condition.local_reason is None for condition in self.conditions)
-            records = "each record that the filters above select" if narrowed else "each record"
+            records = "each such record" if narrowed else "each record"
             lines.append(f"here: {rules.COST[self.backend].format(records=records)}")
         if self._restore:
             lines.append(f"here: {', '.join(self._restore)} become nested again")
