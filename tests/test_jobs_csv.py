@@ -59,7 +59,7 @@ def test_another_column_is_taken_by_its_name(tmp_path):
         (f'title,url\n"a\nb",{A}\n\ny,{A},z\n', "line 5: 3 cells for 2 columns; put quotes .*a comma"),
         ("url\nhttps://commons.wikimedia.org/Paris,_France.jpg\n", "line 2: 2 cells for 1 columns"),
         (f"url;title\n{A};x;y\n", "a semicolon"),
-        ("\nlink,title\n", "line 2: there is no column 'url'; it has link, title"),
+        ("\nlink,title\n", "line 2: the column 'url' is missing; the columns are link, title"),
         ("url,Title,url \n", "line 1: the column 'url' is there 2 times"),
         ("", "has no column 'url': it is empty"),
     ],

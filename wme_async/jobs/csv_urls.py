@@ -14,7 +14,7 @@ from wme_async._text import decode_text
 __all__ = ["from_csv"]
 
 _DELIMITERS: Final = ",;\t"
-_LONGEST_FIELD: Final = 1 << 24  # characters; a quote that is left open takes the whole file for one field
+_LONGEST_FIELD: Final = 1 << 24  # characters; without a closing quote the file is one field
 _limit_lock = threading.Lock()
 
 
@@ -30,12 +30,12 @@ def from_csv(path: str | os.PathLike[str], column: str = "url") -> list[str]:
         column: The column that holds the URLs.
 
     Returns:
-        The URLs in order; empty cells are left out.
+        The URLs in order, without empty cells.
 
     Raises:
-        ValueError: There is no such column or it is there twice, the encoding is another one, or a row is malformed:
-            a quote left open, or more cells than columns, as an unquoted comma in a URL makes them. With the file's
-            name and the line.
+        ValueError: The column is missing or there are two of its name, the encoding is another one, or a row is
+            malformed: a missing closing quote, or more cells than columns, such as by an unquoted comma in a URL. The
+            message has the name of the file and the line.
         OSError: The file cannot be read.
     """
     check_path("path", path)
@@ -65,7 +65,7 @@ def from_csv(path: str | os.PathLike[str], column: str = "url") -> list[str]:
 
 
 def _delimiter(text: str) -> tuple[str, int]:
-    """Return the delimiter, and how many lines a note about it takes up before the first row.
+    """Return the delimiter, and the number of lines of a note about it before the first row.
 
     It is the one that the first row contains most often outside quotes, or that of a line `sep=;`, which Excel reads.
     """
@@ -86,7 +86,7 @@ def _rows(text: str, name: str) -> tuple[list[tuple[int, list[str]]], str]:
     for _ in range(skipped):
         next(lines)
     rows: list[tuple[int, list[str]]] = []
-    # The limit belongs to the process, and others may rely on theirs.
+    # The limit is one for the process, and other users of it rely on theirs.
     with _limit_lock:
         limit = csv.field_size_limit(_LONGEST_FIELD)
         line = skipped + 1
@@ -107,7 +107,7 @@ def _index(header: Sequence[str], column: str, name: str, line: int) -> int:
     matches = [at for at, cell in enumerate(names) if cell == column]
     matches = matches or [at for at, cell in enumerate(names) if cell.casefold() == column.strip().casefold()]
     if not matches:
-        raise ValueError(f"{name}, line {line}: there is no column {column!r}; it has {', '.join(names)}")
+        raise ValueError(f"{name}, line {line}: the column {column!r} is missing; the columns are {', '.join(names)}")
     if len(matches) > 1:
         raise ValueError(f"{name}, line {line}: the column {column!r} is there {len(matches)} times; rename one")
     return matches[0]

@@ -349,8 +349,8 @@ def _upgrade(db: sqlite3.Connection, path: Path) -> None:
 
 def _check_schema(db: sqlite3.Connection, path: Path) -> None:
     """Raise if a table or column is missing: every statement that needs it would fail, again and again."""
-    expected = {**COLUMNS, "events": ("id", "batch_id", "position", "kind", "status", "at", "error")}
-    for table, columns in expected.items():
+    tables = {**COLUMNS, "events": ("id", "batch_id", "position", "kind", "status", "at", "error")}
+    for table, columns in tables.items():
         present = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
         missing = sorted({*columns} - present)
         if missing:

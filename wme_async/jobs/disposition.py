@@ -10,13 +10,13 @@ from urllib.parse import unquote, unquote_to_bytes
 __all__ = ["disposition_name"]
 
 _LONGEST: Final = 8192
-# A string that is left open goes on to the end of the header.
+# A string without a closing quote ends with the header.
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)(?:"|\\?\Z)', re.DOTALL)
 _CONTINUATION: Final = re.compile(r"filename\*(0|[1-9]\d?)(\*?)")
 _EXTENDED: Final = re.compile(r"([\w!#$%&+^`{}~.-]*)'[^']*'(.*)", re.DOTALL)
 _WORD: Final = re.compile(r"=\?([\w.:-]+)(?:\*[\w-]+)?\?([bq])\?([^?]*)\?=", re.IGNORECASE)
 _PERCENT: Final = re.compile(r"%[0-9A-Fa-f]{2}")
-# Character sets of names that servers send. UTF-16 and others that could hide a separator are not among them.
+# Character sets of names. UTF-16 and others that could hide a separator are not accepted.
 _CHARSETS: Final = frozenset(
     {
         *("utf-8", "ascii", "gbk", "gb18030", "gb2312", "big5", "shift_jis", "euc_jp", "euc_kr", "koi8-r", "koi8-u"),
@@ -27,11 +27,11 @@ _CHARSETS: Final = frozenset(
 
 
 def disposition_name(header: str) -> str | None:
-    """Return the file name that a header suggests, without folders; None if there is none.
+    """Return the file name that a header suggests, without folders; None if it suggests none.
 
     `filename*` (RFC 8187) wins over its continuations (RFC 2231), and these over `filename`, in which encoded words
     (RFC 2047), percent-encoding and raw bytes are read as well. Blanks in a value without quotes belong to it, the
-    disposition type may be missing, and what is inside a quoted string is never a parameter.
+    disposition type may be missing, and the content of a quoted string is never a parameter.
 
     Args:
         header: The value of the header; bytes that are not UTF-8 as surrogates (`surrogateescape`).
@@ -73,21 +73,21 @@ def _parameters(header: str) -> Iterator[tuple[str, str]]:
 
 
 def _end_of(header: str, at: int, marks: str) -> int:
-    """Return where the first of some characters is, outside quoted strings."""
+    """Return the position of the first of some characters outside quoted strings."""
     while at < len(header) and header[at] not in marks:
         at = _quoted(header, at) if header[at] == '"' else at + 1
     return at
 
 
 def _quoted(header: str, at: int) -> int:
-    """Return where the quoted string ends that begins at a quote; at the end of the header if it is left open."""
+    """Return the end of the quoted string that begins at a quote; the end of the header without a closing quote."""
     match = _QUOTED.match(header, at)
     assert match is not None
     return match.end()
 
 
 def _decoded(data: bytes, charset: str) -> str | None:
-    """Decode bytes; None if the character set is unknown, or not one of names."""
+    """Return decoded bytes; None if the character set is unknown or not accepted."""
     try:
         name = codecs.lookup(charset).name
         return data.decode(name, "replace") if name in _CHARSETS else None
@@ -128,7 +128,7 @@ def _plain(value: str | None) -> str | None:
         try:
             value = data.decode()
         except UnicodeDecodeError:
-            # Servers that send neither UTF-8 nor an encoded name mean what their own system uses.
+            # Servers that send neither UTF-8 nor an encoded name send the encoding of their system.
             value = data.decode("cp1252", "replace")
     value = re.sub(r"(\?=)\s+(?==\?)", r"\1", value)
     value = _WORD.sub(lambda match: _word(match) or match[0], value)
@@ -136,7 +136,7 @@ def _plain(value: str | None) -> str | None:
 
 
 def _word(match: re.Match[str]) -> str | None:
-    """Decode an encoded word; None if it is malformed."""
+    """Return a decoded word; None if it is malformed."""
     charset, kind, text = match.groups()
     try:
         if kind.lower() == "b":

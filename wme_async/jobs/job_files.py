@@ -131,7 +131,7 @@ class JobFiles:
         """Finish the move of a file that a kill interrupted.
 
         Returns:
-            Fields of the job, which is completed; None if there is no file, so that the job has to run again.
+            Fields of the job, which is completed; None without a file, so that the job has to run again.
         """
         try:
             fields = await self._settle(key, job)
@@ -213,10 +213,10 @@ def _batches(parts: Path) -> list[str]:
 
 
 def _collect(folder: Path, path: Path, extras: Iterable[Path], size: int) -> Path:
-    whole = folder / _WHOLE
-    if whole.exists():
+    staged = folder / _WHOLE
+    if staged.exists():
         # It was collected before, and the database failed afterwards.
-        return whole
+        return staged
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_size != size:
         message = "another program has changed or replaced the downloaded file; repeat the job"
@@ -224,7 +224,7 @@ def _collect(folder: Path, path: Path, extras: Iterable[Path], size: int) -> Pat
     for extra in extras:
         (folder / _EXTRAS).mkdir(exist_ok=True)
         extra.replace(folder / _EXTRAS / extra.name)
-    return path.replace(whole)
+    return path.replace(staged)
 
 
 def _free_names(directory: Path, path: PurePosixPath, *, cautious: bool) -> Iterator[tuple[str, str]]:

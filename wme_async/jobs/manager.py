@@ -139,9 +139,11 @@ class BatchManager:
         """
         if self._main is not None:
             raise RuntimeError("this batch manager is open already")
-        # A proxy resolves names itself, so that there are no addresses to check.
-        checked = guard(self._allow) if self._proxy is None else None
-        pool = SessionPool(limits=Limits(), timeouts=self._timeouts, ssl=self._ssl, proxy=self._proxy, guard=checked)
+        # A proxy resolves the names, so their addresses are unknown here.
+        address_guard = guard(self._allow) if self._proxy is None else None
+        pool = SessionPool(
+            limits=Limits(), timeouts=self._timeouts, ssl=self._ssl, proxy=self._proxy, guard=address_guard
+        )
         limits = Limits(max_response=1 << 20)
         transport = Transport(None, timeouts=self._timeouts, retry=self._retry, limits=limits, pool=pool)
         store = Store(self._database)
@@ -277,14 +279,14 @@ class BatchManager:
             video_format=video_format,
             download_subtitles=download_subtitles,
         )
-        checked, options = check_batch(urls, options, limits=self.limits, allow=self._allow)
-        return await runner.create(await runner.fetcher.expand(checked), options)
+        valid_urls, options = check_batch(urls, options, limits=self.limits, allow=self._allow)
+        return await runner.create(await runner.fetcher.expand(valid_urls), options)
 
     async def status(self, batch_id: str) -> Batch:
         """Return a batch with its jobs.
 
         Raises:
-            UnknownBatch: There is no such batch.
+            UnknownBatch: The batch does not exist.
             DamagedBatch: Its stored rows are damaged.
         """
         runner = self._open()
@@ -322,11 +324,11 @@ class BatchManager:
                 and of all batches only new ones.
 
         Yields:
-            Events. Changes of state have ids and none is omitted; progress has none, and a slow reader gets only the
+            Events. Changes of state have ids and are complete; progress has no id, and a slow reader gets only the
             latest of each job.
 
         Raises:
-            UnknownBatch: There is no such batch.
+            UnknownBatch: The batch does not exist.
         """
         return self._watch(batch_id, after)
 
@@ -347,12 +349,12 @@ class BatchManager:
             beat: Seconds of silence after which an empty group is yielded, to show that the stream is alive.
 
         Raises:
-            UnknownBatch: There is no such batch.
+            UnknownBatch: The batch does not exist.
         """
         bus = self._open().bus
         check_numbers(whole=True, after=after)
         check_numbers(whole=False, beat=beat)
-        # After the end of a batch there is no further event to wait for.
+        # A batch that has ended has no further events.
         ended = batch_id is not None and (await self.status(batch_id)).ended
         start = min(after, bus.last) if after is not None else 0 if batch_id is not None else bus.last
         async with contextlib.aclosing(bus.watch(batch_id, start, beat=beat, ended=ended)) as groups:
@@ -377,7 +379,7 @@ class BatchManager:
             The batch as it ended.
 
         Raises:
-            UnknownBatch: There is no such batch.
+            UnknownBatch: The batch does not exist.
             TimeoutError: It has not ended in time.
             ManagerClosed: The manager was closed meanwhile, or has ended.
             ClientClosed: The manager's client was closed: the `wme:` jobs of the batch wait for the next manager.
@@ -404,7 +406,7 @@ class BatchManager:
         """Cancel the jobs that have not ended. Finished files stay. Cancelling a cancelled batch changes nothing.
 
         Raises:
-            UnknownBatch: There is no such batch.
+            UnknownBatch: The batch does not exist.
             WrongState: It is completed or failed.
         """
         return await self._open().change(batch_id, states.cancel)
@@ -413,7 +415,7 @@ class BatchManager:
         """Cancel one job; the others continue.
 
         Raises:
-            UnknownBatch: There is no such job.
+            UnknownBatch: The job does not exist.
             WrongState: It has ended.
         """
         return await self._open().cancel_job(job_id)
@@ -422,7 +424,7 @@ class BatchManager:
         """Stop a batch until it is resumed, also across restarts.
 
         Raises:
-            UnknownBatch: There is no such batch.
+            UnknownBatch: The batch does not exist.
             WrongState: It has ended.
         """
         return await self._open().change(batch_id, states.pause)
@@ -431,7 +433,7 @@ class BatchManager:
         """Continue a paused batch, from the bytes on the disk.
 
         Raises:
-            UnknownBatch: There is no such batch.
+            UnknownBatch: The batch does not exist.
             WrongState: It has ended.
         """
         return await self._open().change(batch_id, states.resume)
@@ -447,7 +449,7 @@ class BatchManager:
             The new batch.
 
         Raises:
-            UnknownBatch: There is no such batch.
+            UnknownBatch: The batch does not exist.
             WrongState: It has no such jobs.
         """
         return await self._open().retry(batch_id, cancelled=cancelled)
@@ -460,7 +462,7 @@ class BatchManager:
             files: Remove its finished files too.
 
         Raises:
-            UnknownBatch: There is no such batch.
+            UnknownBatch: The batch does not exist.
         """
         await self._open().delete(batch_id, files=files)
 
@@ -470,7 +472,7 @@ class BatchManager:
         """Return the state of the delivery of a batch's webhook.
 
         Raises:
-            UnknownBatch: There is no such batch.
+            UnknownBatch: The batch does not exist.
         """
         await self.status(batch_id)
         return tuple(

@@ -44,7 +44,7 @@ __all__ = [
 
 
 class UnknownBatch(LookupError):
-    """There is no batch, or no job, with this id."""
+    """No batch, or no job, has this id."""
 
 
 class ManagerClosed(RuntimeError):
@@ -80,7 +80,7 @@ def job_id(batch_id: str, position: int) -> str:
     return f"job_{batch_id}_{position}"
 
 
-# What callers see
+# Shown to callers
 
 
 class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,7 +276,7 @@ class Outbox(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-# What is stored: times are UTC epoch seconds, sizes are bytes
+# Stored: times are UTC epoch seconds, sizes are bytes
 
 
 class JobRow(msgspec.Struct, kw_only=True):
@@ -401,7 +401,7 @@ def storable_size(size: int | None) -> int | None:
     return size if size is not None and 0 <= size < _MAX_BYTES else None
 
 
-# From rows to what callers see
+# From rows to batches and events
 
 
 def event_of(row: EventRow) -> Event:
@@ -498,7 +498,7 @@ class _Group(NamedTuple):
 
     status: Status
     number: int
-    known: int
+    sized: int
     done: int
     total: int
     rate: float = 0.0
@@ -506,8 +506,8 @@ class _Group(NamedTuple):
 
 def _group_of(job: Job) -> _Group:
     progress = job.progress
-    known = progress.total is not None
-    return _Group(job.status, 1, known, progress.done, progress.total or 0, progress.rate or 0.0)
+    sized = progress.total is not None
+    return _Group(job.status, 1, sized, progress.done, progress.total or 0, progress.rate or 0.0)
 
 
 def _groups(row: BatchRow, live: Iterable[JobProgress]) -> list[_Group]:
@@ -519,7 +519,7 @@ def _groups(row: BatchRow, live: Iterable[JobProgress]) -> list[_Group]:
         groups[Status.RUNNING] = _Group(
             Status.RUNNING,
             running.number,
-            max(running.known, min(running.number, len(sizes))),
+            max(running.sized, min(running.number, len(sizes))),
             max(running.done, sum(job.done for job in progress)),
             max(running.total, sum(sizes)),
             sum(job.rate or 0.0 for job in progress),
@@ -532,13 +532,13 @@ def _add_up(groups: list[_Group]) -> BatchProgress:
     if not ended:
         # Cancelled jobs count only at the end, as the missing part.
         groups = [group for group in groups if group.status is not Status.CANCELLED]
-    known = sum(group.known for group in groups)
+    sized = sum(group.sized for group in groups)
     total = sum(group.total for group in groups)
-    average = total / known if known else 0.0
+    average = total / sized if sized else 0.0
     weight = finished = rate = 0.0
     for group in groups:
         # An empty file is a job too, so each weighs at least a byte.
-        size = max(group.total + (group.number - group.known) * average, float(group.done), float(group.number))
+        size = max(group.total + (group.number - group.sized) * average, float(group.done), float(group.number))
         weight += size
         finished += size if group.status in {Status.COMPLETED, Status.FAILED} else min(size, float(group.done))
         rate += group.rate
@@ -546,7 +546,7 @@ def _add_up(groups: list[_Group]) -> BatchProgress:
     return BatchProgress(
         percent=percent,
         done=sum(group.done for group in groups),
-        total=total if known else None,
+        total=total if sized else None,
         rate=rate or None,
-        eta=0.0 if ended else (weight - finished) / rate if rate and known else None,
+        eta=0.0 if ended else (weight - finished) / rate if rate and sized else None,
     )

@@ -1,7 +1,7 @@
-"""Names of files: found in headers and URLs, and made safe on every file system. Pure.
+"""Names of files: taken from headers and URLs, and made safe on every file system. Pure.
 
-What a server calls its file is a stranger's text. It becomes one path component at most, never more: separators,
-controls, device names of Windows, leading dots and trailing dots or spaces are taken out.
+The name that a server gives its file is a stranger's text. It becomes at most one path component: separators, controls,
+device names of Windows, leading dots and trailing dots or spaces are removed.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 VARIABLES: tuple[str, ...] = ("batch_id", "safe_title", "id", "ext", "uploader", "upload_date")
-"""What a path template may contain, in braces."""
+"""The variables of path templates, written in braces."""
 
 _MAX_BYTES = 150
 _MAX_DEPTH = 12
@@ -45,17 +45,17 @@ _DOUBLE = re.compile(r"\.(tar\.[a-z0-9]{1,4}|[a-z0-9]{1,16}\.(?:gz|bz2|xz|zst|lz
 _SINGLE = re.compile(r"\.([A-Za-z0-9]{1,16})$")
 _EXTENSION = re.compile(r"[a-z0-9]{1,16}(?:\.[a-z0-9]{1,16})?")
 
-# Only the types that Python itself knows: the machine's own list would give other names on other machines.
+# Only the types of Python itself: the list of the machine would give other names on other machines.
 _TYPES = mimetypes.MimeTypes(filenames=())
 for _kind, _ext in (
-    # Those that not every version of Python knows.
+    # Types that are missing in some versions of Python.
     *(("application/epub+zip", "epub"), ("application/xhtml+xml", "xhtml"), ("audio/flac", "flac")),
     *(("audio/mp4", "m4a"), ("audio/opus", "opus"), ("image/avif", "avif"), ("image/heic", "heic")),
     *(("image/webp", "webp"), ("text/markdown", "md"), ("video/webm", "webm"), ("video/x-m4v", "m4v")),
     *(("video/x-matroska", "mkv"), ("font/woff", "woff"), ("font/woff2", "woff2")),
 ):
     _TYPES.add_type(_kind, f".{_ext}")
-# Where Python has another extension than people expect, or none.
+# Types for which Python has an unusual extension, or none.
 _EXTENSIONS: Mapping[str, str] = {
     "application/geo+json": "geojson",
     "application/gzip": "gz",
@@ -77,7 +77,7 @@ _EXTENSIONS: Mapping[str, str] = {
     "text/xml": "xml",
     "video/ogg": "ogv",
 }
-# Extensions of programs: what they write is in the type.
+# Extensions of programs; the type of their output is in the Content-Type.
 _SCRIPTS = frozenset(
     {
         *("action", "ashx", "asmx", "asp", "aspx", "axd", "cfm", "cgi", "do", "fcgi", "jsp", "jspx", "php", "php3"),
@@ -88,15 +88,15 @@ _PAGES = frozenset({"text/html", "application/xhtml+xml"})
 
 
 class FileName(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known about a file for its name. All of it may come from a stranger.
+    """The parts of a file's name. All of them may come from a stranger.
 
     Args:
         title: Its name without extension.
-        ext: Its extension without a dot; empty if it has none, and then no dot stands in front of it either.
-        id: Short and, as far as the source can tell, its own.
-        uploader: Whose it is: a channel, or the host.
-        upload_date: `YYYYMMDD`; empty where the source does not say.
-        path: The whole path, for an archive of `wme:`; no template is filled in.
+        ext: Its extension without a dot. If it is empty, the dot in front of it is omitted too.
+        id: Short and, as far as the source can tell, unique.
+        uploader: The channel, or the host.
+        upload_date: `YYYYMMDD`; empty if unknown.
+        path: The complete path of an archive of `wme:`, instead of a template.
     """
 
     title: str
@@ -110,13 +110,13 @@ class FileName(msgspec.Struct, frozen=True, kw_only=True):
 def name_file(
     url: str, *, disposition: str | None = None, content_type: str | None = None, upload_date: str
 ) -> FileName:
-    """Find the name of what a URL serves: `Content-Disposition`, then `Content-Type`, then the path.
+    """Return the name of a file at a URL: by `Content-Disposition`, then `Content-Type`, then the path.
 
     Args:
         url: The URL, after redirects.
         disposition: The `Content-Disposition` header.
         content_type: The `Content-Type` header.
-        upload_date: `YYYYMMDD`; empty where the source does not say.
+        upload_date: `YYYYMMDD`; empty if unknown.
 
     Returns:
         The parts of a name, not yet safe: `expand` makes them so.
@@ -124,7 +124,7 @@ def name_file(
     parts = urlsplit(url)
     suggestion = disposition_name(disposition) if disposition else None
     if suggestion is not None:
-        # A name without an extension is one: README, Makefile.
+        # A name may have no extension, such as README.
         title, ext = _split_extension(suggestion)
     else:
         path_name = unquote(parts.path.rstrip("/").rpartition("/")[2], errors="replace")
@@ -151,8 +151,8 @@ def _with_extension(name: str, kind: str) -> tuple[str, str]:
     """Return title and extension of a name in a URL, for bytes of a type.
 
     The extension of a URL says more than most types: those of containers (zip, gzip, mp4) and general ones (JSON, XML,
-    plain text) are those of many formats. It gives way where it is that of a program, or where the type is of another
-    world: a page, a document or a picture under the name of something else.
+    plain text) are those of many formats. It is replaced if it is that of a program, or if the type is of another kind:
+    a page, a document or a picture under the name of something else.
     """
     title, ext = _split_extension(name)
     guess = _EXTENSIONS.get(kind) or (_TYPES.guess_extension(kind, strict=False) or "")[1:]
@@ -162,26 +162,27 @@ def _with_extension(name: str, kind: str) -> tuple[str, str]:
         return title, "bin" if ext in _SCRIPTS and kind and "php" not in kind else ext
     if ext in _SCRIPTS:
         return title, guess
-    own, encoding = _TYPES.guess_type(f"name.{ext}", strict=False)
-    if own is None and encoding is None:
+    implied, encoding = _TYPES.guess_type(f"name.{ext}", strict=False)
+    if implied is None and encoding is None:
         # Not an extension but a part of the name, such as a version number or the end of a title.
         return (name, guess) if kind in _PAGES or (ext.isdigit() and len(ext) < 3) else (title, ext)
-    return title, guess if own != kind and _contradicts(kind, own if encoding is None else "application/gzip") else ext
+    container = implied if encoding is None else "application/gzip"
+    return title, guess if implied != kind and _contradicts(kind, container) else ext
 
 
-def _contradicts(kind: str, own: str | None) -> bool:
-    """Say whether bytes of a type cannot be a file whose extension stands for another type."""
-    if own is None:
+def _contradicts(kind: str, implied: str | None) -> bool:
+    """Return whether bytes of a type cannot be a file whose extension implies another type."""
+    if implied is None:
         return False
-    own_group, group = _group(own), _group(kind)
+    implied_group, group = _group(implied), _group(kind)
     if group == "image":
-        # A drawing is also XML. Pictures are converted on their way, and keep their names.
-        return not (kind == "image/svg+xml" and own.endswith("xml"))
-    return group is not None and group != own_group
+        # A drawing is also XML. Servers convert pictures, and keep their names.
+        return not (kind == "image/svg+xml" and implied.endswith("xml"))
+    return group is not None and group != implied_group
 
 
 def _group(kind: str) -> str | None:
-    """Return which world a type belongs to; None for types that are those of many formats."""
+    """Return the kind of content that a type stands for; None for a type of many formats."""
     major = kind.partition("/")[0]
     if major in {"audio", "video"}:
         return "media"
@@ -197,7 +198,7 @@ def safe_name(text: str, *, fallback: str = "download", limit: int = _MAX_BYTES)
 
     Args:
         text: Anything.
-        fallback: What to use where nothing is left.
+        fallback: The name if nothing remains.
         limit: Bytes of UTF-8 at most.
 
     Returns:
@@ -212,7 +213,7 @@ def safe_name(text: str, *, fallback: str = "download", limit: int = _MAX_BYTES)
         text = f"_{text}"
     text = text.encode("utf-8")[:limit].decode("utf-8", "ignore").strip(". ")
     if _DEVICES.match(text):
-        # What was cut off made the difference.
+        # The cut made it the name of a device.
         text = f"_{text}".encode()[:limit].decode("utf-8", "ignore").strip(". ")
     return text or fallback
 
@@ -228,7 +229,7 @@ def check_template(template: str) -> None:
         template: Such as `batch/{batch_id}/{safe_title}-{id}.{ext}`.
 
     Raises:
-        ValueError: Why not.
+        ValueError: The template is not valid. The message says why.
     """
     if not template or len(template) > _MAX_TEMPLATE:
         raise ValueError(f"a template has 1 to {_MAX_TEMPLATE} characters")
@@ -239,7 +240,7 @@ def check_template(template: str) -> None:
             pass
         elif field not in VARIABLES or spec or conversion:
             raise ValueError(f"{{{field}}} is unknown: use {', '.join('{' + name + '}' for name in VARIABLES)}")
-        # The slash alone has a meaning here. What the variables bring is made safe when it is known.
+        # The slash alone has a meaning here. The values of variables are made safe when they are known.
         if _RESERVED.search(literal.replace("/", "")):
             raise ValueError('a template has none of < > : " \\ | ? *')
     parts = template.split("/")
@@ -269,9 +270,9 @@ def expand(template: str, name: FileName, *, batch_id: str, submitted: datetime 
 
     Args:
         template: One that `check_template` lets pass.
-        name: What is known about the file.
+        name: The parts of its name.
         batch_id: The batch.
-        submitted: When the batch was submitted, UTC: the date of a file whose source has none.
+        submitted: When the batch was submitted, UTC: the date of a file without one.
 
     Returns:
         A relative path whose every level is safe.
@@ -304,7 +305,7 @@ def _keep_end(name: str, values: Mapping[str, str]) -> str:
 
 
 def numbered(path: PurePosixPath, number: int) -> PurePosixPath:
-    """Return the name to try when others have it already: `a.tar.gz`, `a (2).tar.gz`, `a (3).tar.gz`."""
+    """Return the variant of a name with a number: `a.tar.gz`, `a (2).tar.gz`, `a (3).tar.gz`."""
     if number < 2:
         return path
     title, ext = _split_extension(path.name)
@@ -331,5 +332,5 @@ def _cut(text: str, limit: int) -> str:
 
 
 def file_key(path: PurePosixPath) -> str:
-    """Return what is equal for names that some file system takes for one: by case or by composition."""
+    """Return a key that is equal for names that some file system treats as one, by case or by composition."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", str(path)).casefold())

@@ -41,7 +41,7 @@ __all__ = ["Fetched", "Fetcher", "MediaFetcher", "UrlSource", "check_media", "is
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _MAX_REDIRECTS: Final = 10
-# Statuses for a range from servers that do not support ranges, or for an empty file, which has none.
+# Statuses for a range of servers that do not support ranges, or of an empty file.
 _RANGE_REJECTED: Final = frozenset({400, 405, 406, 416, 417, 501})
 _MAX_COOKIES: Final = 50
 _MAX_COOKIE: Final = 4096
@@ -292,7 +292,7 @@ class Fetcher:
         """Return URLs with the archives that `wme:` lists stand for in place of the lists.
 
         Raises:
-            InvalidBatch: There is no client, a filter is wrong, or a list is empty or too long.
+            InvalidBatch: The client is missing, a filter is wrong, or a list is empty or too long.
             WMEError: A list could not be fetched.
         """
         expanded: dict[str, None] = {}
@@ -427,9 +427,9 @@ class Fetcher:
         return check
 
     async def _check_space(self, folder: Path, size: int | None) -> None:
-        used, free = await in_thread(_space, folder)
+        allocated, free = await in_thread(_space, folder)
         # The bytes of an earlier attempt need no further space.
-        need = max(0, (size or 0) - used) + self._limits.free_space
+        need = max(0, (size or 0) - allocated) + self._limits.free_space
         if free is not None and free < need:
             reason = f"the server says that the file has {size:,} bytes" if size else os.strerror(errno.ENOSPC)
             raise OSError(errno.ENOSPC, reason)
@@ -444,11 +444,11 @@ def _archive_name(parts: WmeUrl) -> ArchiveName:
 
 def _space(folder: Path) -> tuple[int, int | None]:
     """Return the bytes that a download uses on the disk, and the free ones, if the file system reports them."""
-    used = 0
+    allocated = 0
     for name in (DATA, f"{DATA}.part"):
         with contextlib.suppress(FileNotFoundError):
-            used += _platform.allocated_bytes((folder / name).stat())
-    return used, free_space(folder)
+            allocated += _platform.allocated_bytes((folder / name).stat())
+    return allocated, free_space(folder)
 
 
 def _hook(moved: Moved) -> Callable[[Progress], None]:

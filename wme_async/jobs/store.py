@@ -272,10 +272,10 @@ class Store:
                 db.execute("DELETE FROM batches WHERE number = ?", (self._numbers[event.batch_id],))
             for table in ("batches", "events", "outbox"):
                 db.execute(f"DELETE FROM {table} WHERE batch_id = ?", (event.batch_id,))  # noqa: S608  # three literals
-            stored = self._add_event(event)
+            event = self._add_event(event)
         self.damaged.pop(event.batch_id, None)
         self._numbers.pop(event.batch_id, None)
-        return stored
+        return event
 
     # Queries
 
@@ -380,7 +380,7 @@ class Store:
             (row.batch_id,),
         ).fetchall()
         try:
-            row.sums = {Status(state): (number, known, done, total) for state, number, known, done, total in sums}
+            row.sums = {Status(state): (number, sized, done, total) for state, number, sized, done, total in sums}
             if sum(number for number, *_ in row.sums.values()) != row.size:
                 raise ValueError(f"{row.size} jobs are expected")  # noqa: TRY301  # one message with the others
         except ValueError as error:

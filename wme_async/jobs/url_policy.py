@@ -157,7 +157,7 @@ def check_host(host: str, *, allow: Iterable[str] = ()) -> str | None:
         allow: Names and addresses that may be fetched although they are private or local.
 
     Returns:
-        The reason; None if there is none.
+        The reason; None if it may be fetched from.
     """
     if _allowed(host, frozenset(allow)):
         return None
@@ -263,12 +263,12 @@ def _without_dot_segments(path: str) -> str:
     """Resolve `.` and `..`, also percent-encoded, as every browser does before it sends a path."""
     segments: list[str] = []
     for segment in path.split("/")[1:]:
-        decoded = _DOT.sub(".", segment)
-        if decoded == "..":
+        text = _DOT.sub(".", segment)
+        if text == "..":
             segments = segments[:-1]
-        elif decoded != ".":
+        elif text != ".":
             segments.append(segment)
-    if path and decoded in {".", ".."}:
+    if path and text in {".", ".."}:
         segments.append("")
     return "/" + "/".join(segments)
 

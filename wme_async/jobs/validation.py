@@ -1,8 +1,8 @@
-"""What a batch may ask for: limits, URLs, and the words in which the rest is refused. Pure."""
+"""Validation of batches: limits, URLs and options, with every problem in words. Pure."""
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
@@ -26,15 +26,16 @@ __all__ = [
 ]
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_TYPES: Mapping[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with what was submitted.
+    """One problem of a submitted batch.
 
     Args:
         what: The URL, or the name of the option.
-        reason: Why, in words.
+        reason: The reason, in words.
     """
 
     what: str
@@ -42,39 +43,39 @@ class Problem(NamedTuple):
 
 
 class InvalidBatch(ValueError):
-    """A batch that was refused as a whole, with every reason.
+    """A batch that was rejected as a whole, with every problem.
 
     Args:
-        problems: All that is wrong.
+        problems: Every problem.
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems: tuple[Problem, ...] = tuple(problems)
-        shown = "; ".join(f"{what}: {reason}" for what, reason in self.problems[:5])
-        more = len(self.problems) - 5
-        super().__init__(f"{shown}; and {more} more" if more > 0 else shown)
+        message = "; ".join(f"{subject}: {reason}" for subject, reason in self.problems[:5])
+        omitted = len(self.problems) - 5
+        super().__init__(f"{message}; and {omitted} more" if omitted > 0 else message)
 
     def __reduce__(self) -> tuple[type["InvalidBatch"], tuple[tuple[Problem, ...]]]:
         return type(self), (self.problems,)
 
 
 class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How much a manager takes on.
+    """The limits of a manager.
 
     Args:
         urls: URLs in one batch.
-        expanded: Jobs in one batch after `wme:` lists were looked up.
+        expanded: Jobs in one batch after `wme:` lists were expanded.
         concurrent: The largest `concurrent_limit`.
         running: Jobs that run at once, over all batches.
         per_host: Jobs of one host that run at once, over all batches.
-        connections: Connections over which bytes arrive at once, over all batches.
+        connections: Connections that receive bytes at once, over all batches.
         bandwidth: Bytes per second over all jobs, None for no limit.
         timeout: The longest `timeout` of a job, in seconds.
         free_space: Bytes that must stay free on the disk.
-        job_size: Bytes above which a file of a plain URL is refused, None for no limit.
+        job_size: The largest file of a plain URL in bytes, None for no limit.
 
     Raises:
-        TypeError: A value is no number.
+        TypeError: A value is not a number.
         ValueError: A value is out of range.
     """
 
@@ -90,13 +91,15 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
     job_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse limits under which nothing could run."""
-        whole = {*self.__struct_fields__} - {"bandwidth", "timeout"}
+        """Raise if a limit is not valid."""
+        integers = {*self.__struct_fields__} - {"bandwidth", "timeout"}
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            number = isinstance(value, int if name in whole else int | float) and not isinstance(value, bool)
+            number = isinstance(value, int if name in integers else int | float) and not isinstance(value, bool)
             if not number and (value is not None or name not in {"bandwidth", "job_size"}):
-                raise TypeError(f"JobLimits.{name} must be a {'whole ' if name in whole else ''}number, not {value!r}")
+                raise TypeError(
+                    f"JobLimits.{name} must be a {'whole ' if name in integers else ''}number, not {value!r}"
+                )
         for name in ("urls", "expanded", "concurrent", "running", "per_host", "connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"JobLimits.{name} must be at least 1, not {getattr(self, name)}")
@@ -109,19 +112,19 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How a batch is to be downloaded.
+    """The options of a batch.
 
     Args:
         concurrent_limit: Jobs of this batch at once, 1 to 10.
         stop_on_error: Stop the entire batch on the first error.
         ignore_errors: Individual failures do not fail the batch.
         path_template: Where files go under the manager's directory.
-        timeout: Seconds that one job may run, counted anew after a pause or restart.
-        webhook_url: Where the end of the batch is told.
+        timeout: Seconds that one job may run, counted again from zero after a pause or restart.
+        webhook_url: Receives a webhook when the batch ends.
         priority: Batches with a higher one start first, -100 to 100.
         quality: For pages with media: `best`, or a height such as `1080p`.
-        video_format: For pages with media: the container that is preferred, such as `mp4`.
-        download_subtitles: For pages with media: keep subtitle files too.
+        video_format: For pages with media: the preferred container, such as `mp4`.
+        download_subtitles: For pages with media: download subtitle files too.
     """
 
     concurrent_limit: int = 3
@@ -142,7 +145,7 @@ class WmeUrl(NamedTuple):
     Args:
         collection: `batches`, `snapshots`, `chunks`, `structured-snapshots`, or one of these after `wikidata/`.
         scope: The hour as `YYYY-MM-DDTHH` for batches, the snapshot for chunks, else None.
-        identifier: Which archive; None stands for all that the list answers.
+        identifier: The archive; None for all archives of the list.
         filters: Conditions of the list.
     """
 
@@ -160,7 +163,7 @@ def split(urls: Sequence[str], size: int = 50) -> Iterator[list[str]]:
         size: URLs in each batch, at least 1; the last may be shorter.
 
     Raises:
-        TypeError: One URL instead of several, or a size that is no whole number.
+        TypeError: One URL instead of several, or a size that is not a whole number.
         ValueError: `size` is below 1.
     """
     if isinstance(urls, str | bytes):
@@ -179,16 +182,16 @@ def parse_wme(url: str) -> WmeUrl:
     The forms are `wme:batches/2025-07-16/05/enwiki_namespace_0`, `wme:snapshots/enwiki_namespace_0`,
     `wme:snapshots/enwiki_namespace_0/chunks/enwiki_namespace_0_chunk_0`, `wme:structured-snapshots/enwiki_namespace_0`,
     and `wme:wikidata/` before the first three. Without the last part they stand for the whole list, which a query such
-    as `?in_language.identifier=en` makes shorter.
+    as `?in_language.identifier=en` filters.
 
     Raises:
-        ValueError: It has none of these forms.
+        ValueError: It has another form.
     """
-    scheme, _, rest = url.partition(":")
+    scheme, _, address = url.partition(":")
     if scheme.lower() != "wme":
         raise ValueError("not a wme: URL")
-    path, _, query = rest.partition("?")
-    if "#" in rest or rest.startswith("/"):
+    path, _, query = address.partition("?")
+    if "#" in address or address.startswith("/"):
         raise ValueError("a wme: URL is wme:COLLECTION/..., without a host or fragment")
     parts = [unquote(part) for part in path.split("/")]
     prefix = ""
@@ -205,7 +208,7 @@ def parse_wme(url: str) -> WmeUrl:
         case ["snapshots" | "structured-snapshots" as collection, *identifier] if len(identifier) <= 1:
             scope = None
             if prefix and collection == "structured-snapshots":
-                raise ValueError("there are no structured snapshots of Wikidata")
+                raise ValueError("Wikidata has no structured snapshots")
         case _:
             raise ValueError(
                 "use wme:batches/YYYY-MM-DD/HH/ID, wme:snapshots/ID, wme:snapshots/ID/chunks/ID"
@@ -233,26 +236,26 @@ def _filters(query: str) -> tuple[tuple[str, str | int | bool], ...]:
 
 
 def _value(text: str) -> str | int | bool:
-    """Give a filter value the type that it looks like: the server compares 0 with numbers and "0" with nothing."""
+    """Return a filter value with the type of its form: for the server, the text "0" equals no number."""
     if text in {"true", "false"}:
         return text == "true"
     return int(text) if re.fullmatch(r"0|-?[1-9]\d{0,17}", text) else text
 
 
 def check_urls(urls: Sequence[str], *, limits: JobLimits, allow: Iterable[str] = ()) -> list[str]:
-    """Check the URLs of a batch, and give them the form in which they are compared and fetched.
+    """Check the URLs of a batch, and return them in the form in which they are compared and fetched.
 
     Args:
-        urls: What was submitted.
-        limits: How many there may be.
-        allow: Hosts that may be fetched though they are private.
+        urls: The submitted URLs.
+        limits: The largest number of them.
+        allow: Hosts that may be fetched although they are private.
 
     Returns:
         The URLs in the same order, without fragments.
 
     Raises:
-        TypeError: They are no list.
-        InvalidBatch: There are none, too many, invalid or duplicate ones; each is named.
+        TypeError: They are not a list.
+        InvalidBatch: The list is empty or too long, or has invalid or duplicate URLs, each of which is named.
     """
     if isinstance(urls, str | bytes):
         raise TypeError("urls must be a list of URLs, not one string")
@@ -264,30 +267,30 @@ def check_urls(urls: Sequence[str], *, limits: JobLimits, allow: Iterable[str] =
         raise InvalidBatch([Problem("urls", f"Maximum {limits.urls} URLs per batch, not {len(urls)}: split them")])
     allowed = frozenset(allow)
     problems: list[Problem] = []
-    seen: dict[str, int] = {}
-    good: list[str] = []
+    positions: dict[str, int] = {}
+    valid_urls: list[str] = []
     for at, url in enumerate(urls):
         try:
             if not isinstance(url, str):
-                raise ValueError("it must be a text")  # noqa: TRY004, TRY301  # one refusal of many, all told together
+                raise ValueError("it must be a text")  # noqa: TRY004, TRY301  # one message with the others
             clean = check_url(url, allow=allowed)
         except ValueError as error:
             problems.append(Problem(_shown(url), f"Invalid URL: {error}"))
             continue
-        if clean in seen:
-            problems.append(Problem(_shown(url), f"Duplicate URL: the same as number {seen[clean] + 1}"))
-        seen.setdefault(clean, at)
-        good.append(clean)
+        if clean in positions:
+            problems.append(Problem(_shown(url), f"Duplicate URL: the same as number {positions[clean] + 1}"))
+        positions.setdefault(clean, at)
+        valid_urls.append(clean)
     if problems:
         raise InvalidBatch(problems)
-    return good
+    return valid_urls
 
 
 def check_url(url: str, *, allow: Iterable[str] = (), schemes: Sequence[str] = ("http", "https", "wme")) -> str:
     """Check one URL of any kind, as `check_web_url` does for the web.
 
     Raises:
-        ValueError: Why not, in words that may be shown.
+        ValueError: The URL is not valid or not allowed. The message can be shown to callers.
     """
     if url.partition(":")[0].lower() != "wme" or "wme" not in schemes or ":" not in url:
         return check_web_url(url, allow=allow, schemes=schemes)
@@ -298,14 +301,9 @@ def check_url(url: str, *, allow: Iterable[str] = (), schemes: Sequence[str] = (
 def _shown(url: object) -> str:
     text = url if isinstance(url, str) else repr(url)
     text = text.encode("utf-8", "replace").decode()
-    # A password that was refused must not come back in the refusal.
+    # A rejected password must not come back in the error.
     text = re.sub(r"//[^/?#]*@", "//...@", text)
     return text if len(text) <= 300 else text[:297] + "..."
-
-
-def _words_of(type: Any) -> str:
-    words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-    return words.get(type, "text or None")
 
 
 def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] = ()) -> Options:
@@ -315,18 +313,20 @@ def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] =
         The options, the webhook's URL in its checked form.
 
     Raises:
-        InvalidBatch: All that is wrong with them.
-        TypeError: One is not of its type.
+        InvalidBatch: With every problem.
+        TypeError: An option is of another type.
     """
-    # They are stored as JSON. What cannot be read again would keep a manager from ever opening its database.
-    kept: dict[str, Any] = {}
+    # They are stored as JSON, which a manager must be able to read again when it opens its database.
+    values: dict[str, Any] = {}
     for field in msgspec.structs.fields(Options):
         value = getattr(options, field.name)
         try:
-            kept[field.name] = msgspec.convert(msgspec.to_builtins(value), type=field.type)
+            values[field.name] = msgspec.convert(msgspec.to_builtins(value), type=field.type)
         except (msgspec.ValidationError, TypeError, ValueError, OverflowError, RecursionError):
-            raise TypeError(f"{field.name} of the batch must be {_words_of(field.type)}, not {value!r}") from None
-    options = Options(**kept)
+            raise TypeError(
+                f"{field.name} of the batch must be {_TYPES.get(field.type, 'text or None')}, not {value!r}"
+            ) from None
+    options = Options(**values)
     problems: list[Problem] = []
     if not 1 <= options.concurrent_limit <= limits.concurrent:
         reason = (
@@ -367,9 +367,9 @@ def check_batch(
         TypeError: An argument of another type.
     """
     problems: list[Problem] = []
-    checked: list[str] = []
+    valid_urls: list[str] = []
     try:
-        checked = check_urls(urls, limits=limits, allow=allow)
+        valid_urls = check_urls(urls, limits=limits, allow=allow)
     except InvalidBatch as error:
         problems += error.problems
     try:
@@ -378,4 +378,4 @@ def check_batch(
         problems += error.problems
     if problems:
         raise InvalidBatch(problems)
-    return checked, options
+    return valid_urls, options

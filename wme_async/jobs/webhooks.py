@@ -105,7 +105,7 @@ def sign_webhook(message_id: str, timestamp: int, body: bytes, *, secrets: Itera
         secrets: One or more; each gives one signature.
 
     Raises:
-        ValueError: A secret is malformed, there is none, or the id contains a full stop.
+        ValueError: A secret is malformed or missing, or the id contains a full stop.
     """
     if "." in message_id:
         raise ValueError("a webhook id must not contain a full stop: it would make the signed text ambiguous")
@@ -140,7 +140,7 @@ def verify_webhook(
     Raises:
         IntegrityError: It is not signed with the secret, was changed, or is too old.
         TypeError: An argument of another type, such as a body that was parsed.
-        ValueError: A secret is malformed, or there is none.
+        ValueError: A secret is malformed or missing.
     """
     if not isinstance(body, bytes | bytearray | memoryview):
         raise TypeError(f"body must be the bytes of the request as received, not {type(body).__name__}")
@@ -164,11 +164,11 @@ def verify_webhook(
             f"the message is {abs(age):.0f} s {'old' if age > 0 else 'ahead'}; {tolerance:g} s are allowed"
         )
     signed = f"{message_id}.{stamp}.".encode() + body
-    expected = [base64.b64encode(hmac.digest(key, signed, hashlib.sha256)) for key in keys]
+    digests = [base64.b64encode(hmac.digest(key, signed, hashlib.sha256)) for key in keys]
     valid = False
     for signature in signatures.split()[:16]:
         version, _, value = signature.partition(",")
-        for digest in expected:
+        for digest in digests:
             # Every pair is compared, in constant time: the duration does not show which one matches.
             valid |= version == "v1" and hmac.compare_digest(value.encode("utf-8", "replace"), digest)
     if not valid:
@@ -195,8 +195,8 @@ def retry_delay(
     """
     if attempts > len(delays):
         return None
-    planned = delays[attempts - 1] * (1.0 + 0.2 * random())
-    return next_delay(planned, retry_after, cap=86_400.0)
+    delay = delays[attempts - 1] * (1.0 + 0.2 * random())
+    return next_delay(delay, retry_after, cap=86_400.0)
 
 
 class _Secret(msgspec.Struct):
@@ -209,7 +209,7 @@ def check_webhooks(secrets: object, delays: object) -> None:
 
     Raises:
         TypeError: An argument of another type. Secrets are not shown.
-        ValueError: A secret is malformed, there is none, or a delay is negative.
+        ValueError: A secret is malformed or missing, or a delay is negative.
     """
     if secrets is not None:
         if isinstance(secrets, str | bytes) or not isinstance(secrets, Collection):
@@ -249,9 +249,9 @@ class WebhookDelivery:
         """Read the secrets from the database, or create the first one."""
         if self._fixed is not None:
             return
-        stored = await self._store.setting(_SETTING)
-        if stored is not None:
-            self._secrets = msgspec.json.decode(stored, type=list[_Secret])
+        setting = await self._store.setting(_SETTING)
+        if setting is not None:
+            self._secrets = msgspec.json.decode(setting, type=list[_Secret])
         else:
             await self._save([_Secret(new_secret())])
 
@@ -311,7 +311,7 @@ class WebhookDelivery:
         """Send every message that is due.
 
         Returns:
-            When the next one is due, UTC epoch seconds; None if there is none.
+            When the next one is due, UTC epoch seconds; None without further messages.
         """
         now = self._transport.now()
         await self._store.limit_waits(now)

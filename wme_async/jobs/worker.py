@@ -221,7 +221,7 @@ class JobRunner:
         url = after.options.webhook_url if after.status in FINAL else None
         message = None if url is None else compose(self.show(after), url, now)
         jobs = [after.jobs[change.position] for change in changes] if before.number else after.jobs
-        stored = await self.store.save(after, jobs, events, message)
+        event_rows = await self.store.save(after, jobs, events, message)
         if after.status in FINAL:
             self.rows.pop(batch_id, None)
             self._hosts.pop(batch_id, None)
@@ -231,7 +231,7 @@ class JobRunner:
             self._follow((batch_id, change.position), change)
         if keys := [(batch_id, change.position) for change in changes if change.new is Status.CANCELLED]:
             self._changes.start(self._discard(keys))
-        self.bus.publish(stored)
+        self.bus.publish(event_rows)
         if message is not None:
             self.webhooks.wake()
         return after
@@ -263,7 +263,7 @@ class JobRunner:
 
         Raises:
             TypeError: The identifier is not a string.
-            UnknownBatch: There is none.
+            UnknownBatch: The batch does not exist.
             DamagedBatch: Its stored rows are damaged.
         """
         if not isinstance(batch_id, str):
@@ -471,7 +471,7 @@ class JobRunner:
 
         Args:
             key: The job.
-            outcome: The file, or the reason why there is none.
+            outcome: The file, or the reason of the failure.
         """
         # Once the file has its name, it is not named again if the database fails afterwards.
         fields: dict[str, Any] = {}
@@ -492,8 +492,8 @@ class JobRunner:
                 else:
                     # Such as a wrong result of a media fetcher. It ends this job, and no other.
                     logger.exception("job %s failed with an unexpected error", job_id(*key))
-                    fetched, outcome = not isinstance(outcome, str), f"{type(error).__name__}: {error}"
-                    if fetched:
+                    named, outcome = not isinstance(outcome, str), f"{type(error).__name__}: {error}"
+                    if named:
                         continue
                 await asyncio.sleep(retry_pause(self._transport, attempt))
             else:
