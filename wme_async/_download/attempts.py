@@ -1,4 +1,4 @@
-"""How often bytes are asked for: one series of attempts, and when refused addresses end it."""
+"""The attempts at one range, and the rejected signatures that end them."""
 
 from wme_async._download.budget import SignedUrlCache
 from wme_async._transport import Transport
@@ -9,16 +9,16 @@ __all__ = ["MAX_WRONG_RESPONSES", "SIGNATURES_REFUSED", "Attempts", "check_signa
 
 SIGNATURES_REFUSED = "new signatures were refused too: is the clock of this machine or of a proxy wrong?"
 
-# Answers that are not what was asked for, after which the same request is not worth another attempt.
+# Wrong responses after which the same request is not sent again.
 MAX_WRONG_RESPONSES = 2
 
 
 class Attempts:
-    """The attempts at one lease since bytes of it came last.
+    """The attempts at one lease since its last progress.
 
     Args:
-        transport: Has the policy and the clock.
-        beside: Bytes of the file that other connections have brought by now.
+        transport: Has the retry policy and the clock.
+        beside: Bytes of the file that other connections have received so far.
     """
 
     def __init__(self, transport: Transport, beside: int) -> None:
@@ -27,32 +27,32 @@ class Attempts:
         self.reset(beside)
 
     def reset(self, beside: int) -> None:
-        """Begin anew: there was progress."""
+        """Begin again after progress."""
         self._backoff.reset()
         self._since = self._clock()
         self.beside = beside
 
     @property
     def count(self) -> int:
-        """How many have failed."""
+        """How many attempts have failed."""
         return self._backoff.attempts
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the first of them, or the last progress."""
+        """Seconds since the first attempt, or the last progress."""
         return self._clock() - self._since
 
     def failed(self, error: WMEError) -> float | None:
-        """Return the seconds to wait before the next one, None where it was the last."""
+        """Count a failure and return the seconds to wait before the next attempt; None if it was the last."""
         return self._backoff.failed(elapsed=self.elapsed, retry_after=getattr(error, "retry_after", None))
 
 
 def check_signatures(signed_urls: SignedUrlCache, error: WMEError) -> None:
-    """Let a refused address be renewed, unless new ones are refused too.
+    """Raise if new signed URLs are rejected too.
 
     Raises:
-        WMEError: They are.
+        WMEError: The error, with a note.
     """
-    if signed_urls.hopeless:
+    if signed_urls.exhausted:
         error.add_note(SIGNATURES_REFUSED)
         raise error

@@ -1,4 +1,4 @@
-"""What downloads share: connections, bandwidth, and the signature of an address."""
+"""The shared means of downloads: connections, bandwidth, and signed URLs."""
 
 import asyncio
 import copy
@@ -25,7 +25,7 @@ class Budget:
     """Connections and bandwidth of any number of downloads at once, within one event loop.
 
     Args:
-        connections: Never more than this at once. Fewer are used as long as more bring nothing.
+        connections: Connections at most. Fewer are used as long as more do not raise the rate.
         start: Connections to begin with.
         max_rate: Bytes per second for all together, None for no limit.
 
@@ -52,11 +52,11 @@ class Budget:
     def for_one(cls, connections: int | None, max_rate: float | None) -> "Budget":
         """Return the budget of a single file.
 
-        A large file is soon served by more connections if they bring something. Where a few already bring all that the
-        line or this machine can take, each further one costs processor time and memory, and with TLS not a little.
+        A large file soon gets more connections if they raise the rate. Where a few already saturate the line or this
+        machine, each further one costs processor time and memory, and with TLS not a little.
 
         Args:
-            connections: At most so many, up to eight of them from the start; None leaves it to what they bring.
+            connections: Connections at most, up to eight of them from the start; None lets the measured rate decide.
             max_rate: As in the class.
         """
         return cls(max_rate=max_rate, start=_FIRST) if connections is None else cls(connections, max_rate=max_rate)
@@ -66,16 +66,16 @@ class Budget:
 
     @property
     def contended(self) -> bool:
-        """Whether somebody waits for a connection."""
+        """Whether a file waits for a connection."""
         return bool(self._waiting)
 
     @property
     def share(self) -> int:
-        """How many connections one of the files may count on."""
+        """How many connections each file may expect."""
         return max(1, self.tuner.allowed // max(1, self.files))
 
     def try_acquire(self) -> bool:
-        """Take a connection if one is free and nobody waits."""
+        """Take a connection if one is free and no file waits."""
         if self._waiting or self._in_use >= self.tuner.allowed:
             return False
         self._in_use += 1
@@ -97,21 +97,21 @@ class Budget:
             raise
 
     def release(self) -> None:
-        """Give a connection back."""
+        """Return a connection."""
         self._in_use -= 1
         self._hand_out()
 
     def moved(self, count: int, now: float) -> float:
-        """Count bytes that came, and return the seconds to wait for the sake of `max_rate`."""
+        """Count received bytes, and return the seconds to wait because of `max_rate`."""
         self._moved += count
         return self.bucket.take(count, now)
 
     def finished(self) -> None:
-        """Count a request that was answered."""
+        """Count a finished request."""
         self._requests += 1
 
     def tick(self, now: float) -> None:
-        """Look whether more or fewer connections would do; call it several times a second."""
+        """Adapt the number of connections; call it several times a second."""
         self.tuner.tick(now, moved=self._moved, requests=self._requests, waiting=self.contended)
         self._hand_out()
 
@@ -124,17 +124,17 @@ class Budget:
 
 
 class SignedUrlCache:
-    """The signed address of one file, renewed once for all who use it.
+    """The signed URL of one file, renewed once for all connections.
 
     Args:
-        source: Who signs.
+        source: Signs URLs.
         clock: The transport's monotonic clock.
 
     Attributes:
-        requests: How often it was signed.
-        plain: The address is a URL that a user named: nobody has promised what its bytes are, and it is free.
-        failure: Why it could not be signed. Whoever signs has tried as often as is allowed, so it is not tried again
-            unless `forgive` lets it.
+        requests: How many URLs were signed.
+        plain: It is a URL of the user's, which is free, and whose bytes no metadata describes.
+        failure: The error of the last signature. The source has retried already, so that `get` raises it again unless
+            `forgive` clears it.
     """
 
     _STRIKES = 3
@@ -152,22 +152,22 @@ class SignedUrlCache:
 
     @property
     def expired(self) -> bool:
-        """Whether the next `get` has to ask for another address than the one there was."""
+        """Whether the next `get` has to renew the URL."""
         return self.requests > 0 and self._current() is None
 
     @property
     def lifetime(self) -> float | None:
-        """Seconds that the address still works; None: for ever, or nothing is known yet."""
+        """Seconds until the URL expires; None if it never does, or is not signed yet."""
         signed = self._signed
         if signed is None:
             return 0.0 if self.requests else None
         return None if signed.expires_at is None else signed.expires_at - self._clock()
 
     async def get(self) -> SignedUrl:
-        """Return an address that works, as far as is known.
+        """Return a URL that is valid as far as known.
 
         Raises:
-            WMEError: There is none.
+            WMEError: Signing failed.
         """
         signed = self._current()
         if signed is not None:
@@ -182,16 +182,16 @@ class SignedUrlCache:
                     signed = self._signed = await self._source.sign()
                     self.plain = signed.role == "public"
                 except WMEError as error:
-                    # A copy: with the error itself its frames would be kept.
+                    # A copy: the error itself would keep its frames alive.
                     self.failure = copy.copy(error)
                     raise
             return signed
 
     def forgive(self) -> bool:
-        """Let it be tried again after a failure: once, since what failed may have been metered all the same.
+        """Clear a failure, once, since the failed request may have been charged all the same.
 
         Returns:
-            Whether it may be.
+            Whether it was cleared.
         """
         if self._forgiven:
             return False
@@ -200,18 +200,18 @@ class SignedUrlCache:
         return True
 
     def worked(self) -> None:
-        """Note that the store took the address."""
+        """Note that the store accepted the URL."""
         self._strikes = 0
 
     def refused(self, signed: SignedUrl) -> None:
-        """Note that the store did not take an address; the next `get` asks for a new one."""
+        """Note that the store rejected a URL; the next `get` renews it."""
         if self._signed is signed:
             self._signed = None
             self._strikes += 1
 
     @property
-    def hopeless(self) -> bool:
-        """Whether new addresses were refused too."""
+    def exhausted(self) -> bool:
+        """Whether new URLs were rejected too."""
         return self._strikes >= self._STRIKES
 
     def _current(self) -> SignedUrl | None:
@@ -222,7 +222,7 @@ class SignedUrlCache:
 
 
 def after(writing: Awaitable[None] | None, transport: Transport, delay: float) -> Awaitable[None] | None:
-    """Return what to await before more may be read, None where nothing is."""
+    """Return an awaitable of a write and a delay, or None if there is nothing to wait for."""
     if delay <= 0:
         return writing
 

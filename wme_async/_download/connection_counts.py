@@ -1,4 +1,4 @@
-"""How many connections at once: what pays, and what a server bears. No clock of its own."""
+"""The number of connections: how many raise the rate, and how many a server accepts. No clock of its own."""
 
 import math
 
@@ -6,13 +6,13 @@ __all__ = ["ConnectionCap", "ConnectionTuner"]
 
 
 class ConnectionCap:
-    """How many connections a server bears for one file.
+    """How many connections a server accepts for one file.
 
-    It is lowered when the server refuses a connection beside others that it serves. After a while one more is tried, if
-    the others have brought something; each time that it is refused again, the next try is later.
+    The cap is lowered when the server rejects a connection beside others that it serves. After a while one more is
+    allowed, if the others have made progress; after each further rejection the next try is later.
 
     Args:
-        most: Connections to use where nothing is refused.
+        most: Connections where the server rejects none.
 
     Attributes:
         allowed: Connections that may be used now, at least 1.
@@ -20,7 +20,7 @@ class ConnectionCap:
 
     __slots__ = ("_done", "_hold", "_lowered_at", "_most", "_next_try", "allowed")
 
-    # Seconds until one more is tried, and refusals within this time count once.
+    # Seconds until one more is allowed; rejections within a moment count once.
     _HOLD = 5.0
     _HOLD_MOST = 60.0
     _MOMENT = 1.0
@@ -39,13 +39,13 @@ class ConnectionCap:
         return self.allowed < self._most
 
     def lower(self, served: int, now: float, *, done: int, retry_after: float | None = None) -> None:
-        """Use no more connections than the server serves.
+        """Lower the cap to the connections that the server serves.
 
         Args:
-            served: Connections that it serves now, without the one that was refused.
+            served: Connections that it serves now, without the rejected one.
             now: Seconds.
             done: Bytes of the file that are there.
-            retry_after: Seconds until another may be tried, as the server wants it.
+            retry_after: Seconds that the server wants before another connection.
         """
         self.allowed = max(1, min(self.allowed, served))
         if now - self._lowered_at > self._MOMENT:
@@ -55,7 +55,7 @@ class ConnectionCap:
         self._next_try = max(self._next_try, now + max(self._hold, retry_after or 0.0))
 
     def tick(self, now: float, *, done: int) -> None:
-        """Allow one more connection if it is time for it. Call it several times a second.
+        """Allow one more connection when it is time. Call it several times a second.
 
         Args:
             now: Seconds.
@@ -70,15 +70,15 @@ class ConnectionCap:
 
 
 class ConnectionTuner:
-    """How many connections at once, by what they bring.
+    """Finds the number of connections by the rate that they achieve.
 
-    It begins with a few, takes half as many more as long as that pays, and steps back when it does not. Later it tries
-    now and then with one more. When the server says that it is too much, it halves.
+    It begins with a few, adds half as many as long as that raises the rate, and steps back when it does not. Later it
+    tries more again from time to time. A server that is overloaded halves the number.
 
     Args:
         start: Connections to begin with.
         most: Never more than this.
-        period: Seconds between two looks.
+        period: Seconds between two measurements.
     """
 
     __slots__ = (
@@ -95,7 +95,7 @@ class ConnectionTuner:
         "most",
     )
 
-    # A started request counts like this many bytes: with many small files it is requests that more connections bring.
+    # A finished request counts like this many bytes: with many small files, more connections bring more requests.
     _REQUEST = 128 * 1024
     _SETTLE = 0.4
 
@@ -113,7 +113,7 @@ class ConnectionTuner:
         self._settled = False
 
     def refused(self, now: float) -> None:
-        """Note that the server wants less (429 or 503). Answers to requests of the same moment count once."""
+        """Note a 429 or 503. Responses to requests of the same moment count once."""
         if now - self._refused < 1.0:
             return
         self._refused = now
@@ -123,13 +123,13 @@ class ConnectionTuner:
         self._looked = None
 
     def tick(self, now: float, *, moved: int, requests: int, waiting: bool) -> None:
-        """Look at what was done; call it often, it looks only once in a period.
+        """Measure the rate and adapt the number; call it often, it measures once in a period.
 
         Args:
             now: Seconds.
-            moved: Bytes that came since the beginning, on all connections.
-            requests: Requests that were finished since the beginning.
-            waiting: Whether all allowed connections are in use and more would be.
+            moved: Bytes received since the beginning, on all connections.
+            requests: Requests finished since the beginning.
+            waiting: Whether all allowed connections are in use and a file waits for one more.
         """
         work = moved + self._REQUEST * requests
         if self._looked is None:
@@ -137,7 +137,7 @@ class ConnectionTuner:
             return
         self._saturated = self._saturated and waiting
         if not self._settled and now - self._looked >= self._SETTLE * self._period:
-            # What came before the new connections were up says nothing about them.
+            # Bytes from before the new connections were up say nothing about them.
             self._settled = True
             self._looked += self._SETTLE * self._period
             self._work = work
@@ -160,7 +160,7 @@ class ConnectionTuner:
     def _decide(self, rate: float, now: float) -> None:
         if self._before is not None:
             fewer, slower = self._before
-            # A quarter of what the new ones would bring if the line were free is enough to keep them.
+            # A quarter of the gain on a free line is enough to keep the new connections.
             if rate < slower * (1 + 0.25 * (self.allowed / fewer - 1)):
                 self.allowed = fewer
                 self._before = None

@@ -1,7 +1,7 @@
 """One download, from the request for its version to the name of the finished file."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ from wme_async._download.finished import (
 )
 from wme_async._download.first_range import FirstRange, open_first
 from wme_async._download.options import DownloadSettings, budget_for
-from wme_async._download.part_file import PartChanged, PartFile, PartFileStore
-from wme_async._download.progress import ProgressReporter, Transfer
+from wme_async._download.part_file import PartChanged, PartFile
+from wme_async._download.progress import ProgressReporter
 from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
 from wme_async._download.range_plan import FetchLimits, RangePlan
 from wme_async._download.range_responses import strong_etag
@@ -32,7 +32,7 @@ from wme_async._download.verification import (
 from wme_async._download.whole_file import WholeFileFetcher
 from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_cause
 from wme_async._transport import Transport
-from wme_async.errors import IntegrityError, VersionConflict, WMEError
+from wme_async.errors import IntegrityError, VersionConflict
 
 __all__ = ["DownloadRun", "download"]
 
@@ -103,7 +103,7 @@ class DownloadRun:
         on_bytes: Callable[[], None] | None = None,
         on_open: Callable[[PartFile], None] | None = None,
     ) -> None:
-        self.transfer: Transfer | None = None
+        self.transfer: RangePlan | WholeFileFetcher | None = None
         self._versions = 0
         self._whole: WholeFileFetcher | None = None
         self._source = source
@@ -205,8 +205,9 @@ class DownloadRun:
         signed, self._promised = await promised_and_signed(self._source, self._signed_urls)
         if not signed:
             return None
-        whole = self._connections == 1
-        self._first = await open_first(self._signed_urls, self._transport, self._budget, stack, whole=whole)
+        self._first = await open_first(
+            self._signed_urls, self._transport, self._budget, stack, whole=self._connections == 1
+        )
         return self._first.info if self._first is not None else None
 
     def _open(self, target: Path) -> PartFile:
@@ -214,7 +215,7 @@ class DownloadRun:
             try:
                 if self._settings.create:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                return PartFile(target, durable=self._settings.durable)
+                return PartFile(target, durable=self._settings.durable, on_bytes=self._on_bytes)
             except FileNotFoundError:
                 # Another download that failed has just removed the folder.
                 if not self._settings.create:
@@ -330,8 +331,7 @@ class DownloadRun:
             validator=validator, connections=self._connections, most=settings.part_size, min_rate=settings.min_rate,
             least=min(MIB, settings.part_size), in_order=settings.in_order,
         )  # fmt: skip
-        store = PartFileStore(part, self._on_bytes)
-        fetcher = RangeFetcher(self._transport, plan, store, self._signed_urls, self._budget, limits, first=self._first)
+        fetcher = RangeFetcher(self._transport, plan, part, self._signed_urls, self._budget, limits, first=self._first)
         self._first = None
         digest = hashlib.md5(usedforsecurity=False) if settings.verify else None
         try:
@@ -377,8 +377,8 @@ class DownloadRun:
 
     async def _fetch_whole(self, part: PartFile, info: FileInfo) -> tuple[FileInfo, str | None]:
         await in_thread(part.empty)
-        store = _WholePartStore(part, self._on_bytes, hashed=self._settings.verify and self._promised is not None)
-        fetcher = WholeFileFetcher(self._transport, self._signed_urls, self._budget, store)
+        hashed = self._settings.verify and self._promised is not None
+        fetcher = WholeFileFetcher(self._transport, self._signed_urls, self._budget, part, hashed=hashed)
         self.transfer = self._whole = fetcher
         try:
             with raise_first_cause():
@@ -390,7 +390,7 @@ class DownloadRun:
             self._fetched += fetcher.fetched
             self._versions += fetcher.versions
             self._whole = None
-        return info, store.md5
+        return info, fetcher.md5
 
     async def _verify(self, info: FileInfo, md5: str | None, part: PartFile) -> bool | None:
         if md5 is not None:
@@ -402,35 +402,6 @@ class DownloadRun:
             return verified
         check_sha1(self._settings.sha1, await long_in_thread(part.sha1), part.target)
         return True
-
-
-class _WholePartStore:
-    """Writes the bytes of a whole file into a part file, and hashes them on the way."""
-
-    def __init__(self, part: PartFile, on_bytes: Callable[[], None] | None, *, hashed: bool) -> None:
-        self._part = part
-        self._on_bytes = on_bytes
-        self._hashed = hashed
-        self._digest = hashlib.md5(usedforsecurity=False)
-
-    @property
-    def md5(self) -> str | None:
-        """The MD5 of all bytes so far."""
-        return self._digest.hexdigest() if self._hashed else None
-
-    def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
-        """Write bytes."""
-        writing = self._part.write(offset, data)
-        if self._hashed:
-            self._digest.update(data)
-        if self._on_bytes is not None:
-            self._on_bytes()
-        return writing
-
-    async def discard(self, error: WMEError) -> None:  # noqa: ARG002  # an unfinished file can always begin again
-        """Empty the file."""
-        self._digest = hashlib.md5(usedforsecurity=False)
-        await in_thread(self._part.empty)
 
 
 async def _hash_behind(digest: "hashlib._Hash", plan: RangePlan, part: PartFile, fetcher: RangeFetcher) -> None:

@@ -1,7 +1,7 @@
-"""What an object store's ETag says of the bytes, and how to tell that of bytes that pass by.
+"""The ETags of an object store, computed from bytes in order.
 
-An object that was uploaded in one part has the MD5 of its bytes for an ETag; one that was uploaded in n parts the MD5
-of the parts' MD5s, with `-n` behind it. Where the parts were cut is not told, so all usual cuts that make n are tried.
+The ETag of an object that was uploaded in one part is the MD5 of its bytes; after an upload in n parts it is the MD5 of
+the parts' MD5s, followed by `-n`. It does not say the sizes of the parts, so all usual sizes that make n are tried.
 """
 
 import hashlib
@@ -29,36 +29,35 @@ class Digest(Protocol):
 
 
 class PartSums:
-    """The MD5s of the parts of an object, in every usual cut that makes as many as its ETag says.
+    """The MD5s of the parts of an object, for every usual part size that makes as many parts as its ETag says.
 
     Args:
         etag: Its strong ETag, with quotes.
         size: Its bytes.
 
     Attributes:
-        etag: As given.
+        etag: The ETag.
     """
 
     def __init__(self, etag: str, size: int) -> None:
         self.etag = etag
         count = etag.strip('"').rpartition("-")[2] if "-" in etag else ""
-        # A single part is the whole, however large the next one would have been.
-        whole = max(1, size)
-        cuts = [(whole, whole)] if count == "1" else [cut for cut in _CUTS if count == _count(size, *cut)]
-        self._uploads = [_Upload(first, rest) for first, rest in cuts]
+        # A single part holds all bytes, whatever the part size was.
+        cuts = [(max(1, size), max(1, size))] if count == "1" else [cut for cut in _CUTS if count == _count(size, *cut)]
+        self._uploads = [_Upload(*cut) for cut in cuts]
 
     def __bool__(self) -> bool:
-        """Whether there is any such cut. Without one nothing is computed and nothing proven."""
+        """Whether there is any such part size. Otherwise nothing is computed and nothing proven."""
         return bool(self._uploads)
 
     def update(self, data: bytes | memoryview, /) -> None:
-        """Take the next bytes, which costs an MD5 of them for each cut. Blocks; meant for a thread."""
+        """Take the next bytes, which costs an MD5 of them for each part size. Blocks; meant for a thread."""
         view = memoryview(data)
         for upload in self._uploads:
             upload.update(view)
 
     def proven(self) -> bool:
-        """Say whether the bytes that were taken, all of the object, have its ETag. Once only."""
+        """Return whether all bytes of the object together have its ETag. Call it once."""
         return any(upload.etag() == self.etag for upload in self._uploads)
 
 
@@ -96,10 +95,10 @@ class _Upload:
 
 
 def may_be_newer(stored: datetime | None, described: datetime | None) -> bool:
-    """Say whether an object may be newer than what its metadata tell of it.
+    """Return whether an object may be newer than its metadata.
 
-    Metadata are written after their object, so those of an object that was stored after them are of an earlier one, or
-    came with a copy of it.
+    Metadata is written after its object. If the object was stored later, the metadata describes an earlier version, or
+    the object is a copy.
 
     Args:
         stored: When the object was stored, None where unknown.

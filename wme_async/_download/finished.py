@@ -1,4 +1,4 @@
-"""A finished file: where it may go, what is remembered with it, and which version one is that is there already."""
+"""A finished file: its target, the note about its version, and the version of an existing one."""
 
 import contextlib
 import errno
@@ -35,14 +35,14 @@ __all__ = [
 logger = logging.getLogger("wme_async.download")
 
 IsCancelled = Callable[[], bool]
-"""Says whether a digest is no longer wanted: of a large file it takes minutes."""
+"""Returns whether a digest is cancelled: that of a large file takes minutes."""
 
 _BLOCK = 256 * 1024
 _XATTR = "user.wme_async.version"
 
 
 class VersionNote(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered with a finished file, so that the next look at it costs nothing."""
+    """The version of a finished file, stored with it so that the next check does not have to hash it."""
 
     identity: str
     etag: str
@@ -52,7 +52,7 @@ class VersionNote(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool | None
 
 
-_KNOWN = msgspec.json.Decoder(VersionNote)
+_NOTE = msgspec.json.Decoder(VersionNote)
 
 
 def check_target(target: Path, *, create: bool = False) -> Path:
@@ -74,14 +74,14 @@ def check_target(target: Path, *, create: bool = False) -> Path:
         folder = target.parent
         while create and not folder.exists() and folder != folder.parent:
             folder = folder.parent
-        usable = folder.is_dir()
+        has_folder = folder.is_dir()
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise explained(error, "the target cannot be used", target) from error
         raise _too_long(target) from None
     if mode is not None and stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "the target is a directory; name a file in it", str(target))
-    if not usable:
+    if not has_folder:
         kind = errno.ENOTDIR if folder.exists() else errno.ENOENT
         raise OSError(kind, "the target's folder does not exist; create it first", str(folder))
     limit = name_limit(folder)
@@ -114,7 +114,7 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def file_identity(path: Path) -> tuple[int, int, int] | None:
-    """Return what tells a file from one that is put in its place; None if there is none."""
+    """Return the inode, size and time of a file, which differ for one that replaces it; None without a file."""
     try:
         status = path.stat()
     except OSError:
@@ -129,7 +129,7 @@ def hash_range(fd: int, digest: Digest, start: int, stop: int, is_cancelled: IsC
         Whether the file is long enough.
 
     Raises:
-        InterruptedError: The digest is no longer wanted.
+        InterruptedError: The digest is cancelled.
     """
     buffer = bytearray(_BLOCK)
     view = memoryview(buffer)
@@ -149,7 +149,7 @@ class ExistingFile(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         current: Whether it is the version that the server has.
-        md5: Its MD5 where known.
+        md5: Its MD5 where note.
         verified: Whether that is the MD5 of the metadata; None where there was nothing to compare with.
     """
 
@@ -170,24 +170,24 @@ def existing_version(
 ) -> ExistingFile | None:
     """Return which version a finished file is. May block for long; meant for a thread.
 
-    A note that is kept with the file (an extended attribute) answers at once, if the file has not been changed since.
-    Otherwise the file is hashed and compared with the checksum of the metadata.
+    A note in an extended attribute says it at once if the file has not changed since. Otherwise the file is hashed and
+    compared with the checksum in the metadata.
 
     Args:
         target: The file.
-        is_cancelled: Says whether nobody waits for the answer any more.
-        identity: What names it on its server.
-        size: The size on the server, if known.
-        etag: What proves its version on the server: a strong ETag or a date; None where nothing does.
-        promised: The MD5 of the metadata, if known.
+        is_cancelled: Returns whether the caller has been cancelled.
+        identity: Host and path of the file on its server.
+        size: The size on the server, if note.
+        etag: The validator of its version on the server: a strong ETag or a date; None without one.
+        promised: The MD5 of the metadata, if note.
         named: Compute the MD5 also of a file that cannot be the current version, to tell what it is; and compare it
             with the ETag where the metadata promises nothing.
 
     Returns:
-        The version; None if there is no such file.
+        The version; None if the file does not exist.
 
     Raises:
-        InterruptedError: Nobody waits for the answer.
+        InterruptedError: The caller has been cancelled.
     """
     try:
         fd = _platform.open_file(target, os.O_RDONLY, follow=True)
@@ -200,14 +200,14 @@ def existing_version(
         if not stat.S_ISREG(status.st_mode):
             return ExistingFile(current=False)
         fits = size is None or status.st_size == size
-        known = _load_note(fd)
-        if known is not None and (known.size, known.mtime_ns) != (status.st_size, status.st_mtime_ns):
-            known = None
-        if known is not None and fits and known.identity == identity and etag == known.etag:
-            return ExistingFile(current=True, md5=known.md5, verified=known.verified)
+        note = _load_note(fd)
+        if note is not None and (note.size, note.mtime_ns) != (status.st_size, status.st_mtime_ns):
+            note = None
+        if note is not None and fits and note.identity == identity and etag == note.etag:
+            return ExistingFile(current=True, md5=note.md5, verified=note.verified)
         if not named and (not fits or promised is None):
             return ExistingFile(current=False)
-        md5 = known.md5 if known is not None and known.md5 is not None else _md5(fd, status.st_size, is_cancelled)
+        md5 = note.md5 if note is not None and note.md5 is not None else _md5(fd, status.st_size, is_cancelled)
         if fits and md5 is not None and md5 == (promised or "").lower():
             return ExistingFile(current=True, md5=md5, verified=True)
         if fits and named and promised is None and has_etag(fd, etag, md5, status.st_size, is_cancelled):
@@ -231,17 +231,17 @@ def has_etag(fd: int, etag: str | None, md5: str | None, size: int, is_cancelled
     return strong == f'"{md5}"' or (bool(sums) and hash_range(fd, sums, 0, size, is_cancelled) and sums.proven())
 
 
-def store_note(fd: int, known: VersionNote) -> None:
-    """Keep a note of its version with a file, if the file system keeps attributes."""
-    if not _platform.set_attribute(fd, _XATTR, msgspec.json.encode(known)):
+def store_note(fd: int, note: VersionNote) -> None:
+    """Store the version of a file in an extended attribute, if the file system has them."""
+    if not _platform.set_attribute(fd, _XATTR, msgspec.json.encode(note)):
         logger.debug("the file system keeps no extended attributes: the next look has to hash")
 
 
 def _load_note(fd: int) -> VersionNote | None:
-    note = _platform.get_attribute(fd, _XATTR)
-    if note is None:
+    data = _platform.get_attribute(fd, _XATTR)
+    if data is None:
         return None
     try:
-        return decode_json(note, _KNOWN)
+        return decode_json(data, _NOTE)
     except DecodeError:
         return None

@@ -31,7 +31,7 @@ class FirstRange:
 
     Attributes:
         body: The body, once there is one.
-        info: What the head of the response says of the file.
+        info: The version of the file in the head of the response.
         response: Which bytes the body holds.
     """
 
@@ -46,12 +46,12 @@ class FirstRange:
         self.body, self.info, self.response = body, info, RangeResponse(Verdict.TAKE, 0, stop)
 
     def take_connection(self) -> bool:
-        """Take over the connection; return whether it was still to be had."""
-        held, self._budget = self._budget is not None, None
-        return held
+        """Take over the connection; return whether this is the first call."""
+        budget, self._budget = self._budget, None
+        return budget is not None
 
     def close(self) -> None:
-        """Give back the connection if nobody has taken it over."""
+        """Return the connection if it has not been taken over."""
         budget, self._budget = self._budget, None
         if budget is not None:
             budget.release()
@@ -63,22 +63,22 @@ async def open_first(
     """Request the first bytes of a file.
 
     Args:
-        signed_urls: Has its address.
+        signed_urls: Has its URL.
         transport: Sends the request.
         budget: Has the connection.
-        stack: Closes the body and gives back the connection at the end of its block.
+        stack: Closes the body and returns the connection at the end of its block.
         whole: Request all bytes rather than the first few, for one connection that fetches them all.
 
     Returns:
-        The response; None if it is not of use, so that the version has to be requested otherwise.
+        The response; None if it cannot be used, and the version must be requested by a HEAD.
 
     Raises:
-        WMEError: There is no address, or the client is closed.
+        WMEError: Signing failed, or the client is closed.
     """
     signed = await signed_urls.get()
     await budget.acquire()
-    held = FirstRange(budget)
-    stack.callback(held.close)
+    first = FirstRange(budget)
+    stack.callback(first.close)
     request = range_request(signed, 0, None if whole else FIRST_BYTES, None)
     try:
         body = await stack.enter_async_context(transport.open(request, retry=False))
@@ -87,27 +87,27 @@ async def open_first(
     except WMEError as error:
         if isinstance(error, StatusError) and error.status == 403:
             signed_urls.refused(signed)
-        held.close()
+        first.close()
         return None
-    sent = parse_content_range(body.headers.get("Content-Range")) if body.status == 206 else None
-    info = file_info_of(body.headers, size=sent.size if sent else None)
+    content_range = parse_content_range(body.headers.get("Content-Range")) if body.status == 206 else None
+    info = file_info_of(body.headers, size=content_range.size if content_range else None)
     if (
-        sent is None
-        or sent.start != 0
-        or sent.size is None
+        content_range is None
+        or content_range.start != 0
+        or content_range.size is None
         or content_coding(body.headers) is not None
         or validator_of(info) is None
     ):
         body.close()
-        held.close()
+        first.close()
         return None
     signed_urls.worked()
-    held.begin(body, info, sent.stop)
-    return held
+    first.begin(body, info, content_range.stop)
+    return first
 
 
 def file_info_of(headers: CIMultiDictProxy[str], *, size: int | None) -> FileInfo:
-    """Return what the head of a response says of a file.
+    """Return the version of a file in the head of a response.
 
     Args:
         headers: Of the response.
@@ -130,7 +130,7 @@ def range_request(signed: SignedUrl, start: int, stop: int | None, validator: st
         signed: Its address.
         start: The first byte.
         stop: The byte after the last; None for all that follow.
-        validator: What proves the version; None for any.
+        validator: The version, from `validator_of`; None for any.
     """
     headers = {
         **signed.headers,

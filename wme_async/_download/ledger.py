@@ -1,4 +1,4 @@
-"""What is on the disk already, kept beside it: a ledger that a killed process leaves true.
+"""The written ranges of an unfinished file, in a ledger beside it that stays true when the process is killed.
 
 The ledger is one small file. It begins with a table of intervals: two little-endian 64-bit offsets and a CRC-32 of both
 each. Whoever writes bytes moves the second offset forward, with one write that stays within a page, after the bytes
@@ -53,7 +53,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     synced: list[tuple[int, int]]
 
     def seed(self) -> int:
-        """Return the CRC that those of all intervals begin with."""
+        """Return the CRC with which those of all intervals begin."""
         return zlib.crc32(msgspec.json.encode((self.identity, self.size, self.etag, self.boot, self.inode)))
 
 
@@ -84,13 +84,13 @@ class Ledger:
         self._slots: dict[RangeLease, int] = {}
 
     def load(self, *, identity: str, size: int, etag: str, part: os.stat_result | None = None) -> Spans:
-        """Return the bytes that are there of this very version; none where the ledger tells of another one.
+        """Return the written bytes of this version; none if the ledger is of another one.
 
         Args:
-            identity: What names the file on its server.
+            identity: Host and path of the file on its server.
             size: Its bytes.
             etag: Its strong ETag.
-            part: The status of the unfinished file. None believes that it is the one that the ledger tells of.
+            part: The status of the unfinished file; None to skip the check that the ledger belongs to it.
         """
         note = self._read()
         if note is None or (note.identity, note.size, note.etag) != (identity, size, etag):
@@ -119,27 +119,27 @@ class Ledger:
         etag: str,
         inode: int | None = None,
     ) -> None:
-        """Start to keep account of a plan. What the ledger said of another version is gone, on the disk too.
+        """Begin the record of a plan. Entries of another version are removed, on the disk too.
 
         Args:
-            plan: What is there and what is missing.
-            identity: What names the file on its server.
+            plan: The ranges.
+            identity: Host and path of the file on its server.
             size: Its bytes.
             etag: Its strong ETag.
             inode: The number of the unfinished file.
         """
-        known = self._note
-        if not plan.done or known is None or (known.identity, known.size, known.etag) != (identity, size, etag):
+        note = self._note
+        if not plan.done or note is None or (note.identity, note.size, note.etag) != (identity, size, etag):
             # Notes of another version or attempt must not come back to life if the new one is damaged.
             self._truncate()
             self._write(Note(identity=identity, size=size, etag=etag, boot=self._boot, inode=inode, synced=[]))
             self._sync()
-        elif known.boot != self._boot:
-            self._write(msgspec.structs.replace(known, boot=self._boot))
+        elif note.boot != self._boot:
+            self._write(msgspec.structs.replace(note, boot=self._boot))
         self.rewrite(plan)
 
     def open(self, lease: RangeLease, plan: RangePlan) -> None:
-        """Make room for a lease."""
+        """Add an entry for a lease."""
         if self._used >= _SLOTS:
             self.rewrite(plan)
         if lease not in self._slots:
@@ -148,11 +148,11 @@ class Ledger:
             self.advance(lease)
 
     def advance(self, lease: RangeLease) -> None:
-        """Note that the bytes before `lease.at` are written."""
+        """Record that the bytes before `lease.at` are written."""
         self._put(self._slot(lease.start, lease.at), _SLOT_SIZE * self._slots[lease])
 
     def forget(self, lease: RangeLease) -> None:
-        """A lease has ended; what it brought stays noted."""
+        """Free the entry of a lease; its bytes stay recorded."""
         self._slots.pop(lease, None)
 
     def rewrite(self, plan: RangePlan) -> None:
@@ -165,7 +165,7 @@ class Ledger:
         self._put(table.ljust(_TABLE, b"\0"), 0)
 
     def synced(self, spans: Spans) -> None:
-        """Note what has been flushed to the disk, and flush the note. Blocks; meant for a thread."""
+        """Record bytes that are flushed to the disk, and flush the record. Blocks; meant for a thread."""
         assert self._note is not None
         largest = sorted(spans, key=lambda span: span[0] - span[1])[:_MOST_SPANS]
         self._write(msgspec.structs.replace(self._note, synced=sorted(largest)))
@@ -214,10 +214,10 @@ class Ledger:
 
     def _put(self, data: bytes, offset: int) -> None:
         try:
-            written = _platform.write_at(self._fd, data, offset)
+            count = _platform.write_at(self._fd, data, offset)
         except OSError as error:
             raise self._explained(error) from error
-        if written < len(data):
+        if count < len(data):
             raise self._explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def _truncate(self) -> None:
@@ -233,7 +233,7 @@ class Ledger:
             raise self._explained(error) from error
 
     def _explained(self, error: OSError) -> OSError:
-        problem = "the ledger of the unfinished file cannot be used; what is there is kept, so call again"
+        problem = "the ledger of the unfinished file cannot be used; received bytes are kept, so call again"
         return explained(error, problem, self._path)
 
 

@@ -22,8 +22,9 @@ from wme_async._files import (
     sync_folder,
 )
 from wme_async._tasks import in_thread
+from wme_async.errors import WMEError
 
-__all__ = ["PartChanged", "PartFile", "PartFileStore"]
+__all__ = ["PartChanged", "PartFile"]
 
 # A write into the page cache takes some 50 microseconds. Where two of the last eight took this long, the disk cannot
 # keep up, and the next ones go to a thread for a while: the event loop stands still for two such writes, not for all.
@@ -39,20 +40,24 @@ class PartChanged(Exception):
 
 
 class PartFile:
-    """`NAME.part` and the ledger beside it. The constructor blocks; meant for a thread.
+    """`NAME.part` and the ledger beside it: the store of a range fetcher, or of a whole-file fetcher.
+
+    The constructor blocks; meant for a thread.
 
     Args:
         target: The name that the finished file gets.
-        durable: Flush to the disk before anything is promised: a power failure then costs no more than the last
-            seconds. Otherwise only the death of the process is survived without loss.
+        durable: Flush to the disk before bytes are recorded: a power failure then costs no more than the last seconds.
+            Otherwise only a killed process loses nothing.
+        on_bytes: Called whenever more bytes are written.
 
     Raises:
         BlockingIOError: Another download of the same target is at work.
         OSError: It cannot be created.
     """
 
-    def __init__(self, target: Path, *, durable: bool) -> None:
+    def __init__(self, target: Path, *, durable: bool, on_bytes: Callable[[], None] | None = None) -> None:
         self.target = target
+        self._on_bytes = on_bytes
         self.durable = durable
         self.plan: RangePlan | None = None
         self._ledger: Ledger | None = None
@@ -90,14 +95,14 @@ class PartFile:
         return self._file.descriptor
 
     def resume(self, *, identity: str, size: int, etag: str | None, keep: bool, rate: float = 0.0) -> RangePlan:
-        """Find out what is there already of this version, and make room for the rest. Blocks; meant for a thread.
+        """Load the written bytes of this version, and allocate the file. Blocks; meant for a thread.
 
         Args:
-            identity: What names the file on its server.
+            identity: Host and path of the file on its server.
             size: Its bytes.
-            etag: What proves its version: a strong ETag or a date; without one nothing can be resumed, since nothing
-                proves that it is the same file.
-            keep: Keep a ledger. A small file is sooner fetched than accounted for.
+            etag: Its validator: a strong ETag or a date. Without one nothing can be resumed, since nothing proves
+                that it is the same file.
+            keep: Keep a ledger. A small file is fetched faster than a ledger is written.
             rate: For the plan.
 
         Raises:
@@ -131,7 +136,7 @@ class PartFile:
         return plan
 
     def empty(self) -> None:
-        """Begin again from nothing, without a ledger: for answers that can only be taken whole."""
+        """Begin again with an empty file and without a ledger, for a file in one response."""
         self._drop_ledger()
         self.plan = None
         self._etag = ""
@@ -156,37 +161,49 @@ class PartFile:
             )
 
     def open_lease(self, lease: RangeLease) -> None:
-        """Begin to account for a lease."""
+        """Begin to record the progress of a lease."""
         if self._ledger is not None:
             assert self.plan is not None
             self._ledger.open(lease, self.plan)
 
     def close_lease(self, lease: RangeLease) -> None:
-        """End the account of a lease."""
+        """End the record of a lease."""
         if self._ledger is not None:
             self._ledger.forget(lease)
 
     def advanced(self, lease: RangeLease) -> None:
-        """Note that bytes of a lease were written."""
+        """Record that the bytes of a lease before `lease.at` are written."""
         if self._ledger is not None:
             self._ledger.advance(lease)
+        if self._on_bytes is not None:
+            self._on_bytes()
+
+    def limit(self) -> int | None:
+        """Return None: a disk takes bytes in any order."""
+        return None
+
+    async def restart(self, error: WMEError) -> None:  # noqa: ARG002  # an unfinished file can always begin again
+        """Empty the file after a failed attempt to fetch it in one response."""
+        await in_thread(self.empty)
 
     def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
         """Write bytes in place.
 
         Returns:
-            None where it is done, as usually; something to await while a thread does it, because the disk is slow.
+            None if the bytes are written, as usually; an awaitable if a thread writes them because the disk is slow.
 
         Raises:
-            OSError: It failed, such as for want of space. What was written before stays and can be resumed.
+            OSError: The write failed, for example for lack of space. Earlier bytes stay and can be resumed.
         """
+        if self._size is None and self._on_bytes is not None:
+            self._on_bytes()
         began = time.perf_counter()
         if began < self._slow_until:
             return in_thread(self._write, offset, data)
         self._write(offset, data)
-        slow = time.perf_counter() - began > _SLOW_WRITE
-        self._slow_writes = (self._slow_writes << 1 | slow) & _RECENT
-        if slow and self._slow_writes.bit_count() > 1:
+        is_slow = time.perf_counter() - began > _SLOW_WRITE
+        self._slow_writes = (self._slow_writes << 1 | is_slow) & _RECENT
+        if is_slow and self._slow_writes.bit_count() > 1:
             self._slow_writes = 0
             self._slow_period = (
                 min(_SLOW_MOST, 2 * self._slow_period)
@@ -204,11 +221,11 @@ class PartFile:
             raise self._changed()
         try:
             while data:
-                written = _platform.write_at(self._fd, data, offset)
-                data = data[written:]
-                offset += written
+                count = _platform.write_at(self._fd, data, offset)
+                data = data[count:]
+                offset += count
         except OSError as error:
-            problem = "the file could not be written; what is there is kept, and the next call goes on from it"
+            problem = "the file could not be written; received bytes are kept, and the next call resumes from them"
             raise explained(error, problem, self.path) from error
         if self._size is None:
             self._streamed = offset
@@ -221,7 +238,7 @@ class PartFile:
         return PartChanged(f"another program has changed {self.path} while it was downloaded; start again")
 
     def checkpoint(self, spans: Spans) -> None:
-        """Flush the bytes, then the note of what was flushed. Blocks; meant for a thread."""
+        """Flush the bytes, then record them in the ledger. Blocks; meant for a thread."""
         try:
             sync_file(self._fd, only_data=True)
         except OSError as error:
@@ -286,7 +303,7 @@ class PartFile:
         """
         status = os.fstat(self._fd)
         if self._etag:
-            known = VersionNote(
+            note = VersionNote(
                 identity=self._identity,
                 etag=self._etag,
                 size=status.st_size,
@@ -294,7 +311,7 @@ class PartFile:
                 md5=md5,
                 verified=verified,
             )
-            store_note(self._fd, known)
+            store_note(self._fd, note)
         if self.durable:
             try:
                 sync_file(self._fd)
@@ -309,7 +326,7 @@ class PartFile:
         return size
 
     def discard(self) -> None:
-        """Remove what was fetched, so that the next attempt starts clean."""
+        """Remove the file and its ledger, so that the next attempt begins again."""
         if self._fd >= 0:
             try:
                 self._remove()
@@ -317,16 +334,16 @@ class PartFile:
                 self._shut()
 
     def close(self) -> None:
-        """Leave a state that can be resumed, or nothing where nothing was fetched. The lock is released in any case."""
+        """Leave a file that can be resumed, or none if it has no bytes. The lock is released in any case."""
         if self._fd < 0:
             return
         try:
             if self.plan is None:
-                # It could not be looked into, for want of space or of descriptors: what was there before stays.
-                worth = self.ledger_path.exists() and os.fstat(self._fd).st_size > 0
+                # It was never loaded, for lack of space or of descriptors: earlier bytes stay.
+                resumable = self.ledger_path.exists() and os.fstat(self._fd).st_size > 0
             else:
-                worth = self._ledger is not None and bool(self.plan.written)
-            if not worth:
+                resumable = self._ledger is not None and bool(self.plan.written)
+            if not resumable:
                 self._remove()
         finally:
             self._shut()
@@ -348,29 +365,3 @@ class PartFile:
             self._ledger.close()
             self._ledger = None
         self._file.close()
-
-
-class PartFileStore:
-    """Puts the bytes of leases into a part file.
-
-    Args:
-        part: The file.
-        on_bytes: Told whenever there are more, if somebody wants to know.
-    """
-
-    def __init__(self, part: PartFile, on_bytes: Callable[[], None] | None) -> None:
-        self.open_lease = part.open_lease
-        self.close_lease = part.close_lease
-        self.write = part.write
-        self.advanced = part.advanced
-        if on_bytes is not None:
-
-            def advanced(lease: RangeLease) -> None:
-                part.advanced(lease)
-                on_bytes()
-
-            self.advanced = advanced
-
-    def limit(self) -> int | None:
-        """Return None: a disk takes bytes in any order."""
-        return None

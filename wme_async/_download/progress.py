@@ -1,34 +1,16 @@
 """Progress reports of one download."""
 
 import inspect
-from typing import Protocol
 
+from wme_async._download.range_plan import RangePlan
 from wme_async._download.source import Progress, ProgressHook
+from wme_async._download.whole_file import WholeFileFetcher
 from wme_async._rates import RateMeter
 from wme_async._transport import Transport
 
-__all__ = ["ProgressReporter", "Transfer"]
+__all__ = ["ProgressReporter"]
 
 _PERIOD = 0.1  # seconds
-
-
-class Transfer(Protocol):
-    """The state of a transfer: a `RangePlan` or a `WholeFileFetcher`."""
-
-    @property
-    def done(self) -> int:
-        """Bytes that are there."""
-        ...  # pyright takes a body of words alone for one that returns nothing
-
-    @property
-    def size(self) -> int | None:
-        """Bytes of the file, None where unknown."""
-        ...  # pyright takes a body of words alone for one that returns nothing
-
-    @property
-    def frontier(self) -> int:
-        """The offset up to which all bytes are there."""
-        ...  # pyright takes a body of words alone for one that returns nothing
 
 
 class ProgressReporter:
@@ -45,7 +27,7 @@ class ProgressReporter:
         self._meter = RateMeter(transport.monotonic())
         self._reported: int | None = None
 
-    async def watch(self, transfer: Transfer) -> None:
+    async def watch(self, transfer: RangePlan | WholeFileFetcher) -> None:
         """Report about ten times a second, until cancelled."""
         while True:
             await self.report(transfer.done, transfer.size)

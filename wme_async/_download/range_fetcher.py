@@ -27,7 +27,7 @@ _PATIENCE = 10.0
 _PATIENCE_MOST = 120.0
 # An attempt with fewer bytes than this is no progress: a connection that breaks after each packet is broken.
 _PROGRESS = 16 * 1024
-# Rejected attempts at one range after which it is left to the connections that do make progress.
+# Rejected attempts at one range after which the other connections take it.
 _ATTEMPTS_BESIDE_OTHERS = 2
 # The responses of servers that do not know a condition (`If-Match`), beside those that ignore it.
 _CONDITION_REFUSED = frozenset({400, 405, 406, 417, 500, 501})
@@ -50,7 +50,7 @@ class _RangeComplete(Exception):
 
 
 class _NoSignedUrl(Exception):
-    """No signed URL can be had; `SignedUrlCache.failure` says why."""
+    """Signing failed; `SignedUrlCache.failure` says why."""
 
 
 class _TooManyConnections(Exception):
@@ -103,7 +103,7 @@ class RangeFetcher:
         self._serving = 0
         self._signed_beside_others = False
         self._kept_address = False
-        # Requests that had an address when they were sent, and `fetched` when no further address was to be had.
+        # Requests that were sent with a signed URL, and `fetched` at the first failure to sign a further one.
         self._under_way = 0
         self._fetched_at_failure: int | None = None
 
@@ -191,14 +191,14 @@ class RangeFetcher:
                 await self.wait_for_change()
 
     def _should_wait_for_signature(self) -> bool:
-        """Return whether to leave the work to the requests under way, because no signed URL can be had.
+        """Return whether to leave the work to the requests under way, because signing failed.
 
         Requests under way continue whatever becomes of the signature. If bytes were received by the time that the last
         one ends, a signature is requested once more.
 
         Raises:
-            WMEError: No signed URL can be had, and that ends the download: no request is under way, or more bytes are
-                missing and waiting does not help.
+            WMEError: Signing failed, and that ends the download: no request is under way, or more bytes are missing and
+                waiting does not help.
         """
         failure = self._signed_urls.failure
         if failure is None:
@@ -219,7 +219,7 @@ class RangeFetcher:
         raise copy.copy(failure)
 
     async def _next_with_address(self) -> tuple[RangeLease, RangeLease | None] | None:
-        """Return `_next_range`; for a range that is taken over from another lease, with a signed URL at hand."""
+        """Return `_next_range`, after signing a URL for a range that is taken over from another lease."""
         assignment = self._next_range()
         if assignment is None or assignment[1] is None or not self._signed_urls.expired:
             return assignment
@@ -328,7 +328,7 @@ class RangeFetcher:
             self._signed_urls.failure = None
         if status in {429, 503}:
             self._budget.tuner.refused(self._transport.monotonic())
-        if status == 403 and not self._signed_urls.hopeless and not (self._signed_urls.plain and self._responded):
+        if status == 403 and not self._signed_urls.exhausted and not (self._signed_urls.plain and self._responded):
             return 0.0
         delay = attempts.failed(error)
         progress = self._beside(lease) - attempts.beside >= _PROGRESS
@@ -366,7 +366,7 @@ class RangeFetcher:
 
     def _failure(self, error: WMEError, attempts: Attempts) -> Exception:
         """Return the error that ends the download, with a note on the attempts."""
-        if isinstance(error, StatusError) and error.status == 403 and self._signed_urls.hopeless:
+        if isinstance(error, StatusError) and error.status == 403 and self._signed_urls.exhausted:
             error.add_note(SIGNATURES_REFUSED)
         note_attempts(error, attempts=attempts.count, elapsed=attempts.elapsed)
         if isinstance(error, IntegrityError) and (self._signed_urls.plain or not self._responded):
@@ -438,7 +438,7 @@ class RangeFetcher:
         once, and no more if that has not helped.
 
         Raises:
-            _TooManyConnections: The lease is left to the requests under way.
+            _TooManyConnections: The requests under way should take the lease.
         """
         others = self._under_way - 1
         if others and (signed.expires_at is None or self._signed_beside_others):

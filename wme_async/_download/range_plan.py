@@ -1,6 +1,6 @@
-"""Which bytes to ask for next, and from whom to take some over.
+"""The plan of a ranged download: which bytes to request next, and from which connection to take some over.
 
-All decisions of a ranged download that need no socket. Offsets are bytes; an interval is half-open: [start, stop).
+Offsets are bytes; an interval is half-open: [start, stop).
 """
 
 import math
@@ -26,7 +26,7 @@ class Spans:
     """A set of bytes, kept as sorted intervals that neither touch nor overlap.
 
     Args:
-        intervals: Pairs of start and stop in any order; empty and reversed ones count for nothing.
+        intervals: Pairs of start and stop in any order; empty and reversed ones are ignored.
     """
 
     __slots__ = ("_starts", "_stops")
@@ -57,7 +57,7 @@ class Spans:
         return sum(self._stops) - sum(self._starts)
 
     def add(self, start: int, stop: int) -> None:
-        """Put an interval in; it may overlap others."""
+        """Add an interval; it may overlap others."""
         if start >= stop:
             return
         first = bisect_left(self._stops, start)
@@ -69,7 +69,7 @@ class Spans:
         self._stops[first:last] = [stop]
 
     def reach(self, start: int) -> int:
-        """Return where the run of bytes that begins at `start` ends; `start` itself where there is none."""
+        """Return the end of the run of bytes that begins at `start`; `start` itself if that byte is missing."""
         index = bisect_right(self._starts, start) - 1
         return max(start, self._stops[index]) if index >= 0 else start
 
@@ -139,7 +139,7 @@ class FetchLimits(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         validator: The version that every response must have, if it names one: a strong ETag or a date.
         connections: Connections for this file at most.
-        least: Bytes that are worth a request when they are taken over from another connection.
+        least: The smallest takeover from another connection in bytes that is worth a request.
         most: Bytes, the upper bound of ordinary parts.
         min_rate: Bytes per second below which a range is requested again, if others are faster.
         in_order: Somebody reads the bytes in order, so that no connection gets more than `most` at once.
@@ -165,9 +165,9 @@ class FetchState(msgspec.Struct, frozen=True, kw_only=True):
         setup: Seconds until a new connection brings its first byte.
         limit: Only bytes below this offset may be requested now; None for no limit.
         most: Bytes, the upper bound of ordinary parts.
-        least: Bytes that are worth a request when they are taken over from another connection.
+        least: The smallest takeover from another connection in bytes that is worth a request.
         elapsed: Seconds since the download began.
-        contended: Another file can use the connection, so that nothing is taken over from those at work here.
+        contended: Another file waits for the connection, so that it takes over nothing here.
     """
 
     connections: int
@@ -181,20 +181,20 @@ class FetchState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RangePlan:
-    """The ranges of one file: which are done, which are on their way, which come next.
+    """The ranges of one file: done, assigned to connections, and unassigned.
 
     Args:
         size: Bytes of the file.
         done: Intervals that are there already.
-        rate: Bytes per second that one connection brought lately, for other files; 0.0 where unknown.
+        rate: Recent bytes per second of one connection, for other files; 0.0 where unknown.
     """
 
     def __init__(self, size: int, done: Iterable[tuple[int, int]] = (), *, rate: float = 0.0) -> None:
         self.size = size
         self.spans = Spans((max(0, start), min(size, stop)) for start, stop in done)
         self.leases: list[RangeLease] = []
-        # What is done or on its way, so that the next gap is found in one step.
-        self._taken = Spans(self.spans)
+        # Done or assigned, so that the next gap is found in one step.
+        self._assigned = Spans(self.spans)
         self._closed = self.spans.total
         self._rate = rate
         self._peak = 0.0
@@ -211,7 +211,7 @@ class RangePlan:
 
     @property
     def frontier(self) -> int:
-        """Up to where the file is whole from its beginning."""
+        """The offset up to which all bytes are there."""
         at = 0
         while True:
             reached = self.spans.reach(at)
@@ -232,16 +232,16 @@ class RangePlan:
 
     @property
     def unassigned(self) -> int:
-        """Bytes that nobody fetches yet."""
-        return self.size - self._taken.total
+        """Bytes that are neither there nor assigned."""
+        return self.size - self._assigned.total
 
     def open_below(self, limit: int) -> bool:
-        """Say whether there are bytes below an offset that nobody fetches yet."""
-        return self._taken.gap(0, min(limit, self.size)) is not None
+        """Return whether there are unassigned bytes below an offset."""
+        return self._assigned.gap(0, min(limit, self.size)) is not None
 
     def rate(self, now: float) -> float:
-        """Return what one connection brings, in bytes per second: the mean of those at work, 0.0 where unknown."""
-        # The first second is the connection's own: asking, and the slow start of TCP.
+        """Return the bytes per second of one connection: the mean of those at work, 0.0 where unknown."""
+        # The first second goes to the request and the slow start of TCP.
         rates = [lease.meter.rate(now) for lease in self.leases if now - lease.began > 1]
         return max(self._rate, sum(rates) / len(rates)) if rates else self._rate
 
@@ -252,17 +252,17 @@ class RangePlan:
         self._peak = max(self._peak, sum(lease.meter.rate(now) for lease in self.leases if now - lease.began > 2))
 
     def lease(self, now: float, *, most: int, limit: int | None = None) -> RangeLease | None:
-        """Hand out the first bytes that nobody fetches yet.
+        """Assign the first unassigned bytes.
 
         Args:
             now: Seconds.
-            most: Bytes to hand out at once. A remainder that would be too small for a request of its own goes along.
+            most: Bytes to assign at most. A remainder that is too small for a request of its own is added.
             limit: Only bytes below this offset.
 
         Returns:
-            None where all bytes below the limit are there or on their way.
+            None if no byte below the limit is unassigned.
         """
-        gap = self._taken.gap(0, self.size if limit is None else min(limit, self.size))
+        gap = self._assigned.gap(0, self.size if limit is None else min(limit, self.size))
         if gap is None:
             return None
         start, stop = gap
@@ -331,21 +331,21 @@ class RangePlan:
         return self._split(victim, cut, now), victim
 
     def give_back(self, thief: RangeLease, victim: RangeLease) -> None:
-        """Undo a `steal` that nothing has come of yet."""
+        """Undo a `steal` before its first byte."""
         self.leases.remove(thief)
         victim.stop, victim.lost = thief.stop, False
 
     def stragglers(self, now: float, *, floor: float | None, patience: float, factor: float = 16.0) -> list[RangeLease]:
-        """Return the leases that ought to be asked for again, from their last byte, by a new connection.
+        """Return the leases that a new connection should continue, because theirs is too slow.
 
         Args:
             now: Seconds.
             floor: Bytes per second below which a range is too slow; None compares with the others alone.
-            patience: Seconds that a connection gets before it is judged.
-            factor: How many times slower than the mean of the others it may be. All equally slow is the network's
-                doing, and asking again would not help.
+            patience: Seconds before a connection is compared.
+            factor: How many times slower than the mean of the others it may be. If all are equally slow, the network
+                is, and another request would not help.
         """
-        slow = []
+        stragglers = []
         for lease in self.leases:
             if now - lease.began < patience or not lease.remaining:
                 continue
@@ -353,17 +353,17 @@ class RangePlan:
             others = [other.meter.rate(now) for other in self.leases if other is not lease and now - other.began > 1]
             mean = sum(others) / len(others) if others else self._rate
             if (floor is not None and rate < floor and 2 * rate < mean) or rate * factor < mean:
-                slow.append(lease)
-        return slow
+                stragglers.append(lease)
+        return stragglers
 
     def release(self, lease: RangeLease, now: float) -> None:
-        """Take a lease back, finished or not: what came is done, the rest is free for the next."""
+        """End a lease, finished or not: its received bytes are done, its remaining ones unassigned."""
         self.leases.remove(lease)
-        came = lease.at - lease.start
-        if came:
+        count = lease.at - lease.start
+        if count:
             self.spans.add(lease.start, lease.at)
             self._closed = self.spans.total
-            self._learn(came, now - lease.began)
+            self._learn(count, now - lease.began)
         if lease.remaining:
             self._retake()
 
@@ -371,18 +371,18 @@ class RangePlan:
         """Seconds by which the last lease will finish later than all would if the work were spread evenly."""
         if not self.leases or not self._peak:
             return 0.0
-        rest = sum(lease.remaining for lease in self.leases)
+        remaining = sum(lease.remaining for lease in self.leases)
         longest = max(lease.remaining / max(lease.meter.rate(now), 1.0) for lease in self.leases)
-        return longest - rest / self._peak
+        return longest - remaining / self._peak
 
-    def _learn(self, came: int, seconds: float) -> None:
-        """Remember what a connection brought; by bytes, so that slow ones do not make all look slow."""
+    def _learn(self, count: int, seconds: float) -> None:
+        """Average the rate of connections, weighted by bytes so that slow ones count less."""
         if seconds <= 0:
             return
         self._rate = (
-            came / seconds
+            count / seconds
             if not self._rate
-            else self._rate + (came / seconds - self._rate) * min(0.3, came / (_PART_SECONDS * self._rate))
+            else self._rate + (count / seconds - self._rate) * min(0.3, count / (_PART_SECONDS * self._rate))
         )
 
     def _last_to_finish(self, now: float, usual: float, setup: float) -> tuple[RangeLease | None, float]:
@@ -406,13 +406,13 @@ class RangePlan:
     def _hand_out(self, start: int, stop: int, now: float) -> RangeLease:
         lease = RangeLease(start, stop, now)
         self.leases.append(lease)
-        self._taken.add(start, stop)
+        self._assigned.add(start, stop)
         return lease
 
     def _retake(self) -> None:
-        self._taken = Spans(self.spans)
+        self._assigned = Spans(self.spans)
         for lease in self.leases:
-            self._taken.add(lease.start, lease.stop)
+            self._assigned.add(lease.start, lease.stop)
 
 
 def _cut(victim: RangeLease, now: float, rate: float, fast: float, setup: float) -> tuple[int, float | None]:
@@ -454,7 +454,7 @@ def part_size(
     connection takes its whole share at once.
 
     Args:
-        unassigned: Bytes that nobody fetches yet.
+        unassigned: Bytes that are neither there nor assigned.
         rate: Bytes per second of one connection, 0.0 where unknown.
         connections: How many are at work.
         lifetime: Seconds that the URL still works; None: for ever.
@@ -464,11 +464,11 @@ def part_size(
     connections = max(1, connections)
     share = -(-unassigned // connections)
     if rate <= 0:
-        # The first ranges measure the way; small enough that a decision can still be made while the URL is fresh.
+        # The first ranges measure the rate; they are small enough for a decision while the URL is still valid.
         return min(most, max(_PART_LEAST, min(share, 64 * MIB if lifetime is None else 16 * MIB)))
     if lifetime is not None and unassigned / (rate * connections) > lifetime:
         return max(_PART_LEAST, -(-unassigned // max(1, connections - served)))
-    # At the end parts get smaller, but not so small that asking takes longer than the bytes: idle connections take
-    # over what is left of the large ones anyway.
+    # At the end parts get smaller, but not so small that the request takes longer than the bytes: idle connections take
+    # over the end of large ones anyway.
     ordinary = min(int(rate * _PART_SECONDS), most)
     return min(most, max(_PART_LEAST, min(ordinary, max(share, int(rate * _PART_SECONDS / 4)))))

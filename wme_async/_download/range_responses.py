@@ -1,4 +1,4 @@
-"""Whether the answer to a request for a range holds bytes of it, and of the version that is wanted (RFC 9110).
+"""The head of a response to a range request: which bytes its body holds, and of which version (RFC 9110).
 
 Offsets are bytes; an interval is half-open: [start, stop).
 """
@@ -35,7 +35,7 @@ _CODINGS = frozenset(
 )
 # Where the clocks of a server's parts differ, a second says nothing; RFC 9110, section 8.8.2.2, once had a minute.
 _SETTLED_SECONDS = 60.0
-# Bytes before the ones that are asked for. Caches send whole blocks, of a few megabytes at most.
+# Bytes before the requested ones. Caches send whole blocks, of a few megabytes at most.
 _SKIP_MOST = 8 << 20
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.IGNORECASE | re.ASCII)
@@ -56,7 +56,7 @@ class ContentRange(msgspec.Struct, frozen=True):
 
 
 def parse_content_range(value: str | None) -> ContentRange | None:
-    """Read a `Content-Range` header; None where it is missing, unreadable or makes no sense."""
+    """Parse a `Content-Range` header; None if it is missing or malformed."""
     match = _CONTENT_RANGE.fullmatch(value.strip()) if value else None
     if match is None:
         return None
@@ -70,7 +70,7 @@ def parse_content_range(value: str | None) -> ContentRange | None:
 
 
 def content_coding(headers: Mapping[str, str]) -> str | None:
-    """Return the content coding of an answer, None where its bytes are those of the file.
+    """Return the content coding of a response, None if its bytes are those of the file.
 
     Args:
         headers: Looked up without regard to case.
@@ -80,71 +80,71 @@ def content_coding(headers: Mapping[str, str]) -> str | None:
 
 
 def strong_etag(value: str | None) -> str | None:
-    """Return an ETag that stands for the very bytes, as it was sent; None for weak, missing and malformed ones."""
+    """Return a strong ETag as it was sent; None if it is weak, missing or malformed."""
     text = (value or "").strip()
     return text if len(text) > 2 and text[0] == text[-1] == '"' and '"' not in text[1:-1] else None
 
 
 def strong_validator(etag: str | None, headers: Mapping[str, str]) -> str | None:
-    """Return what proves that two answers hold bytes of one version of a file.
+    """Return a validator: two responses with the same one hold bytes of the same version of a file.
 
     That is a strong ETag, or a `Last-Modified` that was old already when the server sent it: a file that changed twice
     within one second has the same date twice, and that second is over then (RFC 9110, section 8.8.2.2).
 
     Args:
         etag: The ETag, as it was sent.
-        headers: Of the answer, looked up in any case of letters.
+        headers: Of the response, in any case of letters.
 
     Returns:
-        The ETag with its quotes, or the date as it was sent; None where there is no such proof.
+        The ETag with its quotes, or the date as it was sent; None without a validator.
     """
     strong = strong_etag(etag)
     if strong is not None:
         return strong
     by_name = {name.lower(): value for name, value in headers.items()}
     text = by_name.get("last-modified", "").strip()
-    modified, sent = http_date(text), http_date(by_name.get("date"))
-    if modified is None or sent is None or not text.isascii():
+    modified, date = http_date(text), http_date(by_name.get("date"))
+    if modified is None or date is None or not text.isascii():
         return None
-    return text if (sent - modified).total_seconds() >= _SETTLED_SECONDS else None
+    return text if (date - modified).total_seconds() >= _SETTLED_SECONDS else None
 
 
 def conditions(validator: str | None) -> dict[str, str]:
     """Return the headers that make a request for a range one for this version alone."""
     if validator is None:
         return {}
-    # There is no `If-Match` for dates, and `If-Unmodified-Since` is known to fewer servers.
+    # `If-Match` does not take dates, and fewer servers know `If-Unmodified-Since`.
     return {"If-Match" if validator.startswith('"') else "If-Range": validator}
 
 
 def etag_matches(sent: str | None, expected: str | None) -> bool:
-    """Say whether an answer may be of the expected version: it says so, or it says nothing."""
+    """Return whether a response may be of the expected version: it has its ETag, or none."""
     return sent is None or expected is None or sent.strip() == expected
 
 
 def version_change(headers: Mapping[str, str], validator: str | None) -> str | None:
-    """Return how an answer shows that it is of another version than the validator's; None where it may be of that one.
+    """Return how the version of a response differs from the validator; None if it may be the same.
 
     Args:
         headers: Looked up without regard to case.
         validator: From `strong_validator`.
     """
     name = "ETag" if validator is None or validator.startswith('"') else "Last-Modified"
-    sent = headers.get(name)
-    return None if etag_matches(sent, validator) else f"the {name} is {sent} and no longer {validator}"
+    value = headers.get(name)
+    return None if etag_matches(value, validator) else f"the {name} is {value} and no longer {validator}"
 
 
 class Verdict(enum.Enum):
-    """What the head of an answer to a ranged request means."""
+    """The meaning of the head of a response to a range request."""
 
-    TAKE = "bytes of the range that was asked for"
-    WHOLE = "the whole file, which is what was asked for"
-    REFUSED = "something else"
+    TAKE = "bytes of the requested range"
+    WHOLE = "the whole file, as requested"
+    REFUSED = "other bytes"
     REPLACED = "bytes of another version of the file"
 
 
 class RangeResponse(msgspec.Struct, frozen=True):
-    """What an answer to a ranged request holds.
+    """The bytes in a response to a range request.
 
     Args:
         verdict: Whether it may be used.
@@ -162,23 +162,23 @@ class RangeResponse(msgspec.Struct, frozen=True):
 def check_range_response(
     status: int, headers: Mapping[str, str], *, start: int, stop: int, size: int, validator: str | None
 ) -> RangeResponse:
-    """Say which bytes the answer to `Range: bytes=start-(stop-1)` holds, and whether they may be used.
+    """Return which bytes the response to `Range: bytes=start-(stop-1)` holds, and whether they may be used.
 
-    Only a 206 whose range holds the first byte that was asked for may be: a 200 holds the file from its beginning, a
-    multipart answer has headers among the bytes, an encoded one has other bytes altogether. A server may send less than
-    was asked for, or more (RFC 9110, section 15.3.7), as caches do that keep files in blocks.
+    Only a 206 with the first requested byte may: a 200 holds the file from its beginning, a multipart response has
+    headers among the bytes, an encoded one has other bytes altogether. A server may send fewer or more bytes than
+    requested (RFC 9110, section 15.3.7), as caches do that store files in blocks.
 
     Args:
         status: HTTP status, below 400.
         headers: Looked up without regard to case.
-        start: First byte that was asked for.
+        start: First requested byte.
         stop: The byte after the last.
         size: Bytes of the file as its metadata has it.
         validator: From `strong_validator`.
     """
     coding = content_coding(headers)
     if coding is not None:
-        return _refused(f"the answer is encoded ({coding}) though identity was asked for")
+        return _refused(f"the response is encoded ({coding}) despite Accept-Encoding: identity")
     if status not in {200, 206}:
         return _refused(f"HTTP {status} for a range")
     changed = version_change(headers, validator)
@@ -188,18 +188,19 @@ def check_range_response(
         length = headers.get("Content-Length")
         if start == 0 and stop == size and (length is None or length.strip() == str(size)):
             return RangeResponse(Verdict.WHOLE, 0, size)
-        return _refused("the server sent the file from its beginning (200) though a range was asked for")
+        return _refused("the server sent the file from its beginning (200) in place of a range")
     if headers.get("Content-Type", "").strip().lower().startswith("multipart/byteranges"):
-        return _refused("the server sent a multipart answer for one range")
+        return _refused("the server sent a multipart response for one range")
     text = headers.get("Content-Range")
-    sent = parse_content_range(text)
-    if sent is None:
+    content_range = parse_content_range(text)
+    if content_range is None:
         return _refused(f"206 with {'no' if text is None else 'an unreadable'} Content-Range")
-    if sent.size is not None and sent.size != size:
-        return RangeResponse(Verdict.REPLACED, reason=f"the file has {sent.size} bytes and no longer {size}")
-    if not sent.start <= start < sent.stop or start - sent.start > max(_SKIP_MOST, stop - start):
-        return _refused(f"the server sent bytes {sent.start}-{sent.stop - 1} for {start}-{stop - 1}")
-    return RangeResponse(Verdict.TAKE, sent.start, sent.stop)
+    if content_range.size is not None and content_range.size != size:
+        return RangeResponse(Verdict.REPLACED, reason=f"the file has {content_range.size} bytes and no longer {size}")
+    first, end = content_range.start, content_range.stop
+    if not first <= start < end or start - first > max(_SKIP_MOST, stop - start):
+        return _refused(f"the server sent bytes {first}-{end - 1} for {start}-{stop - 1}")
+    return RangeResponse(Verdict.TAKE, first, end)
 
 
 def _refused(reason: str) -> RangeResponse:

@@ -152,7 +152,7 @@ class ContentReader(AsyncIterator[bytes], abc.ABC):
             self._task = asyncio.get_running_loop().create_task(self._run())
             self._task.add_done_callback(lambda _: self._more.set())
         while True:
-            ended = self._task.done()
+            is_done = self._task.done()
             piece = self._pop()
             if piece:
                 self.position += len(piece)
@@ -160,7 +160,7 @@ class ContentReader(AsyncIterator[bytes], abc.ABC):
             if self._closed:
                 # Another task has closed the reader: the cancellation of its own task does not concern this one.
                 raise RuntimeError(_CLOSED)
-            if ended:
+            if is_done:
                 self._task.result()
                 raise StopAsyncIteration
             self._more.clear()
@@ -302,7 +302,7 @@ class _WindowReader(ContentReader):
         stop = offset + len(data)
         return self._wait_for_room(stop) if stop > self.position + self._window else None
 
-    async def discard(self, error: WMEError) -> None:
+    async def restart(self, error: WMEError) -> None:
         """Drop all pieces before a reader can come, or raise if it has read some."""
         if self.position:
             raise error

@@ -9,7 +9,7 @@ import msgspec
 
 from wme_async._download.finished import VersionNote, store_note
 from wme_async._download.first_range import range_request
-from wme_async._download.range_responses import content_coding, parse_content_range, strong_etag
+from wme_async._download.range_responses import ContentRange, content_coding, parse_content_range, strong_etag
 from wme_async._download.source import SignedUrl
 from wme_async._files import LockedFile, explained, publish, sibling, sync_file
 from wme_async._platform import read_at, write_at
@@ -34,7 +34,7 @@ class SmallContent(msgspec.Struct, frozen=True):
 
 
 async def fetch_small(signed: SignedUrl, transport: Transport, *, limit: int) -> SmallContent:
-    """Fetch a small file in one response. It is not tried again.
+    """Fetch a small file in one response, without retries.
 
     Args:
         signed: Its address.
@@ -42,13 +42,13 @@ async def fetch_small(signed: SignedUrl, transport: Transport, *, limit: int) ->
         limit: Bytes that are accepted at most.
 
     Raises:
-        IntegrityError: The file is larger, or the response is not what was requested.
-        WMEError: It could not be had.
+        IntegrityError: The file is larger, or the response does not hold all of it.
+        WMEError: The request failed.
     """
     response = await transport.request(range_request(signed, 0, limit, None), retry=False)
-    sent = parse_content_range(response.headers.get("Content-Range")) if response.status == 206 else None
-    whole = sent is not None and sent.start == 0 and sent.stop == sent.size == len(response.body)
-    if not whole or content_coding(response.headers) is not None:
+    size = len(response.body)
+    content_range = parse_content_range(response.headers.get("Content-Range")) if response.status == 206 else None
+    if content_range != ContentRange(0, size, size) or content_coding(response.headers) is not None:
         raise IntegrityError(
             f"HTTP {response.status} with {len(response.body)} bytes is not the whole file",
             url=signed.url.partition("?")[0],
@@ -68,7 +68,7 @@ class SmallFile:
     Raises:
         BlockingIOError: Another download to this target is at work.
         FileNotFoundError: The folder does not exist.
-        OSError: It cannot be written; nothing is left of it.
+        OSError: It cannot be written, and was removed.
     """
 
     def __init__(self, target: Path, content: SmallContent | None) -> None:
@@ -89,11 +89,11 @@ class SmallFile:
 
     @classmethod
     def left_over(cls, target: Path, *, md5: str, limit: int) -> "SmallFile | bool":
-        """Look for what an earlier process has fetched and not named.
+        """Look for a complete file that an earlier process has not renamed.
 
         Args:
             target: The name that the finished file gets.
-            md5: What it must have.
+            md5: Its MD5.
             limit: Bytes at most.
 
         Returns:
@@ -123,16 +123,16 @@ class SmallFile:
         descriptor = self._file.descriptor
         if os.fstat(descriptor).st_size:
             os.ftruncate(descriptor, 0)
-        written = 0
-        while written < len(content.data):
-            written += write_at(descriptor, memoryview(content.data)[written:], written)
+        offset = 0
+        while offset < len(content.data):
+            offset += write_at(descriptor, memoryview(content.data)[offset:], offset)
         return content
 
     def finish(self, *, identity: str, verified: bool | None) -> os.stat_result:
         """Bring the bytes to the disk and give the file its name. The folder is not flushed.
 
         Args:
-            identity: What names the file on its server.
+            identity: Host and path of the file on its server.
             verified: Whether its MD5 is that of the metadata.
 
         Returns:

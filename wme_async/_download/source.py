@@ -1,4 +1,4 @@
-"""Where a file comes from and what became of it: the shapes that cross the downloader's door."""
+"""The records of the downloader: sources, versions, progress and results."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a HEAD says about a file. It costs no allowance.
+    """The size and version of a file in the head of a response.
 
     Args:
         size: Bytes, None where the server does not say.
@@ -32,7 +32,7 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
         last_modified: When the bytes were stored, UTC.
         content_type: As it was sent.
         accept_ranges: Whether the server says that it serves byte ranges.
-        headers: All headers of the answer.
+        headers: All headers of the response.
     """
 
     size: int | None = None
@@ -44,12 +44,12 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def validator_of(info: FileInfo) -> str | None:
-    """Return what proves that two answers hold bytes of the same version of a file, None where nothing does."""
+    """Return the validator of a version, a strong ETag or a date; None without one."""
     return strong_validator(info.etag, info.headers)
 
 
 class Checksum(msgspec.Struct, frozen=True, kw_only=True):
-    """What the metadata of a file promise.
+    """The checksum in the metadata of a file.
 
     Args:
         md5: Of all its bytes, in hexadecimal.
@@ -61,13 +61,13 @@ class Checksum(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SignedUrl(msgspec.Struct, frozen=True, kw_only=True):
-    """An address that serves the bytes with no credentials of ours.
+    """A URL that serves the bytes without our credentials.
 
     Args:
         url: Absolute; asked for byte for byte as it is.
         expires_at: When the signature runs out, in seconds of the transport's monotonic clock; None: never. A body that
             has begun by then goes on.
-        role: The object store behind WME, or a URL that a user named.
+        role: The object store behind WME, or a URL of the user's.
         headers: To send along.
     """
 
@@ -86,11 +86,11 @@ class Source(Protocol):
 
     @property
     def identity(self) -> str:
-        """What names the file, without credentials and signatures; a half-done download is resumed only under it."""
+        """Host and path of the file, without credentials and signatures. Only the same file is resumed."""
         ...  # pyright takes a body of words alone for one that returns nothing
 
     async def head(self) -> FileInfo:
-        """Ask for size and version. Free.
+        """Request size and version. Free.
 
         Raises:
             NotFound: The file is not there; the server also says so when it has trouble of its own.
@@ -98,18 +98,18 @@ class Source(Protocol):
         ...  # pyright takes a body of words alone for one that returns nothing
 
     async def sign(self) -> SignedUrl:
-        """Get an address of the bytes. One request that counts against the month's allowance.
+        """Request a signed URL of the bytes, which counts against the month's allowance.
 
         Raises:
-            WMEError: There is none. It has been tried as often as is allowed, so the download ends with it.
+            WMEError: Signing failed after all retries, which ends the download.
         """
         ...  # pyright takes a body of words alone for one that returns nothing
 
     async def checksum(self) -> Checksum | None:
-        """Return what the metadata promise, or None. Free, and asked again after a mismatch.
+        """Return the checksum in the metadata, or None. Free, and requested again after a mismatch.
 
         Raises:
-            NotFound: There are no metadata.
+            NotFound: The file has no metadata.
         """
         ...  # pyright takes a body of words alone for one that returns nothing
 

@@ -69,16 +69,16 @@ async def promised_checksum(source: Source) -> Checksum | None:
 
 
 async def promised_and_signed(source: DirectSource, signed_urls: SignedUrlCache) -> tuple[bool, Checksum | None]:
-    """Get an address of a file, and the checksum of its metadata beside it.
+    """Request a signed URL of a file and the checksum in its metadata.
 
-    Where signatures are metered the checksum comes first: a file without any may not exist, and its signature would be
+    If signatures are metered the checksum comes first: a file without one may not exist, and its signature would be
     charged all the same.
 
     Returns:
-        Whether there is an address now; the checksum, None where there is none.
+        Whether there is a signed URL now; the checksum, None without metadata.
 
     Raises:
-        WMEError: There is no address, or the metadata cannot be had.
+        WMEError: A request failed.
     """
     if source.metered:
         promised = await promised_checksum(source)
@@ -122,7 +122,7 @@ async def check_md5(
     if strong_etag(info.etag) == f'"{md5}"':
         return None, None
     return None, IntegrityError(
-        "the received bytes do not have the MD5 in the metadata; nothing was kept, so fetch the file again",
+        "the received bytes do not have the MD5 in the metadata; the file was discarded, so fetch it again",
         expected=promised.md5,
         got=md5,
     )
@@ -141,7 +141,7 @@ def check_sha1(digests: Collection[str], sha1: str, target: Path) -> None:
     """
     if sha1 not in digests:
         raise IntegrityError(
-            f"the received bytes do not have the SHA-1 of {target.name}; nothing was kept, so fetch the file again",
+            f"the received bytes do not have the SHA-1 of {target.name}; the file was discarded, so fetch it again",
             expected=" or ".join(sorted(digests)),
             got=sha1,
         )

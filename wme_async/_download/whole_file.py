@@ -1,6 +1,7 @@
 """A whole file in one response: for servers without ranges, and for files whose version nothing proves."""
 
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Awaitable
 from typing import Protocol
 
@@ -30,7 +31,7 @@ class WholeFileStore(Protocol):
     def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
         """Take bytes, at once or when the result has been awaited."""
 
-    async def discard(self, error: WMEError) -> None:
+    async def restart(self, error: WMEError) -> None:
         """Drop all bytes after a failed attempt, or raise its error if they are in use."""
 
 
@@ -42,6 +43,7 @@ class WholeFileFetcher:
         signed_urls: Has the address.
         budget: Connections and bandwidth.
         store: Takes the bytes.
+        hashed: Compute their MD5.
 
     Attributes:
         done: Bytes of the present attempt.
@@ -51,7 +53,13 @@ class WholeFileFetcher:
     """
 
     def __init__(
-        self, transport: Transport, signed_urls: SignedUrlCache, budget: Budget, store: WholeFileStore
+        self,
+        transport: Transport,
+        signed_urls: SignedUrlCache,
+        budget: Budget,
+        store: WholeFileStore,
+        *,
+        hashed: bool = False,
     ) -> None:
         self.done = 0
         self.size: int | None = None
@@ -61,6 +69,13 @@ class WholeFileFetcher:
         self._signed_urls = signed_urls
         self._budget = budget
         self._store = store
+        self._hashed = hashed
+        self._digest = hashlib.md5(usedforsecurity=False)
+
+    @property
+    def md5(self) -> str | None:
+        """The MD5 of the present attempt, if it is computed."""
+        return self._digest.hexdigest() if self._hashed else None
 
     @property
     def frontier(self) -> int:
@@ -91,13 +106,14 @@ class WholeFileFetcher:
                     delay = self._delay_after(error, backoff, self._transport.monotonic() - began)
                     self.done = 0
                     self.versions += self._signed_urls.plain or strong_etag(info.etag) is None
-                    await self._store.discard(error)
+                    await self._store.restart(error)
                 await self._transport.sleep(delay)
         finally:
             self._budget.release()
 
     async def _fetch(self, info: FileInfo) -> FileInfo:
         self.done, self.size = 0, info.size
+        self._digest = hashlib.md5(usedforsecurity=False)
         async with self._open(info) as (body, received):
             self.size = received.size
             await body.copy_to(self._take)
@@ -113,6 +129,8 @@ class WholeFileFetcher:
             raise IntegrityError(f"the server sent more than the {self.size} bytes that it announced")
         writing = self._store.write(offset, data)
         self.done = stop
+        if self._hashed:
+            self._digest.update(data)
         return after(writing, self._transport, self._budget.moved(count, self._transport.monotonic()))
 
     @contextlib.asynccontextmanager
@@ -165,11 +183,11 @@ class WholeFileFetcher:
         if status == 403:
             check_signatures(self._signed_urls, error)
             return 0.0
-        wrong = isinstance(error, IntegrityError)
-        if not wrong and not is_transient(error):
+        is_wrong = isinstance(error, IntegrityError)
+        if not is_wrong and not is_transient(error):
             raise error
         delay = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
-        if delay is None or (wrong and backoff.attempts > MAX_WRONG_RESPONSES):
+        if delay is None or (is_wrong and backoff.attempts > MAX_WRONG_RESPONSES):
             raise note_attempts(error, attempts=backoff.attempts, elapsed=elapsed)
         return delay
 
