@@ -139,7 +139,7 @@ SYNC: dict[str, Callable[[], Any]] = {
     "allowed_hosts must be a list of names, and 5 is not text": lambda: app(allowed_hosts=[5]),
     "create_rate must be a number, not 'x'": lambda: app(create_rate="x"),
     "create_burst must be a whole number, not 1.5": lambda: app(create_burst=1.5),
-    "=create_rate must be above 0, and create_burst at least 1, not -1 and 30": lambda: app(create_rate=-1),
+    "=create_rate must be a number above 0, not -1": lambda: app(create_rate=-1),
     "public_url must be text, not 5": lambda: app(public_url=5),
     "=public_url must be a URL such as https://example.com/downloads, not 'x'": lambda: app(public_url="x"),
     "a key must be text, not int": lambda: hash_key(5),  # type: ignore[arg-type]
@@ -248,7 +248,7 @@ MANAGED: dict[str, Callable[[BatchManager], Awaitable[Any]]] = {
     "keep must be a number, not 'x'": lambda m: m.rotate_webhook_secret(keep="x"),  # type: ignore[arg-type]
     "=keep must be a number of seconds, 0 or more, not -1": lambda m: m.rotate_webhook_secret(keep=-1),
     "port must be a whole number, not '80'": lambda m: serve(m, port="80", api_keys=None),  # type: ignore[arg-type]
-    "=port is 0 to 65535, not 70000": lambda m: serve(m, port=70000, api_keys=None),
+    "=port must be 0 to 65535, not 70000": lambda m: serve(m, port=70000, api_keys=None),
     "=host is empty": lambda m: serve(m, host="", api_keys=None),
     "host must be text, not 5": lambda m: serve(m, host=5, api_keys=None),  # type: ignore[arg-type]
     "on_ready must be a function, not 5": lambda m: serve(m, on_ready=5, api_keys=None),  # type: ignore[arg-type]
@@ -323,10 +323,10 @@ async def test_parquet_refuses_what_it_cannot_be_written_with(
     ("chunks", "options", "words"),
     [
         ([b"x"], {}, "chunks must be an async iterable of bytes, not [b'x']"),
-        (["x"], {}, "chunks are bytes, and one is str"),
+        (["x"], {}, "chunks must be bytes, and one is str"),
         ([b"x"], {"to": 5}, "to must be a path, as text or as pathlib.Path, not 5"),
         ([b"x"], {"part_size": "x"}, "part_size must be a whole number, not 'x'"),
-        ([b"x"], {"connections": 0}, "=part_size and connections are numbers above 0, not 8388608 and 0"),
+        ([b"x"], {"connections": 0}, "=connections must be at least 1, not 0"),
     ],
 )
 async def test_an_upload_refuses_what_it_cannot_send(chunks: Any, options: Any, words: str, tmp_path: Path) -> None:

@@ -7,12 +7,12 @@
             async for event in events:
                 print(event.item.name)
 
-Listeners share one bounded backlog, in which each has its own place. A listener that is slow or frozen therefore costs
-no memory and delays nobody else: it loses its place, and its policy says what happens then.
+Listeners share one bounded backlog, and each has its own position in it. A slow or frozen listener therefore costs no
+memory and delays no other: it loses its position, and its policy says what happens then.
 
 Each event has an `id` that names the last offset of every partition. A browser sends it back as `Last-Event-ID` when it
-reconnects, also to another process, and receives what it has not had, as far as the backlog reaches. A hub that was
-restarted fills its backlog from `since`:
+reconnects, also to another process, and receives the events after it, as far as the backlog reaches. After a restart a
+hub fills its backlog from `since`:
 
     Broadcast(wme.realtime.articles(since=datetime.now(UTC) - timedelta(minutes=10)))
 """
@@ -26,7 +26,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
 import msgspec
 
 from wme_async import _clock
-from wme_async._arguments import check_functions
+from wme_async._arguments import check_functions, check_numbers
 from wme_async._stream import Stream
 from wme_async._tasks import wait_done
 from wme_async.errors import StreamError
@@ -36,10 +36,10 @@ __all__ = ["Broadcast", "BroadcastEvent", "BroadcastStatistics", "Listener", "Sl
 T = TypeVar("T")
 
 SlowPolicy: TypeAlias = Literal["drop", "disconnect", "wait"]
-"""What happens to a listener that has fallen behind the backlog: it continues with the oldest event that is left and is
-told how many it missed; or it ends with `SlowListener`; or the stream waits for it, and with it everybody else."""
+"""Policy for a listener that has fallen behind the backlog: it continues with the oldest event of the backlog, whose
+`missed` counts those before it; or it ends with `SlowListener`; or the stream and all other listeners wait for it."""
 
-_TURN: Final = 64  # events that a listener takes before other tasks get their turn
+_TURN: Final = 64  # events that a listener handles before other tasks run
 _RETRY: Final = 2000  # milliseconds after which a browser reconnects
 
 
@@ -51,13 +51,13 @@ class BroadcastEvent(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """An event as a listener receives it.
 
     Attributes:
-        item: The record, as the stream gave it. All listeners share it: do not change it.
+        item: The record from the stream. All listeners share it: do not change it.
         data: The record as JSON, encoded once for all listeners.
         id: The position after this event in all partitions, for `last_event_id`; None where the record has no offset,
-            as those that fill a gap from the hourly batches.
+            such as those that fill a gap from the hourly batches.
         missed: Events that this listener has missed just before this one.
-        incomplete: Whether events may be missing before this one that the backlog no longer had when the listener
-            resumed. Their number is not known.
+        incomplete: Whether events before this one may be missing, because the backlog no longer had them when the
+            listener resumed. Their number is unknown.
     """
 
     item: T
@@ -67,9 +67,9 @@ class BroadcastEvent(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     incomplete: bool = False
 
     def sse(self) -> bytes:
-        """Return the event in the form of server-sent events.
+        """Return the event as a server-sent event.
 
-        Missing events come before it as an event `missed` with `{"count": …}`, where null is an unknown number.
+        Missing events come before it as an event `missed` with `{"count": …}`; null stands for an unknown number.
         """
         before = b""
         if self.missed or self.incomplete:
@@ -80,14 +80,14 @@ class BroadcastEvent(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class BroadcastStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """What a hub is doing.
+    """Counters of a hub.
 
     Attributes:
         events: Events received from the stream.
-        listeners: Listeners at the moment.
+        listeners: Open listeners.
         backlog: Events in the backlog.
         backlog_bytes: Their bytes as JSON.
-        missed: Events that listeners have missed, over all listeners so far.
+        missed: Events that listeners have missed, in total.
         disconnected: Listeners that ended with `SlowListener`.
     """
 
@@ -106,21 +106,21 @@ class _Entry(msgspec.Struct):
 
 
 class _Backlog:
-    """The events that are kept, and all that the hub and its listeners know together.
+    """The backlog of events, and the state that the hub and its listeners share.
 
     Attributes:
-        entries: By sequence number, without holes.
+        entries: Events by sequence number, without holes.
         first: Sequence number of the oldest.
         next: Sequence number that the next event gets.
         bytes: JSON of all entries.
         started: The first offset of each partition.
-        evicted: The last offset of each partition that is no longer kept.
-        covered_from: The time from which on the stream was read, UTC seconds.
-        listeners: Those that are open.
+        evicted: The last offset of each partition that is no longer in the backlog.
+        covered_from: The time from which the stream is complete, UTC seconds.
+        listeners: Open listeners.
         missed: Events that listeners have missed.
         disconnected: Listeners that were too slow for their policy.
-        open: Whether the hub is.
-        failure: Why the stream has ended.
+        open: Whether the hub is open.
+        failure: The exception that ended the stream.
     """
 
     def __init__(self, limit: int, limit_bytes: int, lag: float) -> None:
@@ -143,7 +143,7 @@ class _Backlog:
         self.failure: BaseException | None = None
 
     async def append(self, entry: _Entry) -> None:
-        """Add an event, in place of the oldest ones where it is full; wait for listeners that it has to wait for."""
+        """Add an event, and evict the oldest ones that no listener with the policy `wait` needs."""
         size = len(entry.event.data)
         while self.entries and (len(self.entries) >= self._limit or self.bytes + size > self._limit_bytes):
             if any(listener.is_at(self.first) for listener in self.listeners):
@@ -168,20 +168,20 @@ class _Backlog:
         await waiter
 
     def wake(self) -> None:
-        """Wake all that wait for an event."""
+        """Wake all waiters for an event."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
     def moved(self) -> None:
-        """Note that a listener has moved on or is gone: there may be room."""
+        """Wake `append`, which may wait for a listener that has moved on or is closed."""
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
-    def covers(self, known: dict[int, int], received: float) -> bool:
-        """Return whether the stream was read without a hole since a position was reached, at a time (UTC seconds)."""
-        if all(self.started.get(partition, math.inf) <= offset + 1 for partition, offset in known.items()):
+    def covers(self, offsets: dict[int, int], received: float) -> bool:
+        """Return whether the stream is complete since a position, which was reached at a time (UTC seconds)."""
+        if all(self.started.get(partition, math.inf) <= offset + 1 for partition, offset in offsets.items()):
             return True
         return self.covered_from <= received - self._lag
 
@@ -194,13 +194,13 @@ class Broadcast(Generic[T]):
     Args:
         stream: A stream that is not open yet, such as `wme.realtime.articles()`. Its records must have an `event` with
             partition and offset, or `position` must say where they are.
-        backlog: Events that are kept for listeners that are behind or come back.
-        backlog_bytes: Bytes of JSON that are kept at most.
-        encode: Makes the JSON of a record.
+        backlog: Events that are kept for listeners that are behind or reconnect.
+        backlog_bytes: Bytes of their JSON at most.
+        encode: Encodes a record as JSON.
         position: Returns the partition and offset of a record; the offset is None for one that has none.
         lag: Seconds by which the delivery of events may lag behind their publication; older events of other partitions
-            are expected within this time. It decides whether a listener that resumes after a restart of the hub is told
-            that events may be missing.
+            are expected within this time. It decides whether the first event of a listener that resumes after a restart
+            of the hub is `incomplete`.
 
     Raises:
         TypeError: An argument of a wrong type.
@@ -217,17 +217,13 @@ class Broadcast(Generic[T]):
         position: Callable[[T], tuple[int, int | None]] | None = None,
         lag: float = 60.0,
     ) -> None:
-        for name, value in (("backlog", backlog), ("backlog_bytes", backlog_bytes)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be a whole number, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        check_numbers(whole=True, optional=False, minimum=1, backlog=backlog, backlog_bytes=backlog_bytes)
         check_functions(encode=encode, position=position)
         self._stream = stream
         self._backlog = _Backlog(backlog, backlog_bytes, lag)
         self._encode = encode
         self._position = position or _position_of
-        self._places: dict[int, str] = {}  # each partition with its last offset, as an id has it
+        self._positions: dict[int, str] = {}  # partition and last offset, as in an id, for each partition
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -243,8 +239,8 @@ class Broadcast(Generic[T]):
         if self._task is not None:
             raise RuntimeError("a Broadcast is entered once; make another one")
         await self._stream.__aenter__()
-        begun = (position.published for position in self._stream.positions.values())
-        self._backlog.covered_from = max((at.timestamp() for at in begun if at is not None), default=math.inf)
+        starts = (position.published for position in self._stream.positions.values())
+        self._backlog.covered_from = max((start.timestamp() for start in starts if start is not None), default=math.inf)
         self._backlog.open = True
         self._task = asyncio.create_task(self._read(), name="wme relay")
         return self
@@ -266,7 +262,7 @@ class Broadcast(Generic[T]):
 
     @property
     def failure(self) -> BaseException | None:
-        """Why the stream has ended, for the health check of a web service; None while it runs."""
+        """The exception that ended the stream, for the health check of a web service; None while it runs."""
         return self._backlog.failure
 
     def listen(
@@ -280,15 +276,15 @@ class Broadcast(Generic[T]):
         """Return a listener: an async context manager and an async iterator of events.
 
         Args:
-            last_event_id: The `id` of the last event that was received, from this hub or one before it. Events after
-                it that the backlog has come first.
+            last_event_id: The `id` of the last event that the client received, from this hub or an earlier one. The
+                events after it that the backlog has come first.
             replay: Begin with the whole backlog where there is no `last_event_id`, instead of with the next event.
-            where: Selects records. It is called for each of them in the event loop.
+            where: Selects records. The event loop calls it for each of them.
             slow: What happens when the listener falls behind the backlog.
 
         Raises:
             RuntimeError: The hub is not open.
-            ValueError: Another policy.
+            ValueError: An unknown policy.
             TypeError: `where` is not a function.
         """
         if slow not in ("drop", "disconnect", "wait"):
@@ -306,16 +302,15 @@ class Broadcast(Generic[T]):
         slow: SlowPolicy = "disconnect",
         keep_alive: float = 15.0,
     ) -> AsyncGenerator[bytes, None]:
-        """Give events in the form of server-sent events, for the body of a streaming response.
+        """Yield events as server-sent events, for the body of a streaming response.
 
-        A comment is sent after `keep_alive` seconds of silence, so that proxies keep the connection and a client that
-        is gone is noticed. The body ends when the hub is closed or has failed; a browser then connects again.
+        A comment is sent after `keep_alive` seconds of silence, so that proxies keep the connection, and a write to a
+        client that has disconnected fails. The body ends when the hub is closed or fails; a browser then reconnects.
 
         Args:
             last_event_id: The request's `Last-Event-ID` header.
-            where: Which records are wanted.
-            slow: What happens when the listener falls behind the backlog; a browser that is disconnected comes back
-                and resumes.
+            where: Selects records.
+            slow: What happens when the listener falls behind the backlog; a browser reconnects and resumes.
             keep_alive: Seconds.
         """
         yield b"retry: %d\n\n" % _RETRY
@@ -334,7 +329,7 @@ class Broadcast(Generic[T]):
                     yield event.sse()
 
     def statistics(self) -> BroadcastStatistics:
-        """Return counts, now."""
+        """Return the counters."""
         backlog = self._backlog
         return BroadcastStatistics(
             events=backlog.next,
@@ -357,9 +352,9 @@ class Broadcast(Generic[T]):
         partition, offset = self._position(item)
         identity = None
         if offset is not None:
-            self._places[partition] = f"{partition}:{offset}"
+            self._positions[partition] = f"{partition}:{offset}"
             self._backlog.started.setdefault(partition, offset)
-            identity = f"{int(_clock.now())};{','.join(self._places.values())}"
+            identity = f"{int(_clock.now())};{','.join(self._positions.values())}"
         return _Entry(BroadcastEvent(item=item, data=self._encode(item), id=identity), partition, offset)
 
 
@@ -370,7 +365,7 @@ class Listener(Generic[T]):
     stream has failed and `SlowListener` when this listener was too slow for its policy.
 
     Attributes:
-        last_event_id: The `id` of the last event that was handed out, for resuming.
+        last_event_id: The `id` of the last event that the listener returned, for resuming.
     """
 
     def __init__(
@@ -387,7 +382,7 @@ class Listener(Generic[T]):
         self._where = where
         self._slow = slow
         self._next = backlog.first if replay or last_event_id else backlog.next
-        self._known: dict[int, int] = {}
+        self._offsets: dict[int, int] = {}
         self._incomplete = False
         self._missed = 0
         self._state: Literal["new", "open", "closed"] = "new"
@@ -434,7 +429,7 @@ class Listener(Generic[T]):
             if event is not None:
                 return event
             if self._next < backlog.next:
-                await asyncio.sleep(0)  # a turn is over, and nothing in it was wanted
+                await asyncio.sleep(0)  # this turn is over, and `where` selected none of its events
             elif backlog.failure is not None:
                 raise StreamError(f"the stream behind the relay has ended: {backlog.failure}") from backlog.failure
             else:
@@ -446,11 +441,11 @@ class Listener(Generic[T]):
         return self._next == number
 
     def needs(self, first: int) -> bool:
-        """Return whether the oldest event must be kept for this listener."""
+        """Return whether the oldest event must stay in the backlog for this listener."""
         return self._slow == "wait" and self._next <= first
 
     def _take(self) -> BroadcastEvent[T] | None:
-        """Return the next event that is wanted, if there is one within a turn."""
+        """Return the next event that `where` selects, if there is one within a turn."""
         backlog = self._backlog
         if self._next < backlog.first:
             self._fall_behind(backlog.first - self._next)
@@ -460,7 +455,7 @@ class Listener(Generic[T]):
                 break
             self._next += 1
             event: BroadcastEvent[T] = entry.event
-            if entry.offset is not None and entry.offset <= self._known.get(entry.partition, -1):
+            if entry.offset is not None and entry.offset <= self._offsets.get(entry.partition, -1):
                 continue
             if self._where is None or self._where(event.item):
                 backlog.moved()
@@ -487,20 +482,20 @@ class Listener(Generic[T]):
 
     def _resume(self, last_event_id: str) -> None:
         backlog = self._backlog
-        seconds, _, places = last_event_id.partition(";")
+        seconds, _, positions = last_event_id.partition(";")
         try:
-            known = {int(p): int(o) for p, o in (place.split(":") for place in places.split(","))}
-            covered = backlog.covers(known, int(seconds))
+            offsets = {int(p): int(o) for p, o in (position.split(":") for position in positions.split(","))}
+            complete = backlog.covers(offsets, int(seconds))
         except ValueError:  # not an id of a relay
             self._incomplete = True
             return
-        self._known = known
-        lost = any(offset > known.get(partition, -1) for partition, offset in backlog.evicted.items())
-        self._incomplete = lost or not covered
+        self._offsets = offsets
+        lost = any(offset > offsets.get(partition, -1) for partition, offset in backlog.evicted.items())
+        self._incomplete = lost or not complete
 
 
 def _position_of(item: Any) -> tuple[int, int | None]:
     event = getattr(item, "event", None)
     if event is None:
-        raise TypeError(f"a {type(item).__name__} has no `event`: give Broadcast a `position` that says where it is")
+        raise TypeError(f"a {type(item).__name__} has no `event`: pass Broadcast a `position`")
     return event.partition or 0, event.offset

@@ -22,7 +22,7 @@ def schema_of(type: Any) -> "pa.Schema":
     """Return the Arrow schema of a Struct, dataclass or TypedDict.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: Another type.
     """
     return pa.schema([pa.field(name, kind) for name, _, kind, _ in columns_of(type)])
 
@@ -63,7 +63,7 @@ def constant(kind: Any, value: Any, above: tuple[Any, ...]) -> Any:
 
 
 def columns_of(type: Any) -> list[Field]:
-    """Return (name, how to get it from a record, its Arrow type, how to make an array of it) for each field."""
+    """Return name, getter of a record's value, Arrow type, and array builder for each field."""
     check_record_type(type)
     info = inspect.type_info(type)
     if not isinstance(info, inspect.StructType | inspect.DataclassType | inspect.TypedDictType):
@@ -73,16 +73,18 @@ def columns_of(type: Any) -> list[Field]:
 
 def _fields(info: Any, above: tuple[Any, ...]) -> list[Field]:
     mapping = isinstance(info, inspect.TypedDictType)
-    found = []
+    fields: list[Field] = []
     if getattr(info, "tag_field", None) is not None:
         tag = info.tag
-        found.append((info.tag_field, lambda _: tag, *_leaf(pa.string() if isinstance(tag, str) else pa.int64(), None)))
+        fields.append(
+            (info.tag_field, lambda _: tag, *_leaf(pa.string() if isinstance(tag, str) else pa.int64(), None))
+        )
     for field in info.fields:
-        if field.name.startswith("_"):  # another spelling of a public field
+        if field.name.startswith("_"):  # an alias of a public field
             continue
         kind, build = _column(field.type, (*above, info.cls))
-        found.append((field.encode_name, _getter(field.name, mapping=mapping), kind, build))
-    return found
+        fields.append((field.encode_name, _getter(field.name, mapping=mapping), kind, build))
+    return fields
 
 
 def _getter(name: str, *, mapping: bool) -> Callable[[Any], Any]:
@@ -97,14 +99,14 @@ def _getter(name: str, *, mapping: bool) -> Callable[[Any], Any]:
 
 
 def _column(info: Any, above: tuple[Any, ...]) -> Column:
-    """Return the Arrow type for a msgspec type, and what makes an array of a list of its values."""
+    """Return the Arrow type for a msgspec type, and the function that makes an array of a list of its values."""
     while isinstance(info, inspect.Metadata):
         info = info.type
     if isinstance(info, inspect.UnionType):
-        rest = [each for each in info.types if not isinstance(each, inspect.NoneType)]
-        if len(rest) == 1:
-            return _column(rest[0], above)
-        if all(isinstance(each, inspect.IntType | inspect.FloatType) for each in rest):
+        types = [member for member in info.types if not isinstance(member, inspect.NoneType)]
+        if len(types) == 1:
+            return _column(types[0], above)
+        if all(isinstance(member, inspect.IntType | inspect.FloatType) for member in types):
             return _leaf(pa.float64(), float)
         return _json()
     if isinstance(info, inspect.StructType | inspect.DataclassType | inspect.TypedDictType):
@@ -114,10 +116,10 @@ def _column(info: Any, above: tuple[Any, ...]) -> Column:
     if isinstance(info, inspect.DictType) and isinstance(info.key_type, inspect.StrType):
         return _map(_column(info.value_type, above))
     if isinstance(info, inspect.EnumType | inspect.LiteralType):
-        values = [each.value for each in info.cls] if isinstance(info, inspect.EnumType) else info.values
-        return _leaf(pa.string(), _value) if all(isinstance(each, str) for each in values) else _json()
+        values = [member.value for member in info.cls] if isinstance(info, inspect.EnumType) else info.values
+        return _leaf(pa.string(), _value) if all(isinstance(value, str) for value in values) else _json()
     if isinstance(info, inspect.DateTimeType):
-        # Times that are declared to have no zone get a column without one.
+        # Times that are declared without a zone get a column without one.
         return _leaf(pa.timestamp("us"), None) if info.tz is False else _instants()
     for kind, arrow, change in _LEAVES:
         if isinstance(info, kind):
@@ -158,7 +160,7 @@ def _array(values: list[Any], kind: "pa.DataType") -> "pa.Array":
 
 
 def _instants() -> Column:
-    """Return a column of times in UTC. A time without a zone could be anywhere on Earth, so it is an error."""
+    """Return a column of times in UTC. A time without a zone is ambiguous, so it is an error."""
     kind = pa.timestamp("us", tz="UTC")
 
     def build(values: list[Any]) -> Any:
@@ -168,7 +170,7 @@ def _instants() -> Column:
                 "Arrow cannot hold a record: a datetime without a time zone; give it one, or declare its field as "
                 "Annotated[datetime, msgspec.Meta(tz=False)]"
             )
-        if zones - {UTC}:  # Arrow would take a time that is in year 0 in UTC, and nobody could read it
+        if zones - {UTC}:  # Arrow would accept a time that is in year 0 in UTC, and no reader could decode it
             values = [None if value is None else value.astimezone(UTC) for value in values]
         return _array(values, kind)
 
@@ -184,7 +186,7 @@ def _struct(info: Any, above: tuple[Any, ...]) -> Column:
     fields = _fields(info, above)
     if not fields:
         return _json()
-    kind = pa.struct([pa.field(name, each) for name, _, each, _ in fields])
+    kind = pa.struct([pa.field(name, column) for name, _, column, _ in fields])
     arrow_fields = list(kind)
 
     def build(values: list[Any]) -> Any:
@@ -197,22 +199,21 @@ def _struct(info: Any, above: tuple[Any, ...]) -> Column:
 
 
 def _offsets(values: list[Any]) -> "pa.Array":
-    """Return where each list begins; null where there is none."""
-    found: list[int | None] = []
-    at = 0
+    """Return the offset of each list; null for None."""
+    offsets: list[int | None] = []
+    end = 0
     for value in values:
-        found.append(None if value is None else at)
-        at += 0 if value is None else len(value)
-    found.append(at)
-    return pa.array(found, pa.int32())
+        offsets.append(None if value is None else end)
+        end += 0 if value is None else len(value)
+    return pa.array([*offsets, end], pa.int32())
 
 
 def _list(item: Column) -> Column:
     kind = pa.list_(item[0])
 
     def build(values: list[Any]) -> Any:
-        flat = [each for value in values if value is not None for each in value]
-        return pa.ListArray.from_arrays(_offsets(values), item[1](flat), type=kind)
+        items = [item for value in values if value is not None for item in value]
+        return pa.ListArray.from_arrays(_offsets(values), item[1](items), type=kind)
 
     return kind, build
 
@@ -222,7 +223,7 @@ def _map(item: Column) -> Column:
 
     def build(values: list[Any]) -> Any:
         keys = [key for value in values if value is not None for key in value]
-        items = [each for value in values if value is not None for each in value.values()]
+        items = [element for value in values if value is not None for element in value.values()]
         return pa.MapArray.from_arrays(_offsets(values), _array(keys, pa.string()), item[1](items), type=kind)
 
     return kind, build

@@ -5,12 +5,13 @@
     async with read_archive("enwiki_namespace_0.tar.gz", type=Article) as articles:
         await write_parquet(articles, "enwiki.parquet", type=Article)
 
-The schema comes from the Struct, with the names of the wire, so that a small Struct is also the way to choose columns.
-Structs become structs, lists lists, mappings with text keys maps, times microseconds in UTC. What Arrow has no type for
-(a Struct inside itself, a union, JSON that nobody has described) becomes a string of JSON. A tag is a column of its
+The schema comes from the Struct, with the names of the wire, so that a small Struct also selects columns.
+Structs become structs, lists lists, mappings with text keys maps, times microseconds in UTC. A type that
+Arrow lacks (a recursive Struct, a union, JSON without a schema) becomes a string of JSON. A tag is a column of its
 own, a `Decimal` the string of its digits, `bytearray` bytes; a datetime without a zone is an error, unless its field is
-declared as `Annotated[datetime, msgspec.Meta(tz=False)]`. What the service leaves out
-because it is false, zero or empty is false, zero or empty, as in the Struct; only `None` becomes null.
+declared as `Annotated[datetime, msgspec.Meta(tz=False)]`. Values that
+the service omits because they are false, zero or empty are false, zero or empty, as in the Struct; only `None` becomes
+null.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ async def record_batches(records: AsyncIterable[T], type: type[T]) -> AsyncGener
 
     Args:
         records: An open archive, a stream, or any other async iterable of records.
-        type: What the records are.
+        type: Type of the records.
 
     Yields:
         Batches, all with `schema_of(type)`. Those of an archive never span members.

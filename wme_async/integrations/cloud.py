@@ -4,12 +4,13 @@
 
     await upload(chunks, "s3://bucket/enwiki_namespace_0.tar.gz")
 
-Bytes go in parts, several at a time, as they arrive: nothing is written to the disk and little is held in memory. The
-object is there when all of it was sent; whatever ends the upload earlier leaves none.
+Parts are sent as their bytes arrive, several at a time: nothing is written to the disk, and memory holds a few parts.
+The object exists once all of it is sent; an upload that ends early leaves none.
 """
 
 import asyncio
 import errno
+import functools
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any, Final
@@ -32,17 +33,17 @@ __all__ = ["Uploaded", "upload"]
 _SCHEMES: Final = frozenset({"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "file"})
 _MIB: Final = 1024 * 1024
 _PART: Final = 8 * _MIB
-_MOST_PARTS: Final = {S3Store: 10_000, GCSStore: 10_000, AzureStore: 50_000}
-_GRACE: Final = 10.0  # seconds for the store to take an upload back
+_MAX_PARTS: Final = {S3Store: 10_000, GCSStore: 10_000, AzureStore: 50_000}
+_GRACE: Final = 10.0  # seconds for the store to abort an upload
 
 
 class Uploaded(msgspec.Struct, frozen=True):
-    """An object that was written.
+    """A written object.
 
     Attributes:
-        url: Where it is; the path inside the store, where a store was given.
+        url: Its URL; with a `store`, the path inside it.
         size: Bytes.
-        etag: The store's ETag, as it writes it.
+        etag: The store's ETag, unchanged.
         version: The store's version of the object, where the bucket keeps versions.
     """
 
@@ -64,105 +65,100 @@ async def upload(
 ) -> Uploaded:
     """Send bytes to an object as they arrive.
 
-    The source is read and closed in the task that calls this, and only as fast as the store takes its bytes.
+    The task of the caller reads and closes the source, only as fast as the store accepts its bytes.
 
     Args:
         chunks: The bytes, in order: a download, `arrow.parquet_chunks`, or any other async iterable.
-        to: `s3://bucket/key`, `gs://bucket/key`, `az://container/key`, `file:///path`. Credentials are found where the
-            tools of each cloud look for them, such as `AWS_ACCESS_KEY_ID`. With `store`, the path inside it.
+        to: `s3://bucket/key`, `gs://bucket/key`, `az://container/key`, `file:///path`. Credentials come from the
+            environment of each cloud's tools, such as `AWS_ACCESS_KEY_ID`. With `store`, the path inside it.
         store: An obstore store of your own, such as one with its own credentials.
-        size: Bytes in all, where known. Stores take 10,000 parts of an object (Azure 50,000), so parts are made larger
-            where that is needed. `content()` of an archive knows its size by itself.
+        size: Bytes in all, where known. Stores accept 10,000 parts of an object (Azure 50,000), so parts of a large
+            object are larger. `content()` of an archive knows its size.
         part_size: Bytes of one part, or more; S3 wants 5 MiB at least.
-        connections: Parts on their way at a time.
+        connections: Parts that are sent at a time.
         **options: For `obstore.store.from_url`, such as `region="eu-west-1"`, `endpoint=` or `client_options=`.
 
     Raises:
         TypeError: An argument of another type, or a chunk that is not bytes.
-        ValueError: A URL without a key, or of a kind that is not known.
-        OSError: The store refused; `PermissionError` and `FileNotFoundError` where it says so. Or these are more bytes
-            than the store takes in parts of this size.
-        Exception: What the source raises.
+        ValueError: A URL without a key, or of an unknown scheme.
+        OSError: The store returned an error: `PermissionError` and `FileNotFoundError` where they fit. Or the source
+            has more bytes than the store accepts in parts of this size.
+        Exception: Any exception of the source.
     """
     check_async_iterable("chunks", chunks, "bytes")
     check_path("to", to)
-    check_numbers(whole=True, optional=False, part_size=part_size, connections=connections)
+    check_numbers(whole=True, optional=False, minimum=1, part_size=part_size, connections=connections)
     check_numbers(whole=True, size=size)
-    if part_size < 1 or connections < 1:
-        raise ValueError(f"part_size and connections are numbers above 0, not {part_size} and {connections}")
-    name = os.fspath(to)
+    url = key = os.fspath(to)
     if store is None:
-        store, key = _store(name, options)
+        store, key = _open_store(url, options)
     elif options:
         raise ValueError(f"a store has its options already: {sorted(options)}")
-    else:
-        key = name
     source = aiter(chunks)
-    taken = _Taken()
+    pipe = _Pipe()
     parts = _Parts(store, part_size, lambda: size if size is not None else getattr(chunks, "size", None))
-    putting = asyncio.ensure_future(_put(store, key, taken, parts, connections))
+    sending = asyncio.ensure_future(_put(store, key, pipe, parts, connections))
     sent = 0
     try:
         try:
             async for chunk in source:
                 if not isinstance(chunk, bytes | bytearray | memoryview):
-                    raise TypeError(f"chunks are bytes, and one is {type(chunk).__name__}")
+                    raise TypeError(f"chunks must be bytes, and one is {type(chunk).__name__}")
                 sent += len(chunk)
                 parts.check(sent)
-                await taken.give(bytes(chunk), putting)
+                await pipe.write(bytes(chunk), sending)
         finally:
-            close = getattr(source, "aclose", None)
-            if close is not None:
-                await close()
-        await taken.give(None, putting)
-        result = await asyncio.shield(putting)
+            if hasattr(source, "aclose"):
+                await source.aclose()
+        await pipe.write(None, sending)
+        result = await asyncio.shield(sending)
     except BaseException:
-        await _take_back(taken, putting)
+        # The store deletes the parts, even while this task is being cancelled.
+        if not sending.done():
+            pipe.abort()
+        await wait_shielded(sending, grace=_GRACE)
         raise
-    return Uploaded(url=name, size=sent, etag=result.get("e_tag"), version=result.get("version"))
+    return Uploaded(url=url, size=sent, etag=result.get("e_tag"), version=result.get("version"))
 
 
 class _Parts:
-    """How large the parts of an object are.
+    """The size of the parts of an object.
 
     Args:
-        store: Takes so many of them.
-        least: Bytes of one.
-        total: Returns the bytes of the object, None where unknown. Asked when the first of them are there.
+        store: A store, whose kind limits the number of parts.
+        min_size: Bytes of one at least.
+        total: Returns the bytes of the object, None where unknown. Called once the first bytes have arrived.
     """
 
-    def __init__(self, store: Any, least: int, total: Callable[[], object]) -> None:
-        self._most = next((most for kind, most in _MOST_PARTS.items() if isinstance(store, kind)), None)
-        self._size = least
+    def __init__(self, store: Any, min_size: int, total: Callable[[], object]) -> None:
+        self._max_parts = next((number for kind, number in _MAX_PARTS.items() if isinstance(store, kind)), None)
+        self._min_size = min_size
         self._total = total
-        self._fixed = False
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Bytes of each part but the last."""
-        if not self._fixed:
-            self._fixed = True
-            total = self._total()
-            if self._most is not None and isinstance(total, int) and total > self._most * self._size:
-                self._size = -(-total // self._most // _MIB) * _MIB
-        return self._size
+        total = self._total()
+        if self._max_parts is None or not isinstance(total, int) or total <= self._max_parts * self._min_size:
+            return self._min_size
+        return -(-total // self._max_parts // _MIB) * _MIB
 
     def check(self, sent: int) -> None:
-        """Raise if there are more bytes than the store takes: it would say so only after all of them."""
-        if self._most is not None and sent > self._most * self.size:
+        """Raise if there are more bytes than the store accepts: it would return an error only after all of them."""
+        if self._max_parts is not None and sent > self._max_parts * self.size:
             raise OSError(
                 errno.EFBIG,
-                f"the store takes {self._most:,} parts, and these are more than as many of {self.size:,} bytes; give"
-                " upload() the size or a larger part_size",
+                f"the store takes {self._max_parts:,} parts, and these are more than as many of {self.size:,} bytes;"
+                " give upload() the size or a larger part_size",
             )
 
 
-class _Taken:
-    """What obstore reads from. Its task is not ours, so it must never be left waiting."""
+class _Pipe:
+    """The iterator from which obstore reads, in a task of its own, which must never wait for ever."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(1)
-        self.begun = asyncio.Event()
+        self.started = asyncio.Event()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -175,44 +171,37 @@ class _Taken:
             raise item
         return item
 
-    async def give(self, chunk: bytes | None, putting: "asyncio.Future[Any]") -> None:
-        """Hand over a chunk, or the end; raise what ended the upload, if anything did."""
+    async def write(self, chunk: bytes | None, upload: "asyncio.Future[Any]") -> None:
+        """Add a chunk, or None for the end; raise the exception of the upload if it has ended."""
         if chunk == b"":
             return
-        self.begun.set()
-        giving = asyncio.ensure_future(self._queue.put(chunk))
+        self.started.set()
+        adding = asyncio.ensure_future(self._queue.put(chunk))
         try:
-            await asyncio.wait([giving, putting], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([adding, upload], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            giving.cancel()
-        if putting.done():
-            putting.result()
+            adding.cancel()
+        if upload.done():
+            upload.result()
 
-    def refuse(self) -> None:
+    def abort(self) -> None:
         """Make the upload fail."""
-        self.begun.set()
+        self.started.set()
         while not self._queue.empty():
             self._queue.get_nowait()
-        self._queue.put_nowait(_TakenBackError())
+        self._queue.put_nowait(_AbortedError())
 
 
-class _TakenBackError(Exception):
-    """The source has ended before its end."""
+class _AbortedError(Exception):
+    """The upload is aborted before the end of the source."""
 
 
-async def _take_back(taken: _Taken, putting: "asyncio.Future[Any]") -> None:
-    """End an upload so that the store forgets its parts, even while this task is being cancelled."""
-    if not putting.done():
-        taken.refuse()
-    await wait_shielded(putting, grace=_GRACE)
-
-
-async def _put(store: Any, key: str, taken: _Taken, parts: _Parts, connections: int) -> Any:
-    # How large it is may be known only once its first bytes are there.
-    await taken.begun.wait()
+async def _put(store: Any, key: str, pipe: _Pipe, parts: _Parts, connections: int) -> Any:
+    # The size may be known only once the first bytes have arrived.
+    await pipe.started.wait()
     try:
         return await obstore.put_async(
-            store, key, taken, use_multipart=True, chunk_size=parts.size, max_concurrency=connections
+            store, key, pipe, use_multipart=True, chunk_size=parts.size, max_concurrency=connections
         )
     except exceptions.NotFoundError as error:
         raise FileNotFoundError(_first_line(error)) from error
@@ -222,11 +211,11 @@ async def _put(store: Any, key: str, taken: _Taken, parts: _Parts, connections: 
         raise OSError(_first_line(error)) from error
 
 
-def _store(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+def _open_store(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     """Return a store and the key in it for a URL."""
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES:
-        raise ValueError(f"{url!r} must be one of {', '.join(sorted(f'{each}://' for each in _SCHEMES))}")
+        raise ValueError(f"{url!r} must be one of {', '.join(sorted(f'{scheme}://' for scheme in _SCHEMES))}")
     folder, _, last = parts.path.rpartition("/")
     if not last or (parts.scheme != "file" and not parts.netloc) or parts.query or parts.fragment:
         raise ValueError(f"{url!r} must name an object: a bucket and a key, without a query")
@@ -239,5 +228,5 @@ def _store(url: str, options: dict[str, Any]) -> tuple[Any, str]:
 
 
 def _first_line(error: Exception) -> str:
-    """Return what happened without the debugging output that follows it."""
+    """Return the message of an error without its debugging output."""
     return str(error).split("\n", 1)[0]

@@ -91,9 +91,7 @@ class Media:
     ) -> None:
         if importlib.util.find_spec("yt_dlp") is None:
             raise ImportError("media need yt-dlp: pip install 'wme-async[media]'")
-        check_numbers(whole=True, optional=False, concurrent=concurrent)
-        if concurrent < 1:
-            raise ValueError(f"concurrent must be a number of processes above 0, not {concurrent}")
+        check_numbers(whole=True, optional=False, minimum=1, unit="processes", concurrent=concurrent)
         if options is not None and not isinstance(options, Mapping):
             raise TypeError(f"options must be a dict of options of yt-dlp, not {options!r}")
         try:

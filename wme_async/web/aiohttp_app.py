@@ -158,14 +158,10 @@ async def serve(
     check_text(host=host)
     check_numbers(whole=True, optional=False, port=port)
     if not 0 <= port <= 65535:
-        raise ValueError(f"port is 0 to 65535, not {port}")
+        raise ValueError(f"port must be 0 to 65535, not {port}")
     check_functions(on_ready=on_ready)
-    check_numbers(whole=False, optional=False, head_timeout=head_timeout)
-    check_numbers(whole=True, max_connections=max_connections)
-    if head_timeout <= 0 or (max_connections is not None and max_connections < 1):
-        raise ValueError(
-            f"head_timeout is above 0 and max_connections at least 1, not {head_timeout} and {max_connections}"
-        )
+    check_numbers(optional=False, above=0, unit="seconds", head_timeout=head_timeout)
+    check_numbers(whole=True, minimum=1, max_connections=max_connections)
     app = create_app(manager, **options)
     if options["api_keys"] is None and not options.get("allowed_hosts") and host not in _LOOPBACK:
         raise ValueError("without API keys it listens on loopback only; give api_keys, or allowed_hosts behind a proxy")

@@ -162,10 +162,8 @@ class Throttle:
     """
 
     def __init__(self, rate: float | None, burst: int, clock: Callable[[], float]) -> None:
-        check_numbers(whole=False, create_rate=rate)
-        check_numbers(whole=True, optional=False, create_burst=burst)
-        if (rate is not None and not rate > 0) or burst < 1:
-            raise ValueError(f"create_rate must be above 0, and create_burst at least 1, not {rate} and {burst}")
+        check_numbers(above=0, create_rate=rate)
+        check_numbers(whole=True, optional=False, minimum=1, create_burst=burst)
         self._clock = clock
         self._buckets: defaultdict[str, TokenBucket] = defaultdict(partial(TokenBucket, rate, burst))
 
