@@ -109,7 +109,7 @@ SYNC: dict[str, Callable[[], Any]] = {
     "webhook_delays must be a list of seconds, not 5": lambda: BatchManager("a", webhook_delays=5),  # type: ignore[arg-type]
     "webhook_delays must be a list of seconds, and '5' is not": lambda: BatchManager("a", webhook_delays=("5",)),  # type: ignore[arg-type]
     "=webhook_delays must be a list of seconds, and -1 is below 0": lambda: BatchManager("a", webhook_delays=(-1,)),
-    "media is wme_async.integrations.media.Media() or None, not 5": lambda: BatchManager("a", media=5),  # type: ignore[arg-type]
+    "media must be wme_async.integrations.media.Media() or None, not 5": lambda: BatchManager("a", media=5),  # type: ignore[arg-type]
     "=file_url must be a URL such as https://example.com/downloads, not": lambda: BatchManager("a", file_url="files"),
     "Cost.requests must be a whole number, not '1'": lambda: Cost(pool="ondemand", requests="1"),  # type: ignore[arg-type]
     "=Cost.requests must be at least 0, not -1": lambda: Cost(pool="ondemand", requests=-1),
@@ -128,7 +128,7 @@ SYNC: dict[str, Callable[[], Any]] = {
     "=size must be at least 1, not 0": lambda: split(["a"], 0),
     "path must be a path, as text or as pathlib.Path, not 7": lambda: from_csv(7),  # type: ignore[arg-type]
     "=path is an empty path": lambda: from_csv(""),
-    "body is the bytes of the request as they came, not dict": lambda: verify_webhook({}, {}, new_secret()),  # type: ignore[arg-type]
+    "body must be the bytes of the request as received, not dict": lambda: verify_webhook({}, {}, new_secret()),  # type: ignore[arg-type]
     "headers must be a mapping of name and value, not list": lambda: verify_webhook(b"", [], new_secret()),  # type: ignore[arg-type]
     "secrets must be a webhook secret or a list of them, not int": lambda: verify_webhook(b"", {}, 5),  # type: ignore[arg-type]
     "=secrets is empty, so no webhook could be verified": lambda: verify_webhook(b"", {}, []),
