@@ -17,6 +17,7 @@ from wme_async._client import Looked as Looked
 from wme_async._client import Lookup as Lookup
 from wme_async._client import LookupProgress as LookupProgress
 from wme_async._client import Lookups as Lookups
+from wme_async._client.hour_feed import Hours as Hours
 from wme_async._client.quota import Allowances as Allowances
 from wme_async._client.quota import Cost as Cost
 from wme_async._client.quota import Quota as Quota

@@ -19,6 +19,7 @@
       StreamError               the firehose
         OffsetGap                 events of a partition are missing
         IdleTimeout               the stream was silent for too long
+        HourGap                   the batches of an hour are gone
 
 Misuse (a client that was not entered, a naive datetime, an unknown field) is `ValueError`, `TypeError` or
 `RuntimeError`, outside this tree, so that `except WMEError` never hides a bug. Cancellation passes through untouched.
@@ -27,6 +28,7 @@ Every error carries what is known as attributes, is picklable, and never holds a
 """
 
 import errno
+from datetime import datetime
 from typing import Any
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "DataError",
     "DecodeError",
     "Forbidden",
+    "HourGap",
     "IdleTimeout",
     "IntegrityError",
     "Interrupted",
@@ -370,6 +373,25 @@ class OffsetGap(StreamError):
         self.partition = partition
         self.expected = expected
         self.got = got
+        self.reason = reason
+
+
+class HourGap(StreamError):
+    """The batches of an hour were lost to this reader of `Client.hours`.
+
+    Args:
+        message: Which hour, and why.
+        hour: Its beginning, UTC.
+        reason: `retention`: it is older than what the service keeps, 48 hours. `missing`: it never got its list, though
+            a later hour has one.
+        **facts: As for `WMEError`.
+    """
+
+    def __init__(
+        self, message: str = "", *, hour: datetime | None = None, reason: str = "retention", **facts: Any
+    ) -> None:
+        super().__init__(message, **facts)
+        self.hour = hour
         self.reason = reason
 
 

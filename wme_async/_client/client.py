@@ -13,6 +13,7 @@ from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
 from wme_async._client.entities import Wikidata
 from wme_async._client.files import ChunkedFiles, Files
+from wme_async._client.hour_feed import Hours, OnHourGap
 from wme_async._client.hours import hour_files
 from wme_async._client.lookup import Lookup
 from wme_async._client.media import MediaFiles
@@ -33,6 +34,7 @@ from wme_async.models import (
     StructuredContent,
     StructuredSnapshot,
 )
+from wme_async.offsets import OffsetStore
 from wme_async.settings import Hosts, Limits, Retry, Timeouts
 
 __all__ = ["Client"]
@@ -194,6 +196,46 @@ class Client:
             ValueError: It is not an hour, or a naive datetime.
         """
         return hour_files(self._transport, self._resources["batches"], hour)
+
+    def hours(
+        self,
+        since: str | datetime | None = None,
+        *,
+        offsets: OffsetStore | None = None,
+        name: str = "default",
+        on_gap: OnHourGap = "log",
+        poll: float = 60.0,
+    ) -> "Hours[Batch, Article]":
+        """Follow the batches hour by hour: each hour once, as its list appears, and missed ones first.
+
+        Lists appear some 25 minutes after the end of their hour and are kept for 48 hours. An hour counts as processed
+        when the next one is requested, so that after a crash the one under way comes again. A service that cannot be
+        reached is waited for.
+
+        Example:
+            >>> async for hour in wme.hours(since="-24h", offsets=SQLiteOffsets("hours.db")):  # doctest: +SKIP
+            ...     await hour.sync("data/")
+
+        Args:
+            since: Where to begin without a saved position: an hour as `batches` takes it, `"-24h"` for the hour of a
+                day ago; by default the newest one that has a list.
+            offsets: Where the position is kept: partition 0, whose offset is the number of hours since 1970.
+            name: Of this reader, within the store; several readers of one store need names of their own.
+            on_gap: An hour that is gone is logged, raised as `HourGap` (asking for the next one goes on behind it), or
+                passed to a function, which may be a coroutine function.
+            poll: Seconds between two looks for a list that is due.
+
+        Returns:
+            An async iterator of the archives of an hour, whose `.hour` says which. It is an async context manager too;
+            leaving it lets others use the positions at once.
+
+        Raises:
+            TypeError: An argument is of another type.
+            ValueError: `since` is not an hour, or an option is out of range.
+        """
+        return Hours(
+            self._transport, self.batches, "batches", since=since, offsets=offsets, name=name, on_gap=on_gap, poll=poll
+        )
 
     def _endpoint(self, name: str) -> Any:
         """Return an object with the verbs of a resource: a new endpoint is a row and an attribute above."""

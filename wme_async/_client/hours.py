@@ -66,6 +66,9 @@ class RelativeHour(Generic[T]):
         async with self._lock:
             if self.place:
                 return None
+            if not self._transport.knows_server_time and self._transport.tokens is not None:
+                # Where that signs in, the response tells the time.
+                await self._transport.tokens.token()
             if self._text == "latest":
                 return await self._latest(list_hour)
             return await self._ago(int(self._text[1:-1]), list_hour, needed=needed)

@@ -10,7 +10,6 @@ import click
 
 from wme_async._client import Client, Collection
 from wme_async._client.archive_names import ArchiveName, uses_version
-from wme_async._client.paths import is_relative_hour
 from wme_async._client.resources import RESOURCES
 from wme_async._download import Download
 from wme_async._tasks import in_thread
@@ -28,24 +27,6 @@ _COLUMNS: dict[str, Sequence[str]] = {
     "namespaces": ("identifier", "name", "description"),
 }
 _ARCHIVE_COLUMNS = ("identifier", "in_language.identifier", "date_modified", "size.value", "version")
-
-# Click takes an argument that begins with a dash for an option. No argument begins with this prefix.
-_AGO = "ago:"
-
-
-class _PlaceCommand(click.Command):
-    """A command whose arguments may include `-3h`, which is an hour and not an option."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments, relative hours included.
-
-        Args:
-            ctx: The context of the command.
-            args: The arguments of the command line.
-        """
-        return super().parse_args(
-            ctx, [f"{_AGO}{text}" if text[:1] == "-" and is_relative_hour(text) else text for text in args]
-        )
 
 
 class _Commands:
@@ -79,7 +60,7 @@ class _Commands:
 
             async def main() -> None:
                 async with base.connect(context) as client:
-                    await function(self._getter(client, place and place.removeprefix(_AGO)), **options)
+                    await function(self._getter(client, place and base.place_text(place)), **options)
 
             base.run(main())
 
@@ -88,7 +69,7 @@ class _Commands:
             decorated = decorate(decorated)
         if self._place is not None:
             decorated = click.argument("place", metavar=self._place)(decorated)
-        self.group.command(verb, cls=_PlaceCommand, help=function.__doc__)(decorated)
+        self.group.command(verb, cls=base.PlaceCommand, help=function.__doc__)(decorated)
 
     async def _list(self, collection: Any, /, *, as_json: bool, **query: Any) -> None:
         """List all records: a table on a terminal, JSON lines into a pipe."""

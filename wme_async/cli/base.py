@@ -21,6 +21,7 @@ from rich.text import Text
 
 from wme_async import _platform
 from wme_async._client import Client
+from wme_async._client.paths import is_relative_hour
 from wme_async._client.resources import Resource
 from wme_async._download import Progress
 from wme_async._query.query import filter_type
@@ -31,6 +32,7 @@ from wme_async.errors import Forbidden, NotFound, QuotaExceeded, RateLimited, Un
 
 __all__ = [
     "EXIT_CODES",
+    "PlaceCommand",
     "Root",
     "connect",
     "download_bar",
@@ -40,6 +42,7 @@ __all__ = [
     "json_option",
     "line",
     "parse_filters",
+    "place_text",
     "progress_bar",
     "run",
     "session_pool",
@@ -96,6 +99,30 @@ skip_bad_option: Callable[[Any], Any] = click.option(
     help="Skip and count records that do not decode, rather than fail.",
     callback=lambda _context, _option, skip: "skip" if skip else "raise",
 )
+
+
+# Click takes an argument that begins with a dash for an option. No argument begins with this prefix.
+_AGO = "ago:"
+
+
+class PlaceCommand(click.Command):
+    """A command whose arguments may include `-3h`, which is an hour and not an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, relative hours included.
+
+        Args:
+            ctx: The context of the command.
+            args: The arguments of the command line.
+        """
+        return super().parse_args(
+            ctx, [f"{_AGO}{text}" if text[:1] == "-" and is_relative_hour(text) else text for text in args]
+        )
+
+
+def place_text(argument: str) -> str:
+    """Return an hour or a snapshot as it was typed, from an argument of a `PlaceCommand`."""
+    return argument.removeprefix(_AGO)
 
 
 class Root(click.Group):

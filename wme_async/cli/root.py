@@ -16,6 +16,7 @@ _LAZY = {
     "serve": ("wme_async.cli.batch", "Run the batch service: REST API, live events, files, and a page."),
     "demo": ("wme_async.cli.demo", "Show the whole job on a simulator: no account, well under a minute."),
     "stream": ("wme_async.cli.stream", "Follow the firehose as JSON lines; resumes with nothing lost."),
+    "sync": ("wme_async.cli.sync", "Make a folder equal to a listing, once or hour by hour."),
     "simulate": ("wme_async.cli.simulate", "Run a simulator of all WME services on this machine."),
 }
 

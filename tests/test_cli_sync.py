@@ -1,0 +1,195 @@
+"""`wme-async sync`: its summary, plan, exit codes, and following the hours."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wme_async.simulator import Simulator
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from click.testing import CliRunner, Result  # behind its extra
+
+from wme_async.cli import base  # same
+from wme_async.cli.root import root  # same
+from wme_async.cli.terminal import TerminalConsole  # same
+
+NOON = datetime(2026, 7, 15, 12, 40, tzinfo=UTC)
+EN = ("--where", "in_language.identifier=en")
+ARCHIVE = "enwiki_namespace_0"
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def world() -> Iterator[Simulator]:
+    with Simulator.run_in_thread(start=NOON, articles=5) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def run(world: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Any) -> Run:
+    monkeypatch.setenv("WME_TOKEN_FILE", str(tmp_path / "tokens.json"))
+    for name, value in world.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def call(*arguments: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(root, arguments, catch_exceptions=False)
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+def archives_in(folder: Path) -> list[str]:
+    return sorted(path.name.removesuffix(".tar.gz") for path in folder.rglob("*.tar.gz"))
+
+
+def rows(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_an_hour_is_synced_and_summed_up(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    first = run("sync", "batches", "latest", "--to", str(folder), *EN).stdout
+    count = len(archives_in(folder))
+    assert count
+    assert re.match(rf"{folder}  {count} new; [\d.]+ MB in [\d.]+ s, {2 * count + 1} requests\n", first)
+    assert f"{count} unchanged" in run("sync", "batches", "--to", str(folder), *EN).stdout
+    run("sync", "batches", "-3h", "--to", str(folder), *EN)
+    assert len(archives_in(folder)) == 2 * count
+
+
+@pytest.mark.parametrize("kind", [("snapshots",), ("chunks", ARCHIVE), ("structured-snapshots",), ("wikidata",)])
+def test_every_kind_can_be_synced(run: Run, tmp_path: Path, kind: tuple[str, ...]) -> None:
+    report = rows(run("sync", *kind, "--to", str(tmp_path / "data"), "--json"))[0]
+    assert len(report["new"]) == len(archives_in(tmp_path / "data")) > 0
+    assert {file["identifier"] for file in report["new"]}
+    assert report["failed"] == []
+
+
+def test_a_dry_run_lists_what_there_is_to_do_with_bytes_and_quota(run: Run, tmp_path: Path) -> None:
+    result = run("sync", "snapshots", "--to", str(tmp_path / "data"), *EN, "--dry-run")
+    plan = rows(result)
+    assert {row["action"] for row in plan} == {"fetch"}
+    assert all(row["bytes"] > 0 for row in plan)
+    assert f"{len(plan)} metered requests" in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_dry_run_is_a_table_on_a_terminal(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = TerminalConsole(force_terminal=True, width=100, record=True, markup=False, emoji=False)
+    monkeypatch.setattr(base, "stdout", console)
+    run("sync", "batches", "--to", str(tmp_path / "data"), *EN, "--dry-run")
+    text = console.export_text()
+    assert ARCHIVE in text
+    assert "fetch" in text
+
+
+def test_failures_are_told_in_words_and_make_the_exit_code_1(run: Run, world: Simulator, tmp_path: Path) -> None:
+    fault = world.faults.inject("status", role="store", status=404, path=f"{ARCHIVE}\\.", times=None)
+    result = run("sync", "batches", "--to", str(tmp_path / "data"), *EN, code=1)
+    assert "1 failed" in result.stdout
+    assert f"{ARCHIVE}: " in result.stderr
+    fault.remove()
+    assert "1 new" in run("sync", "batches", "--to", str(tmp_path / "data"), *EN).stdout
+
+
+def test_the_progress_of_many_files_is_shown_on_a_terminal(
+    run: Run, world: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.faults.inject("status", role="store", status=404, path=f"{ARCHIVE}\\.", times=None)
+    console = TerminalConsole(stderr=True, force_terminal=True, width=120, record=True, markup=False, emoji=False)
+    monkeypatch.setattr(base, "stderr", console)
+    run("sync", "batches", "--to", str(tmp_path / "data"), *EN, code=1)
+    text = console.export_text()
+    assert re.search(r"0 of \d+ files left, 1 failed", text)
+    assert text.count(f"{ARCHIVE}: ") == 1
+
+
+def test_removing_needs_to_be_asked_for_and_is_bounded(run: Run, world: Simulator, tmp_path: Path) -> None:
+    folder = str(tmp_path / "data")
+    hour = world.hours[-1]
+    run("sync", "batches", hour, "--to", folder)
+    before = archives_in(tmp_path)
+    key = f"batches/{hour.replace('T', '/')}/{ARCHIVE}.tar.gz"
+    world.call(world.delete_object, key, update_metadata=True)
+    run("sync", "batches", hour, "--to", folder)
+    assert archives_in(tmp_path) == before
+    refused = run("sync", "batches", hour, "--to", folder, "--delete", "--max-delete", "0", code=1)
+    assert "nothing was removed" in refused.stderr
+    assert "1 removed" in run("sync", "batches", hour, "--to", folder, "--delete").stdout
+    assert archives_in(tmp_path) == [name for name in before if name != ARCHIVE]
+
+
+def test_an_allowance_that_is_used_up_is_exit_code_5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Simulator.run_in_thread(
+        articles=2, groups=["group_1"], caps={"group_1": {"snapshots": 30, "chunks": 9, "ondemand": 9}}
+    ) as world:
+        monkeypatch.setenv("WME_TOKEN_FILE", str(tmp_path / "tokens.json"))
+        for name, value in world.environment().items():
+            monkeypatch.setenv(name, value)
+        world.caps.set_used(world.environment()["WME_USERNAME"], "snapshots", 27)
+        arguments = ["sync", "snapshots", "--to", str(tmp_path / "data"), "--concurrency", "1"]
+        result = CliRunner().invoke(root, arguments, catch_exceptions=False)
+        assert result.exit_code == 5, result.output
+        assert "3 new" in result.stdout
+        assert "not tried" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sync", "batches"),
+        ("sync", "batches", "yesterday", "--to", "x"),
+        ("sync", "batches", "latest", "--to", "x", "--follow"),
+        ("sync", "batches", "--to", "x", "--follow", "--dry-run"),
+        ("sync", "batches", "--to", "x", "--since", "-3h"),
+        ("sync", "batches", "--to", "x", "--keep", "week"),
+        ("sync", "batches", "--to", "x", "--keep", "0d"),
+        ("sync", "snapshots", "--to", "x", "--keep", "7d"),
+        ("sync", "snapshots", "--to", "x", "--max-delete", "2"),
+        ("sync", "snapshots", "--to", "x", "--name", "{kind}"),
+        ("sync", "chunks", "--to", "x"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2_and_creates_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(*arguments, code=2)
+    assert not (tmp_path / "x").exists()
+
+
+def test_hours_are_followed_until_ctrl_c_and_gone_on_with(run: Run, world: Simulator, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    command = [sys.executable, "-m", "wme_async", "sync", "batches", "--follow", "--to", str(folder), *EN]
+
+    def follow(*options: str, hours: int) -> None:
+        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            while hours:
+                # The hour under way when it was stopped comes again, without anything new.
+                hours -= " new" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            process.stdout.read()
+        assert process.returncode == 130
+
+    follow("--since", world.hours[-4], hours=3)
+    done = sorted(path.name for path in (folder / "batches").rglob("??") if path.is_dir())
+    assert len(done) >= 3
+    began = time.monotonic()
+    world.call(world.clock.advance, 3600)
+    follow(hours=1)
+    assert time.monotonic() - began < 30
+    assert len(sorted((folder / "batches").glob("*/*"))) >= 4

@@ -1,0 +1,251 @@
+"""`wme-async sync`: folders made equal to listings, once or hour by hour."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Self
+
+import click
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+
+from wme_async._client import Client
+from wme_async._client.resources import RESOURCES
+from wme_async._client.sync_report import SyncFile, SyncProgress, SyncReport
+from wme_async.cli import base
+from wme_async.offsets import SQLiteOffsets
+
+__all__ = ["command"]
+
+_SPAN: Final = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[hd])")
+_POSITIONS: Final = ".wme-hours.db"
+# An hour whose files failed is tried so often before the next one is followed.
+_ATTEMPTS: Final = 3
+_PAUSE: Final = 30.0
+
+
+def _parse_span(_context: click.Context, _option: click.Parameter, text: str | None) -> timedelta | None:
+    if text is None:
+        return None
+    match = _SPAN.fullmatch(text)
+    if match is None or not int(match["count"]):
+        raise click.BadParameter(f"{text!r} is not a time such as 7d or 48h")
+    return timedelta(hours=int(match["count"]) * (24 if match["unit"] == "d" else 1))
+
+
+_OPTIONS: Final = (
+    click.option("--to", required=True, metavar="DIR", help="The folder."),
+    base.where_option,
+    click.option(
+        "--name",
+        metavar="TEMPLATE",
+        help="Path below the folder, of {kind} {date} {hour} {snapshot} {chunk} {identifier} {version} {ext}.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Show what there is to do, with bytes and quota; do nothing."),
+    click.option("--delete", is_flag=True, help="Remove files of earlier syncs that are no longer listed."),
+    click.option(
+        "--max-delete",
+        type=click.FloatRange(0, 1),
+        default=0.1,
+        show_default=True,
+        help="Share of those files above which nothing is removed.",
+    ),
+    click.option("--concurrency", type=click.IntRange(1, 256), default=32, show_default=True, help="Files at once."),
+    click.option("--max-rate", type=click.FloatRange(min=0, min_open=True), metavar="MB/S", help="Bandwidth limit."),
+    click.option("--quiet", is_flag=True, help="No progress bar."),
+    base.json_option,
+)
+_HOURLY: Final = (
+    click.option("--keep", metavar="7d", callback=_parse_span, help="Remove files of hours that are older than this."),
+    click.option("--follow", is_flag=True, help="Go on with each hour as its list appears, missed ones first."),
+    click.option("--since", metavar="HOUR", help="With --follow: where to begin without a saved position."),
+    click.option(
+        "--offsets", metavar="FILE.db", help=f"With --follow: where the position is kept; DIR/{_POSITIONS} by default."
+    ),
+)
+
+
+@click.group("sync")
+def command() -> None:
+    """Make a folder equal to a listing: fetch what is new or changed."""
+
+
+def _add(name: str, row: str, getter: Callable[[Client, Any], Any], *, place: str | None = None) -> None:
+    resource = RESOURCES[row]
+
+    @click.pass_context
+    def run(context: click.Context, /, *, place: str | None = None, **options: Any) -> None:
+        options["filters"] = base.parse_filters(options["filters"], resource)
+        max_rate = options["max_rate"]
+        options["max_rate"] = None if max_rate is None else max_rate * 1e6
+        follow = options.pop("follow", False)
+        feed = {key: options.pop(key, None) for key in ("since", "offsets")}
+        if not follow and any(feed.values()):
+            raise click.UsageError("--since and --offsets are for --follow")
+        if follow and (options["dry_run"] or place is not None):
+            raise click.UsageError("--follow begins with --since, and has neither an hour nor --dry-run")
+        hour = base.place_text(place or "latest")
+
+        async def main() -> bool:
+            async with base.connect(context) as client:
+                if follow:
+                    return await _follow(client, options, **feed)
+                report = await _sync(getter(client, hour), **options)
+                if options["dry_run"]:
+                    await _show_plan(client, report, as_json=options["as_json"])
+                return report.complete
+
+        if not base.run(main()):
+            context.exit(1)
+
+    decorated: Any = run
+    for decorate in reversed((*_OPTIONS, *(_HOURLY if name == "batches" else ()))):
+        decorated = decorate(decorated)
+    if place is not None:
+        decorated = click.argument("place", metavar=place, required=name != "batches")(decorated)
+    hours = " HOUR is 2025-07-16T05, latest (the default) or -3h." if name == "batches" else ""
+    text = f"Sync {resource.product} to a folder.{hours}"
+    command.command(name, cls=base.PlaceCommand, help=text)(decorated)
+
+
+_add("batches", "batches", lambda client, hour: client.batches(hour), place="[HOUR]")
+_add("snapshots", "snapshots", lambda client, _: client.snapshots)
+_add("chunks", "snapshots.chunks", lambda client, name: client.snapshots.chunks(name), place="SNAPSHOT")
+_add("structured-snapshots", "structured_snapshots", lambda client, _: client.structured_snapshots)
+_add("wikidata", "wikidata.snapshots", lambda client, _: client.wikidata.snapshots)
+
+
+async def _sync(files: Any, *, quiet: bool, as_json: bool, **options: Any) -> SyncReport:
+    with _Display(shown=not quiet and not options["dry_run"]) as display:
+        report: SyncReport = await files.sync(progress=display.show, **options)
+        display.show_failures(report.failed)
+    if options["dry_run"]:
+        return report
+    if as_json:
+        base.line(_plain(report))
+    else:
+        base.echo(f"{options['to']}  {_summary(report)}")
+    if report.stopped is not None:
+        raise report.stopped
+    return report
+
+
+async def _follow(client: Client, options: dict[str, Any], *, since: str | None, offsets: str | None) -> bool:
+    folder = Path(options["to"])
+    if offsets is None:
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    complete = True
+    async with client.hours(since, offsets=SQLiteOffsets(offsets or folder / _POSITIONS), name="sync") as hours:
+        async for hour in hours:
+            for attempt in range(_ATTEMPTS):
+                if attempt:
+                    await asyncio.sleep(_PAUSE)
+                report = await _sync(hour, **options)
+                if report.complete:
+                    break
+            complete = complete and report.complete
+            await hours.commit()
+    return complete
+
+
+class _Display:
+    """A total bar for many files on standard error, and each failure in words.
+
+    Args:
+        shown: Whether to show the bar, where there is a terminal.
+    """
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown and base.stderr.is_terminal
+        self._failures = 0
+        self._bars = Bars(
+            TextColumn("{task.fields[files]}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=base.stderr,
+        )
+        self._task = self._bars.add_task("", total=None, files="")
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            self._bars.stop()
+
+    def show(self, progress: SyncProgress) -> None:
+        """Move the bar and print new failures above it."""
+        self.show_failures(progress.failed)
+        left = progress.files_total - progress.files
+        files = f"{left:,} of {progress.files_total:,} files left"
+        if progress.failed:
+            files += f", {len(progress.failed):,} failed"
+        self._bars.update(self._task, completed=progress.done, total=progress.total, files=files)
+
+    def show_failures(self, failed: tuple[SyncFile, ...]) -> None:
+        """Print the failures that were not printed yet."""
+        for file in failed[self._failures :]:
+            base.stderr.print(f"{file.identifier}: {file.error}", style="red", highlight=False)
+        self._failures = len(failed)
+
+
+def _summary(report: SyncReport) -> str:
+    counts = [
+        (len(report.new), "new"),
+        (len(report.changed), "changed"),
+        (len(report.unchanged), "unchanged"),
+        (len(report.removed), "removed"),
+        (len(report.failed), "failed"),
+        (len(report.pending), "not tried"),
+    ]
+    words = ", ".join(f"{count:,} {word}" for count, word in counts if count) or "nothing is listed"
+    return f"{words}; {report.bytes / 1e6:.3f} MB in {report.seconds:.1f} s, {report.requests:,} requests"
+
+
+def _plain(report: SyncReport) -> dict[str, Any]:
+    files = {
+        kind: [_plain_file(file) for file in getattr(report, kind)]
+        for kind in ("new", "changed", "failed", "pending", "removed")
+    }
+    return {
+        **files,
+        "unchanged": len(report.unchanged),
+        "bytes": report.bytes,
+        "requests": report.requests,
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def _plain_file(file: SyncFile) -> dict[str, Any]:
+    plain: dict[str, Any] = {"identifier": file.identifier, "path": str(file.path), "size": file.size}
+    return plain if file.error is None else {**plain, "error": str(file.error)}
+
+
+async def _show_plan(client: Client, report: SyncReport, *, as_json: bool) -> None:
+    """Show what a sync would do, as a table with bytes, and what it costs."""
+    rows = [
+        {"identifier": file.identifier, "action": action, "bytes": file.size, "path": str(file.path)}
+        for action, files in (
+            ("fetch", report.new),
+            ("replace", report.changed),
+            ("remove", report.removed),
+            ("fail", report.failed),
+        )
+        for file in files
+    ]
+    base.show(rows, as_json=as_json, columns=("identifier", "action", "bytes"), title="dry run")
+    text = (
+        f"{len(report.new):,} to fetch, {len(report.changed):,} to replace, {len(report.removed):,} to remove, "
+        f"{len(report.unchanged):,} unchanged; {report.bytes / 1e6:.3f} MB"
+    )
+    if report.cost.pool is not None:
+        pool = (await client.auth.quota()).of(report.cost.pool)
+        left = "any number" if pool.left is None else f"{pool.left:,}"
+        text += f"; {report.cost.requests:,} metered requests of {left} left in the pool {pool.pool}"
+    base.echo(text, err=True)
