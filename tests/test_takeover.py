@@ -24,7 +24,7 @@ Peer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 @pytest.fixture(params=["asyncio", "asyncio+tls", "uvloop", "uvloop+tls"])
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path | None]:
-    monkeypatch.setattr(_takeover, "_LEAST_BODY", 100_000)
+    monkeypatch.setattr(_takeover, "_MIN_BODY", 100_000)
     loop, _, tls = request.param.partition("+")
     if loop == "uvloop":
         pytest.importorskip("uvloop")
@@ -341,7 +341,7 @@ def test_other_bodies_are_left_to_aiohttp(world: tuple[str, Path | None], taken:
 async def test_a_session_of_the_users_own_is_read_by_aiohttp_alone(
     monkeypatch: pytest.MonkeyPatch, taken: list[bool]
 ) -> None:
-    monkeypatch.setattr(_takeover, "_LEAST_BODY", 100_000)
+    monkeypatch.setattr(_takeover, "_MIN_BODY", 100_000)
     async with aiohttp.ClientSession() as session, served(whole, None, session=session) as (transport, request, _):
         assert await fetch(transport, request) == DATA
     assert taken == []
@@ -370,7 +370,7 @@ async def test_readers_take_turns_and_leave_the_loop_to_others() -> None:
 
 
 async def test_a_reset_that_only_the_direct_read_meets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_takeover, "_LEAST_BODY", 100_000)
+    monkeypatch.setattr(_takeover, "_MIN_BODY", 100_000)
 
     def reset(descriptor: int, buffers: list[Any]) -> int:
         raise ConnectionResetError(104, "Connection reset by peer")

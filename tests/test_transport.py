@@ -1192,7 +1192,7 @@ async def test_what_is_said_of_certificates_is_what_is_done_and_danger_is_told(s
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"ssl": "ca.pem"}, "ssl is a TLS context, such as .* not 'ca.pem'"),
+        ({"ssl": "ca.pem"}, "ssl must be a TLS context, such as .* not 'ca.pem'"),
         ({"proxy": 3128}, "proxy must be text such as http://host:3128, not int"),
         ({"trust_env": "no"}, "trust_env must be True or False, not 'no'"),
         ({"guard": "no"}, "guard must be a function, not 'no'"),

@@ -33,31 +33,31 @@ __all__ = ["PoolUser", "SessionPool", "check_ssl"]
 logger = logging.getLogger("wme_async.transport")
 
 Guard = Callable[[str, str], str | None]
-"""Says of a host and its IP address why it must not be connected to, or None where it may."""
+"""Returns the reason why an IP address of a host is blocked, or None if it is allowed."""
 
 # Signed URLs travel in Location headers and request lines; aiohttp's own limit is 8 KiB.
 _MAX_HEADER = 64 * 1024
 
-# What piles up in aiohttp before a reader takes it; 64 KiB measured best for many small events, 256 KiB for bulk.
+# Bytes that aiohttp buffers ahead of the reader; 64 KiB measured best for many small events, 256 KiB for bulk.
 _READ_BUFFER: dict[str, int] = {"realtime": 1 << 16, "store": 1 << 18, "public": 1 << 18}
 
-# Seconds between two looks at a session of the user's own, which tells nobody that it is closed.
-_LOOK_EVERY = 0.1
+# Seconds between two checks of a user's own session, which has no callback for its close.
+_CHECK_INTERVAL = 0.1
 
 
 class PoolUser(Protocol):
-    """Sends requests through a pool, and is told when that is closed."""
+    """Sends requests through a pool."""
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way."""
+        """Whether a request or a body is open."""
 
     def end_work(self) -> None:
-        """End all that is under way: the pool or its session is closed."""
+        """End all requests and bodies: the pool or its session is closed."""
 
 
 class SessionPool:
-    """The connections of a process. Several clients may share one; it closes only what it opened.
+    """The connections of a process. Several clients may share it; it closes only the sessions that it opened.
 
     Example:
         >>> pool = SessionPool(limits=Limits(connections=20))  # doctest: +SKIP
@@ -67,21 +67,21 @@ class SessionPool:
         limits: Connections of each role.
         timeouts: Only `connect` and `pool` matter here.
         ssl: A TLS context, such as one that knows a company's authority; None, and True, verify by the system's. False
-            verifies nothing: whoever stands in between reads user name, password, tokens and data, and may change
-            them. It is for tests, and a warning is logged.
+            verifies nothing: the network in between can read and change user name, password, tokens and data. It is for
+            tests, and a warning is logged.
         proxy: URL of a proxy for all requests, of scheme `http` or `https`; a user name and a password may be in it.
-        trust_env: Without a `proxy`, take one from `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, but for what `NO_PROXY`
-            lists, and passwords for them from `~/.netrc`; what that has for other hosts is not used. The variables are
-            read once. What cannot be used, such as `socks5://`, is a `ValueError` of the first request that would need
-            it, before anything is sent. The page on embedding has the rules.
-        guard: For addresses behind URLs that strangers name: says why an IP address is refused, or None. It is asked
-            about the very addresses that are connected to, so a name cannot change its mind in between. With a proxy it
-            cannot be kept, so URLs of strangers are then refused.
+        trust_env: Without a `proxy`, take one from `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, except for the
+            hosts of `NO_PROXY`, and their passwords from `~/.netrc`, whose entries for other hosts are ignored. The
+            variables are read once. An unusable value, such as `socks5://`, is a `ValueError` of the first request that
+            needs it, before anything is sent. The page on embedding has the rules.
+        guard: For URLs of strangers: returns the reason why an IP address is blocked, or None. It checks the very
+            addresses of the connections, so a name cannot resolve to another one in between. A proxy resolves names
+            itself, so URLs of strangers are errors with one.
         session: An aiohttp session to use for all roles. It is never closed here, and its own settings win.
 
     Raises:
         TypeError: A setting of another type.
-        ValueError: The proxy's URL is none, or of another scheme than `http` and `https`.
+        ValueError: The proxy is not a URL of scheme `http` or `https`.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class SessionPool:
 
     @property
     def closed(self) -> str | None:
-        """What has been closed, this pool or the session that was given to it; None while both are open."""
+        """The name of the closed object, this pool or the user's own session; None while both are open."""
         if self._closed:
             return "this SessionPool"
         if self._injected is not None and self._injected.closed:
@@ -166,16 +166,16 @@ class SessionPool:
         return None
 
     def join(self, user: PoolUser) -> None:
-        """Remember who sends requests through this pool, for as long as it lives."""
+        """Register a sender of requests, for as long as it lives."""
         self._users.add(user)
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a connection."""
+        """The number of requests that wait for a connection."""
         return sum(slots.waiting for slots in self._slots.values())
 
     def slots(self, role: Role) -> Slots:
-        """Return the bound on connections for a role; a session of the user's own has one for all roles."""
+        """Return the limit on connections of a role; a user's own session has one for all roles."""
         key = None if self._injected is not None else role
         slots = self._slots.get(key)
         if slots is None:
@@ -187,10 +187,10 @@ class SessionPool:
         return slots
 
     def reserve(self, count: int) -> None:
-        """Make sure that connections can be held for good beside all others; negative numbers give them back.
+        """Reserve connections for streams, which never release them; negative numbers return them.
 
-        Connections of streams come on top of the limit of a pool. A session of the user's own has a limit that is not
-        ours, and whoever takes all of it leaves nothing for the token, look-ups and downloads.
+        Connections of streams come on top of the limit of a pool. A user's own session has a limit of its own, and
+        streams must leave some of it for tokens, look-ups and downloads.
 
         Raises:
             ValueError: The session's connector does not allow so many and one more.
@@ -215,7 +215,7 @@ class SessionPool:
         """Return the session of a role, opened on first use.
 
         Raises:
-            ClientClosed: The pool, or the session that was given to it, is closed.
+            ClientClosed: The pool, or the user's own session, is closed.
             RuntimeError: The pool belongs to another event loop, or no asyncio loop is running.
         """
         self._check_loop()
@@ -231,10 +231,10 @@ class SessionPool:
         return session
 
     async def proxy_of(self, url: URL) -> URL | None:
-        """Return the proxy that the environment names for a URL, with its password; None where there is none.
+        """Return the proxy of the environment for a URL, with its password; None for a direct connection.
 
         Raises:
-            ValueError: What the environment names cannot be used.
+            ValueError: The value of the variable is not a usable proxy.
         """
         if self._proxies is None or self._injected is not None:
             return None
@@ -243,33 +243,33 @@ class SessionPool:
             if len(self._proxy_of) > 1000:
                 self._proxy_of.clear()
             proxy = self._proxies.proxy_of(url)
-            # It reads a file.
+            # The password is read from a file.
             self._proxy_of[origin] = proxy if proxy is None else await in_thread(_with_password, proxy)
         return self._proxy_of[origin]
 
     def check_address(self, url: str) -> None:
-        """Apply the guard to a URL that names an address outright, which no resolver ever sees.
+        """Apply the guard to a URL with an IP address, which the resolver does not see.
 
         Raises:
-            ConnectFailed: The guard refuses the address, or a proxy makes the guard pointless.
+            ConnectFailed: The guard blocks the address, or a proxy would bypass the guard.
         """
         if self._guard is None:
             return
         host = urlsplit(url).hostname or ""
         if self._proxy is not None or self._trust_env:
-            words = "a proxy resolves names itself, so URLs of strangers cannot be fetched safely through it"
+            problem = "a proxy resolves names itself, so URLs of strangers cannot be fetched safely through it"
         elif _is_address(host) and (reason := self._guard(host, host)):
-            words = f"{host} is refused: {reason}"
+            problem = f"{host} is refused: {reason}"
         else:
             return
-        error = ConnectFailed(words, url=bare_url(url))
+        error = ConnectFailed(problem, url=bare_url(url))
         error.permanent = True
         raise error
 
     async def aclose(self) -> None:
-        """Close all sessions that were opened here. Once is enough, twice does no harm.
+        """Close all sessions that the pool opened. A second call has no effect.
 
-        All that is under way through this pool ends with `ClientClosed` at once.
+        All requests and bodies of the pool end with `ClientClosed` at once.
 
         Raises:
             RuntimeError: The pool was used in another event loop.
@@ -294,12 +294,12 @@ class SessionPool:
             user.end_work()
 
     def _watch_session(self) -> None:
-        """Look every now and then, while there is work, whether the user's own session has been closed."""
+        """Check regularly, while there is work, whether the user's own session is closed."""
         self._watch = None
         if self.closed:
             self._end_work()
         elif self._loop is not None and self._busy:
-            self._watch = self._loop.call_later(_LOOK_EVERY, self._watch_session)
+            self._watch = self._loop.call_later(_CHECK_INTERVAL, self._watch_session)
 
     def _check_loop(self, *, closing: bool = False) -> None:
         if self._closed and not closing:
@@ -317,13 +317,13 @@ class SessionPool:
             raise RuntimeError("this SessionPool belongs to another event loop; make one in each loop")
 
     def _open(self, role: Role) -> aiohttp.ClientSession:
-        # aiohttp would take c-ares for name resolution wherever aiodns happens to be installed, which reads no
-        # system configuration on some platforms: so the threaded resolver is named.
+        # With aiodns installed aiohttp would resolve names by c-ares, which ignores the system's configuration on some
+        # platforms.
         resolver: AbstractResolver = aiohttp.ThreadedResolver()
         if role == "public" and self._guard is not None:
             resolver = _GuardedResolver(resolver, self._guard)
         connector = _Connector(
-            # `Slots` bounds them.
+            # `Slots` limits them.
             limit=0,
             ssl=True if self._ssl is None else self._ssl,
             resolver=resolver,
@@ -336,7 +336,7 @@ class SessionPool:
             requote_redirect_url=False,
             # Ranges count the bytes on the wire.
             auto_decompress=role not in {"store", "public"},
-            # aiohttp would also send what `~/.netrc` has for a host or for any, to the object store too.
+            # Otherwise aiohttp sends passwords of `~/.netrc` to any host, the object store too.
             trust_env=False,
             proxy=self._proxy,
             read_bufsize=_READ_BUFFER.get(role, 1 << 16),
@@ -344,8 +344,8 @@ class SessionPool:
             max_field_size=_MAX_HEADER,
         )
         if role in {"auth", "api", "realtime"} and hasattr(session, "_retry_connection"):
-            # aiohttp asks again by itself when a connection breaks: twice our attempts, and maybe two metered requests.
-            session._retry_connection = False  # noqa: SLF001  # the only way to have it off
+            # Otherwise aiohttp repeats a request on a broken connection, which may be metered twice.
+            session._retry_connection = False  # noqa: SLF001  # it has no public switch
         return session
 
 
@@ -354,9 +354,9 @@ _head: ContextVar[tuple[asyncio.Timeout, float] | None] = ContextVar("_head", de
 
 @contextlib.contextmanager
 def head_within(limit: asyncio.Timeout, seconds: float) -> Iterator[None]:
-    """Have a timeout expire so many seconds after the request of this block has its connection.
+    """Let a timeout expire some seconds after the request of this block has its connection.
 
-    aiohttp's own timer begins anew with each byte, so that a head which comes byte by byte would never end.
+    aiohttp's own timer starts again with each byte, so a head that arrives byte by byte would never time out.
 
     Args:
         limit: The timeout; it may expire earlier by itself.
@@ -370,12 +370,12 @@ def head_within(limit: asyncio.Timeout, seconds: float) -> Iterator[None]:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Holds the time for a connection to everything that one needs.
+    """Limits the time for all steps of a connection together.
 
-    aiohttp counts it for each TCP and TLS handshake anew, and leaves out the resolver and a proxy's answer to CONNECT,
-    which may then hang for ever.
+    aiohttp limits each TCP and TLS handshake by itself, and neither the resolver nor the response of a proxy to
+    CONNECT, which may then hang for ever.
 
-    The method is aiohttp's own affair. Where it is called otherwise or not at all, aiohttp's way of counting is left.
+    The method is private to aiohttp. If a release calls it in another way, or not at all, aiohttp's own limits remain.
     """
 
     async def connect(self, *args: Any, **options: Any) -> Any:
@@ -388,8 +388,8 @@ class _Connector(aiohttp.TCPConnector):
         return connection
 
     async def _create_connection(self, *args: Any, **options: Any) -> Any:
-        given = (each for each in (*args, *options.values()) if isinstance(each, aiohttp.ClientTimeout))
-        seconds = next((each.sock_connect for each in given), None)
+        arguments = (*args, *options.values())
+        seconds = next((value.sock_connect for value in arguments if isinstance(value, aiohttp.ClientTimeout)), None)
         try:
             async with asyncio.timeout(seconds) as limit:
                 return await super()._create_connection(*args, **options)
@@ -400,7 +400,7 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class _GuardedResolver(AbstractResolver):
-    """Resolves names, and lets only the addresses pass that the guard allows."""
+    """Resolves names, and raises if the guard blocks an address."""
 
     def __init__(self, inner: AbstractResolver, guard: Guard) -> None:
         self._inner = inner
@@ -413,7 +413,7 @@ class _GuardedResolver(AbstractResolver):
         for result in results:
             reason = self._guard(host, result["host"])
             if reason:
-                # One bad address condemns the name: a mix of public and private ones is how rebinding is done.
+                # One blocked address blocks the name: DNS rebinding mixes public and private addresses.
                 raise AddressBlocked(None, f"{host} is refused: it resolves to {result['host']}, {reason}")
         return results
 
@@ -422,19 +422,20 @@ class _GuardedResolver(AbstractResolver):
 
 
 def check_ssl(ssl: object) -> None:
-    """Refuse what says nothing of how certificates are verified.
+    """Raise if a value is not a setting for the verification of certificates.
 
     Raises:
         TypeError: It is neither a TLS context nor True, False or None.
     """
     if ssl is not None and not isinstance(ssl, bool | ssl_module.SSLContext):
         raise TypeError(
-            f"ssl is a TLS context, such as ssl.create_default_context(cafile=...), True, False or None, not {ssl!r}"
+            f"ssl must be a TLS context, such as ssl.create_default_context(cafile=...), True, False or None, not "
+            f"{ssl!r}"
         )
 
 
 def _with_password(proxy: URL) -> URL:
-    """Return a proxy with user name and password from `~/.netrc`, if it has none and they are there."""
+    """Return a proxy with the user name and password of `~/.netrc`, unless it has its own."""
     if proxy.user is not None:
         return proxy
     try:
@@ -445,7 +446,7 @@ def _with_password(proxy: URL) -> URL:
 
 
 def _bound(session: aiohttp.ClientSession) -> int | None:
-    """Return how many connections a session of the user's own allows, to one host or in all; None for any number."""
+    """Return the number of connections that a user's own session allows, per host or in all; None for any number."""
     connector = session.connector
     limits = [] if connector is None else [n for n in (connector.limit, connector.limit_per_host) if n]
     return min(limits, default=None)

@@ -33,11 +33,11 @@ class Throttle:
 
     @property
     def idle(self) -> bool:
-        """There is no limit and never was a pause, so that `wait` would do nothing."""
+        """Whether `wait` has no effect: there is no limit and has been no pause."""
         return self._bucket.rate is None and not self._paused_until
 
     def pause(self, seconds: float) -> None:
-        """Let nothing start for some seconds: the server asked for it, and it meant all of us."""
+        """Start no request for some seconds, as `Retry-After` demands of all requests."""
         self._paused_until = max(self._paused_until, self._monotonic() + seconds)
 
     async def wait(self) -> None:
@@ -53,6 +53,6 @@ class Throttle:
                 await self._sleep(start - now)
             finally:
                 self.waiting -= 1
-            # A pause that began meanwhile is for us too.
+            # A pause that began during the wait prolongs it.
             if self._paused_until <= start:
                 return

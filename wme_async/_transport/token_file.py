@@ -20,7 +20,7 @@ logger = logging.getLogger("wme_async.auth")
 
 _LOCK_POLL = 0.05
 
-# Not a mistake in the path: a folder that cannot be written to, or a full disk.
+# A read-only folder or a full disk, as opposed to a wrong path.
 _NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 
@@ -28,13 +28,13 @@ _VERSION = 2  # 1 had no check
 
 
 class _Content(msgspec.Struct):
-    """What the file holds.
+    """The content of the file.
 
     Attributes:
-        version: Of its form.
+        version: The version of its format.
         entries: Tokens by host and user.
         usage: Metered requests by host and user, then by pool and month.
-        check: A digest of the others, so that damage which is still JSON is not taken for data.
+        check: A digest of the other fields, to detect damage that is still JSON.
     """
 
     version: int = _VERSION
@@ -43,7 +43,7 @@ class _Content(msgspec.Struct):
     check: str = ""
 
     def digest(self) -> str:
-        """Return what `check` has to be."""
+        """Return the expected value of `check`."""
         data = msgspec.json.encode([_VERSION, self.entries, self.usage])
         return hashlib.sha256(data).hexdigest()[:32]
 
@@ -67,18 +67,18 @@ class _NewerVersion(Exception):
 class TokenFile:
     """A JSON file of mode 0600, whatever the umask, with one entry for each host and user.
 
-    A file that is damaged counts as absent, after one warning, and is replaced. One of a later release, known by its
-    `version`, counts as absent too, but is left as it is: other processes may go on using it. Files of earlier releases
-    are read. A symbolic link is followed.
+    A damaged file counts as absent, after one warning, and is replaced. A file of a later release, by its `version`,
+    counts as absent too, but is not changed, since other processes may use it. Files of earlier releases are read. A
+    symbolic link is followed.
 
-    It is replaced as a whole, so a reader never sees half of it, and changed only under a lock beside it, so processes
-    that need a new token at the same moment get one between them. The lock is the kernel's: it dies with its holder.
+    The file is replaced atomically, and changed only under a lock file beside it, so that processes which need a new
+    token at the same time share one. The kernel releases the lock when its process ends.
 
-    Reading and writing block, so they belong into a worker thread.
+    Reading and writing block, so call them in a worker thread.
 
     Args:
         path: The file. Its folder must exist.
-        key: Which entry is ours.
+        key: The host and user of the entry.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -87,12 +87,12 @@ class TokenFile:
         self._complaint = ""
 
     def load(self) -> Tokens | None:
-        """Return our entry; None where there is none or the file cannot be understood."""
+        """Return the entry; None if there is none or the file is unreadable."""
         content = self._read()
         return None if content is None else content.entries.get(self._key)
 
     def save(self, tokens: Tokens | None) -> None:
-        """Write our entry, or remove it. Call it under `locked()`.
+        """Write the entry, or remove it. Call it under `locked()`.
 
         Raises:
             OSError: The folder cannot be written to.
@@ -107,24 +107,24 @@ class TokenFile:
         self._write(content)
 
     def usage(self) -> dict[str, int]:
-        """Return the metered requests counted for our user, by `pool/YYYY-MM`."""
+        """Return the metered requests of the user, by `pool/YYYY-MM`."""
         content = self._read()
         return {} if content is None else dict(content.usage.get(self._key, {}))
 
     def count(self, month: str, counts: dict[str, int]) -> dict[str, int]:
         """Add metered requests of a month (`YYYY-MM`) by pool, and return the month's sums. Call it under `locked()`.
 
-        Older months are dropped; newer ones stay, since some processes count what they did a month ago late.
+        Older months are removed; newer ones stay, since a process may count requests of an earlier month late.
         """
         content = self._read()
         if content is None:
             return {f"{pool}/{month}": n for pool, n in counts.items()}
-        kept = {key: n for key, n in content.usage.get(self._key, {}).items() if key.rpartition("/")[2] >= month}
+        usage = {key: n for key, n in content.usage.get(self._key, {}).items() if key.rpartition("/")[2] >= month}
         for pool, n in counts.items():
-            kept[f"{pool}/{month}"] = kept.get(f"{pool}/{month}", 0) + n
-        content.usage[self._key] = kept
+            usage[f"{pool}/{month}"] = usage.get(f"{pool}/{month}", 0) + n
+        content.usage[self._key] = usage
         self._write(content)
-        return kept
+        return usage
 
     @contextlib.asynccontextmanager
     async def locked(self, sleep: Callable[[float], Awaitable[None]], *, patience: float = 60.0) -> AsyncIterator[None]:
@@ -132,11 +132,11 @@ class TokenFile:
 
         Args:
             sleep: Waits between two attempts.
-            patience: Seconds to wait for another holder before going on without: a hung process must not hang others,
-                and the worst of it is a token too many.
+            patience: Seconds to wait for another holder before continuing without the lock: a hung process must not
+                block others, and the worst result is one token too many.
 
         Raises:
-            OSError: The folder is not there.
+            OSError: The folder does not exist.
         """
         waited = 0.0
         lock: LockedFile | None = None
@@ -146,14 +146,14 @@ class TokenFile:
                     lock = LockedFile(self._lock_path())
                 except BlockingIOError:
                     if waited >= patience:
-                        logger.warning("going on without the lock of %s, held for over %g s", self.path, patience)
+                        logger.warning("continuing without the lock of %s, held for over %g s", self.path, patience)
                         break
                     await sleep(_LOCK_POLL)
                     waited += _LOCK_POLL
         except OSError as error:
             if error.errno not in _NO_WRITING:
                 raise
-            # Where nothing can be written, nothing has to be kept from others either.
+            # A file that cannot be written needs no lock.
             logger.warning("%s cannot be shared: %s", self.path, error.strerror)
         try:
             yield
@@ -166,7 +166,7 @@ class TokenFile:
         return Path(f"{followed(self.path)}.lock")
 
     def _read(self) -> _Content | None:
-        """Return what is in the file, nothing of a damaged one, and None for one that is not ours to change."""
+        """Return the content of the file, empty if it is damaged; None for a file of a later release."""
         try:
             with self.path.open("rb") as file:
                 restrict(self.path, file.fileno())
@@ -174,20 +174,20 @@ class TokenFile:
         except FileNotFoundError:
             return _Content()
         try:
-            stored = _checked(data)
+            content = _checked(data)
         except _NewerVersion as newer:
             self._complain(
                 f"{self.path} is a token file of version {newer}, and this release knows versions up to {_VERSION}: it "
-                "is not used and not changed; upgrade, or name another token_file"
+                "is neither used nor changed; upgrade, or use another token_file"
             )
             return None
         except DecodeError as error:
-            self._complain(f"{self.path} is damaged or not a token file ({error.message}); it will be written anew")
+            self._complain(f"{self.path} is damaged or not a token file ({error.message}); it will be replaced")
             return _Content()
-        return _Content(entries=stored.entries, usage=stored.usage)
+        return _Content(entries=content.entries, usage=content.usage)
 
     def _complain(self, message: str) -> None:
-        # The file is read several times before it is written anew.
+        # The file may be read several times before it is replaced.
         if message != self._complaint:
             self._complaint = message
             logger.warning("%s", message)
@@ -199,22 +199,22 @@ class TokenFile:
 
 
 def _checked(data: bytes) -> _Stored:
-    """Return what a token file holds.
+    """Return the content of a token file.
 
     Raises:
-        DecodeError: It is not one, or damaged.
-        _NewerVersion: It is one of a later release.
+        DecodeError: It is not a token file, or it is damaged.
+        _NewerVersion: It is from a later release.
     """
     version = decode_json(data, _ONLY_VERSION).version
     try:
-        stored = decode_json(data, _STORED)
+        content = decode_json(data, _STORED)
     except DecodeError:
         if version > _VERSION:
             raise _NewerVersion(version) from None
         raise
-    # The digest covers our version, so it proves the content even where the number itself is damaged.
-    if stored.check == stored.digest() or (version == 1 and not stored.check):
-        return stored
+    # The digest covers this version, so it proves the content even if the number itself is damaged.
+    if content.check == content.digest() or (version == 1 and not content.check):
+        return content
     if version > _VERSION:
         raise _NewerVersion(version)
     raise DecodeError("its content does not match its check")
