@@ -15,10 +15,10 @@ import msgspec
 import pytest
 from wall_clock import MIDDLE_OF_A_MONTH
 
-from wme_async import Allowances, Client, Cost, Hosts, Limits, Retry, SessionPool, Timeouts, read_archive
+from wme_async import Allowances, Client, Cost, Limits, Retry, SessionPool, Timeouts, read_archive
 from wme_async._client.realtime import _HourlyRecords
 from wme_async._query.query import Backend, Query
-from wme_async._transport import Request, TokenFile
+from wme_async._transport import TokenFile
 from wme_async.errors import (
     DecodeError,
     Forbidden,
@@ -230,10 +230,10 @@ async def test_unknown_fields_are_refused_with_a_suggestion(sim, wme):
     ("fault", "details", "words"),
     [
         ("status", {"status": 200, "body": b"<html><title>Sign in to the wifi</title>"}, "Sign in to the wifi"),
-        ("garbage", {}, "did not answer with the JSON"),
+        ("garbage", {}, "did not respond with JSON"),
         ("empty", {}, "an empty body"),
-        ("status", {"status": 200, "body": b"[1, 2]"}, "did not answer with the JSON"),
-        ("status", {"status": 200, "body": b'"text"'}, "did not answer with the JSON"),
+        ("status", {"status": 200, "body": b"[1, 2]"}, "did not respond with JSON"),
+        ("status", {"status": 200, "body": b'"text"'}, "did not respond with JSON"),
     ],
 )
 @pytest.mark.parametrize("fields", [None, ["identifier", "in_language.identifier"]])
@@ -298,7 +298,7 @@ def test_a_list_of_archives_is_not_taken_for_one_of_them():
 async def test_only_costs_are_checked_and_anything_else_asks_nobody(sim, wme):
     costs = [wme.snapshots.cost("a"), wme.snapshots.cost("b")]
     for wrong in (costs, 2, "enwiki_namespace_0"):
-        with pytest.raises(TypeError, match=r"what cost\(\) returns, one by one"):
+        with pytest.raises(TypeError, match=r"results of cost\(\) one by one"):
             await wme.auth.check(wrong)
     assert not sim.requests.select()
     assert (await wme.auth.check(*costs)).snapshot.left is None
@@ -360,7 +360,7 @@ async def test_counts_outlive_a_save_that_was_cancelled_or_failed(sim, tmp_path,
         with (tmp_path / "tokens.lock").open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             waiting = asyncio.create_task(account._count("chunk"))
-            await until(lambda: account._lock.locked() and not account._unsaved)
+            await until(lambda: account._save_lock.locked() and not account._unsaved)
             waiting.cancel()
             await asyncio.wait([waiting])
         # Another process counts too, and what is not written here comes on top of it.
@@ -425,7 +425,7 @@ async def test_of_requests_that_are_refused_together_one_asks_whether_the_month_
             raise answer
         return answer
 
-    monkeypatch.setattr(wme.auth, "_ask_exhausted", ask)
+    monkeypatch.setattr(wme.auth, "_request_exhaustion", ask)
     tasks = [asyncio.create_task(wme._transport.quota_check("chunk")) for _ in range(20)]
     await until(lambda: calls)
     # One that is cancelled while it asks leaves it to another.
@@ -511,42 +511,56 @@ async def test_chunks_of_another_snapshot_are_refused(sim, wme):
         await wme.snapshots.chunks("enwiki_namespace_0").get("dewiki_namespace_0_chunk_1")
 
 
-def test_clients_are_made_of_the_environment(monkeypatch):
+UNREACHABLE = "http://127.0.0.1:1"
+
+
+async def test_the_environment_has_credentials_and_hosts_and_options_override_it(sim, monkeypatch):
     with pytest.raises(ValueError, match="no credentials"):
         Client.from_env()
-    monkeypatch.setenv("WME_USERNAME", "a")
+    options = sim.client_options()
+    monkeypatch.setenv("WME_USERNAME", options["username"])
     with pytest.raises(ValueError, match="go together"):
         Client.from_env()
-    monkeypatch.setenv("WME_PASSWORD", "b")
-    monkeypatch.setenv("WME_API_URL", "http://127.0.0.1:1")
-    client = Client.from_env()
-    assert client._transport.hosts == Hosts(api="http://127.0.0.1:1")
-    assert Client.from_env(access_token="t", hosts={"api": "http://h"})._transport.hosts.api == "http://h"
+    monkeypatch.setenv("WME_PASSWORD", options["password"])
+    monkeypatch.setenv("WME_AUTH_URL", options["hosts"]["auth"])
+    monkeypatch.setenv("WME_API_URL", options["hosts"]["api"])
+    async with Client.from_env() as wme:
+        assert await wme.codes.list()
+    monkeypatch.setenv("WME_API_URL", UNREACHABLE)
+    async with Client.from_env(hosts=options["hosts"]) as wme:
+        assert await wme.codes.list()
     with pytest.raises(TypeError):
         Client.from_env(download_concurency=99)
 
 
-def test_clients_are_made_of_a_file_below_the_environment(monkeypatch, tmp_path):
+async def test_the_environment_overrides_an_env_file(sim, monkeypatch, tmp_path):
     pytest.importorskip("dotenv", reason="the extra `cli` is not installed")
-    monkeypatch.setenv("WME_USERNAME", "a")
-    monkeypatch.setenv("WME_PASSWORD", "b")
+    options = sim.client_options()
+    monkeypatch.setenv("WME_USERNAME", options["username"])
+    monkeypatch.setenv("WME_PASSWORD", options["password"])
+    monkeypatch.setenv("WME_API_URL", options["hosts"]["api"])
     env_file = tmp_path / "env"
-    env_file.write_text("WME_USERNAME=ignored\nWME_AUTH_URL=http://127.0.0.1:2\n")
-    assert Client.from_env(env_file)._transport.hosts.auth == "http://127.0.0.1:2"
+    env_file.write_text(f"WME_USERNAME=ignored\nWME_API_URL={UNREACHABLE}\nWME_AUTH_URL={options['hosts']['auth']}\n")
+    async with Client.from_env(env_file) as wme:
+        assert await wme.codes.list()
     with pytest.raises(FileNotFoundError):
         Client.from_env(tmp_path / "none")
 
 
-def test_what_files_leave_around_credentials_is_dropped_but_blanks_of_a_password_are_kept(monkeypatch):
-    monkeypatch.setenv("WME_USERNAME", " Somebody\n")
-    monkeypatch.setenv("WME_PASSWORD", " pass word \r\n")
-    keeper: Any = Client.from_env()._transport.tokens
-    credentials = keeper._credentials
-    assert credentials.username == "somebody"
-    assert json.loads(credentials.login_body())["password"] == " pass word "
-    monkeypatch.setenv("WME_ACCESS_TOKEN", "token\n")
-    keeper = Client.from_env()._transport.tokens
-    assert keeper._credentials.access_token == "token"
+async def test_whitespace_around_credentials_is_dropped_except_spaces_of_a_password(monkeypatch):
+    async with Simulator() as sim:
+        sim.add_user("somebody", " pass word ", ["group_3"])
+        hosts = sim.client_options()["hosts"]
+        monkeypatch.setenv("WME_USERNAME", " Somebody\n")
+        monkeypatch.setenv("WME_PASSWORD", " pass word \r\n")
+        async with Client.from_env(hosts=hosts) as wme:
+            await wme.codes.list()
+        token = str(sim.requests.last.header("Authorization")).removeprefix("Bearer ")
+        monkeypatch.setenv("WME_ACCESS_TOKEN", f"{token}\n")
+        async with Client.from_env(hosts=hosts) as wme:
+            await wme.codes.list()
+        assert sim.requests.last.header("Authorization") == f"Bearer {token}"
+        assert sim.requests.count("auth", path="login") == 1
     monkeypatch.setenv("WME_PASSWORD", "\n")
     with pytest.raises(ValueError, match="password is empty"):
         Client.from_env()
@@ -773,17 +787,18 @@ async def test_a_stream_is_opened_with_its_batches_behind_it(sim, wme, monkeypat
     assert set(numbers.values()) == {7_000_001}
 
 
-async def test_nothing_shows_a_secret(sim, wme):
-    await wme.auth.login()
-    source = wme.snapshots._source("enwiki_namespace_0")
-    signed = await source.sign()
-    transport = wme._transport
-    async with transport.open(Request(role="store", path=signed.url)) as body:
-        shown = repr(body)
-    everything = [repr(each) for each in (wme, wme.auth, wme.snapshots, wme.realtime, wme.files, wme.articles, source)]
-    for secret in ("Signature", "simulated-password", await transport.tokens.token()):
-        assert secret not in " ".join([*everything, shown, repr(vars(wme.auth)), repr(vars(transport))])
-    assert "<Body 200 http://127.0.0.1" in shown
+async def test_nothing_shows_a_secret(sim, wme, tmp_path, caplog):
+    caplog.set_level("DEBUG")
+    await wme.snapshots.download("enwiki_namespace_0", tmp_path)
+    token = str(
+        sim.requests.last.header("Authorization")
+        or next(request.header("Authorization") for request in sim.requests if request.role == "api")
+    ).removeprefix("Bearer ")
+    content = wme.snapshots.content("enwiki_namespace_0")
+    objects = (wme, wme.auth, wme.snapshots, wme.realtime, wme.files, wme.articles, content)
+    text = " ".join([*map(repr, objects), repr(vars(wme.auth)), repr(vars(wme)), caplog.text])
+    for secret in ("Signature=", "simulated-password", token):
+        assert secret not in text
 
 
 @pytest.mark.parametrize(

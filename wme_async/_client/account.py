@@ -1,4 +1,4 @@
-"""The account: signing in and out, what it may do, and what it has used."""
+"""The account: signing in and out, its plan and its quotas."""
 
 import asyncio
 import logging
@@ -18,34 +18,33 @@ __all__ = ["Account"]
 
 logger = logging.getLogger("wme_async.auth")
 
-# Look-ups come in thousands, and a file is written for each save: they are saved a hundred at a time.
+# Each save writes a file, so the counts of look-ups, which come in thousands, are saved once in a hundred.
 _SAVE_EVERY = 100
 
-# Seconds to wait for another process that writes: a request waits with us.
+# Seconds to wait for another process that writes; the request waits too.
 _LOCK_PATIENCE = 5.0
 
 _USER = msgspec.json.Decoder(User)
 
 _FREE_GROUP = "group_1"
 
-# A fiftieth of a limit may be overshot by requests that come together.
+# Concurrent requests may exceed a limit by one fiftieth.
 _OVERSHOT = 50
 
-# An allowance that is used up stays so until the month ends, unless the plan is changed: so it is asked about again,
-# but not with every request.
-_BELIEVED = 60.0
+# Seconds between two checks of an exhausted allowance: it stays exhausted until the month ends or the plan changes.
+_EXHAUSTED_SECONDS = 60.0
 
 
 class Account:
     """`wme.auth`: sign-in, sign-out and quotas of one account.
 
-    Passwords are set and accounts are made on the WME dashboard, not here.
+    The WME dashboard creates accounts and sets passwords.
 
     Args:
         transport: Sends the requests.
-        allowances: Monthly limits to go by; where not given, those of the free plan for free accounts, none for others,
-            once `quota()` or `check()` has found out which it is.
-        warn_at: Share of an allowance, 0 to 1, above which a warning is logged once a month and pool.
+        allowances: Monthly limits; by default those of the free plan for free accounts and none for others, once
+            `quota()` or `check()` has read the plan.
+        warn_at: Share of an allowance, 0 to 1, from which a warning is logged once for each month and pool.
     """
 
     def __init__(self, transport: Transport, *, allowances: Allowances | None = None, warn_at: float = 0.8) -> None:
@@ -56,16 +55,16 @@ class Account:
         self._counts: dict[str, int] = {}
         self._unsaved: dict[str, int] = {}
         self._warned: set[str] = set()
-        self._gone: dict[str, tuple[float, str, QuotaExceeded]] = {}
+        self._exhausted_pools: dict[str, tuple[float, str, QuotaExceeded]] = {}
         self._month = (-1, "")
-        self._lock = asyncio.Lock()
-        self._asking = asyncio.Lock()
-        self._answers: dict[str, int] = {}
+        self._save_lock = asyncio.Lock()
+        self._request_lock = asyncio.Lock()
+        self._responses: dict[str, int] = {}
         file = transport.token_file
         self._file = file
         transport.on_metered = self._count
-        transport.quota_check = self._exhausted
-        transport.quota_gate = self._known_exhausted
+        transport.quota_check = self._check_exhaustion
+        transport.quota_gate = self._recent_exhaustion
 
     def __repr__(self) -> str:
         return f"<Account {self._keeper!r}>"
@@ -80,53 +79,53 @@ class Account:
         """Sign in now rather than with the first request.
 
         Raises:
-            Unauthorized: The user name or the password is wrong. The server says so too while its identity provider is
-                in trouble.
+            Unauthorized: The user name or the password is wrong. The server also responds so while its identity
+                provider fails.
             TransportError: The auth host could not be reached.
         """
         await self._keeper.login()
 
     async def revoke(self) -> None:
-        """Sign out: revoke the refresh token and forget all tokens, in the token file too.
+        """Sign out: revoke the refresh token and delete all tokens, in the token file too.
 
-        Every process that shares the token file is signed out. An access token that came straight from a sign-in may be
-        accepted by the server until it expires, even so.
+        Every process that shares the token file is signed out. The server may still accept an access token that came
+        straight from a sign-in until it expires.
 
         Raises:
-            WMEError: The auth host could not be asked; the tokens are forgotten here all the same.
+            WMEError: The request failed; the local tokens are deleted all the same.
         """
         await self._keeper.revoke()
 
     async def user(self) -> User:
-        """Return the account's groups, its counts of this month, and what it may request.
+        """Return the account's groups, its counts of this month and its limits.
 
-        The limits in it are constants of the service, not this account's own caps.
+        These limits are constants of the service, not this account's own caps.
 
         Raises:
-            DecodeError: The answer is not what the API gives.
-            WMEError: It could not be asked.
+            DecodeError: The response is malformed.
+            WMEError: The request failed.
         """
         response = await self._transport.request(Request(method="POST", role="auth", path="/v1/get-user", token=True))
-        # It would be an account without groups, which has no allowances to keep to.
+        # It would decode to an account without groups, and so without allowances.
         if is_error_document(response.body, known_names(User)):
             raise DecodeError(
-                f"get-user answered with {error_in_place_of('an account', response.body)}", record=response.body
+                f"get-user responded with {error_in_place_of('an account', response.body)}", record=response.body
             )
         try:
             return decode_json(response.body, _USER)
         except DecodeError as error:
             raise DecodeError(
-                f"get-user did not answer with an account: {error.message}", record=response.body
+                f"get-user did not respond with an account: {error.message}", record=response.body
             ) from error
 
     async def quota(self) -> Quota:
-        """Return what was used of each monthly allowance and what is left.
+        """Return the use of each monthly allowance and what remains of it.
 
-        Counts are the higher of what the server says and what was counted here, by all processes that share the token
+        Counts are the higher of the server's and the local ones, which include all processes that share the token
         file.
 
         Raises:
-            WMEError: The auth host could not be asked.
+            WMEError: The request failed.
         """
         user = await self.user()
         limits = self._plan_of(user)
@@ -134,25 +133,25 @@ class Account:
         return quota_of(month=self._this_month(), served=_served(user), counted=await self._counted(), limits=limits)
 
     async def check(self, *costs: Cost) -> Quota:
-        """Make sure that a job fits into what is left of the month, before it starts.
+        """Raise if a job does not fit into the remaining allowances of the month.
 
         Example:
             >>> await wme.auth.check(wme.articles.cost(titles), wme.snapshots.cost("enwiki_namespace_0"))
 
         Args:
-            *costs: What its parts will be charged: `cost()` of look-ups and archives says it.
+            *costs: The costs of its parts, from `cost()` of look-ups and archives.
 
         Returns:
-            The quota, as it was before the job.
+            The quota before the job.
 
         Raises:
-            TypeError: What is given is no cost; nothing was asked.
-            QuotaExceeded: It does not fit; nothing was spent. Other processes may spend meanwhile what fits now.
-            WMEError: The auth host could not be asked.
+            TypeError: An argument is not a cost; nothing was sent.
+            QuotaExceeded: It does not fit; nothing was spent. Other processes may still spend what fits now.
+            WMEError: The request failed.
         """
         for cost in costs:
             if not isinstance(cost, Cost):
-                raise TypeError(f"check takes what cost() returns, one by one, not {cost!r}")
+                raise TypeError(f"check takes the results of cost() one by one, not {cost!r}")
         quota = await self.quota()
         for pool in POOLS:
             needed = sum(cost.requests for cost in costs if cost.pool == pool)
@@ -168,8 +167,8 @@ class Account:
         return quota
 
     async def save(self) -> None:
-        """Write the counts that are not written yet."""
-        async with self._lock:
+        """Write the counts that are not saved yet."""
+        async with self._save_lock:
             await self._save()
 
     def _plan_of(self, user: User) -> Allowances:
@@ -177,21 +176,21 @@ class Account:
 
     async def _counted(self) -> dict[str, int]:
         stored = {} if self._file is None else await in_thread(self._file.usage)
-        # What is not written yet comes on top of what all processes have.
-        ours = {key: max(n, stored.get(key, 0) + self._unsaved.get(key, 0)) for key, n in self._counts.items()}
-        return {**stored, **ours}
+        # Counts that are not saved yet come on top of those of all processes.
+        local = {key: max(n, stored.get(key, 0) + self._unsaved.get(key, 0)) for key, n in self._counts.items()}
+        return {**stored, **local}
 
     async def _count(self, pool: str) -> None:
         key = f"{pool}/{self._this_month()}"
         self._counts[key] = self._counts.get(key, 0) + 1
         self._unsaved[key] = self._unsaved.get(key, 0) + 1
         if pool != "ondemand" or self._unsaved[key] % _SAVE_EVERY == 0:
-            async with self._lock:
+            async with self._save_lock:
                 await self._save()
         self._warn(pool, key)
 
     def _this_month(self) -> str:
-        # A month begins with an hour: to say so a thousand times a second needs no calendar.
+        # A month begins at a full hour, so the calendar is read once an hour rather than thousands of times a second.
         now = self._transport.server_now("api")
         hour = int(now // 3600)
         if hour != self._month[0]:
@@ -228,52 +227,52 @@ class Account:
         except OSError as error:
             logger.warning("could not write the usage to %s: %s", file.path, error.strerror)
         finally:
-            # Nothing is lost where the writing failed or was cancelled, and what was counted meanwhile is on top.
+            # Counts that were not written stay unsaved, with those of the meantime on top.
             for key, n in unsaved.items():
                 self._unsaved[key] = self._unsaved.get(key, 0) + n
             for key, n in written.items():
                 self._counts[key] = n + self._unsaved.get(key, 0)
 
-    def _known_exhausted(self, pool: str) -> QuotaExceeded | None:
-        """Say what was found out a moment ago, so that an exhausted allowance is not asked for again and again."""
-        known = self._gone.get(pool)
-        if known is None:
+    def _recent_exhaustion(self, pool: str) -> QuotaExceeded | None:
+        """Return the error of a recent check, so that not every request repeats the check of an exhausted allowance."""
+        recent = self._exhausted_pools.get(pool)
+        if recent is None:
             return None
-        at, month, error = known
-        if self._transport.monotonic() - at > _BELIEVED or month != self._this_month():
-            del self._gone[pool]
+        at, month, error = recent
+        if self._transport.monotonic() - at > _EXHAUSTED_SECONDS or month != self._this_month():
+            del self._exhausted_pools[pool]
             return None
-        # An error carries the traceback of where it was raised, so each has its own.
+        # A raised error carries its traceback, so each request gets an error of its own.
         return QuotaExceeded(error.message, status=429, used=error.used, limit=error.limit, pool=pool)
 
-    async def _exhausted(self, pool: str) -> QuotaExceeded | None:
-        """Say whether a 429 means that the month's allowance is gone; the answer itself does not tell."""
-        answers = self._answers.get(pool, 0)
-        async with self._asking:
-            # Of many requests that were refused together, one asks.
-            known = self._known_exhausted(pool)
-            if known is not None or self._answers.get(pool, 0) != answers:
-                return known
+    async def _check_exhaustion(self, pool: str) -> QuotaExceeded | None:
+        """Return the error of an exhausted allowance after a 429, which itself does not tell it from a rate limit."""
+        responses = self._responses.get(pool, 0)
+        async with self._request_lock:
+            # Of many requests that were rejected together, one checks.
+            recent = self._recent_exhaustion(pool)
+            if recent is not None or self._responses.get(pool, 0) != responses:
+                return recent
             try:
-                error = await self._ask_exhausted(pool)
+                error = await self._request_exhaustion(pool)
             except WMEError:
-                # Nobody who waited for this answer gets a better one.
-                self._answers[pool] = answers + 1
+                # The requests that waited for this check would get no better result.
+                self._responses[pool] = responses + 1
                 raise
-            self._answers[pool] = answers + 1
+            self._responses[pool] = responses + 1
             if error is not None:
-                self._gone[pool] = (self._transport.monotonic(), self._this_month(), error)
+                self._exhausted_pools[pool] = (self._transport.monotonic(), self._this_month(), error)
             return error
 
-    async def _ask_exhausted(self, pool: str) -> QuotaExceeded | None:
+    async def _request_exhaustion(self, pool: str) -> QuotaExceeded | None:
         user = await self.user()
         used = _served(user).get(pool, 0)
         stated: int = getattr(user, f"{pool}_limit", 0)
         limits = self._plan_of(user)
         limit = limits.of(pool)
         if limit is None or (self._allowances is None and used < limit):
-            # The stated limit is a constant of the service, and the account's own cap may be another. A count stops at
-            # the cap, or a little behind it where requests come together: one that is well beyond shows that it is.
+            # The stated limit is a constant of the service, and the account's own cap may differ. A count stops at the
+            # cap, or a little above it with concurrent requests: a count far above the limit shows another cap.
             if used > stated + stated // _OVERSHOT:
                 return None
             limit = stated

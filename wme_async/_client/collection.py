@@ -1,4 +1,4 @@
-"""The verbs of what can be listed: list and get, written once for every resource."""
+"""The verbs of lists, `list` and `get`, written once for every resource."""
 
 import builtins
 from collections.abc import Callable, Mapping, Sequence
@@ -29,15 +29,14 @@ _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
 
 class Collection(Generic[T]):
-    """What can be listed, and got one by one.
+    """Records that can be listed, and fetched one by one.
 
     Args:
         transport: Sends the requests.
-        resource: Its row of the table.
-        path: Its path, placeholders filled in.
-        cache: Where answers are kept, if anywhere. Not for archives: what is checked against their metadata needs the
-            latest.
-        brief: Keep them as long as look-ups, not as long as metadata that seldom change.
+        resource: The row of the table.
+        path: The path, without placeholders.
+        cache: The cache for responses, if any. Archives have none: the check of a file needs the latest metadata.
+        brief: Keep responses as long as look-ups, rather than as long as metadata that seldom change.
     """
 
     def __init__(
@@ -67,23 +66,23 @@ class Collection(Generic[T]):
         filters: Mapping[str, Value] | None = None,
         type: type[Any] | None = None,
     ) -> builtins.list[Any]:
-        """Return all that there is, or what the filters let through.
+        """Return all records, or those that match the filters.
 
         Args:
-            fields: Dotted names of what to fetch, such as `["identifier", "size"]`; everything where not given.
-            filters: Dotted name to the one value it must have, such as `{"in_language.identifier": "en"}`; all must
-                hold. What the server would get wrong (it takes a number to mean "greater than" and drops booleans) is
-                applied here instead, so that the result is always what was asked for.
+            fields: Dotted names of the fields to fetch, such as `["identifier", "size"]`; all by default.
+            filters: Dotted name to the one value it must have, such as `{"in_language.identifier": "en"}`; a record
+                must match all. Filters that the server applies wrongly (it takes a number to mean "greater than" and
+                drops booleans) are applied locally instead, so that the result is always right.
             type: A msgspec Struct of yours to decode into; `fields` then follow from it.
 
         Returns:
             Records in the server's order: by identifier, as text.
 
         Raises:
-            ValueError: An unknown field, or a filter that could not give a right answer; nothing was sent.
+            ValueError: A field is unknown, or a filter could not give a right result; nothing was sent.
             NotFound: There is no such list, or not yet.
-            DecodeError: The answer is not what the API gives.
-            WMEError: Whatever else went wrong.
+            DecodeError: The response is malformed.
+            WMEError: The request failed in another way.
         """
         query = self._query(fields, filters, type)
         response = await self._send_list(query)
@@ -100,15 +99,15 @@ class Collection(Generic[T]):
         """Return one record.
 
         Args:
-            identifier: As the list has it.
-            fields: Dotted names of what to fetch.
+            identifier: From the list.
+            fields: Dotted names of the fields to fetch.
             type: A msgspec Struct of yours to decode into.
 
         Raises:
-            ValueError: An unknown field, or an identifier that is none; nothing was sent.
+            ValueError: A field is unknown, or the identifier is malformed; nothing was sent.
             NotFound: There is no such record.
-            DecodeError: The answer is not what the API gives.
-            WMEError: Whatever else went wrong.
+            DecodeError: The response is malformed.
+            WMEError: The request failed in another way.
         """
         query = self._query(fields, None, type)
         quoted = self._quote(identifier)
@@ -117,7 +116,7 @@ class Collection(Generic[T]):
         with forget_unreadable(self._cache, response):
             records = decode_response(response, query)
             if len(records) != 1:
-                raise DecodeError(f"{bare_url(response.url)} answered with {len(records)} records instead of one")
+                raise DecodeError(f"{bare_url(response.url)} responded with {len(records)} records instead of one")
         return records[0]
 
     def explain(
@@ -127,7 +126,7 @@ class Collection(Generic[T]):
         filters: Mapping[str, Value] | None = None,
         type: type[Any] | None = None,
     ) -> str:
-        """Say in words, one fact a line, what `list` would send and what it would apply here. Nothing is sent.
+        """Describe, one fact a line, the request of `list` and the filters that apply locally. Nothing is sent.
 
         Args:
             fields: As for `list`, and so the next two.
@@ -135,12 +134,12 @@ class Collection(Generic[T]):
             type: As for `list`.
 
         Raises:
-            ValueError: As `list` raises it.
+            ValueError: As for `list`.
         """
         return self._query(fields, filters, type).explain()
 
     async def _locate(self) -> None:
-        """Find out the path, where that takes a request."""
+        """Resolve the path, if that takes a request."""
 
     async def _send_list(self, query: Query) -> Response:
         return await self._send(self._path, query)
@@ -155,7 +154,7 @@ class Collection(Generic[T]):
         return Query.build(self._resource.backend, self._resource.model, fields=fields, filters=filters, type=type)
 
     async def _send(self, path: str, query: Query) -> Response:
-        # The server ignores a JSON body without the header that names it, and answers with everything.
+        # Without the Content-Type header, the server ignores a JSON body and responds with everything.
         request = Request(
             method="POST",
             path=path,
@@ -168,20 +167,20 @@ class Collection(Generic[T]):
 
 
 def decode_response(response: Response, query: Query, *, form: Form | None = None) -> list[Any]:
-    """Return the records of an answer, as the query wants them: a list, or one record as a list of it.
+    """Return the records of a response, decoded and filtered by a query; a single record gives a list of one.
 
     Args:
-        response: The answer.
-        query: What was asked.
-        form: Brings a record into the form that the names of the query go by, where it may come in several.
+        response: The response.
+        query: The query.
+        form: Converts a record to the form to which the names of the query apply, if it may come in several forms.
 
     Raises:
-        DecodeError: The answer is no JSON, not of the query's type, or an error under a status of success.
+        DecodeError: The response is not JSON, not of the query's type, or an error with a successful status.
     """
     body = response.body
     if is_error_document(body, known_names(query.model)):
         shown = bare_url(response.url)
-        raise DecodeError(f"{shown} answered with {error_in_place_of('records', body)}", url=shown, record=body)
+        raise DecodeError(f"{shown} responded with {error_in_place_of('records', body)}", url=shown, record=body)
     local = query.reshapes or query.selects or form is not None
     many = body[:64].lstrip()[:1] == b"["
     try:
@@ -200,7 +199,7 @@ def decode_response(response: Response, query: Query, *, form: Form | None = Non
 
 def _object(row: object, form: Form | None) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise DecodeError("something else than records")
+        raise DecodeError("it is not a record")
     return row if form is None else form(row)
 
 
@@ -213,7 +212,7 @@ def _not_records(response: Response, error: DecodeError) -> DecodeError:
         reason = server_message(body)
     else:
         reason = error.message
-    return DecodeError(f"{shown} did not answer with the JSON that was asked for: {reason}", url=shown, record=body)
+    return DecodeError(f"{shown} did not respond with JSON records: {reason}", url=shown, record=body)
 
 
 @lru_cache(maxsize=256)
