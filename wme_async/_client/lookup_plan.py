@@ -92,7 +92,9 @@ def _build_plan(query: Query, order: Any) -> LookupPlan:
         if whole_names != names:
             notes.append(f"sent: instead, whole fields {', '.join(whole_names)}; here: reduced")
         names = body["fields"] = whole_names
-    one_project = query.limit == 1 or any(part.field == _PROJECT and part.local_reason is None for part in query.conditions)
+    one_project = query.limit == 1 or any(
+        part.field == _PROJECT and part.local_reason is None for part in query.conditions
+    )
     by_project = isinstance(order, dict) and not (one_project and max_records is None)
     adds_project = by_project and names != [] and not {"is_part_of", "is_part_of.*", _PROJECT}.intersection(names)
     if adds_project:
