@@ -19,6 +19,8 @@ from wall_clock import MIDDLE_OF_A_MONTH, set_moment
 from wme_async import _clock
 
 if TYPE_CHECKING:
+    from stream_world import World
+
     from wme_async import Client
     from wme_async.simulator import Simulator
 
@@ -179,6 +181,15 @@ async def wme(sim: "Simulator") -> AsyncIterator["Client"]:
 
     async with Client(**sim.client_options(), retry=Retry(base=0, cap=0)) as client:
         yield client
+
+
+@pytest.fixture
+async def world() -> AsyncIterator["World"]:
+    """A simulator and a client for streams; in the end nothing of a stream is left."""
+    from stream_world import world as new_world
+
+    async with new_world() as pair:
+        yield pair
 
 
 class ClientClock:

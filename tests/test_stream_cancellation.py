@@ -1,62 +1,29 @@
-"""The stream when things happen at the least convenient moment: cancellation, abandonment, two readers at a time."""
+"""The stream when things happen at the least convenient moment: cancellation, two readers at a time, silence."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
-from test_stream import Checker, World, articles, learn_the_time, take, world
+from conftest import ClientClock
+from stream_world import Checker, World, articles, learn_the_time, record, take, turns, until
 
-from wme_async._stream import stream as stream_module
-from wme_async._stream.buffer import Block, Buffer, Session
-from wme_async._stream.partitions import Missing, Partitions, Verdict
-from wme_async._stream.record_types import EventPosition
-from wme_async._stream.resume import StreamRequest
+from wme_async import MemoryOffsets, Position, Stream, StreamDisconnected, StreamEvent
+
+# The buffer alone: that a stream ends a connection at this very moment cannot be arranged from outside.
+from wme_async._stream.buffer import Block, Buffer
 from wme_async.errors import DecodeError, OffsetGap, StreamError
 from wme_async.models import Article
-from wme_async.offsets import MemoryOffsets, Position
-
-
-@pytest.fixture(name="world")
-async def _world() -> AsyncIterator[World]:
-    async with world() as (sim, transport):
-        yield sim, transport
-        assert transport.open_bodies == 0
-        await sim.firehose.wait_open(0)
-        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("wme stream")]
-
-
-async def turns(count: int = 10) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(5_000):
-        if condition():
-            return
-        await asyncio.sleep(0.001)
-    raise TimeoutError
-
-
-def tick(stream: Any, seconds: float) -> None:
-    receiver = stream._receiver
-    receiver._partitions.tick(seconds, now=receiver.server_now(), connected=receiver._listening())
-
-
-def record(partition: int, offset: int) -> bytes:
-    event = b'{"partition":%d,"offset":%d,"date_published":"2025-04-11T05:00:00Z"}' % (partition, offset)
-    return b'{"name":"x","event":%b}' % event
+from wme_async.simulator import Simulator
 
 
 async def test_a_block_that_waited_for_room_is_dropped_with_those_before_it() -> None:
     """It would be taken for the continuation of what was dropped."""
     buffer = Buffer(1)
-    connection: Any = None
-    session = Session(connection, 0.0)
+    session: Any = SimpleNamespace(abandoned=None, waiting=0)
     await buffer.put(Block(session, [b"{}"], 10))
     async with asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(buffer.put(Block(session, [b"{}"], 10)))
@@ -72,9 +39,9 @@ async def test_a_block_that_waited_for_room_is_dropped_with_those_before_it() ->
 
 @pytest.mark.parametrize("commit", ["auto", "ack"])
 async def test_a_list_that_was_cancelled_while_it_filled_is_not_lost(commit: Any, world: World) -> None:
-    sim, transport = world
+    sim, wme = world
     check = Checker()
-    async with articles(transport, commit=commit) as stream:
+    async with articles(wme, commit=commit) as stream:
         sent = sim.firehose.publish_many(3, partition=7)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
@@ -89,17 +56,22 @@ async def test_a_list_that_was_cancelled_while_it_filled_is_not_lost(commit: Any
                     stream.ack(article)
             check.take(await anext(stream))
         assert stream.positions[7].offset == 3
-    assert check.got == sent
+    assert check.events == sent
 
 
 async def test_lists_that_are_cancelled_at_any_turn_lose_nothing_and_repeat_nothing(world: World) -> None:
-    sim, transport = world
+    sim, wme = world
     check = Checker()
-    async with articles(transport, connections=3, keep=lambda article: article.event.offset % 3 > 0) as stream:
-        sent = [each for each in sim.firehose.publish_many(600) if each[1] % 3]
+    async with articles(wme, connections=3, filters={"identifier": 2_000_000}) as stream:
+        sent = []
+        for number in range(600):
+            event = {"identifier": 2_000_000 if number % 3 else 1, "event": {"type": "update"}}
+            place = sim.firehose.publish(event, partition=number % 50)
+            if number % 3:
+                sent.append(place)
         patience = 0
         async with asyncio.timeout(20):
-            while len(check.got) < len(sent):
+            while len(check.events) < len(sent):
                 patience += 1
                 asking = asyncio.ensure_future(anext(stream.batches(7, 0.5)))
                 await turns(patience % 9)
@@ -107,7 +79,7 @@ async def test_lists_that_are_cancelled_at_any_turn_lose_nothing_and_repeat_noth
                 with contextlib.suppress(asyncio.CancelledError):
                     for article in await asking:
                         check.take(article)
-                if patience % 5 == 0 and len(check.got) < len(sent):
+                if patience % 5 == 0 and len(check.events) < len(sent):
                     asking = asyncio.ensure_future(anext(stream))
                     await turns(patience % 4)
                     asking.cancel()
@@ -117,19 +89,19 @@ async def test_lists_that_are_cancelled_at_any_turn_lose_nothing_and_repeat_noth
                     await asyncio.sleep(0.001)
         for partition, position in stream.positions.items():
             assert position.offset <= max(check.last[partition] + 1, 0)
-    assert sorted(check.got) == sorted(sent)
+    assert sorted(check.events) == sorted(sent)
 
 
 async def test_lists_can_be_asked_for_again_after_a_cancelled_wait_and_after_an_error(world: World) -> None:
-    sim, transport = world
-    async with articles(transport) as stream:
+    sim, wme = world
+    async with articles(wme) as stream:
         batches = stream.batches(1, 60)
         asking = asyncio.ensure_future(anext(batches))
         await turns()
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        sim.firehose.publish(record(7, 0).replace(b'"x"', b"5"), partition=7)
+        sim.firehose.publish(record(7, 0, name=5), partition=7)
         sim.firehose.publish(partition=7)
         with pytest.raises(DecodeError):
             await anext(batches)
@@ -138,10 +110,10 @@ async def test_lists_can_be_asked_for_again_after_a_cancelled_wait_and_after_an_
 
 
 async def test_lists_that_are_cancelled_again_and_again_do_not_pile_up(world: World) -> None:
-    sim, transport = world
-    async with articles(transport) as stream:
+    sim, wme = world
+    async with articles(wme) as stream:
         sim.firehose.publish(partition=7)
-        await until(lambda: stream._receiver.buffer.size > 0)
+        await until(lambda: stream.statistics().buffered > 0)
         for _ in range(500):
             asking = asyncio.ensure_future(anext(stream.batches(2, 60)))
             await turns(2)
@@ -152,8 +124,8 @@ async def test_lists_that_are_cancelled_again_and_again_do_not_pile_up(world: Wo
 
 
 async def test_a_second_task_that_reads_is_told_so(world: World) -> None:
-    sim, transport = world
-    async with articles(transport) as stream:
+    sim, wme = world
+    async with articles(wme) as stream:
         first = asyncio.ensure_future(anext(stream.batches(10, 0)))
         await turns()
         with pytest.raises(RuntimeError, match="one task"):
@@ -169,8 +141,8 @@ async def test_a_second_task_that_reads_is_told_so(world: World) -> None:
 
 
 async def test_lists_and_single_events_in_turn_never_take_a_position_back(world: World) -> None:
-    sim, transport = world
-    async with articles(transport) as stream:
+    sim, wme = world
+    async with articles(wme) as stream:
         sim.firehose.publish_many(6, partition=7)
         reached = []
         batches = stream.batches(2, 60)
@@ -183,16 +155,22 @@ async def test_lists_and_single_events_in_turn_never_take_a_position_back(world:
         assert [done for _, done in reached] == [-1, -1, 2, 2]
 
 
+async def publish_block(sim: Simulator, stream: Stream[Any]) -> None:
+    """Publish an event and wait until it is received, so that it is a block and a run of its own."""
+    size = stream.statistics().bytes
+    sim.firehose.publish(partition=7)
+    await until(lambda: stream.statistics().bytes > size)
+
+
 @pytest.mark.parametrize("commit", ["auto", "manual", "ack"])
 @pytest.mark.parametrize("kind", [Article, dict, msgspec.Raw])
 async def test_all_of_a_list_can_be_acknowledged_whatever_runs_it_is_made_of(
     kind: Any, commit: Any, world: World
 ) -> None:
-    _, transport = world
-    async with articles(transport, type=kind, commit=commit) as stream:
-        (connection,) = stream._receiver.connections
-        for offset in range(5):
-            await stream._receiver.buffer.put(Block(Session(connection, 0.0), [record(7, offset)], 100))
+    sim, wme = world
+    async with articles(wme, type=kind, commit=commit) as stream:
+        for _ in range(5):
+            await publish_block(sim, stream)
         batches = stream.batches(4, 60)
         batch = await anext(batches)
         for offset, article in enumerate(batch):
@@ -205,11 +183,10 @@ async def test_all_of_a_list_can_be_acknowledged_whatever_runs_it_is_made_of(
 
 
 async def test_what_a_cancelled_list_had_taken_can_be_acknowledged(world: World) -> None:
-    _, transport = world
-    async with articles(transport, type=dict) as stream:
-        (connection,) = stream._receiver.connections
-        for offset in range(2):
-            await stream._receiver.buffer.put(Block(Session(connection, 0.0), [record(7, offset)], 100))
+    sim, wme = world
+    async with articles(wme, type=dict) as stream:
+        for _ in range(2):
+            await publish_block(sim, stream)
         asking = asyncio.ensure_future(anext(stream.batches(3, 60)))
         await until(lambda: stream.statistics().events == 2)
         asking.cancel()
@@ -221,8 +198,8 @@ async def test_what_a_cancelled_list_had_taken_can_be_acknowledged(world: World)
 
 
 async def test_a_request_that_is_cancelled_before_its_first_step_does_not_end_the_stream(world: World) -> None:
-    sim, transport = world
-    async with articles(transport) as stream:
+    sim, wme = world
+    async with articles(wme) as stream:
         asking = asyncio.ensure_future(anext(stream))
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -236,9 +213,9 @@ async def test_a_request_that_is_cancelled_before_its_first_step_does_not_end_th
 
 async def test_a_partition_that_is_made_anew_is_read_from_its_new_beginning(world: World) -> None:
     """Its events have numbers that were seen before; dropped as duplicates, nothing of it would come for years."""
-    sim, transport = world
+    sim, wme = world
     store = MemoryOffsets()
-    async with articles(transport, offsets=store, parts=[1]) as stream:
+    async with articles(wme, offsets=store, parts=[1]) as stream:
         sent = sim.firehose.publish_many(20, partition=7)
         async for article in take(stream, len(sent)):
             stream.ack(article)
@@ -246,9 +223,9 @@ async def test_a_partition_that_is_made_anew_is_read_from_its_new_beginning(worl
     sim.firehose.log[7] = type(sim.firehose.log[7])()
     sim.firehose.publish_many(3, partition=7)
     sim.clock.advance(600)
-    await learn_the_time(transport)
+    await learn_the_time(sim, wme)
     gaps: list[OffsetGap] = []
-    async with articles(transport, offsets=store, parts=[1], on_gap=gaps.append) as stream:
+    async with articles(wme, offsets=store, parts=[1], on_gap=gaps.append) as stream:
         asking = asyncio.ensure_future(anext(stream))
         await sim.firehose.wait_open(1)
         sim.firehose.publish(partition=7)
@@ -266,113 +243,69 @@ async def test_a_partition_that_is_made_anew_is_read_from_its_new_beginning(worl
     assert (await store.load("default/articles"))[7].offset == 4
 
 
-def test_acknowledgements_across_a_new_numbering_never_mix_the_two() -> None:
-    noon = datetime(2025, 4, 11, 12, tzinfo=UTC)
-    progress = Partitions([7], {}, start=noon, retention=48 * 3600.0, filtered=True)
-    old = [EventPosition(7, number, noon + timedelta(seconds=number)) for number in (100, 101)]
-    new = [EventPosition(7, number, noon + timedelta(hours=1, seconds=number)) for number in (0, 1)]
-    for event in old:
-        progress.by_number[7].read = event
-        progress.hand_out(event)
-    assert progress.judge(EventPosition(7, 101, old[1].date_published), None) is Verdict.DROP
-    for event in new:
-        progress.by_number[7].read = event
-        progress.hand_out(event)
-    progress.acknowledge(old[0])
-    assert progress.by_number[7].processed is None
-    progress.acknowledge(new[0])
-    assert progress.positions()[7].offset == 0
-    progress.by_number[7].processed = old[1]
-    progress.acknowledge_up_to(old[0])
-    progress.acknowledge_up_to(new[1])
-    assert progress.positions()[7].offset == 1
-    with pytest.raises(ValueError, match="not from this stream"):
-        progress.acknowledge_up_to(EventPosition(7, 5, noon + timedelta(hours=1, minutes=1)))
-
-
-def test_a_partition_that_is_made_anew_while_it_is_read_is_asked_for_once_more() -> None:
-    noon = datetime(2025, 4, 11, 12, tzinfo=UTC)
-    progress = Partitions([7], {}, start=noon, retention=48 * 3600.0, filtered=False)
-    progress.by_number[7].read = EventPosition(7, 100, noon)
-    # Too near in time to be told from repetitions; then far enough.
-    assert progress.judge(EventPosition(7, 0, noon + timedelta(minutes=5)), None) is Verdict.DROP
-    assert progress.judge(EventPosition(7, 2, noon + timedelta(minutes=15)), None) is Verdict.ASK_AGAIN
-    wanted = StreamRequest(parts=(1,), offsets={}, since={7: noon - timedelta(minutes=1)})
-    progress.connect(wanted, at=noon + timedelta(minutes=16), probes={7: 2})
-    assert progress.judge(EventPosition(7, 99, noon - timedelta(seconds=30)), None) is Verdict.DROP
-    missing = progress.judge(EventPosition(7, 0, noon + timedelta(minutes=5)), None)
-    assert isinstance(missing, Missing)
-    assert (missing.gap.expected, missing.gap.got) == (101, 0)
-    progress.by_number[7].read = EventPosition(7, 0, noon + timedelta(minutes=5))
-    assert progress.judge(EventPosition(7, 0, noon + timedelta(minutes=5)), None) is Verdict.DROP
-    assert progress.judge(EventPosition(7, 1, noon + timedelta(minutes=10)), None) is Verdict.TAKE
-    assert progress.gaps == 1
-
-
 # What counts as silence
 
 
-async def test_only_an_accepted_request_is_listening(world: World) -> None:
+async def reached(stream: Stream[Any], clock: ClientClock) -> set[Any]:
+    """Let an hour pass in two ticks; return up to when the partitions are known to be whole."""
+    for _ in range(2):
+        clock.offset += 1800.0
+        await turns(50)
+    return {position.reached for position in stream.positions.values()}
+
+
+async def test_only_an_accepted_request_is_listening(world: World, client_clock: ClientClock) -> None:
     """A request on its way into nowhere hears nothing either, and what it misses must stay missing."""
-    sim, transport = world
-    async with articles(transport, parts=[1], idle_timeout=0.2) as stream:
-        (connection,) = stream._receiver.connections
-        assert not connection.listening
-        async with asyncio.timeout(10):
-            await sim.firehose.wait_open(1)
-            assert not connection.connected
-            assert not connection.listening
-            sim.firehose.publish(partition=7)
-            await anext(stream)
-            assert connection.connected
-            assert connection.listening
-            first = connection.session
-            await until(lambda: connection.session not in {first, None})
-        assert connection.listening, "silence was the answer"
+    sim, wme = world
+    async with articles(wme, parts=[1]) as stream, asyncio.timeout(20):
+        await sim.firehose.wait_open(1)
+        assert await reached(stream, client_clock) == {None}
+        assert stream.statistics().connected == 0
+        sim.firehose.publish(partition=7)
+        stream.ack(await anext(stream))
+        assert stream.statistics().connected == 1
+        assert None not in await reached(stream, client_clock)
 
 
-def test_silence_does_not_span_the_time_without_a_connection() -> None:
-    noon = datetime(2025, 4, 11, 12, tzinfo=UTC)
-    progress = Partitions([7], {}, start=noon, retention=48 * 3600.0, filtered=True)
-    progress.tick(0.0, now=noon, connected=[7])
-    progress.tick(500.0, now=noon, connected=[7])
-    progress.tick(50_000.0, now=noon + timedelta(hours=14), connected=[])
-    progress.tick(500.0, now=noon + timedelta(hours=14), connected=[7])
-    assert progress.positions()[7].reached is None
-    progress.tick(500.0, now=noon + timedelta(hours=14, minutes=10), connected=[7])
-    assert progress.positions()[7].reached == noon + timedelta(hours=14)
+async def test_silence_after_an_accepted_request_is_listened_to(world: World, client_clock: ClientClock) -> None:
+    sim, wme = world
+    silent = asyncio.Event()
+
+    def watch(event: StreamEvent) -> None:
+        if isinstance(event, StreamDisconnected):
+            silent.set()
+
+    async with articles(wme, parts=[1], idle_timeout=0.1, on_event=watch) as stream, asyncio.timeout(20):
+        await silent.wait()
+        await sim.firehose.wait_open(1)
+        assert None not in await reached(stream, client_clock), "silence was the response"
 
 
-async def test_nothing_is_silence_while_the_consumer_holds_the_stream_up(world: World) -> None:
-    sim, transport = world
-    async with articles(transport, parts=[1], max_buffer=1) as stream:
+async def test_nothing_is_silence_while_the_consumer_holds_the_stream_up(
+    world: World, client_clock: ClientClock
+) -> None:
+    sim, wme = world
+    async with articles(wme, parts=[1], max_buffer=1) as stream:
         sim.firehose.publish_many(300, partition=7)
         await anext(stream)
-        await until(lambda: stream._receiver.buffer.full)
-        tick(stream, 0.0)
-        tick(stream, 5000.0)
-        assert stream.positions[8].reached is None
-        await Checker().read(stream, 299)
-        tick(stream, 0.0)
-        tick(stream, 5000.0)
-        assert stream.positions[8].reached is not None
+        await until(lambda: stream.statistics().buffered > 0)
+        assert await reached(stream, client_clock) == {None}
+        await Checker().read(stream, 298)
+        stream.ack(await anext(stream))
+        assert None not in await reached(stream, client_clock)
 
 
-async def test_what_nobody_has_looked_at_yet_is_not_silence(world: World) -> None:
+async def test_events_that_nobody_has_taken_are_not_silence(world: World, client_clock: ClientClock) -> None:
     """With a narrow filter the buffer never fills up, however long the consumer is away."""
-    sim, transport = world
-    async with articles(transport, parts=[1]) as stream:
+    sim, wme = world
+    async with articles(wme, parts=[1]) as stream:
         sim.firehose.publish(partition=7)
         stream.ack(await anext(stream))
         sim.firehose.publish(partition=7)
-        await until(lambda: stream._receiver.buffer.size > 0)
-        tick(stream, 0.0)
-        tick(stream, 5000.0)
-        assert {position.reached for position in stream.positions.values()} == {None}
+        await until(lambda: stream.statistics().buffered > 0)
+        assert await reached(stream, client_clock) == {None}
         stream.ack(await anext(stream))
-        tick(stream, 0.0)
-        tick(stream, 5000.0)
-        assert None not in {position.reached for position in stream.positions.values()}
+        assert None not in await reached(stream, client_clock)
 
 
 # Beginnings and ends that fail
@@ -398,10 +331,10 @@ class Store(MemoryOffsets):
 
 
 async def test_a_stream_that_could_not_be_opened_can_be_closed(world: World) -> None:
-    _, transport = world
+    _, wme = world
     store = Store()
     store.fails = True
-    stream = articles(transport, offsets=store)
+    stream = articles(wme, offsets=store)
     with pytest.raises(OSError, match="no disk"):
         async with stream:
             pass
@@ -413,10 +346,10 @@ async def test_a_stream_that_could_not_be_opened_can_be_closed(world: World) -> 
 async def test_a_save_that_hangs_does_not_hold_a_cancelled_reader_for_ever(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "_GRACE", 0.05)
-    sim, transport = world
+    monkeypatch.setattr("wme_async._stream.stream._GRACE", 0.05)
+    sim, wme = world
     store = Store()
-    stream = articles(transport, offsets=store)
+    stream = articles(wme, offsets=store)
     await stream.__aenter__()
     sim.firehose.publish(partition=7)
     stream.ack(await anext(stream))
@@ -427,12 +360,13 @@ async def test_a_save_that_hangs_does_not_hold_a_cancelled_reader_for_ever(
     async with asyncio.timeout(5):
         with pytest.raises(asyncio.CancelledError):
             await closing
-    assert not store._claimed
+    async with store.claim("default/articles"):
+        pass  # it is free again
 
 
 async def test_a_stream_whose_task_was_cancelled_from_outside_says_so(world: World) -> None:
-    _, transport = world
-    async with articles(transport) as stream:
+    _, wme = world
+    async with articles(wme) as stream:
         asking = asyncio.ensure_future(anext(stream))
         await turns()
         (task,) = (each for each in asyncio.all_tasks() if each.get_name() == "wme stream default/articles")
@@ -442,28 +376,30 @@ async def test_a_stream_whose_task_was_cancelled_from_outside_says_so(world: Wor
                 await asking
 
 
-@pytest.mark.parametrize("keep", [None, lambda article: True])
-async def test_events_of_partitions_that_belong_to_another_connection_are_left_to_it(keep: Any, world: World) -> None:
+@pytest.mark.parametrize("filters", [None, {"identifier": 2_000_000}])
+async def test_events_of_partitions_that_belong_to_another_connection_are_left_to_it(
+    filters: Any, world: World
+) -> None:
     """Taken from a connection that is ahead, they would hide what comes before them on the one that has them all."""
-    sim, transport = world
-    async with articles(transport, connections=2, keep=keep) as stream:
+    sim, wme = world
+    async with articles(wme, connections=2, filters=filters) as stream:
         await sim.firehose.wait_open(2)
-        ahead = b'{"name":"x","event":{"partition":7,"offset":5,"date_published":"2025-04-11T05:00:00Z"}}'
-        zeroth = stream._receiver.connections[0]
-        assert 7 not in zeroth.partitions
-        await stream._receiver.buffer.put(Block(Session(zeroth, 0.0), [ahead], len(ahead)))
-        sim.firehose.publish_many(6, partition=7)
+        sim.firehose.publish(record(7, 5, identifier=2_000_000), partition=0)
+        await until(lambda: stream.statistics().buffered > 0)
+        for _ in range(6):
+            sim.firehose.publish({"identifier": 2_000_000, "event": {"type": "update"}}, partition=7)
         assert [article.event.offset async for article in take(stream, 6)] == list(range(6))
         assert stream.statistics().duplicates == 1
 
 
 async def test_a_bad_record_of_a_partition_that_belongs_to_another_connection_hides_nothing_there(world: World) -> None:
-    sim, transport = world
+    sim, wme = world
     bad: list[DecodeError] = []
-    async with articles(transport, connections=2, on_bad_record=bad.append) as stream:
+    async with articles(wme, connections=2, on_bad_record=bad.append) as stream:
         await sim.firehose.wait_open(2)
-        ahead = record(7, 5).replace(b'"x"', b"5")
-        await stream._receiver.buffer.put(Block(Session(stream._receiver.connections[0], 0.0), [ahead], len(ahead)))
+        ahead = record(7, 5, name=5)
+        sim.firehose.publish(ahead, partition=0)
+        await until(lambda: stream.statistics().buffered > 0)
         sim.firehose.publish_many(6, partition=7)
         assert [article.event.offset async for article in take(stream, 6)] == list(range(6))
     (error,) = bad
