@@ -7,7 +7,7 @@
 over lists, `skip` passes over every member. Two modes are bounds to compare with: `inflate` only inflates, in this
 thread, `decode` decodes the first 200 MB of lines from memory with msgspec alone. With `--many N`
 worker processes read the archive N times and count, or send all records where the mode has `batches`. `lag` is the
-longest time in seconds that the event loop was kept from a task that wakes up each millisecond.
+longest delay in seconds of a task of the event loop that wakes up each millisecond.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from wme_async.models import Article
 
 
 class SlimEvent(msgspec.Struct, gc=False):
-    """What a consumer of changes needs."""
+    """The fields for a consumer of changes."""
 
     type: str = ""
     date_published: datetime | None = None
@@ -55,19 +55,19 @@ async def read(path: Path, mode: str, **options: Any) -> dict[str, Any]:
     lags: list[float] = []
     beside = asyncio.create_task(ticker(lags))
     first = None
-    begun = time.perf_counter()
+    started = time.perf_counter()
     type_: type[Any] = Slim if mode.startswith("slim") else Article
     if mode == "skip":
         options["select"] = lambda _name: False
     async with wme_async.read_archive(path, type=type_, **options) as records:
         if mode.endswith("batches"):
             async for _ in records.batches():
-                first = first or time.perf_counter() - begun
+                first = first or time.perf_counter() - started
         else:
             async for _ in records:
-                first = first or time.perf_counter() - begun
+                first = first or time.perf_counter() - started
         statistics = records.statistics()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     beside.cancel()
     lags.sort()
     return {
@@ -82,7 +82,7 @@ async def read(path: Path, mode: str, **options: Any) -> dict[str, Any]:
 
 def inflate(path: Path, *, use_isal: bool) -> dict[str, Any]:
     """Inflate in one thread and drop the bytes."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     total = 0
     if use_isal:
         from isal import igzip
@@ -95,7 +95,7 @@ def inflate(path: Path, *, use_isal: bool) -> dict[str, Any]:
         with path.open("rb") as file:
             while piece := file.read(64 * 1024):
                 total += len(engine.decompress(piece))
-    return {"bytes": total, "seconds": time.perf_counter() - begun}
+    return {"bytes": total, "seconds": time.perf_counter() - started}
 
 
 async def decode(path: Path) -> dict[str, Any]:
@@ -109,15 +109,15 @@ async def decode(path: Path) -> dict[str, Any]:
             if size > 200_000_000:
                 break
     one = msgspec.json.Decoder(Article).decode
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for line in lines:
         one(line)
-    return {"records": len(lines), "bytes": size, "seconds": time.perf_counter() - begun}
+    return {"records": len(lines), "bytes": size, "seconds": time.perf_counter() - started}
 
 
 async def many(path: Path, count: int, mode: str) -> dict[str, Any]:
     """Read the archive several times over, in worker processes, and count."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     records = size = 0
     type_: type[Any] = Slim if mode.startswith("slim") else Article
     async with wme_async.read_many([path] * count, type=type_, count_only="batches" not in mode) as results:
@@ -125,7 +125,7 @@ async def many(path: Path, count: int, mode: str) -> dict[str, Any]:
             if result.statistics is not None:
                 records += result.statistics.records
                 size += result.statistics.bytes
-    return {"records": records, "bytes": size, "seconds": time.perf_counter() - begun}
+    return {"records": records, "bytes": size, "seconds": time.perf_counter() - started}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Download by the package, from any server that serves ranges, and print what that took, as one line of JSON.
+"""Download by the package, from any server that serves ranges, and print time and size as one line of JSON.
 
     python benchmarks/download_one.py URL TARGET [--verify MD5] [--connections N] [--durable] [--cafile PEM] [--uvloop]
     python benchmarks/download_one.py BASE FOLDER --list FILE      all names in a file, over one pool
@@ -27,9 +27,9 @@ class PlainSource:
     """A file of a web server.
 
     Args:
-        url: Where it is.
-        transport: The door to the network.
-        md5: What its bytes must have.
+        url: Its address.
+        transport: Sends the requests.
+        md5: The expected MD5 of its bytes.
     """
 
     def __init__(self, url: str, transport: Transport, md5: str | None = None) -> None:
@@ -43,7 +43,7 @@ class PlainSource:
         return self.url
 
     async def head(self) -> FileInfo:
-        """Ask for size and version."""
+        """Request size and version."""
         headers = (await self.transport.request(Request(method="HEAD", role="store", path=self.url))).headers
         return FileInfo(
             size=int(headers["Content-Length"]),
@@ -58,7 +58,7 @@ class PlainSource:
         return SignedUrl(url=self.url)
 
     async def checksum(self) -> Checksum | None:
-        """Return what was given."""
+        """Return the expected MD5."""
         return None if self.md5 is None else Checksum(md5=self.md5)
 
 
@@ -78,9 +78,9 @@ def watched(figures: dict[str, Any], *, active: bool) -> Iterator[None]:
 
     async def tick() -> None:
         while True:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             await asyncio.sleep(0.001)
-            late.append(time.perf_counter() - begun - 0.001)
+            late.append(time.perf_counter() - started - 0.001)
 
     task = asyncio.get_running_loop().create_task(tick())
     try:
@@ -94,13 +94,13 @@ def watched(figures: dict[str, Any], *, active: bool) -> Iterator[None]:
 
 
 async def one(options: argparse.Namespace) -> dict[str, Any]:
-    """Fetch a file."""
+    """Download a file."""
     pool, transport = transport_of(options.cafile)
     figures: dict[str, Any] = {}
     async with pool:
-        begun, cpu = time.perf_counter(), time.process_time()
+        started, cpu = time.perf_counter(), time.process_time()
         with watched(figures, active=options.watch):
-            done = await download(
+            result = await download(
                 PlainSource(options.url, transport, options.verify),
                 Path(options.target),
                 transport=transport,
@@ -108,20 +108,20 @@ async def one(options: argparse.Namespace) -> dict[str, Any]:
                 connections=options.connections,
                 durable=options.durable,
             )
-        figures |= {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
+        figures |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
         await transport.aclose()
-    if options.verify is not None and done.verified is not True:
+    if options.verify is not None and result.verified is not True:
         raise SystemExit("the checksum was not compared")
-    return figures | {"bytes": done.size}
+    return figures | {"bytes": result.size}
 
 
 async def many(options: argparse.Namespace) -> dict[str, Any]:
-    """Fetch all files that are named, sharing connections."""
+    """Download all files of the list over shared connections."""
     pool, transport = transport_of(options.cafile)
     names = Path(options.list).read_text().split()  # noqa: ASYNC240  # before the work begins
     folder = Path(options.target)
     async with pool:
-        begun, cpu = time.perf_counter(), time.process_time()
+        started, cpu = time.perf_counter(), time.process_time()
         budget = Budget(options.connections or 16)
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -138,7 +138,7 @@ async def many(options: argparse.Namespace) -> dict[str, Any]:
                 for name in names
             ]
         figures: dict[str, Any] = {
-            "seconds": time.perf_counter() - begun,
+            "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - cpu,
             "bytes": sum(task.result().size for task in tasks),
         }

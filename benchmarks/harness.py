@@ -1,7 +1,7 @@
-"""Run whole processes round by round, and say what they cost beside a reference of the same round.
+"""Run whole processes round by round, and compare their cost with a reference of the same round.
 
-Every round runs each case once, so whatever the machine does meanwhile hits all alike; what is compared is the median
-of the ratios within the rounds. CPU seconds are those of the process and of the children it waited for, as the kernel
+Every round runs each case once, so that other load on the machine affects all alike; the result is the median of the
+ratios within the rounds. CPU seconds are those of the process and of the children it waited for, as the kernel
 counts them. Beside each run stands how much of the machine others used meanwhile.
 """
 
@@ -44,12 +44,12 @@ class Case:
     """A command to run.
 
     Attributes:
-        name: How it is called in the table.
+        name: Its name in the table.
         command: Arguments. It may print one JSON object as its last line: figures of its own, of which `seconds` and
             `cpu_seconds` are those of the work alone, without start-up.
         ours: Whether it is the SDK, not a reference.
         before: Called before each run, not timed.
-        check: Called after each run, not timed; what it raises makes the case fail.
+        check: Called after each run, not timed; an exception makes the case fail.
         lacking: Why it cannot be run here, if it cannot.
         size: Bytes that it moves, or events that it counts.
     """
@@ -65,10 +65,10 @@ class Case:
 
 @dataclasses.dataclass(kw_only=True)
 class Target:
-    """What is promised.
+    """A promised figure.
 
     Attributes:
-        name: Of the target, unique; what the documentation calls it.
+        name: Its name in the documentation, unique.
         case: Which case is judged.
         measure: `wall`, `cpu`, `rss`, `seconds`, `cpu_seconds`, `rate` or `cpu_rate` of a run, or the name of a figure
             that the command printed.
@@ -76,7 +76,7 @@ class Target:
             slower in each round.
         most: The upper bound, or
         least: the lower one.
-        unit: Of a figure that is no ratio.
+        unit: The unit of a figure that is not a ratio.
         full_size: Whether it is judged only at full size: start-up and small files would decide otherwise.
     """
 
@@ -97,9 +97,9 @@ class Group:
     Attributes:
         name: Short.
         title: For the head of the table.
-        unit: What `size` counts: bytes or events.
+        unit: The unit of `size`: bytes or events.
         cases: The first is the reference.
-        targets: What is promised of them.
+        targets: The promised figures.
         figures: Names of printed figures to show, and how to call them.
         rounds: Overrides the number of rounds of the whole run.
         whole: Rates are those of the whole process, whatever it says of its start-up.
@@ -131,7 +131,7 @@ def measure(
     """Run the cases of a group round by round.
 
     Args:
-        group: What to run.
+        group: The cases to run.
         rounds: How many rounds count.
         warm_up: How many go before them.
         calm: Seconds to wait before each run, at most, for others to leave the machine alone.
@@ -145,7 +145,7 @@ def measure(
     runs: dict[str, list[Run]] = {case.name: [] for case in group.cases}
     failed = {case.name: case.lacking for case in group.cases if case.lacking}
     rounds = group.rounds or rounds
-    begun = os.getloadavg()[0]
+    started = os.getloadavg()[0]
     for number in range(-warm_up, rounds):
         with _turn(lock):
             for case in group.cases:
@@ -167,7 +167,7 @@ def measure(
         "unit": group.unit,
         "figures": group.figures,
         "rounds": rounds,
-        "load_before": round(begun, 2),
+        "load_before": round(started, 2),
         "load_after": round(os.getloadavg()[0], 2),
         "cases": [
             {
@@ -209,15 +209,15 @@ def _run(case: Case, servers: Iterable[int], timeout: float, *, whole: bool) -> 
             output = process.stdout.read().decode(errors="replace").strip()
             process.wait()
         except BaseException:
-            # Who ends the harness ends what it runs.
+            # The end of the harness ends its processes.
             _end(process.pid)
             raise
         finally:
             watchdog.cancel()
-        told = report.read().split()
-    if len(told) != 5 or told[4] != "0":
-        raise RuntimeError(f"ended with {told[4] if len(told) == 5 else 'a signal'}: {output[-400:]}")
-    wall, user, system, peak = map(float, told[:4])
+        usage = report.read().split()
+    if len(usage) != 5 or usage[4] != "0":
+        raise RuntimeError(f"ended with {usage[4] if len(usage) == 5 else 'a signal'}: {output[-400:]}")
+    wall, user, system, peak = map(float, usage[:4])
     cpu = user + system
     run: Run = {
         "wall": wall,
@@ -229,9 +229,9 @@ def _run(case: Case, servers: Iterable[int], timeout: float, *, whole: bool) -> 
     }
     figures = _figures(output)
     run["figures"] = figures
-    alone = {} if whole else figures
-    run["seconds"] = float(alone.get("seconds", wall))
-    run["cpu_seconds"] = float(alone.get("cpu_seconds", cpu))
+    work = {} if whole else figures
+    run["seconds"] = float(work.get("seconds", wall))
+    run["cpu_seconds"] = float(work.get("cpu_seconds", cpu))
     if case.size:
         run["rate"] = case.size / run["seconds"]
         run["cpu_rate"] = case.size / max(run["cpu_seconds"], 1e-3)
@@ -249,9 +249,9 @@ def _figures(output: str) -> dict[str, Any]:
     last = output.rpartition("\n")[2]
     if last.startswith("{"):
         with contextlib.suppress(ValueError):
-            found = json.loads(last)
-            if isinstance(found, dict):
-                return found
+            figures = json.loads(last)
+            if isinstance(figures, dict):
+                return figures
     return {}
 
 
@@ -294,14 +294,14 @@ def _cpu_of(pid: int) -> float:
 
 def _wait_for_calm(patience: float) -> float:
     """Wait until others use less than a small part of one core, for half a second."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     while patience:
         before, at = _busy(), time.perf_counter()
         time.sleep(0.5)
         after = _busy()
         if before is None or after is None:
             break
-        waited = time.perf_counter() - begun
+        waited = time.perf_counter() - started
         if (after - before) / (time.perf_counter() - at) < _CALM or waited > patience:
             return waited
     return 0.0
@@ -351,12 +351,12 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
                 if all(isinstance(run["figures"].get(key), int | float) for run in runs)
             }
         cases.append(row)
-    kept = {key: result[key] for key in ("name", "title", "unit", "figures", "rounds", "load_before", "load_after")}
-    return kept | {"cases": cases, "targets": result.get("judged", [])}
+    shared = {key: result[key] for key in ("name", "title", "unit", "figures", "rounds", "load_before", "load_after")}
+    return shared | {"cases": cases, "targets": result.get("judged", [])}
 
 
 def judge(result: dict[str, Any], *, full_size: bool) -> list[dict[str, Any]]:
-    """Return what became of each target: its figure, its bound, and whether it is met."""
+    """Return the result of each target: its figure, its bound, and whether it is met."""
     runs = {case["name"]: case["runs"] for case in result["cases"]}
     judged = []
     for target in result["targets"]:
@@ -371,7 +371,7 @@ def judge(result: dict[str, Any], *, full_size: bool) -> list[dict[str, Any]]:
                 / (_slowest([runs[name][number] for name in references], target["measure"]) if references else 1.0)
                 for number, run in enumerate(runs[target["case"]])
             ]
-            # A peak is the highest of all rounds, anything else what was usual.
+            # A peak is the highest of all rounds, any other figure the median.
             value = max(values) if target["measure"] == "rss" and not references else statistics.median(values)
             row["value"] = _round(value)
             if target["full_size"] and not full_size:
@@ -442,7 +442,7 @@ def show(group: dict[str, Any]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return what was measured on, and with which versions."""
+    """Return the machine, and the versions of programs and packages."""
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -30,7 +30,7 @@ _PARTITIONS = 50
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 
 # Sizes in bytes of hourly batches at the 0.5th, 1.5th, ... 99.5th percentile, drawn as a curve through what a list of
-# 566 of them showed: median 29 KB, 90 % below 2.3 MB, the largest percent above 160 MB. Larger ones are no small files.
+# 566 of them showed: median 29 KB, 90 % below 2.3 MB, the largest percent above 160 MB. Larger ones are not small.
 _SMALL_FILES = ((0.0, 1_000), (0.25, 6_000), (0.5, 29_000), (0.75, 300_000), (0.9, 2_300_000), (1.0, 16_000_000))
 
 
@@ -60,10 +60,10 @@ class Sizes:
 
 
 class Inputs:
-    """Makes inputs when they are asked for.
+    """Makes inputs on first use.
 
     Args:
-        folder: Where they are kept; it may hold those of an earlier run.
+        folder: The folder of the inputs; it may hold those of an earlier run.
         sizes: How large they are.
     """
 
@@ -189,7 +189,7 @@ class Inputs:
         return self._made(f"many-{count}.ndjson-answer", make)
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
-        # Recorded and generated articles must not be taken for each other.
+        # Recorded and generated articles have different names.
         path = self.folder / (name if self.recorded else f"generated-{name}")
         if not path.exists():
             unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")

@@ -39,7 +39,7 @@ BODY = msgspec.json.encode(
 
 
 class Slim(msgspec.Struct, gc=False):
-    """What is asked for."""
+    """The requested fields."""
 
     name: str = ""
     identifier: int = 0
@@ -198,9 +198,9 @@ def cpu(way: Callable[[str, list[str], int], Awaitable[int]], base: str, names: 
     async def run() -> int:
         return await way(base, names, concurrency)
 
-    begun = time.process_time()
+    started = time.process_time()
     found = asyncio.run(run())
-    spent = time.process_time() - begun
+    spent = time.process_time() - started
     assert found == len(names), f"{found} of {len(names)}"
     return 1e6 * spent / len(names)
 

@@ -1,8 +1,8 @@
-"""What the package is measured against, each as short as its users write it and as quick as it can be made.
+"""The other clients, each as short as its users write it and as fast as it can be made.
 
     python benchmarks/peers.py NAME ...
 
-Prints one line of JSON where the work can be told from the start-up. Nothing of the package is imported, except the
+Prints one line of JSON if the work can be separated from the start-up. Nothing of the package is imported, except the
 shape of an article where msgspec is measured alone.
 """
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 class Clock:
-    """Tells the seconds since it was made, by the wall and of this process."""
+    """Returns the seconds since its creation, of the wall clock and of this process."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()

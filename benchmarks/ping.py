@@ -28,14 +28,14 @@ def ask(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while True:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             try:
                 connection.sendall(ASK)
                 if not connection.recv(65536):
                     break
             except OSError:
                 break
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - started)
             time.sleep(PAUSE)
     times.sort()
     print(
@@ -73,7 +73,7 @@ async def serve(options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     pool, transport = transport_of(options.cafile)
     async with pool:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         with watched(figures, active=True):
             if options.work == "idle":
                 await asyncio.sleep(1.5)
@@ -88,7 +88,7 @@ async def serve(options: argparse.Namespace) -> dict[str, Any]:
                 async with read_archive(options.source) as records:
                     async for _ in records:
                         pass
-        figures["seconds"] = time.perf_counter() - begun
+        figures["seconds"] = time.perf_counter() - started
         await transport.aclose()
     await runner.cleanup()
     output, _ = await asyncio.to_thread(asking.communicate)

@@ -39,7 +39,7 @@ async def read(options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     count, first, handed = 0, 0.0, 0
     async with pool:
-        begun, cpu = time.perf_counter(), time.process_time()
+        started, cpu = time.perf_counter(), time.process_time()
         source: Any = Path(options.source)
         size = None if remote else source.stat().st_size
         if remote:
@@ -56,11 +56,11 @@ async def read(options: argparse.Namespace) -> dict[str, Any]:
             async with reader as records:
                 async for _ in records:
                     if not count:
-                        first = time.perf_counter() - begun
+                        first = time.perf_counter() - started
                         handed = records.statistics().compressed_bytes
                     count += 1
                 statistics = records.statistics()
-        figures |= {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
+        figures |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
         await transport.aclose()
     size = size or statistics.compressed_bytes
     return figures | {"records": count, "first": first * 1e3, "first_bytes": 100 * handed / size}
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--without", default="", help="packages to do without, as if they were not installed")
     options = parser.parse_args()
     for name in filter(None, options.without.split(",")):
-        sys.modules[name] = None  # type: ignore[assignment]  # how Python is told that there is none
+        sys.modules[name] = None  # type: ignore[assignment]  # makes `import` fail
     run: Any = asyncio.run
     if options.uvloop:
         import uvloop  # an extra

@@ -1,7 +1,7 @@
-"""Write what the documentation says of the figures from the figures, so that the two cannot differ.
+"""Write the tables and sentences of the documentation from the figures, so that the two cannot differ.
 
 python benchmarks/report.py bench-results/RESULT.json    take over the figures of a run, and write tables and plot
-python benchmarks/report.py                              write them again from the figures that are kept
+python benchmarks/report.py                              write them again from the stored figures
 """
 
 import json
@@ -56,7 +56,7 @@ EXPLANATIONS = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the figures of a run, in the form that is kept."""
+    """Return the figures of a run in their stored form."""
     found = json.loads(path.read_text())
     return {
         "machine": found["machine"],
@@ -150,7 +150,7 @@ def _escape(text: str) -> str:
 
 
 def plot(kept: dict[str, Any], path: Path) -> None:
-    """Draw bars: what a download costs, how quick reading is."""
+    """Draw bars: the cost of a download, the speed of reading."""
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -97,7 +97,7 @@ class StreamServer:
     Attributes:
         pid: Its process.
         url: Base URL.
-        kind: How it was made, in words.
+        kind: "C" or "Python", for the report.
     """
 
     def __init__(self, pid: int, port: int, kind: str) -> None:

@@ -30,7 +30,7 @@ async def follow(base: str, path: str, events: int) -> dict[str, object]:
     step = events // 10
     hosts = {"auth": base, "api": base, "realtime": base}
     async with Client(access_token="x", hosts=hosts, paths={"realtime.articles": path}) as wme:  # noqa: S106  # nobody's
-        begun, cpu = time.perf_counter(), time.process_time()
+        started, cpu = time.perf_counter(), time.process_time()
         async with wme.realtime.articles(offsets=MemoryOffsets()) as stream:
             async for _ in stream:
                 count += 1
@@ -39,7 +39,7 @@ async def follow(base: str, path: str, events: int) -> dict[str, object]:
                     if count == events:
                         break
             numbers = stream.statistics()
-        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     if numbers.duplicates or len(numbers.partitions) != 50:
         raise SystemExit(f"{numbers.duplicates} duplicates, {len(numbers.partitions)} partitions")
     return {

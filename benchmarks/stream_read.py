@@ -26,7 +26,7 @@ from wme_async.models import Article
 
 
 class Reading:
-    """Counts what comes out, until all that went in has."""
+    """Counts the events until all of them have come."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
@@ -76,9 +76,9 @@ async def read(url: str, *, framing: str, limit: int | None, batch: int) -> dict
         ) as wme,
         wme.realtime.articles(framing="sse" if framing == "sse" else "ndjson", on_event=reading.watch) as stream,
     ):
-        begun, cpu = time.perf_counter(), time.process_time()
+        started, cpu = time.perf_counter(), time.process_time()
         await reading.until_end(stream, batch)
-        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         numbers = stream.statistics()
     return {
         "events": reading.count,
@@ -100,10 +100,10 @@ def decode_from_memory(path: Path, rounds: int) -> float:
     rates = []
     for _ in range(rounds):
         gc.collect()
-        begun = time.process_time()
+        started = time.process_time()
         for line in lines:
             decode(line)
-        rates.append(len(lines) / (time.process_time() - begun))
+        rates.append(len(lines) / (time.process_time() - started))
     return statistics.median(rates)
 
 

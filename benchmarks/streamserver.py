@@ -1,4 +1,4 @@
-"""Send ready-made HTTP answers where there is no compiler for `streamserver.c`, which does the same.
+"""Send prepared HTTP responses on machines without a compiler for `streamserver.c`, which does the same.
 
     python benchmarks/streamserver.py FOLDER
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def answer(peer: socket.socket, folder: Path) -> None:
-    """Send the file that is asked for, as it is."""
+    """Send the requested file unchanged."""
     with peer, contextlib.suppress(OSError):
         head = b""
         while b"\r\n\r\n" not in head:

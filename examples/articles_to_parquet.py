@@ -29,10 +29,10 @@ class Page(msgspec.Struct):
 
 
 async def main(identifier: str, target: str) -> None:
-    """Write the snapshot and print what was written."""
+    """Write the snapshot and print its size."""
     async with Client.from_env() as wme, wme.snapshots.read(identifier, type=Page) as pages:
-        done = await write_parquet(pages, target, type=Page)
-    print(f"{done.rows} rows, {done.bytes} bytes in {target}")
+        table = await write_parquet(pages, target, type=Page)
+    print(f"{table.rows} rows, {table.bytes} bytes in {target}")
 
 
 if __name__ == "__main__":

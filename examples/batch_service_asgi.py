@@ -23,8 +23,8 @@ from wme_async.jobs import BatchManager
 from wme_async.web import create_asgi
 
 
-def parts() -> tuple[Callable[[Any], Any], Callable[[], Awaitable[int]], Any]:
-    """Return what each framework is given: a lifespan, a route of ours, and the service."""
+def components() -> tuple[Callable[[Any], Any], Callable[[], Awaitable[int]], Any]:
+    """Return the components that each framework mounts: a lifespan, a route of ours, and the service."""
     client = Client.from_env()
     manager = BatchManager(os.environ.get("WME_DOWNLOADS", "downloads"), client=client)
 
@@ -41,7 +41,7 @@ def parts() -> tuple[Callable[[Any], Any], Callable[[], Awaitable[int]], Any]:
 
 def fastapi_app() -> FastAPI:
     """Mount it in FastAPI."""
-    lifespan, unfinished, downloads = parts()
+    lifespan, unfinished, downloads = components()
     app = FastAPI(lifespan=lifespan)
     app.get("/unfinished")(unfinished)
     app.mount("/downloads", downloads)
@@ -50,16 +50,16 @@ def fastapi_app() -> FastAPI:
 
 def starlette_app() -> Starlette:
     """Mount it in Starlette."""
-    lifespan, unfinished, downloads = parts()
+    lifespan, unfinished, downloads = components()
 
-    async def answer(_: Request) -> JSONResponse:
+    async def count(_: Request) -> JSONResponse:
         return JSONResponse(await unfinished())
 
-    return Starlette(routes=[Route("/unfinished", answer), Mount("/downloads", downloads)], lifespan=lifespan)
+    return Starlette(routes=[Route("/unfinished", count), Mount("/downloads", downloads)], lifespan=lifespan)
 
 
 def litestar_app() -> Litestar:
     """Mount it in Litestar."""
-    lifespan, unfinished, downloads = parts()
+    lifespan, unfinished, downloads = components()
     mounted = asgi("/downloads", is_mount=True, copy_scope=True)(downloads)
     return Litestar([get("/unfinished")(unfinished), mounted], lifespan=[lifespan])

@@ -23,22 +23,23 @@ async def main(hour: str, identifier: str) -> None:
         await wme.auth.login()
         batches = wme.batches(hour)
 
-        found = await batches.list()
-        print(f"i) {len(found)} batches; the first: {msgspec.json.encode(found[0]).decode()}")
+        rows = await batches.list()
+        print(f"i) {len(rows)} batches; the first: {msgspec.json.encode(rows[0]).decode()}")
 
         english = await batches.list(filters={"in_language.identifier": "en"})
-        print(f"ii) {len(english)} 'en' batches: {', '.join(each.identifier for each in english)}")
+        print(f"ii) {len(english)} 'en' batches: {', '.join(batch.identifier for batch in english)}")
 
-        one = await batches.get(identifier)
-        print(f"iii) {one.identifier}: {one.size.value} {one.size.unit_text}, modified {one.date_modified}")
+        batch = await batches.get(identifier)
+        print(f"iii) {batch.identifier}: {batch.size.value} {batch.size.unit_text}, modified {batch.date_modified}")
 
         info = await batches.head(identifier)
         print(f"iv) {info.size} bytes, {info.content_type}, ETag {info.etag}, last modified {info.last_modified}")
 
         with tempfile.TemporaryDirectory() as folder:
-            done = await batches.download(identifier, folder)
-            print(f"v) downloaded {done.size / 1e6:.2f} MB in {done.seconds:.2f} s, MD5 verified: {done.verified}")
-            async with read_archive(done.path, type=Article) as articles:
+            download = await batches.download(identifier, folder)
+            print(f"v) downloaded {download.size / 1e6:.2f} MB in {download.seconds:.2f} s")
+            print(f"   MD5 verified: {download.verified}")
+            async with read_archive(download.path, type=Article) as articles:
                 identifiers = [article.identifier async for article in articles]
             print(f"   {len(identifiers)} articles; the first five: {list(itertools.islice(identifiers, 5))}")
 

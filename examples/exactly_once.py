@@ -2,8 +2,8 @@
 
     python examples/exactly_once.py edits.db 1000
 
-The events and how far they go are written in one transaction, so that after a crash both are there or neither is. The
-second argument is how many rows to stop at; without it there is no end but Ctrl-C.
+Events and positions are written in one transaction, so that after a crash both are there or neither is. The second
+argument is the number of rows to stop at; without it the script runs until Ctrl-C.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ def load(db: sqlite3.Connection) -> dict[int, Position]:
 
 
 def store(db: sqlite3.Connection, articles: Iterable[Article], positions: Mapping[int, Position]) -> None:
-    """Write events and positions: all of it, or nothing."""
+    """Write events and positions, all or none."""
     edits = [(a.event.partition, a.event.offset, a.event.type, a.name) for a in articles]
     marks = [(p, at.offset, at.published and at.published.isoformat()) for p, at in positions.items()]
     with db:
@@ -44,10 +44,10 @@ async def main(path: str, limit: float) -> None:
         fields = ["name", "event"]
         async with (
             Client.from_env() as wme,
-            # The positions are ours to keep, so the stream is told to save none by itself.
+            # The positions are stored here, so the stream commits none by itself.
             wme.realtime.articles(fields=fields, offsets=offsets, commit="manual") as stream,
         ):
-            store(db, [], stream.positions)  # where partitions begin that have said nothing yet
+            store(db, [], stream.positions)  # the start of partitions without events so far
             async for batch in stream.batches(500, 0.2):
                 for article in batch:
                     stream.ack(article)

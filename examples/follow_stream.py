@@ -1,8 +1,8 @@
-"""Count edits by project, for as long as you like; a restart goes on where this one stopped.
+"""Count edits by project, for as long as you like; a restart continues where this run stopped.
 
     python examples/follow_stream.py offsets.db 1000
 
-The second argument is how many events to take; without it there is no end but Ctrl-C.
+The second argument is the number of events; without it the script runs until Ctrl-C.
 """
 
 import asyncio
@@ -16,19 +16,19 @@ from wme_async import Client, OffsetGap, SQLiteOffsets
 
 
 class Project(msgspec.Struct, frozen=True):
-    """What is wanted of a project."""
+    """The requested fields of a project."""
 
     identifier: str = ""
 
 
 class Edit(msgspec.Struct):
-    """What is wanted of an event. Where the stream is, is tracked all the same."""
+    """The requested fields of an event; the stream adds those that its positions need."""
 
     is_part_of: Project = Project()
 
 
-def lost(gap: OffsetGap) -> None:
-    """Say what retention has taken."""
+def report_gap(gap: OffsetGap) -> None:
+    """Report events that expired before they were read."""
     print(f"missing in partition {gap.partition}: {gap}", file=sys.stderr)
 
 
@@ -36,7 +36,7 @@ async def main(path: str, limit: float) -> None:
     """Print the five busiest projects at the end."""
     counts: Counter[str] = Counter()
     async with Client.from_env() as wme:
-        stream = wme.realtime.articles(type=Edit, offsets=SQLiteOffsets(path), name="edits", on_gap=lost)
+        stream = wme.realtime.articles(type=Edit, offsets=SQLiteOffsets(path), name="edits", on_gap=report_gap)
         with contextlib.suppress(asyncio.CancelledError):
             async with stream:
                 async for edit in stream:

@@ -19,23 +19,23 @@ async def client(app: web.Application) -> AsyncIterator[None]:
 
 @routes.get("/pages/{project}/{title}")
 async def page(request: web.Request) -> web.Response:
-    """Look one page up."""
+    """Look up one page."""
     try:
-        found = await request.app[WME].articles.lookup(
+        articles = await request.app[WME].articles.lookup(
             request.match_info["title"],
             filters={"is_part_of.identifier": request.match_info["project"]},
             fields=["name", "url", "abstract"],
         )
     except WMEError as error:
         raise web.HTTPBadGateway(text=error.message) from error
-    if not found:
+    if not articles:
         raise web.HTTPNotFound
-    return web.Response(body=msgspec.json.encode(found[0]), content_type="application/json")
+    return web.Response(body=msgspec.json.encode(articles[0]), content_type="application/json")
 
 
 @routes.get("/titles/{archive}")
 async def titles(request: web.Request) -> web.StreamResponse:
-    """Send the titles of a snapshot while it downloads. Who reads slowly slows the download; who leaves ends it."""
+    """Send the titles of a snapshot while it downloads. A slow reader slows the download; one that leaves ends it."""
     response = web.StreamResponse()
     response.content_type = "text/plain"
     async with request.app[WME].snapshots.read(request.match_info["archive"]) as articles:

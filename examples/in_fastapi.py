@@ -27,23 +27,23 @@ def client(request: Request) -> Client:
 
 
 @app.exception_handler(WMEError)
-async def trouble(_: Request, error: WMEError) -> JSONResponse:
-    """Say that the trouble is further up."""
+async def bad_gateway(_: Request, error: WMEError) -> JSONResponse:
+    """Respond that the service behind has failed."""
     return JSONResponse({"detail": error.message}, status_code=502)
 
 
 @app.get("/pages/{project}/{title:path}")
 async def page(project: str, title: str, wme: Annotated[Client, Depends(client)]) -> dict[str, Any]:
-    """Look one page up."""
-    found = await wme.articles.lookup(title, filters={"is_part_of.identifier": project}, fields=["name", "url"])
-    if not found:
+    """Look up one page."""
+    articles = await wme.articles.lookup(title, filters={"is_part_of.identifier": project}, fields=["name", "url"])
+    if not articles:
         raise HTTPException(404)
-    return {"name": found[0].name, "url": found[0].url}
+    return {"name": articles[0].name, "url": articles[0].url}
 
 
 @app.get("/titles/{archive}")
 async def titles(archive: str, wme: Annotated[Client, Depends(client)]) -> StreamingResponse:
-    """Send the titles of a snapshot while it downloads. Who reads slowly slows the download; who leaves ends it."""
+    """Send the titles of a snapshot while it downloads. A slow reader slows the download; one that leaves ends it."""
 
     async def lines() -> AsyncIterator[str]:
         async with wme.snapshots.read(archive) as articles:

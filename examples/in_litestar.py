@@ -19,15 +19,15 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
         yield
 
 
-# Litestar encodes msgspec Structs by itself: what was decoded goes out again with what is not its default.
+# Litestar encodes msgspec Structs by itself, without the fields that have their default.
 @get("/pages/{project:str}/{title:str}")
 async def page(state: State, project: FromPath[str], title: FromPath[str]) -> Article:
-    """Look one page up."""
+    """Look up one page."""
     wme: Client = state.wme
-    found = await wme.articles.lookup(title, filters={"is_part_of.identifier": project}, fields=["name", "url"])
-    if not found:
+    articles = await wme.articles.lookup(title, filters={"is_part_of.identifier": project}, fields=["name", "url"])
+    if not articles:
         raise NotFoundException
-    return found[0]
+    return articles[0]
 
 
 app = Litestar([page], lifespan=[lifespan])

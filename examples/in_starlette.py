@@ -19,13 +19,13 @@ async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Client]]:
 
 
 async def page(request: Request) -> Response:
-    """Look one page up."""
+    """Look up one page."""
     wme: Client = request.state.wme
     project, title = request.path_params["project"], request.path_params["title"]
-    found = await wme.articles.lookup(title, filters={"is_part_of.identifier": project}, fields=["name", "url"])
-    if not found:
+    articles = await wme.articles.lookup(title, filters={"is_part_of.identifier": project}, fields=["name", "url"])
+    if not articles:
         return JSONResponse({"detail": "there is no such page"}, status_code=404)
-    return JSONResponse({"name": found[0].name, "url": found[0].url})
+    return JSONResponse({"name": articles[0].name, "url": articles[0].url})
 
 
 app = Starlette(routes=[Route("/pages/{project}/{title:path}", page)], lifespan=lifespan)

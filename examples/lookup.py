@@ -1,4 +1,4 @@
-"""Look many titles up, and say what became of each.
+"""Look up many titles, and print the result of each.
 
 python examples/lookup.py enwiki "Marie Curie" NATO "No such page"
 python examples/lookup.py enwiki < titles.txt
@@ -14,7 +14,7 @@ from wme_async import Client, QuotaExceeded
 
 
 class Page(msgspec.Struct):
-    """What is wanted of an article; nothing else is sent."""
+    """The requested fields of an article; no others are sent."""
 
     name: str = ""
     url: str = ""
@@ -28,17 +28,17 @@ async def main(project: str, titles: Iterable[str]) -> int:
         Client.from_env() as wme,
         wme.articles.lookup_many(titles, filters=filters, type=Page, concurrency=20) as results,
     ):
-        async for looked in results:
-            if isinstance(looked.error, QuotaExceeded):
-                raise looked.error
-            failures += looked.error is not None
-            print(looked.name, looked.first.url if looked.first else looked.error or "no such page", sep="\t")
+        async for result in results:
+            if isinstance(result.error, QuotaExceeded):
+                raise result.error
+            failures += result.error is not None
+            print(result.name, result.first.url if result.first else result.error or "no such page", sep="\t")
     return failures
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    # A generator is drawn from as requests go out, so the file may be longer than memory.
+    # The generator is read as requests go out, so the file may be larger than memory.
     lines = (line.strip() for line in sys.stdin)
     sys.exit(1 if asyncio.run(main(sys.argv[1], sys.argv[2:] or lines)) else 0)

@@ -1,9 +1,9 @@
-"""Download a snapshot; stop it in any way, run it again, and it goes on.
+"""Download a snapshot; after an interruption of any kind the same command continues.
 
     python examples/resume_download.py enwiki_namespace_0 data/
 
-A free account has 30 snapshots a month: the allowance is looked at first, and a file that is already there in the same
-version costs nothing.
+A free account has 30 snapshots a month: the script checks the allowance first, and a file that is already there in the
+same version costs nothing.
 """
 
 import asyncio
@@ -16,26 +16,27 @@ from wme_async import Client, IntegrityError, Progress, QuotaExceeded
 def show(progress: Progress) -> None:
     """Draw one line."""
     share = progress.done / progress.total if progress.total else 0.0
-    left = "" if progress.eta is None else f", {progress.eta:.0f} s left"
-    print(f"\r{share:6.1%} of {(progress.total or 0) / 1e6:.1f} MB{left} ", end="", file=sys.stderr)
+    remaining = "" if progress.eta is None else f", {progress.eta:.0f} s left"
+    print(f"\r{share:6.1%} of {(progress.total or 0) / 1e6:.1f} MB{remaining} ", end="", file=sys.stderr)
 
 
 async def main(identifier: str, folder: Path) -> None:
-    """Fetch it, once more if it was damaged on the way."""
+    """Download it, and once more if it was damaged on the way."""
     async with Client.from_env() as wme:
         await wme.auth.check(wme.snapshots.cost(identifier))
         for attempt in (1, 2):
             try:
-                done = await wme.snapshots.download(identifier, folder, progress=show, if_changed=True)
+                download = await wme.snapshots.download(identifier, folder, progress=show, if_changed=True)
                 break
             except IntegrityError as error:
                 print(f"attempt {attempt}: {error}", file=sys.stderr)
         else:
             sys.exit("it came damaged twice")
-    if done.unchanged:
-        print(f"{done.path} is already the newest")
+    if download.unchanged:
+        print(f"{download.path} is already the newest")
     else:
-        print(f"{done.path}: {done.size} bytes, {done.resumed} of them from before, MD5 verified: {done.verified}")
+        sizes = f"{download.size} bytes, {download.resumed} of them from before"
+        print(f"{download.path}: {sizes}, MD5 verified: {download.verified}")
 
 
 if __name__ == "__main__":

@@ -14,25 +14,25 @@ from wme_async import read_many
 
 
 class Revision(msgspec.Struct, frozen=True):
-    """What is wanted of a version."""
+    """The requested fields of a version."""
 
     number_of_characters: int = 0
 
 
 class Page(msgspec.Struct, frozen=True):
-    """What is wanted of an article."""
+    """The requested fields of an article."""
 
     name: str
     version: Revision = Revision()
 
 
 def short(pages: list[Page]) -> list[Page]:
-    """Choose in the worker: what is left out here need not be sent."""
+    """Filter in the worker: pages that are dropped here are not sent to this process."""
     return [page for page in pages if page.version.number_of_characters < 100]
 
 
 async def main(paths: list[str]) -> None:
-    """Print what the workers find, as they find it."""
+    """Print the pages as the workers find them."""
     read = 0
     async with read_many(paths, type=Page, each=short) as results:
         async for result in results:
@@ -43,7 +43,7 @@ async def main(paths: list[str]) -> None:
     print(f"{read} pages in {len(paths)} archives", file=sys.stderr)
 
 
-# Workers import this file, and must not begin the work anew.
+# Workers import this file, and must not start the work again.
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)

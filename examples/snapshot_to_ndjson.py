@@ -15,13 +15,13 @@ from wme_async import Client, DecodeError
 
 
 class Revision(msgspec.Struct, frozen=True):
-    """What is wanted of a version."""
+    """The requested fields of a version."""
 
     identifier: int = 0
 
 
 class Page(msgspec.Struct, frozen=True):
-    """What is wanted of an article; the rest is not decoded."""
+    """The requested fields of an article; the others are not decoded."""
 
     identifier: int
     name: str
@@ -30,12 +30,12 @@ class Page(msgspec.Struct, frozen=True):
 
 
 def report(error: DecodeError) -> None:
-    """Say where a record is that does not decode, and go on."""
+    """Report a record that does not decode, and continue."""
     print(f"{error.member}, line {error.line}: {error.message}", file=sys.stderr)
 
 
 async def main(identifier: str, target: Path) -> None:
-    """Write the file; it has its name when it is whole."""
+    """Write the file; it gets its name when it is complete."""
     newest: dict[int, int] = {}
     unfinished = target.with_suffix(".unfinished")
     encoder = msgspec.json.Encoder()
@@ -46,9 +46,10 @@ async def main(identifier: str, target: Path) -> None:
                     if newest.get(page.identifier, -1) < page.version.identifier:
                         newest[page.identifier] = page.version.identifier
                         file.write(encoder.encode(page) + b"\n")
-        told = pages.statistics()
+        statistics = pages.statistics()
     unfinished.replace(target)
-    print(f"{told.records} records of {told.members} members, {told.bad_records} bad, {len(newest)} pages in {target}")
+    counts = f"{statistics.records} records of {statistics.members} members, {statistics.bad_records} bad"
+    print(f"{counts}, {len(newest)} pages in {target}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What is measured, part by part. Each has a function that says which groups of cases it consists of."""
+"""The parts of the benchmarks. Each has a function that returns its groups of cases."""

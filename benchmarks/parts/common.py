@@ -1,4 +1,4 @@
-"""What the parts share: where things are, and how a case is left out."""
+"""Shared by the parts: paths, and the ways in which a case is left out."""
 
 import dataclasses
 import functools
@@ -18,11 +18,11 @@ _HERE = Path(__file__).parent.parent
 
 @dataclasses.dataclass(kw_only=True)
 class Bench:
-    """What cases are made from.
+    """The inputs and servers of the cases.
 
     Attributes:
         inputs: Makes the files.
-        work: A folder for what is downloaded.
+        work: A folder for downloads.
         folder: One for lists and settings.
         nginx: Serves the inputs, None where it is not installed.
         streams: Serves ready-made answers.

@@ -1,4 +1,4 @@
-"""Downloads: large files beside curl, aria2c and what Python has, and many small ones."""
+"""Downloads: large files beside curl, aria2c and Python clients, and many small ones."""
 
 import filecmp
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def groups(bench: Bench) -> list[Group]:
 
 
 def _same(source: Path, target: Path) -> Callable[[], None]:
-    """Return a check that a download is what was served. It is read once, later only measured."""
+    """Return a check that a download has the served bytes. It reads the file once, later only its size."""
     seen: list[bool] = []
 
     def check() -> None:
@@ -376,7 +376,7 @@ def _small(bench: Bench, nginx: Nginx) -> Group:
 
 
 def _curl_config(path: Path, transfers: list[tuple[str, Path, str | None]], certificate: Path | None = None) -> Path:
-    """Write what curl shall fetch: addresses, files, ranges."""
+    """Write the configuration of curl: addresses, files, ranges."""
     blocks = []
     for url, target, span in transfers:
         lines = [f'url = "{url}"', f'output = "{target}"']

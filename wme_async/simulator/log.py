@@ -55,7 +55,7 @@ class _Stored:
 
 
 class _Virtual:
-    """Events that are made when they are read: offset `first` + n holds the event `numbers[n]`."""
+    """Events that reading makes: offset `first` + n holds the event `numbers[n]`."""
 
     def __init__(
         self, first: int, numbers: range, time: Callable[[int], int], make: Callable[[int], tuple[bytes, bytes]]

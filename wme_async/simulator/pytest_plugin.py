@@ -1,11 +1,11 @@
-"""The pytest fixture `wme_simulator`: a simulator in a thread of its own, fresh for each test that asks for it.
+"""The pytest fixture `wme_simulator`: a simulator in a thread of its own, fresh for each test that uses it.
 
 It works for synchronous and asynchronous tests alike, whatever their plugin. Options come from a marker:
 
     @pytest.mark.wme_simulator(groups=["group_1"], expires_in=300)
     def test_free_plan(wme_simulator): ...
 
-No server is started until a test asks for the fixture.
+The server starts with the first use of the fixture.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def wme_simulator(request: pytest.FixtureRequest) -> Iterator[Simulator]:
-    """A running simulator; `wme_simulator.client_options()` is what a client needs."""
+    """A running simulator; `wme_simulator.client_options()` returns the arguments of a client."""
     marker = request.node.get_closest_marker("wme_simulator")
     with Simulator.run_in_thread(**(marker.kwargs if marker is not None else {})) as simulator:
         yield simulator

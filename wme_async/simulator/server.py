@@ -214,8 +214,8 @@ class Simulator:
     def run_in_thread(cls, **options: Unpack[SimulatorOptions]) -> "Generator[Simulator]":
         """Run a simulator in a thread of its own, for synchronous code.
 
-        `faults`, `requests`, `users` and the clock may be used from any thread; what touches the loop goes through
-        `call`.
+        `faults`, `requests`, `users` and the clock may be used from any thread; everything else goes
+        through `call`.
 
         Args:
             **options: The options of the constructor.

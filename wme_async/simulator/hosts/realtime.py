@@ -176,7 +176,7 @@ class Firehose:
         Args:
             record: The record; raw bytes are sent as one line as they are; None makes the next one.
             partition: The partition; by default that of the record's title.
-            kind: The event type of a record that is made.
+            kind: The event type of a new record.
             published: Time of publication, seconds since 1970; by default the record's own `event.date_published`, or
                 now.
             **options: For the function that makes records, such as `size=` of articles.
@@ -224,7 +224,7 @@ class Firehose:
         return positions
 
     def generate(self, count: int, *, rate: float = 10_000.0, end: float | None = None) -> None:
-        """Add small events that take no memory: each is made when it is read.
+        """Add small events that take no memory: reading makes each of them.
 
         They are dealt over the partitions in turn, not by title.
 

@@ -1,8 +1,8 @@
-"""Which fields the stream knows, under which names, and what pruning and filtering by them does.
+"""The fields of the streams and their names, and the server's way of pruning and filtering by them.
 
 The service asks for fields by the names of its internal (Avro) schema. Most are those of the JSON, some are not
-(`version.sizes` is `size`), some are accepted and never written, and two pairs are swapped. Pruning zeroes what was not
-asked for; zeros that the JSON always writes then show up as if they were said.
+(`version.sizes` is `size`), some are accepted and never written, and two pairs are swapped. Pruning zeroes all
+other fields; zeros that the JSON always writes then appear in it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ class Node:
 
     Attributes:
         fields: Its fields by internal name.
-        json: Its JSON key; None for what is never written.
+        json: Its JSON key; None if it is never written.
         many: Whether it is a list.
         open: Whether it takes any key, as a map does.
         zeros: JSON keys that are written even when zero, with that zero.
@@ -42,12 +42,12 @@ class Node:
 
     def find(self, name: str) -> "Leaf | Node | None":
         """Return the field of a dotted name, or None."""
-        found: Leaf | Node | None = self
+        field: Leaf | Node | None = self
         for part in name.split("."):
-            if not isinstance(found, Node):
+            if not isinstance(field, Node):
                 return None
-            found = found.fields.get(part) or (Node({}, json=part, open=True) if found.open and part else None)
-        return found
+            field = field.fields.get(part) or (Node({}, json=part, open=True) if field.open and part else None)
+        return field
 
 
 def _fields(leaves: str, **nodes: Node) -> dict[str, Leaf | Node]:
@@ -102,7 +102,7 @@ _DELTA = _object(
 
 
 def _hidden(leaves: str, *, many: bool = False) -> Node:
-    """A node that may be asked for and is never written: no record has its key."""
+    """Return a node that requests may name and records never have."""
     return Node(_fields(leaves), json="", many=many)
 
 
@@ -189,7 +189,7 @@ ENTITY: Final = _object(
 
 
 def leaves(schema: Node, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
-    """Yield all fields without fields, by dotted name: what a request may name without a wildcard."""
+    """Yield the fields that a request may name without a wildcard, by dotted name."""
     for name, below in schema.fields.items():
         if isinstance(below, Leaf):
             yield prefix + name, below
@@ -257,9 +257,9 @@ def compile_filters(schema: Node, filters: Mapping[str, Any]) -> Callable[[dict[
         steps: list[tuple[str, bool]] = []
         node: Leaf | Node = schema
         for part in name.split("."):
-            found = node.find(part) if isinstance(node, Node) else None
-            assert found is not None, "filters are checked before they are compiled"
-            node = found
+            below = node.find(part) if isinstance(node, Node) else None
+            assert below is not None, "filters are checked before they are compiled"
+            node = below
             if isinstance(node, Node):
                 steps.append((node.json or "", node.many))
         assert isinstance(node, Leaf), "filters are checked before they are compiled"
@@ -271,15 +271,15 @@ def compile_filters(schema: Node, filters: Mapping[str, Any]) -> Callable[[dict[
     return passes
 
 
-def _passes(record: Any, steps: Sequence[tuple[str, bool]], leaf: str | None, kind: str, wanted: Any) -> bool:
+def _passes(record: Any, steps: Sequence[tuple[str, bool]], leaf: str | None, kind: str, expected: Any) -> bool:
     for number, (key, many) in enumerate(steps):
         below = record.get(key)
         if many:
-            return all(_passes(item, steps[number + 1 :], leaf, kind, wanted) for item in below or ())
+            return all(_passes(item, steps[number + 1 :], leaf, kind, expected) for item in below or ())
         if below is None:
             return False
         record = below
-    if kind == "float" or (kind == "int" and (wanted != int(wanted) or abs(wanted) >= 1_000_000)):
+    if kind == "float" or (kind == "int" and (expected != int(expected) or abs(expected) >= 1_000_000)):
         return False
-    found = _ZERO[kind] if leaf is None else record.get(leaf, _ZERO[kind])
-    return bool(found == wanted)
+    value = _ZERO[kind] if leaf is None else record.get(leaf, _ZERO[kind])
+    return bool(value == expected)

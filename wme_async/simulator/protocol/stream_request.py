@@ -178,10 +178,10 @@ def check_stream_request(
 
 
 def _check(model: Mapping[str, Any], now: int, schema: Node, partitions: int, max_parts: int) -> Accepted:
-    decoded = _decode(model)
-    since = None if decoded["since"] == _ZERO_TIME else decoded["since"]
-    fields, filters, parts = decoded["fields"], decoded["filters"], decoded["parts"]
-    maps = {name: decoded[name] for name in ("offsets", "since_per_partition")}
+    values = _decode(model)
+    since = None if values["since"] == _ZERO_TIME else values["since"]
+    fields, filters, parts = values["fields"], values["filters"], values["parts"]
+    maps = {name: values[name] for name in ("offsets", "since_per_partition")}
     if errors := length_errors(fields, filters):
         raise _invalid(errors)
     for name in fields:
@@ -295,12 +295,12 @@ def _map(model: Mapping[str, Any], key: str, go_type: str, read: Callable[[Any],
     value = model.get(key)
     if not isinstance(value, dict | None):
         raise _mismatch(value, key, go_type)
-    decoded: dict[int, int] = {}
+    numbers: dict[int, int] = {}
     for name, item in (value or {}).items():
         if not isinstance(name, int) and not _INT.fullmatch(name):
             raise _invalid(f"json: cannot unmarshal number {name} into Go struct field Model.{key} of type int")
-        decoded[int(name)] = read(item)
-    return decoded
+        numbers[int(name)] = read(item)
+    return numbers
 
 
 def _time(value: Any) -> int:

@@ -32,7 +32,7 @@ __all__ = [
 Kind = Literal["update", "delete", "visibility-change"]
 """The event types that the service publishes."""
 
-_FIRST_EVENT: Final = 1_780_000_000.0  # 2026-05-28: where generated event times start when none are given
+_FIRST_EVENT: Final = 1_780_000_000.0  # 2026-05-28: the default start of generated event times
 _YEAR_ONE: Final = "0001-01-01T00:00:00Z"
 _LICENSE: Final = {
     "name": "Creative Commons Attribution-ShareAlike License 4.0",
@@ -41,13 +41,13 @@ _LICENSE: Final = {
 }
 _FAMILIES: Final = ("wikibooks", "wikinews", "wikiquote", "wikisource", "wikiversity", "wikivoyage", "wiktionary")
 _PREFIXES: Final = {0: "", 6: "File:", 10: "Template:", 14: "Category:", 120: "Property:"}
-_LARGEST: Final = 3_000_000  # bytes; what a generated article without a wished size is capped at
+_LARGEST: Final = 3_000_000  # bytes; the largest generated article of natural size
 _SMALLEST_SIZED: Final = 420  # bytes; the small form with a body of no text
 
 
 @lru_cache(maxsize=4096)
 def site_of(project: str) -> tuple[str, str]:
-    """Tell language and address of a project from its identifier.
+    """Return language and address of a project.
 
     Args:
         project: A database name, such as `enwiki` or `zh_min_nanwiktionary`.
@@ -166,12 +166,12 @@ class ArticleGenerator:
         Both carry the same page id and the same event id, and they come in either order on the wire.
         """
         new = f"{self.title(index)} (moved)"
-        gone = self.article(index, project=project, kind="delete", published=published)
-        here = self.article(
+        delete = self.article(index, project=project, kind="delete", published=published)
+        update = self.article(
             index, project=project, published=published, title=new, revision=_revision(index) + 1, size=size
         )
-        here["event"]["identifier"] = gone["event"]["identifier"]
-        return gone, here
+        update["event"]["identifier"] = delete["event"]["identifier"]
+        return delete, update
 
     def structured(
         self,
@@ -445,8 +445,8 @@ def _links(rnd: Random, index: int, base: str) -> dict[str, Any]:
             {"identifier": entity, "url": f"https://www.wikidata.org/entity/{entity}", "aspects": ["S", "T"]},
             {"identifier": "P625", "url": "https://www.wikidata.org/entity/P625", "aspects": ["C.P1630"]},
         ]
-    for key, prefix, most in (("categories", "Category:", 6), ("templates", "Template:", 8), ("redirects", "", 3)):
-        names = [f"{prefix}{prose.WORDS[rnd.randrange(len(prose.WORDS))]} {n}" for n in range(rnd.randrange(most))]
+    for key, prefix, limit in (("categories", "Category:", 6), ("templates", "Template:", 8), ("redirects", "", 3)):
+        names = [f"{prefix}{prose.WORDS[rnd.randrange(len(prose.WORDS))]} {n}" for n in range(rnd.randrange(limit))]
         if names:
             out[key] = [
                 {"name": name, "url": f"{base}/wiki/{quote(name.replace(' ', '_'), safe='/:')}"} for name in names

@@ -244,7 +244,7 @@ class Catalog:
     # Rows
 
     async def rows(self, collection: str) -> list[Mapping[str, Any]] | None:
-        """Return a list as it was aggregated, in byte order of keys, or None if there is none.
+        """Return a list as it was aggregated, in byte order of keys, or None if it does not exist.
 
         Archives below 500 bytes round to a size of 0 and are left out.
         """

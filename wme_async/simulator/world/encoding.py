@@ -21,13 +21,13 @@ def dumps(obj: Any) -> bytes:
     mapping.
 
     Args:
-        obj: What JSON can say: dict, list, str, int, float, bool, None.
+        obj: A JSON value: dict, list, str, int, float, bool, None.
 
     Returns:
         The document, without a line feed at its end.
 
     Raises:
-        TypeError: Something JSON cannot say.
+        TypeError: A value has no JSON form.
     """
     data = _encode(_plain_numbers(obj) if _has_odd_number(obj) else obj)
     if b"<" in data or b">" in data:
@@ -89,7 +89,7 @@ def timestamp(seconds: float | datetime, digits: int = 6) -> str:
 
 
 def nanoseconds_of(seconds: float | datetime) -> int:
-    """Nanoseconds since 1970, in whole microseconds: a float of this size is no finer."""
+    """Nanoseconds since 1970, in whole microseconds, the precision of a float of this size."""
     if isinstance(seconds, datetime):
         return (seconds - _EPOCH) // timedelta(microseconds=1) * 1000
     return round(seconds * 1_000_000) * 1000
@@ -97,12 +97,12 @@ def nanoseconds_of(seconds: float | datetime) -> int:
 
 def stamp(nanoseconds: int, digits: int) -> str:
     """Write nanoseconds since 1970 with at most so many fractional digits."""
-    whole, rest = divmod(nanoseconds, 1_000_000_000)
-    fraction = f"{rest:09d}"[:digits].rstrip("0")
-    base = _second(whole)
+    seconds, nanoseconds = divmod(nanoseconds, 1_000_000_000)
+    fraction = f"{nanoseconds:09d}"[:digits].rstrip("0")
+    base = _second(seconds)
     return f"{base}.{fraction}Z" if fraction else f"{base}Z"
 
 
 @lru_cache(maxsize=4096)
-def _second(whole: int) -> str:
-    return (_EPOCH + timedelta(seconds=whole)).strftime("%Y-%m-%dT%H:%M:%S")
+def _second(seconds: int) -> str:
+    return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")

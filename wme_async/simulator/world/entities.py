@@ -39,7 +39,7 @@ _GREGORIAN: Final = "http://www.wikidata.org/entity/Q1985727"
 _JULIAN: Final = "http://www.wikidata.org/entity/Q1985786"
 _ENTITY_ID: Final = re.compile(r"([QP])([1-9]\d{0,11})", re.ASCII)
 _FIRST: Final = 100  # the number of the item that belongs to the article with index 0
-_FIRST_EVENT: Final = 1_780_000_000.0  # 2026-05-28: where generated event times start when none are given
+_FIRST_EVENT: Final = 1_780_000_000.0  # 2026-05-28: the default start of generated event times
 _PROPERTIES: Final = {
     "P18": "commonsMedia",
     "P31": "wikibase-item",
@@ -138,7 +138,7 @@ class EntityGenerator:
             shape: How ambiguous fields look.
 
         Returns:
-            The record, or None for what is no id, and for scholarly items, which are not in the main graph.
+            The record, or None if it is not an id, and for scholarly items, which are not in the main graph.
         """
         match = _ENTITY_ID.fullmatch(identifier)
         if match is None:
@@ -220,9 +220,8 @@ class EntityGenerator:
         return record if size is None else _grown(record, builder, identifier, size)
 
     def _labels(self, letter: str, number: int) -> dict[str, str]:
-        known = self._properties.get(number) if letter == "P" else None
-        if known is not None:
-            return known
+        if letter == "P" and number in self._properties:
+            return self._properties[number]
         # By arithmetic and not by a generator: labels are embedded in every statement, and must agree everywhere.
         words = prose.WORDS
         first = words[(number * 7 + self.seed) % len(words)]
@@ -308,15 +307,15 @@ class _Builder:
     def _value(self, data_type: str) -> dict[str, Any]:
         rnd = self._rnd
         if rnd.random() < 0.04:
-            return {}  # known to be unknown, or known to be nothing: there is no value then
+            return {}  # an unknown value or no value
         if data_type == "wikibase-item":
             number = rnd.randrange(_FIRST, 100_000)
             labels = self._labels("Q", number)
-            shown = "wikibase-item" if self._shape == "single" else "wikibase-entityid"
+            value_type = "wikibase-item" if self._shape == "single" else "wikibase-entityid"
             if rnd.random() < 0.5:
-                return {"type": shown, "content": f"Q{number}", "labels": labels}
+                return {"type": value_type, "content": f"Q{number}", "labels": labels}
             data = {"entity-type": "item", "id": f"Q{number}", "numeric-id": str(number)}
-            return {"type": shown, "content_data": data, "labels": labels}
+            return {"type": value_type, "content_data": data, "labels": labels}
         if data_type == "time":
             moment, precision = rnd.choice(_TIMES)
             model = _JULIAN if moment.startswith("-") else _GREGORIAN

@@ -1,4 +1,4 @@
-"""The text that generated articles are made of: built in, or taken from real articles."""
+"""The text of generated articles: built in, or taken from real articles."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ _WORD_LIST: Final = (
 WORDS: Final = _WORD_LIST.split()
 
 # Characters that break readers which are not careful: a lone NEL, the two Unicode separators, a pair outside the BMP,
-# a combining mark, a no-break space, quotes and backslashes, and what HTML must escape.
+# a combining mark, a no-break space, quotes and backslashes, and the characters that HTML escapes.
 _ODDITIES: Final = (
     "before\u0085after",
     "line\u2028separator",
