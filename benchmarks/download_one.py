@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from wme_async import Budget, FileInfo, SessionPool
-from wme_async._download import Checksum, SignedUrl, download
+from wme_async._download import Checksum, DownloadSettings, SignedUrl, download
 from wme_async._transport import Request, Transport
 
 
@@ -103,10 +103,10 @@ async def one(options: argparse.Namespace) -> dict[str, Any]:
             result = await download(
                 PlainSource(options.url, transport, options.verify),
                 Path(options.target),
+                DownloadSettings(
+                    verify=options.verify is not None, connections=options.connections, durable=options.durable
+                ),
                 transport=transport,
-                verify=options.verify is not None,
-                connections=options.connections,
-                durable=options.durable,
             )
         figures |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
         await transport.aclose()
@@ -123,16 +123,12 @@ async def many(options: argparse.Namespace) -> dict[str, Any]:
     async with pool:
         started, cpu = time.perf_counter(), time.process_time()
         budget = Budget(options.connections or 16)
+        settings = DownloadSettings(verify=False, budget=budget, durable=options.durable)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
                     download(
-                        PlainSource(f"{options.url}/{name}", transport),
-                        folder / name,
-                        transport=transport,
-                        verify=False,
-                        budget=budget,
-                        durable=options.durable,
+                        PlainSource(f"{options.url}/{name}", transport), folder / name, settings, transport=transport
                     )
                 )
                 for name in names

@@ -394,7 +394,8 @@ def _slowest(runs: list[Run], key: str) -> float:
 
 
 def _ratio(runs: list[Run], reference: list[Run], key: str) -> float:
-    return statistics.median(run[key] / max(other[key], 1e-3) for run, other in zip(runs, reference, strict=False))
+    ratios = (run[key] / max(other[key], 1e-3) for run, other in zip(runs, reference, strict=False))
+    return float(statistics.median(ratios))
 
 
 def _round(value: float) -> float:

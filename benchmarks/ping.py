@@ -56,7 +56,7 @@ async def serve(options: argparse.Namespace) -> dict[str, Any]:
     from download_one import PlainSource, transport_of, watched  # same
 
     from wme_async import read_archive  # same
-    from wme_async._download import download  # same
+    from wme_async._download import DownloadSettings, download  # same
 
     async def pong(_: web.Request) -> web.Response:
         return web.Response(text="pong")
@@ -68,7 +68,7 @@ async def serve(options: argparse.Namespace) -> dict[str, Any]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
-    asking = subprocess.Popen([sys.executable, __file__, "ask", str(port)], stdout=subprocess.PIPE)  # noqa: ASYNC220
+    client = subprocess.Popen([sys.executable, __file__, "ask", str(port)], stdout=subprocess.PIPE)  # noqa: ASYNC220
     await asyncio.sleep(0.2)
     figures: dict[str, Any] = {}
     pool, transport = transport_of(options.cafile)
@@ -81,8 +81,8 @@ async def serve(options: argparse.Namespace) -> dict[str, Any]:
                 await download(
                     PlainSource(options.source, transport, options.verify),
                     Path(options.target),
+                    DownloadSettings(verify=options.verify is not None),
                     transport=transport,
-                    verify=options.verify is not None,
                 )
             else:
                 async with read_archive(options.source) as records:
@@ -91,7 +91,7 @@ async def serve(options: argparse.Namespace) -> dict[str, Any]:
         figures["seconds"] = time.perf_counter() - started
         await transport.aclose()
     await runner.cleanup()
-    output, _ = await asyncio.to_thread(asking.communicate)
+    output, _ = await asyncio.to_thread(client.communicate)
     figures.update(json.loads(output))
     return figures
 

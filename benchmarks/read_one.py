@@ -2,9 +2,9 @@
 
     python benchmarks/read_one.py URL_OR_PATH [--slim] [--connections N] [--tee PATH] [--uvloop] [--without isal,orjson]
 
-`first_bytes` is how much of the archive had been handed to the inflater when the first record came out, in percent, and
-`first` after how many milliseconds that was. `lag` is the longest time in milliseconds that the event loop was kept
-from a task that wakes up each millisecond.
+`first_bytes` is the share of the archive that the inflater had received at the first record, in percent, and `first`
+the time of that in milliseconds. `lag` is the longest delay in milliseconds of a task of the event loop that wakes up
+each millisecond.
 """
 
 import argparse
@@ -23,7 +23,7 @@ async def read(options: argparse.Namespace) -> dict[str, Any]:
     from download_one import PlainSource, transport_of, watched  # same
 
     from wme_async import ArchiveReader, Article  # same
-    from wme_async._download import ordered  # same
+    from wme_async._download import open_content  # same
 
     class Event(msgspec.Struct, gc=False):
         type: str = ""
@@ -43,7 +43,7 @@ async def read(options: argparse.Namespace) -> dict[str, Any]:
         source: Any = Path(options.source)
         size = None if remote else source.stat().st_size
         if remote:
-            source = ordered(
+            source = open_content(
                 PlainSource(options.source, transport),
                 transport=transport,
                 verify=False,

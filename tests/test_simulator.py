@@ -415,6 +415,27 @@ def test_a_simulator_that_is_not_running_has_no_address() -> None:
         _ = Simulator().api_url
 
 
+def test_an_option_that_does_not_exist_is_named() -> None:
+    with pytest.raises(TypeError, match="no option artikles; there are seed, username"):
+        Simulator(artikles=5)  # type: ignore[call-arg]
+
+
+async def test_simulators_of_one_process_share_equal_archives_alone() -> None:
+    """What is built once is not built again, and other options or other data never get it."""
+    key = "snapshots/simplewiki_namespace_0.tar.gz"
+
+    async def archive(**options: Any) -> Any:
+        async with Simulator(start=START, frozen=True, **options) as simulator:
+            return await simulator.store.get(key)
+
+    first = await archive()
+    assert await archive() is first
+    others = [await archive(**options) for options in ({"seed": 1}, {"articles": 13}, {"article_size": 900})]
+    assert len({other.md5 for other in [first, *others]}) == 4
+    tagged = await archive(part_size=100)
+    assert (tagged.md5, tagged.etag == first.etag) == (first.md5, False)
+
+
 def test_one_name_is_not_taken_for_a_list_of_groups() -> None:
     with pytest.raises(TypeError, match=r"groups must be a list of names, such as \['group_1'\]"):
         Simulator(groups="group_1")

@@ -197,7 +197,7 @@ def _slow(bench: Bench, nginx: Nginx) -> Group:
     make = _Cases(bench, bench.inputs.random_bytes(bench.inputs.sizes.throttled), nginx.slow, nginx.certificate)
     step = -(-make.size // 8)
     # curl leaves the ranges in eight files; putting them together is not counted.
-    transfers = [
+    transfers: list[tuple[str, Path, str | None]] = [
         (make.url, bench.work / f"part{number}", f"{start}-{min(make.size, start + step) - 1}")
         for number, start in enumerate(range(0, make.size, step))
     ]
