@@ -9,16 +9,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from wme_async import _download
-from wme_async._download import (
-    Checksum,
-    ContentReader,
-    Download,
-    DownloadSettings,
-    FileInfo,
-    SignedUrl,
-    Source,
-)
+from wme_async import Download, FileInfo, _download
+from wme_async._download.ledger import Ledger
+from wme_async._download.part_file import PartFile
 from wme_async._transport import Transport
 from wme_async.errors import NotFound
 from wme_async.simulator import Simulator
@@ -28,6 +21,8 @@ __all__ = [
     "MIB",
     "Checksum",
     "ContentReader",
+    "Ledger",
+    "PartFile",
     "SignedUrl",
     "StoreSource",
     "Transport",
@@ -41,18 +36,26 @@ __all__ = [
     "store_requests",
 ]
 
+Checksum = _download.Checksum
+ContentReader = _download.ContentReader
+SignedUrl = _download.SignedUrl
+
 KEY = "snapshots/x.tar.gz"
 MIB = 1 << 20
 
 
 async def download(
-    source: Source, to: Path, *, transport: Transport, overwrite: bool = True, **options: Any
+    source: _download.Source, to: Path, *, transport: Transport, overwrite: bool = True, **options: Any
 ) -> Download:
     """Download a file with the options of `DownloadSettings`."""
-    return await _download.download(source, to, DownloadSettings(overwrite=overwrite, **options), transport=transport)
+    return await _download.download(
+        source, to, _download.DownloadSettings(overwrite=overwrite, **options), transport=transport
+    )
 
 
-def open_content(source: Source, *, transport: Transport, overwrite: bool = True, **options: Any) -> ContentReader:
+def open_content(
+    source: _download.Source, *, transport: Transport, overwrite: bool = True, **options: Any
+) -> ContentReader:
     """Read the bytes of a file while it is fetched."""
     return _download.open_content(source, transport=transport, overwrite=overwrite, **options)
 

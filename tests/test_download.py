@@ -26,7 +26,6 @@ from download_store import (
 )
 
 from wme_async import Budget, Progress
-from wme_async._tasks import in_thread
 from wme_async.errors import Forbidden, IntegrityError, NotFound, QuotaExceeded, ServerError, WMEError
 from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
@@ -495,26 +494,6 @@ async def test_whoever_waits_for_a_connection_and_gives_up_takes_none(sim: Simul
     assert budget.try_acquire()
 
 
-async def test_a_thread_at_work_is_waited_for_by_whoever_is_cancelled() -> None:
-    began, go, ended = threading.Event(), threading.Event(), threading.Event()
-
-    def work() -> None:
-        began.set()
-        go.wait(10)
-        ended.set()
-
-    task = asyncio.ensure_future(in_thread(work))
-    assert await asyncio.to_thread(began.wait, 10)
-    for _ in range(3):
-        task.cancel()
-        await asyncio.sleep(0)
-        assert not task.done()
-    go.set()
-    await asyncio.wait([task])
-    assert task.cancelled()
-    assert ended.is_set()
-
-
 async def test_a_connection_that_stands_still_is_relieved_long_before_it_times_out(
     sim: Simulator, tmp_path: Path
 ) -> None:
@@ -568,7 +547,7 @@ async def test_whoever_is_cancelled_while_the_unfinished_file_is_opened_leaves_n
     monkeypatch.setattr(os, "open", slow_open)
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         task = group.create_task(download(StoreSource(sim, transport), tmp_path / "a", transport=transport))
-        await in_thread(opening.wait, 10)
+        await asyncio.to_thread(opening.wait, 10)
         task.cancel()
         proceed.set()
     assert task.cancelled()

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from download_store import KEY, SignedUrl, StoreSource, Transport, download, leftovers, store_requests
+from download_store import KEY, Ledger, SignedUrl, StoreSource, Transport, download, leftovers, store_requests
 from shuffled_loop import wait_for_end
 
-from wme_async._download.ledger import Ledger
 from wme_async._platform import boot_id
 from wme_async.errors import Forbidden, ServerError, WMEError
 from wme_async.settings import Retry, Timeouts
@@ -213,7 +212,7 @@ def written_and_claimed(folder: Path, data: bytes, etag: str) -> tuple[int, int]
     spans = ledger.load(identity="child", size=len(data), etag=etag)
     ledger.close()
     for start, stop in spans:
-        assert part[start:stop] == data[start:stop], "the ledger leases bytes that are not in the file"
+        assert part[start:stop] == data[start:stop], "the ledger records bytes that are not in the file"
     blocks = (data[at : at + 4096] == part[at : at + 4096] for at in range(0, len(data), 4096))
     return 4096 * sum(blocks), spans.total
 

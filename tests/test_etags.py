@@ -3,12 +3,12 @@
 import hashlib
 import random
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._download import etags
 from wme_async._download.etags import PartSums, may_be_newer
 
 MIB = 1 << 20
@@ -49,7 +49,7 @@ def test_the_tag_of_a_file_that_was_uploaded_in_parts_is_computed_on_the_way() -
 )
 def test_every_cut_is_told_from_every_other(cut: tuple[int, int], data: bytes, pieces: int, other: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(etags, "_CUTS", (cut, (cut[0] + 1, cut[1]), (7, 7)))
+        patch.setattr("wme_async._download.etags._CUTS", (cut, (cut[0] + 1, cut[1]), (7, 7)))
         tag = tag_of(data, *cut)
         assert fed(tag, data, pieces).proven()
         if data and data[-1] != other:
@@ -64,10 +64,20 @@ def test_a_known_cut_is_tried_wherever_it_fits(first: int, rest: int, count: int
         assert PartSums(f'"{"0" * 32}-{count}"', size)
 
 
-def test_a_single_part_is_tried_once_whatever_its_size() -> None:
+def test_a_single_part_is_tried_once_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    md5, digests = hashlib.md5, []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        digests.append(args)
+        return md5(*args, **options)
+
     for data in (b"", b"x", bytes(1000)):
-        sums = fed(tag_of(data, max(1, len(data)), 1), data)
-        assert len(sums._uploads) == 1
+        tag = tag_of(data, max(1, len(data)), 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(hashlib, "md5", counted)
+            sums = fed(tag, data)
+        assert len(digests) == 2, "one digest of the part, and one of the parts' digests"
+        digests.clear()
         assert sums.proven()
     # More than there should be does no harm.
     sums = PartSums(f'"{"0" * 32}-1"', 0)

@@ -6,18 +6,28 @@ import fcntl
 import os
 import random
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from download_store import KEY, StoreSource, Transport, clean, download, leftovers, noise, store_requests
+from download_store import (
+    KEY,
+    Ledger,
+    PartFile,
+    StoreSource,
+    Transport,
+    clean,
+    download,
+    leftovers,
+    noise,
+    store_requests,
+)
 
 from wme_async import Download
-from wme_async._download.ledger import Ledger
-from wme_async._download.part_file import PartFile
 from wme_async._download.range_plan import RangePlan
-from wme_async._tasks import in_thread
 from wme_async.errors import NotFound
 from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
@@ -126,16 +136,18 @@ async def test_a_disk_that_fills_up_leaves_what_can_be_resumed(
     data = noise(4_000_000)
     sim.put_object(KEY, data)
     source = StoreSource(sim, transport)
-    real, free = PartFile._write, [2_000_000]
+    system_write, free = os.pwrite, 2_000_000
 
-    def full(self: PartFile, offset: int, view: memoryview) -> None:
-        free[0] -= len(view)
-        if free[0] < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(self, offset, view)
+    def full(descriptor: int, content: bytes | memoryview, offset: int) -> int:
+        nonlocal free
+        if isinstance(content, memoryview):  # the file; its ledger writes bytes
+            free -= len(content)
+            if free < 0:
+                raise OSError(errno.ENOSPC, "disk full")
+        return system_write(descriptor, content, offset)
 
-    monkeypatch.setattr(PartFile, "_write", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="disk full"):
         await download(source, tmp_path / "x", transport=transport, part_size=500_000)
     assert leftovers(tmp_path) == ["x.part", "x.part.ledger"]
     monkeypatch.undo()
@@ -150,18 +162,20 @@ async def test_a_slow_disk_is_written_to_by_a_thread(
 ) -> None:
     data = noise(3_000_000)
     sim.put_object(KEY, data)
-    monkeypatch.setattr("wme_async._download.part_file._SLOW_WRITE", 0.0)
-    threads: list[object] = []
-    real = in_thread
+    system_write, threads = os.pwrite, []
 
-    async def watched(function: Any, *args: Any) -> Any:
-        threads.append(getattr(function, "__name__", None))
-        return await real(function, *args)
+    def slow(descriptor: int, content: bytes | memoryview, offset: int) -> int:
+        if isinstance(content, memoryview):  # the file; its ledger writes bytes
+            threads.append(threading.current_thread())
+            if len(threads) <= 2:
+                time.sleep(0.03)
+        return system_write(descriptor, content, offset)
 
-    monkeypatch.setattr("wme_async._download.part_file.in_thread", watched)
+    monkeypatch.setattr(os, "pwrite", slow)
     await download(StoreSource(sim, transport), tmp_path / "x", transport=transport, part_size=300_000)
     assert (tmp_path / "x").read_bytes() == data
-    assert threads.count("_write") > 5
+    assert threads[0] is threading.main_thread()
+    assert sum(thread is not threading.main_thread() for thread in threads) > 5
 
 
 async def test_two_downloads_of_one_target_do_not_meet(sim: Simulator, transport: Transport, tmp_path: Path) -> None:
