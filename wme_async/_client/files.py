@@ -11,13 +11,15 @@ from typing import Any, Generic, Self, TypeVar, Unpack, overload
 import msgspec
 
 from wme_async._archive import ArchiveReader, OnBadRecord
+from wme_async._archive.reader import ReaderOptions
 from wme_async._archive.tar import DEFAULT_MAX_RECORD
-from wme_async._arguments import check_path
+from wme_async._arguments import check_numbers, check_path
 from wme_async._client.archive_names import ArchiveName, uses_version
 from wme_async._client.archive_source import ArchiveSource, ListedSource
 from wme_async._client.collection import Collection, Value
 from wme_async._client.paths import chunk_path, hour_of
 from wme_async._client.quota import Cost
+from wme_async._client.read_all import ListingReader
 from wme_async._client.resources import Resource
 from wme_async._client.sync import Sync
 from wme_async._client.sync_options import Listing, sync_options
@@ -291,6 +293,67 @@ class Files(Collection[M], Generic[M, R]):
             select=select,
             label=str(identifier),
         )
+
+    @overload
+    def read_all(
+        self,
+        *,
+        filters: Mapping[str, Value] | None = None,
+        concurrency: int = 8,
+        max_bytes: int = 128 << 20,
+        **options: Unpack[ReaderOptions],
+    ) -> ListingReader[M, R]: ...
+    @overload
+    def read_all(
+        self,
+        *,
+        filters: Mapping[str, Value] | None = None,
+        type: type[U],
+        concurrency: int = 8,
+        max_bytes: int = 128 << 20,
+        **options: Unpack[ReaderOptions],
+    ) -> ListingReader[M, U]: ...
+    def read_all(
+        self,
+        *,
+        filters: Mapping[str, Value] | None = None,
+        type: type[Any] | None = None,
+        concurrency: int = 8,
+        max_bytes: int = 128 << 20,
+        **options: Unpack[ReaderOptions],
+    ) -> ListingReader[M, Any]:
+        """Read the records of all archives of the listing while they download: no temporary file, bounded memory.
+
+        Example:
+            >>> async with hour.read_all(filters={"in_language.identifier": "en"}) as batches:  # doctest: +SKIP
+            ...     async for batch, articles in batches: ...
+
+        Args:
+            filters: As for `list`: only these archives.
+            type: As for `read`.
+            concurrency: Archives at once.
+            max_bytes: Bytes of compressed and uncompressed data that are held ahead, for all archives together.
+            **options: `on_bad_record`, `max_record` and `select`, as for `read`.
+
+        Returns:
+            An async context manager that is an async iterator of `(record of the list, list of records)`. Lists of one
+            archive come in order; those of several alternate. An archive without records has none.
+
+        Raises:
+            ValueError: An option is out of range, or a filter cannot be right.
+        """
+        check_numbers(whole=True, optional=False, minimum=1, concurrency=concurrency, max_bytes=max_bytes)
+        self._query(None, filters, None)
+        record = type if type is not None else self._resource.record
+
+        async def fetch() -> Sequence[M]:
+            return await self.list(filters=filters)
+
+        return ListingReader(
+            self._transport, fetch, lambda identifier: self._source_as(ListedSource, identifier),
+            options={"type": record, **options}, metered=self._resource.pool is not None, concurrency=concurrency,
+            max_bytes=max_bytes,
+        )  # fmt: skip
 
     def content(
         self, identifier: str | int, *, tee: str | os.PathLike[str] | None = None, **options: Unpack[ContentOptions]
