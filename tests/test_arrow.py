@@ -457,3 +457,61 @@ async def test_batches_of_large_records_are_small() -> None:
     values = [Text("x" * 20_000)] * 1500
     batches = [batch.nbytes async for batch in record_batches(one_by_one(*values), Text)]
     assert max(batches[1:]) <= 5_000_000  # the size of records is known after the first
+
+
+class Part(msgspec.Struct, frozen=True):
+    identifier: str = ""
+
+
+class Paged(msgspec.Struct):
+    name: str = ""
+    is_part_of: Part = Part()
+
+
+async def test_a_folder_is_divided_by_project_as_engines_expect(tmp_path):
+    projects = ["enwiki", "dewiki", "enwiki", "", "fr/wiki"]
+
+    async def records() -> AsyncIterator[Paged]:
+        for number, project in enumerate(projects * 100):
+            yield Paged(name=str(number), is_part_of=Part(project))
+
+    done = await write_parquet(records(), tmp_path / "out", type=Paged, partition_by="project", row_group_bytes=2000)
+    assert done.rows == 500
+    assert len(done.files) == 4
+    table = pytest.importorskip("pyarrow.dataset").dataset(tmp_path / "out", partitioning="hive").to_table()
+    assert sorted(table["name"].to_pylist(), key=int) == [str(number) for number in range(500)]
+    pairs = {
+        (project, part["identifier"])
+        for project, part in zip(table["project"].to_pylist(), table["is_part_of"].to_pylist(), strict=True)
+    }
+    assert pairs == {("enwiki", "enwiki"), ("dewiki", "dewiki"), (None, ""), ("fr/wiki", "fr/wiki")}
+    assert not list(tmp_path.rglob("*.part"))
+
+
+async def test_fields_that_the_type_lacks_are_kept_as_json(tmp_path):
+    data = [{"name": "a", "x": 1, "y": {"z": [None]}}, {"name": "b"}, "broken", {"x": 2}]
+    path = archive(tmp_path / "x.tar.gz", ("a", b"".join(msgspec.json.encode(line) + b"\n" for line in data)))
+    async with read_archive(path, type=Paged, on_bad_record="skip") as reader:
+        done = await write_parquet(reader, tmp_path / "x.parquet", type=Paged, extra="rest")
+        assert reader.statistics().bad_records == 1
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert done.rows == 3
+    assert table["name"].to_pylist() == ["a", "b", ""]
+    assert table["rest"].to_pylist() == ['{"x":1,"y":{"z":[null]}}', None, '{"x":2}']
+
+
+async def test_what_partitions_and_extra_fields_need_is_said(tmp_path):
+    async def records() -> AsyncIterator[Inner]:
+        yield Inner()
+
+    with pytest.raises(ValueError, match="partition_by must be"):
+        await write_parquet(records(), tmp_path, type=Inner, partition_by="day")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"is_part_of\.identifier"):
+        await write_parquet(records(), tmp_path, type=Inner, partition_by="project")
+    with pytest.raises(ValueError, match="not an object of a store"):
+        await write_parquet(records(), "s3://bucket/x", type=Inner, partition_by="member")
+    with pytest.raises(TypeError, match="`extra` needs an open archive"):
+        await write_parquet(records(), tmp_path / "x", type=Inner, extra="rest")
+    with pytest.raises(ValueError, match="there is a column 'names' already"):
+        await write_parquet(records(), tmp_path / "x", type=Inner, extra="names")
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar, overload
 
 import msgspec
 
@@ -22,6 +22,7 @@ from wme_async.models.decoding import Buffer, key_names, make_decoder
 __all__ = ["ArchiveReader", "ArchiveStatistics", "Block", "OnBadRecord", "ReaderOptions"]
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 OnBadRecord: TypeAlias = Literal["raise", "skip"] | Callable[[DecodeError], Awaitable[object] | object]
 """What happens to a record that cannot be decoded: raise its error, skip and count it, or call a function with it."""
@@ -290,19 +291,29 @@ class ArchiveReader(Generic[T]):
         self._scanner.runs = True
         return _Blocks(self, max_bytes)
 
-    async def decode(self, block: Block, *, max_bytes: int = _BATCH_BYTES) -> AsyncGenerator[list[T], None]:
+    @overload
+    def decode(self, block: Block, *, max_bytes: int = ...) -> AsyncGenerator[list[T], None]: ...
+    @overload
+    def decode(
+        self, block: Block, *, max_bytes: int = ..., with_lines: Literal[True]
+    ) -> AsyncGenerator[list[tuple[T, bytes]], None]: ...
+    async def decode(
+        self, block: Block, *, max_bytes: int = _BATCH_BYTES, with_lines: bool = False
+    ) -> AsyncGenerator[list[Any], None]:
         """Decode the lines of a block, as iterating over the archive does.
 
         Args:
             block: A block of this archive.
             max_bytes: Bytes of JSON after which a list is complete.
+            with_lines: Give each record with the line that it was decoded from.
 
         Yields:
-            Lists of records, never empty.
+            Lists of records, or of pairs of a record and its line, never empty.
 
         Raises:
             DecodeError: A bad record, if `on_bad_record` is `raise`.
         """
+        decode: Callable[[Buffer], Any] = self._decode_with_line if with_lines else self._decode
         self._lines = Lines(block.member, block.line, block.offset, list(block.data.split(b"\n")[:-1]))
         self._records = iter(self._lines.records)
         self._index = -1
@@ -310,11 +321,14 @@ class ArchiveReader(Generic[T]):
         while True:
             if self._credit < 0 or self._pending_error is not None:
                 await self._checkpoint()
-            records = self._decode_batch(max_bytes)
+            records = self._decode_batch(max_bytes, decode)
             if records:
                 yield records
             elif self._pending_error is None:
                 return
+
+    def _decode_with_line(self, line: Buffer) -> tuple[T, bytes]:
+        return self._decode(line), bytes(line)
 
     def statistics(self) -> ArchiveStatistics:
         """Return the progress so far."""
@@ -331,18 +345,17 @@ class ArchiveReader(Generic[T]):
         while True:
             if self._credit < 0 or self._pending_error is not None:
                 await self._checkpoint()
-            records = self._decode_batch(max_bytes)
+            records = self._decode_batch(max_bytes, self._decode)
             if records:
                 return records
             if self._pending_error is None:
                 await self._next_lines()
 
-    def _decode_batch(self, max_bytes: int) -> list[T]:
+    def _decode_batch(self, max_bytes: int, decode: Callable[[Buffer], U]) -> list[U]:
         """Decode until the batch is full, the lines end, or a record is bad; without awaiting, so that none is lost."""
-        records: list[T] = []
+        records: list[U] = []
         size = 0
         first = self._index
-        decode = self._decode
         for record in self._records:
             self._index += 1
             size += len(record)

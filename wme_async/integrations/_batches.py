@@ -6,11 +6,12 @@ import sys
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
+import msgspec
 import pyarrow as pa
 
 from wme_async._archive import ArchiveReader, Block
 from wme_async._tasks import wait_done, wait_shielded
-from wme_async.integrations._columns import columns_of, constant, record_batches, schema_of
+from wme_async.integrations._columns import columns_of, constant, known_names, record_batches, schema_of, schema_with
 from wme_async.integrations._json_columns import JSONColumns, json_columns
 
 __all__ = ["BLOCK", "SMALL_BLOCK", "batches_of"]
@@ -19,15 +20,31 @@ BLOCK: Final = 8 * 1024 * 1024
 """Bytes of JSON lines that are parsed at a time where memory for several of them is no concern."""
 
 SMALL_BLOCK: Final = 4 * 1024 * 1024
+_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _SMALL_SHARE: Final = 0.15  # of the JSON; below it msgspec alone takes less time
 _ITEMS: Final = 500  # records of a source that gives one at a time which make a batch at most
 
 
 async def batches_of(
-    records: Any, type: Any, block_bytes: int
+    records: Any, type: Any, block_bytes: int, extra: str | None = None
 ) -> AsyncGenerator[tuple["pa.RecordBatch", str | None], None]:
-    """Give batches, each with the member of the archive that it comes from."""
+    """Give batches, each with the member of the archive that it comes from.
+
+    Args:
+        records: An archive, a stream, or another source of records.
+        type: What they are.
+        block_bytes: Bytes of lines of an archive that become one batch.
+        extra: Name of a column with the fields that the type lacks, as JSON; the records then come from an archive.
+
+    Raises:
+        TypeError: `extra`, and the records do not come from an archive that nothing was read of.
+    """
     columns, schema = columns_of(type), schema_of(type)
+    if extra is not None:
+        async with contextlib.aclosing(_with_extra(records, type, block_bytes, extra)) as batches:
+            async for batch, member in batches:
+                yield batch, member
+        return
     parser = json_columns(type, schema, constant) if _unread(records, type) else None
     if parser is None:
         pace = _Pace(block_bytes)
@@ -39,14 +56,39 @@ async def batches_of(
                     yield batch, member
         return
     async with contextlib.aclosing(_parsed(records, parser, block_bytes)) as blocks:
-        async for block, batch in blocks:
-            if batch is not None:
-                yield batch, block.member
+        async for block, parsed in blocks:
+            if parsed is not None:
+                yield parsed, block.member
                 continue
             async with contextlib.aclosing(records.decode(block)) as lists:
                 async for found in lists:
                     for decoded in record_batches(found, columns, schema):
                         yield decoded, block.member
+
+
+async def _with_extra(
+    reader: Any, type: Any, block_bytes: int, extra: str
+) -> AsyncGenerator[tuple["pa.RecordBatch", str | None], None]:
+    if not _unread(reader, type):
+        raise TypeError("`extra` needs an open archive of this type of which nothing was read yet")
+    columns, schema = columns_of(type), schema_of(type)
+    whole = schema_with(schema, extra)
+    known = known_names(type)
+    async for block in reader.blocks(max_bytes=block_bytes):
+        async with contextlib.aclosing(reader.decode(block, with_lines=True)) as lists:
+            async for pairs in lists:
+                rest = pa.array([_extra_fields(line, known) for _, line in pairs], pa.string())
+                start = 0
+                for batch in record_batches([record for record, _ in pairs], columns, schema):
+                    arrays = [*batch.columns, rest.slice(start, batch.num_rows)]
+                    start += batch.num_rows
+                    yield pa.RecordBatch.from_arrays(arrays, schema=whole), block.member
+
+
+def _extra_fields(line: bytes, known: frozenset[str]) -> str | None:
+    """Return the fields of a line that are not known, as JSON; None if there is none."""
+    rest = {name: value for name, value in _FIELDS.decode(line).items() if name not in known}
+    return msgspec.json.encode(rest).decode() if rest else None
 
 
 def _unread(records: Any, type: Any) -> bool:

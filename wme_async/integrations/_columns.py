@@ -11,7 +11,7 @@ from msgspec import inspect
 from wme_async._arguments import check_record_type
 from wme_async.errors import DecodeError
 
-__all__ = ["Field", "columns_of", "constant", "record_batches", "schema_of"]
+__all__ = ["Field", "columns_of", "constant", "known_names", "record_batches", "schema_of", "schema_with"]
 
 Build = Callable[[list[Any]], "pa.Array"]
 Column = tuple["pa.DataType", Build]
@@ -25,6 +25,24 @@ def schema_of(type: Any) -> "pa.Schema":
         TypeError: Another type.
     """
     return pa.schema([pa.field(name, kind) for name, _, kind, _ in columns_of(type)])
+
+
+def schema_with(schema: "pa.Schema", extra: str) -> "pa.Schema":
+    """Return a schema with one more column of text.
+
+    Raises:
+        ValueError: There is a column of this name.
+    """
+    if extra in schema.names:
+        raise ValueError(f"there is a column {extra!r} already: choose another name for the extra fields")
+    return schema.append(pa.field(extra, pa.string()))
+
+
+def known_names(type: Any) -> frozenset[str]:
+    """Return the top-level keys of JSON that a type reads, older spellings included."""
+    info: Any = inspect.type_info(type)
+    names = {field.encode_name for field in info.fields}
+    return frozenset(names | {info.tag_field} if getattr(info, "tag_field", None) else names)
 
 
 class _TooLarge(Exception):

@@ -5,10 +5,12 @@ import io
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wme_async._arguments import check_async_iterable, check_path
@@ -16,13 +18,14 @@ from wme_async._files import publish, sync_file, sync_folder
 from wme_async._tasks import in_thread
 from wme_async.errors import ArchiveError
 from wme_async.integrations._batches import BLOCK, batches_of
-from wme_async.integrations._columns import schema_of
+from wme_async.integrations._columns import schema_of, schema_with
 
 __all__ = ["Parquet", "parquet_chunks", "unwritten", "write_parquet"]
 
 T = TypeVar("T")
 
 _ROW_GROUP: Final = 64 * 1024 * 1024
+_UNKNOWN: Final = "__HIVE_DEFAULT_PARTITION__"
 _PAGE: Final = 4 * 1024 * 1024
 _ZSTD_LEVEL: Final = 3
 _LONG_TEXT: Final = 256  # bytes of a value, on average, above which a dictionary and statistics only cost time
@@ -73,12 +76,12 @@ async def parquet_chunks(
 
 
 async def _chunks(
-    records: Any, type: Any, row_group_bytes: int, compression: str
+    records: Any, type: Any, row_group_bytes: int, compression: str, extra: str | None = None
 ) -> AsyncGenerator[tuple[bytes, int], None]:
     """Give the bytes of a file, each time with the number of rows so far."""
-    file = _File(schema_of(type), row_group_bytes, compression)
+    file = _File(_Form(_schema(type, extra), row_group_bytes, compression))
     rows = 0
-    async with contextlib.aclosing(batches_of(records, type, BLOCK)) as batches:
+    async with contextlib.aclosing(batches_of(records, type, BLOCK, extra)) as batches:
         async for batch, _ in batches:
             rows += batch.num_rows
             if file.add(batch):
@@ -93,6 +96,8 @@ async def write_parquet(
     type: type[T],
     row_group_bytes: int = _ROW_GROUP,
     compression: str = "zstd",
+    partition_by: Literal["member", "project"] | None = None,
+    extra: str | None = None,
 ) -> Parquet:
     """Write records to Parquet. A file gets its name only when it is whole.
 
@@ -106,48 +111,79 @@ async def write_parquet(
         type: What the records are.
         row_group_bytes: Bytes in memory, before compression, after which a row group is written.
         compression: As pyarrow knows it: `zstd`, `snappy`, `none`, ...
+        partition_by: How a folder is divided: `"member"`, as above; or `"project"`, into
+            `project=enwiki/data.parquet` by the field `is_part_of.identifier`, as engines read with Hive partitioning.
+            Such records may come from anywhere.
+        extra: Name of a column for the fields of a record that the type lacks, as JSON. The records come from an open
+            archive; they are read one by one then, which takes two to three times as long.
 
     Raises:
         ArchiveError: Two members of an archive whose files would have one name.
         DecodeError: A number that Arrow cannot hold, or what reading the records raises.
         OSError: It cannot be written.
-        TypeError: A type without fields, another one than that of the records, an argument of another type, or a
-            folder for records that come from no archive.
-        ValueError: An empty path, a size below 1, or a compression that Parquet does not have.
+        TypeError: A type without fields, another one than that of the records, an argument of another type, a folder
+            or `extra` for records that come from no archive, or `"project"` for a type without `is_part_of.identifier`.
+        ValueError: An empty path, a size below 1, a compression that Parquet does not have, another `partition_by`, one
+            without a folder, or an `extra` that is a column already.
     """
     check_async_iterable("records", records, "records")
     check_path("to", to)
     _check_form(row_group_bytes, compression)
+    if partition_by not in (None, "member", "project"):
+        raise ValueError(f"partition_by must be 'member' or 'project', not {partition_by!r}")
+    form = _Form(_schema(type, extra), row_group_bytes, compression)
     target = os.fspath(to)
     if "://" in target:
-        return await _to_cloud(records, target, type, row_group_bytes, compression)
-    writer = _Writer(Path(target), type, row_group_bytes, compression)
-    source: Any = records
-    if target.endswith(("/", os.sep)):
-        # Somebody who writes the slash means a folder, there or not yet.
-        await in_thread(writer.path.mkdir, parents=True, exist_ok=True)
-    folder = await in_thread(writer.path.is_dir)
-    if folder and not hasattr(source, "statistics"):
-        raise TypeError("a folder takes the records of an archive: its files are named after the members")
+        if partition_by is not None:
+            raise ValueError("partition_by divides a folder on a disk, not an object of a store")
+        return await _to_cloud(records, target, type, row_group_bytes, compression, extra)
+    path, source = Path(target), records
+    # A slash means a folder, whether it exists or not; so does a partition.
+    if target.endswith(("/", os.sep)) or partition_by is not None:
+        await in_thread(path.mkdir, parents=True, exist_ok=True)
+    divided = (partition_by or "member") if await in_thread(path.is_dir) else None
+    writer = _writer(path, form, divided, source)
     try:
-        async with contextlib.aclosing(batches_of(source, type, BLOCK)) as batches:
+        async with contextlib.aclosing(batches_of(source, type, BLOCK, extra)) as batches:
             async for batch, member in batches:
-                await writer.add(batch, member if folder else None)
-        await writer.finish(empty=not folder)
+                if divided == "project":
+                    for project, part in _by_project(batch):
+                        await writer.add(part, project)
+                else:
+                    await writer.add(batch, member if divided else None)
+        await writer.finish(empty=divided is None)
     finally:
         # Also in a scope that has been cancelled, where nothing else could be awaited any more.
         await in_thread(writer.discard)
     return Parquet(rows=writer.rows, bytes=writer.bytes, files=tuple(writer.files))
 
 
-async def _to_cloud(records: Any, url: str, type: Any, row_group_bytes: int, compression: str) -> Parquet:
+def _writer(path: Path, form: "_Form", divided: str | None, source: object) -> "_Writer":
+    if divided is None:
+        return _Writer(lambda _: path, form, one_at_a_time=True)
+    if divided == "project":
+        if not _has_projects(form.schema):
+            raise TypeError("a folder is divided by project if the type has the field is_part_of.identifier")
+        return _Writer(lambda key: path / _partition(key or "") / "data.parquet", form, one_at_a_time=False)
+    if not hasattr(source, "statistics"):
+        raise TypeError("a folder takes the records of an archive: its files are named after the members")
+    return _Writer(lambda key: path / _file_name(key or ""), form, one_at_a_time=True)
+
+
+def _schema(type: Any, extra: str | None) -> "pa.Schema":
+    return schema_of(type) if extra is None else schema_with(schema_of(type), extra)
+
+
+async def _to_cloud(
+    records: Any, url: str, type: Any, row_group_bytes: int, compression: str, extra: str | None
+) -> Parquet:
     from wme_async.integrations.cloud import upload  # noqa: PLC0415 - another extra
 
     rows = 0
 
     async def data() -> AsyncGenerator[bytes, None]:
         nonlocal rows
-        async with contextlib.aclosing(_chunks(records, type, row_group_bytes, compression)) as chunks:
+        async with contextlib.aclosing(_chunks(records, type, row_group_bytes, compression, extra)) as chunks:
             async for chunk, so_far in chunks:
                 rows = so_far
                 yield chunk
@@ -184,37 +220,43 @@ def _file_name(member: str) -> str:
     return member.removesuffix(".ndjson").replace("/", "_") + ".parquet"
 
 
+class _Form(msgspec.Struct, frozen=True):
+    """The form of files: columns, bytes of a row group, compression."""
+
+    schema: Any
+    row_group_bytes: int
+    compression: str
+
+
 class _File:
     """One Parquet file in the making, as bytes to be taken away."""
 
-    def __init__(self, schema: "pa.Schema", row_group_bytes: int, compression: str) -> None:
-        self._schema = schema
-        self._limit = row_group_bytes
-        self._compression = compression
+    def __init__(self, form: "_Form") -> None:
+        self._form = form
         self._sink = _Sink()
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.RecordBatch] = []
-        self._size = 0
+        self.pending = 0  # bytes
 
     def add(self, batch: "pa.RecordBatch") -> bool:
         """Add a batch and say whether it is time to flush."""
         self._pending.append(batch)
-        self._size += batch.nbytes
-        return self._size >= self._limit
+        self.pending += batch.nbytes
+        return self.pending >= self._form.row_group_bytes
 
     def flush(self) -> bytes:
         """Write a row group."""
         if self._pending:
-            table = pa.Table.from_batches(self._pending, self._schema)
-            groups = -(-self._size // self._limit)
-            self._pending, self._size = [], 0
+            table = pa.Table.from_batches(self._pending, self._form.schema)
+            groups = -(-self.pending // self._form.row_group_bytes)
+            self._pending, self.pending = [], 0
             self._open(table).write_table(table, row_group_size=max(1, -(-table.num_rows // groups)))
         return self._sink.take()
 
     def finish(self) -> bytes:
         """Write the last row group and the footer."""
         first = self.flush()
-        self._open(self._schema.empty_table()).close()
+        self._open(self._form.schema.empty_table()).close()
         return first + self._sink.take()
 
     def _open(self, first: "pa.Table") -> "pq.ParquetWriter":
@@ -223,9 +265,9 @@ class _File:
             short = [".".join(path) for path, column in _leaves(first) if _is_short(column)]
             self._writer = pq.ParquetWriter(
                 self._sink,
-                self._schema,
-                compression=self._compression,
-                compression_level=_ZSTD_LEVEL if self._compression == "zstd" else None,
+                self._form.schema,
+                compression=self._form.compression,
+                compression_level=_ZSTD_LEVEL if self._form.compression == "zstd" else None,
                 data_page_size=_PAGE,
                 use_dictionary=short,
                 write_statistics=short,
@@ -281,80 +323,130 @@ class _Sink(io.RawIOBase):
         return data
 
 
-class _Writer:
-    """Files on disk, one after the other; all that touches the disk or compresses runs in a thread.
+class _FileOnDisk:
+    """One Parquet file on a disk, which gets its name when it is whole. All methods block; meant for a thread."""
 
-    Such a thread is waited for even by a task that is cancelled, or it would go on beside `discard`.
-    """
-
-    def __init__(self, path: Path, type: Any, row_group_bytes: int, compression: str) -> None:
-        self.path = path
-        self.rows = 0
+    def __init__(self, target: Path, form: "_Form") -> None:
+        self.target = target
         self.bytes = 0
-        self.files: list[str] = []
-        self._schema = schema_of(type)
-        self._row_group_bytes = row_group_bytes
-        self._compression = compression
-        self._member: str | None = None
-        self._target: Path | None = None
-        self._part: Path | None = None
+        self._part = target.with_name(f"{target.name}.{os.getpid()}.{id(self):x}.part")
         self._out: io.BufferedWriter | None = None
-        self._file: _File | None = None
+        self._file = _File(form)
 
-    async def add(self, batch: "pa.RecordBatch", member: str | None) -> None:
-        if self._file is not None and member != self._member:
-            await in_thread(self._close)
-        if self._file is None:
-            self._member = member
-            await in_thread(self._open)
-        assert self._file is not None
-        self.rows += batch.num_rows
-        if self._file.add(batch):
-            await in_thread(self._flush)
+    def open(self, *, create_folder: bool) -> None:
+        """Create the file."""
+        if create_folder:
+            self.target.parent.mkdir(exist_ok=True)
+        self._out = self._part.open("wb")
 
-    async def finish(self, *, empty: bool) -> None:
-        """Finish the last file; make one without rows where there is none, if asked."""
-        if self._file is None and empty:
-            await in_thread(self._open)
-        if self._file is not None:
-            await in_thread(self._close)
+    def add(self, batch: "pa.RecordBatch") -> bool:
+        """Add a batch and say whether it is time to flush. Does not block."""
+        return self._file.add(batch)
+
+    @property
+    def pending(self) -> int:
+        """Bytes in memory."""
+        return self._file.pending
+
+    def flush(self) -> None:
+        """Write a row group."""
+        self._write(self._file.flush())
+
+    def finish(self) -> None:
+        """Complete the file and give it its name."""
+        self._write(self._file.finish())
+        out = self._out
+        assert out is not None
+        out.flush()
+        sync_file(out.fileno())
+        publish(out.fileno(), self._part, self.target, size=out.tell(), close=out.close)
+        out.close()
+        self._out = None
+        sync_folder(self.target.parent)
 
     def discard(self) -> None:
-        """Remove a file that was not finished."""
-        if self._out is not None and self._part is not None:
+        """Remove the file if it was not finished."""
+        if self._out is not None:
             try:
                 # Not through the buffer: a disk that was full is full still, and what is in there is not wanted.
                 self._out.raw.close()
             finally:
+                self._out = None
                 self._part.unlink(missing_ok=True)
-
-    def _open(self) -> None:
-        self._target = self.path if self._member is None else self.path / _file_name(self._member)
-        if str(self._target) in self.files:
-            raise ArchiveError(f"two members would both be written to {self._target}", member=self._member)
-        self._part = self._target.with_name(f"{self._target.name}.{os.getpid()}.{id(self):x}.part")
-        self._out = self._part.open("wb")
-        self._file = _File(self._schema, self._row_group_bytes, self._compression)
 
     def _write(self, data: bytes) -> None:
         assert self._out is not None
         self._out.write(data)
         self.bytes += len(data)
 
-    def _flush(self) -> None:
-        assert self._file is not None
-        self._write(self._file.flush())
 
-    def _close(self) -> None:
-        assert self._file is not None
-        assert self._out is not None
-        assert self._part is not None
-        assert self._target is not None
-        self._write(self._file.finish())
-        self._out.flush()
-        sync_file(self._out.fileno())
-        publish(self._out.fileno(), self._part, self._target, size=self._out.tell(), close=self._out.close)
-        self._out.close()
-        sync_folder(self._target.parent)
-        self.files.append(str(self._target))
-        self._file = self._out = None
+class _Writer:
+    """Deals batches to files; all that touches the disk or compresses runs in a thread.
+
+    Such a thread is waited for even by a task that is cancelled, or it would go on beside `discard`.
+
+    Args:
+        target: Returns the path of the file for a key, which is None, a member or a project.
+        form: The form of the files.
+        one_at_a_time: Whether a file is complete when a batch for another key comes; otherwise each has a folder.
+    """
+
+    def __init__(self, target: Callable[[str | None], Path], form: "_Form", *, one_at_a_time: bool) -> None:
+        self.rows = 0
+        self.bytes = 0
+        self.files: list[str] = []
+        self._target = target
+        self._form = form
+        self._one_at_a_time = one_at_a_time
+        self._open: dict[str | None, _FileOnDisk] = {}
+
+    async def add(self, batch: "pa.RecordBatch", key: str | None) -> None:
+        """Add a batch to the file of a key."""
+        if key not in self._open:
+            if self._one_at_a_time:
+                await self.finish()
+            target = self._target(key)
+            if str(target) in self.files:
+                raise ArchiveError(f"two members would both be written to {target}", member=key)
+            await self._add_file(key, target)
+        self.rows += batch.num_rows
+        if self._open[key].add(batch):
+            await in_thread(self._open[key].flush)
+        elif sum(file.pending for file in self._open.values()) >= self._form.row_group_bytes:
+            await in_thread(max(self._open.values(), key=lambda file: file.pending).flush)
+
+    async def finish(self, *, empty: bool = False) -> None:
+        """Finish all files; make one without rows where there is none, if asked."""
+        if empty and not self._open and not self.files:
+            await self._add_file(None, self._target(None))
+        for key, file in list(self._open.items()):
+            await in_thread(file.finish)
+            self.bytes += file.bytes
+            self.files.append(str(file.target))
+            del self._open[key]
+
+    async def _add_file(self, key: str | None, target: Path) -> None:
+        # Known before it is opened, so that it is discarded even if the task is cancelled meanwhile.
+        self._open[key] = _FileOnDisk(target, self._form)
+        await in_thread(self._open[key].open, create_folder=not self._one_at_a_time)
+
+    def discard(self) -> None:
+        """Remove the files that were not finished."""
+        for file in self._open.values():
+            file.discard()
+
+
+def _by_project(batch: "pa.RecordBatch") -> Iterator[tuple[str, "pa.RecordBatch"]]:
+    """Divide a batch by `is_part_of.identifier`; records without one go to the project of the empty name."""
+    projects = pc.fill_null(pc.struct_field(batch.column("is_part_of"), "identifier"), "")
+    for project in pc.unique(projects).to_pylist():
+        yield project, batch.filter(pc.equal(projects, project))
+
+
+def _has_projects(schema: "pa.Schema") -> bool:
+    field = schema.field("is_part_of") if "is_part_of" in schema.names else None
+    return field is not None and pa.types.is_struct(field.type) and field.type.get_field_index("identifier") >= 0
+
+
+def _partition(project: str) -> str:
+    return f"project={quote(project, safe='') or _UNKNOWN}"
