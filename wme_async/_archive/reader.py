@@ -13,7 +13,7 @@ import msgspec
 
 from wme_async._archive.feed import Feed, FileFeed, WindowFeed
 from wme_async._archive.inflater import Inflater
-from wme_async._archive.tar import DEFAULT_MAX_RECORD, Lines, Run, TarScanner, TooLong
+from wme_async._archive.tar import DEFAULT_MAX_RECORD, Block, Lines, Run, TarScanner, TooLong
 from wme_async._arguments import check_choice, check_functions, check_numbers
 from wme_async._tasks import wait_done
 from wme_async.errors import ArchiveError, DecodeError
@@ -66,24 +66,6 @@ class ArchiveStatistics(msgspec.Struct, frozen=True):
     compressed_bytes: int
     members: int
     member: str | None
-
-
-class Block(msgspec.Struct, frozen=True):
-    """Whole lines of NDJSON that follow each other in one member of an archive.
-
-    Attributes:
-        member: Name of the member.
-        line: Number of the first line, counted from 1.
-        offset: Byte offset of the first line in the uncompressed member.
-        data: The lines, each ended by a line feed.
-        lines: Number of lines.
-    """
-
-    member: str
-    line: int
-    offset: int
-    data: bytes
-    lines: int
 
 
 class ArchiveReader(Generic[T]):

@@ -19,7 +19,7 @@ from wme_async._archive.field_trimmer import FieldTrimmer
 from wme_async.errors import ArchiveError
 from wme_async.models.decoding import Buffer
 
-__all__ = ["DEFAULT_MAX_RECORD", "Lines", "Run", "TarScanner", "TooLong", "describe_content"]
+__all__ = ["DEFAULT_MAX_RECORD", "Block", "Lines", "Run", "TarScanner", "TooLong", "describe_content"]
 
 DEFAULT_MAX_RECORD: Final = 64 * 1024 * 1024
 """Bytes. The longest lines seen in archives are a little above 20 MiB."""
@@ -69,6 +69,24 @@ class Lines:
     def offset_of(self, index: int) -> int:
         """Return the byte offset of the line at an index of `records`."""
         return self.offset + sum(len(record) + 1 for record in self.records[:index])
+
+
+class Block(msgspec.Struct, frozen=True):
+    """Whole lines of NDJSON that follow each other in one member of an archive.
+
+    Attributes:
+        member: Name of the member.
+        line: Number of the first line, counted from 1.
+        offset: Byte offset of the first line in the uncompressed member.
+        data: The lines, each ended by a line feed.
+        lines: Number of lines.
+    """
+
+    member: str
+    line: int
+    offset: int
+    data: bytes
+    lines: int
 
 
 class Run(msgspec.Struct):

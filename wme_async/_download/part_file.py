@@ -60,6 +60,7 @@ class PartFile:
         self._on_bytes = on_bytes
         self.durable = durable
         self.plan: RangePlan | None = None
+        self._boot = _platform.boot_id()
         self._ledger: Ledger | None = None
         self._identity = ""
         self._etag = ""
@@ -114,7 +115,7 @@ class PartFile:
         if etag is None or not keep:
             self._drop_ledger()
         else:
-            self._ledger = self._ledger or Ledger(self.ledger_path, boot=_platform.boot_id())
+            self._ledger = self._ledger or Ledger(self.ledger_path, boot=self._boot)
             # The ledger does not hold for a new, truncated or foreign file.
             status = os.fstat(self._fd)
             if status.st_size == size:
@@ -345,14 +346,17 @@ class PartFile:
                 resumable = self._ledger is not None and bool(self.plan.written)
             if not resumable:
                 self._remove()
+            elif self.plan is not None and self._boot is None:
+                # Later, only bytes that are flushed count: nothing will tell that the system has not been restarted.
+                self.checkpoint(self.plan.written)
         finally:
             self._shut()
 
     def _remove(self) -> None:
         """Remove the file and its ledger, unless the name belongs to another file by now."""
         if self._file.owns_name():
-            self.path.unlink(missing_ok=True)
             self._drop_ledger()
+            self._file.remove()
 
     def _drop_ledger(self) -> None:
         if self._ledger is not None:
