@@ -19,6 +19,7 @@ from wall_clock import MIDDLE_OF_A_MONTH, set_moment
 from wme_async import _clock
 
 if TYPE_CHECKING:
+    from jobs_server import FileServer
     from stream_world import World
 
     from wme_async import Client
@@ -220,6 +221,15 @@ def client_clock(monkeypatch: pytest.MonkeyPatch) -> ClientClock:
     monkeypatch.setattr(Transport, "monotonic", lambda transport: monotonic(transport) + clock.offset)
     monkeypatch.setattr(Transport, "sleep", sleep)
     return clock
+
+
+@pytest.fixture
+async def server() -> AsyncIterator["FileServer"]:
+    """A web server on loopback whose files batches download."""
+    from jobs_server import FileServer
+
+    async with FileServer().running() as running:
+        yield running
 
 
 @pytest.fixture

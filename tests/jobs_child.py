@@ -28,18 +28,18 @@ async def main(directory: str, server: str, batches: int, jobs: int) -> None:
         webhook_delays=(0.05,) * 200,
     )
     async with manager:
-        known = set()
+        submitted = set()
         before = None
         while True:
             page = await manager.list(limit=500, before=before)
             for batch in page.batches:
-                known.add((await manager.status(batch.batch_id)).jobs[0].url)
+                submitted.add((await manager.status(batch.batch_id)).jobs[0].url)
             before = page.next
             if before is None:
                 break
         for number in range(batches):
             urls = plan(server, number, jobs)
-            if urls[0] not in known:
+            if urls[0] not in submitted:
                 await manager.submit(
                     urls,
                     concurrent_limit=10,

@@ -1,13 +1,18 @@
-"""A web server on loopback that serves files to batches, and misbehaves where a test says so."""
+"""A web server on loopback that serves files to batches, and misbehaves where a test says so; managers for tests."""
 
 import asyncio
 import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
+
+from wme_async.jobs import BatchManager, JobLimits
+from wme_async.settings import Retry
 
 
 class FileServer:
@@ -53,8 +58,8 @@ class FileServer:
 
     async def further(self, count: int) -> None:
         """Wait until files have been asked for so many times more."""
-        wanted = self.asked.total() + count
-        while self.asked.total() < wanted:
+        requested = self.asked.total() + count
+        while self.asked.total() < requested:
             self.asking.clear()
             await self.asking.wait()
 
@@ -81,9 +86,9 @@ class FileServer:
             headers |= {"ETag": etag, "Accept-Ranges": "bytes"}
             if request.headers.get("If-Match", etag) != etag:
                 return web.Response(status=412)
-            wanted = request.headers.get("Range", "")
-            if wanted:
-                first, _, last = wanted.removeprefix("bytes=").partition("-")
+            requested = request.headers.get("Range", "")
+            if requested:
+                first, _, last = requested.removeprefix("bytes=").partition("-")
                 start, stop, status = int(first), min(int(last) + 1 if last else len(data), len(data)), 206
                 if start >= len(data):
                     return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
@@ -142,3 +147,23 @@ class FileServer:
         finally:
             self.gate.set()
             await runner.cleanup()
+
+
+def open_manager(directory: Path, **options: Any) -> Any:
+    """Return a `BatchManager` that may fetch from this machine, and waits for milliseconds instead of seconds."""
+    defaults = {
+        "allow_hosts": ["127.0.0.1"],
+        "retry": Retry(attempts=2, base=0.01, cap=0.02),
+        "limits": JobLimits(free_space=0),
+        "webhook_delays": (0.02, 0.02, 0.02),
+    }
+    return BatchManager(directory, **{**defaults, **options})
+
+
+async def delivery_of(manager: BatchManager, batch_id: str) -> Any:
+    """Wait until the webhook of a batch is delivered or given up, and return its `Outbox`."""
+    await manager.wait(batch_id, timeout=10)
+    async with asyncio.timeout(10):
+        while (message := (await manager.webhooks(batch_id))[0]).state == "waiting":  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # the state of a delivery is in the database alone
+    return message

@@ -13,23 +13,10 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from failing_sqlite import Trouble, disk_full
-from jobs_server import FileServer
+from jobs_server import open_manager
 
-from wme_async.jobs import BatchManager, DamagedBatch, DatabaseError, JobLimits, UnknownBatch
-from wme_async.settings import Retry
+from wme_async.jobs import DamagedBatch, DatabaseError, UnknownBatch
 from wme_async.web import create_app
-
-
-@pytest.fixture
-async def server():
-    async with FileServer().running() as running:
-        yield running
-
-
-def open_manager(directory, **options):
-    return BatchManager(
-        directory, allow_hosts=["127.0.0.1"], retry=Retry(attempts=1), limits=JobLimits(free_space=0), **options
-    )
 
 
 def database(directory):
@@ -173,7 +160,7 @@ async def test_a_database_that_another_program_locks_says_so(tmp_path, server, m
 
 
 async def test_the_first_schema_is_upgraded_with_all_that_is_in_it(tmp_path, server):
-    opened, ended = await filled(tmp_path, server)
+    paused_ids, ended_ids = await filled(tmp_path, server)
     async with open_manager(tmp_path) as manager:
         before = await states(manager)
     path = database(tmp_path)
@@ -185,7 +172,7 @@ async def test_the_first_schema_is_upgraded_with_all_that_is_in_it(tmp_path, ser
         db.execute("PRAGMA user_version = 1")
     async with open_manager(tmp_path) as manager:
         assert await states(manager) == before
-        assert set(before) == {*opened, *ended}
+        assert set(before) == {*paused_ids, *ended_ids}
         assert manager.damaged == {}
 
 
@@ -193,27 +180,27 @@ async def test_the_first_schema_is_upgraded_with_all_that_is_in_it(tmp_path, ser
 
 
 async def test_a_damaged_batch_is_set_aside_by_name_and_the_others_run(tmp_path, server, caplog):
-    (bad, lost, good), _ = await filled(tmp_path, server)
+    (damaged_id, incomplete_id, sound_id), _ = await filled(tmp_path, server)
     path = database(tmp_path)
-    execute(path, "UPDATE jobs SET status = 'runnimg' WHERE batch_id = ? AND position = 1", bad)
-    execute(path, "DELETE FROM jobs WHERE batch_id = ? AND position = 2", lost)
+    execute(path, "UPDATE jobs SET status = 'runnimg' WHERE batch_id = ? AND position = 1", damaged_id)
+    execute(path, "DELETE FROM jobs WHERE batch_id = ? AND position = 2", incomplete_id)
     async with open_manager(tmp_path) as manager:
-        assert set(manager.damaged) == {bad, lost}
-        assert "job 1" in manager.damaged[bad]
+        assert set(manager.damaged) == {damaged_id, incomplete_id}
+        assert "job 1" in manager.damaged[damaged_id]
         assert manager.statistics()["damaged"] == 2
-        assert bad in caplog.text
-        with pytest.raises(DamagedBatch, match=rf"{bad} in .*jobs\.sqlite is damaged") as caught:
-            await manager.resume(bad)
-        assert caught.value.batch_id == bad
-        assert {batch.batch_id for batch in (await manager.list()).batches}.isdisjoint({bad, lost})
-        await manager.resume(good)
-        assert (await manager.wait(good, timeout=10)).status == "completed"
+        assert damaged_id in caplog.text
+        with pytest.raises(DamagedBatch, match=rf"{damaged_id} in .*jobs\.sqlite is damaged") as caught:
+            await manager.resume(damaged_id)
+        assert caught.value.batch_id == damaged_id
+        assert {batch.batch_id for batch in (await manager.list()).batches}.isdisjoint({damaged_id, incomplete_id})
+        await manager.resume(sound_id)
+        assert (await manager.wait(sound_id, timeout=10)).status == "completed"
         # They are there to be looked at until they are deleted.
-        assert len(execute(path, "SELECT * FROM jobs WHERE batch_id = ?", bad)) == 3
-        await manager.delete(bad)
-        assert set(manager.damaged) == {lost}
+        assert len(execute(path, "SELECT * FROM jobs WHERE batch_id = ?", damaged_id)) == 3
+        await manager.delete(damaged_id)
+        assert set(manager.damaged) == {incomplete_id}
         with pytest.raises(UnknownBatch):
-            await manager.status(bad)
+            await manager.status(damaged_id)
 
 
 @pytest.mark.parametrize(
@@ -231,13 +218,13 @@ async def test_a_damaged_batch_is_set_aside_by_name_and_the_others_run(tmp_path,
     ],
 )
 async def test_every_kind_of_damage_to_a_row_is_found(tmp_path, server, statement):
-    [batch_id], ended = await filled(tmp_path, server, paused=1, finished=1)
+    [batch_id], ended_ids = await filled(tmp_path, server, paused=1, finished=1)
     where = " AND " if "WHERE" in statement else " WHERE "
     execute(database(tmp_path), "PRAGMA foreign_keys = OFF")
     execute(database(tmp_path), f"{statement}{where}batch_id = ?", batch_id)
     async with open_manager(tmp_path) as manager:
         assert len(manager.damaged) == 1
-        assert (await manager.status(ended[0])).status == "completed"
+        assert (await manager.status(ended_ids[0])).status == "completed"
         for name in manager.damaged:
             await manager.delete(name)
         assert manager.damaged == {}
@@ -263,7 +250,7 @@ async def test_the_service_names_a_damaged_batch_and_can_forget_it(tmp_path, ser
 
 
 async def test_a_damaged_webhook_is_not_sent_and_a_damaged_event_is_left_out(tmp_path, server):
-    [batch_id], [ended] = await filled(tmp_path, server, paused=1, finished=1)
+    [batch_id], [ended_ids] = await filled(tmp_path, server, paused=1, finished=1)
     manager = open_manager(tmp_path)
     await manager.start(jobs=False)
     server.answers = [500]
@@ -271,13 +258,13 @@ async def test_a_damaged_webhook_is_not_sent_and_a_damaged_event_is_left_out(tmp
     await manager.aclose()
     path = database(tmp_path)
     execute(path, "UPDATE outbox SET body = x'00', state = 'waitinh', next_at = 0")
-    [(first, last)] = execute(path, "SELECT MIN(id), MAX(id) FROM events WHERE batch_id = ?", ended)
+    [(first, last)] = execute(path, "SELECT MIN(id), MAX(id) FROM events WHERE batch_id = ?", ended_ids)
     execute(path, "UPDATE events SET status = 'runninh', kind = 'jpb' WHERE id = ?", first)
     server.hooks.clear()
     async with open_manager(tmp_path) as manager:
         [message] = await manager.webhooks(batch_id)
         assert (message.state, message.error) == ("given up", "the stored message is damaged")
-        seen = [event.id async for event in manager.watch(ended, after=0)]
+        seen = [event.id async for event in manager.watch(ended_ids, after=0)]
         assert (seen[0], seen[-1]) == (first + 1, last)
     assert server.hooks == []
 
@@ -292,17 +279,17 @@ async def refusal_to_start(manager):
 
 async def test_random_damage_gives_the_truth_or_an_error_that_names_it(tmp_path, server):
     """Bits that flip, and files that are cut: never a wrong state, never an error without the damaged thing's name."""
-    opened, ended = await filled(tmp_path, server)
+    paused_ids, ended_ids = await filled(tmp_path, server)
     async with open_manager(tmp_path) as manager:
         truth = await states(manager)
     path = database(tmp_path)
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     choose = random.Random(1)  # a test
     outcomes = {"whole": 0, "set aside": 0, "refused": 0}
     for number in range(60):
-        data = bytearray(whole)
+        data = bytearray(content)
         if number % 6 == 5:
             del data[choose.randrange(len(data)) :]
         else:
@@ -322,7 +309,7 @@ async def test_random_damage_gives_the_truth_or_an_error_that_names_it(tmp_path,
             for batch_id, seen in facts.items():
                 if not isinstance(seen, DatabaseError):
                     assert seen == truth[batch_id], number
-            missing = {*opened, *ended} - facts.keys()
+            missing = {*paused_ids, *ended_ids} - facts.keys()
             assert len(missing) <= len(damaged), number
             outcomes["set aside" if damaged else "whole"] += 1
         finally:
@@ -398,9 +385,9 @@ async def test_a_file_that_cannot_be_named_after_a_kill_keeps_no_manager_from_op
 
     monkeypatch.setattr(os, "stat", refuse)
     async with open_manager(tmp_path) as manager:
-        done = await manager.wait(batch.batch_id, timeout=10)
+        finished = await manager.wait(batch.batch_id, timeout=10)
     monkeypatch.undo()
-    assert (done.status, done.jobs[0].error) == ("completed", None)
+    assert (finished.status, finished.jobs[0].error) == ("completed", None)
     # The file that is there is never written to again.
-    assert done.jobs[0].file_info.filename == "a (2).bin"
+    assert finished.jobs[0].file_info.filename == "a (2).bin"
     assert (named.stat().st_ino, named.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

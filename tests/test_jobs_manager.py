@@ -13,26 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 from failing_sqlite import Trouble
-from jobs_server import FileServer
+from jobs_server import open_manager
 
 from wme_async import jobs
 from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, Status, UnknownBatch, WrongState
 from wme_async.settings import Retry, Timeouts
 
 QUICK = Retry(attempts=2, base=0.01, cap=0.02)
-
-
-def open_manager(directory, **options):
-    options.setdefault("allow_hosts", ["127.0.0.1"])
-    options.setdefault("retry", QUICK)
-    options.setdefault("limits", JobLimits(free_space=0))
-    return BatchManager(directory, **options)
-
-
-@pytest.fixture
-async def server():
-    async with FileServer().running() as running:
-        yield running
 
 
 @pytest.fixture
@@ -53,11 +40,11 @@ async def arrived(manager, batch_id, count, *, job=0):
                 return
 
 
-async def reach(manager, batch_id, wanted, *, job=0):
+async def reach(manager, batch_id, status, *, job=0):
     """Wait until a job is in a state."""
     async with asyncio.timeout(10):
         async for event in manager.watch(batch_id):
-            if event.kind == "job" and event.job_id == f"job_{batch_id}_{job}" and event.status == wanted:
+            if event.kind == "job" and event.job_id == f"job_{batch_id}_{job}" and event.status == status:
                 return
 
 
@@ -65,17 +52,17 @@ async def test_a_batch_is_downloaded_to_names_of_its_own(manager, server):
     urls = [server.add(f"video{number}.mp4", 1000 * number) for number in (1, 2, 3)]
     batch = await manager.submit(urls)
     assert (batch.status, batch.total_jobs, batch.queued_jobs) == ("queued", 3, 3)
-    done = await manager.wait(batch.batch_id, timeout=10)
-    assert (done.status, done.completed_jobs, done.failed_jobs, done.error) == ("completed", 3, 0, None)
-    for number, job in enumerate(done.jobs, start=1):
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    assert (finished.status, finished.completed_jobs, finished.failed_jobs, finished.error) == ("completed", 3, 0, None)
+    for number, job in enumerate(finished.jobs, start=1):
         assert job.job_id == f"job_{batch.batch_id}_{number - 1}"
         assert job.file_info.filepath == f"batch/{batch.batch_id}/video{number}.mp4"
         assert job.file_info.size_bytes == 1000 * number
         assert (job.title, job.progress.percent) == (f"video{number}", 100.0)
         assert (manager.directory / job.file_info.filepath).read_bytes() == server.files[f"video{number}.mp4"]
-    assert done.progress.percent == 100.0
-    assert done.progress.done == 6000
-    assert done.created_at <= done.started_at <= done.completed_at
+    assert finished.progress.percent == 100.0
+    assert finished.progress.done == 6000
+    assert finished.created_at <= finished.started_at <= finished.completed_at
     assert not list((manager.directory / ".wme-jobs").glob("parts/*"))
 
 
@@ -86,8 +73,8 @@ async def test_the_name_comes_from_disposition_and_type_and_fills_the_template(m
     ]
     template = "a/{uploader}/{upload_date}-{safe_title}-{id}.{ext}"
     batch = await manager.submit(urls, path_template=template)
-    done = await manager.wait(batch.batch_id, timeout=10)
-    first, second = (job.file_info.filepath for job in done.jobs)
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    first, second = (job.file_info.filepath for job in finished.jobs)
     assert first.startswith("a/127.0.0.1/")
     assert "-Report.final-" in first
     assert first.endswith(".pdf")
@@ -98,12 +85,12 @@ async def test_the_name_comes_from_disposition_and_type_and_fills_the_template(m
 async def test_a_date_that_is_none_fails_no_job(manager, server):
     url = server.add("a", Last_Modified=f"Wed, 21 Oct {'9' * 20} 07:28:00 GMT")
     batch = await manager.submit([url], path_template="{upload_date}-{safe_title}.{ext}")
-    done = await manager.wait(batch.batch_id, timeout=10)
-    assert done.jobs[0].error is None
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    assert finished.jobs[0].error is None
 
 
 async def test_a_job_that_is_cancelled_while_its_folder_is_made_leaves_none(manager, server, monkeypatch):
-    loop, making, made, go_on = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event(), threading.Event()
+    loop, making, created, go_on = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event(), threading.Event()
     mkdir = pathlib.Path.mkdir
 
     def slow(folder, *args, **options):
@@ -114,7 +101,7 @@ async def test_a_job_that_is_cancelled_while_its_folder_is_made_leaves_none(mana
             assert go_on.wait(10)
         mkdir(folder, *args, **options)
         if job:
-            loop.call_soon_threadsafe(made.set)
+            loop.call_soon_threadsafe(created.set)
 
     monkeypatch.setattr(pathlib.Path, "mkdir", slow)
     batch = await manager.submit([server.add("a")])
@@ -126,7 +113,7 @@ async def test_a_job_that_is_cancelled_while_its_folder_is_made_leaves_none(mana
     await manager.wait(other.batch_id, timeout=10)
     go_on.set()
     async with asyncio.timeout(10):
-        await made.wait()
+        await created.wait()
     await manager.aclose()
     assert not list((manager.directory / ".wme-jobs").glob("parts/*"))
 
@@ -148,8 +135,8 @@ async def test_what_is_there_already_is_never_touched(manager, server):
     one = await manager.submit([server.add("mine.txt")], path_template="{safe_title}.{ext}")
     two = await manager.submit([server.add("other.txt")])
     three = await manager.submit([server.add("third.txt")], path_template="away/{safe_title}.{ext}")
-    done = [await manager.wait(each.batch_id, timeout=10) for each in (one, two, three)]
-    assert [each.jobs[0].file_info.filepath for each in done] == [
+    finished = [await manager.wait(batch.batch_id, timeout=10) for batch in (one, two, three)]
+    assert [batch.jobs[0].file_info.filepath for batch in finished] == [
         "mine (2).txt",
         f"batch (2)/{two.batch_id}/other.txt",
         "away (2)/third.txt",
@@ -169,21 +156,21 @@ async def test_what_is_there_already_is_never_touched(manager, server):
 async def test_a_failure_ends_a_batch_as_its_options_say(manager, server, stop, ignore, status, expected, error):
     urls = [server.add("a"), server.add("b", rule=404), server.add("c")]
     batch = await manager.submit(urls, concurrent_limit=1, stop_on_error=stop, ignore_errors=ignore)
-    done = await manager.wait(batch.batch_id, timeout=10)
-    assert (done.status, states(done)) == (status, expected)
-    assert done.jobs[1].error.startswith("HTTP 404")
-    assert (done.error or "").startswith(error or "")
-    assert bool(done.error) == bool(error)
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    assert (finished.status, states(finished)) == (status, expected)
+    assert finished.jobs[1].error.startswith("HTTP 404")
+    assert (finished.error or "").startswith(error or "")
+    assert bool(finished.error) == bool(error)
     if stop:
-        assert done.jobs[2].error == "cancelled, because another job of the batch failed"
+        assert finished.jobs[2].error == "cancelled, because another job of the batch failed"
         assert server.asked["c"] == 0
 
 
 async def test_stop_on_error_cancels_what_is_running(manager, server):
     urls = [server.add("a", 200_000, "hang"), server.add("b", rule=404)]
     batch = await manager.submit(urls, stop_on_error=True, concurrent_limit=2)
-    done = await manager.wait(batch.batch_id, timeout=10)
-    assert (done.status, states(done)) == ("completed", ["cancelled", "failed"])
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    assert (finished.status, states(finished)) == ("completed", ["cancelled", "failed"])
 
 
 async def test_no_more_jobs_run_than_the_limits_of_batch_host_and_manager_allow(tmp_path, server):
@@ -196,8 +183,8 @@ async def test_no_more_jobs_run_than_the_limits_of_batch_host_and_manager_allow(
         assert (await manager.status(one.batch_id)).running_jobs == 3
         assert (await manager.status(two.batch_id)).running_jobs == 1
         server.gate.set()
-        for each in (one, two):
-            assert (await manager.wait(each.batch_id, timeout=10)).completed_jobs == 8
+        for batch in (one, two):
+            assert (await manager.wait(batch.batch_id, timeout=10)).completed_jobs == 8
 
 
 async def test_an_urgent_batch_overtakes(tmp_path, server):
@@ -209,8 +196,8 @@ async def test_an_urgent_batch_overtakes(tmp_path, server):
         async with asyncio.timeout(5):
             await server.hanging.wait()
         server.gate.set()
-        for each in (busy, plain, urgent):
-            await manager.wait(each.batch_id, timeout=10)
+        for batch in (busy, plain, urgent):
+            await manager.wait(batch.batch_id, timeout=10)
         started = [event.batch_id async for event in manager.watch(plain.batch_id)]
         assert started
         assert (await manager.status(urgent.batch_id)).completed_at <= (
@@ -229,12 +216,12 @@ async def test_a_paused_job_goes_on_with_the_bytes_it_has(manager, server):
     assert paused.jobs[0].progress.done >= 1_000_000
     assert (await manager.pause(batch.batch_id)).status == "paused"
     server.rules.pop("big")
-    sent = server.sent
+    bytes_before = server.sent
     assert (await manager.resume(batch.batch_id)).queued_jobs == 1
-    done = await manager.wait(batch.batch_id, timeout=10)
-    assert done.status == "completed"
-    assert (manager.directory / done.jobs[0].file_info.filepath).read_bytes() == server.files["big"]
-    assert server.sent - sent < 5_500_000
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    assert finished.status == "completed"
+    assert (manager.directory / finished.jobs[0].file_info.filepath).read_bytes() == server.files["big"]
+    assert server.sent - bytes_before < 5_500_000
 
 
 async def test_pausing_and_resuming_at_once_never_runs_a_job_twice_at_a_time(manager, server):
@@ -246,9 +233,9 @@ async def test_pausing_and_resuming_at_once_never_runs_a_job_twice_at_a_time(man
     server.rules.pop("big")
     await manager.pause(batch.batch_id)
     await manager.resume(batch.batch_id)
-    done = await manager.wait(batch.batch_id, timeout=20)
-    assert (done.status, done.jobs[0].error) == ("completed", None)
-    assert (manager.directory / done.jobs[0].file_info.filepath).read_bytes() == server.files["big"]
+    finished = await manager.wait(batch.batch_id, timeout=20)
+    assert (finished.status, finished.jobs[0].error) == ("completed", None)
+    assert (manager.directory / finished.jobs[0].file_info.filepath).read_bytes() == server.files["big"]
 
 
 async def test_cancelling_stops_everything_and_leaves_finished_files(manager, server):
@@ -282,13 +269,13 @@ async def test_retry_repeats_what_failed_and_names_the_old_batch(manager, server
     failed = await manager.wait(batch.batch_id, timeout=10)
     assert failed.status == "failed"
     server.rules.clear()
-    again = await manager.retry(batch.batch_id)
-    assert (again.retry_of, [job.url for job in again.jobs]) == (batch.batch_id, urls[1:])
-    done = await manager.wait(again.batch_id, timeout=10)
-    assert (done.status, done.completed_jobs) == ("completed", 2)
-    assert done.jobs[0].file_info.filepath == "x/bad.bin"
+    retried = await manager.retry(batch.batch_id)
+    assert (retried.retry_of, [job.url for job in retried.jobs]) == (batch.batch_id, urls[1:])
+    finished = await manager.wait(retried.batch_id, timeout=10)
+    assert (finished.status, finished.completed_jobs) == ("completed", 2)
+    assert finished.jobs[0].file_info.filepath == "x/bad.bin"
     with pytest.raises(WrongState, match="no job of the batch has failed"):
-        await manager.retry(again.batch_id)
+        await manager.retry(retried.batch_id)
 
 
 async def test_retry_keeps_the_bytes_that_are_there(manager, server):
@@ -298,25 +285,25 @@ async def test_retry_keeps_the_bytes_that_are_there(manager, server):
     assert failed.jobs[0].error.startswith("timed out after 1 s (after ")
     assert failed.jobs[0].error.endswith(" of 6000000 bytes)")
     server.rules.clear()
-    sent = server.sent
-    done = await manager.wait((await manager.retry(batch.batch_id)).batch_id, timeout=10)
-    assert done.completed_jobs == 1
-    assert server.sent - sent < 5_500_000
+    bytes_before = server.sent
+    finished = await manager.wait((await manager.retry(batch.batch_id)).batch_id, timeout=10)
+    assert finished.completed_jobs == 1
+    assert server.sent - bytes_before < 5_500_000
 
 
 async def test_a_silent_server_is_a_stall_and_says_so(tmp_path, server):
     url = server.add("big", 100_000, "hang")
     async with open_manager(tmp_path, timeouts=Timeouts(read=0.8), retry=Retry(attempts=1)) as manager:
         batch = await manager.submit([url])
-        done = await manager.wait(batch.batch_id, timeout=10)
-    assert done.jobs[0].error.startswith("stalled: nothing arrived for 0.8 s")
+        finished = await manager.wait(batch.batch_id, timeout=10)
+    assert finished.jobs[0].error.startswith("stalled: nothing arrived for 0.8 s")
 
 
 async def test_a_full_disk_is_told_in_words(tmp_path, server):
     async with open_manager(tmp_path, limits=JobLimits(free_space=1 << 60)) as manager:
         batch = await manager.submit([server.add("a")])
-        done = await manager.wait(batch.batch_id, timeout=10)
-    assert (done.jobs[0].status, done.jobs[0].error[:16]) == ("failed", "the disk is full")
+        finished = await manager.wait(batch.batch_id, timeout=10)
+    assert (finished.jobs[0].status, finished.jobs[0].error[:16]) == ("failed", "the disk is full")
 
 
 @contextlib.asynccontextmanager
@@ -358,8 +345,8 @@ async def test_a_version_that_is_no_text_is_none_and_the_file_comes_all_the_same
 
     async def answer(reader, writer):
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            asked = await reader.readuntil(b"\r\n\r\n")
-            part = b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-0/%d" % len(data) if b"Range:" in asked else b""
+            request = await reader.readuntil(b"\r\n\r\n")
+            part = b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-0/%d" % len(data) if b"Range:" in request else b""
             writer.write((part or b"HTTP/1.1 200 OK") + b'\r\nETag: "a\xffb"\r\nConnection: close\r\n')
             writer.write(b"Content-Length: %d\r\n\r\n" % (1 if part else len(data)) + data[: 1 if part else None])
             await writer.drain()
@@ -367,9 +354,9 @@ async def test_a_version_that_is_no_text_is_none_and_the_file_comes_all_the_same
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as odd:
         batch = await manager.submit([f"http://127.0.0.1:{odd.sockets[0].getsockname()[1]}/odd"])
-        done = await manager.wait(batch.batch_id, timeout=10)
-    assert done.jobs[0].error is None
-    assert (manager.directory / done.jobs[0].file_info.filepath).read_bytes() == data
+        finished = await manager.wait(batch.batch_id, timeout=10)
+    assert finished.jobs[0].error is None
+    assert (manager.directory / finished.jobs[0].file_info.filepath).read_bytes() == data
 
 
 class OddMedia:
@@ -386,8 +373,8 @@ async def test_an_answer_of_a_media_fetcher_that_is_none_ends_no_other_job(tmp_p
     async with open_manager(tmp_path, media=OddMedia()) as manager:
         plain = await manager.submit([server.add("a", 100_000, "hang")])
         page = await manager.submit([server.add("page", Content_Type="text/html")])
-        done = await manager.wait(page.batch_id, timeout=10)
-        assert done.jobs[0].error.startswith("AttributeError: ")
+        finished = await manager.wait(page.batch_id, timeout=10)
+        assert finished.jobs[0].error.startswith("AttributeError: ")
         server.gate.set()
         assert (await manager.wait(plain.batch_id, timeout=10)).status == "completed"
 
@@ -402,8 +389,8 @@ async def test_bytes_that_are_there_need_no_room_a_second_time(manager, server, 
     nearly_full = os.statvfs_result([1, 1, status.f_blocks, 5_500_000, 5_500_000, *status[5:]])
     monkeypatch.setattr(os, "statvfs", lambda _: nearly_full)
     await manager.resume(batch.batch_id)
-    done = await manager.wait(batch.batch_id, timeout=10)
-    assert (done.jobs[0].status, done.jobs[0].error) == ("completed", None)
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    assert (finished.jobs[0].status, finished.jobs[0].error) == ("completed", None)
     fresh = await manager.wait((await manager.submit([url])).batch_id, timeout=10)
     assert fresh.jobs[0].error == "the disk is full: the server says that the file has 6,000,000 bytes"
 
@@ -415,10 +402,10 @@ async def test_a_whole_file_gets_its_name_although_the_database_fails_for_a_mome
     trouble = Trouble(monkeypatch, statement, value=value)
     async with open_manager(tmp_path) as manager:
         batch = await manager.submit([server.add("a")])
-        done = await manager.wait(batch.batch_id, timeout=10)
-    assert (done.jobs[0].status, done.jobs[0].error, trouble.count) == ("completed", None, 2)
+        finished = await manager.wait(batch.batch_id, timeout=10)
+    assert (finished.jobs[0].status, finished.jobs[0].error, trouble.count) == ("completed", None, 2)
     assert [path.name for path in (tmp_path / "batch" / batch.batch_id).iterdir()] == ["a.bin"]
-    assert (tmp_path / done.jobs[0].file_info.filepath).read_bytes() == server.files["a"]
+    assert (tmp_path / finished.jobs[0].file_info.filepath).read_bytes() == server.files["a"]
 
 
 @pytest.mark.parametrize("rule", [None, "chunked"])
@@ -426,30 +413,34 @@ async def test_a_file_above_the_size_limit_is_refused(tmp_path, server, rule):
     url = server.add("big", 3_000_000, rule)
     async with open_manager(tmp_path, limits=JobLimits(job_size=1_000_000, free_space=0)) as manager:
         batch = await manager.submit([url])
-        done = await manager.wait(batch.batch_id, timeout=10)
-    assert "larger than the 1000000 bytes that are allowed" in done.jobs[0].error
+        finished = await manager.wait(batch.batch_id, timeout=10)
+    assert "larger than the 1000000 bytes that are allowed" in finished.jobs[0].error
 
 
 @pytest.mark.parametrize("rule", ["whole", "chunked"])
 @pytest.mark.parametrize("size", [0, 1, 70_000])
 async def test_a_server_without_ranges_or_length_will_do(manager, server, rule, size):
     batch = await manager.submit([server.add("plain.txt", size, rule)])
-    done = await manager.wait(batch.batch_id, timeout=10)
-    assert done.jobs[0].error is None
-    assert (manager.directory / done.jobs[0].file_info.filepath).read_bytes() == server.files["plain.txt"]
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    assert finished.jobs[0].error is None
+    assert (manager.directory / finished.jobs[0].file_info.filepath).read_bytes() == server.files["plain.txt"]
 
 
 async def test_an_empty_file_is_a_file(manager, server):
     batch = await manager.submit([server.add("empty", 0)])
-    done = await manager.wait(batch.batch_id, timeout=10)
-    assert (done.status, done.jobs[0].file_info.size_bytes, done.progress.percent) == ("completed", 0, 100.0)
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    assert (finished.status, finished.jobs[0].file_info.size_bytes, finished.progress.percent) == (
+        "completed",
+        0,
+        100.0,
+    )
 
 
 async def test_redirects_are_followed_and_the_last_url_names_the_file(manager, server):
     target = server.add("real.zip")
     batch = await manager.submit([server.add("one", rule="/f/two"), server.add("two", rule=target) + "?b"])
-    done = await manager.wait(batch.batch_id, timeout=10)
-    assert sorted(job.file_info.filename for job in done.jobs) == ["real (2).zip", "real.zip"]
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    assert sorted(job.file_info.filename for job in finished.jobs) == ["real (2).zip", "real.zip"]
 
 
 @pytest.mark.parametrize(
@@ -466,9 +457,9 @@ async def test_redirects_are_followed_and_the_last_url_names_the_file(manager, s
 )
 async def test_a_redirect_to_where_it_must_not_lead_is_refused(manager, server, location, words):
     batch = await manager.submit([server.add("loop", rule=location)])
-    done = await manager.wait(batch.batch_id, timeout=10)
-    assert words in done.jobs[0].error
-    assert "secret" not in done.jobs[0].error
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    assert words in finished.jobs[0].error
+    assert "secret" not in finished.jobs[0].error
 
 
 async def test_a_name_that_resolves_to_a_private_address_is_refused(tmp_path, server, names):
@@ -477,9 +468,9 @@ async def test_a_name_that_resolves_to_a_private_address_is_refused(tmp_path, se
     url = server.url.replace("127.0.0.1", "innocent.example") + "/f/secret"
     async with open_manager(tmp_path, allow_hosts=[]) as manager:
         batch = await manager.submit([url])
-        done = await manager.wait(batch.batch_id, timeout=10)
-    assert "innocent.example is refused" in done.jobs[0].error
-    assert "127.0.0.1" not in done.jobs[0].error
+        finished = await manager.wait(batch.batch_id, timeout=10)
+    assert "innocent.example is refused" in finished.jobs[0].error
+    assert "127.0.0.1" not in finished.jobs[0].error
     assert server.asked["secret"] == 0
 
 
@@ -487,8 +478,8 @@ async def test_a_page_is_not_passed_off_as_the_video_that_was_asked_for(manager,
     url = server.add("watch", Content_Type="text/html; charset=utf-8")
     plain = await manager.wait((await manager.submit([url])).batch_id, timeout=10)
     assert plain.jobs[0].file_info.filename == "watch.html"
-    asked = await manager.wait((await manager.submit([url], quality="1080p")).batch_id, timeout=10)
-    assert "this is a web page" in asked.jobs[0].error
+    batch = await manager.wait((await manager.submit([url], quality="1080p")).batch_id, timeout=10)
+    assert "this is a web page" in batch.jobs[0].error
 
 
 async def test_bad_submissions_store_nothing(manager, server):
@@ -530,40 +521,40 @@ async def test_a_batch_is_not_taken_for_its_identifier(manager, server):
 
 async def test_lists_are_paged_and_filtered(manager, server):
     url = server.add("a")
-    made = [(await manager.submit([url])).batch_id for _ in range(5)]
-    for batch_id in made:
+    batch_ids = [(await manager.submit([url])).batch_id for _ in range(5)]
+    for batch_id in batch_ids:
         await manager.wait(batch_id, timeout=10)
     first = await manager.list(limit=2)
-    assert [batch.batch_id for batch in first.batches] == made[:2:-1]
-    rest = await manager.list(limit=10, before=first.next)
-    assert [batch.batch_id for batch in rest.batches] == made[2::-1]
-    assert rest.next is None
-    assert (await manager.list(limit=10, before=made[3])).batches == rest.batches
-    for batch_id in made[3:]:
+    assert [batch.batch_id for batch in first.batches] == batch_ids[:2:-1]
+    second = await manager.list(limit=10, before=first.next)
+    assert [batch.batch_id for batch in second.batches] == batch_ids[2::-1]
+    assert second.next is None
+    assert (await manager.list(limit=10, before=batch_ids[3])).batches == second.batches
+    for batch_id in batch_ids[3:]:
         await manager.delete(batch_id)
-    assert (await manager.list(limit=10, before=first.next)).batches == rest.batches
-    assert rest.batches[0].jobs == ()
-    assert (rest.batches[0].completed_jobs, rest.batches[0].progress.percent) == (1, 100.0)
+    assert (await manager.list(limit=10, before=first.next)).batches == second.batches
+    assert second.batches[0].jobs == ()
+    assert (second.batches[0].completed_jobs, second.batches[0].progress.percent) == (1, 100.0)
     assert (await manager.list(status="failed")).batches == ()
-    for wrong in ({"limit": 0}, {"limit": 501}, {"status": "odd"}):
+    for options in ({"limit": 0}, {"limit": 501}, {"status": "odd"}):
         with pytest.raises(ValueError, match=r"."):
-            await manager.list(**wrong)
+            await manager.list(**options)
 
 
 async def test_a_deleted_batch_is_gone_and_takes_its_files_only_when_told_to(manager, server):
-    kept = await manager.submit([server.add("kept")])
-    gone = await manager.submit([server.add("gone")])
-    runs = await manager.submit([server.add("runs", 100_000, "hang")])
-    for each in (kept, gone):
-        await manager.wait(each.batch_id, timeout=10)
+    first = await manager.submit([server.add("kept")])
+    second = await manager.submit([server.add("gone")])
+    running = await manager.submit([server.add("runs", 100_000, "hang")])
+    for batch in (first, second):
+        await manager.wait(batch.batch_id, timeout=10)
     async with asyncio.timeout(5):
         await server.hanging.wait()
-    await manager.delete(kept.batch_id)
-    await manager.delete(gone.batch_id, files=True)
-    await manager.delete(runs.batch_id)
+    await manager.delete(first.batch_id)
+    await manager.delete(second.batch_id, files=True)
+    await manager.delete(running.batch_id)
     assert (await manager.list()).batches == ()
-    assert (manager.directory / "batch" / kept.batch_id / "kept.bin").exists()
-    assert not (manager.directory / "batch" / gone.batch_id).exists()
+    assert (manager.directory / "batch" / first.batch_id / "kept.bin").exists()
+    assert not (manager.directory / "batch" / second.batch_id).exists()
     assert not list((manager.directory / ".wme-jobs").glob("parts/*"))
 
 
@@ -572,9 +563,11 @@ async def test_a_deleted_batch_is_gone_and_takes_its_files_only_when_told_to(man
 
 async def test_watching_a_batch_tells_every_state_in_order_and_ends_with_it(manager, server):
     batch = await manager.submit([server.add("a"), server.add("b", rule=404)], concurrent_limit=1)
-    seen = [event async for event in manager.watch(batch.batch_id)]
-    told = [(event.kind, (event.job_id or "")[-1:], str(event.status)) for event in seen if event.kind != "progress"]
-    assert told == [
+    events = [event async for event in manager.watch(batch.batch_id)]
+    states_seen = [
+        (event.kind, (event.job_id or "")[-1:], str(event.status)) for event in events if event.kind != "progress"
+    ]
+    assert states_seen == [
         ("batch", "", "queued"),
         ("job", "0", "running"),
         ("batch", "", "running"),
@@ -583,7 +576,7 @@ async def test_watching_a_batch_tells_every_state_in_order_and_ends_with_it(mana
         ("job", "1", "failed"),
         ("batch", "", "completed"),
     ]
-    ids = [event.id for event in seen if event.id is not None]
+    ids = [event.id for event in events if event.id is not None]
     assert ids == sorted(set(ids))
     later = [event async for event in manager.watch(batch.batch_id, after=ids[3])]
     assert [event.id for event in later] == ids[4:]
@@ -609,13 +602,13 @@ async def test_progress_is_told_while_bytes_arrive_and_weighs_them(manager, serv
 async def test_progress_of_a_batch_goes_from_nothing_to_all(manager, server):
     percents: list[float] = []
 
-    def told(batch):
+    def record(batch):
         if batch.progress.percent > (percents[-1] if percents else -1.0):
             server.steps.release()
         percents.append(batch.progress.percent)
 
     batch = await manager.submit([server.add("big", 400_000, "stepped"), server.add("small", 1000)])
-    await manager.wait(batch.batch_id, progress=told, timeout=20)
+    await manager.wait(batch.batch_id, progress=record, timeout=20)
     assert percents[0] == 0.0
     assert percents[-1] == 100.0
     assert any(0 < percent < 100 for percent in percents)
@@ -626,11 +619,11 @@ async def test_a_watcher_who_does_not_read_holds_up_nobody(manager, server):
     first = asyncio.ensure_future(anext(lazy))
     await asyncio.sleep(0)
     batches = [await manager.submit([server.add(f"f{number}")]) for number in range(5)]
-    for each in batches:
-        await manager.wait(each.batch_id, timeout=10)
+    for batch in batches:
+        await manager.wait(batch.batch_id, timeout=10)
     assert (await first).batch_id == batches[0].batch_id
-    rest = [await anext(lazy) for _ in range(20)]
-    assert {event.batch_id for event in rest} >= {each.batch_id for each in batches[:4]}
+    events = [await anext(lazy) for _ in range(20)]
+    assert {event.batch_id for event in events} >= {batch.batch_id for batch in batches[:4]}
     await lazy.aclose()
     assert manager.statistics()["watchers"] == 0
 
@@ -682,15 +675,15 @@ async def test_a_restart_goes_on_with_what_is_unfinished(tmp_path, server):
         await arrived(manager, batch.batch_id, 1_000_000, job=1)
         events = [event.id async for event in aiter_until(manager, batch.batch_id, 4)]
     server.rules.clear()
-    sent, asked = server.sent, server.asked["done"]
+    bytes_before, requests_before = server.sent, server.asked["done"]
     async with open_manager(tmp_path) as manager:
         missed = [event async for event in manager.watch(batch.batch_id, after=events[-1]) if event.id]
         assert [event.id for event in missed] == sorted({event.id for event in missed})
         assert missed[0].id > events[-1]
-        done = await manager.status(batch.batch_id)
-        assert (done.status, states(done)) == ("completed", ["completed"] * 3)
-        assert server.asked["done"] == asked
-        assert server.sent - sent < 5_500_000
+        finished = await manager.status(batch.batch_id)
+        assert (finished.status, states(finished)) == ("completed", ["completed"] * 3)
+        assert server.asked["done"] == requests_before
+        assert server.sent - bytes_before < 5_500_000
         assert (await manager.status(paused.batch_id)).status == "paused"
         assert (await manager.resume(paused.batch_id)).status == "queued"
         assert (await manager.wait(paused.batch_id, timeout=10)).status == "completed"
@@ -782,9 +775,9 @@ async def test_a_file_system_with_short_names_gets_a_shorter_one_with_the_same_e
     name = "ü" * 70 + ".tar.gz"
     urls = [server.add(f"{place}/{name}", 1000) for place in ("a", "b")]
     batch = await manager.submit(urls)
-    done = await manager.wait(batch.batch_id, timeout=10)
-    assert states(done) == ["completed", "completed"]
-    paths = [tmp_path / "files" / job.file_info.filepath for job in done.jobs]
+    finished = await manager.wait(batch.batch_id, timeout=10)
+    assert states(finished) == ["completed", "completed"]
+    paths = [tmp_path / "files" / job.file_info.filepath for job in finished.jobs]
     assert len(set(paths)) == 2
     for path in paths:
         assert path.name.startswith("ü" * 50)
@@ -805,7 +798,7 @@ class ReplacedMedia:
 async def test_a_finished_download_that_another_program_replaces_gets_no_name(tmp_path, server):
     async with open_manager(tmp_path / "files", media=ReplacedMedia()) as manager:
         batch = await manager.submit([server.add("page", Content_Type="text/html")])
-        done = await manager.wait(batch.batch_id, timeout=10)
-    assert states(done) == ["failed"]
-    assert "another program" in done.jobs[0].error
+        finished = await manager.wait(batch.batch_id, timeout=10)
+    assert states(finished) == ["failed"]
+    assert "another program" in finished.jobs[0].error
     assert [path.name for path in (tmp_path / "files").iterdir()] == [".wme-jobs"]

@@ -165,10 +165,10 @@ async def test_a_paused_film_goes_on_where_it_was_and_a_cancelled_one_stops_at_o
 
         files.rules["film.mp4"] = "hang"
         files.hanging.clear()
-        again = await manager.submit([f"{base}/page/film"])
+        second = await manager.submit([f"{base}/page/film"])
         async with asyncio.timeout(10):
             await files.hanging.wait()
-        assert (await manager.cancel(again.batch_id)).status == "cancelled"
+        assert (await manager.cancel(second.batch_id)).status == "cancelled"
 
 
 async def test_what_is_wrong_with_the_last_bytes_is_raised_too(tmp_path):

@@ -27,7 +27,7 @@ def finished(directory):
     }
 
 
-async def killed_often(directory, *, batches, jobs, kills, seed, most):
+async def killed_often(directory, *, batches, jobs, kills, seed, requests):
     """Run a manager and kill it, each time after a number of requests, so that no machine is too fast or too slow."""
     chance = random.Random(seed)
     async with FileServer().running() as server:
@@ -39,25 +39,25 @@ async def killed_often(directory, *, batches, jobs, kills, seed, most):
                 rule = {"good": None, "faulty": "faulty", "gone": 404, "large": "slow"}[kind]
                 server.add(url.rpartition("/")[2], size, rule)
         arguments = [sys.executable, str(CHILD), str(directory), server.url, str(batches), str(jobs)]
-        seen: dict[Path, tuple[int, int, int]] = {}
+        files_before: dict[Path, tuple[int, int, int]] = {}
         alive = 0.0
         for number in range(kills + 1):
             began = time.monotonic()
             process = await asyncio.create_subprocess_exec(*arguments)
             if number < kills:
-                ended = asyncio.ensure_future(process.wait())
-                asked = asyncio.ensure_future(server.further(chance.randint(1, most)))
-                await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
-                asked.cancel()
-                await asyncio.wait({ended}, timeout=chance.uniform(0, 0.05))
-                if not ended.done():
+                exited = asyncio.ensure_future(process.wait())
+                requested = asyncio.ensure_future(server.further(chance.randint(1, requests)))
+                await asyncio.wait({exited, requested}, return_when=asyncio.FIRST_COMPLETED)
+                requested.cancel()
+                await asyncio.wait({exited}, timeout=chance.uniform(0, 0.05))
+                if not exited.done():
                     process.kill()
             async with asyncio.timeout(600):
                 code = await process.wait()
             alive += time.monotonic() - began
             now = finished(directory)
-            assert {path: now.get(path) for path in seen} == seen, "a finished file was touched"
-            seen = now
+            assert {path: now.get(path) for path in files_before} == files_before, "a finished file was touched"
+            files_before = now
             if code == 0:
                 break
             assert code == -9, f"the child failed by itself with {code}"
@@ -98,21 +98,21 @@ async def check(directory, server, batches, jobs):
             assert path.read_bytes() == server.files[name]
     assert set(finished(directory)) == set(owners), "files that no job owns"
     assert not any((directory / ".wme-jobs" / "parts").glob("*/*/*.part"))
-    told: dict[str, set[str]] = {}
+    batches_of: dict[str, set[str]] = {}
     for headers, body in server.hooks:
-        told.setdefault(headers["webhook-id"], set()).add(json.loads(body)["data"]["batch_id"])
-    assert Counter(batch for ids in told.values() for batch in ids) == Counter(batch.batch_id for batch in listed)
+        batches_of.setdefault(headers["webhook-id"], set()).add(json.loads(body)["data"]["batch_id"])
+    assert Counter(batch for ids in batches_of.values() for batch in ids) == Counter(batch.batch_id for batch in listed)
 
 
 async def test_a_manager_that_is_killed_six_times_ends_right(tmp_path):
-    kills, _ = await killed_often(tmp_path / "files", batches=4, jobs=8, kills=6, seed=1, most=10)
+    kills, _ = await killed_often(tmp_path / "files", batches=4, jobs=8, kills=6, seed=1, requests=10)
     assert kills == 6
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(1800)
 async def test_a_hundred_batches_and_fifty_kills(tmp_path):
-    kills, alive = await killed_often(tmp_path / "files", batches=100, jobs=20, kills=50, seed=2, most=60)
+    kills, alive = await killed_often(tmp_path / "files", batches=100, jobs=20, kills=50, seed=2, requests=60)
     print(f"{kills} kills, {alive:.0f} s of work")  # noqa: T201  # the figure is what the run is for
     assert kills == 50
 
@@ -153,12 +153,12 @@ async def test_the_service_stays_responsive_and_small_with_a_thousand_jobs_and_t
                 for turn in range(600):
                     began = time.perf_counter()
                     async with session.get(f"{url}/healthz") as answer:
-                        said = await answer.json()
+                        health = await answer.json()
                     took.append(time.perf_counter() - began)
                     if turn % 100 == 99:
                         sizes.append(resident(process.pid))
                     await asyncio.sleep(0.02)
-                assert said["watchers"] == 200
+                assert health["watchers"] == 200
                 for stream in streams:
                     stream.close()
         finally:

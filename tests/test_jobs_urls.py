@@ -10,11 +10,11 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from jobs_server import open_manager
 
 from wme_async.jobs import BatchManager, InvalidBatch, JobLimits
 from wme_async.jobs.url_policy import check_web_url, redacted, redacted_url, redirect_target
 from wme_async.jobs.validation import check_urls
-from wme_async.settings import Retry
 
 
 @contextlib.asynccontextmanager
@@ -29,17 +29,6 @@ async def serving(handler):
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
-
-
-def open_manager(directory, **options):
-    options.setdefault("webhook_delays", (0.01,))
-    return BatchManager(
-        directory,
-        allow_hosts=["127.0.0.1"],
-        retry=Retry(attempts=2, base=0.01, cap=0.02),
-        limits=JobLimits(free_space=0),
-        **options,
-    )
 
 
 async def run_batch(manager, *urls, **options):
@@ -171,15 +160,15 @@ async def test_a_redirect_with_raw_bytes_is_followed(tmp_path):
         return web.Response(body=b"data")
 
     async with serving(handler) as url, open_manager(tmp_path) as manager:
-        done = await run_batch(manager, f"{url}/start")
-    assert done.jobs[0].error is None
+        finished = await run_batch(manager, f"{url}/start")
+    assert finished.jobs[0].error is None
 
 
 async def test_a_cookie_that_a_redirect_sets_is_sent_back_to_its_host_alone(tmp_path):
-    sent = []
+    cookies = []
 
     async def other(request):
-        sent.append(request.headers.get("Cookie"))
+        cookies.append(request.headers.get("Cookie"))
         return web.Response(body=b"elsewhere")
 
     async def handler(request):
@@ -202,15 +191,15 @@ async def test_a_cookie_that_a_redirect_sets_is_sent_back_to_its_host_alone(tmp_
 
     async with serving(other) as away, serving(handler) as url:
         async with open_manager(tmp_path) as manager:
-            done = await run_batch(manager, f"{url}/file.bin", f"{url}/other.bin")
-            assert [job.error for job in done.jobs] == [None, None]
-            assert done.jobs[0].file_info.size_bytes == 300_000
+            finished = await run_batch(manager, f"{url}/file.bin", f"{url}/other.bin")
+            assert [job.error for job in finished.jobs] == [None, None]
+            assert finished.jobs[0].file_info.size_bytes == 300_000
         async with BatchManager(
             tmp_path / "2", allow_hosts=["127.0.0.1", "localhost"], limits=JobLimits(free_space=0)
         ) as manager:
-            done = await run_batch(manager, f"{url}/away")
-            assert done.jobs[0].error is None
-    assert set(sent) == {None}
+            finished = await run_batch(manager, f"{url}/away")
+            assert finished.jobs[0].error is None
+    assert set(cookies) == {None}
 
 
 # What others are shown
@@ -220,7 +209,7 @@ SIGNED = f"X-Amz-Algorithm=AWS4&X-Amz-Credential={SECRETS[0]}&X-Amz-Signature={S
 
 
 @pytest.mark.parametrize(
-    ("query", "shown"),
+    ("query", "text"),
     [
         (SIGNED, "X-Amz-Algorithm=AWS4&X-Amz-Credential=REDACTED&X-Amz-Signature=REDACTED&part=2"),
         ("sig=ab%3D&se=1", "sig=REDACTED&se=1"),
@@ -235,8 +224,8 @@ SIGNED = f"X-Amz-Algorithm=AWS4&X-Amz-Credential={SECRETS[0]}&X-Amz-Signature={S
         ("AWSAccessKeyId=A&Key-Pair-Id=B&hdnts=exp", "AWSAccessKeyId=REDACTED&Key-Pair-Id=REDACTED&hdnts=exp"),
     ],
 )
-def test_a_query_is_shown_without_credentials(query, shown):
-    assert redacted_url(f"https://example.com/a?{query}") == f"https://example.com/a?{shown}"
+def test_a_query_is_shown_without_credentials(query, text):
+    assert redacted_url(f"https://example.com/a?{query}") == f"https://example.com/a?{text}"
 
 
 def test_a_message_is_shown_without_credentials_and_addresses():
@@ -258,16 +247,16 @@ async def test_signatures_are_in_no_webhook_error_or_log_and_the_path_of_a_webho
 
     caplog.set_level(logging.DEBUG)
     async with serving(handler) as url, open_manager(tmp_path) as manager:
-        done = await run_batch(
+        finished = await run_batch(
             manager, f"{url}/a?{SIGNED}", stop_on_error=True, ignore_errors=False, webhook_url=f"{url}/hook/T0PSECRET"
         )
-        events = [event async for event in manager.watch(done.batch_id, after=0)]
-        while (message := (await manager.webhooks(done.batch_id))[0]).state == "waiting":
+        events = [event async for event in manager.watch(finished.batch_id, after=0)]
+        while (message := (await manager.webhooks(finished.batch_id))[0]).state == "waiting":
             await manager.counts()
     assert json.loads(bodies[0])["data"]["jobs"][0]["url"].startswith(f"{url}/a?X-Amz-Algorithm=AWS4&")
-    shown = [*bodies, done.error, done.jobs[0].error, *(event.error or "" for event in events), caplog.text]
+    text = [*bodies, finished.error, finished.jobs[0].error, *(event.error or "" for event in events), caplog.text]
     for secret in SECRETS:
-        assert not any(secret in text for text in shown)
+        assert not any(secret in text for text in text)
     assert "T0PSECRET" not in caplog.text
     assert message.error == "HTTP 500"
 
@@ -279,8 +268,8 @@ async def test_an_unreachable_webhook_is_told_without_its_path(tmp_path, unused_
         return web.Response(body=b"data")
 
     async with serving(handler) as url, open_manager(tmp_path) as manager:
-        done = await run_batch(manager, f"{url}/a", webhook_url=f"http://127.0.0.1:{port}/T0PSECRET")
-        while (message := (await manager.webhooks(done.batch_id))[0]).state == "waiting":
+        finished = await run_batch(manager, f"{url}/a", webhook_url=f"http://127.0.0.1:{port}/T0PSECRET")
+        while (message := (await manager.webhooks(finished.batch_id))[0]).state == "waiting":
             await manager.counts()
     assert message.error
     assert "T0PSECRET" not in message.error

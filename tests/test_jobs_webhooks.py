@@ -8,14 +8,13 @@ import pytest
 from failing_sqlite import Trouble
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs_server import FileServer
+from jobs_server import delivery_of, open_manager
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from wall_clock import machine_now, now
 
 from wme_async.errors import IntegrityError
-from wme_async.jobs import BatchManager, JobLimits, new_secret, sign_webhook, verify_webhook
+from wme_async.jobs import BatchManager, new_secret, sign_webhook, verify_webhook
 from wme_async.jobs.webhooks import DELAYS, retry_delay
-from wme_async.settings import Retry
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 BODY = b'{"type":"batch.completed","timestamp":"2025-11-06T10:02:30Z","data":{"batch_id":"batch_1"}}'
@@ -35,8 +34,8 @@ def test_the_reference_package_signs_as_we_do_and_takes_what_we_sign(text, messa
     body = json.dumps({"text": text})
     moment = machine_now()
     secret = new_secret()
-    ours = sign_webhook(message_id, int(moment.timestamp()), body.encode(), secrets=[secret])
-    assert ours == Webhook(secret).sign(message_id, moment, body)
+    signature = sign_webhook(message_id, int(moment.timestamp()), body.encode(), secrets=[secret])
+    assert signature == Webhook(secret).sign(message_id, moment, body)
     headers = signed(body.encode(), at=moment.timestamp(), message_id=message_id, secrets=[new_secret(), secret])
     assert Webhook(secret).verify(body, {key.lower(): value for key, value in headers.items()}) == {"text": text}
     with pytest.raises(WebhookVerificationError):
@@ -108,45 +107,21 @@ def test_waits_grow_for_three_days_and_then_end():
 # Delivery
 
 
-@pytest.fixture
-async def server():
-    async with FileServer().running() as running:
-        yield running
-
-
-def open_manager(directory, **options):
-    return BatchManager(
-        directory,
-        allow_hosts=["127.0.0.1"],
-        retry=Retry(attempts=1, base=0.01),
-        limits=JobLimits(free_space=0),
-        **{"webhook_delays": (0.02, 0.02, 0.02), **options},
-    )
-
-
-async def settled(manager, batch_id):
-    await manager.wait(batch_id, timeout=10)
-    async with asyncio.timeout(10):
-        while (found := await manager.webhooks(batch_id))[0].state == "waiting":  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # what was delivered is told in the database alone
-    return found[0]
-
-
 async def test_the_end_of_a_batch_is_told_with_its_status_and_a_good_signature(tmp_path, server):
     async with open_manager(tmp_path, file_url="https://files.example/get/") as manager:
         urls = [server.add("ä b.txt"), server.add("bad", rule=404)]
         batch = await manager.submit(urls, ignore_errors=False, webhook_url=f"{server.url}/hook")
-        done = await manager.wait(batch.batch_id, timeout=10)
-        told = await settled(manager, batch.batch_id)
+        finished = await manager.wait(batch.batch_id, timeout=10)
+        delivery = await delivery_of(manager, batch.batch_id)
         secrets = await manager.webhook_secrets()
-    assert (told.state, told.attempts) == ("delivered", 1)
+    assert (delivery.state, delivery.attempts) == ("delivered", 1)
     [(headers, body)] = server.hooks
     message = verify_webhook(body, headers, secrets)
-    sent = {key.lower(): value for key, value in headers.items()}
-    stamp = datetime.fromtimestamp(int(sent["webhook-timestamp"]), UTC)
-    assert sent["webhook-signature"] == Webhook(secrets[0]).sign(sent["webhook-id"], stamp, body.decode())
+    lowered = {key.lower(): value for key, value in headers.items()}
+    stamp = datetime.fromtimestamp(int(lowered["webhook-timestamp"]), UTC)
+    assert lowered["webhook-signature"] == Webhook(secrets[0]).sign(lowered["webhook-id"], stamp, body.decode())
     assert message.type == "batch.failed"
-    assert message.data["jobs"][1]["error"] == done.jobs[1].error
+    assert message.data["jobs"][1]["error"] == finished.jobs[1].error
     url = message.data["jobs"][0]["file_info"]["download_url"]
     assert url == f"https://files.example/get/batch/{batch.batch_id}/%C3%A4%20b.txt"
     assert headers["Content-Type"] == "application/json"
@@ -156,8 +131,8 @@ async def test_a_receiver_that_fails_three_times_gets_one_message_with_one_id(tm
     server.answers = [500, 302, 429, 200]
     async with open_manager(tmp_path) as manager:
         batch = await manager.submit([server.add("a")], webhook_url=f"{server.url}/hook")
-        told = await settled(manager, batch.batch_id)
-    assert (told.state, told.attempts) == ("delivered", 4)
+        delivery = await delivery_of(manager, batch.batch_id)
+    assert (delivery.state, delivery.attempts) == ("delivered", 4)
     assert len({headers["webhook-id"] for headers, _ in server.hooks}) == 1
     assert len({body for _, body in server.hooks}) == 1
     assert len(server.hooks) == 4
@@ -168,8 +143,8 @@ async def test_a_receiver_that_never_takes_it_is_given_up(tmp_path, server, answ
     server.answers = answers
     async with open_manager(tmp_path) as manager:
         batch = await manager.submit([server.add("a")], webhook_url=f"{server.url}/hook")
-        told = await settled(manager, batch.batch_id)
-    assert (told.state, told.attempts, told.error) == ("given up", attempts, f"HTTP {answers[0]}")
+        delivery = await delivery_of(manager, batch.batch_id)
+    assert (delivery.state, delivery.attempts, delivery.error) == ("given up", attempts, f"HTTP {answers[0]}")
 
 
 async def test_a_webhook_that_waits_is_sent_after_a_restart(tmp_path, server):
@@ -181,9 +156,9 @@ async def test_a_webhook_that_waits_is_sent_after_a_restart(tmp_path, server):
         secrets = await manager.webhook_secrets()
     server.answers = [200]
     async with open_manager(tmp_path, webhook_delays=(0.1, 0.1)) as manager:
-        told = await settled(manager, batch.batch_id)
+        delivery = await delivery_of(manager, batch.batch_id)
         assert await manager.webhook_secrets() == secrets
-    assert told.state == "delivered"
+    assert delivery.state == "delivered"
     assert len({headers["webhook-id"] for headers, _ in server.hooks}) == 1
 
 
@@ -193,7 +168,7 @@ async def test_a_new_secret_signs_beside_the_old_one_for_a_while(tmp_path, serve
         new = await manager.rotate_webhook_secret(keep=60)
         assert await manager.webhook_secrets() == (new, old)
         batch = await manager.submit([server.add("a")], webhook_url=f"{server.url}/hook")
-        await settled(manager, batch.batch_id)
+        await delivery_of(manager, batch.batch_id)
         await manager.rotate_webhook_secret(keep=0)
         assert len(await manager.webhook_secrets()) == 1
     [(headers, body)] = server.hooks
@@ -203,7 +178,7 @@ async def test_a_new_secret_signs_beside_the_old_one_for_a_while(tmp_path, serve
 async def test_given_secrets_are_used_and_not_changed_here(tmp_path, server):
     async with open_manager(tmp_path, webhook_secrets=[SECRET]) as manager:
         batch = await manager.submit([server.add("a")], webhook_url=f"{server.url}/hook")
-        await settled(manager, batch.batch_id)
+        await delivery_of(manager, batch.batch_id)
         with pytest.raises(RuntimeError, match="change them there"):
             await manager.rotate_webhook_secret()
     [(headers, body)] = server.hooks
@@ -217,10 +192,10 @@ async def test_a_webhook_to_a_private_address_is_never_sent(tmp_path, server, na
     async with open_manager(tmp_path) as manager:
         url = server.url.replace("127.0.0.1", "hooks.example") + "/hook"
         batch = await manager.submit([server.add("a")], webhook_url=url)
-        told = await settled(manager, batch.batch_id)
-    assert (told.state, told.attempts) == ("given up", 1)
-    assert "hooks.example is refused" in told.error
-    assert "127.0.0.1" not in told.error
+        delivery = await delivery_of(manager, batch.batch_id)
+    assert (delivery.state, delivery.attempts) == ("given up", 1)
+    assert "hooks.example is refused" in delivery.error
+    assert "127.0.0.1" not in delivery.error
     assert server.hooks == []
 
 
@@ -228,7 +203,7 @@ async def test_a_cancelled_batch_is_told_too(tmp_path, server):
     async with open_manager(tmp_path) as manager:
         batch = await manager.submit([server.add("a", 100_000, "hang")], webhook_url=f"{server.url}/hook")
         await manager.cancel(batch.batch_id)
-        await settled(manager, batch.batch_id)
+        await delivery_of(manager, batch.batch_id)
     assert json.loads(server.hooks[0][1])["type"] == "batch.cancelled"
 
 
@@ -239,8 +214,8 @@ async def test_a_database_that_fails_for_a_moment_delays_a_webhook_and_ends_no_j
     trouble = Trouble(monkeypatch, statement)
     async with open_manager(tmp_path) as manager:
         batch = await manager.submit([server.add("a")], webhook_url=f"{server.url}/hook")
-        told = await settled(manager, batch.batch_id)
-        assert (told.state, told.attempts, len(server.hooks)) == ("delivered", 1, 1)
+        delivery = await delivery_of(manager, batch.batch_id)
+        assert (delivery.state, delivery.attempts, len(server.hooks)) == ("delivered", 1, 1)
         later = await manager.submit([server.add("b")])
         assert (await manager.wait(later.batch_id, timeout=10)).status == "completed"
     assert trouble.count > 1

@@ -42,16 +42,16 @@ async def test_every_kind_of_archive_is_a_job_with_its_checksum(sim, wme, manage
         "wme:structured-snapshots/enwiki_namespace_0": wme.structured_snapshots,
     }
     batch = await manager.submit(list(identifiers), path_template="{upload_date}/{safe_title}-{id}.{ext}")
-    done = await manager.wait(batch.batch_id, timeout=30)
-    assert (done.status, done.completed_jobs) == ("completed", 4)
+    finished = await manager.wait(batch.batch_id, timeout=30)
+    assert (finished.status, finished.completed_jobs) == ("completed", 4)
     # The template is for http URLs; an archive is where a download to the folder would be.
-    assert {job.file_info.filepath for job in done.jobs} == {
+    assert {job.file_info.filepath for job in finished.jobs} == {
         f"batches/{hour_of(sim)}/enwiki_namespace_0.tar.gz",
         "snapshots/dewiki_namespace_0.tar.gz",
         "snapshots/enwiki_namespace_0/chunk_0.tar.gz",
         "structured_snapshots/enwiki_namespace_0.tar.gz",
     }
-    for job in done.jobs:
+    for job in finished.jobs:
         name = job.url.rpartition("/")[2]
         path = manager.directory / job.file_info.filepath
         assert job.title == name
@@ -68,8 +68,8 @@ async def test_a_list_stands_for_all_that_it_answers(sim, wme, manager):
     also = f"wme:batches/{hour_of(sim)}/{expected[0].identifier}"
     batch = await manager.submit([also, url])
     assert [job.url.rpartition("/")[2] for job in batch.jobs] == [each.identifier for each in expected]
-    done = await manager.wait(batch.batch_id, timeout=30)
-    assert done.completed_jobs == len(expected) > 0
+    finished = await manager.wait(batch.batch_id, timeout=30)
+    assert finished.completed_jobs == len(expected) > 0
     whole = await manager.submit(["wme:snapshots"])
     assert whole.total_jobs == len(await wme.snapshots.list())
     await manager.cancel(whole.batch_id)
@@ -78,8 +78,8 @@ async def test_a_list_stands_for_all_that_it_answers(sim, wme, manager):
 async def test_entities_are_archives_too(sim, wme, manager):
     [first, *_] = await wme.wikidata.snapshots.list()
     batch = await manager.submit([f"wme:wikidata/snapshots/{first.identifier}"])
-    done = await manager.wait(batch.batch_id, timeout=30)
-    assert done.jobs[0].error is None
+    finished = await manager.wait(batch.batch_id, timeout=30)
+    assert finished.jobs[0].error is None
 
 
 async def test_a_list_that_is_wrong_empty_or_too_long_is_refused_and_nothing_is_stored(sim, wme, tmp_path):
@@ -98,11 +98,11 @@ async def test_a_list_that_is_wrong_empty_or_too_long_is_refused_and_nothing_is_
 
 
 async def test_an_archive_that_is_not_there_fails_alone(sim, manager):
-    good = f"wme:batches/{hour_of(sim)}/enwiki_namespace_0"
-    batch = await manager.submit(["wme:snapshots/nowiki_namespace_99", good])
-    done = await manager.wait(batch.batch_id, timeout=30)
-    assert [str(job.status) for job in done.jobs] == ["failed", "completed"]
-    assert "404" in done.jobs[0].error
+    archive = f"wme:batches/{hour_of(sim)}/enwiki_namespace_0"
+    batch = await manager.submit(["wme:snapshots/nowiki_namespace_99", archive])
+    finished = await manager.wait(batch.batch_id, timeout=30)
+    assert [str(job.status) for job in finished.jobs] == ["failed", "completed"]
+    assert "404" in finished.jobs[0].error
 
 
 async def test_a_file_that_is_whole_when_its_job_is_paused_is_not_fetched_again(sim, manager, monkeypatch):
@@ -121,8 +121,8 @@ async def test_a_file_that_is_whole_when_its_job_is_paused_is_not_fetched_again(
     await manager.pause(batch.batch_id)
     go_on.set()
     await manager.resume(batch.batch_id)
-    done = await manager.wait(batch.batch_id, timeout=30)
-    assert (done.jobs[0].status, done.jobs[0].error) == ("completed", None)
+    finished = await manager.wait(batch.batch_id, timeout=30)
+    assert (finished.jobs[0].status, finished.jobs[0].error) == ("completed", None)
     assert sim.requests.count("api", method="GET", path="/download") == 1
 
 
@@ -136,18 +136,18 @@ async def test_a_whole_file_that_the_disk_gave_no_name_is_not_fetched_again(sim,
         batch = await manager.submit([f"wme:batches/{hour_of(sim)}/enwiki_namespace_0"])
         failed = await manager.wait(batch.batch_id, timeout=30)
         assert failed.jobs[0].error.startswith("the disk is full")
-    again = await manager.retry(batch.batch_id)
-    done = await manager.wait(again.batch_id, timeout=30)
-    assert (done.jobs[0].status, done.jobs[0].error) == ("completed", None)
-    assert done.jobs[0].file_info.size_bytes > 0
+    retried = await manager.retry(batch.batch_id)
+    finished = await manager.wait(retried.batch_id, timeout=30)
+    assert (finished.jobs[0].status, finished.jobs[0].error) == ("completed", None)
+    assert finished.jobs[0].file_info.size_bytes > 0
     assert sim.requests.count("api", method="GET", path="/download") == 1
 
 
 async def test_credentials_go_to_wikimedia_and_nowhere_else(sim, wme, tmp_path):
-    seen = []
+    heads = []
 
     async def answer(reader, writer):
-        seen.append((await reader.readuntil(b"\r\n\r\n")).decode().lower())
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode().lower())
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx")
         await writer.drain()
         writer.close()
@@ -160,5 +160,5 @@ async def test_credentials_go_to_wikimedia_and_nowhere_else(sim, wme, tmp_path):
     ):
         batch = await manager.submit(["wme:snapshots/dewiki_namespace_0", f"http://127.0.0.1:{port}/a"])
         assert (await manager.wait(batch.batch_id, timeout=30)).completed_jobs == 2
-    assert seen
-    assert all("authorization" not in head and "cookie" not in head for head in seen)
+    assert heads
+    assert all("authorization" not in head and "cookie" not in head for head in heads)

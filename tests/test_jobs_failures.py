@@ -9,36 +9,11 @@ import threading
 import pytest
 from aiohttp import web
 from failing_sqlite import Trouble
-from jobs_server import FileServer
+from jobs_server import delivery_of, open_manager
 
 from wme_async import _clock  # no public way sets the clock back
-from wme_async.jobs import BatchManager, Fetched, FileName, JobLimits, ManagerClosed, UnknownBatch
-from wme_async.settings import Retry
+from wme_async.jobs import Fetched, FileName, ManagerClosed, UnknownBatch
 from wme_async.web import serve
-
-
-@pytest.fixture
-async def server():
-    async with FileServer().running() as running:
-        yield running
-
-
-def open_manager(directory, **options):
-    return BatchManager(
-        directory,
-        allow_hosts=["127.0.0.1"],
-        retry=Retry(attempts=1, base=0.01),
-        limits=JobLimits(free_space=0),
-        **{"webhook_delays": (0.02,), **options},
-    )
-
-
-async def settled(manager, batch_id):
-    await manager.wait(batch_id, timeout=10)
-    async with asyncio.timeout(10):
-        while (message := (await manager.webhooks(batch_id))[0]).state == "waiting":  # noqa: ASYNC110
-            await asyncio.sleep(0.005)  # a delivery is told in the database alone
-    return message
 
 
 class Pages:
@@ -85,16 +60,16 @@ async def test_an_error_body_of_a_receiver_ends_only_its_own_webhook(tmp_path, s
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        async with open_manager(tmp_path) as manager:
+        async with open_manager(tmp_path, webhook_delays=(0.02,)) as manager:
             url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
             poison = await manager.submit([server.add("a")], webhook_url=url)
             good = await manager.submit([server.add("b")], webhook_url=f"{server.url}/hook")
-            message = await settled(manager, poison.batch_id)
+            message = await delivery_of(manager, poison.batch_id)
             assert (message.state, message.attempts) == ("given up", 2)
-            assert (await settled(manager, good.batch_id)).state == "delivered"
+            assert (await delivery_of(manager, good.batch_id)).state == "delivered"
             assert not manager.closing
         async with open_manager(tmp_path) as manager:
-            assert (await settled(manager, poison.batch_id)).attempts == 2
+            assert (await delivery_of(manager, poison.batch_id)).attempts == 2
     finally:
         await runner.cleanup()
 
@@ -116,21 +91,21 @@ async def test_any_exception_of_a_delivery_is_a_failed_attempt_of_it(tmp_path, s
         async with asyncio.timeout(10):
             await server.hooked.wait()
         failing.append(server.hooks[0][0]["webhook-id"].encode())
-        message = await settled(manager, first.batch_id)
+        message = await delivery_of(manager, first.batch_id)
         assert (message.state, message.attempts) == ("given up", 4)
         server.answers = [200]
         second = await manager.submit([server.add("b")], webhook_url=f"{server.url}/hook")
-        assert (await settled(manager, second.batch_id)).state == "delivered"
+        assert (await delivery_of(manager, second.batch_id)).state == "delivered"
 
 
 async def test_an_attempt_is_counted_before_it_begins(tmp_path, server):
     """A body that ends the process must not be sent again for ever."""
     server.answers = [500]
     async with open_manager(tmp_path, webhook_delays=()) as manager:
-        asked = asyncio.Event()
+        requested = asyncio.Event()
 
         async def hold(_request):
-            asked.set()
+            requested.set()
             await asyncio.sleep(10)
 
         app = web.Application()
@@ -142,15 +117,15 @@ async def test_an_attempt_is_counted_before_it_begins(tmp_path, server):
             url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
             batch = await manager.submit([server.add("a")], webhook_url=url)
             async with asyncio.timeout(10):
-                await asked.wait()
+                await requested.wait()
             [message] = await manager.webhooks(batch.batch_id)
             assert (message.state, message.attempts) == ("waiting", 1)
             await manager.aclose()
             # It was closed in order, so that the attempt does not count.
             await manager.start()
-            asked.clear()
+            requested.clear()
             async with asyncio.timeout(10):
-                await asked.wait()
+                await requested.wait()
         finally:
             await manager.aclose()
             await runner.cleanup()
@@ -188,7 +163,7 @@ async def test_a_clock_that_is_set_back_delays_a_webhook_by_its_own_delay_at_mos
         async with asyncio.timeout(10):
             await server.hooked.wait()
         monkeypatch.setattr(_clock, "source", working)
-        message = await settled(manager, batch.batch_id)
+        message = await delivery_of(manager, batch.batch_id)
     assert (message.state, message.attempts) == ("delivered", 2)
 
 
@@ -202,9 +177,9 @@ async def test_any_exception_of_a_job_is_its_own_failure(tmp_path, server, failu
 
     async with open_manager(tmp_path, media=Pages(fail)) as manager:
         batch = await manager.submit([page(server), server.add("a")])
-        done = await manager.wait(batch.batch_id, timeout=10)
-        assert [str(job.status) for job in done.jobs] == ["failed", "completed"]
-        assert done.jobs[0].error
+        finished = await manager.wait(batch.batch_id, timeout=10)
+        assert [str(job.status) for job in finished.jobs] == ["failed", "completed"]
+        assert finished.jobs[0].error
 
 
 async def test_a_lack_of_descriptors_delays_a_job_and_does_not_fail_it(tmp_path, server):
@@ -217,8 +192,8 @@ async def test_a_lack_of_descriptors_delays_a_job_and_does_not_fail_it(tmp_path,
 
     async with open_manager(tmp_path, media=Pages(fail_twice)) as manager:
         batch = await manager.submit([page(server)])
-        done = await manager.wait(batch.batch_id, timeout=10)
-    assert (done.jobs[0].status, done.jobs[0].error, failures) == ("completed", None, [])
+        finished = await manager.wait(batch.batch_id, timeout=10)
+    assert (finished.jobs[0].status, finished.jobs[0].error, failures) == ("completed", None, [])
 
 
 @pytest.mark.parametrize("change", ["delete", "retry"])
@@ -249,12 +224,12 @@ async def test_a_job_that_takes_long_to_stop_holds_up_nothing_else(tmp_path, ser
         assert not pending.done()
         release.set()
         async with asyncio.timeout(10):
-            again = await pending
+            retried = await pending
         if change == "delete":
             with pytest.raises(UnknownBatch):
                 await manager.status(batch.batch_id)
         else:
-            assert (await manager.wait(again.batch_id, timeout=10)).status == "completed"
+            assert (await manager.wait(retried.batch_id, timeout=10)).status == "completed"
 
 
 async def test_a_caller_who_leaves_does_not_stop_a_deletion(tmp_path, server):

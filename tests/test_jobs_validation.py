@@ -595,8 +595,8 @@ def test_a_name_in_content_disposition_is_taken_without_its_folders(header, titl
     ],
 )
 def test_without_a_disposition_type_and_path_make_the_name(url, kind, name):
-    found = name_file(url, content_type=kind, upload_date="20251106")
-    assert expand("{safe_title}.{ext}", found, batch_id="b").name == name
+    file_name = name_file(url, content_type=kind, upload_date="20251106")
+    assert expand("{safe_title}.{ext}", file_name, batch_id="b").name == name
 
 
 def test_two_urls_have_two_ids_and_one_url_always_the_same():
@@ -635,4 +635,4 @@ def test_names_that_some_file_system_takes_for_one_have_one_key():
 
 def test_the_list_of_hostile_things_is_long():
     lists = (HOSTILE_URLS, CONTROLS, ODD, REFUSED, HOSTILE_TEMPLATES, HOSTILE_NAMES, HEADERS)
-    assert sum(len(each) for each in lists) >= 300
+    assert sum(len(texts) for texts in lists) >= 300
