@@ -68,7 +68,7 @@ def settled(type_: Any) -> Any:
 def quick() -> Any:
     pytest.importorskip("orjson", reason="the extra `fast` is not installed")
     decode = settled(Page)
-    assert decode._quick
+    assert decode.prefers_orjson
     return decode
 
 
@@ -147,7 +147,7 @@ def test_a_whole_number_beyond_64_bits_is_a_float_where_both_are_allowed(quick: 
 
 def test_a_type_that_keeps_little_of_its_records_stays_with_msgspec() -> None:
     pytest.importorskip("orjson", reason="the extra `fast` is not installed")
-    assert not settled(Title)._quick
+    assert not settled(Title).prefers_orjson
 
 
 class WithAny(msgspec.Struct):
@@ -168,7 +168,7 @@ class WithRaw(msgspec.Struct):
 
 @pytest.mark.parametrize("type_", [WithAny, WithDecimal, WithIntKeys, WithRaw, dict, bytes, list[WithRaw]])
 def test_types_whose_values_would_differ_never_go_by_orjson(type_: Any) -> None:
-    assert not isinstance(make_decoder(type_), decode_module._Choosing)
+    assert not isinstance(make_decoder(type_), decode_module.AdaptiveDecoder)
 
 
 class Deep(msgspec.Struct):
@@ -177,8 +177,8 @@ class Deep(msgspec.Struct):
 
 
 def test_types_are_looked_through_to_their_leaves() -> None:
-    assert decode_module._traits(Deep) == set()
-    assert decode_module._traits(tuple[Deep, WithRaw]) == {"raw"}
+    assert decode_module.traits_of(Deep) == set()
+    assert decode_module.traits_of(tuple[Deep, WithRaw]) == {"raw"}
 
 
 def test_without_orjson_msgspec_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_without_orjson_msgspec_does_it_all(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_orjson_can_be_declined() -> None:
-    assert not isinstance(make_decoder(Page, use_orjson=False), decode_module._Choosing)
+    assert not isinstance(make_decoder(Page, use_orjson=False), decode_module.AdaptiveDecoder)
 
 
 def test_a_raw_value_does_not_hold_the_block_it_was_cut_from() -> None:
@@ -203,7 +203,7 @@ def test_bad_utf8_in_a_skipped_part_neither_fails_nor_counts_as_a_sample() -> No
     pytest.importorskip("orjson", reason="the extra `fast` is not installed")
     decode = make_decoder(Page)
     assert decode(b'{"name":"a","zz":"\xff' + PAD.encode() + b'"}').name == "a"
-    assert decode._left == decode_module._SAMPLES  # type: ignore[attr-defined]
+    assert decode.samples_left == decode_module.SAMPLES  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("pad", ["", PAD])
@@ -273,4 +273,4 @@ def test_real_articles_are_the_same_by_both_ways() -> None:
     expected = [msgspec.json.decode(line, type=Article) for line in lines]
     decode = make_decoder(Article)
     assert [decode(line) for line in lines * 3] == expected * 3
-    assert decode._quick  # type: ignore[attr-defined]
+    assert decode.prefers_orjson  # type: ignore[attr-defined]

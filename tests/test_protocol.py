@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from wme_async import errors
 from wme_async._client.quota import Allowances, Cost, month_of, quota_of
-from wme_async._transport.error_responses import bare_url, error_from_response, is_error_document, server_message
-from wme_async._transport.retry import Backoff, http_date, is_transient, next_delay, parse_retry_after
-from wme_async._transport.token_policy import REFRESH_LIMIT, Step, Tokens, jwt_expiry, next_step, renewal
+from wme_async._transport import error_responses, retry, token_policy
 from wme_async.settings import Hosts, Limits, Retry, Timeouts
 
 LEAVES = [
@@ -127,20 +125,20 @@ def test_hosts_are_made_of_mappings_and_lose_a_slash_at_the_end():
     ),
     st.lists(st.floats(0, 0.999), min_size=12, max_size=12),
 )
-def test_waits_stay_below_their_bound_and_attempts_and_time_are_bounded(retry, numbers):
+def test_waits_stay_below_their_bound_and_attempts_and_time_are_bounded(settings, numbers):
     source = iter(numbers)
-    backoff = Backoff(retry, lambda: next(source))
+    backoff = retry.Backoff(settings, lambda: next(source))
     elapsed, n = 0.0, 0
     while (wait := backoff.failed(elapsed=elapsed)) is not None:
-        assert 0 <= wait <= min(retry.cap, retry.base * 2**n)
+        assert 0 <= wait <= min(settings.cap, settings.base * 2**n)
         elapsed += wait
         n += 1
-        assert elapsed <= retry.total
-    assert n < retry.attempts
+        assert elapsed <= settings.total
+    assert n < settings.attempts
 
 
 def test_progress_starts_the_series_again():
-    backoff = Backoff(Retry(attempts=2, base=1), lambda: 0.5)
+    backoff = retry.Backoff(Retry(attempts=2, base=1), lambda: 0.5)
     assert backoff.failed(elapsed=0) == 0.5
     assert backoff.failed(elapsed=0) is None
     backoff.reset()
@@ -153,38 +151,38 @@ def test_progress_starts_the_series_again():
     st.floats(0, 0.999),
     st.integers(1, 9),
 )
-def test_the_server_lengthens_a_wait_and_never_shortens_it(retry, retry_after, number, attempts):
-    own = Backoff(retry, lambda: number)
-    asked = Backoff(retry, lambda: number)
+def test_the_server_lengthens_a_wait_and_never_shortens_it(settings, retry_after, number, attempts):
+    own = retry.Backoff(settings, lambda: number)
+    asked = retry.Backoff(settings, lambda: number)
     for _ in range(attempts):
         planned = own.failed(elapsed=0)
         wait = asked.failed(elapsed=0, retry_after=retry_after)
         assert planned is not None
         assert wait == max(planned, retry_after)
         assert planned is not None
-        assert wait == next_delay(planned, retry_after, cap=retry.retry_after_cap)
+        assert wait == retry.next_delay(planned, retry_after, cap=settings.retry_after_cap)
 
 
 @pytest.mark.parametrize("header", ["0", "-1", "0.001", "Wed, 21 Oct 2015 07:28:00 GMT"])
 def test_a_retry_after_of_now_is_answered_by_the_usual_wait(header):
-    backoff = Backoff(Retry(base=1, cap=10), lambda: 0.5)
-    seconds = parse_retry_after(header, now=2e9)
+    backoff = retry.Backoff(Retry(base=1, cap=10), lambda: 0.5)
+    seconds = retry.parse_retry_after(header, now=2e9)
     assert [backoff.failed(elapsed=0, retry_after=seconds) for _ in range(3)] == [0.5, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("header", ["9" * 11, "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_retry_after_of_centuries_is_a_long_one_and_not_none(header):
-    seconds = parse_retry_after(header, now=0)
+    seconds = retry.parse_retry_after(header, now=0)
     assert seconds == 100 * 365.25 * 86_400
-    assert Backoff(Retry(), lambda: 0.5).failed(elapsed=0, retry_after=seconds) is None
-    assert next_delay(5.0, seconds, cap=60.0) == 60.0
+    assert retry.Backoff(Retry(), lambda: 0.5).failed(elapsed=0, retry_after=seconds) is None
+    assert retry.next_delay(5.0, seconds, cap=60.0) == 60.0
 
 
 def test_retry_after_wins_up_to_a_ceiling():
-    retry = Retry(retry_after_cap=60, total=100)
-    assert Backoff(retry, lambda: 0.0).failed(elapsed=0, retry_after=59) == 59
-    assert Backoff(retry, lambda: 0.0).failed(elapsed=0, retry_after=61) is None
-    assert Backoff(retry, lambda: 0.0).failed(elapsed=50, retry_after=59) is None
+    settings = Retry(retry_after_cap=60, total=100)
+    assert retry.Backoff(settings, lambda: 0.0).failed(elapsed=0, retry_after=59) == 59
+    assert retry.Backoff(settings, lambda: 0.0).failed(elapsed=0, retry_after=61) is None
+    assert retry.Backoff(settings, lambda: 0.0).failed(elapsed=50, retry_after=59) is None
 
 
 @pytest.mark.parametrize(
@@ -202,12 +200,12 @@ def test_retry_after_wins_up_to_a_ceiling():
     ],
 )
 def test_retry_after_is_seconds_or_nothing(value, seconds):
-    assert parse_retry_after(value, now=0) == seconds
+    assert retry.parse_retry_after(value, now=0) == seconds
 
 
 def test_retry_after_may_be_a_date():
-    assert parse_retry_after(formatdate(1_000_030, usegmt=True), now=1_000_000) == 30
-    assert parse_retry_after(formatdate(1_000_000, usegmt=True), now=1_000_030) == 0
+    assert retry.parse_retry_after(formatdate(1_000_030, usegmt=True), now=1_000_000) == 30
+    assert retry.parse_retry_after(formatdate(1_000_000, usegmt=True), now=1_000_030) == 0
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Los_Angeles"])
@@ -230,9 +228,9 @@ def test_dates_of_http_do_not_depend_on_the_zone_of_the_machine(monkeypatch, zon
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
-        found = http_date(text)
+        found = retry.http_date(text)
         assert (None if found is None else found.timestamp()) == expected
-        assert parse_retry_after(text, now=784111770) == (None if expected is None else 7)
+        assert retry.parse_retry_after(text, now=784111770) == (None if expected is None else 7)
     finally:
         monkeypatch.delenv("TZ")
         time.tzset()
@@ -255,14 +253,14 @@ def test_dates_of_http_do_not_depend_on_the_zone_of_the_machine(monkeypatch, zon
     ],
 )
 def test_only_trouble_that_may_pass_is_worth_another_attempt(error, transient):
-    assert is_transient(error) is transient
+    assert retry.is_transient(error) is transient
 
 
 NOW = 1_700_000_000.0
 
 
 def tokens(**changes):
-    return Tokens(
+    return token_policy.Tokens(
         **{
             "access_token": "a",
             "access_expires": NOW + 86400,
@@ -277,24 +275,24 @@ def tokens(**changes):
 @pytest.mark.parametrize(
     ("have", "step"),
     [
-        (None, Step.LOGIN),
-        (tokens(access_token=""), Step.LOGIN),
-        (tokens(), Step.USE),
-        (tokens(access_expires=None), Step.USE),
-        (tokens(access_expires=NOW + 301), Step.USE),
-        (tokens(access_expires=NOW + 299), Step.REFRESH),
-        (tokens(access_expires=NOW - 1), Step.REFRESH),
-        (tokens(access_lifetime=300.0, access_expires=NOW + 31), Step.USE),
-        (tokens(access_lifetime=300.0, access_expires=NOW + 29), Step.REFRESH),
-        (tokens(access_lifetime=None, access_expires=NOW + 400), Step.USE),
-        (tokens(access_expires=NOW, refresh_token=""), Step.LOGIN),
-        (tokens(access_expires=NOW, refresh_expires=NOW), Step.LOGIN),
-        (tokens(access_expires=NOW, refreshes=REFRESH_LIMIT - 1), Step.REFRESH),
-        (tokens(access_expires=NOW, refreshes=REFRESH_LIMIT), Step.LOGIN),
+        (None, token_policy.Step.LOGIN),
+        (tokens(access_token=""), token_policy.Step.LOGIN),
+        (tokens(), token_policy.Step.USE),
+        (tokens(access_expires=None), token_policy.Step.USE),
+        (tokens(access_expires=NOW + 301), token_policy.Step.USE),
+        (tokens(access_expires=NOW + 299), token_policy.Step.REFRESH),
+        (tokens(access_expires=NOW - 1), token_policy.Step.REFRESH),
+        (tokens(access_lifetime=300.0, access_expires=NOW + 31), token_policy.Step.USE),
+        (tokens(access_lifetime=300.0, access_expires=NOW + 29), token_policy.Step.REFRESH),
+        (tokens(access_lifetime=None, access_expires=NOW + 400), token_policy.Step.USE),
+        (tokens(access_expires=NOW, refresh_token=""), token_policy.Step.LOGIN),
+        (tokens(access_expires=NOW, refresh_expires=NOW), token_policy.Step.LOGIN),
+        (tokens(access_expires=NOW, refreshes=token_policy.REFRESH_LIMIT - 1), token_policy.Step.REFRESH),
+        (tokens(access_expires=NOW, refreshes=token_policy.REFRESH_LIMIT), token_policy.Step.LOGIN),
     ],
 )
 def test_tokens_are_used_refreshed_ahead_of_time_or_replaced_by_a_sign_in(have, step):
-    assert next_step(have, now=NOW) is step
+    assert token_policy.next_step(have, now=NOW) is step
 
 
 def test_a_refresh_counts_and_keeps_the_refresh_token_and_its_end():
@@ -303,7 +301,7 @@ def test_a_refresh_counts_and_keeps_the_refresh_token_and_its_end():
     assert (after.access_token, after.access_expires, after.refreshes) == ("b", NOW + 3600, 8)
     assert (after.refresh_token, after.refresh_expires) == ("r", before.refresh_expires)
     assert before.refreshed("b", None, now=NOW).access_expires is None
-    assert renewal(after, now=NOW) is Step.REFRESH
+    assert token_policy.renewal(after, now=NOW) is token_policy.Step.REFRESH
 
 
 def test_tokens_are_not_shown():
@@ -314,18 +312,18 @@ def test_tokens_are_not_shown():
 
 @given(st.text(max_size=30))
 def test_any_text_is_read_as_a_token_without_an_error(text):
-    jwt_expiry(text)
-    jwt_expiry(f"{text}.{text}.{text}")
+    token_policy.jwt_expiry(text)
+    token_policy.jwt_expiry(f"{text}.{text}.{text}")
 
 
 def test_the_end_of_a_web_token_is_read():
     def jwt(payload):
         return f"h.{base64.urlsafe_b64encode(json.dumps(payload).encode()).decode().rstrip('=')}.s"
 
-    assert jwt_expiry(jwt({"exp": 12})) == 12.0
-    assert jwt_expiry(jwt({"exp": True})) is None
-    assert jwt_expiry(jwt({})) is None
-    assert jwt_expiry(jwt([])) is None
+    assert token_policy.jwt_expiry(jwt({"exp": 12})) == 12.0
+    assert token_policy.jwt_expiry(jwt({"exp": True})) is None
+    assert token_policy.jwt_expiry(jwt({})) is None
+    assert token_policy.jwt_expiry(jwt([])) is None
 
 
 S3 = b"""<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Request has expired</Message>
@@ -349,11 +347,11 @@ S3 = b"""<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Request h
     ],
 )
 def test_the_servers_words_are_found_in_every_kind_of_body(body, words):
-    assert server_message(body) == words
+    assert error_responses.server_message(body) == words
 
 
 def test_an_error_answer_becomes_one_error_without_secrets():
-    error = error_from_response(
+    error = error_responses.error_from_response(
         403,
         {"X-Request-Id": "abc", "Retry-After": "2"},
         S3,
@@ -383,7 +381,7 @@ def test_an_error_answer_becomes_one_error_without_secrets():
     ],
 )
 def test_each_status_has_its_class(status, kind, advice):
-    error = error_from_response(status, {}, b"", url="http://h/p", now=0)
+    error = error_responses.error_from_response(status, {}, b"", url="http://h/p", now=0)
     assert type(error) is kind
     assert advice in str(error)
 
@@ -397,7 +395,7 @@ def test_each_status_has_its_class(status, kind, advice):
     ],
 )
 def test_shown_urls_have_no_query(url, shown):
-    assert bare_url(url) == shown
+    assert error_responses.bare_url(url) == shown
 
 
 def test_a_quota_takes_the_higher_count_and_knows_what_fits():
@@ -429,14 +427,14 @@ def test_months_are_those_of_utc():
 def test_an_error_has_a_word_for_it_and_nothing_that_a_record_has(document: dict[str, int]):
     known = frozenset({"name", "version"})
     expected = not known & document.keys() and bool(document.keys() & {"message", "status", "error"})
-    assert is_error_document(json.dumps(document).encode(), known) is expected
-    assert is_error_document(json.dumps([document, document]).encode(), known) is expected
+    assert error_responses.is_error_document(json.dumps(document).encode(), known) is expected
+    assert error_responses.is_error_document(json.dumps([document, document]).encode(), known) is expected
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b'"message"', b'{"message":', b"\xff", b"[" * 10_000, b"[[1]]"])
 def test_what_is_no_object_is_for_others_to_judge(body: bytes):
-    assert not is_error_document(body, frozenset())
+    assert not error_responses.is_error_document(body, frozenset())
 
 
 def test_flat_names_of_metadata_are_known_by_their_object():
-    assert not is_error_document(b'{"size__value":1,"message":"x"}', frozenset({"size"}))
+    assert not error_responses.is_error_document(b'{"size__value":1,"message":"x"}', frozenset({"size"}))

@@ -17,8 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._query.query import Backend, Query, Value, fields_of, filter_types
-from wme_async._query.query import filter_type as type_of_filter
+from wme_async._query.query import Backend, Query, Value, fields_of, filter_type, filter_types
 from wme_async.models import (
     Article,
     Batch,
@@ -1272,10 +1271,10 @@ def test_the_list_of_filters_leaves_out_what_has_no_single_value() -> None:
 
 def test_the_type_of_a_filter_is_known_by_every_name_of_its_field() -> None:
     for name in ("visibility.user", "visibility.editor"):
-        assert type_of_filter(Article, "realtime", name) is bool
-    assert type_of_filter(Article, "realtime", "namespace.identifier") is int
+        assert filter_type(Article, "realtime", name) is bool
+    assert filter_type(Article, "realtime", "namespace.identifier") is int
     for name in ("visibility", "nothing", "categories.name"):
-        assert type_of_filter(Article, "realtime", name) is str
+        assert filter_type(Article, "realtime", name) is str
 
 
 # --- real lists ------------------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from wme_async import Client
-from wme_async._transport import TokenFile
-from wme_async._transport.token_policy import Tokens
+from wme_async._transport import TokenFile, token_policy
 from wme_async.simulator import Simulator
 
 
@@ -58,7 +57,7 @@ async def written(sim: Simulator, tmp_path: Path) -> Path:
 
 def test_no_damage_gives_other_tokens_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "tokens.json"
-    tokens = Tokens(access_token="a" * 200, access_expires=1.5e9, refresh_token="b" * 200, refreshes=7)
+    tokens = token_policy.Tokens(access_token="a" * 200, access_expires=1.5e9, refresh_token="b" * 200, refreshes=7)
     TokenFile(path, "host|user").save(tokens)
     TokenFile(path, "host|user").count("2026-11", {"chunk": 5})
     good = path.read_bytes()

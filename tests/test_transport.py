@@ -22,11 +22,16 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from wme_async._client.account import Account
-from wme_async._transport import Credentials, Request, SessionPool, Transport
-from wme_async._transport.requests import translate
-from wme_async._transport.sessions import _Connector
-from wme_async._transport.throttle import Throttle
-from wme_async._transport.token_policy import Tokens
+from wme_async._transport import (
+    Credentials,
+    Request,
+    SessionPool,
+    Transport,
+    requests,
+    sessions,
+    throttle,
+    token_policy,
+)
 from wme_async.errors import (
     ConnectFailed,
     DataError,
@@ -346,7 +351,7 @@ async def test_a_token_that_works_is_used_although_no_other_can_be_had(sim, tran
     await alone.aclose()
     sim.users["simulated"].password = "changed"
     both = make(sim, credentials=Credentials("simulated", "simulated-password", access_token=token))
-    both.tokens._tokens = Tokens(access_token=token, access_expires=both.now() + 60)
+    both.tokens._tokens = token_policy.Tokens(access_token=token, access_expires=both.now() + 60)
     assert (await both.request(PROJECTS)).status == 200
     assert len(asked(sim, "/v1/login")) == 2
     await both.aclose()
@@ -666,7 +671,7 @@ def instance_of(kind):
 @pytest.mark.parametrize("kind", all_aiohttp_errors(), ids=lambda kind: kind.__name__)
 def test_every_aiohttp_error_becomes_one_of_ours(kind):
     error = instance_of(kind)
-    ours = translate(error, url="http://h/p?X-Amz-Signature=secret")
+    ours = requests.translate(error, url="http://h/p?X-Amz-Signature=secret")
     assert isinstance(ours, TransportError)
     assert "secret" not in repr(ours) + str(ours.__dict__)
     # It stays in the chain of causes, is formatted there, and may be kept by whoever collects errors.
@@ -684,7 +689,7 @@ async def test_a_url_that_cannot_be_fetched_is_in_no_traceback_with_its_secrets(
 
 @pytest.mark.parametrize("error", [OSError(5, "io"), TimeoutError(), EOFError(), ConnectionResetError()])
 def test_plain_network_errors_become_ours_too(error):
-    assert isinstance(translate(error, url="http://h"), TransportError)
+    assert isinstance(requests.translate(error, url="http://h"), TransportError)
 
 
 async def test_a_body_is_released_whole_or_not(sim, transport):
@@ -882,7 +887,7 @@ async def test_what_will_fail_again_is_tried_once(sim, tmp_path):
     ],
 )
 def test_only_what_stays_as_it_is_is_permanent(error, permanent):
-    assert translate(error, url="http://h").permanent is permanent
+    assert requests.translate(error, url="http://h").permanent is permanent
 
 
 def test_a_guard_is_asked_about_every_way_to_write_an_address():
@@ -1003,16 +1008,16 @@ async def test_the_client_side_limit_spreads_requests():
     async def sleep(seconds):
         now[0] += seconds
 
-    throttle = Throttle(10.0, 3, monotonic=lambda: now[0], sleep=sleep)
+    limiter = throttle.Throttle(10.0, 3, monotonic=lambda: now[0], sleep=sleep)
     starts = []
     for _ in range(7):
-        await throttle.wait()
+        await limiter.wait()
         starts.append(round(now[0], 6))
     assert starts == [0, 0, 0, 0.1, 0.2, 0.3, 0.4]
-    throttle.pause(5)
-    await throttle.wait()
+    limiter.pause(5)
+    await limiter.wait()
     assert now[0] == pytest.approx(5.4)
-    free = Throttle(None, 1, monotonic=lambda: now[0], sleep=sleep)
+    free = throttle.Throttle(None, 1, monotonic=lambda: now[0], sleep=sleep)
     before = now[0]
     for _ in range(5):
         await free.wait()
@@ -1045,22 +1050,22 @@ class Hours:
 @pytest.mark.parametrize(("paused_at", "starts"), [(0.0, [5.0, 5.0, 5.1, 5.2]), (0.15, [0.0, 0.0, 0.1, 5.15])])
 async def test_a_pause_holds_those_who_wait_already_and_lets_them_go_at_the_rate_of_the_limit(paused_at, starts):
     clock = Hours()
-    throttle = Throttle(10.0, 2, monotonic=lambda: clock.now, sleep=clock.sleep)
+    limiter = throttle.Throttle(10.0, 2, monotonic=lambda: clock.now, sleep=clock.sleep)
     started = []
 
     async def one():
-        await throttle.wait()
+        await limiter.wait()
         started.append(round(clock.now, 6))
 
     async def pause():
         await clock.sleep(paused_at)
-        throttle.pause(5)
+        limiter.pause(5)
 
     async with asyncio.TaskGroup() as group:
         if paused_at:
             group.create_task(pause())
         else:
-            throttle.pause(5)
+            limiter.pause(5)
         for _ in range(4):
             group.create_task(one())
         await clock.run()
@@ -1153,7 +1158,7 @@ async def test_how_aiohttp_calls_its_own_method_may_change(monkeypatch):
 
     monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", create)
     timeout = aiohttp.ClientTimeout(sock_connect=0.01)
-    async with _Connector() as made:
+    async with sessions.Connector() as made:
         connector: Any = made
         assert await connector._create_connection("request", hang=False) == "connected"
         assert await connector._create_connection("request", timeout=timeout, hang=False) == "connected"

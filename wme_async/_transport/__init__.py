@@ -1,4 +1,4 @@
-"""All client I/O: sessions, tokens, limits, retries, and one translation of foreign errors."""
+"""The HTTP layer: sessions, tokens, limits, retries, and the translation of errors."""
 
 from wme_async._transport.auth import Credentials, TokenManager
 from wme_async._transport.body import Body

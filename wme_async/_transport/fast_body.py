@@ -30,7 +30,7 @@ _BUFFER = 256 * 1024
 # With less room than this, the buffer is flushed, since a short read is not worth its system call.
 _MIN_ROOM = 64 * 1024
 # Shorter bodies are left to aiohttp, which reuses their connections.
-_MIN_BODY = 8 * 1024 * 1024
+MIN_BODY = 8 * 1024 * 1024
 # The most buffers in the pool for later connections.
 _MAX_SPARE = 16
 _SPARE: list[bytearray] = []
@@ -38,8 +38,8 @@ _SCRATCH = memoryview(bytearray(1))
 # If bytes arrive faster than they are read, short reads keep the receive window small, which costs both sides a third
 # more. So each socket is drained in its turn, for this many seconds at most, and all turns within one iteration of the
 # event loop together take no longer than a round.
-_TURN = 0.002
-_ROUND = 0.004
+TURN = 0.002
+ROUND = 0.004
 # The longest time that bytes wait in the buffer, so that progress stays visible.
 _FLUSH_SECONDS = 0.25
 
@@ -65,7 +65,7 @@ async def take_over(response: aiohttp.ClientResponse, sink: Sink, *, url: str, r
     length = _length(response)
     handler = response.connection.protocol if response.connection is not None else None
     transport = handler.transport if handler is not None else None
-    if length is None or length - response.content.total_bytes < _MIN_BODY or not _can_take_over(handler, transport):
+    if length is None or length - response.content.total_bytes < MIN_BODY or not _can_take_over(handler, transport):
         return False
     assert handler is not None
     assert transport is not None
@@ -128,10 +128,10 @@ def _plain_socket(transport: asyncio.Transport) -> int:
     return int(sock.fileno())
 
 
-class _Turns:
+class Turns:
     """Turns of the readers to drain their sockets, fair and short enough for the other tasks of the loop."""
 
-    _all: ClassVar["WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]"] = WeakKeyDictionary()
+    _all: ClassVar["WeakKeyDictionary[asyncio.AbstractEventLoop, Turns]"] = WeakKeyDictionary()
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # A weak reference, since the dictionary of all turns must not keep the loop alive.
@@ -140,7 +140,7 @@ class _Turns:
         self._until: float | None = None
 
     @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> "_Turns":
+    def of(cls, loop: asyncio.AbstractEventLoop) -> "Turns":
         """Return the turns of an event loop."""
         turns = cls._all.get(loop)
         if turns is None:
@@ -150,15 +150,15 @@ class _Turns:
     def begin(self, reader: "_Reader", now: float) -> float:
         """Return the end of a reader's turn: `now` if it must wait for the others."""
         if self._until is None:
-            self._until = now + _ROUND
+            self._until = now + ROUND
             loop = self._loop()
             assert loop is not None
             loop.call_soon(self._next_round)
         # The others need time for turns of their own before this reader has its next one.
-        if now >= self._until or now - self._last.get(reader, 0.0) < _TURN * (len(self._last) - 1) / 2:
+        if now >= self._until or now - self._last.get(reader, 0.0) < TURN * (len(self._last) - 1) / 2:
             return now
         self._last[reader] = now
-        return min(self._until, now + _TURN)
+        return min(self._until, now + TURN)
 
     def leave(self, reader: "_Reader") -> None:
         """Forget a reader."""
@@ -187,7 +187,7 @@ class _Reader(asyncio.BufferedProtocol):
         self._remaining = remaining
         self._read_timeout = read_timeout
         self._source = _plain_socket(transport)
-        self._turns = _Turns.of(loop)
+        self._turns = Turns.of(loop)
         self._buffer = _SPARE.pop() if _SPARE else bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._filled = 0

@@ -322,7 +322,7 @@ class SessionPool:
         resolver: AbstractResolver = aiohttp.ThreadedResolver()
         if role == "public" and self._guard is not None:
             resolver = _GuardedResolver(resolver, self._guard)
-        connector = _Connector(
+        connector = Connector(
             # `Slots` limits them.
             limit=0,
             ssl=True if self._ssl is None else self._ssl,
@@ -369,7 +369,7 @@ def head_within(limit: asyncio.Timeout, seconds: float) -> Iterator[None]:
         _head.reset(token)
 
 
-class _Connector(aiohttp.TCPConnector):
+class Connector(aiohttp.TCPConnector):
     """Limits the time for all steps of a connection together.
 
     aiohttp limits each TCP and TLS handshake by itself, and neither the resolver nor the response of a proxy to

@@ -1,8 +1,8 @@
-"""The second chance of a record that does not fit its model, without cost for those that do.
+"""A second attempt for records that do not fit their model, without cost for those that do.
 
-Go writes `null` for an empty list where a field was not told to leave it out, and a failed conversion leaves `null`
-among the sections of a structured content. To the services all of that means "nothing here", as absence does. So when,
-and only when, decoding has failed, what means nothing is left out and the same decoder judges again:
+Go writes `null` for an empty list unless a field omits empty values, and a failed conversion leaves `null` among the
+sections of a structured content. To the services both mean the same as absence. So if, and only if, a record fails to
+decode, its empty parts are removed and the same decoder tries again:
 
 - a `null` where the type has no place for one: the key of an object, the element of a list. In a row of a table, which
   is a list within a list, an empty object keeps its place, or all that follow would stand in the wrong column;
@@ -36,12 +36,12 @@ _write: Final = msgspec.json.Encoder()
 
 
 def decode_record(decoder: msgspec.json.Decoder[T], data: Buffer) -> T:
-    """Decode a record; where that fails, leave out what means nothing and try once more.
+    """Decode a record; if that fails, remove its empty parts and try again.
 
     Where `decoder.decode(data)` succeeds, its result is the result.
 
     Args:
-        decoder: What decodes and judges, both times.
+        decoder: The decoder of both attempts.
         data: One JSON document.
 
     Raises:
@@ -55,12 +55,12 @@ def decode_record(decoder: msgspec.json.Decoder[T], data: Buffer) -> T:
 
 
 def mend(decoder: msgspec.json.Decoder[T], data: Buffer, error: msgspec.ValidationError) -> T:
-    """Decode a record that was refused, without what means nothing.
+    """Decode a record that failed, without its empty parts.
 
     Args:
-        decoder: What decodes and judges.
-        data: The record that was refused.
-        error: Why it was; raised again where there is nothing to mend.
+        decoder: The decoder.
+        data: The record.
+        error: The error of the first attempt; raised again if the record has no empty parts.
 
     Raises:
         msgspec.ValidationError: It does not fit even so.
@@ -69,14 +69,14 @@ def mend(decoder: msgspec.json.Decoder[T], data: Buffer, error: msgspec.Validati
     try:
         document = _read.decode(data)
         mended = _mended(document, _described(type_), "")
-        again = None if mended is document else _write.encode(mended)
+        repaired = None if mended is document else _write.encode(mended)
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - the set is open; the caller's error is raised below
-        again = None  # in a part that the type skips: not why it was refused
-    if again is None:
+        repaired = None  # an error in a part that the type skips is not that of the first attempt
+    if repaired is None:
         raise error
-    return decoder.decode(again)
+    return decoder.decode(repaired)
 
 
 @lru_cache(maxsize=256)
@@ -97,8 +97,8 @@ def _mended(value: Any, type_: inspect.Type, key: str) -> Any:
     elif isinstance(value, list) and isinstance(place, inspect.CollectionType):
         item_type = place.item_type
         filled = [{} if item is None else item for item in value] if key == _ROW and _is_object(item_type) else value
-        kept = [item for item in filled if item is not None or _takes_null(item_type)]
-        items = [_mended(item, item_type, _ROW) for item in kept]
+        present = [item for item in filled if item is not None or _takes_null(item_type)]
+        items = [_mended(item, item_type, _ROW) for item in present]
         if len(items) != len(value) or any(new is not old for new, old in zip(items, value, strict=True)):
             return items
     return value
@@ -120,7 +120,7 @@ def _mended_object(value: dict[str, Any], types: dict[str, inspect.Type]) -> dic
 
 
 def _place(value: Any, type_: inspect.Type, key: str) -> inspect.Type | None:
-    """Return what of a type a value is meant for, or `None` where that is not for us to say."""
+    """Return the member of a type that a value belongs to, or `None` if that is not certain."""
     while isinstance(type_, inspect.Metadata):
         type_ = type_.type
     members = type_.types if isinstance(type_, inspect.UnionType) else (type_,)

@@ -5,10 +5,10 @@ open (`RecursionError`, `decimal.InvalidOperation`, another library's own next r
 
 `make_decoder` takes the bytes of one record to a value of the caller's type, by the quickest way that is as strict.
 
-There are two ways. msgspec reads straight into the type and skips what the type does not name. orjson unescapes long
-strings faster, so that for long records of which most is kept `orjson.loads` and `msgspec.convert` together win; for
-short records, and for types that name little, they lose. `make_decoder` picks, and msgspec stays the judge: what the
-other way refuses is asked of msgspec again, so that no record is lost to a difference between the two.
+There are two ways. msgspec decodes straight into the type and skips other keys. orjson unescapes long strings faster:
+`orjson.loads` and `msgspec.convert` together win for long records of which the type keeps most; they lose for short
+records and for types with few fields. `make_decoder` chooses, and msgspec decides: a record that fails the other way is
+decoded by msgspec again, so that no record is lost to a difference between the two.
 """
 
 import contextlib
@@ -44,8 +44,8 @@ Decoder: TypeAlias = Callable[[Buffer], T]
 LONG_RECORD: Final = 4096
 """Bytes from which orjson may win. Below about 2.6 KB it never did."""
 
-_SAMPLES: Final = 4  # long records looked at before the choice is made
-_KEPT: Final = 0.7  # share of a record that the type must keep; the two ways break even at about two thirds
+SAMPLES: Final = 4  # long records that are measured before the choice
+_MIN_SHARE: Final = 0.7  # share of a record that the type must keep; the break-even is at about two thirds
 
 
 def decode_error(error: Exception, record: Buffer | None = None) -> DecodeError:
@@ -62,7 +62,7 @@ def decode_error(error: Exception, record: Buffer | None = None) -> DecodeError:
 
 
 def failure_reason(error: Exception, record: bytes | None = None) -> str:
-    """Say in words what was wrong with a record.
+    """Return the reason why a record does not decode.
 
     Args:
         error: What left the decoder.
@@ -137,9 +137,9 @@ def make_decoder(type: type[T], *, use_orjson: bool = True) -> Decoder[T]:
     """
     check_record_type(type)
     judge = msgspec.json.Decoder(type)
-    traits = _traits(type)
+    traits = traits_of(type)
     if use_orjson and not traits and (loads := _orjson_loads()) is not None:
-        return _Choosing(type, judge, loads)
+        return AdaptiveDecoder(type, judge, loads)
     return _plain(judge, copy="raw" in traits)
 
 
@@ -166,8 +166,8 @@ def _mended(judge: msgspec.json.Decoder[T], record: Buffer, error: msgspec.Valid
 
 
 def is_plain_data(type: Any) -> bool:
-    """Say whether values of a type are the same in any format: no `Any`, `Raw`, `bytes`, `Decimal` or foreign types."""
-    return not _traits(type)
+    """Return whether values of a type are equal in all formats: no `Any`, `Raw`, `bytes`, `Decimal`, foreign types."""
+    return not traits_of(type)
 
 
 def key_names(type: Any) -> frozenset[str] | None:
@@ -187,23 +187,28 @@ def key_names(type: Any) -> frozenset[str] | None:
     return frozenset(names)
 
 
-class _Choosing:
-    """Watch the first long records, then settle on a way."""
+class AdaptiveDecoder:
+    """Decodes the first long records by msgspec, and then long ones by the faster way.
 
-    __slots__ = ("_all", "_judge", "_kept", "_left", "_loads", "_quick", "_strict", "_type")
+    Attributes:
+        prefers_orjson: Whether long records are decoded by orjson.
+        samples_left: Long records to measure before the choice.
+    """
+
+    __slots__ = ("_judge", "_kept_size", "_loads", "_strict", "_total_size", "_type", "prefers_orjson", "samples_left")
 
     def __init__(self, type: type[Any], judge: msgspec.json.Decoder[Any], loads: Callable[[Buffer], Any]) -> None:
         self._judge = judge
         self._strict = judge.decode
         self._loads = loads
         self._type = type
-        self._left = _SAMPLES
-        self._kept = 0
-        self._all = 0
-        self._quick = False
+        self.samples_left = SAMPLES
+        self._kept_size = 0
+        self._total_size = 0
+        self.prefers_orjson = False
 
     def __call__(self, record: Buffer) -> Any:
-        if self._quick and len(record) >= LONG_RECORD:
+        if self.prefers_orjson and len(record) >= LONG_RECORD:
             try:
                 return msgspec.convert(self._loads(record), self._type)
             except MemoryError:
@@ -218,22 +223,22 @@ class _Choosing:
             raise
         except Exception as error:
             raise decode_error(error, record) from error
-        if self._left and len(record) >= LONG_RECORD:
+        if self.samples_left and len(record) >= LONG_RECORD:
             self._sample(record, value)
         return value
 
     def _sample(self, record: Buffer, value: Any) -> None:
-        """Compare what was kept with what was there, both written anew so that escapes do not count."""
+        """Compare the size of the value with that of the record, both encoded anew so that escapes do not count."""
         try:
             with decoding():
                 whole = len(msgspec.json.encode(msgspec.json.decode(record)))
                 kept = len(msgspec.json.encode(value))
         except DecodeError:  # in a part that the type skips
             return
-        self._kept += kept
-        self._left -= 1
-        self._all += whole
-        self._quick = not self._left and self._kept >= _KEPT * self._all
+        self._kept_size += kept
+        self.samples_left -= 1
+        self._total_size += whole
+        self.prefers_orjson = not self.samples_left and self._kept_size >= _MIN_SHARE * self._total_size
 
 
 def _orjson_loads() -> Callable[[Buffer], Any] | None:
@@ -270,22 +275,22 @@ _COMPOSED: Final = (
 )
 
 
-def _traits(type: Any) -> set[str]:
-    """Return what keeps a type from going by orjson: `raw`, `other`, or nothing."""
-    found: set[str] = set()
+def traits_of(type: Any) -> set[str]:
+    """Return the traits that exclude orjson: `raw`, `other`, or none."""
+    traits: set[str] = set()
     for node in _nodes(type):
         if isinstance(node, inspect.RawType):
-            found.add("raw")
+            traits.add("raw")
         elif isinstance(node, inspect.DictType):
             if not isinstance(node.key_type, inspect.StrType):
-                found.add("other")  # keys of other types are read from strings by the JSON decoder alone
+                traits.add("other")  # keys of other types are read from strings by the JSON decoder alone
         elif not isinstance(node, _COMPOSED):
-            found.add("other")
-    return found
+            traits.add("other")
+    return traits
 
 
 def _nodes(type: Any) -> Iterator[inspect.Type]:
-    """Walk over a type and all that it is made of, but for what is plain."""
+    """Yield a type and all its parts, without plain ones."""
     seen: set[int] = set()
     todo: list[inspect.Type] = [inspect.type_info(type)]
     while todo:

@@ -69,7 +69,7 @@ class Rank(StrEnum):
 
 
 class TimePrecision(IntEnum):
-    """How exact a time is: what is finer than this carries no meaning."""
+    """The precision of a time; its finer parts carry no meaning."""
 
     BILLION_YEARS = 0
     HUNDRED_MILLION_YEARS = 1
@@ -146,22 +146,22 @@ class WikibaseTime(Model):
             after: See the attributes.
 
         Raises:
-            ValueError: It is no time of Wikibase's form.
+            ValueError: It is not a time of Wikibase's form.
         """
-        found = _TIME.fullmatch(text)
-        if found is None:
+        match = _TIME.fullmatch(text)
+        if match is None:
             raise ValueError(f"not a Wikibase time: {text!r}")
-        year = int(found["year"])
+        year = int(match["year"])
         # Of a year alone many write the first of January, which says no more than 00.
         exact = TimePrecision.SECOND if precision is None else precision
         return cls(
             text=text,
-            year=-year if found["sign"] == "-" else year,
-            month=(int(found["month"]) or None) if exact >= TimePrecision.MONTH else None,
-            day=(int(found["day"]) or None) if exact >= TimePrecision.DAY else None,
-            hour=int(found["hour"]),
-            minute=int(found["minute"]),
-            second=int(found["second"]),
+            year=-year if match["sign"] == "-" else year,
+            month=(int(match["month"]) or None) if exact >= TimePrecision.MONTH else None,
+            day=(int(match["day"]) or None) if exact >= TimePrecision.DAY else None,
+            hour=int(match["hour"]),
+            minute=int(match["minute"]),
+            second=int(match["second"]),
             precision=precision,
             calendar=calendar,
             timezone=timezone,
@@ -175,7 +175,7 @@ class StatementProperty(Model):
 
     Attributes:
         identifier: `"P31"`.
-        data_type: What it expects: `"wikibase-item"`, `"time"`, `"quantity"`, `"url"`, `"string"`, `"external-id"`, ...
+        data_type: Type of its values: `"wikibase-item"`, `"time"`, `"quantity"`, `"url"`, `"external-id"`, ...
         labels: Language code and label.
     """
 
@@ -190,7 +190,7 @@ class StatementValue(Model):
     "Some value" and "no value" have neither `content` nor `content_data`.
 
     Attributes:
-        type: What it is: `"string"`, `"wikibase-entityid"` or `"wikibase-item"`, `"time"`, `"quantity"`,
+        type: Its type: `"string"`, `"wikibase-entityid"` or `"wikibase-item"`, `"time"`, `"quantity"`,
             `"monolingualtext"`, `"globecoordinate"`, ... An open string.
         content: The value, where it is a string or a whole number.
         content_data: Its pieces, where it is composite; usually all strings (`{"precision": "9"}`), and in any case of
@@ -207,8 +207,8 @@ class StatementValue(Model):
         """Return a piece of `content_data` as text, whatever case its key is in; `""` where there is none."""
         value = self.content_data.get(key)
         if value is None:
-            wanted = key.lower()
-            value = next((v for k, v in self.content_data.items() if k.lower() == wanted and v is not None), "")
+            lower = key.lower()
+            value = next((v for k, v in self.content_data.items() if k.lower() == lower and v is not None), "")
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     @property
@@ -220,10 +220,10 @@ class StatementValue(Model):
 
     @property
     def time(self) -> WikibaseTime | None:
-        """The time that it is, or `None` where it is none.
+        """The value as a time, or `None` if it is not a time.
 
         Raises:
-            ValueError: Its pieces are not what a time is made of.
+            ValueError: Its parts do not make a time.
         """
         text = self.data("time")
         if not text:
@@ -243,7 +243,7 @@ class PropertyValue(Model):
     """A qualifier, or a part of a reference.
 
     Attributes:
-        property: What is said.
+        property: The property.
         value: Its value.
     """
 
@@ -256,7 +256,7 @@ class StatementReference(Model):
 
     Attributes:
         identifier: A hash.
-        parts: What the reference says.
+        parts: The content of the reference.
     """
 
     identifier: str = ""
@@ -304,10 +304,10 @@ class Statement(Model):
     Attributes:
         identifier: `"Q5$<UUID>"`.
         rank: One of `Rank`, in any case of letters.
-        property: What is said.
+        property: The property.
         value: Its value.
-        qualifiers: What narrows it down.
-        references: Where it comes from.
+        qualifiers: Its restrictions.
+        references: Its sources.
     """
 
     identifier: str = ""
@@ -385,8 +385,8 @@ class WikidataArticle(Model):
         is_part_of: The project.
         in_language: Not promised.
         version: The revision. Not promised.
-        visibility: What may be seen.
-        event: What happened.
+        visibility: Its visible parts.
+        event: The latest event.
         entity: The entity.
     """
 
@@ -414,30 +414,30 @@ class WikidataArticle(Model):
                 force_setattr(self, name, (value,))
         redirects: Any = self.redirects
         if str in map(type, redirects):
-            named = (PageLink(name=link) if isinstance(link, str) else link for link in redirects)
-            force_setattr(self, "redirects", tuple(named))
+            links = (PageLink(name=link) if isinstance(link, str) else link for link in redirects)
+            force_setattr(self, "redirects", tuple(links))
 
 
 def _listed_qualifiers(sent: Any) -> tuple[PropertyValue, ...]:
     """Flatten a dict of property and list; or put the one qualifier that the dict itself is into a tuple."""
-    found: list[PropertyValue] = []
+    qualifiers: list[PropertyValue] = []
     halves: dict[str, _Half] = {}
     for key, value in sent.items():
         if isinstance(value, _Half):
             halves[key] = value
         else:
-            found.extend(value)
+            qualifiers.extend(value)
     if halves:
-        what, value = halves.get("property", _Half()), halves.get("value", _Half())
-        found.append(
+        prop, value = halves.get("property", _Half()), halves.get("value", _Half())
+        qualifiers.append(
             PropertyValue(
-                property=StatementProperty(identifier=what.identifier, data_type=what.data_type, labels=what.labels),
+                property=StatementProperty(identifier=prop.identifier, data_type=prop.data_type, labels=prop.labels),
                 value=StatementValue(
                     type=value.type, content=value.content, content_data=value.content_data, labels=value.labels
                 ),
             )
         )
-    return tuple(found)
+    return tuple(qualifiers)
 
 
 def _grouped_statements(sent: Any) -> dict[str, tuple[Statement, ...]]:
