@@ -63,9 +63,7 @@ class Buffer:
         self._limit = limit
         self._blocks: deque[Block] = deque()
         self.size = 0
-        self._not_empty = asyncio.Event()
-        self._not_full = asyncio.Event()
-        self._decoded = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @property
     def full(self) -> bool:
@@ -75,14 +73,13 @@ class Buffer:
     async def put(self, block: Block) -> None:
         """Add a block as soon as there is room; drop it if its session was abandoned meanwhile."""
         while self.full:
-            self._not_full.clear()
-            await self._not_full.wait()
+            await self._wait_changed()
         if block.session.abandoned is not None:
             return  # the blocks before it were dropped while this waited: its events would hide the hole
         block.session.waiting += 1
         self._blocks.append(block)
         self.size += block.size
-        self._not_empty.set()
+        self._changed.set()
 
     def take(self) -> Block | None:
         """Return the oldest block; None if there is none."""
@@ -91,30 +88,32 @@ class Buffer:
         block = self._blocks.popleft()
         self.size -= block.size
         if not self.full:
-            self._not_full.set()
+            self._changed.set()
         return block
 
     def finish(self, block: Block) -> None:
         """Note that all records of a block have been decoded, or dropped."""
         block.session.waiting -= 1
         if not block.session.waiting:
-            self._decoded.set()
+            self._changed.set()
 
     async def wait_decoded(self, session: Session) -> None:
         """Wait until no block of a session waits to be decoded."""
         while session.waiting:
-            self._decoded.clear()
-            await self._decoded.wait()
+            await self._wait_changed()
 
     async def wait(self) -> None:
         """Wait until there is a block, or until `wake` is called."""
         if not self._blocks:
-            self._not_empty.clear()
-            await self._not_empty.wait()
+            await self._wait_changed()
+
+    async def _wait_changed(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
     def wake(self) -> None:
-        """End the wait of the consumer."""
-        self._not_empty.set()
+        """Wake all waiters."""
+        self._changed.set()
 
     def purge(self, session: Session) -> None:
         """Drop the blocks of a session."""
@@ -125,4 +124,4 @@ class Buffer:
                 self.finish(block)
             else:
                 self._blocks.append(block)
-        self._not_full.set()
+        self._changed.set()

@@ -168,15 +168,15 @@ class Decoder(Generic[T]):
                 items = list(map(self._finish, items))
             if self._own is not None and not self._own.issuperset(map(_partition, events)):
                 return
-            kept = None if self._keep is None else list(map(self._keep, items))
+            selected = None if self._keep is None else list(map(self._keep, items))
         except MemoryError:
             raise
         except Exception:  # noqa: BLE001 - `_take` finds the record and the reason
             return
         count = self._partitions.read_in_order(events)
-        if kept is not None:
-            items = [item if keep else SKIP for item, keep in zip(items, kept, strict=True)]
-            self.filtered += kept[:count].count(False)
+        if selected is not None:
+            items = [item if keep else SKIP for item, keep in zip(items, selected, strict=True)]
+            self.filtered += selected[:count].count(False)
         self.run = Run(items[:count], events[:count])
         self._records = iter(records[count:])
 

@@ -1,4 +1,4 @@
-"""What a stream tells about itself: frozen records for the hook, and statistics."""
+"""The events of a stream for the hook `on_event`, and its statistics."""
 
 from datetime import datetime
 from typing import TypeAlias
@@ -22,14 +22,14 @@ __all__ = [
 
 
 class StreamConnected(msgspec.Struct, frozen=True, kw_only=True):
-    """The head of an answer arrived, and with it the first event: the service sends no head before.
+    """The head of a response arrived, and with it the first event: the service sends no head before.
 
     Attributes:
         connection: Its number, from 0.
         parts: The parts it reads.
         waited: Seconds from the request to the head.
-        by_offset: How many partitions were asked for by offset.
-        by_time: How many by time.
+        by_offset: The number of partitions requested by offset.
+        by_time: The number of partitions requested by time.
     """
 
     connection: int
@@ -40,13 +40,13 @@ class StreamConnected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamDisconnected(msgspec.Struct, frozen=True, kw_only=True):
-    """A connection ended. One that ends cleanly has failed too: the firehose has no end.
+    """A connection ended. A clean end is a failure too: the stream has no end.
 
     Attributes:
         connection: Its number.
-        error: Why.
-        records: How many records it brought.
-        seconds: How long it lasted, from the request on.
+        error: The reason.
+        records: The number of records received.
+        seconds: Seconds since the request.
     """
 
     connection: int
@@ -56,13 +56,13 @@ class StreamDisconnected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamRetrying(msgspec.Struct, frozen=True, kw_only=True):
-    """A connection will be made again, after a wait.
+    """A connection is made again, after a wait.
 
     Attributes:
         connection: Its number.
-        attempt: Attempts since the last one that brought something.
+        attempt: Failed attempts since it last brought an event.
         wait: Seconds.
-        error: Why.
+        error: The reason.
     """
 
     connection: int
@@ -75,7 +75,7 @@ class StreamGap(msgspec.Struct, frozen=True, kw_only=True):
     """Events of a partition were lost to this reader.
 
     Attributes:
-        gap: Which, and why.
+        gap: The gap and its reason.
     """
 
     gap: OffsetGap
@@ -85,7 +85,7 @@ class StreamBadRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A record did not decode.
 
     Attributes:
-        error: What was wrong, with the raw bytes, and partition and offset where they could be made out.
+        error: The error, with the raw bytes, and with partition and offset if they could be recovered.
     """
 
     error: DecodeError
@@ -95,18 +95,18 @@ class StreamCommitted(msgspec.Struct, frozen=True, kw_only=True):
     """Positions were saved.
 
     Attributes:
-        partitions: Of how many partitions.
+        partitions: The number of partitions.
     """
 
     partitions: int
 
 
 class StreamCommitFailed(msgspec.Struct, frozen=True, kw_only=True):
-    """Positions could not be saved; it is tried again.
+    """Positions could not be saved; the stream tries again.
 
     Attributes:
-        error: What the store raised.
-        failures: How often in a row.
+        error: The exception of the store.
+        failures: The number of failures in a row.
     """
 
     error: Exception
@@ -122,7 +122,7 @@ StreamEvent: TypeAlias = (
     | StreamCommitted
     | StreamCommitFailed
 )
-"""What the `on_event` hook receives."""
+"""The argument of the `on_event` hook."""
 
 
 class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,8 +132,8 @@ class PartitionStatistics(msgspec.Struct, frozen=True, kw_only=True):
         partition: Its number.
         offset: Offset of the last event read, -1 for none yet.
         acknowledged: Offset of the last event that was processed, -1 for none yet.
-        published: When the last event read was published, UTC.
-        age: Seconds since then, by the server's clock. Large for a partition with nothing to say.
+        published: The publication time of the last event read, UTC.
+        age: Seconds since then, by the server's clock. Large for a partition without new events.
         connected: Whether the response of its connection has begun and has not ended.
     """
 
@@ -149,22 +149,22 @@ class StreamStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """A stream, now.
 
     Attributes:
-        events: Events decoded and not left out.
-        filtered: Events that `keep` left out.
+        events: Events decoded that passed the filters.
+        filtered: Events that filters left out on our side.
         bytes: Bytes of bodies received.
         duplicates: Events that had been read before and were dropped.
         bad_records: Records that did not decode.
-        gaps: Times that events were found missing.
+        gaps: Times that events were missing.
         backfilled: Articles taken from hourly batches to fill gaps.
         connects: Connections that brought an event.
         reconnects: Connections made after the first of each.
         connected: Connections whose response has begun and has not ended. The service sends nothing before the first
-            event, so a connection that has had nothing to say since it was made does not count.
+            event, so a connection without any event yet does not count.
         buffered: Bytes received and not decoded yet.
         lag: Seconds between the publication of the last event read and now, by the server's clock.
         rate: Events a second, over the last minute.
-        catch_up: Seconds until the lag is gone at the speed of the last minute; 0.0 where there is none to speak of,
-            None where it does not shrink or is not known yet.
+        catch_up: Seconds until the lag is gone at the speed of the last minute; 0.0 if it is below 5 seconds, None if
+            it does not shrink or is not known yet.
         partitions: Each partition, in order.
     """
 

@@ -1,11 +1,11 @@
-"""From the bytes of a streamed body to its records, whatever the size of the pieces they come in.
+"""From the bytes of a streamed body to its records, whatever the size of the chunks.
 
-Two framings, one interface: `feed` takes what came and returns the records that are complete. A record is the JSON of
-one event. Both ways split on bytes and never decode text: a line separator of Unicode (U+0085, U+2028) is legal inside
+Two framings, one interface: `feed` takes a chunk and returns the records that it completes. A record is the JSON of one
+event. Both ways split on bytes and never decode text: a line separator of Unicode (U+0085, U+2028) is legal inside
 a JSON string, and a splitter that honours it tears events apart.
 
 Time is linear in the bytes, also for one record in a million pieces. Memory is bounded by the longest record that is
-allowed; a longer one is not kept but reported in its place as `Oversize`, and the stream goes on behind it.
+allowed; a longer one is reported in its place as `Oversize`, and the stream continues behind it.
 """
 
 from typing import Final, Literal, TypeAlias
@@ -21,13 +21,13 @@ Framing: TypeAlias = Literal["ndjson", "sse"]
 MAX_RECORD: Final = 64 * 1024 * 1024
 """Bytes. The service's messages are up to 20 MiB before JSON escapes them, which makes up to six bytes of one."""
 
-_KEPT: Final = 8192  # bytes of either end of an over-long record; the event stands near the end of an article
+_SAMPLE: Final = 8192  # bytes of either end of an over-long record; the event stands near the end of an article
 _LONG: Final = 4096  # mean length in bytes from which copying a line costs more than slicing a view of it
 _BOM: Final = b"\xef\xbb\xbf"
 
 
 class Oversize(msgspec.Struct, frozen=True):
-    """Stands where a record longer than allowed was.
+    """Stands in the place of a record that is longer than allowed.
 
     Attributes:
         head: Its first bytes.
@@ -48,22 +48,22 @@ class _Lines:
 
     def __init__(self, max_record: int) -> None:
         self._max = max_record
-        self._rest = bytearray()  # the line that is not complete yet, or its end
+        self._partial = bytearray()  # the line that is not complete yet, or its end
         self._over = False  # the current line is over-long
-        self._lost = 0  # bytes of it that were let go
+        self._dropped = 0  # bytes of it
         self._head = b""
         self._after_cr = False
         self._start = True
         self._view = False  # lines are long enough that views pay
-        self.oversize = False  # the last answer has an `Oversize` in it
+        self.oversize = False  # the last result has an `Oversize` in it
 
     @property
     def pending(self) -> int:
         """Bytes of the line that is not complete yet."""
-        return self._lost + len(self._rest)
+        return self._dropped + len(self._partial)
 
     def feed(self, data: bytes) -> list[Record]:
-        """Return the lines that are complete now, without their ends; empty ones too."""
+        """Take a chunk and return the lines that it completes, without their ends; empty ones too."""
         self.oversize = False
         if self._start:
             data = self._without_bom(data)
@@ -71,25 +71,25 @@ class _Lines:
             data = self._without_cr(data)
         first = data.find(b"\n")
         if first < 0:
-            self._keep(memoryview(data))
+            self._append(memoryview(data))
             return []
-        done: list[Record] = []
-        if self._over or self._rest:
-            self._keep(memoryview(data)[:first])
-            done.append(self._finish())
+        lines: list[Record] = []
+        if self._over or self._partial:
+            self._append(memoryview(data)[:first])
+            lines.append(self._finish())
             first += 1
         else:
             first = 0
         last = data.rfind(b"\n") + 1
         if first < last:
-            done += self._whole(data, first, last)
-        self._view = last > _LONG * len(done)
+            lines += self._split(data, first, last)
+        self._view = last > _LONG * len(lines)
         if last < len(data):
-            self._keep(memoryview(data)[last:])
-        return done
+            self._append(memoryview(data)[last:])
+        return lines
 
-    def _whole(self, data: bytes, first: int, last: int) -> list[Record]:
-        """Split what begins and ends at line ends."""
+    def _split(self, data: bytes, first: int, last: int) -> list[Record]:
+        """Split complete lines."""
         lines: list[Record] = []
         if self._view or last - first > self._max:
             view = memoryview(data)
@@ -97,7 +97,7 @@ class _Lines:
                 end = data.find(b"\n", first)
                 line = view[first:end]
                 if end - first > self._max:
-                    lines.append(Oversize(bytes(line[:_KEPT]), bytes(line[-_KEPT:]), end - first))
+                    lines.append(Oversize(bytes(line[:_SAMPLE]), bytes(line[-_SAMPLE:]), end - first))
                     self.oversize = True
                 else:
                     lines.append(line)
@@ -106,32 +106,32 @@ class _Lines:
             lines += data[first : last - 1].split(b"\n")
         return lines
 
-    def _keep(self, data: memoryview) -> None:
-        self._rest += data
+    def _append(self, data: memoryview) -> None:
+        self._partial += data
         if not self._over:
-            if len(self._rest) <= self._max:
+            if len(self._partial) <= self._max:
                 return
             self._over = True
-            self._head = bytes(self._rest[:_KEPT])
-        drop = len(self._rest) - _KEPT
-        if drop > _KEPT:
-            self._lost += drop
-            del self._rest[:drop]
+            self._head = bytes(self._partial[:_SAMPLE])
+        drop = len(self._partial) - _SAMPLE
+        if drop > _SAMPLE:
+            self._dropped += drop
+            del self._partial[:drop]
 
     def _finish(self) -> Record:
-        line: Record = self._rest
+        line: Record = self._partial
         if self._over:
-            line = Oversize(self._head, bytes(self._rest[-_KEPT:]), self.pending)
-            self._over, self._lost, self._head = False, 0, b""
+            line = Oversize(self._head, bytes(self._partial[-_SAMPLE:]), self.pending)
+            self._over, self._dropped, self._head = False, 0, b""
             self.oversize = True
-        self._rest = bytearray()  # a new one: the old one may be in the caller's hands
+        self._partial = bytearray()  # a new one: the caller may have the old one
         return line
 
     def _without_bom(self, data: bytes) -> bytes:
-        data = bytes(self._rest) + data
-        self._rest.clear()
+        data = bytes(self._partial) + data
+        self._partial.clear()
         if len(data) < len(_BOM) and _BOM.startswith(data):
-            self._rest += data
+            self._partial += data
             return b""
         self._start = False
         return data.removeprefix(_BOM)
@@ -148,7 +148,7 @@ class _Lines:
 
 
 class NDJSONFramer:
-    """One record a line. Blank lines are no records; spaces around one are left for the JSON decoder.
+    """One record a line. Blank lines are skipped; the JSON decoder skips spaces around a record.
 
     Args:
         max_record: Bytes above which a record is reported as `Oversize`.
@@ -159,7 +159,7 @@ class NDJSONFramer:
 
     @property
     def pending(self) -> int:
-        """Bytes of the record that is not complete yet: what the end of the body would cut off."""
+        """Bytes of the record that is not complete yet, and that the end of the body would cut off."""
         return self._lines.pending
 
     def feed(self, data: bytes) -> list[Record]:
@@ -167,7 +167,7 @@ class NDJSONFramer:
         lines = self._lines.feed(data)
         if self._lines.oversize:
             return [line for line in lines if isinstance(line, Oversize) or bytes(line).strip()]
-        # No JSON begins with a byte up to the space, so that one look settles nearly all lines.
+        # No JSON begins with a byte up to the space, so the first byte decides about nearly all lines.
         return [line for line in lines if line and (line[0] > 0x20 or bytes(line).strip())]  # type: ignore[index,arg-type]  # no Oversize here
 
 
@@ -175,7 +175,7 @@ class SSEFramer:
     """Server-sent events: the `data` of each, its lines joined by a line feed.
 
     The service names every event `message` and sends neither ids nor retry times, so the other fields are skipped, as
-    are comments. An event without data is no record, and neither is one that the body's end cuts off.
+    are comments, events without data, and one that the end of the body cuts off.
 
     Args:
         max_record: Bytes of data above which a record is reported as `Oversize`.
@@ -189,8 +189,8 @@ class SSEFramer:
     @property
     def pending(self) -> int:
         """Bytes of the event that is not complete yet."""
-        held = self._data
-        size = 0 if held is None else held.size if isinstance(held, Oversize) else len(held)
+        data = self._data
+        size = 0 if data is None else data.size if isinstance(data, Oversize) else len(data)
         return size + self._lines.pending
 
     def feed(self, data: bytes) -> list[Record]:
@@ -201,7 +201,7 @@ class SSEFramer:
         tried = False
         while at < len(lines):
             if not tried and self._data is None and lines[at] == b"event: message":
-                tried = True  # once a block: looking ahead at every event of an odd block would be quadratic
+                tried = True  # once a chunk: looking ahead at each event of an irregular chunk would be quadratic
                 regular = _regular(lines, at)
                 records += regular
                 at += 3 * len(regular)
@@ -214,22 +214,22 @@ class SSEFramer:
 
     def _line(self, line: Record) -> Record | None:
         """Take one line; return the record if it completes one."""
-        held = self._data
+        previous = self._data
         if isinstance(line, Oversize):
             if line.head.startswith(b"data:"):
-                self._data = _joined(held, _stripped(line), self._max)
+                self._data = _joined(previous, _stripped(line), self._max)
         elif not line:
             self._data = None
-            return held or None
+            return previous or None
         elif line[:5] == b"data:":
-            self._data = _joined(held, line[6:] if line[5:6] == b" " else line[5:], self._max)
+            self._data = _joined(previous, line[6:] if line[5:6] == b" " else line[5:], self._max)
         elif line == b"data":
-            self._data = _joined(held, b"", self._max)
+            self._data = _joined(previous, b"", self._max)
         return None
 
 
 def _regular(lines: list[Record], at: int) -> list[Record]:
-    """Return the data of the events from here on if they all look as the service writes them, else nothing."""
+    """Return the data of all events from one line on if each has the form that the service writes; else nothing."""
     end = at + (len(lines) - at) // 3 * 3
     kinds, bodies, ends = lines[at:end:3], lines[at + 1 : end : 3], lines[at + 2 : end : 3]
     count = len(kinds)
@@ -240,29 +240,33 @@ def _regular(lines: list[Record], at: int) -> list[Record]:
 
 
 def _stripped(line: Oversize) -> Oversize:
-    """Take the field name off."""
+    """Return the over-long value of an over-long line."""
     name = 6 if line.head.startswith(b"data: ") else 5
     size = line.size - name
     return Oversize(line.head[name:], line.tail[-size:], size)
 
 
-def _joined(held: Record | None, value: Record, max_record: int) -> Record:
-    """Add a line of data to those before it."""
-    if held is None:
+def _joined(previous: Record | None, value: Record, max_record: int) -> Record:
+    """Return the data of an event with one more line."""
+    if previous is None:
         return value
-    if isinstance(held, Oversize) or isinstance(value, Oversize):
-        head, before = (held.head, held.size) if isinstance(held, Oversize) else (bytes(held[:_KEPT]), len(held))
+    if isinstance(previous, Oversize) or isinstance(value, Oversize):
+        head, before = (
+            (previous.head, previous.size)
+            if isinstance(previous, Oversize)
+            else (bytes(previous[:_SAMPLE]), len(previous))
+        )
         tail, after = (value.tail, value.size) if isinstance(value, Oversize) else (bytes(value), len(value))
-        if len(tail) < _KEPT:
-            tail = (held.tail if isinstance(held, Oversize) else bytes(held[-_KEPT:])) + b"\n" + tail
-        return Oversize(head, tail[-_KEPT:], before + 1 + after)
-    # A bytearray of our own grows in place, so that many short lines take linear time.
-    whole = held if isinstance(held, bytearray) else bytearray(held)
-    whole += b"\n"
-    whole += value
-    if len(whole) > max_record:
-        return Oversize(bytes(whole[:_KEPT]), bytes(whole[-_KEPT:]), len(whole))
-    return whole
+        if len(tail) < _SAMPLE:
+            tail = (previous.tail if isinstance(previous, Oversize) else bytes(previous[-_SAMPLE:])) + b"\n" + tail
+        return Oversize(head, tail[-_SAMPLE:], before + 1 + after)
+    # A bytearray grows in place, so that many short lines take linear time.
+    data = previous if isinstance(previous, bytearray) else bytearray(previous)
+    data += b"\n"
+    data += value
+    if len(data) > max_record:
+        return Oversize(bytes(data[:_SAMPLE]), bytes(data[-_SAMPLE:]), len(data))
+    return data
 
 
 Framer: TypeAlias = NDJSONFramer | SSEFramer

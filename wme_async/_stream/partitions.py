@@ -174,8 +174,8 @@ class Partition:
 
     def acknowledge_up_to(self, event: EventLike) -> None:
         """Count an event, and those before it, as processed."""
-        done = self.processed
-        if done is None or event.offset > done.offset or _is_renumbered(event, done):
+        processed = self.processed
+        if processed is None or event.offset > processed.offset or _is_renumbered(event, processed):
             self.processed = event
 
 

@@ -23,10 +23,10 @@ def old_file_name(name: str) -> str:
     Raises:
         ValueError: The name is too long.
     """
-    quoted = quote(name, safe="")
-    if len(quoted) > _LONGEST:
+    encoded = quote(name, safe="")
+    if len(encoded) > _LONGEST:
         raise ValueError(f"the name of these positions is too long: at most {_LONGEST} characters, percent-encoded")
-    return quoted
+    return encoded
 
 
 def file_name(name: str) -> str:
@@ -39,16 +39,16 @@ def file_name(name: str) -> str:
         ValueError: The name is too long.
     """
     old_file_name(name)
-    quoted = "".join(f"%{ord(c):02X}" if c.isascii() and c.isupper() else quote(c, safe="") for c in name)
-    if len(quoted) > _LONGEST:
+    encoded = "".join(f"%{ord(c):02X}" if c.isascii() and c.isupper() else quote(c, safe="") for c in name)
+    if len(encoded) > _LONGEST:
         digest = hashlib.sha256(name.encode()).hexdigest()
-        quoted = f"{quoted[: _LONGEST - 1 - len(digest)]}~{digest}"
-    return quoted
+        encoded = f"{encoded[: _LONGEST - 1 - len(digest)]}~{digest}"
+    return encoded
 
 
 @contextlib.contextmanager
 def locked(path: Path, name: str) -> Iterator[None]:
-    """Hold the kernel's lock on a file, which exists only while somebody holds it.
+    """Hold the kernel's lock on a file, which exists only while it is locked.
 
     It takes microseconds, so it does not need a worker thread.
 

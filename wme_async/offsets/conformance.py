@@ -84,7 +84,7 @@ async def save_leaves_other_partitions(open_store: OpenStore) -> None:
 
 
 async def the_last_save_counts(open_store: OpenStore) -> None:
-    """Whatever is saved last is what is loaded, also if it is an earlier offset."""
+    """The position saved last is loaded, even if its offset is lower."""
     name = _name()
     await open_store().save(name, {0: Position(5, _TIME, _TIME)})
     got = await _saved(open_store, name, {0: Position(4)})
@@ -105,7 +105,7 @@ async def names_are_apart(open_store: OpenStore) -> None:
 
 
 async def saving_nothing_changes_nothing(open_store: OpenStore) -> None:
-    """An empty save is no error and no change."""
+    """A save of no positions succeeds and changes nothing."""
     name = _name()
     await open_store().save(name, {})
     _expect(await _load(open_store, name) == {}, "an empty save left something")
@@ -118,9 +118,9 @@ async def stores_keep_copies(open_store: OpenStore) -> None:
     """Changing the mapping that was given to `save`, or one that came from `load`, does not change the store."""
     name = _name()
     store = open_store()
-    given = {0: Position(1)}
-    await store.save(name, given)
-    given[0] = Position(99)
+    positions = {0: Position(1)}
+    await store.save(name, positions)
+    positions[0] = Position(99)
     loaded = await store.load(name)
     if isinstance(loaded, dict):
         loaded[0] = Position(98)
@@ -189,7 +189,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     a_cancelled_save_is_whole_or_nothing,
     a_second_claim_is_refused,
 )
-"""All checks. Each one raises `AssertionError` with what is wrong."""
+"""All checks. Each one raises `AssertionError` with the fault."""
 
 
 async def check_all(open_store: OpenStore) -> None:
@@ -199,7 +199,7 @@ async def check_all(open_store: OpenStore) -> None:
         open_store: Returns a new store object over the same storage.
 
     Raises:
-        AssertionError: The first promise that is not kept.
+        AssertionError: The first check that fails.
     """
     for check in CHECKS:
         await check(open_store)

@@ -9,21 +9,21 @@ __all__ = ["MemoryOffsets"]
 
 
 class MemoryOffsets:
-    """Keeps positions in memory: for tests, and for who stores them elsewhere, with the data.
+    """Keeps positions in memory: for tests, and for users who store them elsewhere, with the data.
 
     Args:
-        positions: Where to begin, by name as in `"default/articles"`.
+        positions: The first positions, by name such as `"default/articles"`.
 
     Raises:
-        TypeError: They are something else.
+        TypeError: They are not positions by name and partition.
     """
 
     def __init__(self, positions: Mapping[str, Mapping[int, Position]] | None = None) -> None:
         if positions is not None and not isinstance(positions, Mapping):
             raise TypeError(f"positions must be a dict of name and positions, not {positions!r}")
-        for name, each in (positions or {}).items():
-            check_positions(name, each)
-        self._positions = {name: dict(each) for name, each in (positions or {}).items()}
+        for name, by_partition in (positions or {}).items():
+            check_positions(name, by_partition)
+        self._positions = {name: dict(by_partition) for name, by_partition in (positions or {}).items()}
         self._claimed: set[str] = set()
 
     def __repr__(self) -> str:
@@ -35,7 +35,7 @@ class MemoryOffsets:
         return dict(self._positions.get(name, {}))
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:
-        """Keep these positions, leaving other partitions as they are."""
+        """Save these positions, leaving other partitions as they are."""
         check_positions(name, positions)
         self._positions.setdefault(name, {}).update(positions)
 

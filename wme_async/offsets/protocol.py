@@ -16,14 +16,14 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
     """How far one partition was processed.
 
     Args:
-        offset: Offset of the last event that was processed; -1 while there was none.
-        published: When that event was published, UTC; with offset -1, the time from which the partition is wanted.
-        reached: Nothing of the partition is known to be missing up to here, UTC. It is later than `published` where a
-            connection was open and the partition had nothing to say.
+        offset: Offset of the last event that was processed; -1 if there is none yet.
+        published: When that event was published, UTC; with offset -1, the time from which the partition is read.
+        reached: The time up to which no event is missing, UTC. It is later than `published` if a connection was open
+            and the partition had no new events.
 
     Raises:
-        TypeError: An offset that is no whole number, or a time that is no datetime.
-        ValueError: An offset below -1, or a time without a zone.
+        TypeError: The offset is not a whole number, or a time is not a datetime.
+        ValueError: The offset is below -1, or a time has no time zone.
     """
 
     offset: int
@@ -31,7 +31,7 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
     reached: datetime | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the server would read as "from the beginning" or not at all."""
+        """Raise if the server would read the position as "from the beginning", or reject it."""
         if isinstance(self.offset, bool) or not isinstance(self.offset, int):
             raise TypeError(f"Position.offset must be a whole number, not {self.offset!r}")
         if self.offset < -1:
@@ -54,27 +54,27 @@ class OffsetStore(Protocol):
     """Keeps positions by name and partition.
 
     A name is `"<name of the stream>/<resource>"`, such as `"default/articles"`; to a store it is any string. The checks
-    in `wme_async.offsets.conformance` say what else is expected.
+    in `wme_async.offsets.conformance` state all requirements.
     """
 
     async def load(self, name: str) -> Mapping[int, Position]:
-        """Return the last saved position of each partition; empty for a name that was never saved."""
+        """Return the last saved position of each partition; none for a name that was never saved."""
         ...
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:
-        """Keep these positions and leave those of other partitions as they are: all of them, or none if it fails.
+        """Save these positions, all or none, and leave those of other partitions as they are.
 
-        When it returns, a later process must find them. It may be called with nothing.
+        When it returns, a later process must find them. There may be no positions.
         """
         ...
 
 
 @runtime_checkable
 class ClaimingStore(OffsetStore, Protocol):
-    """A store that also notices when two readers use one name at a time.
+    """A store that also detects two readers of one name at a time.
 
     Two readers of one name would each save their own progress over the other's, and events between the two would be
-    lost at the next start. A stream claims its name while it is open if the store can do that.
+    lost at the next start. A stream claims its name while it is open.
     """
 
     def claim(self, name: str) -> AbstractAsyncContextManager[None]:
@@ -89,20 +89,20 @@ class ClaimingStore(OffsetStore, Protocol):
 
 
 def check_name(name: object) -> None:
-    """Refuse what is no name; it would be found under another one, or not at all.
+    """Raise if a name is not text; its positions would be found under another name, or not at all.
 
     Raises:
-        TypeError: It is no text.
+        TypeError: It is not text.
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of positions must be text such as 'default/articles', not {name!r}")
 
 
 def check_positions(name: object, positions: object) -> None:
-    """Refuse what could be written and not read again.
+    """Raise if positions could be written but not read again.
 
     Raises:
-        TypeError: The name is no text, or the positions are not `Position`s by the number of their partition.
+        TypeError: The name is not text, or the positions are not `Position`s by the number of their partition.
     """
     check_name(name)
     if not isinstance(positions, Mapping):
