@@ -53,6 +53,13 @@ def packed_member(seed: int, kind: str, size: int, level: int) -> bytes:
     return gzip.compress(contents(seed, kind, size), level, mtime=0)
 
 
+@lru_cache
+def lines_and_noise() -> tuple[bytes, bytes]:
+    """Return bytes of both kinds, plain and packed."""
+    plain = contents(1, "lines", 100_000) + contents(2, "noise", 20_000)
+    return plain, gzip.compress(plain, mtime=0)
+
+
 @pytest.fixture(params=ENGINES)
 def inflate(request: pytest.FixtureRequest) -> Inflate:
     """Return one of the two."""
@@ -122,8 +129,7 @@ def test_a_name_without_an_end_is_told(inflate: Inflate) -> None:
 
 @given(cut=st.floats(0, 1, exclude_max=True), sizes=SIZES)
 def test_an_end_too_early_is_told(inflate: Inflate, cut: float, sizes: list[int]) -> None:
-    plain = contents(1, "lines", 100_000) + contents(2, "noise", 20_000)
-    packed = gzip.compress(plain, mtime=0)
+    plain, packed = lines_and_noise()
     given_out = b""
     with pytest.raises(EOFError):
         for block in inflate(Pieces(packed[: max(1, int(len(packed) * cut))], sizes)):
@@ -133,8 +139,7 @@ def test_an_end_too_early_is_told(inflate: Inflate, cut: float, sizes: list[int]
 
 @given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), sizes=SIZES)
 def test_a_flipped_bit_never_passes_for_the_whole(inflate: Inflate, at: float, bit: int, sizes: list[int]) -> None:
-    plain = contents(1, "lines", 100_000) + contents(2, "noise", 20_000)
-    packed = bytearray(gzip.compress(plain, mtime=0))
+    packed = bytearray(lines_and_noise()[1])
     packed[10 + int((len(packed) - 10) * at)] ^= 1 << bit  # the ten bytes before tell a time and a system
     with pytest.raises((EOFError, *_gzip.CORRUPT)):
         for _ in inflate(Pieces(bytes(packed), sizes)):
@@ -142,8 +147,7 @@ def test_a_flipped_bit_never_passes_for_the_whole(inflate: Inflate, at: float, b
 
 
 def test_a_bomb_comes_in_bounded_blocks(inflate: Inflate) -> None:
-    packed = gzip.compress(bytes(200 << 20), 9)
-    sizes = [len(block) for block in inflate(Pieces(packed, [1 << 20]))]
+    sizes = [len(block) for block in inflate(Pieces(packed_member(0, "zeros", 200 << 20, 9), [1 << 20]))]
     assert sum(sizes) == 200 << 20
     assert max(sizes) <= 70 << 20
 
