@@ -18,9 +18,9 @@ pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the 
 @pytest.fixture
 def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    known = set(sys.modules)
+    loaded = set(sys.modules)
     yield importlib.import_module
-    for name in set(sys.modules) - known:
+    for name in set(sys.modules) - loaded:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "benchmarks")):
             del sys.modules[name]
 
@@ -30,8 +30,8 @@ measured = pytest.mark.skipif(not (FIGURES / "performance.json").is_file(), reas
 
 @measured
 def test_the_tables_are_written_from_the_figures(benchmarks):
-    kept = json.loads((FIGURES / "performance.json").read_text())
-    assert benchmarks("report").page(kept) == (FIGURES / "performance.md").read_text()
+    figures = json.loads((FIGURES / "performance.json").read_text())
+    assert benchmarks("report").page(figures) == (FIGURES / "performance.md").read_text()
 
 
 @measured
@@ -41,9 +41,9 @@ def test_the_figures_were_measured_at_full_size():
 
 @measured
 def test_every_missed_target_says_why():
-    kept = json.loads((FIGURES / "performance.json").read_text())
-    missed = {target["name"] for group in kept["groups"] for target in group["targets"] if target["met"] is False}
-    assert missed <= kept["notes"].keys()
+    figures = json.loads((FIGURES / "performance.json").read_text())
+    missed = {target["name"] for group in figures["groups"] for target in group["targets"] if target["met"] is False}
+    assert missed <= figures["notes"].keys()
 
 
 @measured

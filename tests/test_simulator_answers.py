@@ -121,9 +121,9 @@ async def test_without_an_allowance_nothing_is_counted() -> None:
 
 def empty_strings(value: Any, path: str = "") -> list[str]:
     if isinstance(value, dict):
-        return [found for key, inner in value.items() for found in empty_strings(inner, f"{path}.{key}")]
+        return [name for key, inner in value.items() for name in empty_strings(inner, f"{path}.{key}")]
     if isinstance(value, list):
-        return [found for inner in value for found in empty_strings(inner, path)]
+        return [name for inner in value for name in empty_strings(inner, path)]
     return [path] if value == "" else []
 
 

@@ -54,19 +54,19 @@ async def test_numbers_with_a_fraction_have_an_exponent(call: Caller) -> None:
     ids=["text", "namespace", "greater than", "unknown"],
 )
 async def test_filters_mean_what_the_select_makes_of_them(call: Caller, filters: dict[str, Any], holds: Any) -> None:
-    whole = (await call.get(f"/v2/batches/{HOUR}")).json
-    found = await call.query(
+    rows = (await call.get(f"/v2/batches/{HOUR}")).json
+    selected = await call.query(
         f"/v2/batches/{HOUR}", filters=[{"field": name, "value": value} for name, value in filters.items()]
     )
-    assert found.json == [row for row in whole if holds(row)]
-    assert len(found.json) < len(whole)
+    assert selected.json == [row for row in rows if holds(row)]
+    assert len(selected.json) < len(rows)
 
 
 async def test_filters_that_are_dropped_broken_or_fatal(call: Caller) -> None:
     path = f"/v2/batches/{HOUR}"
-    whole = (await call.get(path)).json
+    row = (await call.get(path)).json
     for value in (True, False, None, [1], {"a": 1}):
-        assert (await call.query(path, filters=[{"field": "identifier", "value": value}])).json == whole
+        assert (await call.query(path, filters=[{"field": "identifier", "value": value}])).json == row
     broken = await call.query(path, filters=[{"field": "identifier", "value": "L'Aquila"}])
     assert broken.status == 500
     assert broken.message
@@ -123,13 +123,13 @@ async def test_real_lists_are_served_from_a_folder(shared_data: Any) -> None:
             real = json.loads((shared_data / "batches.json").read_text())
             listed = (await call.get(f"/v2/batches/{HOUR}")).json
             assert {row["identifier"] for row in listed} == {row["identifier"] for row in real}
-            found = (
+            pages = (
                 await call.get(
                     "/v2/articles/Squirrel?filters=" + quote('{"field":"is_part_of.identifier","value":"enwiki"}')
                 )
             ).json
-            assert [page["is_part_of"]["identifier"] for page in found] == ["enwiki"]
-            assert found[0]["identifier"] == 28492
+            assert [page["is_part_of"]["identifier"] for page in pages] == ["enwiki"]
+            assert pages[0]["identifier"] == 28492
             data = await call.send("GET", await call.signed(f"{ENWIKI}/download"))
             with tarfile.open(fileobj=io.BytesIO(data.body)) as archive:
                 file = archive.extractfile(archive.next())  # type: ignore[arg-type]  # there is a first member
@@ -170,9 +170,9 @@ async def test_a_snapshot_has_the_bytes_of_its_chunks_and_any_spelling_finds_one
         with tarfile.open(fileobj=io.BytesIO(data.body)) as archive:
             return [file.read() for member in archive if (file := archive.extractfile(member)) is not None]
 
-    whole = await lines("/v2/snapshots/simplewiki_namespace_0")
+    snapshot = await lines("/v2/snapshots/simplewiki_namespace_0")
     chunks = "/v2/snapshots/simplewiki_namespace_0/chunks"
-    assert whole == [*await lines(f"{chunks}/simplewiki_namespace_0_chunk_0"), *await lines(f"{chunks}/x_1")]
+    assert snapshot == [*await lines(f"{chunks}/simplewiki_namespace_0_chunk_0"), *await lines(f"{chunks}/x_1")]
     first = (await call.get(f"{chunks}/1")).json
     assert first == (await call.get(f"{chunks}/chunk_1")).json
     listed = (await call.get("/v2/snapshots/simplewiki_namespace_0")).json["chunks"]
@@ -193,8 +193,8 @@ async def test_any_membership_of_the_free_group_gets_the_monthly_copy(call: Call
 
 async def test_ranges(call: Caller) -> None:
     location = await call.signed(f"{ENWIKI}/download")
-    whole = (await call.send("GET", location)).body
-    size = len(whole)
+    content = (await call.send("GET", location)).body
+    size = len(content)
     for asked, start, stop in [
         ("bytes=0-0", 0, 1),
         ("bytes=10-19", 10, 20),
@@ -203,7 +203,7 @@ async def test_ranges(call: Caller) -> None:
         (f"bytes=5-{size + 1000}", 5, size),
     ]:
         part = await call.send("GET", location, headers={"Range": asked})
-        assert (part.status, part.body) == (206, whole[start:stop])
+        assert (part.status, part.body) == (206, content[start:stop])
         assert part.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{size}"
     for odd in ("bytes=0-1,4-5", "bytes=9-3", "lines=0-1", "bytes=-"):
         assert (await call.send("GET", location, headers={"Range": odd})).status == 200
@@ -250,9 +250,9 @@ async def test_large_objects_come_from_files_and_have_multipart_tags(tmp_path: A
     async with Simulator(start=START, frozen=True, part_size=1_000_000) as simulator:
         async for call in caller_of(simulator):
             simulator.put_object(f"batches/{HOUR}/enwiki_namespace_0.tar.gz", tmp_path / "large.bin")
-            whole = await call.send("GET", await call.signed(f"{ENWIKI}/download"))
-            assert whole.body == data
-            assert whole.headers["ETag"].endswith('-2"')
+            response = await call.send("GET", await call.signed(f"{ENWIKI}/download"))
+            assert response.body == data
+            assert response.headers["ETag"].endswith('-2"')
             assert (await call.get(ENWIKI)).json["version"] == hashlib.md5(data).hexdigest()
             part = await call.send(
                 "GET", await call.signed(f"{ENWIKI}/download"), headers={"Range": "bytes=999-1000000"}

@@ -158,11 +158,11 @@ class TestArticles:
         assert record["event"]["date_created"] < record["event"]["date_published"]
 
     def test_a_move_is_a_delete_and_an_update_of_one_page_and_one_event(self) -> None:
-        gone, here = GENERATOR.move(4)
-        assert (gone["event"]["type"], here["event"]["type"]) == ("delete", "update")
-        assert gone["identifier"] == here["identifier"]
-        assert gone["event"]["identifier"] == here["event"]["identifier"]
-        assert gone["name"] != here["name"].replace(" ", "_")
+        delete, update = GENERATOR.move(4)
+        assert (delete["event"]["type"], update["event"]["type"]) == ("delete", "update")
+        assert delete["identifier"] == update["identifier"]
+        assert delete["event"]["identifier"] == update["event"]["identifier"]
+        assert delete["name"] != update["name"].replace(" ", "_")
 
     def test_text_comes_from_real_articles_when_given(self, tmp_path: Path) -> None:
         line = {
@@ -171,12 +171,12 @@ class TestArticles:
             "article_body": {"html": "<p>sea\u0085l</p>\n", "wikitext": "''seal''\n"},
         }
         (tmp_path / "a.ndjson").write_bytes(dumps(line) + b"\n")
-        made = [
+        records = [
             ArticleGenerator(base=base).article(0, size=20_000) for base in (tmp_path, tmp_path / "a.ndjson", [line])
         ]
-        assert made[0] == made[1] == made[2]
-        assert made[0]["article_body"]["html"].startswith("<p>sea\u0085l</p>\n<p>")
-        assert made[0]["name"] == "Seal 0"
+        assert records[0] == records[1] == records[2]
+        assert records[0]["article_body"]["html"].startswith("<p>sea\u0085l</p>\n<p>")
+        assert records[0]["name"] == "Seal 0"
 
 
 class TestStructuredContents:
@@ -284,10 +284,10 @@ class TestArchives:
         assert len(raw) == 512 + 512 + 1024
 
     def test_garbage_and_cuts_come_after_the_archive(self) -> None:
-        whole = build_archive([("a", [b"12345"])])
-        assert build_archive([("a", [b"12345"])], trailing=b"garbage") == whole + b"garbage"
-        assert build_archive([("a", [b"12345"])], keep=-5) == whole[:-5]
-        assert build_archive([("a", [b"12345"])], keep=5) == whole[:5]
+        archive = build_archive([("a", [b"12345"])])
+        assert build_archive([("a", [b"12345"])], trailing=b"garbage") == archive + b"garbage"
+        assert build_archive([("a", [b"12345"])], keep=-5) == archive[:-5]
+        assert build_archive([("a", [b"12345"])], keep=5) == archive[:5]
 
     def test_less_than_one_gzip_member_is_refused(self) -> None:
         with pytest.raises(ValueError, match="at least one"):

@@ -16,8 +16,8 @@ GENERATOR = EntityGenerator(seed=1)
 
 
 def flat(entity: dict[str, Any]) -> list[dict[str, Any]]:
-    found = entity["statements"]
-    return [one for many in found.values() for one in many] if isinstance(found, dict) else list(found)
+    statements = entity["statements"]
+    return [one for many in statements.values() for one in many] if isinstance(statements, dict) else list(statements)
 
 
 def values(entity: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -84,11 +84,11 @@ def test_statements_of_a_map_stand_under_their_property() -> None:
 
 @pytest.mark.parametrize("shape", ["maps", "lists", "single"])
 def test_values_have_content_or_data_never_both(shape: Shape) -> None:
-    seen = [value for number in range(1, 150) for _, value in values(GENERATOR.item(number, shape=shape)["entity"])]
-    assert not any("content" in value and "content_data" in value for value in seen)
-    assert {} in seen  # unknown, or nothing
-    assert {str, int} == {type(value["content"]) for value in seen if "content" in value}
-    data = [value["content_data"] for value in seen if "content_data" in value]
+    contents = [value for number in range(1, 150) for _, value in values(GENERATOR.item(number, shape=shape)["entity"])]
+    assert not any("content" in value and "content_data" in value for value in contents)
+    assert {} in contents  # unknown, or nothing
+    assert {str, int} == {type(value["content"]) for value in contents if "content" in value}
+    data = [value["content_data"] for value in contents if "content_data" in value]
     assert {str} == {type(item) for one in data for item in one.values()}
     keys = {key for one in data for key in one}
     assert ("Time" in keys, "time" in keys) == (shape == "single", shape != "single")
@@ -170,18 +170,18 @@ def test_the_stream_serves_entities_by_their_own_fields() -> None:
     firehose.generate(40)
     request = Accepted(fields=("entity.labels.*", "event.type"))
     line = Line(ENTITY, request, content_type="application/x-ndjson")
-    whole = Line(ENTITY, Accepted(), content_type="application/x-ndjson")
-    seen = set()
+    unfiltered = Line(ENTITY, Accepted(), content_type="application/x-ndjson")
+    kinds = set()
     for partition, log in enumerate(firehose.log):
         for entry in log.read(0, 3):
-            full = whole.make(partition, entry)
-            made = line.make(partition, entry)
+            full = unfiltered.make(partition, entry)
+            framed = line.make(partition, entry)
             assert full is not None
-            assert made is not None
-            record, pruned = json.loads(full), json.loads(made)
+            assert framed is not None
+            record, pruned = json.loads(full), json.loads(framed)
             assert record["event"]["partition"] == partition
             assert record["is_part_of"]["identifier"] == "wikidatawiki"
-            seen.add(record["entity"]["type"])
+            kinds.add(record["entity"]["type"])
             assert set(pruned) == {"event", "entity"}
             assert pruned["entity"] == {key: record["entity"][key] for key in ("labels",) if key in record["entity"]}
-    assert "item" in seen
+    assert "item" in kinds

@@ -64,7 +64,7 @@ async def store() -> AsyncIterator[Store]:
 def test_a_fault_befalls_only_what_matches_and_only_so_often() -> None:
     faults = Faults()
     fault = faults.inject("reset", role="api", path=r"/v2/b\w+", method="GET", times=2, skip=1)
-    seen = [
+    hits = [
         bool(faults.match(role, method, path))
         for role, method, path in [
             ("store", "GET", "/v2/batches"),
@@ -76,7 +76,7 @@ def test_a_fault_befalls_only_what_matches_and_only_so_often() -> None:
             ("api", "GET", "/v2/batches"),
         ]
     ]
-    assert seen == [False, False, False, False, True, True, False]
+    assert hits == [False, False, False, False, True, True, False]
     assert (fault.hits, len(faults)) == (2, 0)
 
 
@@ -116,8 +116,8 @@ def test_a_script_is_played_in_order(steps: list[Any]) -> None:
         hit = faults.match("store", "GET", "/wanted")
         assert len(hit) <= 1
         played.append(hit[0].kind if hit else None)
-    wanted = [step[0] if isinstance(step, tuple) else step for step in steps]
-    assert played == [*wanted, None, None]
+    kinds = [step[0] if isinstance(step, tuple) else step for step in steps]
+    assert played == [*kinds, None, None]
     assert len(faults) == 0
 
 

@@ -139,9 +139,9 @@ async def test_forms_bind_filters_and_limits_too(call: Caller) -> None:
 
 
 async def test_lookups_find_exact_titles_in_the_first_projects(call: Caller) -> None:
-    found = (await call.get("/v2/articles/Marie%20Curie")).json
-    assert len(found) == 3
-    assert {page["name"] for page in found} == {"Marie Curie"}
+    records = (await call.get("/v2/articles/Marie%20Curie")).json
+    assert len(records) == 3
+    assert {page["name"] for page in records} == {"Marie Curie"}
     assert (await call.get("/v2/articles/marie%20curie")).status == 404
     assert len((await call.query("/v2/articles/AC/DC", limit=10)).json) == 10
     assert len((await call.query("/v2/articles/AC%2FDC", limit=1)).json) == 1
@@ -164,7 +164,7 @@ async def test_lookup_filters_are_typed_and_miss_what_is_not_stored(call: Caller
     path = "/v2/articles/NATO"
     one = (await call.query(path, filters=[{"field": "in_language.identifier", "value": "fr"}])).json
     assert [page["is_part_of"]["identifier"] for page in one] == ["frwiki"]
-    here = {"field": "is_part_of.identifier", "value": "frwiki"}
+    french = {"field": "is_part_of.identifier", "value": "frwiki"}
     page_id = one[0]["identifier"]
     for name, value, status in [
         ("identifier", page_id, 200),
@@ -174,7 +174,7 @@ async def test_lookup_filters_are_typed_and_miss_what_is_not_stored(call: Caller
         ("version.is_breaking_news", False, 404),
         ("no_such_field", None, 200),
     ]:
-        assert (await call.query(path, filters=[here, {"field": name, "value": value}])).status == status
+        assert (await call.query(path, filters=[french, {"field": name, "value": value}])).status == status
 
 
 async def test_lookup_fields_are_paths(call: Caller) -> None:
@@ -182,12 +182,12 @@ async def test_lookup_fields_are_paths(call: Caller) -> None:
         where = [{"field": "is_part_of.identifier", "value": "enwiki"}]
         return (await call.query("/v2/articles/NATO", fields=list(fields), filters=where)).json[0]
 
-    whole = await ask()
-    assert await ask("version.identifier") == {"version": {"identifier": whole["version"]["identifier"]}}
-    assert await ask("version", "version.identifier") == {"version": {"identifier": whole["version"]["identifier"]}}
-    assert await ask("version.identifier", "version") == {"version": whole["version"]}
-    assert await ask("version.*") == {"version": whole["version"]}
-    assert await ask("*") == {"*": whole["name"]}
+    record = await ask()
+    assert await ask("version.identifier") == {"version": {"identifier": record["version"]["identifier"]}}
+    assert await ask("version", "version.identifier") == {"version": {"identifier": record["version"]["identifier"]}}
+    assert await ask("version.identifier", "version") == {"version": record["version"]}
+    assert await ask("version.*") == {"version": record["version"]}
+    assert await ask("*") == {"*": record["name"]}
     assert await ask("license.name", "unknown") == {"license": {}}
 
 
@@ -215,9 +215,9 @@ async def test_comparing_lists_or_objects_kills_the_connection(call: Caller, nam
 async def test_structured_contents_of_an_own_page(call: Caller) -> None:
     page = {"name": "My Page", "identifier": 5, "url": "u", "is_part_of": {"identifier": "dewiki"}}
     call.simulator.pages.add(page)
-    made = (await call.get("/v2/structured-contents/My_Page")).json[0]
-    assert (made["name"], made["identifier"], made["url"]) == ("My Page", 5, "u")
-    assert made["sections"]
+    record = (await call.get("/v2/structured-contents/My_Page")).json[0]
+    assert (record["name"], record["identifier"], record["url"]) == ("My Page", 5, "u")
+    assert record["sections"]
     call.simulator.pages.add_structured({**page, "sections": [None]})
     assert (await call.get("/v2/structured-contents/My_Page?fields=sections")).json == [{"sections": [None]}]
 
@@ -229,10 +229,10 @@ async def test_a_null_filter_kills_the_lookup_connection(call: Caller) -> None:
 
 async def test_structured_contents_select_whole_parts_only(call: Caller) -> None:
     path = "/v2/structured-contents/NATO"
-    whole = (await call.query(path, limit=1)).json[0]
-    assert {"name", "infoboxes", "sections", "tables", "references", "attribution"} <= whole.keys()
-    assert not {"article_body", "event", "categories"} & whole.keys()
-    assert whole["name"] == "NATO"
+    record = (await call.query(path, limit=1)).json[0]
+    assert {"name", "infoboxes", "sections", "tables", "references", "attribution"} <= record.keys()
+    assert not {"article_body", "event", "categories"} & record.keys()
+    assert record["name"] == "NATO"
     base = (await call.query(path, limit=1, fields=["tables", "article_sections"])).json[0]
     assert not {"sections", "tables", "infoboxes"} & base.keys()
     assert "url" in base
@@ -268,13 +268,13 @@ async def test_pages_can_be_added_removed_and_hidden(call: Caller) -> None:
     rows=st.lists(st.fixed_dictionaries({"a": st.one_of(st.text(max_size=5), st.integers(-5, 5))}), max_size=8),
 )
 def test_select_follows_its_rules_for_every_value(value: Any, rows: list[dict[str, Any]]) -> None:
-    found = select_rows(rows, Query(filters=(("a", value),)))
+    selected = select_rows(rows, Query(filters=(("a", value),)))
     if isinstance(value, bool):
-        assert found == rows
+        assert selected == rows
     elif isinstance(value, str):
-        assert found == [row for row in rows if row["a"] == value]
+        assert selected == [row for row in rows if row["a"] == value]
     else:
-        assert found == [row for row in rows if isinstance(row["a"], int) and row["a"] > value]
+        assert selected == [row for row in rows if isinstance(row["a"], int) and row["a"] > value]
 
 
 @given(st.binary(max_size=60))

@@ -368,9 +368,9 @@ class TestFieldsAndFilters:
 
 
 def _json_name(name: str) -> str | None:
-    found = ARTICLE.find(name)
-    assert found is not None
-    return found.json
+    field = ARTICLE.find(name)
+    assert field is not None
+    return field.json
 
 
 class Service:
@@ -570,8 +570,8 @@ class TestStream:
             spread = {service.firehose.publish(project="enwiki")[0] for _ in range(300)}
             assert len(spread) > 45
             record = ArticleGenerator().article(1, size="small")
-            gone = ArticleGenerator().article(1, kind="delete")
-            assert service.firehose.partition_of(record) == service.firehose.partition_of(gone)
+            delete = ArticleGenerator().article(1, kind="delete")
+            assert service.firehose.partition_of(record) == service.firehose.partition_of(delete)
 
     async def test_a_part_given_twice_ends_with_nothing(self, serve: Serve) -> None:
         async with serve() as service:
@@ -687,28 +687,28 @@ class TestFaults:
         service.firehose.publish_many(count, partition=0)
         self.fault(service, "eof", at=count)
         service.firehose.publish(partition=0)
-        whole = await service.everything(**self.START)
+        undamaged = await service.everything(**self.START)
         service.faults.clear()
-        assert whole.count(b"\n") == count
-        return whole
+        assert undamaged.count(b"\n") == count
+        return undamaged
 
     @pytest.mark.parametrize("how", ["reset", "truncated"])
     @pytest.mark.parametrize("after", [1, 500, 777])
     async def test_a_cut_comes_after_so_many_bytes(self, serve: Serve, how: str, after: int) -> None:
         async with serve() as service:
-            whole = await self.published(service)
+            undamaged = await self.published(service)
             self.fault(service, "cut", after=after, how=how)
             got = await service.until_broken(**self.START)
-            assert whole.startswith(got)
+            assert undamaged.startswith(got)
             assert len(got) <= after
             if how == "truncated":
                 assert len(got) >= after - 1  # a reset may overtake what was sent
 
     async def test_a_clean_cut_looks_like_an_end(self, serve: Serve) -> None:
         async with serve() as service:
-            whole = await self.published(service)
+            undamaged = await self.published(service)
             self.fault(service, "cut", after=600, how="clean")
-            assert await service.everything(**self.START) == whole[:600]
+            assert await service.everything(**self.START) == undamaged[:600]
 
     async def test_random_cuts_follow_the_seed(self, serve: Serve) -> None:
         lengths = []
@@ -731,7 +731,7 @@ class TestFaults:
 
     async def test_a_stall_keeps_the_connection_and_sends_no_more(self, serve: Serve) -> None:
         async with serve() as service:
-            whole = await self.published(service)
+            undamaged = await self.published(service)
             self.fault(service, "stall", after=400)
             got = b""
             async with service.post(**self.START) as response:
@@ -739,11 +739,11 @@ class TestFaults:
                     got += await response.content.readany()
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(response.content.readany(), 0.2)
-            assert got == whole[:400]
+            assert got == undamaged[:400]
 
     async def test_records_can_be_broken_overlong_lost_or_sent_twice(self, serve: Serve) -> None:
         async with serve() as service:
-            whole = (await self.published(service)).split(b"\n")[:-1]
+            undamaged = (await self.published(service)).split(b"\n")[:-1]
             self.fault(service, "broken", at=1)
             self.fault(service, "overlong", at=2, size=100_000)
             self.fault(service, "gap", at=4, count=2)
@@ -752,38 +752,38 @@ class TestFaults:
             got = (await service.everything(**self.START)).split(b"\n")[:-1]
         with pytest.raises(json.JSONDecodeError):
             json.loads(got[1])
-        assert whole[1].startswith(got[1])
+        assert undamaged[1].startswith(got[1])
         assert len(got[2]) == 100_000
-        assert json.loads(got[2])["event"] == json.loads(whole[2])["event"]
+        assert json.loads(got[2])["event"] == json.loads(undamaged[2])["event"]
         offsets = [offset for _, offset in places([json.loads(line) for n, line in enumerate(got) if n != 1])]
         assert offsets == [0, 2, 3, 6, 7, 3, 6, 7]
 
     async def test_an_error_may_stand_in_the_body(self, serve: Serve) -> None:
         async with serve() as service:
-            whole = (await self.published(service)).split(b"\n")
+            undamaged = (await self.published(service)).split(b"\n")
             self.fault(service, "error_line", at=2)
             got = (await service.everything(**self.START)).split(b"\n")
-            assert got[:2] == whole[:2]
+            assert got[:2] == undamaged[:2]
             assert set(json.loads(got[2])) == {"status", "message"}
             assert got[3:] == [b""]
 
     async def test_an_older_build_sent_blank_lines_and_spaces(self, serve: Serve) -> None:
         async with serve() as service:
-            whole = await self.published(service)
+            undamaged = await self.published(service)
             self.fault(service, "older_framing")
             self.fault(service, "eof", at=10)
             got = await service.everything(**self.START)
             assert got.startswith(b"\n {")
-            assert [line.strip() for line in got.split(b"\n") if line.strip()] == whole.split(b"\n")[:-1]
+            assert [line.strip() for line in got.split(b"\n") if line.strip()] == undamaged.split(b"\n")[:-1]
 
     async def test_a_slow_stream_is_whole_and_slow(self, serve: Serve) -> None:
         async with serve() as service:
-            whole = await self.published(service)
+            undamaged = await self.published(service)
             self.fault(service, "slow", rate=20_000)
             self.fault(service, "eof", at=10)
             began = asyncio.get_running_loop().time()
-            assert await service.everything(**self.START) == whole
-            assert asyncio.get_running_loop().time() - began > len(whole) / 40_000
+            assert await service.everything(**self.START) == undamaged
+            assert asyncio.get_running_loop().time() - began > len(undamaged) / 40_000
 
     @pytest.mark.parametrize("how", ["reset", "clean"])
     async def test_a_deploy_ends_all_streams(self, serve: Serve, how: str) -> None:

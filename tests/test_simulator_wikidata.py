@@ -55,16 +55,16 @@ class Caller:
 @pytest.fixture
 async def call() -> AsyncIterator[Caller]:
     async with Simulator(start=START, frozen=True) as simulator, aiohttp.ClientSession() as session:
-        made = Caller(simulator, session)
-        await made.login("simulated", "simulated-password")
-        yield made
+        caller = Caller(simulator, session)
+        await caller.login("simulated", "simulated-password")
+        yield caller
 
 
 async def test_snapshots_have_chunks_with_the_same_lines_and_no_scholarly_items(call: Caller) -> None:
     _, rows = await call.get("/v2/snapshots/wikidata")
     names = [row["identifier"] for row in rows]
     assert names == ["wikidatawiki_namespace_0", "wikidatawiki_namespace_120"]
-    whole = await call.lines(f"/v2/snapshots/wikidata/{names[0]}")
+    snapshot = await call.lines(f"/v2/snapshots/wikidata/{names[0]}")
     _, chunks = await call.get(f"/v2/snapshots/wikidata/{names[0]}/chunks")
     assert len(chunks) == 3
     pieces = [
@@ -72,8 +72,8 @@ async def test_snapshots_have_chunks_with_the_same_lines_and_no_scholarly_items(
         for chunk in chunks
         for line in await call.lines(f"/v2/snapshots/wikidata/{names[0]}/chunks/{chunk['identifier']}")
     ]
-    assert pieces == whole
-    numbers = [int(json.loads(line)["entity"]["identifier"][1:]) for line in whole]
+    assert pieces == snapshot
+    numbers = [int(json.loads(line)["entity"]["identifier"][1:]) for line in snapshot]
     assert len(set(numbers)) == len(numbers)
     assert not any(call.simulator.catalog.entities.is_scholarly(number) for number in numbers)
     properties = await call.lines(f"/v2/snapshots/wikidata/{names[1]}")
