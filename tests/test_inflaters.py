@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wme_async._archive import gzip as _gzip
-from wme_async._archive.feed import Feed
+from wme_async._archive import gzip as inflaters  # pure but for its thread: archives show blocks only joined
+from wme_async._archive.feed import Feed, SourceError
 
-ENGINES = [pytest.param(_gzip.by_isal, id="isal"), pytest.param(_gzip.by_zlib, id="zlib")]
+ENGINES = [pytest.param(inflaters.by_isal, id="isal"), pytest.param(inflaters.by_zlib, id="zlib")]
 
 Inflate = Callable[[Feed], Iterator[bytes]]
 
@@ -63,7 +63,7 @@ def lines_and_noise() -> tuple[bytes, bytes]:
 @pytest.fixture(params=ENGINES)
 def inflate(request: pytest.FixtureRequest) -> Inflate:
     """Return one of the two."""
-    if request.param is _gzip.by_isal and not _gzip.has_isal():
+    if request.param is inflaters.by_isal and not inflaters.has_isal():
         pytest.skip("isal is not installed")
     made: Inflate = request.param
     return made
@@ -123,7 +123,7 @@ def test_a_header_may_have_all_that_it_can_have_and_be_cut_anywhere(inflate: Inf
 
 def test_a_name_without_an_end_is_told(inflate: Inflate) -> None:
     data = gzip.compress(b"all of it") + b"\x1f\x8b\x08\x18" + b"x" * (8 << 20)
-    with pytest.raises((EOFError, *_gzip.CORRUPT)):
+    with pytest.raises((EOFError, *inflaters.CORRUPT)):
         list(inflate(Pieces(data, [1 << 20])))
 
 
@@ -141,7 +141,7 @@ def test_an_end_too_early_is_told(inflate: Inflate, cut: float, sizes: list[int]
 def test_a_flipped_bit_never_passes_for_the_whole(inflate: Inflate, at: float, bit: int, sizes: list[int]) -> None:
     packed = bytearray(lines_and_noise()[1])
     packed[10 + int((len(packed) - 10) * at)] ^= 1 << bit  # the ten bytes before tell a time and a system
-    with pytest.raises((EOFError, *_gzip.CORRUPT)):
+    with pytest.raises((EOFError, *inflaters.CORRUPT)):
         for _ in inflate(Pieces(bytes(packed), sizes)):
             pass
 
@@ -173,3 +173,68 @@ def test_many_empty_members_in_a_row_are_refused(inflate: Inflate) -> None:
     assert b"".join(blocks) == b"x" * 12
     with pytest.raises(gzip.BadGzipFile, match="empty gzip members"):
         list(inflate(Pieces(full + empty * 10_001, [1 << 20])))
+
+
+def test_many_small_members_come_in_bounded_blocks(inflate: Inflate) -> None:
+    """Pieces grow after incompressible bytes, and a large piece may hold any number of bombs."""
+    noise = random.Random(5).randbytes(1_100_000)
+    packed = gzip.compress(noise, 0) + bytes(1 << 20) + gzip.compress(bytes(2 << 20), 9) * 30
+    sizes = [len(block) for block in inflate(Pieces(packed, [1 << 20]))]
+    assert sum(sizes) == len(noise) + 30 * (2 << 20)
+    assert max(sizes) <= inflaters.MAX_BLOCK
+
+
+class Failing(Pieces):
+    """Fails at its end."""
+
+    def fetch(self, view: memoryview) -> int:
+        """Give the next piece, or fail."""
+        count = super().fetch(view)
+        if not count:
+            raise SourceError(OSError("the cable is out"))
+        return count
+
+
+@pytest.mark.parametrize(
+    ("feed", "tail", "error"),
+    [
+        (Failing, b"", SourceError),
+        (Pieces, b"more", gzip.BadGzipFile),
+        (Pieces, gzip.compress(b"")[:4] + b"\xff" * 20, zlib.error),
+        (Pieces, gzip.compress(b"a")[:-1], EOFError),
+    ],
+    ids=["failure", "junk", "corrupt", "truncated"],
+)
+def test_blocks_before_an_error_are_returned(
+    inflate: Inflate, feed: type[Pieces], tail: bytes, error: type[BaseException]
+) -> None:
+    blocks = b""
+    with pytest.raises(error):
+        for block in inflate(feed(gzip.compress(b"good ") + gzip.compress(b"bytes") + tail, [1 << 20])):
+            blocks += block
+    assert blocks.startswith(b"good bytes")
+
+
+def test_zlib_is_used_without_flush_where_a_flushed_stream_cannot_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inflaters, "flush_keeps_stream", lambda: False)
+    plain = contents(1, "lines", 300_000)
+    packed = gzip.compress(plain) * 3
+    assert b"".join(inflaters.by_zlib(Pieces(packed, [70_000]))) == plain * 3
+    with pytest.raises(EOFError):
+        list(inflaters.by_zlib(Pieces(packed[:-1], [70_000])))
+
+
+def test_the_trial_of_flush_finds_out_whether_a_stream_can_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inflaters, "_keeps_stream", None)
+    assert inflaters.flush_keeps_stream()
+
+    class Broken:
+        def __init__(self, *_: object) -> None:
+            self.eof = False
+
+        def decompress(self, *_: object) -> bytes:
+            raise zlib.error("inconsistent stream state")
+
+    monkeypatch.setattr(inflaters, "_keeps_stream", None)
+    monkeypatch.setattr(zlib, "decompressobj", Broken)
+    assert not inflaters.flush_keeps_stream()

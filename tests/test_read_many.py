@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from wme_async._archive import parallel as many
-from wme_async._archive import read_many
+from wme_async import read_many
+from wme_async._archive import parallel as many  # the worker's side runs in threads here, for its coverage
 from wme_async.errors import ArchiveError, DecodeError, WMEError
 from wme_async.models import Article
 
@@ -259,14 +259,14 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[bytes, Any
         ours.sendall(b"".join(str(path).encode() + b"\0" for path in paths))
         ours.shutdown(socket.SHUT_WR)
         job = {"each": None, "count_only": False, "report_bad": False, "options": {}} | facts
-        thread = threading.Thread(target=many._work, args=(theirs, many._WorkerTask(type=type_, **job)))
+        thread = threading.Thread(target=many.run_worker, args=(theirs, many.WorkerTask(type=type_, **job)))
         thread.start()
         frames = []
         with ours, ours.makefile("rb") as file:
-            while head := file.read(many._FRAME_HEADER.size):
-                kind, length = many._FRAME_HEADER.unpack(head)
+            while head := file.read(many.FRAME_HEADER.size):
+                kind, length = many.FRAME_HEADER.unpack(head)
                 data = file.read(length)
-                frames.append((kind, data if kind == many._PACKED else pickle.loads(data)))
+                frames.append((kind, data if kind == many.PACKED else pickle.loads(data)))
         thread.join()
         return frames
 
@@ -277,8 +277,8 @@ def test_a_worker_packs_what_is_plain_data(work: Any, tmp_path: Path, shared_dat
     raw = (shared_data / "articles.ndjson").read_bytes()
     path = archive(tmp_path / "x.tar.gz", "a", raw)
     *lists, (end, facts) = work([path], Article)
-    assert {kind for kind, _ in lists} == {many._PACKED}
-    assert end == many._DONE
+    assert {kind for kind, _ in lists} == {many.PACKED}
+    assert end == many.DONE
     articles = [article for _, data in lists for article in msgspec.msgpack.decode(data, type=list[Article])]
     assert articles == [msgspec.json.decode(line, type=Article) for line in raw.splitlines()]
     assert facts.records == len(raw.splitlines())
@@ -286,29 +286,29 @@ def test_a_worker_packs_what_is_plain_data(work: Any, tmp_path: Path, shared_dat
 
 def test_a_worker_pickles_types_that_only_python_knows(work: Any, paths: list[Path]) -> None:
     [(kind, found), _] = work(paths[:1], Loose)
-    assert kind == many._PICKLED
+    assert kind == many.PICKLED
     assert found[:1] == [Loose("p0")]
 
 
 def test_a_function_in_the_worker_leaves_out_what_is_not_wanted(work: Any, paths: list[Path]) -> None:
     [(kind, found), _] = work(paths[:1], Page, each=even_names)
-    assert kind == many._PICKLED
+    assert kind == many.PICKLED
     assert found == [f"p{number}" for number in range(0, 500, 2)]
-    assert [kind for kind, _ in work(paths, Page, each=nothing)] == [many._DONE] * 3
+    assert [kind for kind, _ in work(paths, Page, each=nothing)] == [many.DONE] * 3
 
 
 def test_a_worker_goes_on_after_an_error(work: Any, paths: list[Path]) -> None:
     paths[0].write_bytes(gzip.compress(b""))
     missing = paths[0].with_name("missing")
     frames = work([paths[0], missing, paths[1]], Page, count_only=True)
-    assert [kind for kind, _ in frames] == [many._FAILED, many._FAILED, many._DONE]
+    assert [kind for kind, _ in frames] == [many.FAILED, many.FAILED, many.DONE]
     assert isinstance(frames[0][1], ArchiveError)
     assert isinstance(frames[1][1], FileNotFoundError)
 
 
 def test_an_error_that_cannot_come_over_is_told_in_words(work: Any, paths: list[Path]) -> None:
     [(kind, error)] = work(paths[:1], Page, each=fail_oddly)
-    assert kind == many._FAILED
+    assert kind == many.FAILED
     assert isinstance(error, WMEError)
     assert str(error) == "Unpicklable in a worker process: 1"
 
@@ -318,4 +318,4 @@ def test_a_worker_ends_when_nobody_listens(paths: list[Path], monkeypatch: pytes
     ours, theirs = socket.socketpair()
     ours.sendall(str(paths[0]).encode() + b"\0")
     ours.close()
-    many._work(theirs, many._WorkerTask(Page, None, count_only=False, report_bad=False, options={}))
+    many.run_worker(theirs, many.WorkerTask(Page, None, count_only=False, report_bad=False, options={}))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from wme_async._archive.feed import Feed, SourceError
 
-__all__ = ["CORRUPT", "MAX_BLOCK", "by_isal", "by_zlib", "has_isal"]
+__all__ = ["CORRUPT", "MAX_BLOCK", "by_isal", "by_zlib", "flush_keeps_stream", "has_isal"]
 
 CORRUPT: Final = (gzip.BadGzipFile, zlib.error)
 """The exceptions of inflaters for corrupt bytes; truncated input is an EOFError."""
@@ -243,9 +243,9 @@ def _inflate_piece(engine: Any, piece: bytes) -> bytes:
     `decompress` grows its buffer from 32 KiB and takes the interpreter's lock at each step, for which it waits as long
     as the loop decodes: together they then take as long as one after the other. `flush` takes the size of its first
     buffer as an argument. It inflates the input that `decompress` left over and, although documented as the last call,
-    leaves an unfinished stream as it is: `_flush_keeps_stream` tries that.
+    leaves an unfinished stream as it is: `flush_keeps_stream` tries that.
     """
-    if not _flush_keeps_stream():
+    if not flush_keeps_stream():
         block: bytes = engine.decompress(piece)
         return block
     return _flush(engine, piece, _ZLIB_BLOCK)
@@ -262,7 +262,7 @@ def _flush(engine: Any, piece: bytes, length: int) -> bytes:
 _keeps_stream: bool | None = None
 
 
-def _flush_keeps_stream() -> bool:
+def flush_keeps_stream() -> bool:
     """Return whether an unfinished stream can continue after `flush`, as with all known zlib modules."""
     global _keeps_stream  # noqa: PLW0603 - tried once in a process
     if _keeps_stream is None:

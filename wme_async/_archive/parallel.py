@@ -25,10 +25,10 @@ __all__ = ["ManyReader", "ManyResult"]
 
 R = TypeVar("R")
 
-_FRAME_HEADER: Final = struct.Struct(">cQ")  # kind of a frame and length of its data
+FRAME_HEADER: Final = struct.Struct(">cQ")  # kind of a frame and length of its data
 _BUFFER: Final = 2 * 1024 * 1024  # bytes of a worker's frames that this process buffers
 _NOT_OPEN: Final = "the archives are not open: use `async with`"
-_PACKED, _PICKLED, _BAD_RECORD, _DONE, _FAILED = b"m", b"p", b"b", b"d", b"e"
+PACKED, PICKLED, BAD_RECORD, DONE, FAILED = b"m", b"p", b"b", b"d", b"e"
 
 
 class ManyResult(msgspec.Struct, Generic[R], frozen=True):
@@ -45,7 +45,7 @@ class ManyResult(msgspec.Struct, Generic[R], frozen=True):
     statistics: ArchiveStatistics | None = None
 
 
-class _WorkerTask(msgspec.Struct, frozen=True):
+class WorkerTask(msgspec.Struct, frozen=True):
     """The arguments of a worker process."""
 
     type: Any
@@ -83,7 +83,7 @@ class ManyReader(Generic[R]):
         # The reader checks the other options here, rather than in the worker.
         ArchiveReader("-", type=type, on_bad_record=on_bad_record, **options)
         options["on_bad_record"] = "skip" if report else on_bad_record
-        self._worker_task = _WorkerTask(type, each, count_only, report, options)
+        self._worker_task = WorkerTask(type, each, count_only, report, options)
         for name, value in (("type", type), ("each", each)):
             try:
                 pickle.dumps(value)
@@ -165,7 +165,7 @@ class ManyReader(Generic[R]):
             return
         local, remote = socket.socketpair()
         process = multiprocessing.get_context("spawn").Process(
-            target=_work, args=(remote, self._worker_task), name="wme_async read_many", daemon=True
+            target=run_worker, args=(remote, self._worker_task), name="wme_async read_many", daemon=True
         )
         try:
             with remote:
@@ -196,18 +196,18 @@ class ManyReader(Generic[R]):
     async def _receive(self, path: str, reader: asyncio.StreamReader) -> None:
         while True:
             kind, data = await _frame(reader)
-            if kind == _PACKED:
+            if kind == PACKED:
                 await self._results.put(ManyResult(path, self._decoder.decode(data)))
                 continue
             value = pickle.loads(data)  # noqa: S301 - from a process that this one has started
-            if kind == _PICKLED:
+            if kind == PICKLED:
                 await self._results.put(ManyResult(path, value))
-            elif kind == _BAD_RECORD:
+            elif kind == BAD_RECORD:
                 assert callable(self._on_bad_record)
                 result = self._on_bad_record(value)
                 if inspect.isawaitable(result):
                     await result
-            elif kind == _DONE:
+            elif kind == DONE:
                 await self._results.put(ManyResult(path, [], value))
                 return
             else:
@@ -221,13 +221,13 @@ class _DisconnectedError(Exception):
 async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     """Receive a frame of `_send`: its kind and its data."""
     try:
-        kind, length = _FRAME_HEADER.unpack(await reader.readexactly(_FRAME_HEADER.size))
+        kind, length = FRAME_HEADER.unpack(await reader.readexactly(FRAME_HEADER.size))
         return kind, await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionError):
         raise _DisconnectedError from None
 
 
-def _work(connection: socket.socket, task: _WorkerTask) -> None:
+def run_worker(connection: socket.socket, task: WorkerTask) -> None:
     """Run a worker process: read one path after the other, and send the results."""
     for name in ("SIGINT", "SIGHUP"):  # a terminal also sends them to the parent, which kills this process
         if hasattr(signal, name):
@@ -240,9 +240,9 @@ def _work(connection: socket.socket, task: _WorkerTask) -> None:
             except _DisconnectedError:
                 raise
             except Exception as error:  # noqa: BLE001 - raised in the parent
-                _send(connection, _FAILED, _pickled(error))
+                _send(connection, FAILED, _pickled(error))
             else:
-                _send(connection, _DONE, pickle.dumps(statistics))
+                _send(connection, DONE, pickle.dumps(statistics))
 
 
 def _until_zero(requests: Any) -> str:
@@ -252,26 +252,26 @@ def _until_zero(requests: Any) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-async def _read(connection: socket.socket, path: str, task: _WorkerTask) -> ArchiveStatistics:
+async def _read(connection: socket.socket, path: str, task: WorkerTask) -> ArchiveStatistics:
     options = dict(task.options)
     if task.report_bad:
-        options["on_bad_record"] = lambda error: _send(connection, _BAD_RECORD, pickle.dumps(error))
+        options["on_bad_record"] = lambda error: _send(connection, BAD_RECORD, pickle.dumps(error))
     pack = None if task.each is not None or not is_plain_data(task.type) else msgspec.msgpack.Encoder().encode
     async with ArchiveReader(path, type=task.type, **options) as reader:
         async for records in reader.batches():
             if task.count_only:
                 continue
             if pack is not None:
-                _send(connection, _PACKED, pack(records))
+                _send(connection, PACKED, pack(records))
             elif result := records if task.each is None else task.each(records):
-                _send(connection, _PICKLED, pickle.dumps(result, pickle.HIGHEST_PROTOCOL))
+                _send(connection, PICKLED, pickle.dumps(result, pickle.HIGHEST_PROTOCOL))
         return reader.statistics()
 
 
 def _send(connection: socket.socket, kind: bytes, data: bytes) -> None:
     """Send a frame; it blocks while the parent does not read, which bounds the data between the two."""
     try:
-        connection.sendall(_FRAME_HEADER.pack(kind, len(data)))
+        connection.sendall(FRAME_HEADER.pack(kind, len(data)))
         connection.sendall(data)
     except ConnectionError:
         raise _DisconnectedError from None
