@@ -183,7 +183,7 @@ def test_offsets_and_limits_count_what_was_left_out(block: int, texts: list[int]
     body = b"".join(b'{"html":"%b","name":"n%d"}\n' % (b"x" * size, number) for number, size in enumerate(texts))
     tar = tar_of(body)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(archive, "_LONG", 64)
+        patch.setattr(archive, "_LONG_LINE", 64)
         scanner = TarScanner(max_record=1500, names=key_names(Small))
         found: list[tuple[int, int, str | None]] = []
         for at in range(0, len(tar), block):

@@ -329,7 +329,7 @@ def extended(records: bytes, kind: bytes = b"x") -> bytes:
         (tar([]) + bytes(1100 * 1024), "padding"),
         (patched(put(124, b"99999999999\0")), "damaged number"),
         (patched(put(124, b"\xff" * 12)), "damaged number"),
-        (tar([("a", b"x\n")], tarfile.PAX_FORMAT, pax_headers={"size": "-1"}), "size that is none"),
+        (tar([("a", b"x\n")], tarfile.PAX_FORMAT, pax_headers={"size": "-1"}), "size that is not a number"),
         (extended(b"12 path=a\n") + tar([("a", b"")]), "damaged pax"),
         (extended(b"path=a\n") + tar([("a", b"")]), "damaged pax"),
         (extended(b"0 path=a\n") + tar([("a", b"")]), "damaged pax"),

@@ -1,12 +1,12 @@
-"""Tar members and their lines, cut from blocks of bytes as they come.
+"""Cuts blocks of a tar into members and their lines.
 
 Nothing here reads, waits or inflates: `TarScanner.feed` takes the next block of the uncompressed tar, of any size, and
-gives what became complete with it. Memory is one block and one unfinished line.
+yields the lines that it completes. Memory is one block and one unfinished line.
 
-What honest archives are: ustar, with regular files of NDJSON only, each line ended by a line feed, and two zero blocks
-at the end; an archive of an hour without edits has no member at all. pax headers and GNU long names are read too, since
-archives get packed again, and directories are passed over. All else is refused, and so are names that lead out of the
-archive: nothing is ever extracted and a name is only a label here, but someone made it to do harm.
+Archives of the service are ustar, with only regular files of NDJSON, each line ended by a line feed, and two zero
+blocks at the end; the archive of an hour without edits has no member. pax headers and GNU long names are read too, for
+archives that users pack again, and directories are skipped. Everything else is rejected, and so are names that lead out
+of the archive: nothing is ever extracted and a name is only a label here, but such a name is an attack.
 """
 
 import re
@@ -22,21 +22,21 @@ from wme_async.models.decoding import Buffer
 __all__ = ["DEFAULT_MAX_RECORD", "Block", "Lines", "Run", "TarScanner", "TooLong", "describe_content"]
 
 DEFAULT_MAX_RECORD: Final = 64 * 1024 * 1024
-"""Bytes. The longest lines seen in archives are a little above 20 MiB."""
+"""Bytes. The longest known lines of archives are a little above 20 MiB."""
 
 _BLOCK: Final = 512
 _MAX_META: Final = 1024 * 1024  # bytes of one pax header or GNU long name
-_EMPTY_HEADERS: Final = 10_000  # headers without content that an archive may have,
-_EMPTY_SHARE: Final = 10  # and how many more for each member with content; both bound what costs time and has no bytes
+_EMPTY_HEADERS: Final = 10_000  # headers without content in any archive at most,
+_EMPTY_HEADERS_PER_MEMBER: Final = 10  # and more for each member with content; both bound work that costs no bytes
 _MAX_TAIL: Final = 1024 * 1024  # bytes of zeros after the end marker; tar pads to 10 KiB
-_RUN: Final = 1024  # lines given at a time, so that a block of empty ones does not keep the reader for long
-_HEAD: Final = 4096  # bytes kept of a line above the limit
-_LONG: Final = 2 * 1024 * 1024  # bytes from which it is worth a look whether all of a line is wanted
+_MAX_LINES: Final = 1024  # lines yielded together, so that a block of empty lines does not keep the reader for long
+_HEAD_BYTES: Final = 4096  # bytes kept of a line above the limit
+_LONG_LINE: Final = 2 * 1024 * 1024  # bytes of a line from which on its unneeded strings are dropped
 
 _PAX_RECORD: Final = re.compile(rb"0*([0-9]{1,9}) ([^=]+)=")
-_PAX_KEYS: Final = frozenset({"path", "size"})  # the others have no meaning here, and there may be many
+_PAX_KEYS: Final = frozenset({"path", "size"})  # others are irrelevant here, and may be many
 
-_REFUSED: Final = {
+_REJECTED: Final = {
     b"1": "a hard link",
     b"2": "a symbolic link",
     b"3": "a character device",
@@ -110,7 +110,7 @@ class Run(msgspec.Struct):
 
 
 class TooLong(msgspec.Struct, frozen=True):
-    """A line above the limit, told as soon as that is known.
+    """A line above the limit, yielded as soon as it exceeds it.
 
     Attributes:
         member: Name of the member.
@@ -126,19 +126,19 @@ class TooLong(msgspec.Struct, frozen=True):
 
 
 class TarScanner:
-    """Read a tar from blocks.
+    """Scans a tar block by block.
 
     Args:
-        max_record: Bytes that a line may have without its line feed. A longer one is given as `TooLong` and dropped.
-        select: Told the name of each member, says whether its lines are wanted. The bytes of others are passed over.
-        names: The keys that are wanted of a line, None for all. Of a very long line the text of others may be left out:
-            then an empty string stands in its place.
+        max_record: Bytes of a line at most, without its line feed. A longer one is a `TooLong` and is dropped.
+        select: Called with the name of each member; returns whether to yield its lines. Other members are skipped.
+        names: The keys to keep of a line, None for all. In a very long line an empty string may replace the text of
+            other keys.
 
     Attributes:
-        runs: Whether to give whole lines as `Run` where there are many, instead of one by one as `Lines`.
-        position: Bytes of the tar taken so far.
-        member: Name of the member being read, or of the last one.
-        members: Number of regular members begun.
+        runs: Whether to yield many lines as a `Run`, rather than as `Lines`.
+        position: Bytes of the tar scanned so far.
+        member: Name of the current member, or of the last one.
+        members: Number of regular members started.
     """
 
     def __init__(
@@ -156,9 +156,9 @@ class TarScanner:
         self._select = select
         self._names = names
         self._header = bytearray()
-        self._body = 0  # bytes of the member that are still to come
+        self._body = 0  # remaining bytes of the member
         self._padding = 0
-        self._wanted = False
+        self._selected = False
         self._meta_kind = b""
         self._meta = bytearray()
         self._long_name: str | None = None
@@ -170,29 +170,29 @@ class TarScanner:
         self._tail = 0
         self._line = 1
         self._offset = 0
-        self._carry = bytearray()  # the line that the last block left unfinished
+        self._carry = bytearray()  # the unfinished line of the last block
         self._trimmer: FieldTrimmer | None = None
-        self._trimmed = 0  # bytes of that line that were left out
+        self._trimmed = 0  # bytes dropped from that line
         self._dropping = False  # inside a line above the limit
 
     def feed(self, block: bytes) -> Iterator[Lines | Run | TooLong]:
-        """Take the next block and give the lines that are whole now.
+        """Scan the next block and yield the lines that it completes.
 
-        The iterator must be used up before the next block is fed. What it raises comes after the lines before it.
+        Exhaust the iterator before feeding the next block. It yields the lines before an error first.
 
         Raises:
-            ArchiveError: The tar is damaged, or holds what no honest archive does.
+            ArchiveError: The tar is damaged, or has members that no archive of the service has.
         """
         at, end = 0, len(block)
         while at < end:
             if self._zero_blocks == 2:
-                self._take_tail(block[at:])
+                self._check_tail(block[at:])
                 at = end
             elif self._body:
                 take = min(self._body, end - at)
                 self._body -= take
                 self.position += take
-                if self._wanted:
+                if self._selected:
                     yield from self._cut(block, at, at + take)
                 elif self._meta_kind:
                     self._meta += block[at : at + take]
@@ -210,17 +210,17 @@ class TarScanner:
                 self.position += take
                 at += take
                 if len(self._header) == _BLOCK:
-                    size = self._take_header(bytes(self._header))
+                    size = self._read_header(bytes(self._header))
                     self._header.clear()
                     if self._meta_kind and size == 0:
                         yield from self._end_member()
 
     def close(self) -> None:
-        """Say that there are no more bytes.
+        """Check that the tar is complete.
 
         Raises:
-            ArchiveError: The tar is not whole. An archive that ends between two members without its end marker is not:
-                its writer died there, and members are missing although the gzip around it may be in order.
+            ArchiveError: The tar is truncated. Without its end marker it is truncated between two members: its writer
+                died there, and members are missing although the gzip file may be intact.
         """
         if self._body or self._padding or self._header or self._meta_kind:
             raise self._error("the tar inside is cut short")
@@ -232,7 +232,7 @@ class TarScanner:
     def _error(self, message: str, *, member: str | None = None) -> ArchiveError:
         return ArchiveError(message, member=self.member if member is None else member, offset=self.position)
 
-    def _take_tail(self, rest: bytes) -> None:
+    def _check_tail(self, rest: bytes) -> None:
         self._tail += len(rest)
         if rest.strip(b"\0"):
             raise self._error("there is more after the end of the tar inside")
@@ -240,8 +240,8 @@ class TarScanner:
         if self._tail > _MAX_TAIL:
             raise self._error(f"more than {_MAX_TAIL} bytes of padding after the end of the tar inside")
 
-    def _take_header(self, header: bytes) -> int:
-        """Read a header and return the size of what follows it."""
+    def _read_header(self, header: bytes) -> int:
+        """Read a header and return the size of its content."""
         if not header.strip(b"\0"):
             self._zero_blocks += 1
             return 0
@@ -250,7 +250,7 @@ class TarScanner:
         if not _checksum_fits(header):
             raise self._error("a damaged header in the tar inside")
         self._empty_headers += 1
-        if self._empty_headers > _EMPTY_HEADERS + _EMPTY_SHARE * self._full_members:
+        if self._empty_headers > _EMPTY_HEADERS + _EMPTY_HEADERS_PER_MEMBER * self._full_members:
             raise self._error(
                 f"{self._empty_headers} headers without content in the tar inside and {self._full_members} with some: "
                 "pack it again without them if it is yours"
@@ -262,7 +262,7 @@ class TarScanner:
                 raise self._error(f"an extended header of {size} bytes")
             self._meta_kind = kind
             self._meta.clear()
-            self._wanted = False
+            self._selected = False
         else:
             size = self._begin_member(header, kind, size)
         self._body = size
@@ -276,20 +276,20 @@ class TarScanner:
         self._long_name = None
         if "size" in pax:
             if not re.fullmatch(r"0*[0-9]{1,19}", pax["size"], re.ASCII):
-                raise self._error(f"a size that is none: {pax['size']!r}", member=name)
+                raise self._error(f"a size that is not a number: {pax['size']!r}", member=name)
             size = int(pax["size"].lstrip("0") or "0")
         if "GNU.sparse" in pax:
             kind = b"S"
         if not name or name.startswith("/") or ".." in name.split("/") or not name.isprintable():
             raise self._error(f"a member with a name that no archive of the service has: {name!r}", member=name)
         if kind == b"5" or (kind in {b"0", b"\0"} and name.endswith("/")):
-            self._wanted = False
-            # The size of a directory is what it may grow to, and no bytes follow (POSIX, ustar typeflag 5; old archives
-            # mark one by the slash alone). The bytes of a regular file do follow, whatever its name.
+            self._selected = False
+            # The size of a directory is a bound, without bytes that follow (POSIX, ustar typeflag 5; old archives mark
+            # a directory only by the slash). The bytes of a regular file do follow, whatever its name.
             return size if kind == b"0" else 0
         if kind not in {b"0", b"\0", b"7"}:
-            what = _REFUSED.get(kind, f"a member of the unknown type {kind!r}")
-            raise self._error(f"{what}, where only regular files are expected", member=name)
+            description = _REJECTED.get(kind, f"a member of the unknown type {kind!r}")
+            raise self._error(f"{description}, where only regular files are expected", member=name)
         self.member = name
         self.members += 1
         if size:
@@ -297,19 +297,19 @@ class TarScanner:
             self._full_members += 1
         self._line = 1
         self._offset = 0
-        self._wanted = self._select is None or self._select(name)
+        self._selected = self._select is None or self._select(name)
         return size
 
     def _end_member(self) -> Iterator[Lines | Run | TooLong]:
         if self._meta_kind:
-            self._take_meta()
-        elif self._carry:  # the last line has no line feed, and is whole since its member is
+            self._read_meta()
+        elif self._carry:  # the last line has no line feed, and ends with its member
             lines = Lines(self.member or "", self._line, self._offset, [self._carry])
-            self._forget()
+            self._reset_line()
             yield lines
         self._dropping = False
 
-    def _take_meta(self) -> None:
+    def _read_meta(self) -> None:
         meta = bytes(self._meta)
         kind, self._meta_kind = self._meta_kind, b""
         if kind == b"L":
@@ -363,8 +363,8 @@ class TarScanner:
                 records.append(self._carry)
                 size = len(self._carry) + self._trimmed + 1
                 trimmed = self._trimmed
-                self._forget()
-                if trimmed:  # on its own, since its length says nothing about where the next line begins
+                self._reset_line()
+                if trimmed:  # on its own, since its length differs from its size in the member
                     yield from self._lines(records, size)
                     records, size = [], 0
         else:
@@ -390,12 +390,12 @@ class TarScanner:
             if at - start > limit:
                 yield from self._lines(records, size + start - run)
                 records, size, run = [], 0, at + 1
-                yield TooLong(self.member or "", self._line, self._offset, block[start : start + _HEAD])
+                yield TooLong(self.member or "", self._line, self._offset, block[start : start + _HEAD_BYTES])
                 self._line += 1
                 self._offset += at + 1 - start
             else:
                 records.append(view[start:at])
-                if len(records) == _RUN:
+                if len(records) == _MAX_LINES:
                     yield from self._lines(records, size + at + 1 - run)
                     records, size, run = [], 0, at + 1
             start = at + 1
@@ -418,34 +418,34 @@ class TarScanner:
             yield lines
 
     def _keep(self, block: bytes, start: int, stop: int) -> Iterator[TooLong]:
-        """Put a piece to the unfinished line, or drop it where the line is too long."""
+        """Add a piece to the unfinished line, or drop it if the line is too long."""
         if self._dropping:
             self._offset += stop - start
         elif len(self._carry) + self._trimmed + stop - start > self._max_record:
-            head = bytes(self._carry[:_HEAD]) + block[start : min(stop, start + _HEAD)]
-            found = TooLong(self.member or "", self._line, self._offset, head[:_HEAD])
+            head = bytes(self._carry[:_HEAD_BYTES]) + block[start : min(stop, start + _HEAD_BYTES)]
+            too_long = TooLong(self.member or "", self._line, self._offset, head[:_HEAD_BYTES])
             self._offset += len(self._carry) + self._trimmed + stop - start
-            self._forget()
+            self._reset_line()
             self._dropping = True
-            yield found
-        elif self._names is None or (self._trimmer is None and len(self._carry) + stop - start < _LONG):
+            yield too_long
+        elif self._names is None or (self._trimmer is None and len(self._carry) + stop - start < _LONG_LINE):
             self._carry += memoryview(block)[start:stop]
         else:
             if self._trimmer is None:
                 self._trimmer = FieldTrimmer(self._names)
-                begun, self._carry = bytes(self._carry), bytearray()
-                self._trimmed = self._trimmer.take(self._carry, begun)
+                start_of_line, self._carry = bytes(self._carry), bytearray()
+                self._trimmed = self._trimmer.take(self._carry, start_of_line)
             self._trimmed += self._trimmer.take(self._carry, block[start:stop])
 
-    def _forget(self) -> None:
-        """Begin another line; the last one may be in the caller's hands."""
+    def _reset_line(self) -> None:
+        """Start another line with a new buffer; the caller may hold the last one."""
         self._carry = bytearray()
         self._trimmer = None
         self._trimmed = 0
 
 
 def describe_content(head: bytes) -> str:
-    """Say what bytes are that should have been a gzip file, given the first of them (512 tell all there is to tell)."""
+    """Describe a file that is not a gzip file by its first bytes (512 are enough)."""
     if not head:
         return "nothing at all (0 bytes)"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -466,14 +466,14 @@ def describe_content(head: bytes) -> str:
 
 
 def _checksum_fits(header: bytes) -> bool:
-    """Compare the checksum, which counts its own field as spaces; some old tars summed signed bytes."""
-    stored = header[148:156].split(b"\0", 1)[0].strip(b" ")
-    if not re.fullmatch(rb"[0-7]+", stored):
+    """Return whether the checksum is right. Its own field counts as spaces; some old tars sum signed bytes."""
+    checksum = header[148:156].split(b"\0", 1)[0].strip(b" ")
+    if not re.fullmatch(rb"[0-7]+", checksum):
         return False
-    rest = header[:148] + b" " * 8 + header[156:]
-    total = sum(rest)
-    signed = total - 256 * sum(byte > 127 for byte in rest)
-    return int(stored, 8) in {total, signed}
+    summed = header[:148] + b" " * 8 + header[156:]
+    total = sum(summed)
+    signed_total = total - 256 * sum(byte > 127 for byte in summed)
+    return int(checksum, 8) in {total, signed_total}
 
 
 def _name(header: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What the file of a downloaded archive is called: a path below a folder that says which content it is."""
+"""The names of downloaded archives: a path below a folder that identifies the content."""
 
 import string
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ __all__ = ["EXTENSION", "FIELDS", "ArchiveName", "uses_version"]
 EXTENSION = "tar.gz"
 
 FIELDS = ("kind", "date", "hour", "snapshot", "chunk", "identifier", "version", "ext")
-"""What a template may contain, in braces."""
+"""The fields of a template, in braces."""
 
 _ANY_VERSION = "0" * 32
 
 
 class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known about an archive for its name.
+    """The parts of an archive's name.
 
     Args:
         kind: The name of its resource, such as `wikidata.snapshots.chunks`.
@@ -72,8 +72,8 @@ class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
         missing = next((field for field in fields if field not in values), None)
         if missing is not None:
-            usable = ", ".join(f"{{{field}}}" for field in FIELDS if field in values)
-            raise ValueError(f"name={template!r}: {self.kind} have no {{{missing}}}; use {usable}")
+            fields_in_words = ", ".join(f"{{{field}}}" for field in FIELDS if field in values)
+            raise ValueError(f"name={template!r}: {self.kind} have no {{{missing}}}; use {fields_in_words}")
         text = template.format_map(values)
         levels = text.split("/")
         nameless = {"", ".", "..", f".{EXTENSION}"}
@@ -118,5 +118,5 @@ def _check(template: str) -> None:
         raise ValueError(f"name={template!r}: {error}; write {{{{ for a brace itself") from None
     for _, field, spec, conversion in parts:
         if field is not None and (field not in FIELDS or spec or conversion):
-            usable = ", ".join(f"{{{name}}}" for name in FIELDS)
-            raise ValueError(f"name={template!r}: {{{field}}} is unknown in this form; use {usable}")
+            fields_in_words = ", ".join(f"{{{name}}}" for name in FIELDS)
+            raise ValueError(f"name={template!r}: {{{field}}} is unknown in this form; use {fields_in_words}")

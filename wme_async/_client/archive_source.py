@@ -1,4 +1,4 @@
-"""One archive of the API as the downloader sees it: its size, its signed address, its checksum."""
+"""One archive of the API for the downloader: its size, its signed URL, its checksum."""
 
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs, urlsplit
@@ -20,7 +20,7 @@ _SIGNATURE_MARGIN = 5.0
 
 
 class ArchiveSource:
-    """One archive of the API, as the downloader sees it.
+    """One archive of the API, for the downloader.
 
     Args:
         transport: Sends the requests.
