@@ -840,7 +840,7 @@ async def test_two_tasks_cannot_wait_for_one_archive() -> None:
         ({"type": dict[str, int] | dict[str, str]}, TypeError),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], kind: type[Exception]) -> None:
+def test_invalid_arguments_are_an_error(options: dict[str, Any], kind: type[Exception]) -> None:
     with pytest.raises(kind):
         ArchiveReader(**{"source": "x", "type": Page, **options})
 

@@ -147,7 +147,7 @@ async def test_errors_of_reading_come_out_of_the_scan(simulator, tmp_path):
             list(ArrowSource(wme.snapshots, "nosuchwiki_namespace_0", type=Row).batches())
 
 
-def test_wrong_arguments_are_refused_where_they_are_given(path):
+def test_invalid_arguments_are_an_error_at_the_call(path):
     with pytest.raises(TypeError, match="source must be a path"):
         ArrowSource(5, type=Row)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a path is one archive"):

@@ -44,25 +44,25 @@ asyncio.run(main())
 def test_processes_that_share_a_token_file_sign_in_once_and_refresh_once_between_them(tmp_path):
     path = tmp_path / "tokens.json"
     with Simulator.run_in_thread(start=MIDDLE_OF_A_MONTH) as sim:
-        given = sim.client_options()
-        environment = {**os.environ, "NAME": given["username"], "PASSWORD": given["password"]}
-        command = [sys.executable, "-c", CHILD, str(path), repr(dict(given["hosts"]))]
+        options = sim.client_options()
+        environment = {**os.environ, "NAME": options["username"], "PASSWORD": options["password"]}
+        command = [sys.executable, "-c", CHILD, str(path), repr(dict(options["hosts"]))]
         children: list[Any] = [
             subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             for _ in range(3)
         ]
         try:
-            for each in children:
-                assert each.stdout.readline() == "ready\n"
+            for child in children:
+                assert child.stdout.readline() == "ready\n"
 
             def all_at_once():
-                for each in children:
-                    each.stdin.write("go\n")
-                    each.stdin.flush()
-                return {each.stdout.readline() for each in children}
+                for child in children:
+                    child.stdin.write("go\n")
+                    child.stdin.flush()
+                return {child.stdout.readline() for child in children}
 
             def calls(name):
-                return sum(each.path == f"/v1/{name}" for each in sim.requests)
+                return sum(request.path == f"/v1/{name}" for request in sim.requests)
 
             first = all_at_once()
             assert len(first) == 1
@@ -82,14 +82,14 @@ def test_processes_that_share_a_token_file_sign_in_once_and_refresh_once_between
             assert len(all_at_once()) == 1
             assert (calls("login"), calls("token-refresh")) == (1, 2)
         finally:
-            for each in children:
-                each.stdin.close()
-            codes = [each.wait(20) for each in children]
-            for each in children:
-                each.stdout.close()
+            for child in children:
+                child.stdin.close()
+            codes = [child.wait(20) for child in children]
+            for child in children:
+                child.stdout.close()
     assert codes == [0] * len(children)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["tokens.json", "tokens.json.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokens.json", "tokens.json.lock"]
     (usage,) = json.loads(path.read_bytes())["usage"].values()
     assert sum(usage.values()) == len(children) * 5 * 3
 
@@ -123,10 +123,10 @@ async def odd():
         def url(self, path="/x"):
             return f"http://127.0.0.1:{self.port}{path}"
 
-    made = Odd()
-    server = await asyncio.start_server(made.serve, "127.0.0.1")
-    made.port = server.sockets[0].getsockname()[1]
-    yield made
+    created = Odd()
+    server = await asyncio.start_server(created.serve, "127.0.0.1")
+    created.port = server.sockets[0].getsockname()[1]
+    yield created
     server.close()
     await server.wait_closed()
 
@@ -143,15 +143,15 @@ def get():
 
 @pytest.fixture
 async def plain(odd):
-    made = Transport(
+    created = Transport(
         None,
         hosts=Hosts(realtime=odd.url("")),
         retry=Retry(attempts=2, base=0),
         timeouts=Timeouts(read=0.3),
         limits=Limits(connections=2, max_response=1000),
     )
-    yield made
-    await made.aclose()
+    yield created
+    await created.aclose()
 
 
 # Names of tests are made of their parameters, so there is no time in them.
@@ -185,7 +185,7 @@ RAW_DEFLATE = DEFLATE.compress(b"[1]") + DEFLATE.flush()
         (b"", 2, TransportError),
     ],
 )
-async def test_odd_answers_are_read_or_are_errors_of_ours_and_leave_nothing_open(odd, plain, answer, asked, outcome):
+async def test_odd_responses_are_read_or_translated_and_leave_nothing_open(odd, plain, answer, asked, outcome):
     odd.answer = answer
     if isinstance(outcome, bytes):
         assert (await plain.request(get())).body == outcome
@@ -224,7 +224,7 @@ async def test_a_count_that_fails_gives_the_connection_back(odd, plain):
     assert "realtime=0" in repr(plain.pool)
 
 
-async def test_any_number_of_timeouts_takes_little_memory(odd, plain):
+async def test_different_timeouts_do_not_accumulate(odd, plain):
     odd.answer = response(body=b"ok")
     for number in range(120):
         await plain.request(get(), read_timeout=1 + number / 100)
@@ -243,12 +243,12 @@ async def test_a_request_that_is_cancelled_while_it_waits_for_a_connection_takes
                     await asyncio.sleep(0)
                 waiting[0].cancel()
                 waiting[2].cancel()
-            done, _ = await asyncio.wait(waiting)
-            assert sum(each.cancelled() for each in done) == 2
-        assert {each.body for each in [await plain.request(get()) for _ in range(3)]} == {b"ok"}
+            result, _ = await asyncio.wait(waiting)
+            assert sum(task.cancelled() for task in result) == 2
+        assert {response.body for response in [await plain.request(get()) for _ in range(3)]} == {b"ok"}
 
 
-async def test_a_pool_without_a_free_connection_says_so_in_time(odd):
+async def test_waiting_for_a_connection_has_a_timeout(odd):
     limits, timeouts = Limits(connections=1), Timeouts(pool=0.05)
     odd.answer = response(body=b"[1]", length=9)
     async with SessionPool(limits=limits, timeouts=timeouts) as pool:

@@ -57,11 +57,11 @@ class Source:
 
 
 def contents(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir())
 
 
 def names(store: Any) -> list[str]:
-    return [found["path"] for page in obstore.list(store) for found in page]
+    return [entry["path"] for page in obstore.list(store) for entry in page]
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -76,9 +76,9 @@ def expected(chunks: int) -> bytes:
 @pytest.mark.parametrize("chunks", [0, 1, 13])
 async def test_an_object_has_all_the_bytes_in_order(store: Any, chunks: int) -> None:
     source = Source(chunks)
-    done = await upload(source, "a/b.bin", store=store, part_size=5 * MIB, connections=2)
-    assert (done.url, done.size) == ("a/b.bin", chunks * MIB)
-    assert done.etag
+    result = await upload(source, "a/b.bin", store=store, part_size=5 * MIB, connections=2)
+    assert (result.url, result.size) == ("a/b.bin", chunks * MIB)
+    assert result.etag
     assert bytes(obstore.get(store, "a/b.bin").bytes()) == expected(chunks)
     assert source.tasks == {asyncio.current_task()}
     assert source.closed == 1
@@ -117,7 +117,7 @@ async def test_a_cancelled_upload_leaves_no_object_and_no_task(store: Any, tmp_p
         (obstore.exceptions.GenericError("no\n\ndebug"), OSError),
     ],
 )
-async def test_a_store_that_refuses_is_an_os_error_at_once(
+async def test_an_error_of_the_store_is_an_os_error_at_once(
     monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception]
 ) -> None:
     async def refuse(_store: Any, _key: str, taken: Any, **_options: Any) -> None:
@@ -132,7 +132,7 @@ async def test_a_store_that_refuses_is_an_os_error_at_once(
     assert source.closed == 1
 
 
-async def test_a_store_that_hangs_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_hangs_does_not_block_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang(*_: Any, **__: Any) -> None:
         await asyncio.get_running_loop().create_future()
 
@@ -172,8 +172,8 @@ async def test_a_slow_store_slows_the_source(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_a_file_url_makes_its_folder(tmp_path: Path) -> None:
     target = tmp_path / "new folder" / "x y.bin"
-    done = await upload(Source(1), target.as_uri())
-    assert done.url == target.as_uri()
+    result = await upload(Source(1), target.as_uri())
+    assert result.url == target.as_uri()
     assert target.read_bytes() == expected(1)
 
 
@@ -197,12 +197,12 @@ async def test_a_url_is_a_bucket_and_a_key() -> None:
 @pytest.mark.parametrize(
     "url", ["x.parquet", "ftp://h/x", "s3://bucket", "s3://bucket/", "s3:///x", "s3://b/x?y", "s3://b/x#y", "file:///"]
 )
-async def test_what_names_no_object_is_refused(url: str) -> None:
+async def test_a_url_without_an_object_is_an_error(url: str) -> None:
     with pytest.raises(ValueError, match="must"):
         await upload(Source(1), url)
 
 
-async def test_bad_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_arguments_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = obstore.store.MemoryStore()
     for options in ({"part_size": 0}, {"connections": 0}, {"region": "x"}):
         with pytest.raises(ValueError, match=r"must be at least 1|options already"):
@@ -226,8 +226,8 @@ async def test_parquet_goes_to_an_object_without_a_local_copy(tmp_path: Path) ->
             yield Row(number)
 
     target = tmp_path / "x.parquet"
-    done = await write_parquet(rows(), target.as_uri(), type=Row, row_group_bytes=10_000)
-    assert (done.rows, done.bytes, done.files) == (3000, target.stat().st_size, (target.as_uri(),))
+    result = await write_parquet(rows(), target.as_uri(), type=Row, row_group_bytes=10_000)
+    assert (result.rows, result.bytes, result.files) == (3000, target.stat().st_size, (target.as_uri(),))
     assert pq.read_table(target).column("number").to_pylist() == list(range(3000))
     memory = obstore.store.MemoryStore()
     await upload(parquet_chunks(rows(), Row), "x.parquet", store=memory)
@@ -240,11 +240,11 @@ def test_without_the_extra_the_import_says_what_to_install() -> None:
         "try: import wme_async.integrations.cloud\n"
         "except ImportError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'wme-async[cloud]'" in done.stdout
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'wme-async[cloud]'" in result.stdout
 
 
-async def test_what_cannot_be_iterated_starts_no_upload(tmp_path: Path) -> None:
+async def test_a_source_that_is_not_iterable_starts_no_upload(tmp_path: Path) -> None:
     chunks: Any = [b"not asynchronous"]
     before = asyncio.all_tasks()
     with pytest.raises(TypeError):

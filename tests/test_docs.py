@@ -46,12 +46,12 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text()
-    found, end = [], 0
+    parsed, end = [], 0
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start("body"))
-        found.append(Block(match["language"], match["body"], line, text[end : match.start()]))
+        parsed.append(Block(match["language"], match["body"], line, text[end : match.start()]))
         end = match.end()
-    return found
+    return parsed
 
 
 def name_of(page: Path) -> str:
@@ -128,7 +128,7 @@ def publishing(firehose: Firehose) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("page", with_python(PAGES), ids=name_of)
-def test_what_a_page_shows_runs_and_prints_what_it_says(
+def test_the_code_of_a_page_runs_and_prints_its_output(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -149,7 +149,7 @@ def test_what_a_page_shows_runs_and_prints_what_it_says(
                     runner.run(value.aclose())
 
 
-def test_what_is_not_run_says_why() -> None:
+def test_code_that_is_not_run_has_a_reason() -> None:
     for page in PAGES:
         for block in blocks(page):
             if block.language == "python" and block.body.startswith("# not run"):
@@ -217,10 +217,10 @@ def _unknown_words(words: list[str]) -> str | None:
             if not has_value and not getattr(known.get(name), "is_flag", True):
                 next(rest, None)
         elif isinstance(command, click.Group):
-            found = command.get_command(context, word)
-            if found is None:
+            subcommand = command.get_command(context, word)
+            if subcommand is None:
                 return word
-            command, context = found, click.Context(found, parent=context)
+            command, context = subcommand, click.Context(subcommand, parent=context)
     return None
 
 
@@ -234,10 +234,10 @@ def drawn(text: str) -> dict[str, str]:
             continue
         depth = len(line) - len(line.lstrip())
         above = [(at, name) for at, name in above if at < depth]
-        found = re.findall(r"[A-Z]\w+", names[1])
-        for name in found:
+        kinds = re.findall(r"[A-Z]\w+", names[1])
+        for name in kinds:
             parents[name] = above[-1][1] if above else "Exception"
-        above.append((depth, found[-1]))
+        above.append((depth, kinds[-1]))
     return parents
 
 
@@ -283,7 +283,7 @@ def test_every_public_name_is_on_the_api_page(name: str) -> None:
         modules = [importlib.import_module(module_name) for module_name in whole]
     except ImportError:
         pytest.skip("the page shows modules of extras that are not installed")
-    shown = {each.rpartition(".")[2] for each in named} | {each for module in modules for each in module.__all__}
+    shown = {name.rpartition(".")[2] for name in named} | {name for module in modules for name in module.__all__}
     assert sorted(set(public) - shown - {"__version__"}) == []
 
 
@@ -300,7 +300,7 @@ def test_every_part_of_a_client_is_on_the_api_page(part: str) -> None:
     home = type(getattr(Client("a", "b"), part))
     text = (DOCS / "api.md").read_text()
     home = type(Client("a", "b").wikidata.items) if part == "wikidata" else home
-    methods = [name for name, each in vars(home).items() if inspect.isfunction(each) and not name.startswith("_")]
+    methods = [name for name, value in vars(home).items() if inspect.isfunction(value) and not name.startswith("_")]
     shown = set(re.findall(rf"automethod:: {home.__module__}\.{home.__name__}\.(\w+)", text))
     assert f".. class:: wme.{part}" in text
     assert sorted({*methods} - shown - {"save"}) == []

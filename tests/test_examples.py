@@ -87,19 +87,19 @@ def run(name: str, *words: str, cwd: Path) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_a_script_prints_what_it_should(name: str, environment: Simulator, tmp_path: Path) -> None:
+def test_a_script_prints_its_documented_output(name: str, environment: Simulator, tmp_path: Path) -> None:
     for arguments, expected in SCRIPTS[name]:
-        words = [each.format(hour=environment.hours[-1]) for each in arguments]
+        words = [argument.format(hour=environment.hours[-1]) for argument in arguments]
         printed = run(name, *words, cwd=tmp_path)
         assert re.search(expected, printed, re.DOTALL), printed
 
 
-def test_the_script_that_uses_all_processors_finds_what_is_short(tmp_path: Path) -> None:
+def test_the_script_that_uses_all_processors_finds_short_pages(tmp_path: Path) -> None:
     lengths = {"a": (99, 100, 5000), "b": (1, 100)}
-    for name, found in lengths.items():
-        pages = [{"name": f"{name}{length}", "version": {"number_of_characters": length}} for length in found]
+    for stem, numbers in lengths.items():
+        pages = [{"name": f"{stem}{number}", "version": {"number_of_characters": number}} for number in numbers]
         lines = [json.dumps(page).encode() + b"\n" for page in pages]
-        (tmp_path / f"{name}.tar.gz").write_bytes(build_archive([("x.ndjson", lines)]))
+        (tmp_path / f"{stem}.tar.gz").write_bytes(build_archive([("x.ndjson", lines)]))
     printed = run("short_pages", "a.tar.gz", "b.tar.gz", cwd=tmp_path)
     assert sorted(printed.splitlines()) == ["1\tb1\tb.tar.gz", "99\ta99\ta.tar.gz"]
 
@@ -120,15 +120,15 @@ def published(simulator: Simulator) -> Iterator[Firehose]:
     thread.join()
 
 
-def test_the_script_that_follows_the_stream_goes_on_where_it_stopped(
+def test_the_script_that_follows_the_stream_resumes(
     environment: Simulator, published: Firehose, tmp_path: Path
 ) -> None:
     for count in ("30", "40"):
         printed = run("follow_stream", "offsets.db", count, cwd=tmp_path)
         assert re.match(rf"{count} events; \w+ \d+", printed), printed
     first, second = published.connections
-    asked = second.request.offsets
-    assert sum(second.start[number] - first.start[number] for number in asked) == 30
+    requests = second.request.offsets
+    assert sum(second.start[number] - first.start[number] for number in requests) == 30
 
 
 def test_the_script_that_copies_the_stream_has_no_event_twice_and_none_missing(
@@ -136,14 +136,14 @@ def test_the_script_that_copies_the_stream_has_no_event_twice_and_none_missing(
 ) -> None:
     for rows in (30, 90):
         printed = run("exactly_once", "edits.db", str(rows), cwd=tmp_path)
-        found = re.fullmatch(r"(\d+) rows, 50 positions\n", printed)
-        assert found is not None, printed
-        assert int(found[1]) >= rows
+        match = re.fullmatch(r"(\d+) rows, 50 positions\n", printed)
+        assert match is not None, printed
+        assert int(match[1]) >= rows
     with contextlib.closing(sqlite3.connect(tmp_path / "edits.db")) as db:
         copied = db.execute("SELECT partition, offset FROM edits").fetchall()
     assert len(copied) == len(set(copied))
     for partition, first in published.connections[0].start.items():
-        offsets = sorted(offset for each, offset in copied if each == partition)
+        offsets = sorted(offset for number, offset in copied if number == partition)
         assert offsets == list(range(first, first + len(offsets)))
 
 
@@ -252,12 +252,12 @@ async def test_the_batch_service_takes_a_batch_and_serves_its_file(environment: 
         urls = [f"wme:batches/{hour}/simplewiki_namespace_0"]
         async with served.post("/downloads/api/v1/batch/download", json={"urls": urls}) as response:
             assert response.status == 201, await response.text()
-            made = await response.json()
+            created = await response.json()
         async with asyncio.timeout(20):
-            async with served.get(f"/downloads/api/v1/batch/{made['batch_id']}/events") as response:
+            async with served.get(f"/downloads/api/v1/batch/{created['batch_id']}/events") as response:
                 events = (await response.text()).count("completed")  # the stream ends with the batch
         assert events >= 2
-        async with served.get(f"/downloads/api/v1/batch/{made['batch_id']}") as response:
+        async with served.get(f"/downloads/api/v1/batch/{created['batch_id']}") as response:
             (job,) = (await response.json())["jobs"]
         async with served.get(urlsplit(job["file_info"]["download_url"]).path) as response:
             assert len(await response.read()) == job["file_info"]["size_bytes"]

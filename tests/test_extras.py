@@ -71,7 +71,7 @@ def test_every_public_name_is_there_without_extras(name: str) -> None:
     assert getattr(wme_async, name) is not None
 
 
-async def test_an_archive_is_read_and_a_stream_followed_with_what_is_there(tmp_path: Path) -> None:
+async def test_archives_and_streams_work_with_any_extras(tmp_path: Path) -> None:
     async with Simulator(articles=10) as simulator, Client(**simulator.client_options()) as wme:
         hour = wme.batches(simulator.hours[-2])
         download = await hour.download("simplewiki_namespace_0", tmp_path)

@@ -61,14 +61,14 @@ async def test_a_listener_begins_with_the_next_event_or_with_the_backlog(sim):
             assert (await anext(new)).item is (await anext(old)).item
 
 
-async def test_a_listener_receives_only_what_its_filter_lets_through(sim):
+async def test_a_listener_receives_only_the_events_of_its_filter(sim):
     async with relay(sim) as hub, hub.listen(where=lambda article: article.event.type == "delete") as events:
         for number in range(300):
             sim.firehose.publish(kind="delete" if number % 100 == 0 else "update")
         assert {event.item.event.type for event in await take(events, 3)} == {"delete"}
 
 
-async def test_a_listener_that_comes_back_receives_what_it_has_not_had(sim):
+async def test_a_listener_resumes_after_its_last_event(sim):
     async with relay(sim) as hub:
         async with hub.listen() as events:
             sim.firehose.publish_many(50)
@@ -113,7 +113,7 @@ async def test_an_id_that_is_not_from_a_relay_gives_the_backlog_and_says_so(sim,
             assert (await take(events, 5))[0].incomplete
 
 
-async def test_a_slow_listener_misses_the_oldest_events_and_is_told_how_many(sim):
+async def test_a_slow_listener_misses_the_oldest_events_and_learns_their_number(sim):
     async with relay(sim, backlog=10) as hub, hub.listen() as slow, hub.listen() as quick:
         sim.firehose.publish_many(100)
         everything = await take(quick, 100)
@@ -217,7 +217,7 @@ async def test_server_sent_events_have_an_id_their_json_and_a_sign_of_life(sim):
         assert hub.statistics().listeners == 0
 
 
-async def test_wrong_arguments_are_refused_where_they_are_given(sim):
+async def test_invalid_arguments_are_an_error_at_the_call(sim):
     async with Client(**sim.client_options()) as wme:
         stream = wme.realtime.articles()
         with pytest.raises(ValueError, match="backlog must be at least 1"):

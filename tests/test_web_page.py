@@ -48,9 +48,9 @@ class Page:
         async for message in self._socket:
             said = message.json()
             if "id" in said:
-                answer = self._answers.pop(said["id"])
-                if not answer.done():
-                    answer.set_result(said)
+                response = self._answers.pop(said["id"])
+                if not response.done():
+                    response.set_result(said)
             elif said["method"] == "Runtime.exceptionThrown":
                 self.complaints.append(said["params"]["exceptionDetails"])
             elif said["method"] == "Log.entryAdded" and said["params"]["entry"]["level"] in {"error", "warning"}:
@@ -60,13 +60,13 @@ class Page:
 
     async def call(self, method, **parameters):
         number = next(self._numbers)
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        response = self._answers[number] = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": parameters}
         if self._session:
             message["sessionId"] = self._session
         await self._socket.send_json(message)
         async with asyncio.timeout(10):
-            said = await answer
+            said = await response
         assert "error" not in said, said
         return said["result"]
 
@@ -78,9 +78,9 @@ class Page:
             await self.call(f"{domain}.enable")
 
     async def run(self, script):
-        said = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in said, said["exceptionDetails"]
-        return said["result"].get("value")
+        message = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in message, message["exceptionDetails"]
+        return message["result"].get("value")
 
     async def until(self, condition, seconds=10):
         """Wait inside the page, frame by frame, until a condition holds."""
@@ -131,8 +131,8 @@ async def chromium(profile):
             while url is None:
                 line = (await process.stderr.readline()).decode(errors="replace")
                 assert line, "Chromium ended before it listened"
-                found = re.search(r"ws://\S+", line)
-                url = found and found[0]
+                records = re.search(r"ws://\S+", line)
+                url = records and records[0]
         async with asyncio.TaskGroup() as group, aiohttp.ClientSession() as session:
             drain = group.create_task(process.stderr.read())
             async with session.ws_connect(url, max_msg_size=1 << 26) as socket:
@@ -190,9 +190,9 @@ async def test_people_can_submit_watch_cancel_and_retry_and_a_restart_is_mended(
             # What is refused is said in words.
             await page.type("http://169.254.169.254/ nonsense")
             await page.run("document.getElementById('submit').click()")
-            said = await page.until("document.getElementById('form-error').textContent")
-            assert "metadata service" in said
-            assert "nonsense: Invalid URL" in said
+            message = await page.until("document.getElementById('form-error').textContent")
+            assert "metadata service" in message
+            assert "nonsense: Invalid URL" in message
 
             # A batch moves, and says what went wrong.
             await page.run("document.getElementById('urls').value = ''")
@@ -217,9 +217,9 @@ async def test_people_can_submit_watch_cancel_and_retry_and_a_restart_is_mended(
             files.rules.clear()
             await page.run(f"{button(batch, 'retry')}.click()")
             await page.until("document.querySelectorAll('article').length === 2")
-            again = await page.run("document.querySelector('article').id")
-            assert again != batch
-            await page.until(f"document.querySelector('#{again} .status').textContent === 'completed'")
+            second = await page.run("document.querySelector('article').id")
+            assert second != batch
+            await page.until(f"document.querySelector('#{second} .status').textContent === 'completed'")
 
             # Dark where the reader wants it.
             light = await page.run("getComputedStyle(document.body).backgroundColor")
@@ -251,7 +251,7 @@ async def test_people_can_submit_watch_cancel_and_retry_and_a_restart_is_mended(
     assert time.monotonic() - began < 60
 
 
-async def test_a_key_that_no_header_can_carry_is_asked_for_again(tmp_path):
+async def test_the_page_rejects_a_key_that_no_header_can_carry(tmp_path):
     async with chromium(tmp_path / "profile") as page, service(tmp_path / "files") as url:
         await page.call("Page.navigate", url=url)
         for key in ("a-key-for…", "🔑" * 8, KEY):

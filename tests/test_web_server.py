@@ -96,18 +96,18 @@ async def test_busy_connections_are_not_closed_for_new_ones(tmp_path):
         for reader, _ in streams:
             await reader.readuntil(b"hello")
         waiting, waiting_writer = await connect(port, REQUEST)
-        answer = asyncio.create_task(waiting.readuntil(b"\r\n\r\n"))
+        response = asyncio.create_task(waiting.readuntil(b"\r\n\r\n"))
         for reader, _ in streams:
             assert not reader.at_eof()
-        assert not answer.done()
+        assert not response.done()
         streams[0][1].close()
-        assert b"200 OK" in await answer
+        assert b"200 OK" in await response
         for writer in (waiting_writer, streams[1][1]):
             writer.close()
 
 
 @pytest.mark.parametrize("options", [{"head_timeout": 0}, {"max_connections": 0}])
-async def test_limits_that_cannot_work_are_refused(tmp_path, options):
+async def test_invalid_limits_are_an_error(tmp_path, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         await serve(BatchManager(tmp_path), port=0, api_keys=[KEY], **options)
 
@@ -133,9 +133,9 @@ def test_without_descriptors_the_service_is_quiet_and_recovers(tmp_path):
                 writer.close()
             async with asyncio.timeout(20):
                 reader, writer = await connect(port, REQUEST)
-                answer = await reader.readuntil(b"\r\n")
+                response = await reader.readuntil(b"\r\n")
                 writer.close()
-                return answer
+                return response
 
         assert b"200 OK" in asyncio.run(flood())
     finally:

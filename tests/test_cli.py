@@ -73,23 +73,23 @@ def test_lists_are_json_lines_in_a_pipe(run, world):
     assert all(set(row) == {"identifier", "name"} for row in only)
 
 
-def test_one_record_is_got(run):
+def test_get_prints_one_record(run):
     assert lines(run("languages", "get", "en"))[0]["identifier"] == "en"
     assert lines(run("namespaces", "get", "14"))[0]["identifier"] == 14
 
 
 @pytest.mark.parametrize("place", ["latest", "hour"])
-def test_batches_are_listed_asked_for_downloaded_and_read(run, world, tmp_path, place):
+def test_batches_are_listed_shown_downloaded_and_read(run, world, tmp_path, place):
     hour = place if place == "latest" else world.hours[-1]
     rows = lines(run("batches", "ls", hour, "--where", "namespace.identifier=0"))
     assert {row["namespace"]["identifier"] for row in rows} == {0}
     assert lines(run("batches", "get", hour, ARCHIVE))[0]["identifier"] == ARCHIVE
     assert lines(run("batches", "get", "-3h", ARCHIVE))[0]["identifier"] == ARCHIVE
     size = lines(run("batches", "head", hour, ARCHIVE))[0]["size"]
-    told = run("batches", "download", hour, ARCHIVE, "dewiki_namespace_0", "--to", str(tmp_path / "data")).stdout
+    output = run("batches", "download", hour, ARCHIVE, "dewiki_namespace_0", "--to", str(tmp_path / "data")).stdout
     [path] = (tmp_path / "data").rglob(f"{ARCHIVE}.tar.gz")
     assert path.stat().st_size == size
-    assert told.count("MD5 matches") == 2
+    assert output.count("MD5 matches") == 2
     assert "unchanged" in run("batches", "download", hour, ARCHIVE, "--to", f"{tmp_path}/data/", "--if-changed").stdout
     records = lines(run("batches", "read", hour, ARCHIVE))
     assert len(records) >= 7
@@ -142,30 +142,30 @@ def test_snapshots_and_their_chunks(run, tmp_path):
         (("nonsense",), 2, "nonsense"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line_with_an_exit_code(run, arguments, code, words):
+def test_an_error_is_a_message_with_an_exit_code(run, arguments, code, words):
     result = run(*arguments, code=code)
     assert words in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.output
 
 
 def test_values_of_filters_have_the_type_of_their_field(run):
-    told = run("explain", "articles", "--where", "version.is_minor_edit=True", "--where", "is_part_of.identifier=x")
-    assert "version.is_minor_edit = True" in told.stdout
+    output = run("explain", "articles", "--where", "version.is_minor_edit=True", "--where", "is_part_of.identifier=x")
+    assert "version.is_minor_edit = True" in output.stdout
     wrong = run("explain", "articles", "--where", "version.is_minor_edit=maybe", code=2)
     assert "is true or false, not 'maybe'" in wrong.stderr
     # As the published documentation calls it; the server calls it otherwise.
-    told = run("explain", "realtime.articles", "--where", "visibility.user=true").stdout
-    assert "sent: filter visibility.editor = True" in told
+    output = run("explain", "realtime.articles", "--where", "visibility.user=true").stdout
+    assert "sent: filter visibility.editor = True" in output
     assert "is a whole number, not '1.5'" in run("explain", "articles", "--where", "identifier=1.5", code=2).stderr
 
 
-def test_what_was_tried_is_told_with_the_error(run, world, monkeypatch):
+def test_an_error_names_the_attempts(run, world, monkeypatch):
     world.faults.inject("status", role="api", status=500, times=5)
     monkeypatch.setattr("wme_async._transport.client.Retry", lambda: Retry(base=0.0))
     assert "gave up after 5 attempts" in run("projects", "ls", code=1).stderr
 
 
-def test_being_stopped_before_it_begins_is_no_traceback(monkeypatch, capsys):
+def test_an_interrupt_during_the_import_shows_no_traceback(monkeypatch, capsys):
     def stopped():
         raise KeyboardInterrupt
 
@@ -197,17 +197,17 @@ def test_wrong_credentials_have_an_exit_code_of_their_own(run, monkeypatch):
 
 
 def test_signing_in_keeps_the_tokens_for_the_next_command_and_out_revokes_them(run, world, environment):
-    before = sum(each.path == "/v1/login" for each in world.requests)
+    before = sum(request.path == "/v1/login" for request in world.requests)
     result = run("login")
     assert "signed in as simulated" in result.stdout
     assert "snapshot: " in result.stdout
     run("projects", "ls")
-    assert sum(each.path == "/v1/login" for each in world.requests) == before + 1
+    assert sum(request.path == "/v1/login" for request in world.requests) == before + 1
     assert run("logout").stdout == "signed out\n"
     assert "access_token" not in Path(environment["WME_TOKEN_FILE"]).read_text()
 
 
-def test_credentials_may_stand_in_a_file_that_is_named(run, world, tmp_path, monkeypatch):
+def test_credentials_come_from_an_env_file(run, world, tmp_path, monkeypatch):
     env_file = tmp_path / "env"
     env_file.write_text("".join(f"{name}={value}\n" for name, value in world.environment().items()))
     for name in world.environment():
@@ -215,7 +215,7 @@ def test_credentials_may_stand_in_a_file_that_is_named(run, world, tmp_path, mon
     assert lines(run("--env-file", str(env_file), "codes", "ls"))
 
 
-def test_the_stream_is_json_lines_and_goes_on_from_its_offsets(run, world, tmp_path):
+def test_the_stream_is_json_lines_and_resumes_from_its_offsets(run, world, tmp_path):
     offsets = str(tmp_path / "offsets.db")
     published = [world.call(world.firehose.publish, partition=number % 50) for number in range(60)]
     start = world.firehose.log[0].end
@@ -234,7 +234,7 @@ def test_the_stream_can_be_watched_as_a_table(run, world):
     assert "events" in result.stderr
 
 
-def test_a_download_that_is_interrupted_goes_on_with_the_same_command(environment, tmp_path):
+def test_the_same_command_resumes_an_interrupted_download(environment, tmp_path):
     with Simulator.run_in_thread(archive_bytes={ARCHIVE: 3_000_000}, article_size=100_000) as simulator:
         values = {**os.environ, **environment, **simulator.environment()}
         hour = simulator.hours[-1]
@@ -251,12 +251,12 @@ def test_a_download_that_is_interrupted_goes_on_with_the_same_command(environmen
         assert process.returncode == 130, errors
         assert "Traceback" not in errors
         assert "the same command continues" in errors
-        again = subprocess.run(command, env=values, capture_output=True, text=True, check=True)
-        assert "were there already" in again.stdout
-        assert "MD5 matches" in again.stdout
+        second = subprocess.run(command, env=values, capture_output=True, text=True, check=True)
+        assert "were there already" in second.stdout
+        assert "MD5 matches" in second.stdout
 
 
-def test_what_looks_like_markup_is_printed_as_it_is(run, tmp_path):
+def test_markup_in_values_is_printed_literally(run, tmp_path):
     result = run("lookup", "[/x]", "[bold]y", ":heart:", code=3)
     assert [line for line in result.stderr.splitlines() if "no such page" in line] == [
         "[/x]: no such page",
@@ -268,14 +268,14 @@ def test_what_looks_like_markup_is_printed_as_it_is(run, tmp_path):
     assert "[/x]" in run("batch", "--directory", str(tmp_path), "submit", "[/x]", code=2).stderr
 
 
-def test_titles_are_read_line_by_line_whatever_ends_them(run, monkeypatch):
+def test_titles_may_have_any_line_ends(run, monkeypatch):
     result = CliRunner().invoke(root, ["lookup", "--limit", "1"], input="Squirrel\r\n\n  No such page at all  \n")
     assert result.exit_code == 3
     assert "No such page at all: no such page" in result.stderr
     assert "1 of 2 titles" in result.stderr
 
 
-def test_a_home_that_cannot_be_written_to_costs_only_the_kept_tokens(run, monkeypatch, caplog):
+def test_without_a_writable_home_tokens_are_not_stored(run, monkeypatch, caplog):
     monkeypatch.delenv("WME_TOKEN_FILE")
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setenv("HOME", os.devnull)
@@ -285,7 +285,7 @@ def test_a_home_that_cannot_be_written_to_costs_only_the_kept_tokens(run, monkey
     assert "NotADirectoryError" in run("--token-file", f"{os.devnull}/x/tokens.json", "codes", "ls", code=1).stderr
 
 
-def test_batches_use_the_credentials_of_the_file_that_is_named(run, world, environment, tmp_path, monkeypatch):
+def test_batches_use_the_credentials_of_the_env_file(run, world, environment, tmp_path, monkeypatch):
     env_file = tmp_path / "env"
     env_file.write_text("".join(f"{name}={value}\n" for name, value in world.environment().items()))
     for name in world.environment():
@@ -313,7 +313,7 @@ def shell(script, *arguments, environment):
     )
 
 
-def test_letters_that_the_terminal_does_not_know_are_no_reason_to_stop(environment, tmp_path):
+def test_characters_outside_the_encoding_of_the_terminal_are_escaped(environment, tmp_path):
     environment = {**environment, "PYTHONIOENCODING": "latin-1"}
     labels = '"$@" wikidata labels Q42'
     download = f'"$@" batches download latest {ARCHIVE} --quiet --to "{tmp_path}/Ł/"'
@@ -324,7 +324,7 @@ def test_letters_that_the_terminal_does_not_know_are_no_reason_to_stop(environme
 
 
 @pytest.mark.parametrize(("closed", "heard"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)])
-def test_a_command_runs_without_the_streams_that_are_closed(environment, closed, heard):
+def test_a_command_runs_with_closed_standard_streams(environment, closed, heard):
     result = shell(f'"$@" {closed}', "codes", "get", "wiki", environment=environment)
     assert result.returncode == 0, result.stderr
     assert bool(result.stdout) == heard
@@ -340,7 +340,7 @@ def test_a_command_runs_without_the_streams_that_are_closed(environment, closed,
         (["lookup"], None, signal.SIGINT),
     ],
 )
-def test_a_command_can_be_stopped_wherever_it_hangs(world, environment, arguments, role, number):
+def test_a_signal_stops_a_command_wherever_it_hangs(world, environment, arguments, role, number):
     fault = None if role is None else world.faults.inject("hang_head", role=role, times=1)
     process: Any = subprocess.Popen(
         [sys.executable, "-m", "wme_async", "-vv", *arguments],
@@ -369,7 +369,7 @@ def test_a_command_can_be_stopped_wherever_it_hangs(world, environment, argument
     assert "Traceback" not in errors
 
 
-def test_without_the_extra_there_is_a_hint(tmp_path):
+def test_without_the_extra_the_error_says_what_to_install(tmp_path):
     (tmp_path / "click.py").write_text("raise ImportError('no click', name='click')")
     result = subprocess.run(
         [sys.executable, "-m", "wme_async", "demo"],
@@ -396,8 +396,8 @@ def test_the_demo_passes_its_own_checks(environment):
 
 
 def test_look_ups_take_titles_as_arguments_or_lines(run, world):
-    found = lines(run("lookup", "Squirrel", "--where", "is_part_of.identifier=enwiki"))
-    assert [each["name"] for each in found] == ["Squirrel"]
+    records = lines(run("lookup", "Squirrel", "--where", "is_part_of.identifier=enwiki"))
+    assert [record["name"] for record in records] == ["Squirrel"]
     names = run("lookup", "Squirrel", "--field", "is_part_of.identifier", "--limit", "2").stdout.split()
     assert len(names) == 2
     missing = run("lookup", "Squirrel", "No such page at all", "--limit", "1", code=3)
@@ -406,7 +406,7 @@ def test_look_ups_take_titles_as_arguments_or_lines(run, world):
     assert lines(run("structured", "Squirrel", "--fields", "name,abstract", "--limit", "1"))
 
 
-def test_one_field_is_printed_whatever_its_name_goes_through(run, world):
+def test_one_field_is_printed_through_lists_and_wildcards(run, world):
     world.pages.add(
         {
             "name": "Field",
@@ -441,32 +441,32 @@ def test_entities_files_and_quotas(run):
 
 def test_a_query_is_explained_without_being_sent(run, world):
     before = len(world.requests)
-    told = run("explain", "batches", "--where", "size.value=0.5", "--fields", "identifier").stdout
-    assert "here: filter size.value" in told
+    output = run("explain", "batches", "--where", "size.value=0.5", "--fields", "identifier").stdout
+    assert "here: filter size.value" in output
     assert "can be filtered by" in run("explain", "realtime.articles").stdout
     assert "takes no query" in run("explain", "nothing", code=2).stderr
     assert len(world.requests) == before
 
 
-def test_what_a_look_up_would_do_is_explained_as_it_does_it(run):
+def test_explain_describes_what_a_look_up_does(run):
     language = ("--where", "in_language.identifier=fr")
-    told = run("explain", "articles", *language, "--where", "version.identifier=5", "--fields", "name").stdout
-    assert "sent: instead, limit 10" in told
-    assert "is_part_of.identifier besides" in told
-    told = run("explain", "structured_contents", "--fields", "version.identifier").stdout
-    assert "sent: instead, whole fields version" in told
+    output = run("explain", "articles", *language, "--where", "version.identifier=5", "--fields", "name").stdout
+    assert "sent: instead, limit 10" in output
+    assert "is_part_of.identifier besides" in output
+    output = run("explain", "structured_contents", "--fields", "version.identifier").stdout
+    assert "sent: instead, whole fields version" in output
     for command in ("explain", "lookup"):
         what = "articles" if command == "explain" else "NATO"
         assert "alone cannot be answered" in run(command, what, "--where", "version.identifier=5", code=2).stderr
 
 
-def test_an_unstructured_article_is_told_of_where_a_field_alone_is_printed(run, world):
-    asked = ("structured", "Squirrel", "--limit", "1", "--field", "sections")
-    assert not run(*asked).stderr
+def test_an_unstructured_article_is_a_warning_where_one_field_is_printed(run, world):
+    requests = ("structured", "Squirrel", "--limit", "1", "--field", "sections")
+    assert not run(*requests).stderr
     world.faults.inject("raw", role="api", times=1)
-    told = run(*asked)
-    assert told.stdout == "[]\n"
-    assert "Squirrel: an unstructured article came" in told.stderr
+    output = run(*requests)
+    assert output.stdout == "[]\n"
+    assert "Squirrel: an unstructured article came" in output.stderr
 
 
 def test_batches_run_without_a_service(run, world, tmp_path):
@@ -477,9 +477,9 @@ def test_batches_run_without_a_service(run, world, tmp_path):
     identifier = result.stdout.split()[0]
     assert "1 succeeded, 1 failed" in result.stdout
     assert "nothing" in result.stderr
-    found = lines(run(*folder, "status", identifier))[0]
-    assert [job["status"] for job in found["jobs"]] == ["completed", "failed"]
-    assert (tmp_path / "here" / found["jobs"][0]["file_info"]["filepath"]).is_file()
+    batch = lines(run(*folder, "status", identifier))[0]
+    assert [job["status"] for job in batch["jobs"]] == ["completed", "failed"]
+    assert (tmp_path / "here" / batch["jobs"][0]["file_info"]["filepath"]).is_file()
     assert lines(run(*folder, "status"))[0]["batch_id"] == identifier
     assert "batch_" in run(*folder, "retry", identifier).stdout
     assert "cannot be cancelled" in run(*folder, "cancel", identifier, code=1).stderr
@@ -487,7 +487,7 @@ def test_batches_run_without_a_service(run, world, tmp_path):
     run(*folder, "submit", "ftp://x", code=2)
 
 
-def test_only_who_waits_for_a_batch_lets_its_jobs_run(run, world, tmp_path, monkeypatch):
+def test_only_a_command_that_waits_for_a_batch_runs_its_jobs(run, world, tmp_path, monkeypatch):
     folder = ["batch", "--directory", str(tmp_path / "here"), "--allow-host", "127.0.0.1"]
     hour = world.hours[-1].replace("T", "/")
 
@@ -514,7 +514,7 @@ def test_only_who_waits_for_a_batch_lets_its_jobs_run(run, world, tmp_path, monk
 
 
 @pytest.mark.parametrize("command", [("batch", "status"), ("serve", "--port", "0")])
-def test_a_folder_that_another_process_has_or_that_cannot_be_read_is_told_in_one_line(run, tmp_path, command):
+def test_a_folder_in_use_and_a_damaged_database_are_one_line(run, tmp_path, command):
     hidden = tmp_path / "downloads" / ".wme-jobs"
     hidden.mkdir(parents=True)
     group, *rest = command
@@ -586,7 +586,7 @@ def test_on_a_terminal_lists_are_tables_and_records_are_indented(run, terminal):
     assert "{" not in run("projects", "ls").stdout
 
 
-def test_on_a_terminal_a_column_shows_what_its_name_goes_through(run, world, terminal):
+def test_on_a_terminal_a_column_shows_lists_and_wildcards(run, world, terminal):
     out, _ = terminal
     page = {"name": "Column", "is_part_of": {"identifier": "enwiki"}, "categories": [{"name": "A"}, {"name": "B"}]}
     world.pages.add({**page, "version": {"identifier": 9}})
@@ -630,7 +630,7 @@ def test_the_commands_are_listed_without_being_loaded(run):
         assert re.search(rf"^  {name} +\S", listed, re.MULTILINE)
 
 
-def test_hours_without_batches_are_passed_over_and_none_at_all_is_told(run, world):
+def test_latest_skips_hours_without_batches(run, world):
     late = world.faults.inject("status", role="api", path="/v2/batches/", status=404, times=1)
     assert lines(run("batches", "ls", "latest"))
     assert late.hits == 1
@@ -665,7 +665,7 @@ def test_a_simulator_runs_until_it_is_stopped(arguments):
     assert process.returncode == 130
 
 
-def test_a_service_is_told_what_to_do(run, world, tmp_path, monkeypatch):
+def test_commands_control_the_batches_of_a_service(run, world, tmp_path, monkeypatch):
     assert "exclude each other" in run("serve", "--no-key", "--api-key", "k", code=2).stderr
     monkeypatch.setenv("WME_USERNAME", "")
     command = [sys.executable, "-m", "wme_async", "serve", "--port", "0", "--no-key", "--allow-host", "127.0.0.1"]
@@ -682,9 +682,9 @@ def test_a_service_is_told_what_to_do(run, world, tmp_path, monkeypatch):
         stalled.remove()
         run(*service, "retry", identifier, code=1)
         failed = run(*service, "submit", f"{world.store_url}/nothing", code=1).stdout.split()[0]
-        again = run(*service, "retry", failed).stdout.split()[0]
-        assert again not in {failed, identifier}
-        run(*service, "watch", again, code=1)
+        second = run(*service, "retry", failed).stdout.split()[0]
+        assert second not in {failed, identifier}
+        run(*service, "watch", second, code=1)
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
@@ -692,7 +692,7 @@ def test_a_service_is_told_what_to_do(run, world, tmp_path, monkeypatch):
     assert "not a batch service" in run("batch", "--server", world.store_url, "status", code=1).stderr
 
 
-def test_without_uvloop_the_usual_loop_runs(run, monkeypatch):
+def test_commands_run_without_uvloop(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert lines(run("codes", "get", "wiki"))
 
@@ -703,17 +703,17 @@ def test_an_archive_goes_to_standard_output(run, world):
     result = run("batches", "download", hour, ARCHIVE, "--to", "-")
     assert hashlib.md5(result.stdout_bytes).hexdigest() == row["version"]
     for option in (["--force"], ["--if-changed"], ["--name", "x"], ["--no-verify"], ["dewiki_namespace_0"]):
-        told = run("batches", "download", hour, ARCHIVE, "--to", "-", *option, code=2).stderr
-        assert "--to - writes one archive" in told
+        output = run("batches", "download", hour, ARCHIVE, "--to", "-", *option, code=2).stderr
+        assert "--to - writes one archive" in output
 
 
 def test_a_file_of_another_version_is_replaced_by_force_alone(run, world, tmp_path):
     path = tmp_path / "x.tar.gz"
     path.write_bytes(b"mine")
     command = ["batches", "download", world.hours[-2], ARCHIVE, "--to", str(path)]
-    told = run(*command, code=1).stderr
-    assert hashlib.md5(b"mine").hexdigest() in told
-    assert "--force" in told
+    output = run(*command, code=1).stderr
+    assert hashlib.md5(b"mine").hexdigest() in output
+    assert "--force" in output
     assert path.read_bytes() == b"mine"
     assert "MD5 matches" in run(*command, "--force").stdout
     assert "unchanged" in run(*command).stdout

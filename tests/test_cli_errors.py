@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_line(environment):
 
 
 @pytest.mark.parametrize("arguments", [["lookup", "--help"], ["codes", "ls"]])
-def test_a_closed_pipe_is_the_end(environment, arguments):
+def test_a_closed_pipe_ends_a_command_without_an_error(environment, arguments):
     reader, writer = os.pipe()
     os.close(reader)
     try:
