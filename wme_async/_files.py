@@ -42,7 +42,7 @@ logger = logging.getLogger("wme_async.files")
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
-NAME_LEAST: Final = 143  # bytes; what the strictest file systems allow, encrypted ones that report 255 among them
+NAME_LEAST: Final = 143  # bytes; the limit of the strictest file systems, such as encrypted ones that report 255
 _LONGEST_SUFFIX: Final = len(".part.ledger")
 
 _MOST_LOGGED: Final = 1000
@@ -51,7 +51,7 @@ _logged: set[tuple[str, Path]] = set()
 
 
 def _log_once(level: int, kind: str, folder: Path, message: str, *args: object) -> None:
-    """Log what is wrong with a folder's file system once for each kind and folder."""
+    """Log a problem of a folder's file system once for each kind and folder."""
     if (kind, folder) not in _logged:
         if len(_logged) >= _MOST_LOGGED:
             _logged.clear()
@@ -60,11 +60,11 @@ def _log_once(level: int, kind: str, folder: Path, message: str, *args: object) 
 
 
 def explained(error: OSError, problem: str, path: Path) -> OSError:
-    """Return an error of the same kind whose message says in one sentence what failed, why, and where.
+    """Return an error of the same kind whose message says the problem, the cause and the path.
 
     Args:
         error: The system's error.
-        problem: What failed and what to do.
+        problem: The failed operation, and the remedy.
         path: The file or folder.
     """
     return OSError(error.errno, f"{problem}: {error.strerror or error}", str(path))
@@ -114,7 +114,7 @@ def sibling(path: Path, suffix: str, *, cautious: bool = False) -> Path:
 
     Args:
         path: The other file.
-        suffix: What its name is followed by, at most as long as `.part.ledger`.
+        suffix: Follows its name; at most as long as `.part.ledger`.
         cautious: Do not trust the length that the file system reports.
 
     Returns:
@@ -137,7 +137,7 @@ def sync_file(descriptor: int, *, only_data: bool = False) -> None:
 
     Args:
         descriptor: Of the file.
-        only_data: Leave out what is not needed to read its bytes, such as its times.
+        only_data: Leave out attributes that reading does not need, such as its times.
 
     Raises:
         OSError: They are not on the disk.
@@ -182,7 +182,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         mode: Its permissions, whatever the umask is.
 
     Raises:
-        OSError: It cannot be written. The old file is unchanged and no temporary file is left.
+        OSError: It cannot be written. The old file is unchanged, and the temporary file is removed.
     """
     path = followed(path)
     temporary = path.with_name(f".wme-{secrets.token_hex(8)}.tmp")
@@ -206,8 +206,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 def publish(descriptor: int, path: Path, target: Path, *, size: int, close: Callable[[], object]) -> None:
     """Give a finished file its final name, if the name that it has now still belongs to it.
 
-    What was written and checked is what the descriptor refers to; what gets the name is what the path refers to.
-    Another program may have put another file there, or cut ours short.
+    The descriptor refers to the written and verified file, but the rename moves the file at the path. Another program
+    may have put another file there, or truncated ours.
 
     Args:
         descriptor: Of the finished file.
@@ -260,7 +260,7 @@ def private_file(path: Path) -> None:
 
 
 def _set_mode(descriptor: int, path: Path, mode: int) -> None:
-    """Give a new file its permissions if the umask has taken some; a file system without them is left alone."""
+    """Set the permissions of a new file despite the umask, if the file system has permissions."""
     if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
         with contextlib.suppress(PermissionError):
             _platform.set_mode(descriptor, path, mode)

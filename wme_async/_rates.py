@@ -11,12 +11,12 @@ __all__ = ["RateMeter", "TokenBucket"]
 class TokenBucket:
     """A limit on tokens per second, be they requests or bytes.
 
-    Tokens flow in at the rate, up to the capacity. More may be taken than there are: the taker then waits until the
-    level is back at zero, so that the bucket serves takers in the order of their calls.
+    Tokens flow in at the rate, up to the capacity. A caller may take more than there are, and then waits until the
+    level is back at zero, so that the bucket serves callers in their order.
 
     Args:
         rate: Tokens per second; None for no limit.
-        capacity: Tokens that may be taken at once after a quiet time.
+        capacity: Tokens that are available at once after a quiet time.
     """
 
     __slots__ = ("_at", "_capacity", "_level", "rate")
@@ -44,7 +44,7 @@ class TokenBucket:
 
 
 class RateMeter:
-    """A rate that forgets: what came lately counts most.
+    """A rate with exponential decay: recent units count most.
 
     Args:
         now: Seconds, when it begins.

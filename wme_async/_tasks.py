@@ -34,7 +34,7 @@ _DISTRUST: Final = 100  # more of them after a slow one
 class AdaptiveExecutor:
     """Runs functions that usually take microseconds and sometimes long, as everything that touches files.
 
-    Handing a call to a thread costs several times what such a call does, which counts where files are small and many.
+    Handing a call to a thread costs several times as much as the call, which counts for many small files.
     Calls start in a thread; after several quick ones in a row they run in the event loop. The first slow call there
     sends the following ones back to a thread, so the loop is blocked by one slow call at most.
 
@@ -123,7 +123,7 @@ async def wait_done(
     """Wait until a future is done. A cancellation of the task meanwhile takes effect once it is.
 
     Args:
-        future: The future. Its result or exception is left alone, unless the task was cancelled meanwhile.
+        future: The future. Its exception is not retrieved, unless the task was cancelled meanwhile.
         on_cancel: Called at each cancellation, to make the future end soon.
         grace: Seconds from the first cancellation after which the future is cancelled, and again after each more.
     """
@@ -145,7 +145,7 @@ async def wait_shielded(
     waiting does not keep the processor busy.
 
     Args:
-        future: The future. Its exception is retrieved: nobody may be left to do it.
+        future: The future. Its exception is retrieved, since nobody else may do so.
         on_cancel: Called at each cancellation.
         grace: Seconds after which the future is cancelled, and again after each more.
     """
@@ -214,7 +214,7 @@ class WorkGroup(asyncio.TaskGroup):
         If somebody does, the group ends with a `RuntimeError` (in an exception group, as with any error of a task).
 
         Args:
-            work: What to run.
+            work: The coroutine.
             name: For the task.
         """
         task = self.create_task(work, name=name)
