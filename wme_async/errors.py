@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""The errors, as one tree.
 
     WMEError
       TransportError            the exchange did not finish
@@ -11,7 +11,7 @@
         RateLimited 429           slow down and try again
         QuotaExceeded 429         the month's allowance is used up: waiting does not help
         ServerError 5xx
-      DataError                 the bytes came and are not what they should be
+      DataError                 the bytes arrived and are wrong
         DecodeError               a JSON document or line that does not fit its model
         ArchiveError              gzip or tar is damaged, cut short, or hostile
         IntegrityError            a file that does not match its checksum, size or version
@@ -24,7 +24,7 @@
 Misuse (a client that was not entered, a naive datetime, an unknown field) is `ValueError`, `TypeError` or
 `RuntimeError`, outside this tree, so that `except WMEError` never hides a bug. Cancellation passes through untouched.
 
-Every error carries what is known as attributes, is picklable, and never holds a credential.
+Every error has its facts as attributes, can be pickled, and never holds a credential.
 """
 
 import errno
@@ -61,11 +61,11 @@ __all__ = [
 
 
 class WMEError(Exception):
-    """The root of all errors that the SDK raises about the world outside it.
+    """The root of all errors about the world outside the SDK.
 
     Args:
-        message: What happened and, where there is something to do, what to do.
-        url: Where it happened, without query string and credentials.
+        message: The cause and, if there is one, the remedy.
+        url: The URL of the request, without query string and credentials.
     """
 
     def __init__(self, message: str = "", *, url: str | None = None) -> None:
@@ -94,29 +94,29 @@ def _rebuild(kind: type[WMEError], message: str, facts: dict[str, Any]) -> WMEEr
 
 
 class TransportError(WMEError):
-    """An HTTP exchange that did not finish. Most are worth another attempt.
+    """An HTTP exchange that did not finish. Most may be retried.
 
     Attributes:
-        permanent: Another attempt would fail in the same way, so that none is made: a certificate that does not verify,
-            an address that is refused, a URL that is none.
+        permanent: Another attempt would fail in the same way, so it is not retried: a certificate that does not verify,
+            an address that is blocked, a malformed URL.
     """
 
     permanent: bool = False
 
 
 class ConnectFailed(TransportError):
-    """No connection could be made: name resolution, TCP, TLS or proxy."""
+    """The connection failed: name resolution, TCP, TLS or proxy."""
 
 
 class TimedOut(TransportError):
-    """Nothing arrived for as long as `Timeouts` allows, or an answer that is read at once was not whole in time.
+    """Nothing arrived within `Timeouts`, or a response that is read at once was not complete in time.
 
     A download, an archive or a stream is never cut for being long.
     """
 
 
 class Interrupted(TransportError):
-    """The connection broke, or ended cleanly, before the body was whole."""
+    """The connection broke, or ended cleanly, before the end of the body."""
 
 
 class ClientClosed(TransportError, RuntimeError):
@@ -133,12 +133,12 @@ class StatusError(WMEError):
     """The server answered with an error status.
 
     Args:
-        message: The server's words where it sent any, with advice of ours.
+        message: The message of the server, if any, with advice.
         status: The HTTP status.
         url: The request URL, without query string.
-        request_id: `X-Request-Id` of the answer; quote it to WME support.
-        retry_after: Seconds the server asked to wait, if it did.
-        body: The first 2,000 characters of the answer.
+        request_id: `X-Request-Id` of the response; quote it to WME support.
+        retry_after: Seconds of `Retry-After`, if the response has it.
+        body: The first 2,000 characters of the response.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class BadRequest(StatusError):
 
 
 class Unauthorized(StatusError):
-    """401: no valid token, or a user name and password that the identity provider refused."""
+    """401: no valid token, or a wrong user name or password."""
 
 
 class Forbidden(StatusError):
@@ -171,11 +171,11 @@ class Forbidden(StatusError):
 
 
 class NotFound(StatusError):
-    """404: no such object, or one that is not there yet, such as an hour whose batches are still being made."""
+    """404: the object does not exist, or not yet, such as an hour whose batches are in preparation."""
 
 
 class Unprocessable(StatusError):
-    """422: the server refused an argument."""
+    """422: the server rejects an argument."""
 
 
 class RateLimited(StatusError):
@@ -186,7 +186,7 @@ class QuotaExceeded(StatusError):
     """429: the monthly allowance is used up; it is restored on the first of the month, UTC.
 
     Args:
-        message: What was used up.
+        message: The allowance that is used up.
         used: Requests counted this month, where known.
         limit: The allowance, where known.
         pool: `ondemand`, `snapshot` or `chunk`.
@@ -213,24 +213,24 @@ class ServerError(StatusError):
 
 
 class DataError(WMEError):
-    """Bytes arrived that are not what they should be."""
+    """Bytes arrived that are wrong."""
 
 
 class DecodeError(DataError):
     """A JSON document, or one line of NDJSON, that does not fit its model.
 
-    An answer with a status of success that is an error all the same, as proxies and gateways send it, is one too: it
-    has none of the names of a record, and `message`, `error`, `errors`, `status`, `detail`, `fault` or `code`.
+    An error document with a status of success, as proxies and gateways send it, is one too: it has no field of a record
+    and `message`, `error`, `errors`, `status`, `detail`, `fault` or `code`.
 
     Args:
-        message: What does not fit, with the path inside the document.
-        url: Where the document came from, if from a request.
+        message: The mismatch, with its path in the document.
+        url: The URL of the document, if it is from a request.
         member: Name of the archive member, if from an archive.
         line: Line number in the member, counted from 1.
         offset: For archives, the byte offset of the line in the uncompressed member; for streams, the event's offset.
         partition: For streams, the event's partition, where it could be recovered.
         record: The raw bytes.
-        records: Of an answer with several records, those that could be read.
+        records: The valid records of a response with several.
     """
 
     def __init__(
@@ -255,13 +255,13 @@ class DecodeError(DataError):
 
 
 class ArchiveError(DataError):
-    """A gzip or tar structure that is damaged, cut short, or that no honest archive has.
+    """A gzip or tar structure that is damaged, truncated or malicious.
 
     Args:
-        message: What is wrong.
-        url: Where the archive came from, if from a request.
+        message: The problem.
+        url: The URL of the archive, if it is from a request.
         member: The member being read.
-        offset: Byte offset in the uncompressed tar where it went wrong.
+        offset: Byte offset of the problem in the uncompressed tar.
     """
 
     def __init__(
@@ -278,13 +278,13 @@ class ArchiveError(DataError):
 
 
 class IntegrityError(DataError):
-    """A file that does not match what was promised: checksum, size, ETag or range.
+    """A file that does not match its checksum, size, ETag or range.
 
     Args:
-        message: What differs.
+        message: The difference.
         url: Where the bytes came from.
-        expected: What was promised.
-        got: What came.
+        expected: The value that the server states.
+        got: The value of the received bytes.
     """
 
     def __init__(
@@ -304,7 +304,7 @@ class VersionConflict(DataError, FileExistsError):
     """A finished file of another version has the name already; it was not replaced.
 
     Args:
-        message: Which file, and what to do.
+        message: The file, and the remedy.
         path: The file.
         local: Its version: its MD5.
         remote: The version on the server: the MD5 of its metadata, or its ETag.
@@ -331,7 +331,7 @@ class VersionConflict(DataError, FileExistsError):
         return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what a system error keeps apart from other attributes, too."""
+        """Pickle the attributes of a system error, which are not in `__dict__`, too."""
         return _rebuild_conflict, (type(self), self.message, self.filename, dict(self.__dict__))
 
 
@@ -344,14 +344,14 @@ def _rebuild_conflict(
 
 
 class StreamError(WMEError):
-    """The firehose cannot go on as asked."""
+    """The stream cannot continue."""
 
 
 class OffsetGap(StreamError):
     """Events of one partition were lost to this reader, usually because they are older than the server keeps.
 
     Args:
-        message: What is missing and why.
+        message: The missing events, and the reason.
         partition: The partition.
         expected: The offset that should have come next.
         got: The offset that came.

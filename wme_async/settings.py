@@ -62,12 +62,12 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
             aiohttp session of your own, between two pieces of the head.)
         answer: For the whole body of an answer that is read at once: lists, look-ups, metadata, tokens. Without it, a
             server that sends a byte now and then would hold a call for hours.
-        error: For the body of an error, which only adds words to a status that is known already; what has come by then
-            is used.
+        error: For the body of an error, which only adds a message to its status; the bytes that arrive in this time are
+            used.
         lookup: For the head of an on-demand answer. A look-up without a project filter walks up to 900 projects on the
             server, so it is longer than `read`.
-        pool: For a free connection of the pool, counted from the last one that was given to anybody: a long queue that
-            moves is no error. None waits for ever.
+        pool: For a free connection of the pool, since the last one was released, so that a long queue that moves
+            is not an error. None waits for ever.
 
     Raises:
         TypeError: A value is not a number.
@@ -128,7 +128,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         requests_per_second: Client-side limit of requests to the API, None for none. The server answers 429 above a
             rate that is not published.
         burst: Requests that may go at once when the client was quiet, if `requests_per_second` is set.
-        max_response: Bytes of a whole answer (not of a download or stream) above which it is refused.
+        max_response: The most bytes of a whole response, other than a download or a stream.
 
     Raises:
         TypeError: A value is not a number.

@@ -1,7 +1,7 @@
-"""msgspec Structs for all that the server sends.
+"""msgspec Structs for all records of the server.
 
 They are frozen, have tuples for lists, compare and print by value, ignore keys they do not know, and encode back to
-what the server wrote. Absent means false, zero or empty. `msgspec.structs.replace(article, ...)` makes a changed copy.
+the server's JSON. Absent means false, zero or empty. `msgspec.structs.replace(article, ...)` makes a changed copy.
 """
 
 from wme_async.models.account import (

@@ -1,4 +1,4 @@
-"""What all models have in common: how they are built, and what a timestamp is."""
+"""The base class of all models, and the type of timestamps."""
 
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeAlias, dataclass_transform

@@ -1,4 +1,4 @@
-"""What the service says of the account itself."""
+"""The records of the account."""
 
 from wme_async.models._struct import Model
 
@@ -18,7 +18,7 @@ class Permission(Model):
 
 
 class User(Model):
-    """The account: what it may do, and what it has used this month.
+    """The account: its permissions, and its usage this month.
 
     The counts are the only way to read what has been used: no answer of the data services carries it. The limits are
     constants of the service and not this account's own caps, which may be higher.
@@ -32,7 +32,7 @@ class User(Model):
         snapshot_limit: The service's stated limit for them.
         chunk_requests_count: Chunk downloads this month.
         chunk_limit: The service's stated limit for them.
-        apis: What it may request.
+        apis: The APIs that it may use.
     """
 
     username: str = ""

@@ -81,7 +81,7 @@ class EntityReference(Model):
     Attributes:
         identifier: `"Q42"`; among additional entities also `"P31"`.
         url: `"https://www.wikidata.org/entity/Q42"`; plain http in older data.
-        aspects: What is used of it (`"S"` sitelinks, `"L.en"` a label, ...).
+        aspects: Its parts that the page uses (`"S"` sitelinks, `"L.en"` a label, ...).
     """
 
     identifier: str = ""
@@ -93,7 +93,7 @@ class Protection(Model):
     """A protection of the page.
 
     Attributes:
-        type: What is protected: `"edit"`, `"move"`, ...
+        type: The protected action: `"edit"`, `"move"`, ...
         level: Who still may: `"autoconfirmed"`, `"sysop"`, ...
         expiry: A string and not a date: a time, or `"infinity"`, `"infinite"`, `"indefinite"`, `"never"`.
     """
@@ -112,11 +112,11 @@ class Editor(Model):
         edit_count: How many edits the account had made.
         groups: Its user groups, `"*"` and `"user"` included.
         is_bot: It is a bot.
-        is_anonymous: There is no account.
+        is_anonymous: The editor has no account.
         is_admin: It is an administrator.
         is_patroller: It may patrol.
         has_advanced_rights: It belongs to a group with advanced rights.
-        date_started: When the account was made, UTC; the year 1 for anonymous editors.
+        date_started: Creation of the account, UTC; the year 1 for anonymous editors.
     """
 
     identifier: int = 0
@@ -176,7 +176,7 @@ class ReferenceNeed(Model):
 
 
 class Scores(Model):
-    """What models say of a revision. Sent for articles of Wikipedias that had an earlier revision.
+    """The predictions of models for a revision. Sent for articles of Wikipedias that had an earlier revision.
 
     Attributes:
         damaging: In older data.
@@ -216,8 +216,8 @@ class Delta(Model):
         increase: Words gained.
         decrease: Words lost, as a negative number.
         sum: Both together.
-        proportional_increase: In proportion to what was there.
-        proportional_decrease: In proportion to what was there, as a negative number.
+        proportional_increase: In proportion to the text before.
+        proportional_decrease: In proportion to the text before, as a negative number.
     """
 
     increase: int = field(default_factory=int)
@@ -260,11 +260,11 @@ class Version(Model):
         is_flagged_stable: Reviewed, where the wiki has reviews.
         has_tag_needs_citation: The page carries a "citation needed".
         is_breaking_news: Taken for breaking news.
-        noindex: Search engines are asked to stay away.
+        noindex: Search engines should not index the page.
         number_of_characters: Length of the text in characters.
         size: Length of the text in bytes. The stream knows this field as `version.sizes`.
         editor: Who made it.
-        scores: What models say of it.
+        scores: The predictions of models for it.
         maintenance_tags: Maintenance templates on the page.
         diff: Change against the revision before.
         event: In the schema; never set.
@@ -300,7 +300,7 @@ class PreviousVersion(Model):
 
 
 class Visibility(Model):
-    """What of a revision may still be seen. The server writes all three, false too.
+    """The parts of a revision that are still visible. The server writes all three, false too.
 
     A query for some of the three alone gets the others as false, which then means nothing: ask for `visibility.*`.
 
@@ -328,7 +328,7 @@ class Visibility(Model):
 
 
 class Article(Model):
-    """A page, or what happened to it.
+    """A page, or an event of it.
 
     Attributes:
         name: Title: with spaces on updates, with underscores on deletes and visibility changes.
@@ -352,8 +352,8 @@ class Article(Model):
         is_part_of: Its project; only the identifier and the address are sent.
         article_body: The text. `None` for deletes and visibility changes.
         license: Licences of the text.
-        visibility: What may be seen. Only on visibility changes.
-        event: What happened.
+        visibility: The visible parts. Only on visibility changes.
+        event: The latest event.
         image: The main image.
         has_parts: Named in the published schema; not seen on the wire.
     """

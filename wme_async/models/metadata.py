@@ -1,4 +1,4 @@
-"""What the metadata endpoints list: codes, languages, projects, namespaces, and the archives there are.
+"""The records of the metadata endpoints: codes, languages, projects, namespaces, and the archives there are.
 
 Absent means false, zero or empty: the server leaves such values out, and so the fields here default to them. Nested
 objects that every record has are never `None`: where one is missing (because `fields` did not ask for it) an empty one
@@ -45,7 +45,7 @@ class EventType(StrEnum):
 
 
 class Event(Model):
-    """What happened to a record, and where on the stream it was said.
+    """An event of a record, with its position on the stream.
 
     Attributes:
         identifier: A UUID. Not unique for each message: a move sends a delete and an update with the same one, and it
@@ -76,7 +76,7 @@ class Size(Model):
     """A size as the server states it.
 
     Attributes:
-        value: The amount in `unit_text`. 0.0 where absent: the server leaves out what rounds to nothing.
+        value: The amount in `unit_text`. 0.0 if absent: the server omits a value that rounds to 0.
         unit_text: `"MB"` (10^6 bytes, rounded to three decimals) for archives, `"B"` for articles.
     """
 
@@ -102,7 +102,7 @@ class Code(Model):
     """A kind of project.
 
     Attributes:
-        identifier: What database names end in: `"wiki"`, `"wikibooks"`, ...
+        identifier: The ending of database names: `"wiki"`, `"wikibooks"`, ...
         name: `"Wikipedia"`, `"Wikibooks"`, ...
         description: One English sentence.
     """

@@ -33,10 +33,10 @@ class Reference(Model):
     """A footnote.
 
     Attributes:
-        identifier: What citations point to: `"cite_note-1"`.
+        identifier: The target of citations: `"cite_note-1"`.
         group: Group of notes, where the page has several.
         type: Kind of source: `"web"`, `"book"`, ...
-        metadata: What the citation template says: title, author, date, ...
+        metadata: Fields of the citation template: title, author, date, ...
         text: The note as it is shown.
         source: The source it names.
         parent_reference: Identifier of the reference of which this one is a detail; it may have a parent itself.
@@ -78,7 +78,7 @@ class Table(Model):
     """A table; `Part.table_references` say where it stands.
 
     Attributes:
-        identifier: What table references point to.
+        identifier: The target of table references.
         headers: Rows of the head.
         rows: Rows of the body.
         footers: Rows of the foot.
@@ -110,7 +110,7 @@ class EditorsCount(Model):
 
 
 class Attribution(Model):
-    """What a re-user may want to name beside the text.
+    """Facts for the attribution of a re-used text.
 
     Attributes:
         editors_count: How many wrote it.
@@ -138,7 +138,7 @@ class StructuredContent(Model):
         abstract: The beginning as plain text.
         description: Short description, from Wikidata.
         version: Its revision.
-        event: What happened last. In snapshots only.
+        event: The latest event. In snapshots only.
         url: Canonical address.
         date_created: First revision, UTC.
         date_modified: This revision, UTC.
@@ -147,7 +147,7 @@ class StructuredContent(Model):
         additional_entities: Wikidata entities that it uses, in no order.
         in_language: Its language.
         image: The main image.
-        visibility: What may be seen; rarely there.
+        visibility: The visible parts; rarely present.
         license: Licences of the text.
         infoboxes: Infoboxes, as trees of parts.
         sections: Text, as trees of parts. The first is named `"Abstract"`.
