@@ -16,6 +16,7 @@ from failing_sqlite import Trouble, disk_full
 from jobs_server import open_manager
 
 from wme_async.jobs import DamagedBatch, DatabaseError, UnknownBatch
+from wme_async.jobs.wal import lost_transactions
 from wme_async.web import create_app
 
 
@@ -391,3 +392,22 @@ async def test_a_file_that_cannot_be_named_after_a_kill_keeps_no_manager_from_op
     # The file that is there is never written to again.
     assert finished.jobs[0].file_info.filename == "a (2).bin"
     assert (named.stat().st_ino, named.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_lost_transactions_of_a_log_are_counted(tmp_path):
+    path = tmp_path / "small.sqlite"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = WAL").fetchall()
+        for number in range(5):
+            db.execute(f"CREATE TABLE t{number} (x)")
+        page = db.execute("PRAGMA page_size").fetchone()[0]
+        log = path.with_name("small.sqlite-wal").read_bytes()
+    assert lost_transactions(log, page) == 0
+    assert lost_transactions(log[:32], page) == 0
+    damaged = bytearray(log)
+    damaged[32 + 24] ^= 1
+    assert lost_transactions(bytes(damaged), page) == 5
+    # In a log that was about to restart, the header has new salts and the frames are in the database.
+    restarted = bytearray(log)
+    restarted[16:24] = bytes(8)
+    assert lost_transactions(bytes(restarted), page) == 0

@@ -541,6 +541,14 @@ async def test_lists_are_paged_and_filtered(manager, server):
             await manager.list(**options)
 
 
+async def test_a_list_shows_the_progress_of_running_jobs(manager, server):
+    batch = await manager.submit([server.add("big", 3_000_000, "hang")])
+    await arrived(manager, batch.batch_id, 1)
+    [listed] = (await manager.list()).batches
+    assert (listed.status, listed.running_jobs, listed.progress.total) == ("running", 1, 3_000_000)
+    assert 0 < listed.progress.done < 3_000_000
+
+
 async def test_a_deleted_batch_is_gone_and_takes_its_files_only_when_told_to(manager, server):
     first = await manager.submit([server.add("kept")])
     second = await manager.submit([server.add("gone")])

@@ -38,6 +38,8 @@ def named(url="https://example.com/x", *, kind=None, header=None):
         ('attachment; filename*0="foo."; filename*1="html"', "foo.html"),
         ("attachment; filename*1*=%20b.txt; filename*0*=UTF-8'en'%C3%A4", "ä b.txt"),
         ("attachment; filename*0*=UTF-8''a; filename*1=b; filename*3=x", "ab"),
+        ("attachment; filename*0*=a; filename=plain.txt", "plain.txt"),
+        ('attachment; filename="=?utf-8?b?a?=.txt"', "=?utf-8?b?a?=.txt"),
         ("attachment; filename*1=b; filename=plain.txt", "plain.txt"),
         ('attachment; filename="=?UTF-8?Q?na=C3=AFve_file.txt?="', "naïve file.txt"),
         ('attachment; filename="=?ISO-8859-1?B?Y2Fm6S50eHQ=?="', "café.txt"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jobs_server import open_manager
 
 from wme_async.jobs import BatchManager, InvalidBatch, JobLimits
-from wme_async.jobs.url_policy import check_web_url, redacted, redacted_url, redirect_target
+from wme_async.jobs.url_policy import check_web_url, netloc_of, redacted, redacted_url, redirect_target
 from wme_async.jobs.validation import check_urls
 
 
@@ -273,3 +273,14 @@ async def test_an_unreachable_webhook_is_told_without_its_path(tmp_path, unused_
             await manager.counts()
     assert message.error
     assert "T0PSECRET" not in message.error
+
+
+@pytest.mark.parametrize("host", ["[v1.a]", "[fe80::1%25eth0]", "ä" * 254])
+def test_a_host_that_cannot_be_resolved_is_an_error(host):
+    with pytest.raises(ValueError, match=r"brackets|zone|host"):
+        check_web_url(f"http://{host}/")
+
+
+def test_a_damaged_url_has_no_host_and_hides_no_message():
+    assert netloc_of("http://[") == ""
+    assert redacted("refused by 10.0.0.1", url="http://[") == "refused by (address)"

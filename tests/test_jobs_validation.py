@@ -628,6 +628,17 @@ def test_a_numbered_name_keeps_its_extension_and_is_another(name, number):
     assert numbered(path, 1) == path
 
 
+def test_a_cut_that_makes_a_device_is_repaired():
+    assert safe_name("console", limit=3) == "_co"
+
+
+def test_an_archive_has_the_path_of_its_download():
+    name = FileName(
+        title="x", ext="tar.gz", id="1", uploader="u", upload_date="", path="batches/2025-07-16/05/x.tar.gz"
+    )
+    assert str(expand("{id}.{ext}", name, batch_id="b")) == "batches/2025-07-16/05/x.tar.gz"
+
+
 def test_names_that_some_file_system_takes_for_one_have_one_key():
     assert file_key(PurePosixPath("A/É.TXT")) == file_key(PurePosixPath("a/e\u0301.txt"))
     assert file_key(PurePosixPath("a")) != file_key(PurePosixPath("b"))
@@ -636,3 +647,12 @@ def test_names_that_some_file_system_takes_for_one_have_one_key():
 def test_the_list_of_hostile_things_is_long():
     lists = (HOSTILE_URLS, CONTROLS, ODD, REFUSED, HOSTILE_TEMPLATES, HOSTILE_NAMES, HEADERS)
     assert sum(len(texts) for texts in lists) >= 300
+
+
+def test_arguments_of_other_types_are_named():
+    with pytest.raises(TypeError, match=r"JobLimits\.urls must be a whole number, not 'x'"):
+        JobLimits(urls="x")  # type: ignore[arg-type]  # the test
+    with pytest.raises(TypeError, match="urls must be a list of URLs, not 5"):
+        split(5)  # type: ignore[arg-type]  # the test
+    with pytest.raises(ValueError, match="not a wme: URL"):
+        parse_wme("https://example.com/")

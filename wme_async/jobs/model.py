@@ -461,17 +461,16 @@ def _show_job(batch: BatchRow, job: JobRow, live: JobProgress | None, file_url: 
     file, progress = None, live_progress(job.done, job.total)
     if job.status is Status.RUNNING and live is not None:
         progress = live
-    elif job.status is Status.COMPLETED:
+    elif job.status is Status.COMPLETED and job.filepath is not None:
         progress = JobProgress(percent=100.0, done=job.done, total=job.done)
-        if job.filepath is not None:
-            file = JobFile(
-                filename=job.filepath.rpartition("/")[2],
-                filepath=job.filepath,
-                size_bytes=job.done,
-                download_url=f"{file_url}/{quote(job.filepath)}" if file_url else None,
-                etag=job.etag,
-                subtitles=tuple(job.extras),
-            )
+        file = JobFile(
+            filename=job.filepath.rpartition("/")[2],
+            filepath=job.filepath,
+            size_bytes=job.done,
+            download_url=f"{file_url}/{quote(job.filepath)}" if file_url else None,
+            etag=job.etag,
+            subtitles=tuple(job.extras),
+        )
     return Job(
         job_id=job_id(batch.batch_id, job.position),
         url=job.url,

@@ -166,14 +166,12 @@ def _with_extension(name: str, kind: str) -> tuple[str, str]:
     if implied is None and encoding is None:
         # Not an extension but a part of the name, such as a version number or the end of a title.
         return (name, guess) if kind in _PAGES or (ext.isdigit() and len(ext) < 3) else (title, ext)
-    container = implied if encoding is None else "application/gzip"
+    container = implied or "" if encoding is None else "application/gzip"
     return title, guess if implied != kind and _contradicts(kind, container) else ext
 
 
-def _contradicts(kind: str, implied: str | None) -> bool:
+def _contradicts(kind: str, implied: str) -> bool:
     """Return whether bytes of a type cannot be a file whose extension implies another type."""
-    if implied is None:
-        return False
     implied_group, group = _group(implied), _group(kind)
     if group == "image":
         # A drawing is also XML. Servers convert pictures, and keep their names.
