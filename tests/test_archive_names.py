@@ -150,7 +150,7 @@ async def test_a_name_makes_its_folder_and_can_hold_the_version(sim: Simulator, 
 
 async def test_a_download_that_fails_leaves_no_empty_folders(sim: Simulator, wme: Client, tmp_path: Path) -> None:
     (tmp_path / "snapshots").mkdir()
-    sim.faults.inject("status", role="api", path="/download", method="GET", status=403, times=None)
+    sim.faults.inject("status", role="api", path=f"{ARCHIVE}/download", method="GET", status=403, times=None)
     for files in (wme.snapshots, wme.batches(sim.hours[-2])):
         with pytest.raises(Exception, match="403"):
             await files.download(ARCHIVE, tmp_path)
