@@ -84,7 +84,7 @@ class GapFiller(Generic[T]):
         self._finish = record_type.finish
         self._keep = keep
         self._hours: dict[datetime, datetime] = {}  # fetched, and the time from which on their records were taken
-        self._early = False  # a record of the present hour was left out because it is older than the gap
+        self._early = False  # the present hour has a record that is older than the gap
         # By identity, in the order of arrival: whether the record is from a batch. The oldest are forgotten.
         self._known: dict[int, bool] = {}
 

@@ -82,7 +82,7 @@ class Buffer:
         self._changed.set()
 
     def take(self) -> Block | None:
-        """Return the oldest block; None if there is none."""
+        """Return the oldest block; None if the buffer is empty."""
         if not self._blocks:
             return None
         block = self._blocks.popleft()

@@ -43,7 +43,7 @@ class Gap:
     Attributes:
         missing: The missing events.
         item: The value behind the gap.
-        event: Its event; None if there is no value.
+        event: Its event; None for a gap before a bad record.
         record: Its bytes.
         reported: Whether the user has been notified.
         filled: Whether the hourly batches have been requested.

@@ -27,7 +27,7 @@ class Deliveries(Generic[T]):
         self.one_by_one = one_by_one
         self._record_type = record_type
         self._partitions = partitions
-        # By identity; the values are kept, so that no other object gets the same identity.
+        # By identity. A reference to the value prevents that another object gets the same identity.
         self._unacknowledged: dict[int, tuple[T, EventLike]] = {}
         self._batch: dict[int, tuple[T, EventLike]] = {}
         self._batch_ends: Mapping[int, EventLike] = {}

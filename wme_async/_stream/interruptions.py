@@ -97,7 +97,7 @@ class InterruptionHandler(Generic[T]):
             logger.warning("%s", gap)
 
     async def next_backfilled(self) -> T | None:
-        """Return the next value from a batch; None if there is none, or it did not decode."""
+        """Return the next value from a batch; None at the end, or for a record that did not decode."""
         if self._interruptions and isinstance(self._interruptions[0], BadRecord):
             await self.handle()
             return None

@@ -122,7 +122,7 @@ def _checked_parts(parts: Iterable[int] | None, connections: int, resource: Stre
 
     Raises:
         TypeError: The parts are not whole numbers.
-        ValueError: There is none, one is out of range or named twice, or there are more connections than parts.
+        ValueError: They are empty, out of range or repeated, or there are more connections than parts.
     """
     if isinstance(parts, str | bytes) or not isinstance(parts, Iterable | None):
         raise TypeError(f"parts must be a list of whole numbers, such as [0, 1], not {parts!r}")

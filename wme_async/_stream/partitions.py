@@ -59,9 +59,9 @@ class Partition:
     Attributes:
         number: The number of the partition.
         start: The position that the stream began with; None for a partition outside its layout.
-        read: The last event read since the connection was made; `UNREAD` if there is none.
+        read: The last event read since the connection was made; `UNREAD` before the first.
         read_before: The last event read before that connection.
-        processed: The last event processed, all before it processed too; None if there is none.
+        processed: The last event processed, all before it processed too; None before the first.
         resume: The request of the connection, until an event has been compared with it.
         reached: The time up to which nothing is missing, if that is later than the last event.
 
@@ -310,7 +310,7 @@ class Partitions:
     def _judge_repetition(self, partition: Partition, event: EventLike, last: EventLike) -> Verdict | Missing:
         """Decide about an event whose offset is not above the last one: a duplicate, or the partition is renumbered."""
         resume = partition.resume
-        # The second request, by time, is made because of this: a newer event is then taken without a margin.
+        # The second request, by time, confirms it: a newer event then counts without a margin.
         confirmed = resume is not None and resume.probe is not None and resume.probe <= last.offset
         if _is_renumbered(event, last, timedelta(0) if confirmed else _RENUMBERED):
             if not confirmed and (resume is None or resume.by_offset):

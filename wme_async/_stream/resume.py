@@ -55,7 +55,7 @@ class StreamResource(msgspec.Struct, frozen=True, kw_only=True):
 
     Raises:
         TypeError: Partitions or parts are not whole numbers.
-        ValueError: There are none, or some partitions would be in no part.
+        ValueError: They are below 1, or some partitions would be in no part.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Checks that any store of positions has to pass.
 
-Give each check a function that returns a new store object over the same storage; names are made up for each run, so the
+Give each check a function that returns a new store object over the same storage; each run uses new names, so the
 storage may be in use. With pytest:
 
 ```python
@@ -115,7 +115,7 @@ async def saving_nothing_changes_nothing(open_store: OpenStore) -> None:
 
 
 async def stores_keep_copies(open_store: OpenStore) -> None:
-    """Changing the mapping that was given to `save`, or one that came from `load`, does not change the store."""
+    """A later change of the mapping passed to `save`, or returned by `load`, does not change the store."""
     name = _name()
     store = open_store()
     positions = {0: Position(1)}

@@ -89,7 +89,7 @@ class ClaimingStore(OffsetStore, Protocol):
 
 
 def check_name(name: object) -> None:
-    """Raise if a name is not text; its positions would be found under another name, or not at all.
+    """Raise if a name is not text; `load` would return its positions under another name, or not at all.
 
     Raises:
         TypeError: It is not text.

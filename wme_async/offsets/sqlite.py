@@ -32,7 +32,7 @@ _PATIENCE: Final = 30.0  # seconds to wait for another process that has the data
 _SMALLEST: Final = 512  # bytes of a page, of which a database has at least one
 _LOOK: Final = 0.05  # seconds after which such a wait sees that nobody wants the result any more
 
-# `checksum` reveals a damaged row, and the number of rows in the second table one that cannot be found any more.
+# `checksum` reveals a damaged row, and the number of rows in the second table a missing one.
 # Triggers keep that number right, and drop the checksum of rows that other programs change, such as SQLite's shell.
 _COUNT: Final = """
     INSERT INTO wme_offsets_names VALUES (NEW.name, 1, {version}) ON CONFLICT (name) DO UPDATE
