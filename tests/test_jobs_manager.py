@@ -395,6 +395,14 @@ async def test_bytes_that_are_there_need_no_room_a_second_time(manager, server, 
     assert fresh.jobs[0].error == "the disk is full: the server says that the file has 6,000,000 bytes"
 
 
+async def test_a_job_starts_although_the_database_fails_for_a_moment(tmp_path, server, monkeypatch):
+    trouble = Trouble(monkeypatch, "INTO jobs", value="running", times=3)
+    async with open_manager(tmp_path) as manager:
+        batch = await manager.submit([server.add("a")])
+        finished = await manager.wait(batch.batch_id, timeout=10)
+    assert (finished.status, trouble.count) == ("completed", 4)
+
+
 @pytest.mark.parametrize(("statement", "value"), [("UPDATE jobs SET filepath", None), ("INTO jobs", "completed")])
 async def test_a_whole_file_gets_its_name_although_the_database_fails_for_a_moment(
     tmp_path, server, monkeypatch, statement, value

@@ -213,8 +213,7 @@ class BatchManager:
         if not main.done():
             runner.close()
             await asyncio.wait([main])
-        self._main = None
-        self._runner = None
+        self._main = self._runner = None
         if not main.cancelled() and (error := main.exception()) is not None:
             raise RuntimeError("the batch manager had stopped") from error
 

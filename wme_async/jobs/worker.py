@@ -101,6 +101,7 @@ class JobRunner:
         self._tasks: dict[JobKey, asyncio.Task[None]] = {}
         self._changes = Changes()
         self._failed_starts = 0
+        self._start_timer: asyncio.TimerHandle | None = None
 
     @property
     def running(self) -> int:
@@ -371,7 +372,9 @@ class JobRunner:
             except Exception as error:
                 self._failed_starts += 1
                 delay = retry_pause(self._transport, self._failed_starts)
-                asyncio.get_running_loop().call_later(delay, self._start_later)
+                if self._start_timer is not None:
+                    self._start_timer.cancel()
+                self._start_timer = asyncio.get_running_loop().call_later(delay, self._start_later)
                 if isinstance(error, DatabaseError):
                     logger.error("jobs cannot be stored as running (%s); trying again", error)  # noqa: TRY400  # no bug of ours
                     return
@@ -544,10 +547,8 @@ class JobRunner:
 
     def stuck(self, batch_id: str) -> bool:
         """Return whether a batch cannot end in this manager, because the client of its jobs was closed."""
-        row = self.rows.get(batch_id)
-        if self.failure is None or row is None:
-            return False
-        return any(job.status not in FINAL and _needs_client(job) for job in row.jobs)
+        jobs = self.rows[batch_id].jobs if self.failure is not None and batch_id in self.rows else ()
+        return any(job.status not in FINAL and _needs_client(job) for job in jobs)
 
 
 def _new_id() -> str:
