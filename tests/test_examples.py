@@ -48,6 +48,12 @@ SCRIPTS = {
     "polars_over_wme": [
         (["simplewiki_namespace_0"], r"\d+ changes, the longest: \S.*, \S.*\n"),
     ],
+    "hours_to_folder": [
+        (
+            ["data", "--since", "{hour}", "--count", "1"],
+            r"\d{4}-\d\d-\d\dT\d\d: \d+ new, 0 unchanged, [\d.]+ MB\n",
+        ),
+    ],
     "resume_download": [
         (
             ["simplewiki_namespace_0", "data"],

@@ -1,5 +1,6 @@
 """The names of downloaded archives: a path below a folder that identifies the content."""
 
+import functools
 import string
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -67,10 +68,10 @@ class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
                 of the folder.
         """
         template = self.template if template is None else template
-        _check(template)
+        if not isinstance(template, str):
+            raise TypeError(f"name must be a template as text, not {template!r}")
         values = self._values(version or _ANY_VERSION)
-        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
-        missing = next((field for field in fields if field not in values), None)
+        missing = next((field for field in _fields_of(template) if field not in values), None)
         if missing is not None:
             fields_in_words = ", ".join(f"{{{field}}}" for field in FIELDS if field in values)
             raise ValueError(f"name={template!r}: {self.kind} have no {{{missing}}}; use {fields_in_words}")
@@ -107,9 +108,9 @@ def uses_version(template: str | None) -> bool:
     return template is not None and any(field == "version" for _, field, _, _ in string.Formatter().parse(template))
 
 
-def _check(template: str) -> None:
-    if not isinstance(template, str):
-        raise TypeError(f"name must be a template as text, not {template!r}")
+@functools.lru_cache(maxsize=64)
+def _fields_of(template: str) -> tuple[str, ...]:
+    """Return the fields of a template, checked; it is filled in for thousands of archives."""
     if not template:
         raise ValueError("name is empty; leave it out for the usual name")
     try:
@@ -120,3 +121,4 @@ def _check(template: str) -> None:
         if field is not None and (field not in FIELDS or spec or conversion):
             fields_in_words = ", ".join(f"{{{name}}}" for name in FIELDS)
             raise ValueError(f"name={template!r}: {{{field}}} is unknown in this form; use {fields_in_words}")
+    return tuple(field for _, field, _, _ in parts if field is not None)

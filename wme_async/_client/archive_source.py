@@ -1,7 +1,7 @@
 """One archive of the API for the downloader: its size, its signed URL, its checksum."""
 
+import re
 from collections.abc import Awaitable, Callable
-from urllib.parse import parse_qs, urlsplit
 
 from wme_async._client.resources import Resource
 from wme_async._download import Checksum, FileInfo, SignedUrl
@@ -11,6 +11,8 @@ from wme_async._transport.error_responses import REDIRECTS, bare_url, redirect_t
 from wme_async.errors import NotFound, TransportError
 
 __all__ = ["ArchiveSource", "ListedSource"]
+
+_EXPIRES = re.compile(r"[?&]X-Amz-Expires=([0-9]{1,9})(?:[&#]|$)")
 
 # What the server signs for, where the address itself does not say.
 _SIGNATURE_SECONDS = 60.0
@@ -130,5 +132,5 @@ class ListedSource(ArchiveSource):
 
 def _lifetime(url: str) -> float:
     """Return for how many seconds a signed address is good, as it says itself."""
-    values = parse_qs(urlsplit(url).query).get("X-Amz-Expires", [])
-    return float(values[0]) if values and values[0].isdigit() else _SIGNATURE_SECONDS
+    match = _EXPIRES.search(url)
+    return float(match[1]) if match else _SIGNATURE_SECONDS

@@ -7,7 +7,7 @@ import errno
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -30,10 +30,10 @@ from wme_async._client.sync_report import SyncFile, SyncProgress, SyncReport
 from wme_async._client.sync_state import FolderState
 from wme_async._download import Checksum, DownloadSettings, Progress, download
 from wme_async._download.finished import check_target, existing_version, missing_folders, remove_empty
-from wme_async._download.small_file import SmallFile, fetch_small
+from wme_async._download.small_file import SmallContent, SmallFile, fetch_small
 from wme_async._files import free_space
 from wme_async._rates import RateMeter
-from wme_async._tasks import AdaptiveExecutor, WorkGroup, in_thread, long_in_thread, raise_first_cause
+from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_cause
 from wme_async._transport import Transport, count_requests
 from wme_async.errors import ClientClosed, NotFound, QuotaExceeded, Unauthorized, WMEError
 from wme_async.models import Archive
@@ -46,6 +46,9 @@ _ONE_CONNECTION: Final = 32 << 20
 # The list states sizes in thousands of bytes.
 _ROUNDING: Final = 1000
 
+# Names that are longer may be cut for `NAME.part`.
+_LONG: Final = 100
+
 Kind = Literal["new", "changed", "unchanged", "unknown"]
 
 
@@ -56,6 +59,7 @@ class _Item:
     entry: Entry
     path: Path
     kind: Kind
+    has_part: bool = False
     problem: Exception | None = None
     under_way: int = 0
 
@@ -77,7 +81,6 @@ class Sync:
         self._options = options
         self._filters = msgspec.json.encode(dict(sorted(options.filters.items()))).decode()
         self._collection = ""
-        self._quick = AdaptiveExecutor()
         self._committer: Committer | None = None
         self._items: list[_Item] = []
         self._outcomes: dict[Kind, list[SyncFile]] = {"new": [], "changed": [], "unchanged": []}
@@ -153,21 +156,35 @@ class Sync:
 
     def _assess(self, state: FolderState | None, entries: list[Entry]) -> None:
         known = state.files([entry.name for entry in entries]) if state is not None else {}
+        folders: dict[Path, set[str]] = {}
         for entry in entries:
-            item = _Item(entry=entry, path=self._folder / entry.name, kind="new")
-            try:
-                item.path = check_target(item.path, create=True)
-                status = item.path.stat()
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                item.problem = error
-            else:
-                current = is_current(entry, known.get(entry.name), status.st_size, status.st_mtime_ns)
-                if current is None and entry.size is not None and abs(status.st_size - entry.size) > _ROUNDING:
-                    current = False
-                item.kind = "unknown" if current is None else "unchanged" if current else "changed"
+            path = self._folder / entry.name
+            names = folders.get(path.parent)
+            if names is None:
+                names = folders[path.parent] = _names_in(path.parent)
+            item = _Item(entry=entry, path=path, kind="new")
+            # Long names have parts of other names: those are looked for one by one.
+            item.has_part = f"{path.name}.part" in names or len(path.name) > _LONG
             self._items.append(item)
+            if path.name in names:
+                self._look_at(item, known.get(entry.name))
+            elif not names:
+                item.problem = _unusable(path)
+
+    def _look_at(self, item: _Item, state: FileState | None) -> None:
+        entry = item.entry
+        try:
+            item.path = check_target(item.path, create=True)
+            status = item.path.stat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            item.problem = error
+            return
+        current = is_current(entry, state, status.st_size, status.st_mtime_ns)
+        if current is None and entry.size is not None and abs(status.st_size - entry.size) > _ROUNDING:
+            current = False
+        item.kind = "unknown" if current is None else "unchanged" if current else "changed"
 
     async def _compare(self, item: _Item) -> FinishedFile | None:
         """Find out by its bytes, or a note kept with it, which version a file is."""
@@ -307,12 +324,13 @@ class Sync:
     async def _bring_small(self, item: _Item, source: ListedSource) -> bool:
         """Fetch a small file in one response; return whether it was possible."""
         entry = item.entry
-        left = await self._quick.run(SmallFile.left_over, item.path, md5=entry.version, limit=SMALL + _ROUNDING)
-        if isinstance(left, SmallFile):
-            await self._commit(self._finished(item, source, entry.version, left, verified=True))
-            return True
-        if not left:
-            return False
+        if item.has_part:
+            left = await in_thread(SmallFile.left_over, item.path, md5=entry.version, limit=SMALL + _ROUNDING)
+            if isinstance(left, SmallFile):
+                await self._commit(self._finished(item, source, entry.version, left, verified=True))
+                return True
+            if not left:
+                return False
         budget = self._options.budget
         with self._space(entry):
             self._signed += 1
@@ -334,8 +352,7 @@ class Sync:
             if content.md5 != entry.version:
                 source.signed = signed
                 return False
-            small = await self._quick.run(_write_small, item.path, content)
-        await self._commit(self._finished(item, source, content.md5, small, verified=True))
+        await self._commit(self._finished(item, source, content.md5, content, verified=True))
         delay = budget.moved(len(content.data), self._transport.monotonic())
         if delay > 0:
             await self._transport.sleep(delay)
@@ -397,12 +414,12 @@ class Sync:
         item: _Item,
         source: ListedSource,
         md5: str,
-        small: SmallFile | None,
+        content: SmallContent | SmallFile | None,
         *,
         verified: bool | None,
         size: int | None = None,
     ) -> FinishedFile:
-        length = size if size is not None else len(small.content.data) if small is not None else item.entry.size or 0
+        length = size if size is not None else _length(content, item.entry.size or 0)
 
         def outcome(error: Exception | None) -> None:
             if error is not None:
@@ -414,7 +431,7 @@ class Sync:
             )
 
         return FinishedFile(
-            entry=item.entry, identity=source.identity, md5=md5, path=item.path, small=small, verified=verified,
+            entry=item.entry, identity=source.identity, md5=md5, path=item.path, content=content, verified=verified,
             outcome=outcome,
         )  # fmt: skip
 
@@ -488,20 +505,34 @@ def _file_of(item: _Item, error: Exception | None = None) -> SyncFile:
     )
 
 
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return {path.name for path in folder.iterdir()}
+    except OSError:
+        return set()
+
+
+def _unusable(path: Path) -> OSError | None:
+    """Return why nothing can be written under a name in an empty or missing folder."""
+    try:
+        check_target(path, create=True)
+    except OSError as error:
+        return error
+    return None
+
+
+def _length(content: SmallContent | SmallFile | None, listed: int) -> int:
+    if isinstance(content, SmallFile):
+        content = content.content
+    return listed if content is None else len(content.data)
+
+
 def _is_as_noted(path: Path, file: FileState) -> bool:
     try:
         status = path.lstat()
     except OSError:
         return False
     return (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
-
-
-def _write_small(path: Path, content: Any) -> SmallFile:
-    try:
-        return SmallFile(path, content)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return SmallFile(path, content)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from wme_async._client.sync_plan import Entry, FileState
 from wme_async._client.sync_state import FolderState
-from wme_async._download.small_file import SmallFile
+from wme_async._download.small_file import SmallContent, SmallFile
 from wme_async._files import sync_folder
 from wme_async._tasks import WorkGroup, in_thread, raise_first_cause
 from wme_async.errors import WMEError
@@ -20,12 +20,13 @@ __all__ = ["Committer", "FinishedFile"]
 
 logger = logging.getLogger("wme_async.sync")
 
-# Flushing a file takes milliseconds, however small it is, and several at once take hardly longer.
-_GROUP: Final = 64
+# Flushing a file takes milliseconds, however small it is, and several at once take hardly longer. What waits for its
+# group is lost if the process is killed.
+_GROUP: Final = 32
 _THREADS: Final = 4
-_SECONDS: Final = 0.5
-# Files that may wait: each holds its bytes and a descriptor.
-_WAITING: Final = 3 * _GROUP
+_SECONDS: Final = 0.1
+# Files that may wait, with their bytes in memory.
+_WAITING: Final = 2 * _GROUP
 
 Outcome = Callable[[Exception | None], None]
 
@@ -39,7 +40,7 @@ class FinishedFile:
         identity: What names it on its server.
         md5: Of its bytes.
         path: Where it is, or will be.
-        small: Its bytes, where it does not have its name yet.
+        content: Its bytes, where it does not have its name yet.
         verified: Whether its MD5 is that of the metadata.
         outcome: Called when it is noted, or with the error.
         state: What is noted.
@@ -49,7 +50,7 @@ class FinishedFile:
     identity: str
     md5: str
     path: Path
-    small: SmallFile | None
+    content: SmallContent | SmallFile | None
     verified: bool | None
     outcome: Outcome
     state: FileState | None = None
@@ -127,8 +128,8 @@ class Committer:
     def abandon(self) -> None:
         """Remove what was not committed."""
         for file in self._files:
-            if file.small is not None:
-                file.small.close()
+            if isinstance(file.content, SmallFile):
+                file.content.close()
         self._files = []
 
     async def _commit(self, group: list[FinishedFile]) -> None:
@@ -139,7 +140,7 @@ class Committer:
                 for part in parts:
                     threads.start(in_thread(_finish, part, errors))
         done = [file for file in group if file.entry.name not in errors]
-        await in_thread(_sync_folders, {file.path.parent for file in done if file.small is not None})
+        await in_thread(_sync_folders, {file.path.parent for file in done if file.content is not None})
         self._unnoted |= {file.entry.name: file.state for file in done if file.state is not None}
         try:
             await self.note_rest()
@@ -153,12 +154,15 @@ class Committer:
 
 
 def _finish(files: list[FinishedFile], errors: dict[str, Exception]) -> None:
+    """Write, flush and name files; an error is that of one file."""
     for file in files:
+        small: SmallFile | None = None
         try:
-            if file.small is None:
+            if file.content is None:
                 status = file.path.stat()
             else:
-                status = file.small.finish(identity=file.identity, verified=file.verified)
+                small = file.content if isinstance(file.content, SmallFile) else _written(file.path, file.content)
+                status = small.finish(identity=file.identity, verified=file.verified)
         except (OSError, WMEError) as error:
             errors[file.entry.name] = error
         else:
@@ -166,8 +170,16 @@ def _finish(files: list[FinishedFile], errors: dict[str, Exception]) -> None:
                 version=file.md5, listed=file.entry.version, size=status.st_size, mtime_ns=status.st_mtime_ns
             )
         finally:
-            if file.small is not None:
-                file.small.close()
+            if small is not None:
+                small.close()
+
+
+def _written(path: Path, content: SmallContent) -> SmallFile:
+    try:
+        return SmallFile(path, content)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return SmallFile(path, content)
 
 
 def _sync_folders(folders: set[Path]) -> None:

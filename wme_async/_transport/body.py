@@ -103,6 +103,9 @@ class Body:
             Interrupted: The body ended early.
             TimedOut: No byte arrived within the read timeout, or the body was not complete in time.
         """
+        if self._response.content.is_eof():
+            # All of it has arrived: nothing to wait for.
+            return await self._whole(limit)
         try:
             async with asyncio.timeout(seconds) as timeout:
                 return await self._whole(limit)
