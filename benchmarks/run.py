@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import harness
 from inputs import Inputs, Sizes
-from parts import archive, download, lookups, loop, parquet, stream
+from parts import archive, download, lookups, loop, parquet, stream, sync
 from parts.common import Bench
 from servers import Missing, Nginx, StreamServer
 
@@ -34,6 +34,7 @@ PARTS = {
     "stream": stream.groups,
     "lookups": lookups.groups,
     "loop": loop.groups,
+    "sync": sync.groups,
     "parquet": parquet.groups,
 }
 

@@ -112,6 +112,7 @@ def kill_and_go_on(world: Simulator, folder: Path, kills: int) -> None:
 
 
 @pytest.mark.torture
+@pytest.mark.timeout(1200)
 def test_a_sync_that_is_killed_50_times_ends_equal_to_the_listing(world: Simulator, tmp_path: Path) -> None:
     kill_and_go_on(world, tmp_path / "data", 50)
 
@@ -165,5 +166,6 @@ async def test_hundreds_of_files_take_little_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.torture
+@pytest.mark.timeout(1200)
 async def test_10_000_files_take_little_memory(tmp_path: Path) -> None:
     assert await sync_thousands(10_000, tmp_path) < 60_000_000
