@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import inspect
-import multiprocessing
 import os
 import pickle
 import signal
@@ -164,6 +163,8 @@ class ManyReader(Generic[R]):
         if path is None:
             return
         local, remote = socket.socketpair()
+        import multiprocessing  # noqa: PLC0415  # seldom needed, and slow to import
+
         process = multiprocessing.get_context("spawn").Process(
             target=run_worker, args=(remote, self._worker_task), name="wme_async read_many", daemon=True
         )

@@ -156,20 +156,18 @@ class Sync:
 
     def _assess(self, state: FolderState | None, entries: list[Entry]) -> None:
         known = state.files([entry.name for entry in entries]) if state is not None else {}
-        folders: dict[Path, set[str]] = {}
+        folders: dict[Path, tuple[set[str], OSError | None]] = {}
         for entry in entries:
             path = self._folder / entry.name
-            names = folders.get(path.parent)
-            if names is None:
-                names = folders[path.parent] = _names_in(path.parent)
-            item = _Item(entry=entry, path=path, kind="new")
+            if path.parent not in folders:
+                folders[path.parent] = _names_in(path.parent), _unusable(path)
+            names, problem = folders[path.parent]
+            item = _Item(entry=entry, path=path, kind="new", problem=None if path.name in names else problem)
             # Long names have parts of other names: those are looked for one by one.
             item.has_part = f"{path.name}.part" in names or len(path.name) > _LONG
             self._items.append(item)
             if path.name in names:
                 self._look_at(item, known.get(entry.name))
-            elif not names:
-                item.problem = _unusable(path)
 
     def _look_at(self, item: _Item, state: FileState | None) -> None:
         entry = item.entry
@@ -513,9 +511,9 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def _unusable(path: Path) -> OSError | None:
-    """Return why nothing can be written under a name in an empty or missing folder."""
+    """Return why nothing can be written in the folder of a file."""
     try:
-        check_target(path, create=True)
+        check_target(path.with_name("x"), create=True)
     except OSError as error:
         return error
     return None
