@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from hypothesis import HealthCheck, settings
-from wall_clock import MIDDLE_OF_A_MONTH, set_moment
-
-from wme_async import _clock
+from wall_clock import MIDDLE_OF_A_MONTH, clock, set_moment
 
 if TYPE_CHECKING:
     from jobs_server import FileServer
@@ -148,9 +146,9 @@ class StoppedClock:
 @pytest.fixture
 def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
     """A clock that stands still."""
-    clock = StoppedClock()
-    monkeypatch.setattr(_clock, "source", lambda: clock.seconds)
-    return clock
+    stopped = StoppedClock()
+    monkeypatch.setattr(clock, "source", lambda: stopped.seconds)
+    return stopped
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +207,7 @@ class ClientClock:
 @pytest.fixture
 def client_clock(monkeypatch: pytest.MonkeyPatch) -> ClientClock:
     """A clock that a test can move forward."""
-    from wme_async._transport import Transport  # there is no public way to the clock of a client
+    from transports import Transport  # there is no public way to the clock of a client
 
     clock = ClientClock()
     monotonic = Transport.monotonic

@@ -9,10 +9,22 @@ import random
 from pathlib import Path
 from typing import Any
 
-from wme_async import Download, FileInfo, _download
-from wme_async._download.ledger import Ledger
-from wme_async._download.part_file import PartFile
-from wme_async._transport import Transport
+from transports import Transport
+
+from wme_async import Download, FileInfo
+from wme_async._download import (  # private: the public methods choose the sizes, parts and sources of files
+    Checksum,
+    ContentReader,
+    DownloadSettings,
+    SignedUrl,
+    Source,
+    etags,
+    ledger,
+    part_file,
+    range_plan,
+)
+from wme_async._download import download as download_file
+from wme_async._download import open_content as open_download
 from wme_async.errors import NotFound
 from wme_async.simulator import Simulator
 
@@ -23,7 +35,10 @@ __all__ = [
     "ContentReader",
     "Ledger",
     "PartFile",
+    "PartSums",
+    "RangePlan",
     "SignedUrl",
+    "Spans",
     "StoreSource",
     "Transport",
     "clean",
@@ -36,28 +51,26 @@ __all__ = [
     "store_requests",
 ]
 
-Checksum = _download.Checksum
-ContentReader = _download.ContentReader
-SignedUrl = _download.SignedUrl
+Ledger = ledger.Ledger
+PartFile = part_file.PartFile
+PartSums = etags.PartSums
+RangePlan = range_plan.RangePlan
+Spans = range_plan.Spans
 
 KEY = "snapshots/x.tar.gz"
 MIB = 1 << 20
 
 
 async def download(
-    source: _download.Source, to: Path, *, transport: Transport, overwrite: bool = True, **options: Any
+    source: Source, to: Path, *, transport: Transport, overwrite: bool = True, **options: Any
 ) -> Download:
     """Download a file with the options of `DownloadSettings`."""
-    return await _download.download(
-        source, to, _download.DownloadSettings(overwrite=overwrite, **options), transport=transport
-    )
+    return await download_file(source, to, DownloadSettings(overwrite=overwrite, **options), transport=transport)
 
 
-def open_content(
-    source: _download.Source, *, transport: Transport, overwrite: bool = True, **options: Any
-) -> ContentReader:
+def open_content(source: Source, *, transport: Transport, overwrite: bool = True, **options: Any) -> ContentReader:
     """Read the bytes of a file while it is fetched."""
-    return _download.open_content(source, transport=transport, overwrite=overwrite, **options)
+    return open_download(source, transport=transport, overwrite=overwrite, **options)
 
 
 class StoreSource:

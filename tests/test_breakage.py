@@ -14,10 +14,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+from transports import Request, Transport
 from wall_clock import MIDDLE_OF_A_MONTH, now
 
 from wme_async import Client, Hosts, Limits, Retry, SessionPool, Timeouts
-from wme_async._transport import Request, Transport
 from wme_async.errors import DataError, Interrupted, StatusError, TimedOut, TransportError, Unprocessable, WMEError
 from wme_async.simulator import Simulator
 

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 from failing_sqlite import Trouble
 from jobs_server import delivery_of, open_manager
+from wall_clock import clock
 
-from wme_async import _clock  # no public way sets the clock back
 from wme_async.jobs import Fetched, FileName, ManagerClosed, UnknownBatch
 from wme_async.web import serve
 
@@ -155,14 +155,14 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def test_a_clock_that_is_set_back_delays_a_webhook_by_its_own_delay_at_most(tmp_path, server, monkeypatch):
-    working = _clock.source
+    working = clock.source
     server.answers = [500, 200]
-    monkeypatch.setattr(_clock, "source", lambda: working() + 1_000_000.0)
+    monkeypatch.setattr(clock, "source", lambda: working() + 1_000_000.0)
     async with open_manager(tmp_path, webhook_delays=(0.2,)) as manager:
         batch = await manager.submit([server.add("a")], webhook_url=f"{server.url}/hook")
         async with asyncio.timeout(10):
             await server.hooked.wait()
-        monkeypatch.setattr(_clock, "source", working)
+        monkeypatch.setattr(clock, "source", working)
         message = await delivery_of(manager, batch.batch_id)
     assert (message.state, message.attempts) == ("delivered", 2)
 

@@ -7,9 +7,9 @@ import os
 import threading
 
 import pytest
+from download_store import PartFile  # its end is otherwise too short to pause in
 
 from wme_async import Client, Retry
-from wme_async._download.part_file import PartFile  # its end is otherwise too short to pause in
 from wme_async.errors import NotFound
 from wme_async.jobs import BatchManager, InvalidBatch, JobLimits
 

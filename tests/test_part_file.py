@@ -17,6 +17,7 @@ from download_store import (
     KEY,
     Ledger,
     PartFile,
+    RangePlan,
     StoreSource,
     Transport,
     clean,
@@ -27,7 +28,6 @@ from download_store import (
 )
 
 from wme_async import Download
-from wme_async._download.range_plan import RangePlan
 from wme_async.errors import NotFound
 from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transports import error_responses, retry, token_policy
 
 from wme_async import errors
 from wme_async._client.quota import Allowances, Cost, month_of, quota_of
-from wme_async._transport import error_responses, retry, token_policy
 from wme_async.settings import Hosts, Limits, Retry, Timeouts
 
 LEAVES = [

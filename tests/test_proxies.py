@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from transports import proxies
 from yarl import URL
 
 from wme_async import Client, ConnectFailed, Retry, SessionPool
-from wme_async._transport.proxies import EnvironmentProxies
 from wme_async.cli.root import root
 from wme_async.jobs import BatchManager
 from wme_async.simulator import Simulator
@@ -116,16 +116,16 @@ async def test_the_environment_says_nothing_to_a_client_that_does_not_ask_for_it
     ],
 )
 def test_what_no_proxy_covers(exempt: str, url: str, direct: bool) -> None:
-    proxies = EnvironmentProxies({"http_proxy": "http://p:1", "NO_PROXY": exempt})
-    assert (proxies.proxy_of(URL(url)) is None) is direct
+    environment = proxies.EnvironmentProxies({"http_proxy": "http://p:1", "NO_PROXY": exempt})
+    assert (environment.proxy_of(URL(url)) is None) is direct
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.text(max_size=30))
 def test_any_environment_gives_a_proxy_or_the_name_of_the_variable(value: str, everything: str, exempt: str) -> None:
-    proxies = EnvironmentProxies({"http_proxy": value, "ALL_PROXY": everything, "no_proxy": exempt})
+    environment = proxies.EnvironmentProxies({"http_proxy": value, "ALL_PROXY": everything, "no_proxy": exempt})
     for url in (URL("http://a.example"), URL("https://a.example:8443"), URL("http://[::1]")):
         try:
-            proxy = proxies.proxy_of(url)
+            proxy = environment.proxy_of(url)
         except ValueError as error:
             assert ("http_proxy" if url.scheme == "http" else "ALL_PROXY") in str(error)  # noqa: PT017
         else:
@@ -134,11 +134,11 @@ def test_any_environment_gives_a_proxy_or_the_name_of_the_variable(value: str, e
 
 def test_lower_case_wins_and_an_empty_value_means_no_proxy() -> None:
     both = {"http_proxy": "http://lower:1", "HTTP_PROXY": "http://upper:1", "ALL_PROXY": "http://all:1"}
-    assert EnvironmentProxies(both).proxy_of(URL("http://a.example")) == URL("http://lower:1")
-    assert EnvironmentProxies(both | {"http_proxy": ""}).proxy_of(URL("http://a.example")) is None
+    assert proxies.EnvironmentProxies(both).proxy_of(URL("http://a.example")) == URL("http://lower:1")
+    assert proxies.EnvironmentProxies(both | {"http_proxy": ""}).proxy_of(URL("http://a.example")) is None
     # Under CGI a header of the request could set it.
     forged = {"HTTP_PROXY": "http://evil:1", "REQUEST_METHOD": "GET"}
-    assert EnvironmentProxies(forged).proxy_of(URL("http://a.example")) is None
+    assert proxies.EnvironmentProxies(forged).proxy_of(URL("http://a.example")) is None
 
 
 # The command line and jobs

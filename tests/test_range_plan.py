@@ -10,16 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import Budget
-from wme_async._download.connection_counts import ConnectionCap, ConnectionTuner
-from wme_async._download.range_plan import MIB, FetchState, RangeLease, RangePlan, Spans, part_size
-from wme_async._download.range_responses import (
-    Verdict,
-    check_range_response,
-    etag_matches,
-    parse_content_range,
-    strong_etag,
-)
-from wme_async._rates import RateMeter, TokenBucket
+from wme_async._download import connection_counts, range_plan, range_responses  # private: pure
+from wme_async._rates import RateMeter, TokenBucket  # private: pure
+
+MIB = range_plan.MIB
+FetchState = range_plan.FetchState
+RangePlan = range_plan.RangePlan
+Spans = range_plan.Spans
+Verdict = range_responses.Verdict
+check_range_response = range_responses.check_range_response
 
 
 def test_what_a_planner_holds_can_be_read() -> None:
@@ -88,7 +87,7 @@ def test_whatever_happens_each_byte_is_fetched_by_at_most_one_connection(
     written = {byte for byte in bytes_of(done) if byte < size}
     for action, number, wait in script:
         now += wait
-        made: RangeLease | None = None
+        made: range_plan.RangeLease | None = None
         if action == "lease":
             made = plan.lease(now, most=number + 1)
         elif action == "steal":
@@ -207,18 +206,18 @@ def test_nothing_is_stolen_for_less_than_it_costs() -> None:
 
 def test_parts_follow_the_rate_unless_the_signature_would_run_out() -> None:
     gib = 1024 * MIB
-    assert part_size(100 * gib, rate=0.0, connections=8, lifetime=60.0) == 16 * MIB
-    assert part_size(MIB, rate=0.0, connections=8, lifetime=60.0) == 2 * MIB
-    assert part_size(100 * gib, rate=10e6, connections=8, lifetime=None) == 80_000_000
-    assert part_size(100 * gib, rate=1e9, connections=8, lifetime=None) == 256 * MIB
+    assert range_plan.part_size(100 * gib, rate=0.0, connections=8, lifetime=60.0) == 16 * MIB
+    assert range_plan.part_size(MIB, rate=0.0, connections=8, lifetime=60.0) == 2 * MIB
+    assert range_plan.part_size(100 * gib, rate=10e6, connections=8, lifetime=None) == 80_000_000
+    assert range_plan.part_size(100 * gib, rate=1e9, connections=8, lifetime=None) == 256 * MIB
     # 100 GiB in 60 s would take far more than 80 MB/s: every connection takes its share while the URL works.
-    assert part_size(100 * gib, rate=10e6, connections=8, lifetime=55.0) == 100 * gib // 8
-    assert part_size(gib, rate=10e6, connections=8, lifetime=55.0) == 80_000_000
+    assert range_plan.part_size(100 * gib, rate=10e6, connections=8, lifetime=55.0) == 100 * gib // 8
+    assert range_plan.part_size(gib, rate=10e6, connections=8, lifetime=55.0) == 80_000_000
 
 
 @given(st.integers(1, 1 << 40), st.floats(0, 1e10), st.integers(1, 64), st.none() | st.floats(-10, 60))
 def test_a_part_is_never_absurd(unassigned: int, rate: float, connections: int, lifetime: float | None) -> None:
-    size = part_size(unassigned, rate=rate, connections=connections, lifetime=lifetime)
+    size = range_plan.part_size(unassigned, rate=rate, connections=connections, lifetime=lifetime)
     assert size >= 2 * MIB
     assert size <= max(256 * MIB, -(-unassigned // connections))
 
@@ -260,26 +259,26 @@ def test_a_straggler_is_one_that_is_slow_alone() -> None:
     ],
 )
 def test_a_content_range_that_makes_no_sense_is_none(value: str | None) -> None:
-    assert parse_content_range(value) is None
+    assert range_responses.parse_content_range(value) is None
 
 
 def test_content_ranges_are_read() -> None:
-    found = parse_content_range(" bytes 0-9/10 ")
+    found = range_responses.parse_content_range(" bytes 0-9/10 ")
     assert found is not None
     assert (found.start, found.stop, found.size) == (0, 10, 10)
-    found = parse_content_range("BYTES 3-9/*")
+    found = range_responses.parse_content_range("BYTES 3-9/*")
     assert found is not None
     assert (found.start, found.stop, found.size) == (3, 10, None)
 
 
 def test_only_strong_etags_stand_for_bytes() -> None:
-    assert strong_etag('"abc"') == '"abc"'
-    assert strong_etag(' "abc-3" ') == '"abc-3"'
+    assert range_responses.strong_etag('"abc"') == '"abc"'
+    assert range_responses.strong_etag(' "abc-3" ') == '"abc-3"'
     for value in (None, "", '""', 'W/"abc"', "abc", '"a"b"', '"'):
-        assert strong_etag(value) is None
-    assert etag_matches(None, '"a"')
-    assert etag_matches('"a"', None)
-    assert not etag_matches('W/"a"', '"a"')
+        assert range_responses.strong_etag(value) is None
+    assert range_responses.etag_matches(None, '"a"')
+    assert range_responses.etag_matches('"a"', None)
+    assert not range_responses.etag_matches('W/"a"', '"a"')
 
 
 GOOD = {"Content-Range": "bytes 10-19/100", "ETag": '"v1"', "Content-Length": "10"}
@@ -384,7 +383,7 @@ def test_a_budget_raises_for_no_connections() -> None:
 
 
 def test_a_refusal_halves_the_connections_once_for_each_moment() -> None:
-    tuner = ConnectionTuner(start=8, most=16)
+    tuner = connection_counts.ConnectionTuner(start=8, most=16)
     tuner.refused(10.0)
     tuner.refused(10.1)
     tuner.refused(10.2)
@@ -415,7 +414,7 @@ class Line:
 class Slot:
     number: int
     file: int = -1
-    lease: RangeLease | None = None
+    lease: range_plan.RangeLease | None = None
     ready: float = 0.0
     carry: float = 0.0
 
@@ -439,7 +438,7 @@ class World:
         rng = random.Random(seed)
         line = self.line
         # As a budget does: a single file begins with fewer.
-        tuner = ConnectionTuner(start=4 if len(self.sizes) == 1 else 8, most=line.most)
+        tuner = connection_counts.ConnectionTuner(start=4 if len(self.sizes) == 1 else 8, most=line.most)
         slots = [Slot(number) for number in range(line.most)]
         pending = list(range(len(self.sizes)))[::-1]
         next_tick = 0.0
@@ -482,7 +481,7 @@ class World:
                 busy -= 1
         return True
 
-    def find(self, alone: bool, allowed: int) -> tuple[int, RangeLease, RangeLease | None] | None:
+    def find(self, alone: bool, allowed: int) -> tuple[int, range_plan.RangeLease, range_plan.RangeLease | None] | None:
         for index, plan in self.plans.items():
             if self.now < self.open_at[index] or not (alone or plan.unassigned):
                 continue
@@ -604,7 +603,7 @@ def test_a_large_file_costs_few_signatures_though_each_lives_only_a_minute() -> 
 def test_a_cap_stays_in_its_bounds_and_grows_only_with_progress(
     most: int, steps: list[tuple[str, int, bool, float]]
 ) -> None:
-    cap, now, done, done_then = ConnectionCap(most), 0.0, 0, 0
+    cap, now, done, done_then = connection_counts.ConnectionCap(most), 0.0, 0, 0
     for step, served, progress, seconds in steps:
         now, done, before = now + seconds, done + progress, cap.allowed
         if step == "refuse":
@@ -620,7 +619,7 @@ def test_a_cap_stays_in_its_bounds_and_grows_only_with_progress(
 
 
 def test_a_cap_tries_later_each_time_and_as_late_as_the_server_says() -> None:
-    cap, now, holds = ConnectionCap(4), 0.0, []
+    cap, now, holds = connection_counts.ConnectionCap(4), 0.0, []
     for done in range(6):
         cap.lower(1, now, done=done)
         began = now

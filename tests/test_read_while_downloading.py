@@ -11,10 +11,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from download_store import Checksum, ContentReader, PartFile, SignedUrl, Transport, open_content
+from download_store import Checksum, ContentReader, PartFile, PartSums, SignedUrl, Transport, open_content
 
 from wme_async import Budget, FileInfo
-from wme_async._download.etags import PartSums
 from wme_async.errors import Forbidden, IntegrityError, NotFound, ServerError, WMEError
 from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from transports import error_responses
 
 from wme_async import (
     Cache,
@@ -15,7 +16,6 @@ from wme_async import (
     StreamRetrying,
     TransportError,
 )
-from wme_async._transport.error_responses import redirect_target
 from wme_async.simulator import Simulator
 
 ELSEWHERE = "https://api.example.org/v2/elsewhere?X-Signature=secret"
@@ -144,10 +144,10 @@ async def test_a_download_is_not_sent_to_what_is_not_http(sim: Simulator, tmp_pa
 )
 def test_a_redirect_keeps_to_http_and_never_leaves_tls(asked: str, location: str, target: str | None) -> None:
     if target is not None:
-        assert redirect_target(asked, location) == target
+        assert error_responses.redirect_target(asked, location) == target
         return
     with pytest.raises(TransportError) as caught:
-        redirect_target(asked, location)
+        error_responses.redirect_target(asked, location)
     assert caught.value.permanent
     assert "secret" not in str(caught.value)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from transports import Body, Request, SessionPool, Transport, fast_body
 
-from wme_async._transport import Body, Request, SessionPool, Transport, fast_body
 from wme_async.errors import Interrupted, TimedOut
 from wme_async.settings import Limits, Retry, Timeouts
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transports import TokenFile, token_policy
 
 from wme_async import Client
-from wme_async._transport import TokenFile, token_policy
 from wme_async.simulator import Simulator
 
 

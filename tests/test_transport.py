@@ -19,10 +19,7 @@ import msgspec
 import pytest
 from aiohttp import client_exceptions
 from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
-
-from wme_async._client.account import Account
-from wme_async._transport import (
+from transports import (
     Credentials,
     Request,
     SessionPool,
@@ -32,6 +29,9 @@ from wme_async._transport import (
     throttle,
     token_policy,
 )
+from yarl import URL
+
+from wme_async._client.account import Account
 from wme_async.errors import (
     ConnectFailed,
     DataError,

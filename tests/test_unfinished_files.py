@@ -11,10 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from download_store import KEY, PartFile, StoreSource, Transport, clean, download, leftovers, noise, store_requests
+from download_store import (
+    KEY,
+    PartFile,
+    Spans,
+    StoreSource,
+    Transport,
+    clean,
+    download,
+    leftovers,
+    noise,
+    store_requests,
+)
 
 from wme_async import Client, FileInfo, IntegrityError, NotFound, Progress, Retry, VersionConflict
-from wme_async._download.range_plan import Spans
 from wme_async.simulator import Simulator
 
 ARCHIVE = "enwiki_namespace_0"

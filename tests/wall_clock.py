@@ -7,9 +7,12 @@ import os
 import time
 from datetime import UTC, datetime
 
-from wme_async._clock import now, utc_now
+from wme_async import _clock as clock  # private: no public way sets the date of the product
 
-__all__ = ["MIDDLE_OF_A_MONTH", "machine_now", "now", "set_moment", "utc_now"]
+__all__ = ["MIDDLE_OF_A_MONTH", "clock", "machine_now", "now", "set_moment", "utc_now"]
+
+now = clock.now
+utc_now = clock.utc_now
 
 MIDDLE_OF_A_MONTH = datetime(2026, 7, 15, 12, tzinfo=UTC)
 """Where a simulator's clock stands in tests of what is counted by the month."""
