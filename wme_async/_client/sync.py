@@ -287,6 +287,7 @@ class Sync:
             # What is fetched is not fetched again by the next call.
             with contextlib.suppress(OSError, WMEError):
                 await committer.commit()
+                await committer.note_rest()
             committer.abandon()
             raise
         await committer.note_rest()

@@ -25,6 +25,9 @@ logger = logging.getLogger("wme_async.sync")
 _GROUP: Final = 32
 _THREADS: Final = 4
 _SECONDS: Final = 0.1
+# Files that have their names are noted together, since that takes several flushes. Of one that is not noted a later
+# sync reads the attribute that is kept with the file, or its bytes.
+_NOTE_SECONDS: Final = 1.0
 # Files that may wait, with their bytes in memory.
 _WAITING: Final = 2 * _GROUP
 
@@ -71,6 +74,9 @@ class Committer:
         self._filters = filters
         self._files: list[FinishedFile] = []
         self._unnoted: dict[str, FileState] = {}
+        self._folders: set[Path] = set()
+        self._clock = asyncio.get_running_loop().time
+        self._noted = self._clock()
         self._closing = False
         self._changed = asyncio.Event()
         self._full = asyncio.Event()
@@ -116,14 +122,21 @@ class Committer:
             self._full.clear()
 
     async def note_rest(self) -> None:
-        """Note what a full disk has kept from being noted.
+        """Note the files that are named and not noted yet.
 
         Raises:
             OSError: The state cannot be written.
         """
-        if self._unnoted:
-            await in_thread(self._state.record, self._collection, self._filters, self._unnoted)
-            self._unnoted = {}
+        files, folders = self._unnoted, self._folders
+        if files:
+            await in_thread(self._note, files, folders)
+            self._unnoted, self._folders = {}, set()
+        self._noted = self._clock()
+
+    def _note(self, files: dict[str, FileState], folders: set[Path]) -> None:
+        for folder in folders:
+            sync_folder(folder)
+        self._state.record(self._collection, self._filters, files)
 
     def abandon(self) -> None:
         """Remove what was not committed."""
@@ -131,6 +144,16 @@ class Committer:
             if isinstance(file.content, SmallFile):
                 file.content.close()
         self._files = []
+
+    async def _note_if_possible(self) -> None:
+        try:
+            await self.note_rest()
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            # The files are there; it is tried again, and a later sync finds out by their bytes.
+            logger.warning("%s", error)
+            self._noted = self._clock()
 
     async def _commit(self, group: list[FinishedFile]) -> None:
         errors: dict[str, Exception] = {}
@@ -140,15 +163,10 @@ class Committer:
                 for part in parts:
                     threads.start(in_thread(_finish, part, errors))
         done = [file for file in group if file.entry.name not in errors]
-        await in_thread(_sync_folders, {file.path.parent for file in done if file.content is not None})
+        self._folders |= {file.path.parent for file in done if file.content is not None}
         self._unnoted |= {file.entry.name: file.state for file in done if file.state is not None}
-        try:
-            await self.note_rest()
-        except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                raise
-            # The files are there; the next group tries again, and a later sync finds out by their bytes.
-            logger.warning("%s", error)
+        if self._clock() - self._noted > _NOTE_SECONDS:
+            await self._note_if_possible()
         for file in group:
             file.outcome(errors.get(file.entry.name))
 
@@ -180,8 +198,3 @@ def _written(path: Path, content: SmallContent) -> SmallFile:
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
         return SmallFile(path, content)
-
-
-def _sync_folders(folders: set[Path]) -> None:
-    for folder in folders:
-        sync_folder(folder)
