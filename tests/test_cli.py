@@ -296,7 +296,7 @@ def test_batches_use_the_credentials_of_the_env_file(run, world, environment, tm
     result = run("--env-file", str(env_file), *folder, "submit", url)
     assert "1 succeeded" in result.stdout
     assert "access_token" in Path(environment["WME_TOKEN_FILE"]).read_text()
-    assert "there is no file" in run("--env-file", str(tmp_path / "none"), *folder, "submit", url, code=1).stderr
+    assert "does not exist" in run("--env-file", str(tmp_path / "none"), *folder, "submit", url, code=1).stderr
 
 
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "wme_async"]

@@ -148,7 +148,7 @@ async def test_filters_are_not_offered_and_unknown_fields_refused(sim, wme):
 
 async def test_what_is_not_in_the_main_graph_is_not_found(sim, wme, monkeypatch):
     scholarly = next(f"Q{n}" for n in range(1, 2000) if sim.entities.generator.get(f"Q{n}") is None)
-    with pytest.raises(NotFound, match=f"{scholarly} in the main graph"):
+    with pytest.raises(NotFound, match=f"{scholarly} is not in the main graph"):
         await wme.wikidata.items.get(scholarly)
     async with wme.wikidata.items.get_many(["Q42", scholarly, "P31"]) as results:
         looked = [each async for each in results]

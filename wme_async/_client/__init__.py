@@ -1,4 +1,4 @@
-"""Paths and verbs: what users call."""
+"""The client: resources with their paths, and the methods that users call."""
 
 from wme_async._client.account import Account
 from wme_async._client.archive_source import ArchiveSource

@@ -119,7 +119,7 @@ class Account:
             ) from error
 
     async def quota(self) -> Quota:
-        """Return the use of each monthly allowance and what remains of it.
+        """Return the used and the remaining requests of each monthly allowance.
 
         Counts are the higher of the server's and the local ones, which include all processes that share the token
         file.
@@ -146,7 +146,7 @@ class Account:
 
         Raises:
             TypeError: An argument is not a cost; nothing was sent.
-            QuotaExceeded: It does not fit; nothing was spent. Other processes may still spend what fits now.
+            QuotaExceeded: It does not fit; nothing was spent. Other processes may still spend the remaining requests.
             WMEError: The request failed.
         """
         for cost in costs:
@@ -175,10 +175,10 @@ class Account:
         return self._allowances or (FREE_PLAN if _FREE_GROUP in user.groups else Allowances())
 
     async def _counted(self) -> dict[str, int]:
-        stored = {} if self._file is None else await in_thread(self._file.usage)
+        saved_counts = {} if self._file is None else await in_thread(self._file.usage)
         # Counts that are not saved yet come on top of those of all processes.
-        local = {key: max(n, stored.get(key, 0) + self._unsaved.get(key, 0)) for key, n in self._counts.items()}
-        return {**stored, **local}
+        local = {key: max(n, saved_counts.get(key, 0) + self._unsaved.get(key, 0)) for key, n in self._counts.items()}
+        return {**saved_counts, **local}
 
     async def _count(self, pool: str) -> None:
         key = f"{pool}/{self._this_month()}"
@@ -213,10 +213,10 @@ class Account:
         for key, n in unsaved.items():
             pool, month = key.split("/")
             months.setdefault(month, {})[pool] = n
-        written: dict[str, int] = {}
+        totals: dict[str, int] = {}
 
         def write(month: str, counts: dict[str, int]) -> None:
-            written.update(file.count(month, counts))
+            totals.update(file.count(month, counts))
             for pool in counts:
                 del unsaved[f"{pool}/{month}"]
 
@@ -230,7 +230,7 @@ class Account:
             # Counts that were not written stay unsaved, with those of the meantime on top.
             for key, n in unsaved.items():
                 self._unsaved[key] = self._unsaved.get(key, 0) + n
-            for key, n in written.items():
+            for key, n in totals.items():
                 self._counts[key] = n + self._unsaved.get(key, 0)
 
     def _recent_exhaustion(self, pool: str) -> QuotaExceeded | None:
@@ -242,11 +242,11 @@ class Account:
         if self._transport.monotonic() - at > _EXHAUSTED_SECONDS or month != self._this_month():
             del self._exhausted_pools[pool]
             return None
-        # A raised error carries its traceback, so each request gets an error of its own.
+        # A raised error carries its traceback, so each request gets its own error.
         return QuotaExceeded(error.message, status=429, used=error.used, limit=error.limit, pool=pool)
 
     async def _check_exhaustion(self, pool: str) -> QuotaExceeded | None:
-        """Return the error of an exhausted allowance after a 429, which itself does not tell it from a rate limit."""
+        """Return the error of an exhausted allowance after a 429, which may also be a rate limit."""
         responses = self._responses.get(pool, 0)
         async with self._request_lock:
             # Of many requests that were rejected together, one checks.
@@ -266,23 +266,23 @@ class Account:
 
     async def _request_exhaustion(self, pool: str) -> QuotaExceeded | None:
         user = await self.user()
-        used = _served(user).get(pool, 0)
+        count = _served(user).get(pool, 0)
         stated: int = getattr(user, f"{pool}_limit", 0)
         limits = self._plan_of(user)
         limit = limits.of(pool)
-        if limit is None or (self._allowances is None and used < limit):
+        if limit is None or (self._allowances is None and count < limit):
             # The stated limit is a constant of the service, and the account's own cap may differ. A count stops at the
             # cap, or a little above it with concurrent requests: a count far above the limit shows another cap.
-            if used > stated + stated // _OVERSHOT:
+            if count > stated + stated // _OVERSHOT:
                 return None
             limit = stated
-        if not limit or used < limit:
+        if not limit or count < limit:
             return None
         return QuotaExceeded(
-            f"the month's allowance of {pool} requests is used up ({used} of {limit}); it is restored on the first of "
+            f"the month's allowance of {pool} requests is used up ({count} of {limit}); it is restored on the first of "
             "the month, 00:00 UTC",
             status=429,
-            used=used,
+            used=count,
             limit=limit,
             pool=pool,
         )

@@ -24,8 +24,8 @@ class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         kind: The name of its resource, such as `wikidata.snapshots.chunks`.
-        identifier: As the list has it.
-        place: Where it is: the hour of a batch, as `YYYY-MM-DD/HH`, or the snapshot of a chunk.
+        identifier: From the list.
+        place: The hour of a batch, as `YYYY-MM-DD/HH`, or the snapshot of a chunk.
     """
 
     kind: str
@@ -44,23 +44,23 @@ class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def template(self) -> str:
-        """The name that it has unless another one is asked for."""
+        """The default template."""
         if self.is_batch:
             return "{kind}/{date}/{hour}/{identifier}"
         return "{kind}/{snapshot}/{chunk}" if self.is_chunk else "{kind}/{identifier}"
 
     @property
     def flat(self) -> str:
-        """The name that it had before there were folders, which says nothing about hour and kind."""
+        """The name in releases without folders, which lacks the hour and the kind."""
         return f"{self.identifier}.{EXTENSION}"
 
     def path(self, template: str | None = None, *, version: str | None = None) -> PurePosixPath:
         """Return the path below a folder.
 
         Args:
-            template: Of literal text, slashes and `FIELDS` in braces; None for the usual form. The extension is
-                appended where it is missing.
-            version: MD5 of the metadata; None as long as it is not known, to check the template.
+            template: Literal text, slashes and `FIELDS` in braces; None for the default. A missing extension is
+                appended.
+            version: MD5 of the metadata; None to check the template before the version is known.
 
         Raises:
             TypeError: The template is not text.

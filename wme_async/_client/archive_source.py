@@ -14,10 +14,10 @@ __all__ = ["ArchiveSource", "ListedSource"]
 
 _EXPIRES = re.compile(r"[?&]X-Amz-Expires=([0-9]{1,9})(?:[&#]|$)")
 
-# What the server signs for, where the address itself does not say.
+# The lifetime of a signature, if the URL does not state it.
 _SIGNATURE_SECONDS = 60.0
 
-# A signature is given up this long before its end, since the request still has to reach the store.
+# A signed URL counts as expired this long before its end, since the request still has to reach the store.
 _SIGNATURE_MARGIN = 5.0
 
 
@@ -28,8 +28,8 @@ class ArchiveSource:
         transport: Sends the requests.
         resource: Its row of the table.
         path: Returns the path of its record; `/download` below it is the archive.
-        checksum: Returns what its metadata promises, or None.
-        locate: Finds out the path where that takes a request; awaited before the path is used.
+        checksum: Returns the checksum of its metadata, or None.
+        locate: Resolves the path if that takes a request; awaited before the path is used.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class ArchiveSource:
         return self._resource.pool is not None
 
     async def head(self) -> FileInfo:
-        """Ask for size and version; free.
+        """Request size and version; free of charge.
 
         Raises:
-            NotFound: The archive is not there. The server says so too while its object store is in trouble.
-            WMEError: Whatever else went wrong.
+            NotFound: The archive does not exist, or the object store of the server is in trouble.
+            WMEError: The request failed in another way.
         """
         if self._locate is not None:
             await self._locate()
@@ -78,10 +78,10 @@ class ArchiveSource:
         return file_info_of(headers, size=int(length) if length.isascii() and length.isdigit() else None)
 
     async def sign(self) -> SignedUrl:
-        """Ask for an address that serves the bytes; one metered request where the archive is metered at all.
+        """Request a signed URL of the bytes; one metered request if the archive is metered.
 
         Raises:
-            WMEError: There was none.
+            WMEError: The server did not return a signed URL.
         """
         if self._locate is not None:
             await self._locate()
@@ -92,7 +92,7 @@ class ArchiveSource:
             product=self._resource.product,
             accepts="redirect",
         )
-        # Only the head is of interest: should a server send the archive at once, it is not to be read here.
+        # Only the headers matter: if a server sends the archive at once, its body is not read here.
         async with self._transport.open(request) as body:
             location = body.headers.get("Location")
             if body.status not in REDIRECTS or not location:
@@ -105,7 +105,7 @@ class ArchiveSource:
         return SignedUrl(url=url, expires_at=self._transport.monotonic() + max(1.0, seconds - _SIGNATURE_MARGIN))
 
     async def checksum(self) -> Checksum | None:
-        """Return MD5 and date of the metadata, or None where there is no metadata."""
+        """Return MD5 and date of the metadata, or None without metadata."""
         try:
             return await self._checksum()
         except NotFound:
@@ -114,23 +114,23 @@ class ArchiveSource:
 
 
 class ListedSource(ArchiveSource):
-    """An archive of which the list has said the version."""
+    """An archive whose version is known from the list."""
 
     promised: Checksum | None = None
     signed: SignedUrl | None = None
 
     async def sign(self) -> SignedUrl:
-        """Return the address that was not used yet, or request one."""
+        """Return the unused signed URL, or request one."""
         signed, self.signed = self.signed, None
         return signed if signed is not None else await super().sign()
 
     async def checksum(self) -> Checksum | None:
-        """Return what the list says, once; later what the metadata says."""
+        """Return the checksum of the list once, and that of the metadata afterwards."""
         promised, self.promised = self.promised, None
         return promised if promised is not None else await super().checksum()
 
 
 def _lifetime(url: str) -> float:
-    """Return for how many seconds a signed address is good, as it says itself."""
+    """Return the lifetime of a signed URL in seconds, from its query."""
     match = _EXPIRES.search(url)
     return float(match[1]) if match else _SIGNATURE_SECONDS

@@ -1,4 +1,4 @@
-"""Responses that are kept for a while, so that repeated requests cost neither quota nor time."""
+"""A cache of responses, so that repeated requests cost neither quota nor time."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ class Cache:
     Give it to a client as `Client(cache=Cache())`. It holds data that change slowly: codes, languages, projects and
     namespaces, and look-ups of articles, structured contents, entities and files. Lists of archives always come from
     the server. Errors are never kept, and neither are "not found" and responses that cannot be decoded. Clients may
-    share a cache; each account has entries of its own, since its plan decides on its responses.
+    share a cache; each account has its own entries, since responses depend on its plan.
 
     A response from the cache is not metered. If a look-up matches more than `limit` records, the server picks some of
     them at random; while the response is in the cache, the pick stays the same.

@@ -130,7 +130,7 @@ class Client:
             **options: As for `Client`; they override the environment.
 
         Raises:
-            ValueError: There are no credentials, or a setting cannot work.
+            ValueError: Credentials are missing, or a setting is invalid.
             FileNotFoundError: `env_file` does not exist.
             TypeError: `env_file` is not a path.
             ImportError: There is an `env_file`, and python-dotenv is not installed.
@@ -184,11 +184,11 @@ class Client:
     def batches(self, hour: str | datetime) -> "Files[Batch, Article]":
         """Return the batches of an hour: all articles that changed in it, one archive for each project and namespace.
 
-        They appear some 25 minutes after the end of the hour and stay for two days; outside of that time their list is
+        They appear some 25 minutes after the end of the hour and stay for two days; before and after, their list is
         a `NotFound`. A batch also has the first minutes of the next hour, and deletions.
 
         Args:
-            hour: `"2025-07-16T05"` (UTC), or an aware datetime, whose hour is taken; `"latest"` for the newest hour
+            hour: `"2025-07-16T05"` (UTC), or any aware datetime within the hour; `"latest"` for the newest hour
                 that has a list, `"-3h"` for the hour of three hours ago. The first request resolves these by the
                 server's clock, and the object keeps that hour; `.hour` says which it is.
 
@@ -208,9 +208,9 @@ class Client:
     ) -> "Hours[Batch, Article]":
         """Follow the batches hour by hour: each hour once, as its list appears, and missed ones first.
 
-        Lists appear some 25 minutes after the end of their hour and are kept for 48 hours. An hour counts as processed
-        when the next one is requested, so that after a crash the one under way comes again. A service that cannot be
-        reached is waited for.
+        Lists appear some 25 minutes after the end of their hour and stay for 48 hours. An hour counts as processed
+        when the next one is requested, so that after a crash the unfinished one comes again. While the service is
+        not reachable, the iterator waits.
 
         Example:
             >>> async for hour in wme.hours(since="-24h", offsets=SQLiteOffsets("hours.db")):  # doctest: +SKIP
@@ -219,11 +219,11 @@ class Client:
         Args:
             since: Where to begin without a saved position: an hour as `batches` takes it, `"-24h"` for the hour of a
                 day ago; by default the newest one that has a list.
-            offsets: Where the position is kept: partition 0, whose offset is the number of hours since 1970.
-            name: Of this reader, within the store; several readers of one store need names of their own.
-            on_gap: An hour that is gone is logged, raised as `HourGap` (asking for the next one goes on behind it), or
+            offsets: Stores the position: partition 0, whose offset is the number of hours since 1970.
+            name: Of this reader, within the store; several readers of one store need different names.
+            on_gap: An hour that is gone is logged, raised as `HourGap` (the next call continues after it), or
                 passed to a function, which may be a coroutine function.
-            poll: Seconds between two looks for a list that is due.
+            poll: Seconds between two requests of a list that is due.
 
         Returns:
             An async iterator of the archives of an hour, whose `.hour` says which. It is an async context manager too;
@@ -259,7 +259,7 @@ def _env_file(path: str | os.PathLike[str] | None) -> dict[str, str]:
         return {}
     check_path("env_file", path)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
+        raise FileNotFoundError(f"the file {os.fspath(path)!r} does not exist")
     try:
         from dotenv import dotenv_values  # noqa: PLC0415  # an extra
     except ImportError as error:

@@ -80,7 +80,7 @@ class Collection(Generic[T]):
 
         Raises:
             ValueError: A field is unknown, or a filter could not give a right result; nothing was sent.
-            NotFound: There is no such list, or not yet.
+            NotFound: The list does not exist, or not yet.
             DecodeError: The response is malformed.
             WMEError: The request failed in another way.
         """
@@ -105,14 +105,14 @@ class Collection(Generic[T]):
 
         Raises:
             ValueError: A field is unknown, or the identifier is malformed; nothing was sent.
-            NotFound: There is no such record.
+            NotFound: The record does not exist.
             DecodeError: The response is malformed.
             WMEError: The request failed in another way.
         """
         query = self._query(fields, None, type)
-        quoted = self._quote(identifier)
+        segment = self._quote(identifier)
         await self._locate()
-        response = await self._send(f"{self._path}/{quoted}", query)
+        response = await self._send(f"{self._path}/{segment}", query)
         with forget_unreadable(self._cache, response):
             records = decode_response(response, query)
             if len(records) != 1:
@@ -179,20 +179,20 @@ def decode_response(response: Response, query: Query, *, form: Form | None = Non
     """
     body = response.body
     if is_error_document(body, known_names(query.model)):
-        shown = bare_url(response.url)
-        raise DecodeError(f"{shown} responded with {error_in_place_of('records', body)}", url=shown, record=body)
+        url = bare_url(response.url)
+        raise DecodeError(f"{url} responded with {error_in_place_of('records', body)}", url=url, record=body)
     local = query.reshapes or query.selects or form is not None
-    many = body[:64].lstrip()[:1] == b"["
+    is_list = body[:64].lstrip()[:1] == b"["
     try:
         with decoding(body):
             if not local:
-                decoder = _decoder(query.result, many=many)
+                decoder = _decoder(query.result, is_list=is_list)
                 records = decode_record(decoder, body)
-                return records if many else [records]
+                return records if is_list else [records]
             document = msgspec.json.decode(body)
             rows = document if isinstance(document, list) else [document]
             selected = [row for record in rows if (row := query.apply(_object(record, form))) is not None]
-            return [decode_record(_decoder(query.result, many=False), msgspec.json.encode(row)) for row in selected]
+            return [decode_record(_decoder(query.result, is_list=False), msgspec.json.encode(row)) for row in selected]
     except DecodeError as error:
         raise _not_records(response, error) from error
 
@@ -204,7 +204,7 @@ def _object(row: object, form: Form | None) -> dict[str, Any]:
 
 
 def _not_records(response: Response, error: DecodeError) -> DecodeError:
-    shown = bare_url(response.url)
+    url = bare_url(response.url)
     body = response.body
     if not body.strip():
         reason = "an empty body"
@@ -212,9 +212,9 @@ def _not_records(response: Response, error: DecodeError) -> DecodeError:
         reason = server_message(body)
     else:
         reason = error.message
-    return DecodeError(f"{shown} did not respond with JSON records: {reason}", url=shown, record=body)
+    return DecodeError(f"{url} did not respond with JSON records: {reason}", url=url, record=body)
 
 
 @lru_cache(maxsize=256)
-def _decoder(type: Any, *, many: bool) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(list[type] if many else type)
+def _decoder(type: Any, *, is_list: bool) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(list[type] if is_list else type)

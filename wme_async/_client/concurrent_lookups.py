@@ -32,7 +32,7 @@ class Looked(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     Attributes:
         name: The name, unchanged.
         records: The records; empty if nothing has this name. Beside an error, the records that could be read.
-        error: Why there is no result, or only a part of it; None without an error.
+        error: The reason why the result is missing or incomplete; None without an error.
     """
 
     name: str
@@ -154,7 +154,7 @@ class Lookups(Generic[T]):
         await self._runner.aclose()
 
     def __del__(self) -> None:
-        # The runner holds no reference to the iterator, so the end of a loop that was left early shows here.
+        # The runner holds no reference to the iterator, so breaking out of a loop drops the iterator and ends the work.
         runner = getattr(self, "_runner", None)
         if runner is not None:
             runner.abandon()
@@ -209,16 +209,16 @@ class _LookupRunner(Generic[T]):
                 error, self._error = self._error, None
                 raise error or StopAsyncIteration
             if self._waiter is not None:
-                raise RuntimeError("another task reads these results; give each reader look-ups of its own")
+                raise RuntimeError("another task reads these results; give each reader its own look-ups")
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        looked = self._results.pop(self._next)
+        result = self._results.pop(self._next)
         self._next += 1
         self._slots.release()
-        return looked
+        return result
 
     async def aclose(self) -> None:
         self._ended = True
@@ -230,7 +230,7 @@ class _LookupRunner(Generic[T]):
         self._wake()
 
     def abandon(self) -> None:
-        """Cancel all requests from whatever thread the garbage collector runs in."""
+        """Cancel all requests from any thread that the garbage collector runs in."""
         if self._task is None or self._task.done():
             return
         logger.debug("look-ups were dropped before their end; their requests are cancelled")
@@ -267,7 +267,7 @@ class _LookupRunner(Generic[T]):
             self._add_result(number, await self._look_up(name))
 
     async def _next_name(self, names: Iterator[str] | AsyncIterator[str]) -> Any:
-        """Return the next name; `_END` after the last one and after an exception of the iterator, which is kept."""
+        """Return the next name; `_END` after the last one and after an exception of the iterator, which is stored."""
         async with self._turn:  # an async iterator takes one call at a time
             if self._exhausted:
                 return _END
@@ -298,12 +298,12 @@ class _LookupRunner(Generic[T]):
                 self._fatal = error
             return Looked(name=name, error=error)
 
-    def _add_result(self, number: int, looked: Looked[T]) -> None:
+    def _add_result(self, number: int, result: Looked[T]) -> None:
         key = number if self._ordered else self.done
-        self._results[key] = looked
+        self._results[key] = result
         self.done += 1
-        self._found += looked.error is None and looked.found
-        self._failed += looked.error is not None
+        self._found += result.error is None and result.found
+        self._failed += result.error is not None
         if key == self._next:
             self._wake()
         if self._progress is not None and self._monotonic() - self._report_time >= _REPORT_INTERVAL:

@@ -104,7 +104,7 @@ class _ById(Generic[T]):
         self._hint.count(self._transport.monotonic())
         response = await send_lookup(self._transport, request, cache=self._cache, recheck=recheck)
         if isinstance(response, NotFound):
-            message = f"there is no {identifier} in the main graph of Wikidata; scholarly items are not served"
+            message = f"{identifier} is not in the main graph of Wikidata; scholarly items are not served"
             raise not_found(message, response)
         with forget_unreadable(self._cache, response):
             return self._decode(response, query)
@@ -147,7 +147,7 @@ class Entities(_ById[T]):
         type: type[Any] | None = None,
         recheck: bool | None = None,
     ) -> Any:
-        """Return one entity. One metered request, even if there is none.
+        """Return one entity. One metered request, even if it does not exist.
 
         Args:
             identifier: `"Q42"` for an item, `"P31"` for a property.
@@ -158,7 +158,7 @@ class Entities(_ById[T]):
 
         Raises:
             ValueError: A field is unknown, or the identifier has another form; nothing was sent.
-            NotFound: There is no such entity in the main graph.
+            NotFound: The entity is not in the main graph.
             DecodeError: The response is malformed.
             WMEError: The request failed in another way.
         """
@@ -215,7 +215,7 @@ class Labels(_ById[dict[str, str]]):
     async def get(
         self, identifier: str, *, fields: Sequence[str] | None = None, recheck: bool | None = None
     ) -> dict[str, str]:
-        """Return the labels of an item or property. One metered request, even if there is none.
+        """Return the labels of an item or property. One metered request, even if it does not exist.
 
         Args:
             identifier: `"Q42"` or `"P31"`.
@@ -223,11 +223,11 @@ class Labels(_ById[dict[str, str]]):
             recheck: As for `Entities.get`.
 
         Returns:
-            Language code and label; a language without a label is left out.
+            Language code and label; languages without a label are absent.
 
         Raises:
             ValueError: The identifier has another form; nothing was sent.
-            NotFound: There is no such entity in the main graph.
+            NotFound: The entity is not in the main graph.
             DecodeError: The response is malformed.
             WMEError: The request failed in another way.
         """
@@ -298,11 +298,11 @@ class Wikidata:
     def batches(self, hour: str | datetime) -> Files[Archive, WikidataArticle]:
         """Return the batches of an hour: all entities that changed in it.
 
-        No reference shows the path of these; it is taken from that of the other batches. Should it be another one:
+        Their path is not documented and assumed to be like that of the other batches. To change it:
         `Client(paths={"wikidata.batches": "/v2/…/{hour}"})`.
 
         Args:
-            hour: `"2026-07-16T05"` (UTC), an aware datetime, whose hour is taken, `"latest"` or `"-3h"`: see
+            hour: `"2026-07-16T05"` (UTC), any aware datetime within the hour, `"latest"` or `"-3h"`: see
                 `Client.batches`.
 
         Raises:

@@ -49,15 +49,15 @@ A = TypeVar("A", bound=ArchiveSource)
 
 
 class Files(Collection[M], Generic[M, R]):
-    """Archives of one kind: what can be listed, got, asked for its size, downloaded and read.
+    """Archives of one kind: list them, get their metadata and size, download, sync and read them.
 
     `M` is the model of an archive's metadata, `R` that of the records in it.
 
     Args:
         transport: Sends the requests.
         resource: Its row of the table.
-        path: Its path, placeholders filled in.
-        place: Which hour (`YYYY-MM-DD/HH`) or snapshot it is part of, for the names of files.
+        path: Its path, with the placeholders filled in.
+        place: The hour (`YYYY-MM-DD/HH`) or snapshot that the archives belong to, for the names of files.
     """
 
     def __init__(self, transport: Transport, resource: Resource, path: str, *, place: str = "") -> None:
@@ -66,9 +66,9 @@ class Files(Collection[M], Generic[M, R]):
 
     @property
     def hour(self) -> datetime | None:
-        """The hour that these are the batches of, UTC; None for other archives.
+        """The hour of these batches, UTC; None for other archives.
 
-        Of `latest` and `-3h` it is known after the first request, and None before.
+        `latest` and `-3h` are resolved by the first request; until then it is None.
         """
         return hour_of(self._place) if self._place and self._resource.name.endswith("batches") else None
 
@@ -76,9 +76,9 @@ class Files(Collection[M], Generic[M, R]):
         """Return size, ETag and dates of an archive; free of charge.
 
         Raises:
-            ValueError: The identifier is none.
-            NotFound: There is no such archive.
-            WMEError: Whatever else went wrong.
+            ValueError: The identifier is malformed.
+            NotFound: The archive does not exist.
+            WMEError: The request failed in another way.
         """
         return await self._source(identifier).head()
 
@@ -92,40 +92,40 @@ class Files(Collection[M], Generic[M, R]):
     ) -> Download:
         """Download an archive in concurrent byte ranges, for one metered request.
 
-        The file has its name only once it is whole and its MD5 is that of the metadata; until then it is `NAME.part`,
-        with a ledger beside it, from which the same call goes on after an interruption of any kind.
+        The file gets its name only when it is complete and its MD5 is that of the metadata; until then it is
+        `NAME.part`, with a ledger beside it, from which the same call resumes after any interruption.
 
         Args:
-            identifier: As the list has it.
-            to: A folder, or the path of the file. What ends in a slash is a folder, and created if it does not exist.
+            identifier: From the list.
+            to: A folder, or the path of the file. One that ends in a slash is a folder, created if it does not exist.
                 The path below a folder identifies the content: `batches/2025-07-16/05/enwiki_namespace_0.tar.gz`,
                 `snapshots/enwiki_namespace_0.tar.gz`, `snapshots/enwiki_namespace_0/chunk_3.tar.gz`,
                 `structured_snapshots/…`, `wikidata/snapshots/…`, `wikidata/batches/…`. A symbolic link to a file is
                 followed.
             name: Another path below the folder `to`, which is created if it does not exist: a template of `{kind}
                 {date} {hour} {snapshot} {chunk} {identifier} {version} {ext}`, such as `"{identifier}"` for a flat
-                folder. The extension is appended where it is missing.
-            overwrite: Download the file anew and replace the one that is there, of whatever version.
+                folder. A missing extension is appended.
+            overwrite: Download the file again and replace an existing one, whichever version it is.
             progress: Receives `Progress` about ten times a second and once at the end.
-            verify: Check the MD5. Without it the size and the version on the server are checked alone.
+            verify: Check the MD5. If False, only the size and the version on the server are checked.
             if_changed: Keep the file up to date: one of another version is replaced. Without `if_changed` and
-                `overwrite` that is a `VersionConflict`. A file of the same version is never downloaded again, which is
-                free of charge, unless `overwrite` says so; `unchanged` tells. In a folder, `IDENTIFIER.tar.gz` (the
-                name of earlier versions of this package) satisfies `if_changed` too.
-            connections: Concurrent byte ranges at most; not given, as many as bring something.
-            min_rate: Bytes a second below which a range is asked for again by a new connection.
+                `overwrite` that is a `VersionConflict`. A file of the same version is not downloaded again, which is
+                free of charge, unless `overwrite` is set; its `unchanged` is True. In a folder, `IDENTIFIER.tar.gz`
+                (the name in earlier versions of this package) satisfies `if_changed` too.
+            connections: Concurrent byte ranges at most; by default as many as increase the rate.
+            min_rate: Bytes a second below which a range is requested again on a new connection.
             max_rate: Bytes a second of this download at most.
             budget: Connections and bandwidth to share with other downloads.
 
         Raises:
-            ValueError: The identifier is none, an option is out of range, or the name has an unknown field or leads out
-                of the folder; nothing was sent.
-            VersionConflict: A file of another version is there.
+            ValueError: The identifier is malformed, an option is out of range, or the name has an unknown field or
+                leads out of the folder; nothing was sent.
+            VersionConflict: The path holds a file of another version.
             IsADirectoryError: The path of the file is a folder.
-            OSError: The disk is full, or not to be written to.
-            IntegrityError: What arrived is not what the metadata promises; no file was made.
+            OSError: The disk is full or not writable.
+            IntegrityError: The bytes do not match the metadata; no file was created.
             QuotaExceeded: The month's allowance is used up.
-            WMEError: Whatever else went wrong.
+            WMEError: The request failed in another way.
         """
         settings = DownloadSettings(**options)
         source = self._source(identifier)
@@ -137,9 +137,9 @@ class Files(Collection[M], Generic[M, R]):
         path = target_path(to, below.path(name), folder=name is not None)
         if uses_version(name):
             path = target_path(to, below.path(name, version=await self._version(source)), folder=True)
-        named_by_us = path != Path(to)
-        also = Path(to, below.flat) if name is None and named_by_us else None
-        settings = msgspec.structs.replace(settings, also=also, create=named_by_us)
+        in_folder = path != Path(to)
+        also = Path(to, below.flat) if name is None and in_folder else None
+        settings = msgspec.structs.replace(settings, also=also, create=in_folder)
         return await download(source, path, settings, transport=self._transport)
 
     async def sync(
@@ -157,12 +157,12 @@ class Files(Collection[M], Generic[M, R]):
         progress: SyncProgressHook | None = None,
         budget: Budget | None = None,
     ) -> SyncReport:
-        """Make a folder equal to the listing: fetch what is new or changed, for one metered request a file at most.
+        """Make a folder equal to the listing: fetch new and changed files, for at most one metered request each.
 
-        One list says versions and sizes, and each file takes two requests: a signature and the bytes. What the folder
-        has in the same version is left alone without being read; what has changed is replaced. A file gets its name
-        only when it is whole, has the MD5 of its metadata and is on the disk. Interrupted at any point, also by
-        `kill -9`, the same call goes on from there. One failure does not stop the others.
+        One list gives versions and sizes, and each file takes two requests: a signature and the bytes. A file that the
+        folder has in the same version is not even read; a changed one is replaced. A file gets its name only when it is
+        complete, has the MD5 of its metadata and is on the disk. After an interruption at any point, also by `kill -9`,
+        the same call resumes. One failure does not stop the others.
 
         Example:
             >>> report = await wme.batches("latest").sync("data/")  # doctest: +SKIP
@@ -170,32 +170,32 @@ class Files(Collection[M], Generic[M, R]):
             ...     print(file.identifier, file.error)
 
         Args:
-            to: The folder; created if it does not exist. It keeps what syncs have put into it in `.wme-sync.db`.
+            to: The folder; created if it does not exist. Its `.wme-sync.db` records the files of earlier syncs.
             filters: As for `list`: only these archives.
             name: A template for the names below the folder, as for `download`; the default tells kinds and hours apart.
             concurrency: Files at once.
-            delete: Remove files that earlier syncs of the same hour or kind with the same filters have put there and
-                that the listing lacks, if nobody has changed them since. Other files are never touched.
+            delete: Remove files that earlier syncs of the same hour or kind with the same filters wrote and that the
+                listing lacks, unless they have changed since. Other files are never touched.
             max_delete: Share of those files, 0 to 1, above which nothing is removed and `DataError` is raised.
             keep: Of batches: remove those of hours that are older than this, before the hour of this sync, under the
                 same conditions but for `max_delete`.
-            dry_run: Only find out what there is to do. Nothing is fetched, written or removed.
+            dry_run: Only report the differences. Nothing is fetched, written or removed.
             max_rate: Bytes a second for all files together.
             progress: Receives `SyncProgress` about ten times a second and once at the end.
             budget: Connections and bandwidth to share with other downloads.
 
         Returns:
-            What was done. Failures are in it; they are not raised.
+            The results, with failures, which are not raised.
 
         Raises:
             ValueError: An option is out of range, or two entries of the listing get one name, or names that differ only
                 in case. No file was requested.
-            BlockingIOError: Another sync of this folder is at work.
-            DataError: With `delete`: the listing is empty or lacks more than `max_delete` of what was synced; nothing
-                was fetched or removed. Or the folder's state is damaged.
-            NotFound: There is no such list, or not yet.
+            BlockingIOError: Another sync of this folder is running.
+            DataError: With `delete`: the listing is empty or lacks more than `max_delete` of the synced files;
+                nothing was fetched or removed. Or the folder's state is damaged.
+            NotFound: The list does not exist, or not yet.
             OSError: The folder cannot be used.
-            WMEError: The list cannot be had, or the account was refused.
+            WMEError: The request of the list failed, or the account was rejected.
         """
         check_path("to", to)
         options = sync_options(
@@ -215,7 +215,7 @@ class Files(Collection[M], Generic[M, R]):
             source=lambda identifier: self._source_as(ListedSource, identifier),
             pool=self._resource.pool,
         )
-        # Filters that cannot be right are an error before the folder is touched.
+        # Invalid filters raise before the folder is touched.
         self._query(None, filters, None)
         return await Sync(listing, Path(to), self._transport, options).run()
 
@@ -260,17 +260,17 @@ class Files(Collection[M], Generic[M, R]):
             ...     async for article in articles: ...
 
         Args:
-            identifier: As the list has it.
-            type: A msgspec Struct of yours to decode into; what it does not name is skipped, which is quick.
-            tee: Keep the archive too: a folder or the path of a file, which is there when all was read and checked. It
+            identifier: From the list.
+            type: A msgspec Struct of yours to decode into; other fields are skipped, which is fast.
+            tee: Save the archive too: a folder or the path of a file, which appears when all is read and verified. It
                 is named as by `download`.
-            overwrite: Replace a file of another version that `tee` finds there.
-            on_bad_record: What to do with a line that does not decode: `"raise"`, `"skip"` and count, or a function
-                that is given the `DecodeError` with member, line, offset and raw bytes.
+            overwrite: Let `tee` replace a file of another version.
+            on_bad_record: How to handle a line that does not decode: `"raise"`, `"skip"` and count, or a function that
+                receives the `DecodeError` with member, line, offset and raw bytes.
             max_record: Bytes of one record above which it is a bad record.
-            select: Called with the name of each member, says whether to read it: to go on where an earlier run stopped.
-            connections: Concurrent byte ranges at most. Not given, one where the archive is metered, since several need
-                a metered request for every minute of reading; else as many as bring something.
+            select: Returns whether to read a member, by its name: to go on where an earlier run stopped.
+            connections: Concurrent byte ranges at most. By default one if the archive is metered, since several need a
+                metered request for every minute of reading; else as many as increase the rate.
             window: Bytes held in memory ahead of the reader.
             max_rate: Bytes a second at most.
             budget: Connections and bandwidth to share with other downloads.
@@ -279,8 +279,8 @@ class Files(Collection[M], Generic[M, R]):
             An async context manager that is an async iterator of records.
 
         Raises:
-            ValueError: The identifier is none.
-            VersionConflict: When it is entered or read: `tee` found a file of another version.
+            ValueError: The identifier is malformed.
+            VersionConflict: On entering or reading: `tee` names a file of another version.
         """
         source = self.content(identifier, tee=tee, **options)
         record = type if type is not None else self._resource.record
@@ -365,11 +365,11 @@ class Files(Collection[M], Generic[M, R]):
             ...     await upload(content, "s3://bucket/enwiki_namespace_0.tar.gz")
 
         Args:
-            identifier: As the list has it.
+            identifier: From the list.
             tee: Keep the archive too: a folder or the path of a file, named as by `download`.
-            overwrite: Replace a file of another version that `tee` finds there.
-            connections: Concurrent byte ranges at most. Not given, one where the archive is metered, since several need
-                a metered request for every minute of reading; else as many as bring something.
+            overwrite: Let `tee` replace a file of another version.
+            connections: Concurrent byte ranges at most. By default one if the archive is metered, since several need a
+                metered request for every minute of reading; else as many as increase the rate.
             window: Bytes held in memory ahead of the reader.
             max_rate: Bytes a second at most.
             budget: Connections and bandwidth to share with other downloads.
@@ -380,10 +380,10 @@ class Files(Collection[M], Generic[M, R]):
             version than the metadata, or has none. Anything else is an `IntegrityError` there.
 
         Raises:
-            ValueError: The identifier is none, or an option is out of range.
+            ValueError: The identifier is malformed, or an option is out of range.
         """
         source = self._source(identifier)
-        if self._resource.pool and options.get("connections") is None:
+        if self._resource.pool and options.get("connections") is None:  # several need more signatures
             options["connections"] = 1
         if tee is None:
             return open_content(source, transport=self._transport, **options)
@@ -420,19 +420,19 @@ class Files(Collection[M], Generic[M, R]):
         return twin
 
     def cost(self, *identifiers: str | int) -> Cost:
-        """Return what downloading or reading these archives will be charged.
+        """Return the cost of downloading or reading these archives.
 
         Each expiry of a signature in the middle of a download adds one request.
 
         Args:
-            *identifiers: As the list has them, one by one: `cost(*identifiers)`.
+            *identifiers: From the list, one by one: `cost(*identifiers)`.
 
         Raises:
             TypeError: A list of them in one argument, which would count as one archive.
         """
         for identifier in identifiers:
             if not isinstance(identifier, str | int):
-                raise TypeError(f"identifiers are given one by one, as in cost(*identifiers), got {identifier!r}")
+                raise TypeError(f"pass identifiers one by one, as in cost(*identifiers), got {identifier!r}")
         return Cost(pool=self._resource.pool, requests=len(identifiers) if self._resource.pool else 0)
 
     def _name(self, identifier: str | int) -> ArchiveName:
@@ -453,12 +453,12 @@ class Files(Collection[M], Generic[M, R]):
             record = await self.get(identifier)
             return Checksum(md5=record.version, modified=record.date_modified) if record.version else None
 
-        quoted = self._quote(identifier)
-        return kind(self._transport, self._resource, lambda: f"{self._path}/{quoted}", checksum, self._locate)
+        segment = self._quote(identifier)
+        return kind(self._transport, self._resource, lambda: f"{self._path}/{segment}", checksum, self._locate)
 
 
 class ChunkedFiles(Files[M, R]):
-    """Archives that can also be had in chunks.
+    """Archives that are also available in chunks.
 
     Args:
         transport: Sends the requests.
@@ -474,10 +474,10 @@ class ChunkedFiles(Files[M, R]):
         """Return the chunks of an archive: the same records in pieces of some hundred megabytes.
 
         Args:
-            identifier: Of the archive, as its list has it.
+            identifier: Of the archive, from its list.
 
         Raises:
-            ValueError: The identifier is none.
+            ValueError: The identifier is malformed.
         """
         return _Chunks(self._transport, self._chunks, self._chunks.at(snapshot=self._quote(identifier)), identifier)
 
@@ -495,17 +495,17 @@ class _Chunks(Files[Chunk, R]):
 def target_path(
     to: str | os.PathLike[str], name: str | PurePosixPath, *, argument: str = "to", folder: bool = False
 ) -> Path:
-    """Return the path of a file that is to go to a folder, or to have this path itself.
+    """Return the path of a file in a folder, or the path itself if it is not a folder.
 
     Args:
         to: A folder if it exists as one or ends in a slash; else the path of the file.
         name: The path of the file below a folder.
-        argument: What `to` is called, for messages.
-        folder: It is a folder in any case.
+        argument: The name of the parameter `to`, for messages.
+        folder: Treat `to` as a folder in any case.
 
     Raises:
         TypeError: It is not a path; the message has the argument's name.
-        ValueError: It is empty, or the system cannot have a file of this name.
+        ValueError: It is empty, or the file name is not possible on this system.
     """
     check_path(argument, to)
     text = os.fspath(to)

@@ -29,17 +29,17 @@ M = TypeVar("M", bound=Archive)
 R = TypeVar("R", bound=msgspec.Struct)
 
 OnHourGap = Literal["log", "raise"] | Callable[[HourGap], Awaitable[None] | None]
-"""What to do with an hour that is gone."""
+"""How to report an hour whose batches are gone."""
 
 _HOUR: Final = 3600.0
 # When the list of an hour usually appears, after its end.
 _READY: Final = 25 * 60.0
 _RETENTION: Final = 48 * _HOUR
-# Hours older than this are not asked for: none of them can be there.
+# Hours older than this are not requested: none of them can exist.
 _CERTAINLY_GONE: Final = 72 * _HOUR
-# An hour whose list has not come so long after its end, while that of a later hour has, will not come.
+# If an hour has no list so long after its end, and a later hour has one, its list will never appear.
 _OVERDUE: Final = 3 * _HOUR
-# While nothing can have come, the list is looked for this many times less often.
+# While no list can exist, polls are this many times less frequent.
 _IDLE: Final = 10
 
 
@@ -51,10 +51,10 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
         files: Returns the archives of an hour.
         resource: The name of their resource, for the positions.
         since: Where to begin without a saved position.
-        offsets: Where the position is kept.
+        offsets: Stores the position.
         name: Of this reader.
-        on_gap: What to do with an hour that is gone.
-        poll: Seconds between two looks for a list that is due.
+        on_gap: How to report an hour that is gone.
+        poll: Seconds between two requests of a list that is due.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
         """Commit the last hour, and wait for the next one.
 
         Raises:
-            HourGap: With `on_gap="raise"`: an hour is gone. Asking for the next one goes on behind it.
-            WMEError: The list cannot be had, for a reason that does not pass.
+            HourGap: With `on_gap="raise"`: an hour is gone. The next call continues after it.
+            WMEError: The list cannot be requested, for a permanent reason.
             StreamError: Another reader uses the same positions.
         """
         if self._generator is None:
@@ -140,9 +140,9 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
                 hour = self._next
                 gap = await self._wait_for(hour)
                 if after_gap and gap is None:
-                    # Once for a run of them: there may be thousands.
+                    # Once for a series of gaps: there may be thousands.
                     await self.commit()
-                # What comes next is decided before the hour is handed out: a gap that is raised ends this generator.
+                # Advance before the hour is yielded: a raised gap ends this generator.
                 self._next, self._processed, after_gap = hour + 1, hour, gap is not None
                 if gap is not None:
                     await self._report(gap)
@@ -160,7 +160,7 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
             try:
                 await relative.resolve(self._list, needed=False)
             except WMEError as error:
-                # No list at all within hours is trouble of the service, which passes.
+                # If no hour has a list, the service is in trouble, which passes.
                 if not isinstance(error, NotFound) and not is_transient(error):
                     raise
                 await self._transport.sleep(self._poll)
@@ -173,12 +173,12 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
     async def _wait_for(self, hour: int) -> HourGap | None:
         """Wait until an hour has its list; return the gap if it will never have it."""
         end = (hour + 1) * _HOUR
-        look = not self._transport.knows_server_time or self._now() >= end
+        due_now = not self._transport.knows_server_time or self._now() >= end
         while True:
             if self._transport.knows_server_time and self._now() > end + _CERTAINLY_GONE:
                 return _gap(hour, "retention")
             try:
-                if look:
+                if due_now:
                     await self._list(hour_path(_time(hour)))
                     return None
             except NotFound:
@@ -190,12 +190,12 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
             except WMEError as error:
                 if not is_transient(error):
                     raise
-                logger.info("the list of %s cannot be had now (%s)", hour_path(_time(hour)), error)
+                logger.info("the list of %s is not available now (%s)", hour_path(_time(hour)), error)
             due = end + _READY - self._now()
             delay = min(max(due, self._poll), _IDLE * self._poll)
-            # Not all readers at the same second.
+            # Jitter keeps readers from polling in the same second.
             await self._transport.sleep(delay * (1 + 0.1 * self._transport.random.random()))
-            look = True
+            due_now = True
 
     async def _exists(self, hour: int) -> bool:
         try:

@@ -50,24 +50,24 @@ class RelativeHour(Generic[T]):
         return f"<RelativeHour {self._text} {self.place or 'not resolved'}>"
 
     async def resolve(self, list_hour: Callable[[str], Awaitable[T]], *, needed: bool) -> T | None:
-        """Find out which hour is meant, unless that is known.
+        """Resolve the hour, unless it is known.
 
         Args:
-            list_hour: Requests the list of the hour with a path; `NotFound` means that there is none yet.
-            needed: Whether the list itself is of use. Otherwise none is requested where the clock is enough.
+            list_hour: Requests the list of the hour with a path; `NotFound` means that it does not exist.
+            needed: Whether the caller uses the list. Otherwise it is not requested if the clock is enough.
 
         Returns:
-            The list of the hour if it was requested on the way, else None.
+            The list of the hour if it was requested, else None.
 
         Raises:
-            NotFound: There is no such list; for `latest`, none of the last hours has one.
-            WMEError: The service could not be asked.
+            NotFound: The hour has no list; for `latest`, none of the last hours has one.
+            WMEError: The request failed in another way.
         """
         async with self._lock:
             if self.place:
                 return None
             if not self._transport.knows_server_time and self._transport.tokens is not None:
-                # Where that signs in, the response tells the time.
+                # Signing in brings a response, and with it the time of the server.
                 await self._transport.tokens.token()
             if self._text == "latest":
                 return await self._latest(list_hour)
@@ -83,7 +83,7 @@ class RelativeHour(Generic[T]):
                 listing = await list_hour(place)
             except NotFound as error:
                 listing = error
-            # The answer brings the time of the server. A clock here that is wrong must not choose the hour.
+            # The response brings the time of the server: a wrong local clock must not choose the hour.
             server = self._now()
             if _place(server, 0) != _place(now, 0):
                 now, hours = server, 1

@@ -193,7 +193,7 @@ class Lookup(Generic[T]):
         order: Order = "project",
         recheck: bool | None = None,
     ) -> list[Any]:
-        """Return the pages with this title. One metered request, even if there is none.
+        """Return the pages with this title. One metered request, even without a page.
 
         Args:
             name: The title in plain text: `"AC/DC"`, `"What Is Life?"`. Spaces and underscores are equivalent.
@@ -220,7 +220,7 @@ class Lookup(Generic[T]):
         Raises:
             ValueError: No page can have this title, a field is unknown, or a filter could not give a right result;
                 nothing was sent.
-            NotFound: There is no such page, with `missing="raise"`.
+            NotFound: No page matches, with `missing="raise"`.
             DecodeError: A record is malformed; its bytes are in `record`, and the other records of the response in
                 `records`. Some descriptions break structured contents for good. An unstructured article among
                 structured records is an error too, if your `type` could not show it, or if a filter is on a field that
@@ -230,8 +230,8 @@ class Lookup(Generic[T]):
         """
         _check_options(missing, recheck)
         plan = self._plan(fields, filters, limit, type, order)
-        looked = await self._find(name, plan, missing, recheck)
-        return list(looked.unwrap())
+        result = await self._find(name, plan, missing, recheck)
+        return list(result.unwrap())
 
     @overload
     def lookup_many(self, names: Iterable[str] | AsyncIterable[str], **options: Unpack[_ManyOptions]) -> Lookups[T]: ...
@@ -344,7 +344,7 @@ class Lookup(Generic[T]):
                 self._cache.forget(response)
         if not records and error is None and missing == "raise":
             message = (
-                f"there is no page {name!r} that matches the filters: titles are exact and case-sensitive, and "
+                f"no page {name!r} matches the filters: titles are exact and case-sensitive, and "
                 "redirects are not followed"
             )
             error = not_found(message, response)

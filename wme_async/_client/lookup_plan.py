@@ -61,7 +61,7 @@ def plan_lookup(query: Query, order: Any) -> LookupPlan:
         order: Of the records: `"project"`, project identifiers, a function of a record, or None for the server's.
 
     Raises:
-        ValueError: The order is none of these.
+        ValueError: The order has another value.
     """
     # A query often serves one title after the other, and is the same object then.
     return _cached_plan(query, order) if order is None or isinstance(order, str) else _build_plan(query, order)

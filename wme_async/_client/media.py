@@ -29,19 +29,19 @@ _BLOCK = 1 << 20
 
 
 class MediaFiles:
-    """`wme.files`: single media files by name. The server has it, and its reference does not mention it.
+    """`wme.files`: single media files by name. The server has this endpoint; its reference lacks it.
 
     Args:
         transport: Sends the requests.
         resource: Its row of the table.
-        cache: Where pages are kept, if anywhere.
+        cache: Stores pages; None for no cache.
     """
 
     def __init__(self, transport: Transport, resource: Resource, *, cache: Cache | None = None) -> None:
         self._transport = transport
         self._resource = resource
         self._pages: Collection[FilePage] = _Pages(transport, resource, resource.path, cache=cache, brief=True)
-        # What bytes are checked against has to be the latest.
+        # Bytes are verified against the current checksum, never a cached one.
         self._latest: Collection[FilePage] = _Pages(transport, resource, resource.path)
 
     def __repr__(self) -> str:
@@ -56,14 +56,14 @@ class MediaFiles:
 
         Args:
             name: As it reads, without `File:` before it: `"Ottawa 0757.jpg"`.
-            fields: Dotted names of what to fetch.
+            fields: Dotted names of the fields to fetch.
             type: A msgspec Struct of yours to decode into.
 
         Raises:
             ValueError: An unknown field, or a name that no file can have; nothing was sent.
-            NotFound: There is no such file.
-            DecodeError: The answer is not what the API gives.
-            WMEError: Whatever else went wrong.
+            NotFound: The file does not exist.
+            DecodeError: The response is malformed.
+            WMEError: The request failed in another way.
         """
         if type is None:
             return await self._pages.get(name, fields=fields)
@@ -79,26 +79,26 @@ class MediaFiles:
         verify: bool = True,
         if_changed: bool = False,
     ) -> Download:
-        """Download a file. It has its name only once it is whole and its SHA-1 is that of its page.
+        """Download a file. It gets its name only when it is complete and its SHA-1 is that of its page.
 
         Args:
             name: As it reads, without `File:` before it.
-            to: A folder, in which the file has its name with underscores, or the path of the file. What ends in a slash
-                is a folder, and created if it does not exist. A symbolic link to a file is followed.
-            overwrite: Download the file anew and replace the one that is there, of whatever upload.
+            to: A folder, in which the file has its name with underscores, or the path of the file. A path that ends in
+                a slash is a folder, which is created if it does not exist. A symbolic link to a file is followed.
+            overwrite: Download the file again and replace an existing one, whichever upload it is.
             progress: Receives `Progress` about ten times a second and once at the end.
-            verify: Check the SHA-1. Where the page has none, `verified` is None.
+            verify: Check the SHA-1. If the page lacks one, `verified` is None.
             if_changed: Keep the file up to date: one of another upload is replaced. Without `if_changed` and
                 `overwrite` that is a `VersionConflict`. A file with the SHA-1 of the latest upload is not downloaded
                 again, unless `overwrite` says so.
 
         Raises:
             ValueError: No file can have this name; nothing was sent.
-            NotFound: There is no such file.
-            VersionConflict: A file of another upload is there.
-            IntegrityError: What arrived has not the SHA-1 of the page; no file was made.
-            OSError: The disk is full, or not to be written to.
-            WMEError: Whatever else went wrong.
+            NotFound: The file does not exist.
+            VersionConflict: The path holds a file of another upload.
+            IntegrityError: The bytes do not have the SHA-1 of the page; no file was created.
+            OSError: The disk is full or not writable.
+            WMEError: The request failed in another way.
         """
         check_flags(overwrite=overwrite, verify=verify, if_changed=if_changed)
         check_functions(progress=progress)
@@ -106,7 +106,7 @@ class MediaFiles:
         target = target_path(to, name.replace(" ", "_"))
         present = not overwrite and await in_thread(target.is_file)
         uploads = await self._uploads(name) if verify or present else []
-        known = frozenset(upload.sha1.lower() for upload in uploads)
+        checksums = frozenset(upload.sha1.lower() for upload in uploads)
         if present:
             sha1 = await long_in_thread(partial(_sha1_or_none, target))
             if sha1 in _newest(uploads):
@@ -123,12 +123,12 @@ class MediaFiles:
                 )
         source = _MediaSource(self._transport, self._resource, lambda: path, _no_md5)
         settings = DownloadSettings(
-            progress=progress, overwrite=True, verify=False, sha1=known if verify else (), create=target != Path(to)
+            progress=progress, overwrite=True, verify=False, sha1=checksums if verify else (), create=target != Path(to)
         )
         return await download(source, target, settings, transport=self._transport)
 
     def cost(self, *names: str) -> Cost:
-        """Return what downloading these will be charged: nothing, files are not metered."""
+        """Return the cost of downloading these files: nothing, since files are not metered."""
         return Cost(pool=self._resource.pool, requests=len(names) if self._resource.pool else 0)
 
     async def _uploads(self, name: str) -> list[FileRevision]:
@@ -141,7 +141,7 @@ class MediaFiles:
 
 
 class _Pages(Collection[FilePage]):
-    """Pages of files; there is no list of them."""
+    """Pages of files; the server cannot list them."""
 
     def _quote(self, identifier: str | int) -> str:
         if not isinstance(identifier, str):
@@ -150,10 +150,10 @@ class _Pages(Collection[FilePage]):
 
 
 class _MediaSource(ArchiveSource):
-    """One file, as the downloader sees it."""
+    """The source of one file for the downloader."""
 
     async def head(self) -> FileInfo:
-        """Return what is known beforehand, which is little: the server has no HEAD for single files."""
+        """Return size and version, or an empty `FileInfo`: the server forbids HEAD for single files."""
         try:
             return await super().head()
         except Forbidden:
@@ -167,14 +167,14 @@ def _newest(uploads: list[FileRevision]) -> frozenset[str]:
 
 
 async def _no_md5() -> None:
-    """Promise nothing."""
+    """Return no checksum."""
 
 
-def _sha1_or_none(path: Path, unwanted: Callable[[], bool]) -> str | None:
+def _sha1_or_none(path: Path, cancelled: Callable[[], bool]) -> str | None:
     try:
         with path.open("rb") as file:
             digest = hashlib.sha1(usedforsecurity=False)
-            while not unwanted() and (block := file.read(_BLOCK)):
+            while not cancelled() and (block := file.read(_BLOCK)):
                 digest.update(block)
     except FileNotFoundError:
         return None

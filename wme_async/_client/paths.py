@@ -144,9 +144,8 @@ def hour_path(hour: str | datetime) -> str:
 
     Args:
         hour: `"2025-07-16T05"`, `"2025-07-16/05"` or `"2025-07-16T05:00:00Z"`; without a zone it is UTC, with another
-            one it is converted. Text that is not on the hour is refused, since it may have been meant for the hour
-            before or after. Or an aware datetime, of which the hour is taken and the rest dropped: `datetime.now(UTC)`
-            is the current hour.
+            one it is converted. Text that is not on the hour raises, since it may mean the hour before or after. Or an
+            aware datetime, whose minutes and seconds are ignored: `datetime.now(UTC)` is the current hour.
 
     Raises:
         TypeError: `hour` is neither text nor a datetime (a date alone does not say which of 24 hours).
@@ -198,13 +197,13 @@ def _zone(text: str | None) -> timezone:
     return timezone(-offset if text[0] == "-" else offset)
 
 
-def _text(value: object, what: str) -> str:
+def _text(value: object, label: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{what} must be text, not {type(value).__name__}")
+        raise TypeError(f"{label} must be text, not {type(value).__name__}")
     if value.isprintable():
-        # That is: no character of the categories refused below, nor some that are harmless.
+        # Printable text has no character of the categories below.
         return str(value)
     for character in value:
         if unicodedata.category(character) in {"Cc", "Cs"} or character in "\u2028\u2029":
-            raise ValueError(f"{what} has no control characters or lone surrogates in it, got {value!r}")
+            raise ValueError(f"{label} has no control characters or lone surrogates in it, got {value!r}")
     return str(value)

@@ -88,7 +88,7 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
         """Return one pool.
 
         Raises:
-            ValueError: There is no such pool.
+            ValueError: The pool is unknown.
         """
         check_choice("pool", pool, POOLS)
         value: Allowance = getattr(self, pool)
@@ -96,8 +96,8 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
 
     def allows(self, cost: "Cost") -> bool:
         """Return whether a job fits into the remaining allowance."""
-        left = None if cost.pool is None else self.of(cost.pool).left
-        return left is None or cost.requests <= left
+        remaining = None if cost.pool is None else self.of(cost.pool).left
+        return remaining is None or cost.requests <= remaining
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +109,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
     Raises:
         TypeError: The number is not a whole number.
-        ValueError: It is negative, or there is no such pool.
+        ValueError: The number is negative, or the pool is unknown.
     """
 
     pool: str | None

@@ -31,11 +31,11 @@ class ListingReader(AsyncIterator[tuple[M, list[R]]], Generic[M, R]):
     Args:
         transport: Sends the requests.
         fetch: Requests the listing.
-        source: Returns an archive as the downloader sees it.
+        source: Returns the source of an archive.
         options: Of `ArchiveReader`.
         metered: Whether downloads count against an allowance.
         concurrency: Archives at once.
-        max_bytes: What is held in memory.
+        max_bytes: Limit of the memory for all archives together.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ListingReader(AsyncIterator[tuple[M, list[R]]], Generic[M, R]):
         concurrency: int,
         max_bytes: int,
     ) -> None:
-        # Wrong options are an error now.
+        # Invalid options raise here.
         ArchiveReader("-", label="-", **options)
         self._transport = transport
         self._fetch = fetch
@@ -90,7 +90,7 @@ class ListingReader(AsyncIterator[tuple[M, list[R]]], Generic[M, R]):
         """Return an archive and some of its records, those of one archive in their order.
 
         Raises:
-            WMEError: An archive cannot be had or is damaged; its identifier is in a note of the error.
+            WMEError: An archive is unavailable or damaged; its identifier is in a note of the error.
             RuntimeError: It is not open.
         """
         if self._task is None:

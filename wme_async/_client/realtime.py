@@ -173,30 +173,30 @@ class Realtime:
         row = self._resources[name]
         assert row.backend is not None
         resource = StreamResource(name=name.partition(".")[2], path=row.path, product=row.product, **layout)
-        checked = checked_options(options, resource)
+        settings = checked_options(options, resource)
         if type is not None:
             check_record_type(type)
         # Only a Struct has fields to request; `dict` and `Raw` take any record.
         struct = type if isinstance(type, builtins.type) and issubclass(type, msgspec.Struct) else None
-        query = Query.build(row.backend, row.model, fields=checked["fields"], filters=checked["filters"], type=struct)
+        query = Query.build(row.backend, row.model, fields=settings["fields"], filters=settings["filters"], type=struct)
         body = query.body()
         hours = self._hours[name]
-        if checked["backfill"] and hours is None:
-            raise ValueError("there are no batches to fill gaps of this stream from")
+        if settings["backfill"] and hours is None:
+            raise ValueError("this stream has no batches to fill gaps from; leave out backfill")
         return Stream(
             self._transport,
             resource,
             type=query.result if type is None else type,
-            options=checked,
+            options=settings,
             fields=body.get("fields"),
             filters=body.get("filters"),
             keep=_keep(query, type),
-            backfill=_HourlyRecords(hours, query) if checked["backfill"] and hours is not None else None,
+            backfill=_HourlyRecords(hours, query) if settings["backfill"] and hours is not None else None,
         )
 
 
 def _keep(query: Query, type: builtins.type[Any] | None) -> Callable[[Any], bool] | None:
-    """Return a function that applies the filters that the server cannot apply; None if there are none."""
+    """Return a function that applies the filters that the server cannot apply; None without such filters."""
     if not query.selects:
         return None
     if type is not msgspec.Raw:

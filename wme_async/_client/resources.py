@@ -288,8 +288,8 @@ def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, R
 
     Raises:
         TypeError: It is not a mapping, or a path is not text.
-        ValueError: There is no such resource, it belongs to the sign-in, or the template has other placeholders than
-            the row.
+        ValueError: The resource is unknown, it belongs to the sign-in, or the placeholders of the template differ from
+            those of the row.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
         raise TypeError(f"paths must be a mapping of resource name to path, not {overrides!r}")
@@ -297,7 +297,7 @@ def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, R
     for name, path in (overrides or {}).items():
         row = table.get(name)
         if row is None:
-            raise ValueError(f"there is no resource {name!r}; resources are {', '.join(sorted(table))}")
+            raise ValueError(f"the resource {name!r} is unknown; resources are {', '.join(sorted(table))}")
         if row.role == "auth":
             raise ValueError(f"the path of {name} cannot be replaced: passwords are sent there")
         if not isinstance(path, str):
