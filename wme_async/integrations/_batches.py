@@ -17,27 +17,27 @@ from wme_async.integrations._json_columns import JSONColumns, json_columns
 __all__ = ["BLOCK", "SMALL_BLOCK", "batches_of"]
 
 BLOCK: Final = 8 * 1024 * 1024
-"""Bytes of JSON lines that are parsed at a time where memory for several of them is no concern."""
+"""Bytes of JSON lines to parse at a time if memory holds several of them."""
 
 SMALL_BLOCK: Final = 4 * 1024 * 1024
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _SMALL_SHARE: Final = 0.15  # of the JSON; below it msgspec alone takes less time
-_ITEMS: Final = 500  # records of a source that gives one at a time which make a batch at most
+_ITEMS: Final = 500  # records of a batch at most, from a source that yields them one by one
 
 
 async def batches_of(
     records: Any, type: Any, block_bytes: int, extra: str | None = None
 ) -> AsyncGenerator[tuple["pa.RecordBatch", str | None], None]:
-    """Give batches, each with the member of the archive that it comes from.
+    """Yield batches, each with the member of the archive that it comes from.
 
     Args:
         records: An archive, a stream, or another source of records.
-        type: What they are.
+        type: The type of the records.
         block_bytes: Bytes of lines of an archive that become one batch.
         extra: Name of a column with the fields that the type lacks, as JSON; the records then come from an archive.
 
     Raises:
-        TypeError: `extra`, and the records do not come from an archive that nothing was read of.
+        TypeError: With `extra`: the records do not come from an archive that is open and unread.
     """
     columns, schema = columns_of(type), schema_of(type)
     if extra is not None:
@@ -47,12 +47,12 @@ async def batches_of(
         return
     parser = json_columns(type, schema, constant) if _unread(records, type) else None
     if parser is None:
-        pace = _Pace(block_bytes)
-        async with contextlib.aclosing(_lists(records, pace)) as lists:
-            async for found in lists:
+        batch_size = _BatchSize(block_bytes)
+        async with contextlib.aclosing(_lists(records, batch_size)) as lists:
+            async for items in lists:
                 member = records.statistics().member if hasattr(records, "statistics") else None
-                for batch in record_batches(found, columns, schema):
-                    pace.adapt(batch)
+                for batch in record_batches(items, columns, schema):
+                    batch_size.adapt(batch)
                     yield batch, member
         return
     async with contextlib.aclosing(_parsed(records, parser, block_bytes)) as blocks:
@@ -61,9 +61,9 @@ async def batches_of(
                 yield parsed, block.member
                 continue
             async with contextlib.aclosing(records.decode(block)) as lists:
-                async for found in lists:
-                    for decoded in record_batches(found, columns, schema):
-                        yield decoded, block.member
+                async for items in lists:
+                    for batch in record_batches(items, columns, schema):
+                        yield batch, block.member
 
 
 async def _with_extra(
@@ -72,23 +72,23 @@ async def _with_extra(
     if not _unread(reader, type):
         raise TypeError("`extra` needs an open archive of this type of which nothing was read yet")
     columns, schema = columns_of(type), schema_of(type)
-    whole = schema_with(schema, extra)
-    known = known_names(type)
+    extended = schema_with(schema, extra)
+    names = known_names(type)
     async for block in reader.blocks(max_bytes=block_bytes):
         async with contextlib.aclosing(reader.decode(block, with_lines=True)) as lists:
             async for pairs in lists:
-                rest = pa.array([_extra_fields(line, known) for _, line in pairs], pa.string())
+                extras = pa.array([_extra_fields(line, names) for _, line in pairs], pa.string())
                 start = 0
                 for batch in record_batches([record for record, _ in pairs], columns, schema):
-                    arrays = [*batch.columns, rest.slice(start, batch.num_rows)]
+                    arrays = [*batch.columns, extras.slice(start, batch.num_rows)]
                     start += batch.num_rows
-                    yield pa.RecordBatch.from_arrays(arrays, schema=whole), block.member
+                    yield pa.RecordBatch.from_arrays(arrays, schema=extended), block.member
 
 
-def _extra_fields(line: bytes, known: frozenset[str]) -> str | None:
-    """Return the fields of a line that are not known, as JSON; None if there is none."""
-    rest = {name: value for name, value in _FIELDS.decode(line).items() if name not in known}
-    return msgspec.json.encode(rest).decode() if rest else None
+def _extra_fields(line: bytes, names: frozenset[str]) -> str | None:
+    """Return the fields of a line beside those with these names, as JSON; None without such fields."""
+    fields = {name: value for name, value in _FIELDS.decode(line).items() if name not in names}
+    return msgspec.json.encode(fields).decode() if fields else None
 
 
 def _unread(records: Any, type: Any) -> bool:
@@ -109,14 +109,14 @@ async def _parsed(
             else:
                 work = loop.create_future()
                 work.set_result(None)
-            ready, pending = pending, (block, work)
-            if ready is not None:
-                await wait_done(ready[1])
-                yield ready[0], attempts.result(ready[1].result(), len(ready[0].data))
+            previous, pending = pending, (block, work)
+            if previous is not None:
+                await wait_done(previous[1])
+                yield previous[0], attempts.result(previous[1].result(), len(previous[0].data))
         if pending is not None:
-            ready, pending = pending, None
-            await wait_done(ready[1])
-            yield ready[0], ready[1].result()
+            last, pending = pending, None
+            await wait_done(last[1])
+            yield last[0], last[1].result()
     finally:
         if pending is not None:
             await wait_shielded(pending[1])
@@ -125,8 +125,8 @@ async def _parsed(
 class _Attempts:
     """Decides whether to parse the next block in C++.
 
-    It stops doing so for a while where it keeps failing, since each attempt costs time, and for good where the type
-    keeps so little of a record that decoding it takes less time than parsing all of it.
+    It pauses after repeated failures, since each attempt costs time, and stops for good if the type has so few fields
+    of a record that decoding them takes less time than parsing the whole record.
     """
 
     def __init__(self) -> None:
@@ -150,11 +150,11 @@ class _Attempts:
         return batch
 
 
-class _Pace:
-    """How many records of a source that gives one at a time make a batch of a bounded size.
+class _BatchSize:
+    """The number of records of a batch of bounded bytes, for a source that yields them one by one.
 
     Args:
-        batch_bytes: Bytes that a batch should have at most; it may have more where records become larger.
+        batch_bytes: Bytes that a batch should have at most; it may have more if records become larger.
     """
 
     def __init__(self, batch_bytes: int) -> None:
@@ -167,17 +167,17 @@ class _Pace:
         self.items = max(1, min(_ITEMS, 2 * self.items, fitting))
 
 
-async def _lists(records: Any, pace: _Pace) -> AsyncGenerator[list[Any], None]:
-    """Give lists: the source's own, where it has them."""
+async def _lists(records: Any, batch_size: _BatchSize) -> AsyncGenerator[list[Any], None]:
+    """Yield lists of records: those of the source, if it has `batches`."""
     if hasattr(records, "batches"):
-        async for found in records.batches():
-            yield found
+        async for items in records.batches():
+            yield items
         return
-    found = []
+    items = []
     async for record in records:
-        found.append(record)
-        if len(found) >= pace.items:
-            yield found
-            found = []
-    if found:
-        yield found
+        items.append(record)
+        if len(items) >= batch_size.items:
+            yield items
+            items = []
+    if items:
+        yield items

@@ -2,21 +2,21 @@
 
 pyarrow's JSON reader parses a block of lines in C++, in about a third of the time that decoding into Structs and
 building columns from them takes. It is laxer than msgspec in some places and stricter in others, so a block for which
-equality is not certain is left to msgspec (`parse` returns None):
+equality is not certain goes to msgspec (`parse` returns None):
 
-- The reader accepts what is not JSON or not one object per line (`NaN`, two records on one line, one on two lines). So
-  msgspec walks over each line first, without keeping anything of it.
+- The reader accepts invalid JSON and more or less than one object per line (`NaN`, two records on one line, one on
+  two lines). So msgspec first validates each line without building objects.
 - The reader takes `null` for absence everywhere. For the fields of an object msgspec's way here does so too; inside a
-  list, a `null` is left to msgspec. So are numbers that overflow a float, and text that is not UTF-8.
+  list, a `null` goes to msgspec. So do numbers that overflow a float, and text that is not UTF-8.
 - Times are read as text and converted by arithmetic on columns: `2026-11-29T05:00:00Z` with up to nine digits of a
-  second, from the year 1. Every other spelling is left to msgspec.
-- Whatever the reader refuses is left to msgspec: numbers as text, duplicate keys, whole numbers beyond 64 bits.
+  second, from the year 1. Every other spelling goes to msgspec.
+- Whatever the reader rejects goes to msgspec: numbers as text, duplicate keys, whole numbers beyond 64 bits.
 
-A type qualifies if it is a Struct without a tag, array encoding, `forbid_unknown_fields` or a `__post_init__` of its
-own. Its fields qualify if they are text, booleans, numbers, times with a zone, `Literal` or `Enum` of text, or Structs
-and lists of these, without constraints; nullable ones if their default is None. Any other field with a default (a
-mapping, a union, a Struct inside itself) must be absent from a block; where it occurs, the block is left to msgspec.
-`wme_async.models` use `__post_init__` to fold old spellings of fields: a block with such a spelling is left to msgspec.
+A type qualifies if it is a Struct without a tag, array encoding, `forbid_unknown_fields` or its own
+`__post_init__`. Its fields qualify if they are text, booleans, numbers, times with a zone, `Literal` or `Enum` of text,
+or Structs and lists of these, without constraints; nullable ones if their default is None. Any other field with a
+default (a mapping, a union, a Struct inside itself) must be absent; if it occurs, the block goes to msgspec.
+`wme_async.models` use `__post_init__` to fold old spellings of fields: a block with such a spelling goes to msgspec.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ _YEAR_10000: Final = 253_402_300_800_000_000  # microseconds since 1970
 
 Finish = Callable[[Any, Any], Any]
 """Makes a column of the schema from the column that the JSON reader returned. The second argument is a boolean array of
-the rows that exist, since a column of a nested Struct also has rows where there is no such Struct; None means all.
+the rows that exist, since a column of a nested Struct also has rows without that Struct; None means all.
 Raises `_NotCertain`."""
 
 Constant = Callable[[Any, Any, tuple[Any, ...]], Any]
@@ -61,7 +61,7 @@ class JSONColumns:
 
     Args:
         schema: The schema of the batches, that of the Struct.
-        read: What the JSON reader is told to read, in the same order; more fields may follow, which must be null.
+        read: The schema for the JSON reader, in the same order; more fields may follow, which must be null.
         finish: Makes each column of the schema.
     """
 
@@ -112,7 +112,7 @@ def json_columns(type: Any, schema: "pa.Schema", constant: Constant) -> JSONColu
     """Return a parser for a type, or None if the type does not qualify.
 
     Args:
-        type: What the records are.
+        type: The type of the records.
         schema: Its Arrow schema.
         constant: Makes the column of a field that is absent.
     """
@@ -133,7 +133,7 @@ class _Types:
         self._constant = constant
 
     def struct(self, info: Any, above: tuple[Any, ...]) -> tuple[list[Any], list[Finish], list[Any]]:
-        """Return what to read of a Struct, how to finish its columns, and its old spellings, which must be absent."""
+        """Return the fields to read of a Struct, the functions that finish them, and old spellings (to be absent)."""
         own_hook = hasattr(info.cls, "__post_init__") and not info.cls.__module__.startswith("wme_async.models.")
         if info.cls in above or info.array_like or info.tag_field or info.forbid_unknown_fields or own_hook:
             raise _Unsupported
@@ -186,7 +186,7 @@ class _Types:
         return finish
 
     def value(self, kind: Any, above: tuple[Any, ...]) -> tuple[Any, Finish]:
-        """Return what to read of a value that is there, and how to finish it."""
+        """Return the Arrow type to read for a value that exists, and how to finish it."""
         if isinstance(kind, inspect.Metadata):
             raise _Unsupported
         if isinstance(kind, inspect.StructType):
@@ -200,8 +200,8 @@ class _Types:
             if not all(isinstance(value, str) for value in values):
                 raise _Unsupported
             return pa.string(), _one_of(pa.array(values, pa.string()))
-        for known, read, convert in _SCALARS:
-            if isinstance(kind, known):
+        for scalar, read, convert in _SCALARS:
+            if isinstance(kind, scalar):
                 return read, convert
         raise _Unsupported
 

@@ -81,7 +81,7 @@ def confine(proxy: tuple[str, int]) -> None:
         if event in _CONNECTION_EVENTS:
             address = arguments[-1]
             if not isinstance(address, tuple) or address[:2] != proxy:
-                raise PermissionError("connections are made through the guarding proxy only")
+                raise PermissionError("only the guarding proxy may open connections")
         elif event == "socket.getaddrinfo" and arguments[0] != proxy[0]:
             raise PermissionError("names are resolved by the guarding proxy only")
 
@@ -104,7 +104,7 @@ def check_protocol(info: dict[str, Any]) -> bool:
 
 
 def _check_formats(info: dict[str, Any]) -> None:
-    """Remove the formats with a protocol that is not supported; raise if no format is left."""
+    """Remove the formats with a protocol that is not supported; raise without any other format."""
     formats = info.get("formats")
     if formats is None:
         formats = [info] if info.get("url") else []

@@ -32,7 +32,7 @@ _LONG_TEXT: Final = 256  # bytes of a value, on average, above which a dictionar
 
 
 class Parquet(msgspec.Struct, frozen=True):
-    """What was written.
+    """The result of writing.
 
     Attributes:
         rows: Records.
@@ -52,11 +52,11 @@ async def parquet_chunks(
     row_group_bytes: int = _ROW_GROUP,
     compression: str = "zstd",
 ) -> AsyncGenerator[bytes, None]:
-    """Give a Parquet file as a stream of bytes, to be sent somewhere without a copy on the disk.
+    """Yield a Parquet file as a stream of bytes, to send it without a copy on the disk.
 
     Args:
         records: An open archive, a stream, or any other async iterable of records.
-        type: What the records are.
+        type: The type of the records.
         row_group_bytes: Bytes in memory, before compression, after which a row group is written.
         compression: As pyarrow knows it.
 
@@ -99,16 +99,16 @@ async def write_parquet(
     partition_by: Literal["member", "project"] | None = None,
     extra: str | None = None,
 ) -> Parquet:
-    """Write records to Parquet. A file gets its name only when it is whole.
+    """Write records to Parquet. A file gets its name only when it is complete.
 
-    Where `to` is a folder, each member of an archive becomes a file of its own in it, `MEMBER.parquet`. Such a run can
-    be taken up again after whatever ended it: read the archive with `select=unwritten(folder)`.
+    If `to` is a folder, each member of an archive becomes a file in it, `MEMBER.parquet`. To resume such a run after
+    any interruption, read the archive with `select=unwritten(folder)`.
 
     Args:
         records: An open archive, a stream, or any other async iterable of records. With a folder, an open archive.
         to: A file, a folder (there already, or ending in a slash), or the URL of an object: `s3://bucket/name.parquet`,
             `gs://`, `az://` (extra `cloud`).
-        type: What the records are.
+        type: The type of the records.
         row_group_bytes: Bytes in memory, before compression, after which a row group is written.
         compression: As pyarrow knows it: `zstd`, `snappy`, `none`, ...
         partition_by: How a folder is divided: `"member"`, as above; or `"project"`, into
@@ -188,8 +188,8 @@ async def _to_cloud(
                 rows = so_far
                 yield chunk
 
-    done = await upload(data(), url)
-    return Parquet(rows=rows, bytes=done.size, files=(url,))
+    uploaded = await upload(data(), url)
+    return Parquet(rows=rows, bytes=uploaded.size, files=(url,))
 
 
 def _check_form(row_group_bytes: object, compression: object) -> None:
@@ -206,10 +206,10 @@ def _check_form(row_group_bytes: object, compression: object) -> None:
 
 
 def unwritten(folder: "str | os.PathLike[str]") -> Callable[[str], bool]:
-    """Return a function that says of a member whether `write_parquet` has yet to write it to this folder.
+    """Return a function that says whether `write_parquet` has yet to write a member to this folder.
 
-    For `read_archive(..., select=unwritten(folder))`. A folder belongs to one version of one archive: files tell by
-    their names alone what is in them.
+    For `read_archive(..., select=unwritten(folder))`. Use a folder for one version of one archive: files are known by
+    their names alone.
     """
     check_path("folder", folder)
     base = Path(folder)
@@ -229,7 +229,7 @@ class _Form(msgspec.Struct, frozen=True):
 
 
 class _File:
-    """One Parquet file in the making, as bytes to be taken away."""
+    """Encodes one Parquet file as bytes."""
 
     def __init__(self, form: "_Form") -> None:
         self._form = form
@@ -282,7 +282,7 @@ def _leaves(table: "pa.Table") -> Iterator[tuple[tuple[str, ...], Any]]:
     ]
     while todo:
         path, column = todo.pop()
-        if isinstance(column, pa.ChunkedArray):  # without rows there is no chunk
+        if isinstance(column, pa.ChunkedArray):  # without rows it has no chunk
             column = pa.array([], column.type)
         if pa.types.is_struct(column.type):
             todo += [((*path, field.name), column.field(index)) for index, field in enumerate(column.type)]
@@ -368,7 +368,7 @@ class _FileOnDisk:
         """Remove the file if it was not finished."""
         if self._out is not None:
             try:
-                # Not through the buffer: a disk that was full is full still, and what is in there is not wanted.
+                # Skip the buffer: its bytes are not needed, and writing them to a full disk would fail again.
                 self._out.raw.close()
             finally:
                 self._out = None
@@ -381,9 +381,9 @@ class _FileOnDisk:
 
 
 class _Writer:
-    """Deals batches to files; all that touches the disk or compresses runs in a thread.
+    """Distributes batches to files; disk I/O and compression run in a thread.
 
-    Such a thread is waited for even by a task that is cancelled, or it would go on beside `discard`.
+    Even a cancelled task waits for such a thread, which would otherwise run beside `discard`.
 
     Args:
         target: Returns the path of the file for a key, which is None, a member or a project.
@@ -416,7 +416,7 @@ class _Writer:
             await in_thread(max(self._open.values(), key=lambda file: file.pending).flush)
 
     async def finish(self, *, empty: bool = False) -> None:
-        """Finish all files; make one without rows where there is none, if asked."""
+        """Finish all files; with `empty`, write a file without rows if there is no other."""
         if empty and not self._open and not self.files:
             await self._add_file(None, self._target(None))
         for key, file in list(self._open.items()):

@@ -38,14 +38,14 @@ class ArrowSource:
     `pandas.DataFrame.from_arrow(articles)`, `pyarrow.dataset.write_dataset(articles.reader(), …)`. The type chooses the
     columns: a Struct with few fields is read in a fraction of the time.
 
-    Reading happens in a thread with an event loop and connections of its own, so that a notebook or an application may
-    use it from the thread of its own loop. Memory is bounded: the archive is read no faster than the engine asks.
+    Reading happens in a thread with its own event loop and connections, so that a notebook or an application can use it
+    from the thread of its loop. Memory is bounded: the archive is read no faster than the engine asks.
 
     Args:
         source: The path of an archive; or archives of a client, such as `wme.snapshots` or `wme.batches("latest")`.
         identifiers: With archives of a client: one identifier, several, or the records of a list
-            (`await hour.list(...)`); None for all of the list.
-        type: What a record becomes: a msgspec Struct; its fields are the columns.
+            (`await hour.list(...)`); None for the whole list.
+        type: The msgspec Struct to decode records into; its fields are the columns.
         rescan: Allow more than one scan. Each scan of a client's archives downloads them again, and is charged again
             where they are metered: `cost()` of the source.
         on_bad_record: As for `read_archive`.
@@ -81,7 +81,7 @@ class ArrowSource:
         return f"<ArrowSource {self._source!r}, {len(self.schema)} columns, {self._scans} scans>"
 
     def cost(self) -> Cost:
-        """Return what one scan is charged.
+        """Return the cost of one scan.
 
         Raises:
             ValueError: The identifiers are those of the list, which was not read yet.
@@ -109,7 +109,7 @@ class ArrowSource:
         return _Scan(self._read()).batches()
 
     def reader(self) -> "pa.RecordBatchReader":
-        """Scan: return a reader of pyarrow. Raises what `batches` raises."""
+        """Scan: return a reader of pyarrow. Raises the errors of `batches`."""
         return pa.RecordBatchReader.from_batches(self.schema, self.batches())
 
     def __arrow_c_schema__(self) -> object:
@@ -148,7 +148,7 @@ def _names(identifiers: "str | Archive | Iterable[str | Archive]") -> list[str]:
 
 
 class _Scan:
-    """Runs an async generator in a thread of its own, a few items ahead of a synchronous consumer."""
+    """Runs an async generator in its own thread, a few items ahead of a synchronous consumer."""
 
     def __init__(self, source: "AsyncGenerator[pa.RecordBatch, None]") -> None:
         self._source = source

@@ -93,19 +93,19 @@ async def upload(
     if store is None:
         store, key = _open_store(url, options)
     elif options:
-        raise ValueError(f"a store has its options already: {sorted(options)}")
+        raise ValueError(f"a store has its own options; leave out {sorted(options)}")
     source = aiter(chunks)
     pipe = _Pipe()
     parts = _Parts(store, part_size, lambda: size if size is not None else getattr(chunks, "size", None))
     sending = asyncio.ensure_future(_put(store, key, pipe, parts, connections))
-    sent = 0
+    size_so_far = 0
     try:
         try:
             async for chunk in source:
                 if not isinstance(chunk, bytes | bytearray | memoryview):
                     raise TypeError(f"chunks must be bytes, and one is {type(chunk).__name__}")
-                sent += len(chunk)
-                parts.check(sent)
+                size_so_far += len(chunk)
+                parts.check(size_so_far)
                 await pipe.write(bytes(chunk), sending)
         finally:
             if hasattr(source, "aclose"):
@@ -118,7 +118,7 @@ async def upload(
             pipe.abort()
         await wait_shielded(sending, grace=_GRACE)
         raise
-    return Uploaded(url=url, size=sent, etag=result.get("e_tag"), version=result.get("version"))
+    return Uploaded(url=url, size=size_so_far, etag=result.get("e_tag"), version=result.get("version"))
 
 
 class _Parts:
@@ -126,8 +126,8 @@ class _Parts:
 
     Args:
         store: A store, whose kind limits the number of parts.
-        min_size: Bytes of one at least.
-        total: Returns the bytes of the object, None where unknown. Called once the first bytes have arrived.
+        min_size: Minimum bytes of a part.
+        total: Returns the bytes of the object, or None if unknown. Called after the first bytes have arrived.
     """
 
     def __init__(self, store: Any, min_size: int, total: Callable[[], object]) -> None:
@@ -143,18 +143,18 @@ class _Parts:
             return self._min_size
         return -(-total // self._max_parts // _MIB) * _MIB
 
-    def check(self, sent: int) -> None:
+    def check(self, size: int) -> None:
         """Raise if there are more bytes than the store accepts: it would return an error only after all of them."""
-        if self._max_parts is not None and sent > self._max_parts * self.size:
+        if self._max_parts is not None and size > self._max_parts * self.size:
             raise OSError(
                 errno.EFBIG,
-                f"the store takes {self._max_parts:,} parts, and these are more than as many of {self.size:,} bytes;"
+                f"the store takes {self._max_parts:,} parts, and the data needs more of {self.size:,} bytes each;"
                 " give upload() the size or a larger part_size",
             )
 
 
 class _Pipe:
-    """The iterator from which obstore reads, in a task of its own, which must never wait for ever."""
+    """The iterator from which obstore reads in its own task, which must never wait for ever."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(1)

@@ -5,7 +5,7 @@
     async with BatchManager("downloads", media=Media()) as manager:
         await manager.submit(["https://example.com/watch?v=1"], quality="720p", download_subtitles=True)
 
-yt-dlp works in a process of its own for each URL. Its connections go through a small proxy on loopback, which checks
+yt-dlp runs in a separate process for each URL. Its connections go through a small proxy on loopback, which checks
 every address by the guard of all other downloads. The process can connect to that proxy alone and starts no other
 program, whatever its environment contains, so that a page cannot lead it to a private address. A process that does not
 end in time is killed.

@@ -10,7 +10,7 @@ __all__ = ["Model", "Timestamp"]
 Timestamp: TypeAlias = Annotated[datetime, Meta(tz=True)]
 """An aware datetime. The server writes UTC, with 0 to 9 digits of fraction: rounded to the nearest microsecond.
 
-The year 1 (`0001-01-01T00:00:00Z`) is the server's way to say "unknown" and is kept as it is: subtracting from it
+The year 1 (`0001-01-01T00:00:00Z`) is the server's way to say "unknown" and stays as it is: subtracting from it
 underflows, comparing works.
 """
 
@@ -22,24 +22,24 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True, repr_omit_def
     """The private base of every model.
 
     - `frozen`, with tuples for lists: one empty instance can then be the default of a nested object for all records,
-      which costs nothing to decode (a factory doubles the time of a small record) and is left out when encoding; and a
+      which costs nothing to decode (a factory doubles the time of a small record) and is not encoded; and a
       record handed to several consumers cannot be changed by one of them. `msgspec.structs.replace` makes a changed
       copy.
-    - `gc=False`: the collector never looks at these objects, which matters when many are kept. It is safe because they
+    - `gc=False`: the collector never looks at these objects, which matters when many exist. It is safe because they
       hold plain data alone (strings, numbers, datetimes, tuples and dicts of those, other models) and, once built,
-      cannot be made to refer to themselves without putting into a dict what its type forbids. For the same reason a
+      cannot refer to themselves unless a dict gets a value that its type forbids. For the same reason a
       model that holds a dict is never a shared default: it has a factory.
-    - `omit_defaults`: the server leaves out what is false, zero or empty; so does encoding. The few keys that it always
-      writes have a factory as default, which msgspec never leaves out.
+    - `omit_defaults`: the server omits values that are false, zero or empty; so does encoding. The few keys that it
+      always writes have a factory as default, which msgspec never omits.
     - Unknown keys pass: the server adds fields without notice.
     - A field whose attribute starts with an underscore is another spelling of a public field that some payloads use.
-      It is folded into the public one when decoded, is never encoded, and is not something to ask the server for.
+      It is folded into the public one when decoded, is never encoded, and cannot be requested.
     """
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain dicts, lists, text and numbers, under the names of the wire.
 
-        Times are ISO 8601 text. Values that are false, zero or empty are left out, as the service does.
+        Times are ISO 8601 text. Values that are false, zero or empty are omitted, as on the wire.
         """
         plain: dict[str, Any] = json.decode(json.encode(self))  # lists, where `to_builtins` keeps tuples
         return plain
@@ -62,10 +62,10 @@ def _short(value: Any) -> str:
     if isinstance(value, str):
         return repr(value) if len(value) <= _TEXT else f"{value[:_TEXT]!r}…"
     if isinstance(value, tuple | list):
-        more = f", … {len(value) - _ITEMS} more" if len(value) > _ITEMS else "," if len(value) == 1 else ""
-        return f"({', '.join(map(_short, value[:_ITEMS]))}{more})"
+        suffix = f", … {len(value) - _ITEMS} more" if len(value) > _ITEMS else "," if len(value) == 1 else ""
+        return f"({', '.join(map(_short, value[:_ITEMS]))}{suffix})"
     if isinstance(value, dict):
         items = [f"{key!r}: {_short(item)}" for key, item in list(value.items())[:_ITEMS]]
-        more = f", … {len(value) - _ITEMS} more" if len(value) > _ITEMS else ""
-        return f"{{{', '.join(items)}{more}}}"
+        suffix = f", … {len(value) - _ITEMS} more" if len(value) > _ITEMS else ""
+        return f"{{{', '.join(items)}{suffix}}}"
     return repr(value)

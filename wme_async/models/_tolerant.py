@@ -38,15 +38,15 @@ _write: Final = msgspec.json.Encoder()
 def decode_record(decoder: msgspec.json.Decoder[T], data: Buffer) -> T:
     """Decode a record; if that fails, remove its empty parts and try again.
 
-    Where `decoder.decode(data)` succeeds, its result is the result.
+    If `decoder.decode(data)` succeeds, the result is the same.
 
     Args:
         decoder: The decoder of both attempts.
         data: One JSON document.
 
     Raises:
-        Exception: Whatever the decoder raises for what is not JSON or does not fit, mended or not: call it where
-            `models.decoding.decoding` translates that.
+        Exception: Any error of the decoder, also after mending: call it in `models.decoding.decoding`, which
+            translates it.
     """
     try:
         return decoder.decode(data)
@@ -63,7 +63,7 @@ def mend(decoder: msgspec.json.Decoder[T], data: Buffer, error: msgspec.Validati
         error: The error of the first attempt; raised again if the record has no empty parts.
 
     Raises:
-        msgspec.ValidationError: It does not fit even so.
+        msgspec.ValidationError: It does not fit without them either.
     """
     type_: Any = decoder.type
     try:
@@ -85,7 +85,7 @@ def _described(type_: Any) -> inspect.Type:
 
 
 def _mended(value: Any, type_: inspect.Type, key: str) -> Any:
-    """Return the value as it should have been written; the very same object where nothing had to change."""
+    """Return the value in the form of its type; the same object if it has that form."""
     place = _place(value, type_, key)
     if isinstance(value, dict):
         if isinstance(place, inspect.CollectionType):

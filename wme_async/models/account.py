@@ -20,8 +20,8 @@ class Permission(Model):
 class User(Model):
     """The account: its permissions, and its usage this month.
 
-    The counts are the only way to read what has been used: no answer of the data services carries it. The limits are
-    constants of the service and not this account's own caps, which may be higher.
+    Only these counts show the usage: no response of the data services carries it. The limits are constants of the
+    service and not the caps of this account, which may be higher.
 
     Attributes:
         username: Name of the account.

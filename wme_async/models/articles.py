@@ -109,7 +109,7 @@ class Editor(Model):
     Attributes:
         identifier: Id of the account; 0 for anonymous editors.
         name: Name of the account, or the IP address.
-        edit_count: How many edits the account had made.
+        edit_count: Edits of the account at that time.
         groups: Its user groups, `"*"` and `"user"` included.
         is_bot: It is a bot.
         is_anonymous: The editor has no account.
@@ -132,7 +132,7 @@ class Editor(Model):
 
 
 class Probability(Model):
-    """Both sides of a prediction; a side that is exactly 0 is left out on the wire.
+    """Both sides of a prediction; a side that is exactly 0 is absent on the wire.
 
     Attributes:
         false: 0 to 1.
@@ -176,7 +176,7 @@ class ReferenceNeed(Model):
 
 
 class Scores(Model):
-    """The predictions of models for a revision. Sent for articles of Wikipedias that had an earlier revision.
+    """The predictions of models for a revision. Sent for articles of Wikipedias with an earlier revision.
 
     Attributes:
         damaging: In older data.
@@ -344,7 +344,7 @@ class Article(Model):
         watchers_count: How many watch it.
         namespace: Its namespace; only the identifier is sent.
         in_language: Its language; only the identifier is sent (`"simple"` for simplewiki).
-        main_entity: The Wikidata item about the same thing.
+        main_entity: The Wikidata item about the same subject.
         additional_entities: Wikidata entities that it uses, in no order.
         categories: Categories it is in.
         templates: Templates it uses.

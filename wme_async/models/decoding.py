@@ -65,8 +65,8 @@ def failure_reason(error: Exception, record: bytes | None = None) -> str:
     """Return the reason why a record does not decode.
 
     Args:
-        error: What left the decoder.
-        record: The bytes, to tell text that is not UTF-8 from other damage.
+        error: The exception of the decoder.
+        record: The bytes, to distinguish text that is not UTF-8 from other damage.
     """
     if isinstance(error, DecodeError):
         return error.message
@@ -84,10 +84,10 @@ def failure_reason(error: Exception, record: bytes | None = None) -> str:
 
 @contextlib.contextmanager
 def decoding(record: Buffer | None = None) -> Iterator[None]:
-    """Decode data from outside in this block: whatever leaves it is raised as `DecodeError`.
+    """Raise exceptions of this block, which decodes data from outside, as `DecodeError`.
 
-    Our own errors pass as they are, and so do `MemoryError` and all that is not an `Exception`: these say nothing about
-    the data.
+    The package's own errors pass unchanged, and so do `MemoryError` and all that is not an `Exception`: these do not
+    concern the data.
 
     Args:
         record: The bytes, for the `record` of the error.
@@ -118,22 +118,22 @@ def decode_json(data: Buffer, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def make_decoder(type: type[T], *, use_orjson: bool = True) -> Decoder[T]:
-    """Return a function that decodes one record, given as bytes without their line end.
+    """Return a function that decodes one record from its bytes, without the line end.
 
-    It raises `DecodeError` for what is not JSON or does not fit the type, after a second chance in which a `null` in a
-    place that has none counts as absence. What it returns shares no memory with its argument. It is not for use by
-    several threads at a time.
+    It raises `DecodeError` if the record is not JSON or does not fit the type, after a second attempt in which a `null`
+    that the type does not allow counts as absence. The result shares no memory with the argument. The function is not
+    thread-safe.
 
-    With orjson, two things differ from msgspec alone, neither of which the services send: of a key that stands twice in
-    one object only the last value is checked, and a whole number beyond 64 bits comes as a float where the type takes
+    With orjson, two results differ from msgspec alone, for records that the services do not send: of a duplicate key in
+    an object only the last value is checked, and a whole number beyond 64 bits comes as a float where the type takes
     both. Types with `Any`, `Raw`, `bytes`, `Decimal` or types that msgspec does not know never go by orjson.
 
     Args:
-        type: What to decode into: a msgspec Struct or anything else msgspec knows.
-        use_orjson: Whether orjson may be used where it is installed.
+        type: The type of the result: a msgspec Struct or any other type that msgspec supports.
+        use_orjson: Whether to use orjson if it is installed.
 
     Raises:
-        TypeError: It is no type, or msgspec cannot decode into it.
+        TypeError: It is not a type, or msgspec does not support it.
     """
     check_record_type(type)
     judge = msgspec.json.Decoder(type)
@@ -231,13 +231,13 @@ class AdaptiveDecoder:
         """Compare the size of the value with that of the record, both encoded anew so that escapes do not count."""
         try:
             with decoding():
-                whole = len(msgspec.json.encode(msgspec.json.decode(record)))
-                kept = len(msgspec.json.encode(value))
+                record_size = len(msgspec.json.encode(msgspec.json.decode(record)))
+                value_size = len(msgspec.json.encode(value))
         except DecodeError:  # in a part that the type skips
             return
-        self._kept_size += kept
+        self._kept_size += value_size
         self.samples_left -= 1
-        self._total_size += whole
+        self._total_size += record_size
         self.prefers_orjson = not self.samples_left and self._kept_size >= _MIN_SHARE * self._total_size
 
 
@@ -291,13 +291,13 @@ def traits_of(type: Any) -> set[str]:
 
 def _nodes(type: Any) -> Iterator[inspect.Type]:
     """Yield a type and all its parts, without plain ones."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     todo: list[inspect.Type] = [inspect.type_info(type)]
     while todo:
         node = todo.pop()
-        if id(node) in seen or isinstance(node, _PLAIN):
+        if id(node) in visited or isinstance(node, _PLAIN):
             continue
-        seen.add(id(node))
+        visited.add(id(node))
         yield node
         match node:
             case inspect.Metadata():

@@ -52,10 +52,10 @@ class Event(Model):
             comes again in batches and snapshots.
         type: One of `EventType`, or something newer. A delete may also mean that the page became a redirect, or was
             moved away from this title.
-        date_created: When the event was made, UTC.
+        date_created: Creation of the event, UTC.
         date_published: When it was written to the stream, UTC. The server gives microseconds; a finer fraction is
-            rounded to the nearest one and may thus be up to half a microsecond later than the event. Whoever resumes
-            from this time must ask for a little less (the server compares whole milliseconds).
+            rounded to the nearest one and may thus be up to half a microsecond later than the event. To resume
+            from this time, request a slightly earlier one (the server compares whole milliseconds).
         fail_count: How often processing was retried before it worked.
         fail_reason: Why, the last time.
         partition: Partition of the stream, 0 to 49 for articles. `None` anywhere but on the stream.
@@ -88,7 +88,7 @@ class Size(Model):
         """The size in bytes; for archives exact to 500 bytes, so never a substitute for a `Content-Length`.
 
         Raises:
-            ValueError: The unit is unknown, or was left out by `fields` (ask for `size`, not for `size.value`).
+            ValueError: The unit is unknown, or not among `fields` (request `size`, not `size.value`).
         """
         if not self.value:
             return 0
@@ -181,7 +181,7 @@ class Project(Model):
 
 
 class Archive(Model):
-    """What is known of an archive (`.tar.gz` of NDJSON) without opening it: the part that all kinds share.
+    """The metadata of an archive (`.tar.gz` of NDJSON) that all kinds share.
 
     Attributes:
         identifier: `"enwiki_namespace_0"`, or `"enwiki_namespace_0_chunk_2"` for a chunk.

@@ -1,4 +1,4 @@
-"""The pieces that articles and structured contents are made of: images, links, and the tree of parts."""
+"""The parts of articles and structured contents: images, links, and the tree of parts."""
 
 from enum import StrEnum
 from typing import Any
@@ -61,12 +61,12 @@ class Image(Model):
     """An image of an article or of a part.
 
     Attributes:
-        content_url: Where it is. Taken from page markup, so it may be malformed (`https:https://...` has been seen).
+        content_url: Its address, from page markup, so it may be malformed (`https:https://...` has been seen).
         width: Pixels.
         height: Pixels.
         alternative_text: Text for those who do not see it.
         caption: Text below it.
-        identifier: A hash. This and what follows are sent since 2026.
+        identifier: A hash. This and the following fields are sent since 2026.
         name: `"./File:..."`.
         encoding_format: MIME type.
         media_type: One of `MediaType`, or something newer.
@@ -90,7 +90,7 @@ class Link(Model):
 
     Attributes:
         url: Its target.
-        text: What it is shown as.
+        text: Its visible text.
         images: Images inside the link.
     """
 

@@ -142,7 +142,7 @@ class StructuredContent(Model):
         url: Canonical address.
         date_created: First revision, UTC.
         date_modified: This revision, UTC.
-        main_entity: The Wikidata item about the same thing.
+        main_entity: The Wikidata item about the same subject.
         is_part_of: Its project.
         additional_entities: Wikidata entities that it uses, in no order.
         in_language: Its language.

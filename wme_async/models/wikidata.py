@@ -1,8 +1,8 @@
 """Wikidata: items and properties, on demand, in archives and on the stream. A beta of the service.
 
-The published schema leaves open whether several fields hold one object, a list, or an object of lists. All of these are
-read, and what you see is always one form: `statements` and `sitelinks` are dicts, `qualifiers`, `references`, `license`
-and `protection` tuples. The fields are annotated as the form that you see; what the decoder accepts is wider.
+The published schema leaves open whether several fields hold one object, a list, or an object of lists. The decoder
+accepts all of these and returns one form: `statements` and `sitelinks` are dicts, `qualifiers`, `references`, `license`
+and `protection` tuples. The fields are annotated with that form.
 
 Labels are embedded in every property and value, in all languages: one entity can be many megabytes. Ask for less with
 `fields`.
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 LabelsAnswer: TypeAlias = dict[str, str] | list[dict[str, str]]
-"""What the labels endpoint may answer with: one object of language and label, or a list of them."""
+"""A response of the labels endpoint: one object of language and label, or a list of them."""
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -93,13 +93,13 @@ class WikibaseTime(Model):
 
     Attributes:
         text: As it was written: `"+1861-00-00T00:00:00Z"`.
-        year: With its sign; years before Christ are negative and there is no year 0 (`-44` is 44 BC).
+        year: With its sign; years before Christ are negative and the year 0 does not exist (`-44` is 44 BC).
         month: 1 to 12, or `None` where the time is no more exact than a year.
         day: 1 to 31, or `None` where the time is no more exact than a month.
         hour: 0 to 23.
         minute: 0 to 59.
         second: 0 to 59.
-        precision: One of `TimePrecision`, or `None` where it was not sent.
+        precision: One of `TimePrecision`, or `None` where it was not data.
         calendar: Address of the calendar's item: Q1985727 is the proleptic Gregorian, Q1985786 the proleptic Julian.
         timezone: Offset from UTC in minutes; always 0 so far.
         before: How many units of the precision it may be earlier.
@@ -204,7 +204,7 @@ class StatementValue(Model):
     labels: dict[str, str] = field(default_factory=dict)
 
     def data(self, key: str) -> str:
-        """Return a piece of `content_data` as text, whatever case its key is in; `""` where there is none."""
+        """Return a value of `content_data` as text, regardless of the case of its key; `""` if it is absent."""
         value = self.content_data.get(key)
         if value is None:
             lower = key.lower()
@@ -347,8 +347,8 @@ class WikidataEntity(Model):
         labels: Language code and label.
         descriptions: Language code and description.
         aliases: Language code and other names.
-        statements: Identifier of the property and what is said with it, in the order of the answer.
-        sitelinks: Database name of the project and page. A page whose project was not named is found under its address.
+        statements: Identifier of the property and its statements, in the order of the response.
+        sitelinks: Database name of the project and page. A page without a project is listed by its address.
     """
 
     identifier: str = ""
@@ -418,11 +418,11 @@ class WikidataArticle(Model):
             force_setattr(self, "redirects", tuple(links))
 
 
-def _listed_qualifiers(sent: Any) -> tuple[PropertyValue, ...]:
+def _listed_qualifiers(data: Any) -> tuple[PropertyValue, ...]:
     """Flatten a dict of property and list; or put the one qualifier that the dict itself is into a tuple."""
     qualifiers: list[PropertyValue] = []
     halves: dict[str, _Half] = {}
-    for key, value in sent.items():
+    for key, value in data.items():
         if isinstance(value, _Half):
             halves[key] = value
         else:
@@ -440,28 +440,28 @@ def _listed_qualifiers(sent: Any) -> tuple[PropertyValue, ...]:
     return tuple(qualifiers)
 
 
-def _grouped_statements(sent: Any) -> dict[str, tuple[Statement, ...]]:
-    if isinstance(sent, dict):
-        return {key: value if isinstance(value, tuple) else (value,) for key, value in sent.items()}
+def _grouped_statements(data: Any) -> dict[str, tuple[Statement, ...]]:
+    if isinstance(data, dict):
+        return {key: value if isinstance(value, tuple) else (value,) for key, value in data.items()}
     groups: dict[str, list[Statement]] = {}
-    for statement in sent:
+    for statement in data:
         groups.setdefault(statement.property.identifier, []).append(statement)
     return {identifier: tuple(group) for identifier, group in groups.items()}
 
 
-def _named_sitelinks(sent: Any) -> dict[str, Sitelink]:
-    if isinstance(sent, dict):
-        if all(isinstance(value, Sitelink | str) for value in sent.values()) and not {"title", "url"} & sent.keys():
-            return {site: Sitelink(title=link) if isinstance(link, str) else link for site, link in sent.items()}
-        sent = (
+def _named_sitelinks(data: Any) -> dict[str, Sitelink]:
+    if isinstance(data, dict):
+        if all(isinstance(value, Sitelink | str) for value in data.values()) and not {"title", "url"} & data.keys():
+            return {site: Sitelink(title=link) if isinstance(link, str) else link for site, link in data.items()}
+        data = (
             Sitelink(
-                site=sent.get("site", ""),
-                title=sent.get("title", ""),
-                badges=sent.get("badges", ()),
-                url=sent.get("url", ""),
+                site=data.get("site", ""),
+                title=data.get("title", ""),
+                badges=data.get("badges", ()),
+                url=data.get("url", ""),
             ),
         )
-    return {link.site or link.url or link.title: link for link in sent}
+    return {link.site or link.url or link.title: link for link in data}
 
 
 _entities: Final = msgspec.json.Decoder(WikidataEntity)

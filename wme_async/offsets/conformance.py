@@ -79,8 +79,8 @@ async def save_leaves_other_partitions(open_store: OpenStore) -> None:
     name = _name()
     await open_store().save(name, {partition: Position(partition) for partition in range(50)})
     got = await _saved(open_store, name, {3: Position(33), 60: Position(66)})
-    expected = {partition: Position(partition) for partition in range(50)} | {3: Position(33), 60: Position(66)}
-    _expect(got == expected, f"after a save of 3 and 60: {got}")
+    positions = {partition: Position(partition) for partition in range(50)} | {3: Position(33), 60: Position(66)}
+    _expect(got == positions, f"after a save of 3 and 60: {got}")
 
 
 async def the_last_save_counts(open_store: OpenStore) -> None:

@@ -22,7 +22,7 @@ from wme_async.offsets.protocol import Position, check_name, check_positions
 
 __all__ = ["FileOffsets"]
 
-_VERSION: Final = 2  # 1 had no checksum
+_VERSION: Final = 2  # 1 lacks a checksum
 
 
 class _Content(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):

@@ -16,10 +16,10 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
     """How far one partition was processed.
 
     Args:
-        offset: Offset of the last event that was processed; -1 if there is none yet.
+        offset: Offset of the last processed event; -1 before the first.
         published: When that event was published, UTC; with offset -1, the time from which the partition is read.
         reached: The time up to which no event is missing, UTC. It is later than `published` if a connection was open
-            and the partition had no new events.
+            without new events in the partition.
 
     Raises:
         TypeError: The offset is not a whole number, or a time is not a datetime.
@@ -108,8 +108,8 @@ def check_positions(name: object, positions: object) -> None:
     if not isinstance(positions, Mapping):
         raise TypeError(f"positions must be a dict of partition and Position, not {positions!r}")
     for partition, position in positions.items():
-        whole = isinstance(partition, int) and not isinstance(partition, bool)
-        if not whole or not isinstance(position, Position):
+        is_number = isinstance(partition, int) and not isinstance(partition, bool)
+        if not is_number or not isinstance(position, Position):
             raise TypeError(
                 f"positions must be a dict of partition and Position, and {partition!r}: {position!r} is not"
             )

@@ -27,10 +27,10 @@ __all__ = ["SQLiteOffsets"]
 
 R = TypeVar("R")
 
-_VERSION: Final = 2  # of the tables; 1 had no checksums and no second table
+_VERSION: Final = 2  # of the tables; 1 lacks the checksums and the second table
 _PATIENCE: Final = 30.0  # seconds to wait for another process that has the database locked
 _SMALLEST: Final = 512  # bytes of a page, of which a database has at least one
-_LOOK: Final = 0.05  # seconds after which such a wait sees that nobody wants the result any more
+_LOOK: Final = 0.05  # seconds between two checks of such a wait whether its task is cancelled
 
 # `checksum` reveals a damaged row, and the number of rows in the second table a missing one.
 # Triggers keep that number right, and drop the checksum of rows that other programs change, such as SQLite's shell.
@@ -147,7 +147,7 @@ class SQLiteOffsets:
     def _load(self, name: str, cancelled: Callable[[], bool]) -> dict[int, Position]:
         try:
             if self.path.stat().st_size < _SMALLEST:
-                # SQLite takes an empty file for a new database; the positions that were in it would not be missed.
+                # SQLite takes an empty file for a new database, which would hide the loss of its positions.
                 raise self._damaged("it is empty, or nearly so")
         except FileNotFoundError:
             return {}
@@ -158,7 +158,7 @@ class SQLiteOffsets:
             except sqlite3.Error as error:
                 if primary_code(error) not in _NOT_WRITABLE or self._has_log():
                     raise
-                # A database in write-ahead mode needs files beside it, unless nobody can write to it.
+                # A database in write-ahead mode needs files beside it, unless it is immutable.
                 with contextlib.suppress(sqlite3.Error):
                     return self._read(name, "mode=ro&immutable=1")
                 raise
