@@ -153,13 +153,13 @@ async def test_a_gap_can_be_raised_and_the_next_request_goes_on(wme: Client) -> 
     gaps = []
     for _ in range(10):
         try:
-            found = await take(hours, 1)
+            first = await take(hours, 1)
         except HourGap as gap:
             gaps.append(gap.hour)
         else:
             break
     assert gaps == [last + count * HOUR for count in range(1, len(gaps) + 1)]
-    assert found == [last + (len(gaps) + 1) * HOUR]
+    assert first == [last + (len(gaps) + 1) * HOUR]
     assert gaps
 
 

@@ -58,9 +58,9 @@ async def test_every_record_of_every_archive_comes_in_order(sim: Simulator, wme:
 
 async def test_filters_and_a_type_of_ones_own(wme: Client) -> None:
     async with wme.batches("latest").read_all(filters=EN, type=Name) as batches:
-        found = [(batch, records) async for batch, records in batches]
-    assert {batch.in_language.identifier for batch, _ in found} == {"en"}
-    assert all(isinstance(record, Name) for _, records in found for record in records)
+        results = [(batch, records) async for batch, records in batches]
+    assert {batch.in_language.identifier for batch, _ in results} == {"en"}
+    assert all(isinstance(record, Name) for _, records in results for record in records)
 
 
 @pytest.mark.parametrize("kind", ["snapshots", "chunks", "structured", "wikidata"])

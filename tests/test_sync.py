@@ -727,7 +727,7 @@ async def test_a_cancelled_sync_keeps_what_it_has_fetched(sim: Simulator, wme: C
 # --- decisions
 
 
-def entry(version: str = "a" * 32, size: int | None = 1000) -> Any:
+def entry_of(version: str = "a" * 32, size: int | None = 1000) -> Any:
     return sync_plan.Entry(identifier="x", name="x.tar.gz", version=version, size=size)
 
 
@@ -739,13 +739,13 @@ def test_a_file_is_current_only_if_it_is_as_noted_and_of_a_version_that_was_list
     version: str, known: str, for_listed: str, size: int, mtime: int
 ) -> None:
     state = sync_plan.FileState(version=known, listed=for_listed, size=1, mtime_ns=1)
-    current = sync_plan.is_current(entry(version), state, size, mtime)
+    current = sync_plan.is_current(entry_of(version), state, size, mtime)
     if (size, mtime) != (1, 1):
         assert current is None
     else:
         assert current == (version in {known, for_listed})
-    assert sync_plan.is_current(entry(version), None, size, mtime) is None
-    assert sync_plan.is_current(entry(""), state, 1, 1) is None
+    assert sync_plan.is_current(entry_of(version), None, size, mtime) is None
+    assert sync_plan.is_current(entry_of(""), state, 1, 1) is None
 
 
 @given(recorded=st.integers(0, 200), lacking=st.integers(0, 200), share=st.floats(0, 1))
@@ -771,13 +771,13 @@ def test_names_that_are_one_file_on_some_disk_are_refused(names: list[str]) -> N
             sync_plan.entries_of(records, lambda record: record.identifier)
     else:
         entries = sync_plan.entries_of(records, lambda record: record.identifier)
-        assert {found.name for found in entries} == set(names)
-        assert all(found.version == "a" * 32 and found.size is None and not found.is_small for found in entries)
+        assert {entry.name for entry in entries} == set(names)
+        assert all(entry.version == "a" * 32 and entry.size is None and not entry.is_small for entry in entries)
 
 
 def test_the_largest_comes_first() -> None:
     sizes = [0.001, 5.0, 0.2, 0.0]
     records = [Batch(identifier=str(size), size=Size(value=size, unit_text="MB"), version="a" * 32) for size in sizes]
     entries = sync_plan.entries_of(records, lambda record: record.identifier)
-    assert [found.size for found in entries] == [5_000_000, 200_000, 1000, None]
-    assert [found.is_small for found in entries] == [False, True, True, False]
+    assert [entry.size for entry in entries] == [5_000_000, 200_000, 1000, None]
+    assert [entry.is_small for entry in entries] == [False, True, True, False]

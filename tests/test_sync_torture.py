@@ -99,8 +99,8 @@ def kill_and_go_on(world: Simulator, folder: Path, kills: int) -> None:
                 killed += 1
                 for path in rng.sample(sorted(folder.rglob("*.tar.gz")), 20):
                     path.unlink()
-        found = digests(folder)
-        assert found.items() <= versions.items(), "a file that is not whole has a name"
+        finished = digests(folder)
+        assert finished.items() <= versions.items(), "a file that is not whole has a name"
     with start(world, folder) as process:
         process.stdout.readline()  # type: ignore[union-attr]
         assert finish(process)["failed"] == []

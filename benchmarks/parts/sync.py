@@ -81,7 +81,7 @@ def _hour(bench: Bench, options: Path, milliseconds: int, wall: float, cpu: floa
 
 def _serve_as_snapshot(bench: Bench) -> None:
     """Let the web server have the large file under the path that the service signs."""
-    source = bench.inputs.random_bytes(bench.inputs.sizes.plain)
+    source = bench.inputs.random_bytes(min(bench.inputs.sizes.plain, 1 << 30))
     path = source.parent / "wme-primary" / "snapshots" / f"{_SNAPSHOT}.tar.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def _serve_as_snapshot(bench: Bench) -> None:
 
 
 def _snapshot(bench: Bench, options: Path) -> Group:
-    source = bench.inputs.random_bytes(bench.inputs.sizes.plain)
+    source = bench.inputs.random_bytes(min(bench.inputs.sizes.plain, 1 << 30))
     assert bench.nginx is not None
     before = clear(bench.work)
     target = shlex.quote(str(bench.work / "out.bin"))
