@@ -248,6 +248,9 @@ async def test_a_gap_longer_than_retention_is_filled_through_the_client_without_
             assert filled.statistics().gaps >= 1
             last = msgspec.json.decode(raw)["event"]
         assert last["offset"] == 6
+        archives = [request.path for request in sim.requests.select("store")]
+        assert archives
+        assert all("enwiki_namespace_14" in path for path in archives), "only archives that can have such events"
         expected = []
         for hour in sim.hours:
             files = wme.batches(hour)

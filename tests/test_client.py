@@ -1,7 +1,7 @@
 """The client against the simulator: the five verbs of every archive, real lists and real articles."""
 
 import asyncio
-import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -9,23 +9,18 @@ import os
 import random
 import threading
 from datetime import datetime, timedelta
-from typing import Any
 
 import msgspec
 import pytest
 from wall_clock import MIDDLE_OF_A_MONTH
 
 from wme_async import Allowances, Client, Cost, Limits, Retry, SessionPool, Timeouts, read_archive
-from wme_async._client.realtime import _HourlyRecords
-from wme_async._query.query import Backend, Query
-from wme_async._transport import TokenFile
 from wme_async.errors import (
     DecodeError,
     Forbidden,
     NotFound,
     QuotaExceeded,
     RateLimited,
-    TimedOut,
     TransportError,
     Unauthorized,
 )
@@ -325,126 +320,96 @@ def counted(path):
 
 
 @pytest.mark.middle_of_a_month
-async def test_counts_outlive_a_save_that_was_cancelled_or_failed(sim, tmp_path, monkeypatch):
+async def test_counts_outlive_a_save_that_was_cancelled_or_failed(sim, tmp_path, monkeypatch, caplog):
     path = tmp_path / "tokens"
-    async with Client(**sim.client_options(), token_file=path) as wme:
-        await wme.auth.login()  # from here on the client goes by the server's month
-        account = wme.auth
-        file: Any = wme._transport.token_file
-        began, go = asyncio.Event(), threading.Event()
-        loop, count = asyncio.get_running_loop(), file.count
+    options = {**sim.client_options(), "token_file": path, "retry": AT_ONCE}
+    began, go = asyncio.Event(), threading.Event()
+    loop, replace, lock = asyncio.get_running_loop(), os.replace, fcntl.flock
 
-        def slow(*args):
+    async def download(client, number):
+        await client.snapshots.chunks("enwiki_namespace_0").download(0, tmp_path / f"{number}.tar.gz")
+
+    def slow(source, target):
+        if target == path:
             loop.call_soon_threadsafe(began.set)
             assert go.wait(20)
-            return count(*args)
+        replace(source, target)
 
-        month = account._this_month()
-        monkeypatch.setattr(file, "count", slow)
-        saving = asyncio.create_task(account._count("chunk"))
+    def full(source, target):
+        if target == path:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        replace(source, target)
+
+    def held(descriptor, operation):
+        try:
+            lock(descriptor, operation)
+        except BlockingIOError:
+            loop.call_soon_threadsafe(began.set)
+            raise
+
+    async with Client(**options) as wme:
+        await wme.auth.login()  # from here on the client goes by the server's month
+        monkeypatch.setattr(os, "replace", slow)
+        saving = asyncio.create_task(download(wme, 1))
         await began.wait()
         saving.cancel()
-        await asyncio.sleep(0)
         # Counted while the thread writes, and the file's lock is held as long as it does.
-        account._counts[f"ondemand/{month}"] = account._unsaved[f"ondemand/{month}"] = 7
+        await wme.articles.lookup("NATO")
         assert not saving.done()
         go.set()
         await asyncio.wait([saving])
         assert saving.cancelled()
-        assert counted(path) == {f"chunk/{month}": 1}
-        assert account._unsaved == {f"ondemand/{month}": 7}
-        monkeypatch.setattr(file, "count", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        await account._count("chunk")
-        assert account._unsaved == {f"ondemand/{month}": 7, f"chunk/{month}": 1}
-        monkeypatch.setattr(file, "count", count)
-        with (tmp_path / "tokens.lock").open("w") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            waiting = asyncio.create_task(account._count("chunk"))
-            await until(lambda: account._save_lock.locked() and not account._unsaved)
+        assert counted(path) == {"chunk/2026-07": 1}
+        monkeypatch.setattr(os, "replace", full)
+        await download(wme, 2)
+        assert "could not write the usage" in caplog.text
+        assert counted(path) == {"chunk/2026-07": 1}
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(fcntl, "flock", held)
+        began.clear()
+        with (tmp_path / "tokens.lock").open("w") as held_lock:
+            lock(held_lock, fcntl.LOCK_EX)
+            waiting = asyncio.create_task(download(wme, 3))
+            await began.wait()
             waiting.cancel()
             await asyncio.wait([waiting])
-        # Another process counts too, and what is not written here comes on top of it.
-        count(month, {"chunk": 100})
-        assert (await wme.auth.quota()).chunk.used == 103
-    assert counted(path) == {f"chunk/{month}": 103, f"ondemand/{month}": 7}
+        assert waiting.cancelled()
+        assert counted(path) == {"chunk/2026-07": 1}
+        # Another client counts too, and the counts that are not written yet come on top of its own.
+        async with Client(**options) as other:
+            await download(other, 4)
+        assert counted(path) == {"chunk/2026-07": 2}
+        assert (await wme.auth.quota()).chunk.used == 4
+    assert counted(path) == {"chunk/2026-07": 4, "ondemand/2026-07": 1}
 
 
-async def until(condition):
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  # nobody tells when
+@pytest.mark.parametrize("answer", ["some is left", "used up", "no answer"])
+async def test_of_requests_that_are_refused_together_one_asks_whether_the_month_is_used_up(sim, answer):
+    sim.faults.inject("status", role="api", path="/v2/articles", status=429, times=None)
+    if answer == "no answer":
+        sim.faults.inject("status", role="auth", path="get-user", status=503, skip=1, times=None)
+    unanswered = sim.faults.inject("hang_head", role="auth", path="get-user")
+    allowances = Allowances(ondemand=5)
+    sim.caps.set_used("simulated", "ondemand", 5 if answer == "used up" else 4)
+    async with Client(**sim.client_options(), retry=Retry(attempts=1), allowances=allowances) as wme:
+        first = asyncio.create_task(wme.articles.lookup("NATO"))
+        await sim.requests.wait(path="get-user")
+        tasks = [asyncio.create_task(wme.articles.lookup("NATO")) for _ in range(19)]
+        await sim.requests.wait(20, path="/v2/articles", status=429, done=True)
+        for _ in range(100):  # until the client has read all of these responses
             await asyncio.sleep(0)
-
-
-def test_a_new_month_begins_at_nothing_and_late_counts_of_the_old_one_do_not_end_it(tmp_path):
-    one, two = TokenFile(tmp_path / "tokens", "a"), TokenFile(tmp_path / "tokens", "a")
-    other = TokenFile(tmp_path / "tokens", "b")
-    assert one.count("2026-11", {"chunk": 5}) == {"chunk/2026-11": 5}
-    assert other.count("2026-11", {"chunk": 1}) == {"chunk/2026-11": 1}
-    assert one.count("2026-12", {"chunk": 1}) == {"chunk/2026-12": 1}
-    # A process that has counted since before the month's end writes after it.
-    two.count("2026-11", {"chunk": 2, "ondemand": 3})
-    assert two.usage()["chunk/2026-12"] == 1
-    assert one.count("2027-01", {}) == {}
-    assert other.usage() == {"chunk/2026-11": 1}
-
-
-async def test_the_tokens_are_free_again_though_another_process_has_inherited_the_lock(tmp_path, monkeypatch):
-    file = TokenFile(tmp_path / "tokens", "a")
-    inherited = []
-    real = os.open
-
-    def forked(path, *rest):
-        descriptor = real(path, *rest)
-        # A process that is forked meanwhile has the same.
-        inherited.append(os.dup(descriptor))
-        return descriptor
-
-    async def sleep(_seconds):
-        raise AssertionError("nobody holds it")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", forked)
-        async with file.locked(sleep):
-            pass
-    try:
-        async with file.locked(sleep):
-            pass
-    finally:
-        for descriptor in inherited:
-            os.close(descriptor)
-
-
-@pytest.mark.parametrize("answer", [None, QuotaExceeded("used up", pool="chunk"), TimedOut("no answer")])
-async def test_of_requests_that_are_refused_together_one_asks_whether_the_month_is_used_up(wme, monkeypatch, answer):
-    calls, go = [], asyncio.Event()
-
-    async def ask(pool):
-        calls.append(pool)
-        await go.wait()
-        if isinstance(answer, TimedOut):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(wme.auth, "_request_exhaustion", ask)
-    tasks = [asyncio.create_task(wme._transport.quota_check("chunk")) for _ in range(20)]
-    await until(lambda: calls)
-    # One that is cancelled while it asks leaves it to another.
-    tasks[0].cancel()
-    await until(lambda: len(calls) == 2)
-    go.set()
-    done, _ = await asyncio.wait(tasks[1:], timeout=5)
-    assert len(done) == 19
-    assert len(calls) == 2
-    errors = [each for each in done if each.exception() is not None]
-    assert len(errors) == isinstance(answer, TimedOut)
-    if isinstance(answer, QuotaExceeded):
-        assert {str(each.result()) for each in done} == {"used up"}
-    else:
-        assert all(each.result() is None for each in done if each.exception() is None)
-        # A later refusal is asked about anew.
-        with contextlib.suppress(TimedOut):
-            await wme._transport.quota_check("chunk")
-        assert len(calls) == 3
+        # One that is cancelled while it asks leaves it to another.
+        first.cancel()
+        done, _ = await asyncio.wait(tasks, timeout=5)
+        assert len(done) == 19
+        assert unanswered.hits == 1
+        assert sim.requests.count(path="get-user") == 2
+        kind = QuotaExceeded if answer == "used up" else RateLimited
+        assert {type(task.exception()) for task in done} == {kind}
+        with pytest.raises(kind):
+            await wme.articles.lookup("NATO")
+        # A later refusal is asked about anew, unless the month is known to be used up.
+        assert sim.requests.count(path="get-user") == (2 if answer == "used up" else 3)
 
 
 async def test_the_account_is_shown(sim, wme):
@@ -465,19 +430,17 @@ async def test_a_download_that_the_server_does_not_redirect_is_an_error(sim, wme
 
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.middle_of_a_month
-async def test_a_snapshot_costs_one_metered_request_however_long_it_is_read(sim, wme, tmp_path, monkeypatch, kept):
+async def test_a_snapshot_costs_one_metered_request_however_long_it_is_read(sim, wme, tmp_path, client_clock, kept):
     data = random.Random(0).randbytes(20_000_000)
     sim.put_object("snapshots/enwiki_namespace_0.tar.gz", data)
-    seconds, real = 0.0, wme._transport.monotonic
-    monkeypatch.setattr(wme._transport, "monotonic", lambda: real() + seconds)
     got = bytearray()
     tee = tmp_path / "x" if kept else None
     async with wme.snapshots.content("enwiki_namespace_0", window=400_000, tee=tee) as content:
         async for piece in content:
             got += piece
-            seconds += 10
+            client_clock.offset += 10
     assert got == data
-    assert seconds > 120
+    assert client_clock.offset > 120
     assert (await wme.auth.quota()).snapshot.used == 1
 
 
@@ -683,7 +646,6 @@ async def test_a_server_whose_clock_is_wrong_is_served_all_the_same(sim, tmp_pat
         assert (await wme.snapshots.download("simplewiki_namespace_0", tmp_path)).verified
         async with wme.snapshots.read("simplewiki_namespace_0") as articles:
             assert len([article async for article in articles]) > 0
-        assert wme._transport.server_now("api") == pytest.approx(wme._transport.now() + skew, abs=5)
     assert sum(each.path == "/v1/login" for each in sim.requests) == 1
 
 
@@ -731,47 +693,9 @@ async def test_a_signature_is_asked_for_again_with_backoff_while_the_other_conne
     assert sum(each.role == "store" for each in sim.requests) == 3
 
 
-async def test_gaps_are_filled_with_what_the_stream_would_have_sent(sim, wme):
-    hour = datetime.fromisoformat(f"{sim.hours[-1]}:00:00+00:00")
-
-    async def filled(**question):
-        query = Query.build(Backend.REALTIME, Article, **question)
-        return [json.loads(bytes(record)) async for record in _HourlyRecords(wme.batches, query)(hour)]
-
-    everything = []
-    for batch in await wme.batches(hour).list():
-        async with wme.batches(hour).read(batch.identifier, type=msgspec.Raw) as records:
-            everything += [json.loads(bytes(record)) async for record in records]
-    assert await filled() == everything
-    # Only the archives that can have something are fetched.
-    before = sim.requests.count("store")
-    english = [each for each in everything if each["is_part_of"]["identifier"] == "enwiki"]
-    assert await filled(filters={"is_part_of.identifier": "enwiki"}) == english
-    assert sim.requests.count("store") - before <= 4
-    # What the server could not compare, and what it could but an archive does not.
-    number = english[0]["version"]["identifier"]
-    assert number >= 1_000_000
-    for filters in ({"version.identifier": number}, {"name": english[0]["name"]}):
-        expected = [
-            each
-            for each in everything
-            if all(value in {each["version"]["identifier"], each["name"]} for value in filters.values())
-        ]
-        assert expected
-        found = await filled(filters=filters, fields=["name", "version.identifier"])
-        assert [each["name"] for each in found] == [each["name"] for each in expected]
-        assert all("abstract" not in each and each["event"] for each in found)
-    # An hour that is gone has nothing.
-    query = Query.build(Backend.REALTIME, Article)
-    assert [each async for each in _HourlyRecords(wme.batches, query)(hour - timedelta(hours=500))] == []
-
-
-async def test_a_stream_is_opened_with_its_batches_behind_it(sim, wme, monkeypatch):
+async def test_a_stream_is_opened_with_its_batches_behind_it(sim, wme):
     assert "here: filter version.identifier" in wme.realtime.explain(filters={"version.identifier": 5_000_000})
     assert "backfill" not in repr(wme.realtime)
-    monkeypatch.setitem(wme.realtime._hours, "realtime.wikidata", None)
-    with pytest.raises(ValueError, match="no batches to fill gaps"):
-        wme.realtime.wikidata(backfill=True)
     numbers = {}
     async with asyncio.timeout(20):
         for kind in (Article, msgspec.Raw):

@@ -149,3 +149,42 @@ async def test_the_value_of_a_variable_in_an_env_file_is_taken_as_it_stands(
     path.write_text(f"WME_USERNAME=somebody\nWME_PASSWORD='{password}'\n")
     async with Client.from_env(path, hosts=sim.client_options()["hosts"]) as wme:
         await wme.auth.login()
+
+
+def test_a_new_month_begins_at_nothing_and_late_counts_of_the_old_one_do_not_end_it(tmp_path):
+    one, two = TokenFile(tmp_path / "tokens", "a"), TokenFile(tmp_path / "tokens", "a")
+    other = TokenFile(tmp_path / "tokens", "b")
+    assert one.count("2026-11", {"chunk": 5}) == {"chunk/2026-11": 5}
+    assert other.count("2026-11", {"chunk": 1}) == {"chunk/2026-11": 1}
+    assert one.count("2026-12", {"chunk": 1}) == {"chunk/2026-12": 1}
+    # A process that has counted since before the month's end writes after it.
+    two.count("2026-11", {"chunk": 2, "ondemand": 3})
+    assert two.usage()["chunk/2026-12"] == 1
+    assert one.count("2027-01", {}) == {}
+    assert other.usage() == {"chunk/2026-11": 1}
+
+
+async def test_the_tokens_are_free_again_though_another_process_has_inherited_the_lock(tmp_path, monkeypatch):
+    file = TokenFile(tmp_path / "tokens", "a")
+    inherited = []
+    real = os.open
+
+    def forked(path, *rest):
+        descriptor = real(path, *rest)
+        # A process that is forked meanwhile has the same.
+        inherited.append(os.dup(descriptor))
+        return descriptor
+
+    async def sleep(_seconds):
+        raise AssertionError("nobody holds it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", forked)
+        async with file.locked(sleep):
+            pass
+    try:
+        async with file.locked(sleep):
+            pass
+    finally:
+        for descriptor in inherited:
+            os.close(descriptor)

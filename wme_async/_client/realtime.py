@@ -44,9 +44,7 @@ class Realtime:
         entities: The same for Wikidata.
     """
 
-    def __init__(
-        self, transport: Transport, resources: Mapping[str, Resource], batches: Hour, entities: Hour | None
-    ) -> None:
+    def __init__(self, transport: Transport, resources: Mapping[str, Resource], batches: Hour, entities: Hour) -> None:
         self._transport = transport
         self._resources = resources
         self._hours = {"realtime.articles": batches, "realtime.wikidata": entities}
@@ -180,9 +178,6 @@ class Realtime:
         struct = type if isinstance(type, builtins.type) and issubclass(type, msgspec.Struct) else None
         query = Query.build(row.backend, row.model, fields=settings["fields"], filters=settings["filters"], type=struct)
         body = query.body()
-        hours = self._hours[name]
-        if settings["backfill"] and hours is None:
-            raise ValueError("this stream has no batches to fill gaps from; leave out backfill")
         return Stream(
             self._transport,
             resource,
@@ -191,7 +186,7 @@ class Realtime:
             fields=body.get("fields"),
             filters=body.get("filters"),
             keep=_keep(query, type),
-            backfill=_HourlyRecords(hours, query) if settings["backfill"] and hours is not None else None,
+            backfill=_HourlyRecords(self._hours[name], query) if settings["backfill"] else None,
         )
 
 
