@@ -604,7 +604,7 @@ def test_without_a_running_loop_or_in_another_it_is_told_in_one_sentence():
 
 
 async def test_paths_of_beta_resources_can_be_moved(sim):
-    with pytest.raises(ValueError, match="no resource"):
+    with pytest.raises(ValueError, match="is unknown; resources are"):
         Client("a", "b", paths={"nothing": "/x"})
     with pytest.raises(ValueError, match="begin with a slash"):
         Client("a", "b", paths={"batches": "/v2/batches"})
