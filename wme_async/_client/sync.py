@@ -41,12 +41,12 @@ from wme_async.models import Archive
 __all__ = ["Sync"]
 
 _PROGRESS_SECONDS: Final = 0.1
-# Files of up to so many bytes come by one connection each: there are others beside them.
+# Files of up to so many bytes take one connection each, since others are fetched beside them.
 _ONE_CONNECTION: Final = 32 << 20
 # The list states sizes in thousands of bytes.
 _ROUNDING: Final = 1000
 
-# Names that are longer may be cut for `NAME.part`.
+# Longer names may be cut for `NAME.part`.
 _LONG: Final = 100
 
 Kind = Literal["new", "changed", "unchanged", "unknown"]
@@ -54,7 +54,7 @@ Kind = Literal["new", "changed", "unchanged", "unknown"]
 
 @dataclasses.dataclass(kw_only=True)
 class _Item:
-    """One entry on its way."""
+    """The state of one entry."""
 
     entry: Entry
     path: Path
@@ -69,9 +69,9 @@ class Sync:
 
     Args:
         listing: The archives.
-        folder: Where they go.
+        folder: The folder to write to.
         transport: Sends the requests.
-        options: How.
+        options: The options.
     """
 
     def __init__(self, listing: Listing, folder: Path, transport: Transport, options: SyncOptions) -> None:
@@ -97,14 +97,14 @@ class Sync:
         self._shown = 0
 
     async def run(self) -> SyncReport:
-        """Do it.
+        """Sync the folder.
 
         Raises:
             WMEError: As `Files.sync`.
             OSError: As `Files.sync`.
             ValueError: As `Files.sync`.
         """
-        began = self._transport.monotonic()
+        start = self._transport.monotonic()
         check_template(self._options.name, self._listing.name)
         removed: Sequence[SyncFile] = ()
         with count_requests() as counter:
@@ -117,7 +117,7 @@ class Sync:
                     await in_thread(state.close)
                 if not self._options.dry_run:
                     await in_thread(remove_empty, missing)
-        return self._report(removed, requests=counter.sent, seconds=self._transport.monotonic() - began)
+        return self._report(removed, requests=counter.sent, seconds=self._transport.monotonic() - start)
 
     async def _open_state(self) -> FolderState | None:
         if self._options.dry_run:
@@ -152,10 +152,10 @@ class Sync:
         name = self._listing.name(record.identifier)
         return str(name.path(self._options.name, version=record.version or None))
 
-    # What is there
+    # Comparison
 
     def _assess(self, state: FolderState | None, entries: list[Entry]) -> None:
-        known = state.files([entry.name for entry in entries]) if state is not None else {}
+        states = state.files([entry.name for entry in entries]) if state is not None else {}
         folders: dict[Path, tuple[set[str], OSError | None]] = {}
         for entry in entries:
             path = self._folder / entry.name
@@ -163,11 +163,11 @@ class Sync:
                 folders[path.parent] = _names_in(path.parent), _unusable(path)
             names, problem = folders[path.parent]
             item = _Item(entry=entry, path=path, kind="new", problem=None if path.name in names else problem)
-            # Long names have parts of other names: those are looked for one by one.
+            # The part of a long name has another name, which is checked separately.
             item.has_part = f"{path.name}.part" in names or len(path.name) > _LONG
             self._items.append(item)
             if path.name in names:
-                self._look_at(item, known.get(entry.name))
+                self._look_at(item, states.get(entry.name))
 
     def _look_at(self, item: _Item, state: FileState | None) -> None:
         entry = item.entry
@@ -185,7 +185,7 @@ class Sync:
         item.kind = "unknown" if current is None else "unchanged" if current else "changed"
 
     async def _compare(self, item: _Item) -> FinishedFile | None:
-        """Find out by its bytes, or a note kept with it, which version a file is."""
+        """Determine the version of a file from its extended attribute or its bytes."""
         source = self._source(item.entry)
         existing = await long_in_thread(
             lambda cancelled: existing_version(
@@ -210,13 +210,13 @@ class Sync:
         self._bytes = sum(item.entry.size or 0 for item in self._items if item.kind in {"new", "changed"})
         self._signed = sum(item.kind in {"new", "changed"} for item in self._items)
 
-    # What is to go
+    # Removal
 
     async def _removable(self, state: FolderState | None, names: set[str]) -> list[tuple[str, str, FileState]]:
         """Return collection, name and state of the files to remove.
 
         Raises:
-            DataError: There are too many, or the listing is empty.
+            DataError: They are too many, or the listing is empty.
         """
         removable: list[tuple[str, str, FileState]] = []
         if self._options.delete:
@@ -230,8 +230,8 @@ class Sync:
                 removable += [(collection, name, file) for name, file in files.items() if name not in names]
         if not removable or state is None:
             return removable
-        alone = await in_thread(state.alone, [name for _, name, _ in removable])
-        return [file for file in removable if file[1] in alone and _is_as_noted(self._folder / file[1], file[2])]
+        unshared = await in_thread(state.unshared, [name for _, name, _ in removable])
+        return [file for file in removable if file[1] in unshared and _is_as_recorded(self._folder / file[1], file[2])]
 
     def _outdated(self, state: FolderState) -> Iterator[str]:
         kind, _, place = self._collection.partition(" ")
@@ -246,12 +246,12 @@ class Sync:
     def _remove(self, state: FolderState, removable: list[tuple[str, str, FileState]]) -> None:
         for collection, name, file in removable:
             path = self._folder / name
-            if _is_as_noted(path, file):
+            if _is_as_recorded(path, file):
                 path.unlink(missing_ok=True)
                 remove_empty([folder for folder in path.parents if folder.is_relative_to(self._folder)][:-1])
             state.forget(collection, self._filters, [name])
 
-    # What is fetched
+    # Fetching
 
     async def _fetch_all(self, state: FolderState) -> None:
         committer = self._committer = Committer(state, self._collection, self._filters)
@@ -284,13 +284,13 @@ class Sync:
                     if reporter is not None:
                         group.stop(reporter)
         except BaseException:
-            # What is fetched is not fetched again by the next call.
+            # Commit the fetched files, so that the next call does not fetch them again.
             with contextlib.suppress(OSError, WMEError):
                 await committer.commit()
-                await committer.note_rest()
+                await committer.record_all()
             committer.abandon()
             raise
-        await committer.note_rest()
+        await committer.record_all()
         await self._show()
 
     async def _work(self, queue: Iterator[_Item]) -> None:
@@ -324,11 +324,11 @@ class Sync:
         """Fetch a small file in one response; return whether it was possible."""
         entry = item.entry
         if item.has_part:
-            left = await in_thread(SmallFile.left_over, item.path, md5=entry.version, limit=SMALL + _ROUNDING)
-            if isinstance(left, SmallFile):
-                await self._commit(self._finished(item, source, entry.version, left, verified=True))
+            leftover = await in_thread(SmallFile.left_over, item.path, md5=entry.version, limit=SMALL + _ROUNDING)
+            if isinstance(leftover, SmallFile):
+                await self._commit(self._finished(item, source, entry.version, leftover, verified=True))
                 return True
-            if not left:
+            if not leftover:
                 return False
         budget = self._options.budget
         with self._space(entry):
@@ -341,7 +341,7 @@ class Sync:
             except (ClientClosed, NotFound):
                 raise
             except WMEError:
-                # The downloader knows what to do; it uses the same address.
+                # The downloader handles the error; it uses the same signed URL.
                 source.signed = signed
                 return False
             finally:
@@ -438,7 +438,7 @@ class Sync:
         assert self._committer is not None
         await self._committer.add(file)
 
-    # What is said of it
+    # Results
 
     def _fail(self, item: _Item, error: Exception) -> None:
         self._failed.append(_file_of(item, error))
@@ -448,7 +448,7 @@ class Sync:
         self._under_way.pop(item.entry.name, None)
         self._done_files += 1
         self._done_bytes += size
-        # What the list has rounded is known now.
+        # The exact size replaces that of the list, which is rounded.
         self._totals = (self._totals[0], self._totals[1] + size - (item.entry.size or 0))
 
     async def _report_progress(self) -> None:
@@ -461,16 +461,16 @@ class Sync:
         if hook is None:
             return
         now = self._transport.monotonic()
-        done = self._done_bytes + sum(self._under_way.values())
-        self._meter.add(max(0, done - self._shown), now)
-        self._shown = done
+        size = self._done_bytes + sum(self._under_way.values())
+        self._meter.add(max(0, size - self._shown), now)
+        self._shown = size
         rate = self._meter.rate(now)
         files, total = self._totals
-        total = max(total, done)
+        total = max(total, size)
         result = hook(
             SyncProgress(
-                files=self._done_files, files_total=files, done=done, total=total, rate=rate,
-                eta=(total - done) / rate if rate > 0 else (0.0 if done == total else None), failed=tuple(self._failed),
+                files=self._done_files, files_total=files, done=size, total=total, rate=rate,
+                eta=(total - size) / rate if rate > 0 else (0.0 if size == total else None), failed=tuple(self._failed),
             )
         )  # fmt: skip
         if inspect.isawaitable(result):
@@ -526,7 +526,7 @@ def _length(content: SmallContent | SmallFile | None, listed: int) -> int:
     return listed if content is None else len(content.data)
 
 
-def _is_as_noted(path: Path, file: FileState) -> bool:
+def _is_as_recorded(path: Path, file: FileState) -> bool:
     try:
         status = path.lstat()
     except OSError:

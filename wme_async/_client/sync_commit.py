@@ -1,4 +1,4 @@
-"""Finished files of a sync: brought to the disk in groups, given their names, and noted in the folder's state."""
+"""Commits finished files of a sync in groups: flushes them, names them, and records them in the folder's state."""
 
 import asyncio
 import contextlib
@@ -20,14 +20,14 @@ __all__ = ["Committer", "FinishedFile"]
 
 logger = logging.getLogger("wme_async.sync")
 
-# Flushing a file takes milliseconds, however small it is, and several at once take hardly longer. What waits for its
-# group is lost if the process is killed.
+# Flushing a file takes milliseconds, however small it is, and several at once take hardly longer. If the process is
+# killed, the files that wait for their group are lost.
 _GROUP: Final = 32
 _THREADS: Final = 4
 _SECONDS: Final = 0.1
-# Files that have their names are noted together, since that takes several flushes. Of one that is not noted a later
-# sync reads the attribute that is kept with the file, or its bytes.
-_NOTE_SECONDS: Final = 1.0
+# Named files are recorded together, since that takes several flushes. For a file without a record, a later sync reads
+# its extended attribute, or its bytes.
+_RECORD_SECONDS: Final = 1.0
 # Files that may wait, with their bytes in memory.
 _WAITING: Final = 2 * _GROUP
 
@@ -36,17 +36,17 @@ Outcome = Callable[[Exception | None], None]
 
 @dataclasses.dataclass(kw_only=True)
 class FinishedFile:
-    """A file whose bytes are there and checked.
+    """A file whose bytes are complete and verified.
 
     Args:
         entry: Of the listing.
-        identity: What names it on its server.
+        identity: Host and path on its server.
         md5: Of its bytes.
-        path: Where it is, or will be.
-        content: Its bytes, where it does not have its name yet.
+        path: Its final path.
+        content: Its bytes, or the unnamed file; None if it has its name.
         verified: Whether its MD5 is that of the metadata.
-        outcome: Called when it is noted, or with the error.
-        state: What is noted.
+        outcome: Called with None after the commit, or with the error.
+        state: Its record, once it is named.
     """
 
     entry: Entry
@@ -60,12 +60,12 @@ class FinishedFile:
 
 
 class Committer:
-    """Takes finished files, and leaves none half done.
+    """Commits finished files, each completely or not at all.
 
     Args:
         state: Of the folder.
-        collection: What is synced.
-        filters: By which filters.
+        collection: The listing of the sync, such as `batches 2025-07-16/05`.
+        filters: The filters of the sync, as JSON.
     """
 
     def __init__(self, state: FolderState, collection: str, filters: str) -> None:
@@ -73,17 +73,17 @@ class Committer:
         self._collection = collection
         self._filters = filters
         self._files: list[FinishedFile] = []
-        self._unnoted: dict[str, FileState] = {}
+        self._unrecorded: dict[str, FileState] = {}
         self._folders: set[Path] = set()
         self._clock = asyncio.get_running_loop().time
-        self._noted = self._clock()
+        self._record_time = self._clock()
         self._closing = False
         self._changed = asyncio.Event()
         self._full = asyncio.Event()
         self._room = asyncio.Event()
 
     async def add(self, file: FinishedFile) -> None:
-        """Take a file; wait where many wait already."""
+        """Add a file; wait while too many files wait for their commit."""
         self._files.append(file)
         self._changed.set()
         if self._closing or len(self._files) >= _GROUP:
@@ -108,7 +108,7 @@ class Committer:
         self._full.set()
 
     async def commit(self) -> None:
-        """Commit what is there.
+        """Commit all files that were added.
 
         Raises:
             OSError: The state cannot be written, for another reason than a full disk.
@@ -121,39 +121,39 @@ class Committer:
             self._changed.clear()
             self._full.clear()
 
-    async def note_rest(self) -> None:
-        """Note the files that are named and not noted yet.
+    async def record_all(self) -> None:
+        """Record the files that are named but not recorded.
 
         Raises:
             OSError: The state cannot be written.
         """
-        files, folders = self._unnoted, self._folders
+        files, folders = self._unrecorded, self._folders
         if files:
-            await in_thread(self._note, files, folders)
-            self._unnoted, self._folders = {}, set()
-        self._noted = self._clock()
+            await in_thread(self._record, files, folders)
+            self._unrecorded, self._folders = {}, set()
+        self._record_time = self._clock()
 
-    def _note(self, files: dict[str, FileState], folders: set[Path]) -> None:
+    def _record(self, files: dict[str, FileState], folders: set[Path]) -> None:
         for folder in folders:
             sync_folder(folder)
         self._state.record(self._collection, self._filters, files)
 
     def abandon(self) -> None:
-        """Remove what was not committed."""
+        """Discard the files that are not committed."""
         for file in self._files:
             if isinstance(file.content, SmallFile):
                 file.content.close()
         self._files = []
 
-    async def _note_if_possible(self) -> None:
+    async def _try_to_record(self) -> None:
         try:
-            await self.note_rest()
+            await self.record_all()
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 raise
-            # The files are there; it is tried again, and a later sync finds out by their bytes.
+            # The files have their names. The next group retries, and without a record a later sync compares the bytes.
             logger.warning("%s", error)
-            self._noted = self._clock()
+            self._record_time = self._clock()
 
     async def _commit(self, group: list[FinishedFile]) -> None:
         errors: dict[str, Exception] = {}
@@ -162,24 +162,24 @@ class Committer:
             async with WorkGroup() as threads:
                 for part in parts:
                     threads.start(in_thread(_finish, part, errors))
-        done = [file for file in group if file.entry.name not in errors]
-        self._folders |= {file.path.parent for file in done if file.content is not None}
-        self._unnoted |= {file.entry.name: file.state for file in done if file.state is not None}
-        if self._clock() - self._noted > _NOTE_SECONDS:
-            await self._note_if_possible()
+        named = [file for file in group if file.entry.name not in errors]
+        self._folders |= {file.path.parent for file in named if file.content is not None}
+        self._unrecorded |= {file.entry.name: file.state for file in named if file.state is not None}
+        if self._clock() - self._record_time > _RECORD_SECONDS:
+            await self._try_to_record()
         for file in group:
             file.outcome(errors.get(file.entry.name))
 
 
 def _finish(files: list[FinishedFile], errors: dict[str, Exception]) -> None:
-    """Write, flush and name files; an error is that of one file."""
+    """Write, flush and name files; the error of one file does not stop the others."""
     for file in files:
         small: SmallFile | None = None
         try:
             if file.content is None:
                 status = file.path.stat()
             else:
-                small = file.content if isinstance(file.content, SmallFile) else _written(file.path, file.content)
+                small = file.content if isinstance(file.content, SmallFile) else _new_file(file.path, file.content)
                 status = small.finish(identity=file.identity, verified=file.verified)
         except (OSError, WMEError) as error:
             errors[file.entry.name] = error
@@ -192,7 +192,7 @@ def _finish(files: list[FinishedFile], errors: dict[str, Exception]) -> None:
                 small.close()
 
 
-def _written(path: Path, content: SmallContent) -> SmallFile:
+def _new_file(path: Path, content: SmallContent) -> SmallFile:
     try:
         return SmallFile(path, content)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a sync is given: the archives of a listing, and how to bring them into a folder."""
+"""The arguments of a sync: the archives of a listing, and the options."""
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,10 +21,10 @@ class Listing:
 
     Attributes:
         fetch: Requests the list with filters.
-        collection: Returns what was listed, such as `batches 2025-07-16/05`; called after `fetch`.
-        name: Returns what is known of an archive for its name.
-        source: Returns an archive as the downloader sees it.
-        pool: The monthly allowance in which downloads are counted.
+        collection: Returns the name of the collection, such as `batches 2025-07-16/05`; called after `fetch`.
+        name: Returns the parts of the name of an archive.
+        source: Returns the source of an archive for the downloader.
+        pool: The monthly allowance that counts the downloads.
     """
 
     fetch: Callable[[Mapping[str, Any]], Awaitable[Sequence[Archive]]]
@@ -67,7 +67,7 @@ def sync_options(
 
     Raises:
         TypeError: One is of another type.
-        ValueError: One is out of range, or `max_rate` is given beside a budget.
+        ValueError: One is out of range, or both `max_rate` and a budget are set.
     """
     check_numbers(whole=True, optional=False, minimum=1, concurrency=concurrency)
     check_numbers(optional=False, minimum=0, max_delete=max_delete)
@@ -80,9 +80,9 @@ def sync_options(
         raise ValueError(f"keep is a timedelta above 0, not {keep!r}")
     if budget is not None and max_rate is not None:
         raise ValueError("give max_rate to the budget that the downloads share")
-    most = max(concurrency, 16)
+    connections = max(concurrency, 16)
     return SyncOptions(
         filters=dict(filters or {}), name=name, concurrency=concurrency, delete=delete, max_delete=max_delete,
         keep=keep, dry_run=dry_run, progress=progress, shared=budget is not None,
-        budget=budget if budget is not None else Budget(most, start=min(concurrency, most), max_rate=max_rate),
+        budget=budget if budget is not None else Budget(connections, start=concurrency, max_rate=max_rate),
     )  # fmt: skip

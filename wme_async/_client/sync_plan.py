@@ -1,4 +1,4 @@
-"""What a sync does with each entry of a listing: decided from the listing, the folder and the folder's state alone."""
+"""The decisions of a sync about each entry of a listing, from the listing, the folder and the folder's state."""
 
 import string
 import unicodedata
@@ -22,19 +22,19 @@ __all__ = [
 ]
 
 SMALL: Final = 1 << 20
-"""Bytes up to which a file is fetched in one answer, in memory."""
+"""Bytes up to which a file is fetched in one response, in memory."""
 
-_TELLING: Final = {"identifier", "chunk", "snapshot"}
+_DISTINCT: Final = {"identifier", "chunk", "snapshot"}
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One archive of a listing.
 
     Args:
-        identifier: As the list has it.
+        identifier: From the list.
         name: Its path below the folder, with slashes.
-        version: MD5 of the list; empty where it has none.
-        size: Bytes of the list, rounded to 1,000; None where it says nothing.
+        version: MD5 of the list; empty without one.
+        size: Bytes of the list, rounded to 1,000; None without a size.
     """
 
     identifier: str
@@ -44,18 +44,18 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_small(self) -> bool:
-        """Whether it is known to be small enough to be fetched in one answer."""
+        """Whether its size is known and small enough for one response."""
         return self.size is not None and 0 < self.size <= SMALL and bool(self.version)
 
 
 class FileState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a folder's state says of one file.
+    """The record of one file in a folder's state.
 
     Args:
         version: MD5 of its bytes.
-        listed: MD5 of the list for which it was fetched; another one where the archive was newer than its metadata.
+        listed: MD5 of the list at that time; it differs from `version` if the archive was newer than its metadata.
         size: Bytes.
-        mtime_ns: When it was written last, in nanoseconds since 1970.
+        mtime_ns: Time of the last modification, in nanoseconds since 1970.
     """
 
     version: str
@@ -68,23 +68,23 @@ def check_template(template: str | None, sample: Callable[[str], ArchiveName]) -
     """Raise if a template cannot be filled in, or gives two archives the same name.
 
     Args:
-        template: As for downloads; None for the usual names.
-        sample: Returns what is known about an archive with an identifier.
+        template: As for downloads; None for the default names.
+        sample: Returns the parts of the name of an archive.
 
     Raises:
         TypeError: The template is not text.
-        ValueError: It has an unknown field, leads out of the folder, or does not tell two archives apart.
+        ValueError: It has an unknown field, leads out of the folder, or gives two archives the same name.
     """
     one, two = sample("a_namespace_0_chunk_0"), sample("b_namespace_0_chunk_1")
     if one.path(template) == two.path(template):
         fields = {field for _, field, _, _ in string.Formatter().parse(template or "") if field}
-        usable = "{chunk}" if one.is_chunk else "{identifier}"
-        assert not fields & _TELLING or one.is_chunk
-        raise ValueError(f"name={template!r} gives all archives of the listing one name; add {usable}")
+        field = "{chunk}" if one.is_chunk else "{identifier}"
+        assert not fields & _DISTINCT or one.is_chunk
+        raise ValueError(f"name={template!r} gives all archives of the listing one name; add {field}")
 
 
 def entries_of(listing: Iterable[Archive], name: Callable[[Archive], str]) -> list[Entry]:
-    """Return the entries of a listing, the largest first, so that no large one is left for the end.
+    """Return the entries of a listing, the largest first, so that none of the large ones is the last to end.
 
     Args:
         listing: Records of the metadata.
@@ -111,16 +111,16 @@ def entries_of(listing: Iterable[Archive], name: Callable[[Archive], str]) -> li
 
 
 def is_current(entry: Entry, state: FileState | None, size: int, mtime_ns: int) -> bool | None:
-    """Say whether a file is the version of the listing.
+    """Return whether a file has the version of the listing.
 
     Args:
-        entry: What the listing says.
-        state: What the folder's state says of the file.
+        entry: The entry of the listing.
+        state: The record of the file in the folder's state.
         size: Bytes of the file on the disk.
-        mtime_ns: When it was written last.
+        mtime_ns: Time of its last modification, in nanoseconds since 1970.
 
     Returns:
-        None where only its bytes can tell: the state does not know it, or it has been written since.
+        None if only its bytes show it: the state does not have the file, or the file has changed since.
     """
     if state is None or (state.size, state.mtime_ns) != (size, mtime_ns) or not entry.version:
         return None

@@ -1,4 +1,4 @@
-"""What a sync tells: its files, its progress, and in the end what it did."""
+"""The results of a sync: its files, its progress, and its report."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,11 +15,11 @@ class SyncFile(msgspec.Struct, frozen=True, kw_only=True):
     """One file of a sync.
 
     Args:
-        identifier: Of the archive, as the list has it.
+        identifier: Of the archive, from the list.
         path: The file.
         size: Bytes; of a file that was not fetched those of the list, which are rounded to 1,000.
-        version: Its MD5 in hexadecimal: that of the bytes where they were fetched, else that of the list.
-        error: Why it is not there in its current version; None where it is.
+        version: Its MD5 in hexadecimal: that of the bytes if they were fetched, else that of the list.
+        error: The reason why its current version is missing; None on success.
     """
 
     identifier: str
@@ -30,15 +30,15 @@ class SyncFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SyncProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a sync is.
+    """The progress of a sync.
 
     Args:
-        files: Files that are done, failed ones included; those that were there already are not counted.
+        files: Finished files, failed ones included, without those that needed no download.
         files_total: Files to fetch.
-        done: Bytes of the files that are done, and of those under way.
-        total: Bytes to fetch. Those of files that are not done are taken from the list, which rounds them to 1,000.
+        done: Bytes of the finished files, and of those under way.
+        total: Bytes to fetch. Sizes of unfinished files are those of the list, which rounds them to 1,000.
         rate: Bytes per second, lately.
-        eta: Seconds until the end at this rate, None where unknown.
+        eta: Seconds until the end at this rate; None if unknown.
         failed: The files that failed so far.
     """
 
@@ -56,21 +56,21 @@ SyncProgressHook = Callable[[SyncProgress], Awaitable[None] | None]
 
 
 class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sync did, or with `dry_run` what it would do.
+    """The result of a sync, or with `dry_run` its plan.
 
     Args:
-        new: Files that were not there.
-        changed: Files that were there in another version and were replaced.
-        unchanged: Files that are there in the version of the listing. Nothing was fetched for them.
-        failed: Files that could not be fetched, each with its `error`. What was there before is still there.
+        new: Files that did not exist.
+        changed: Files of another version, which were replaced.
+        unchanged: Files that had the version of the listing. Nothing was fetched for them.
+        failed: Files that could not be fetched, each with its `error`. Earlier versions of them remain.
         pending: Files that were not tried because `stopped` ended the sync; the same call goes on with them.
         removed: Files that were removed.
         bytes: Bytes that were fetched; with `dry_run` those to fetch, by the list.
         requests: Requests to the API and the object store, retries included.
-        seconds: How long it took.
+        seconds: Duration.
         cost: Metered requests that the fetched files took at least, with `dry_run` would take.
-        stopped: Why the sync ended before all files were tried: the month's allowance is used up. Else None.
-        dry_run: Whether nothing was done.
+        stopped: The error that ended the sync before all files were tried: the month's allowance is used up. Else None.
+        dry_run: Whether it is a plan, and nothing was changed.
     """
 
     new: tuple[SyncFile, ...] = ()

@@ -1,4 +1,4 @@
-"""What syncs have put into a folder: one SQLite file in it, and a lock that keeps other syncs away."""
+"""The state of a synced folder: the files of earlier syncs in a SQLite file, and a lock that excludes other syncs."""
 
 import contextlib
 import errno
@@ -36,22 +36,22 @@ _CLAIMED: Final = """
 SELECT name, version, listed, size, mtime_ns FROM files JOIN claims USING (name) WHERE collection = ? AND filters = ?
 """
 _DROP: Final = "DELETE FROM files WHERE name = ? AND name NOT IN (SELECT name FROM claims)"
-_ALONE: Final = """
+_UNSHARED: Final = """
 SELECT name FROM claims WHERE name IN ({}) GROUP BY name HAVING count(*) = 1
 """
 
 
 class FolderState:
-    """The state of one folder. All methods block; they are for threads, one at a time.
+    """The state of one folder. All methods block: call them in a thread, one at a time.
 
     Args:
-        folder: It must exist.
-        read_only: Look only: without a lock, and without creating anything.
+        folder: The folder, which must exist.
+        read_only: Take no lock and create nothing.
 
     Raises:
-        BlockingIOError: Another sync of the folder is at work.
+        BlockingIOError: Another sync of the folder is running.
         DataError: Something else has the name of the state, or it is damaged.
-        OSError: The disk.
+        OSError: The state cannot be read or written.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
@@ -105,15 +105,15 @@ class FolderState:
             raise _sqlite.database_error(error, self.path, _CONTENT) from error
 
     def files(self, names: list[str]) -> dict[str, FileState]:
-        """Return what is known of files, by their names below the folder."""
-        known: dict[str, FileState] = {}
+        """Return the records of files, by their names below the folder."""
+        states: dict[str, FileState] = {}
         for part in _parts(names):
             rows = self._rows(_NAMED.format(",".join("?" * len(part))), part)
-            known |= {row[0]: _state(row) for row in rows}
-        return known
+            states |= {row[0]: _state(row) for row in rows}
+        return states
 
     def claimed(self, collection: str, filters: str) -> dict[str, FileState]:
-        """Return the files that syncs of a collection with the same filters have put here."""
+        """Return the files of earlier syncs of a collection with the same filters."""
         return {row[0]: _state(row) for row in self._rows(_CLAIMED, (collection, filters))}
 
     def collections(self, filters: str) -> list[str]:
@@ -121,7 +121,7 @@ class FolderState:
         return [row[0] for row in self._rows("SELECT DISTINCT collection FROM claims WHERE filters = ?", (filters,))]
 
     def record(self, collection: str, filters: str, files: Mapping[str, FileState]) -> None:
-        """Note files that are there, whole and on the disk."""
+        """Record files that are complete and flushed."""
         rows = [(name, file.version, file.listed, file.size, file.mtime_ns) for name, file in files.items()]
         with self._transaction() as database:
             database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
@@ -129,19 +129,19 @@ class FolderState:
             database.executemany("INSERT OR IGNORE INTO claims VALUES (?, ?, ?)", claims)
 
     def claim(self, collection: str, filters: str, names: set[str]) -> None:
-        """Note that a collection has these files too, which are known already."""
+        """Record that a collection has these recorded files too."""
         missing = names - self.claimed(collection, filters).keys()
         if missing:
             with self._transaction() as database:
                 claims = [(collection, filters, name) for name in missing]
                 database.executemany("INSERT OR IGNORE INTO claims VALUES (?, ?, ?)", claims)
 
-    def alone(self, names: Iterable[str]) -> set[str]:
-        """Return those of the names that no other collection and no other filters have put here."""
-        alone: set[str] = set()
+    def unshared(self, names: Iterable[str]) -> set[str]:
+        """Return those of the names that a single collection and filter claim."""
+        unshared: set[str] = set()
         for part in _parts(list(names)):
-            alone |= {row[0] for row in self._rows(_ALONE.format(",".join("?" * len(part))), part)}
-        return alone
+            unshared |= {row[0] for row in self._rows(_UNSHARED.format(",".join("?" * len(part))), part)}
+        return unshared
 
     def forget(self, collection: str, filters: str, names: Iterable[str]) -> None:
         """Drop the claims of a collection on files, and files that nothing claims any more."""
@@ -149,13 +149,10 @@ class FolderState:
         with self._transaction() as database:
             claims = [(collection, filters, name) for name in names]
             database.executemany("DELETE FROM claims WHERE collection = ? AND filters = ? AND name = ?", claims)
-            database.executemany(
-                "DELETE FROM files WHERE name = ? AND name NOT IN (SELECT name FROM claims)",
-                [(name,) for name in names],
-            )
+            database.executemany(_DROP, [(name,) for name in names])
 
     def close(self) -> None:
-        """Close the database and let others sync. Closing twice does no harm."""
+        """Close the database and let others sync. Safe to call twice."""
         database, self._database = self._database, None
         lock, self._lock = self._lock, None
         try:
@@ -182,7 +179,7 @@ class FolderState:
                 yield database
                 database.execute("COMMIT")
             except BaseException:
-                # What failed may have ended the transaction already.
+                # The error may have ended the transaction already.
                 with contextlib.suppress(sqlite3.Error):
                     database.execute("ROLLBACK")
                 raise
@@ -194,7 +191,7 @@ def _locked(folder: Path) -> LockedFile:
     except BlockingIOError:
         raise BlockingIOError(
             errno.EAGAIN,
-            "another sync of this folder is at work; wait for its end, or sync to another folder",
+            "another sync of this folder is running; wait for its end, or sync to another folder",
             str(folder),
         ) from None
 
