@@ -149,7 +149,7 @@ class World:
         self.runner = asyncio.Runner()
         self.sim = Simulator(seed=5)
         self.run(self._open())
-        self.collections = self.run(self._lists())
+        self.collections = self.run(self.lists())
         self.seen: Counter[tuple[str, object]] = Counter()
 
     async def _open(self):
@@ -157,7 +157,7 @@ class World:
         self.wme = Client(**self.sim.client_options(), retry=Retry(attempts=1))
         await self.wme.auth.login()
 
-    async def _lists(self):
+    async def lists(self):
         hour = self.sim.hours[-1]
         made = {}
         for key, model, collection in (
@@ -214,7 +214,7 @@ def world():
                 **more,
             }
         )
-    made.collections = made.run(made._lists())
+    made.collections = made.run(made.lists())
     yield made
     made.close()
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 import pytest
+from failing_sqlite import Trouble
 
 from wme_async.errors import DataError, DecodeError, StreamError
 from wme_async.offsets import ClaimingStore, FileOffsets, MemoryOffsets, OffsetStore, Position, SQLiteOffsets
@@ -285,16 +286,20 @@ def test_the_stores_are_stores_to_a_type_checker(tmp_path: Path) -> None:
 async def test_a_cancelled_save_is_over_when_it_says_so(
     kind: Callable[[Path], OpenStore], scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store: Any = kind(tmp_path)()
+    store = kind(tmp_path)()
     began, go = asyncio.Event(), threading.Event()
-    loop, save = asyncio.get_running_loop(), store._save
+    loop, replace = asyncio.get_running_loop(), os.replace
 
-    def slow(*args: Any) -> None:
+    def wait() -> None:
         loop.call_soon_threadsafe(began.set)
         assert go.wait(20)
-        save(*args)
 
-    monkeypatch.setattr(store, "_save", slow)
+    def slow(*paths: Any) -> None:
+        wait()
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", slow)  # of the file
+    Trouble(monkeypatch, "INTO wme_offsets (", wait)  # of the database
     inner = anyio.CancelScope()
 
     async def saving() -> None:

@@ -628,7 +628,8 @@ class TestStream:
             await service.lines(11, parts=[0], offsets=FROM_START)
             assert 0.4 < loop.time() - began < 2  # ten more after the first, at 20 a second
 
-    async def test_a_slow_reader_holds_the_stream_back(self, serve: Serve) -> None:
+    async def test_a_slow_reader_gets_everything(self, serve: Serve) -> None:
+        """That it holds the stream back shows in the next test, where retention removes what was not sent yet."""
         async with serve() as service:
             for _ in range(40):
                 service.firehose.publish({"body": "x" * (1 << 20), "event": {"type": "update"}}, partition=0)
@@ -636,9 +637,6 @@ class TestStream:
                 await response.content.readany()
                 for _ in range(5):
                     await asyncio.sleep(0.02)
-                (reader,) = service.firehose._readers
-                held = reader._sent
-                assert held < 30 << 20
                 total = 0
                 async with asyncio.timeout(10):
                     while total < 39 << 20:

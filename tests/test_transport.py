@@ -15,7 +15,6 @@ import traceback
 from typing import Any
 
 import aiohttp
-import msgspec
 import pytest
 from aiohttp import client_exceptions
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -31,7 +30,7 @@ from transports import (
 )
 from yarl import URL
 
-from wme_async._client.account import Account
+from wme_async import Client
 from wme_async.errors import (
     ConnectFailed,
     DataError,
@@ -226,14 +225,17 @@ async def test_a_token_that_is_refused_is_replaced_once_for_all(sim, transport):
     assert len(asked(sim, "/v1/login")) == 1
 
 
+class Ahead(Transport):
+    """A transport whose clock can be set."""
+
+    ahead = 0.0
+
+    def now(self):
+        return super().now() + self.ahead
+
+
 async def test_a_token_is_refreshed_ahead_of_its_end(sim):
-    class Later(Transport):
-        ahead = 0.0
-
-        def now(self):
-            return super().now() + self.ahead
-
-    transport = make(sim, kind=Later)
+    transport = make(sim, kind=Ahead)
     await transport.request(PROJECTS)
     transport.ahead = 86_400 - 299
     await transport.request(PROJECTS)
@@ -246,32 +248,27 @@ async def test_a_token_is_refreshed_ahead_of_its_end(sim):
     await transport.aclose()
 
 
-class Counting(Transport):
-    """A transport that counts what it sends, and whose clock can be set."""
-
-    sent = 0
-    ahead = 0.0
-
-    async def _send(self, *arguments, **options):
-        self.sent += 1
-        return await super()._send(*arguments, **options)
-
-    def now(self):
-        return super().now() + self.ahead
-
-
 async def test_attempts_to_reach_the_auth_host_do_not_multiply(sim, unused_port):
     hosts = Hosts.of({"auth": f"http://127.0.0.1:{unused_port}"})
-    transport = make(sim, kind=Counting, hosts=hosts, retry=Retry(attempts=3, base=0))
-    with pytest.raises(ConnectFailed) as caught:
-        await transport.request(PROJECTS)
-    assert transport.sent == 3
-    assert len(caught.value.__notes__) == 1
-    transport.sent = 0
-    with pytest.raises(ConnectFailed):
-        await transport.tokens.login()
-    assert transport.sent == 3
-    await transport.aclose()
+    requests_sent = 0
+
+    async def count(*_: Any) -> None:
+        nonlocal requests_sent
+        requests_sent += 1
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(count)
+    async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+        transport = make(sim, hosts=hosts, retry=Retry(attempts=3, base=0), pool=SessionPool(session=session))
+        with pytest.raises(ConnectFailed) as caught:
+            await transport.request(PROJECTS)
+        assert requests_sent == 3
+        assert len(caught.value.__notes__) == 1
+        requests_sent = 0
+        with pytest.raises(ConnectFailed):
+            await transport.tokens.login()
+        assert requests_sent == 3
+        await transport.aclose()
 
 
 async def test_a_wrong_password_is_sent_once_however_many_wait_for_the_token(sim):
@@ -316,7 +313,7 @@ async def test_a_sign_in_that_is_cancelled_is_taken_up_by_the_next_who_waits(sim
 
 
 async def test_a_token_that_is_about_to_end_serves_until_there_is_another(sim):
-    transport = make(sim, kind=Counting)
+    transport = make(sim, kind=Ahead)
     await transport.request(PROJECTS)
     transport.ahead = 86_400 - 200
     hung = sim.faults.inject("hang_head", role="auth", path="token-refresh")
@@ -350,8 +347,10 @@ async def test_a_token_that_works_is_used_although_no_other_can_be_had(sim, tran
     assert await alone.tokens.token() == f"a.{payload}.c"
     await alone.aclose()
     sim.users["simulated"].password = "changed"
-    both = make(sim, credentials=Credentials("simulated", "simulated-password", access_token=token))
-    both.tokens._tokens = token_policy.Tokens(access_token=token, access_expires=both.now() + 60)
+    both = make(sim, kind=Ahead, credentials=Credentials("simulated", "simulated-password", access_token=token))
+    expires = token_policy.jwt_expiry(token)
+    assert expires is not None
+    both.ahead = expires - 60 - both.now()  # its time is nearly up
     assert (await both.request(PROJECTS)).status == 200
     assert len(asked(sim, "/v1/login")) == 2
     await both.aclose()
@@ -795,7 +794,7 @@ async def test_no_more_connections_than_configured_are_open(sim):
     async with asyncio.TaskGroup() as group:
         for _ in range(50):
             group.create_task(transport.request(PROJECTS))
-    assert sum(len(each) for each in transport.pool.session("api").connector._conns.values()) <= 4
+    assert len({request.peer for request in sim.requests if request.role == "api"}) <= 4
     await transport.aclose()
 
 
@@ -987,19 +986,17 @@ async def test_a_stranger_who_wants_us_to_wait_does_not_slow_the_api(sim):
 
 
 @pytest.mark.middle_of_a_month
-async def test_a_sign_in_that_is_limited_is_tried_as_often_as_any_request_and_does_not_slow_the_api(sim):
-    transport = make(sim, kind=Patient, retry=Retry(attempts=3))
-    account = Account(transport)
+async def test_a_sign_in_that_is_limited_is_tried_as_often_as_any_request_and_does_not_slow_the_api(sim, client_clock):
     sim.faults.inject("status", role="auth", path="/v1/login", status=429, headers={"Retry-After": "77"}, times=3)
-    with pytest.raises(RateLimited):
-        await transport.request(msgspec.structs.replace(PROJECTS, pool="ondemand"))
-    assert len(asked(sim, "/v1/login")) == 3
-    assert transport.waits == [77.0, 77.0]
-    transport.waits.clear()
-    await transport.request(PROJECTS)
-    assert transport.waits == []
-    assert (await account.quota()).of("ondemand").used == 0
-    await transport.aclose()
+    async with Client(**sim.client_options(), retry=Retry(attempts=3)) as wme:
+        with pytest.raises(RateLimited):
+            await wme.articles.lookup("NATO")
+        assert len(asked(sim, "/v1/login")) == 3
+        assert client_clock.waits == [77.0, 77.0]
+        client_clock.waits.clear()
+        await wme.projects.list()
+        assert client_clock.waits == []
+        assert (await wme.auth.quota()).of("ondemand").used == 0
 
 
 async def test_the_client_side_limit_spreads_requests():
@@ -1160,10 +1157,11 @@ async def test_how_aiohttp_calls_its_own_method_may_change(monkeypatch):
     timeout = aiohttp.ClientTimeout(sock_connect=0.01)
     async with sessions.Connector() as made:
         connector: Any = made
-        assert await connector._create_connection("request", hang=False) == "connected"
-        assert await connector._create_connection("request", timeout=timeout, hang=False) == "connected"
+        create_connection = connector._create_connection  # private to aiohttp, which alone calls it
+        assert await create_connection("request", hang=False) == "connected"
+        assert await create_connection("request", timeout=timeout, hang=False) == "connected"
         with pytest.raises(aiohttp.ConnectionTimeoutError, match=r"within 0\.01 s"):
-            await connector._create_connection("request", [], None, timeout, hang=True)
+            await create_connection("request", [], None, timeout, hang=True)
     assert seen[0] == (("request",), {"hang": False})
 
 
