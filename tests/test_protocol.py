@@ -145,6 +145,10 @@ def test_progress_starts_the_series_again():
     assert backoff.failed(elapsed=0) == 0.5
 
 
+def rejection(retry_after: float | None) -> errors.ServerError:
+    return errors.ServerError("HTTP 503", status=503, retry_after=retry_after)
+
+
 @given(
     st.builds(Retry, base=st.floats(0, 10), cap=st.floats(0, 100), attempts=st.just(10), total=st.just(1e9)),
     st.floats(0, 120),
@@ -156,7 +160,7 @@ def test_the_server_lengthens_a_wait_and_never_shortens_it(settings, retry_after
     asked = retry.Backoff(settings, lambda: number)
     for _ in range(attempts):
         planned = own.failed(elapsed=0)
-        wait = asked.failed(elapsed=0, retry_after=retry_after)
+        wait = asked.failed(rejection(retry_after), elapsed=0)
         assert planned is not None
         assert wait == max(planned, retry_after)
         assert planned is not None
@@ -167,22 +171,22 @@ def test_the_server_lengthens_a_wait_and_never_shortens_it(settings, retry_after
 def test_a_retry_after_of_now_is_answered_by_the_usual_wait(header):
     backoff = retry.Backoff(Retry(base=1, cap=10), lambda: 0.5)
     seconds = retry.parse_retry_after(header, now=2e9)
-    assert [backoff.failed(elapsed=0, retry_after=seconds) for _ in range(3)] == [0.5, 1.0, 2.0]
+    assert [backoff.failed(rejection(seconds), elapsed=0) for _ in range(3)] == [0.5, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("header", ["9" * 11, "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_retry_after_of_centuries_is_a_long_one_and_not_none(header):
     seconds = retry.parse_retry_after(header, now=0)
     assert seconds == 100 * 365.25 * 86_400
-    assert retry.Backoff(Retry(), lambda: 0.5).failed(elapsed=0, retry_after=seconds) is None
+    assert retry.Backoff(Retry(), lambda: 0.5).failed(rejection(seconds), elapsed=0) is None
     assert retry.next_delay(5.0, seconds, cap=60.0) == 60.0
 
 
 def test_retry_after_wins_up_to_a_ceiling():
     settings = Retry(retry_after_cap=60, total=100)
-    assert retry.Backoff(settings, lambda: 0.0).failed(elapsed=0, retry_after=59) == 59
-    assert retry.Backoff(settings, lambda: 0.0).failed(elapsed=0, retry_after=61) is None
-    assert retry.Backoff(settings, lambda: 0.0).failed(elapsed=50, retry_after=59) is None
+    assert retry.Backoff(settings, lambda: 0.0).failed(rejection(59), elapsed=0) == 59
+    assert retry.Backoff(settings, lambda: 0.0).failed(rejection(61), elapsed=0) is None
+    assert retry.Backoff(settings, lambda: 0.0).failed(rejection(59), elapsed=50) is None
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Attempts:
 
     def failed(self, error: WMEError) -> float | None:
         """Count a failure and return the seconds to wait before the next attempt; None if it was the last."""
-        return self._backoff.failed(elapsed=self.elapsed, retry_after=getattr(error, "retry_after", None))
+        return self._backoff.failed(error, elapsed=self.elapsed)
 
 
 def check_signatures(signed_urls: SignedUrlCache, error: WMEError) -> None:

@@ -186,7 +186,7 @@ class WholeFileFetcher:
         is_wrong = isinstance(error, IntegrityError)
         if not is_wrong and not is_transient(error):
             raise error
-        delay = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
+        delay = backoff.failed(error, elapsed=elapsed)
         if delay is None or (is_wrong and backoff.attempts > MAX_WRONG_RESPONSES):
             raise note_attempts(error, attempts=backoff.attempts, elapsed=elapsed)
         return delay

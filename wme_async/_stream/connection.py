@@ -11,16 +11,15 @@ import msgspec
 from wme_async._stream.buffer import Block, Buffer, Session
 from wme_async._stream.events import StreamConnected, StreamDisconnected, StreamEvent, StreamRetrying
 from wme_async._stream.framing import Framing, framer_for
-from wme_async._stream.options import FOR_EVER, StreamOptions
+from wme_async._stream.options import StreamOptions
 from wme_async._stream.outage import Outage
 from wme_async._stream.partitions import UNREAD, Partitions
 from wme_async._stream.resume import StreamRequest, StreamResource, check_since, partitions_of, plan_request
 from wme_async._transport import Body, Request, Transport
-from wme_async._transport.retry import Backoff, is_transient
+from wme_async._transport.retry import FOR_EVER, Backoff, is_transient
 from wme_async.errors import (
     IdleTimeout,
     Interrupted,
-    StatusError,
     TimedOut,
     TransportError,
     Unauthorized,
@@ -297,14 +296,10 @@ class Connection:
                 raise error
         elif not is_transient(error):
             raise error
-        retry_after = error.retry_after if isinstance(error, StatusError) else None
-        if self._retry is FOR_EVER:
-            if self._silent:
-                self._backoff.reset()  # silence is legitimate, so it does not slow down the requests
-            if retry_after is not None:
-                retry_after = min(retry_after, FOR_EVER.retry_after_cap)
+        if self._retry is FOR_EVER and self._silent:
+            self._backoff.reset()  # silence is legitimate, so it does not slow down the requests
         now = self._transport.monotonic()
-        wait = self._backoff.failed(elapsed=now - self._last_progress, retry_after=retry_after)
+        wait = self._backoff.failed(error, elapsed=now - self._last_progress)
         attempts = self._backoff.attempts
         if not self._silent:
             self._outage.failed(self.number, error, attempts=attempts, now=now)

@@ -17,11 +17,12 @@ from wme_async._query.query import Value
 from wme_async._stream.events import StreamEvent
 from wme_async._stream.framing import MAX_RECORD, Framing
 from wme_async._stream.resume import StreamResource
+from wme_async._transport.retry import FOR_EVER
 from wme_async.errors import DecodeError, OffsetGap
 from wme_async.offsets import MemoryOffsets, OffsetStore
 from wme_async.settings import Retry
 
-__all__ = ["FOR_EVER", "Commit", "OnBadRecord", "OnGap", "StreamOptions", "check_batch_limits", "checked_options"]
+__all__ = ["Commit", "OnBadRecord", "OnGap", "StreamOptions", "check_batch_limits", "checked_options"]
 
 Commit: TypeAlias = Literal["auto", "ack", "manual"]
 """When an event counts as processed, and when positions are saved."""
@@ -31,9 +32,6 @@ OnBadRecord: TypeAlias = Literal["raise", "skip"] | Callable[[DecodeError], Awai
 
 OnGap: TypeAlias = Literal["log", "raise"] | Callable[[OffsetGap], Awaitable[None] | None]
 """The treatment of missing events."""
-
-FOR_EVER: Final = Retry(attempts=2**62, total=1e300)
-"""The retry policy of a stream by default: as long as the server may come back, so may we."""
 
 
 class StreamOptions(TypedDict, total=False):

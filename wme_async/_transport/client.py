@@ -317,7 +317,7 @@ class Transport:
                 limited = isinstance(error, RateLimited) and error.url == bare_url(self._url(request))
                 if limited and (exceeded := await self._exceeded_quota(request)) is not None:
                     raise exceeded from error
-                delay = backoff.failed(elapsed=elapsed, retry_after=getattr(error, "retry_after", None))
+                delay = backoff.failed(error, elapsed=elapsed)
                 if delay is None:
                     note_attempts(error, attempts=backoff.attempts, elapsed=elapsed)
                     raise

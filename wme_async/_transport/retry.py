@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Final
 
 import msgspec
 
@@ -18,6 +19,7 @@ from wme_async.errors import (
 from wme_async.settings import Retry
 
 __all__ = [
+    "FOR_EVER",
     "Backoff",
     "Retrying",
     "http_date",
@@ -123,6 +125,10 @@ def jittered_delay(retry: Retry, attempts: int, random: Callable[[], float]) -> 
     return random() * min(retry.cap, retry.base * 2.0 ** min(attempts - 1, 64))
 
 
+FOR_EVER: Final = Retry(attempts=2**62, total=1e300)
+"""The policy of a stream by default: as long as the server may come back, so may the client."""
+
+
 class Backoff:
     """The delays of one series of attempts.
 
@@ -142,18 +148,22 @@ class Backoff:
         """Start over, after progress."""
         self.attempts = 0
 
-    def failed(self, *, elapsed: float, retry_after: float | None = None) -> float | None:
+    def failed(self, error: BaseException | None = None, *, elapsed: float) -> float | None:
         """Count a failed attempt and return the delay before the next.
 
         Args:
+            error: The error of the attempt, whose `Retry-After` counts. A policy without an end shortens one that is
+                too long; any other gives up.
             elapsed: Seconds since the series began, or since its last progress.
-            retry_after: Seconds of `Retry-After`, if the response has it.
 
         Returns:
             Seconds to wait, or None to give up.
         """
         retry = self._retry
         self.attempts += 1
+        retry_after: float | None = getattr(error, "retry_after", None)
+        if retry_after is not None and retry is FOR_EVER:
+            retry_after = min(retry_after, retry.retry_after_cap)
         if self.attempts >= retry.attempts or (retry_after or 0.0) > retry.retry_after_cap:
             return None
         wait = next_delay(jittered_delay(retry, self.attempts, self._random), retry_after, cap=retry.retry_after_cap)
