@@ -49,10 +49,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "middle_of_a_month: counts by the month; the simulator begins away from its turn"
     )
+    config.addinivalue_line(
+        "markers", "posix: uses or replaces a call that only POSIX systems have; skipped by `nox -s portable`"
+    )
     config.addinivalue_line("markers", "browser: drives a real Chromium; skipped with a reason where there is none")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("WME_TEST_PORTABLE"):
+        hidden = pytest.mark.skip(reason="the product does not see the calls that only POSIX systems have")
+        for item in items:
+            if item.get_closest_marker("posix"):
+                item.add_marker(hidden)
     if "torture" in (config.getoption("markexpr") or ""):
         return
     skip = pytest.mark.skip(reason="torture: run `nox -s torture`")

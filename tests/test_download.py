@@ -709,6 +709,7 @@ async def test_bytes_are_taken_over_once_there_is_an_address_to_ask_for_them_wit
     assert len(store_requests(sim)) >= 3
 
 
+@pytest.mark.posix
 async def test_a_cancelled_download_does_not_go_on_hashing_what_is_there(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

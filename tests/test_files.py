@@ -154,6 +154,7 @@ def test_a_folder_that_cannot_be_opened_is_not_synchronised(tmp_path: Path, monk
     assert (tmp_path / "x").read_bytes() == b"content"
 
 
+@pytest.mark.posix
 def test_a_folder_with_a_failing_disk_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -219,6 +220,7 @@ def refusing(code: int) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("code", NO_LOCKS)
+@pytest.mark.posix
 async def test_a_file_system_without_locks_is_used_after_one_warning_that_names_the_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
@@ -246,6 +248,7 @@ async def test_a_file_system_without_locks_is_used_after_one_warning_that_names_
             assert caplog.text.count(str(path)) == 1
 
 
+@pytest.mark.posix
 def test_another_error_of_a_lock_names_the_file_and_leaves_nothing_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +315,7 @@ def holder(code: str, folder: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.posix
 def test_a_forked_child_does_not_keep_the_locks_of_its_dead_parent(tmp_path: Path) -> None:
     with holder(HOLDER, tmp_path):
         asyncio.run(claim(tmp_path))
@@ -426,6 +430,7 @@ def test_names_of_accompanying_files_fit_and_differ(tmp_path: Path) -> None:
     assert sibling(tmp_path / "x", ".part").name == "x.part"
 
 
+@pytest.mark.posix
 def test_names_are_cut_to_what_the_folder_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pathconf", lambda *_: 143)
     path = sibling(tmp_path / ("n" * 143), ".part.ledger")

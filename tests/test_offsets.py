@@ -337,6 +337,7 @@ def _load_in_a_loop(store: OffsetStore) -> Mapping[int, Position]:
     return asyncio.run(load())
 
 
+@pytest.mark.posix
 async def test_a_lock_file_that_is_removed_while_it_is_waited_for_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -381,6 +381,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("kind", ["file", "sqlite"])
+@pytest.mark.posix
 async def test_a_forked_child_does_not_keep_the_claim_of_its_dead_parent(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "offsets"
     store = FileOffsets(path) if kind == "file" else SQLiteOffsets(path)

@@ -80,13 +80,14 @@ async def test_too_little_space_is_told_before_a_metered_request(
 ) -> None:
     sim.put_object(KEY, noise(3_000_000))
     source = StoreSource(sim, transport)
-    real = os.fstatvfs
+    real = os.statvfs
 
-    def full(fd: int) -> Any:
-        there = real(fd)
+    def full(place: Any) -> Any:
+        there = real(place)
         return os.statvfs_result([there[0], there[1], there[2], 1, 1, *there[5:]])
 
     monkeypatch.setattr(os, "fstatvfs", full)
+    monkeypatch.setattr(os, "statvfs", full)
     with pytest.raises(OSError, match="are free") as caught:
         await download(source, tmp_path / "x", transport=transport)
     assert caught.value.errno == errno.ENOSPC
@@ -106,10 +107,10 @@ async def test_what_an_earlier_download_left_stays_where_the_next_one_cannot_beg
     with pytest.raises(NotFound):
         await download(source, tmp_path / "x", transport=transport, connections=1)
     clean(sim)
-    real = os.fstatvfs, os.open
+    real = os.statvfs, os.open
 
-    def full(fd: int) -> Any:
-        there = real[0](fd)
+    def full(place: Any) -> Any:
+        there = real[0](place)
         return os.statvfs_result([there[0], there[1], there[2], 1, 1, *there[5:]])
 
     def too_many(path: Any, *rest: Any) -> int:
@@ -120,6 +121,7 @@ async def test_what_an_earlier_download_left_stays_where_the_next_one_cannot_beg
     with monkeypatch.context() as patch:
         if trouble == "space":
             patch.setattr(os, "fstatvfs", full)
+            patch.setattr(os, "statvfs", full)
         else:
             patch.setattr(os, "open", too_many)
         with pytest.raises(OSError, match=r"are free|Too many"):
@@ -130,6 +132,7 @@ async def test_what_an_earlier_download_left_stays_where_the_next_one_cannot_beg
     assert leftovers(tmp_path) == ["x"]
 
 
+@pytest.mark.posix
 async def test_a_disk_that_fills_up_leaves_what_can_be_resumed(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +160,7 @@ async def test_a_disk_that_fills_up_leaves_what_can_be_resumed(
     assert done.bytes_fetched <= len(data) - done.resumed + 500_000
 
 
+@pytest.mark.posix
 async def test_a_slow_disk_is_written_to_by_a_thread(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +227,7 @@ async def test_if_changed_fetches_only_another_version(sim: Simulator, transport
 # --- the disk, continued
 
 
+@pytest.mark.posix
 async def test_file_systems_without_locks_and_attributes_will_do(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

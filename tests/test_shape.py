@@ -331,6 +331,38 @@ def test_modules_and_functions_keep_to_the_budget():
     assert not long_modules
 
 
+# What `_platform` hides behind functions with a second way: calls and flags of `os`, and whole modules.
+POSIX_CALLS = {
+    *("pread", "pwrite", "preadv", "readv", "getxattr", "setxattr", "fstatvfs", "statvfs", "pathconf", "fchmod"),
+    *("register_at_fork", "O_CLOEXEC", "O_NOFOLLOW", "O_DIRECTORY", "add_signal_handler"),
+}
+SYSTEM_MODULES = {"fcntl", "msvcrt", "resource"}
+
+
+def names_of_systems(tree):
+    """Return the calls and modules in a syntax tree that belong into `_platform`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in POSIX_CALLS:
+            yield node.attr
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in SYSTEM_MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            names = {node.module, *(alias.name for alias in node.names)}
+            yield from names & (SYSTEM_MODULES | (POSIX_CALLS if node.module == "os" else set()))
+
+
+def test_only_one_module_uses_calls_that_not_every_system_has():
+    assert {dotted(path) for path in modules() if set(names_of_systems(syntax_tree(path)))} == {"wme_async._platform"}
+    source = "import fcntl\nfrom os import pread\nimport os\nos.fchmod(1, 2)\nopen_file.pread_count\n"
+    assert sorted(names_of_systems(ast.parse(source))) == ["fchmod", "fcntl", "pread"]
+
+
+def test_the_portable_run_hides_all_of_them():
+    tree = ast.parse((ROOT / "tests" / "portable_site" / "sitecustomize.py").read_text())
+    constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    assert constants >= (POSIX_CALLS - {"add_signal_handler"}) | SYSTEM_MODULES
+
+
 def test_the_readme_names_the_lowest_python_of_the_metadata_and_the_changelog_this_version():
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
     floor = metadata["project"]["requires-python"].removeprefix(">=")

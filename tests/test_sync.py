@@ -524,6 +524,7 @@ async def test_a_full_disk_fails_what_does_not_fit_and_costs_no_signature(
     assert identifiers(report.new) == {"enwiki_namespace_0"}
 
 
+@pytest.mark.posix
 async def test_a_write_that_fails_leaves_no_file_and_the_rest_goes_on(
     sim: Simulator, wme: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

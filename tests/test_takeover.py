@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -367,13 +368,14 @@ async def test_readers_take_turns_and_leave_the_loop_to_others() -> None:
     await asyncio.sleep(0)
 
 
+@pytest.mark.posix
 async def test_a_reset_that_only_the_direct_read_meets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_body, "MIN_BODY", 100_000)
 
     def reset(descriptor: int, buffers: list[Any]) -> int:
         raise ConnectionResetError(104, "Connection reset by peer")
 
-    monkeypatch.setattr("wme_async._transport.fast_body.os.readv", reset)
+    monkeypatch.setattr(os, "readv", reset)
 
     async def short(writer: asyncio.StreamWriter) -> None:
         writer.write(DATA[:1_500_000])

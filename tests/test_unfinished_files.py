@@ -152,7 +152,7 @@ async def test_a_ledger_of_an_earlier_version_means_a_fresh_start(
     assert (tmp_path / "x").read_bytes() == DATA
 
 
-@pytest.mark.parametrize("call", ["fsync", "pwrite", "open"])
+@pytest.mark.parametrize("call", ["fsync", pytest.param("pwrite", marks=pytest.mark.posix), "open"])
 async def test_an_error_of_the_ledger_names_it(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -323,7 +323,7 @@ async def test_names_of_every_length_that_the_file_system_allows_are_downloaded_
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("limit", [None, 143])
+@pytest.mark.parametrize("limit", [None, pytest.param(143, marks=pytest.mark.posix)])
 async def test_a_name_that_is_too_long_is_told_before_anything_is_requested(
     sim: Simulator, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
 ) -> None:

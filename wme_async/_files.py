@@ -87,25 +87,23 @@ def followed(path: Path) -> Path:
     return target
 
 
-def free_space(place: Path | int) -> int | None:
+def free_space(path: Path, descriptor: int | None = None) -> int | None:
     """Return the free bytes for unprivileged users on a file system.
 
     Args:
-        place: A path on it, or a descriptor of an open file.
+        path: A path on it.
+        descriptor: The path as an open file, if it is open.
 
     Returns:
         Bytes; None if the file system does not say. Some report zero blocks in total, which does not mean that they
         are full.
     """
     try:
-        space = _platform.disk_space(place)
+        free, total = _platform.disk_space(path, descriptor)
     except OSError as error:
         if error.errno in _UNSUPPORTED:
             return None
         raise
-    if space is None:
-        return None
-    free, total = space
     return free if total > 0 else None
 
 
@@ -157,14 +155,8 @@ def sync_folder(folder: Path) -> None:
     Many network and FUSE file systems cannot do that for a folder, and a folder without read permission cannot be
     opened. The file itself is complete either way, so an error is logged once and never raised.
     """
-    if not _platform.SYNCS_FOLDERS:
-        return
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _platform.sync_folder(folder)
     except OSError as error:
         level = logging.WARNING if error.errno in {errno.EIO, errno.ENOSPC, errno.EDQUOT} else logging.DEBUG
         message = "%s cannot be synchronised (%s): a power failure may undo the last renames in it"

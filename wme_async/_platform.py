@@ -23,7 +23,6 @@ __all__ = [
     "LINKS_ATTRIBUTES",
     "READS_SOCKETS",
     "RENAMES_OPEN_FILES",
-    "SYNCS_FOLDERS",
     "allocated_bytes",
     "boot_id",
     "disk_space",
@@ -36,8 +35,10 @@ __all__ = [
     "open_file",
     "read_at",
     "read_into",
+    "read_socket",
     "set_attribute",
     "set_mode",
+    "sync_folder",
     "unlock",
     "unusable_name",
     "write_at",
@@ -61,14 +62,15 @@ except ImportError:
 
 FORKS: Final = hasattr(os, "register_at_fork")
 LINKS_ATTRIBUTES: Final = hasattr(os, "setxattr")
-SYNCS_FOLDERS: Final = hasattr(os, "O_DIRECTORY")
 RENAMES_OPEN_FILES: Final = fcntl is not None
 """Whether a file can be renamed or removed while it is open."""
 
 READS_SOCKETS: Final = hasattr(os, "readv")
-"""Whether `os.readv` reads from sockets."""
+"""Whether `read_socket` works here."""
 
 _POSITIONAL: Final = hasattr(os, "pwrite") and hasattr(os, "preadv")
+_SYNCS_FOLDERS: Final = hasattr(os, "O_DIRECTORY")
+_REFUSES_LINKS: Final = hasattr(os, "O_NOFOLLOW")
 _TELLS_SPACE: Final = hasattr(os, "fstatvfs")
 _TELLS_LIMITS: Final = hasattr(os, "pathconf")
 _CHANGES_MODES: Final = hasattr(os, "fchmod")
@@ -91,12 +93,29 @@ def open_file(path: Path, flags: int, mode: int = 0o666, *, follow: bool = False
         path: The file.
         flags: `os.O_RDONLY`, `os.O_RDWR | os.O_CREAT`, …
         mode: Permissions of a new file, less the umask.
-        follow: Follow a symbolic link; otherwise one is an error where the system can tell.
+        follow: Follow a symbolic link; otherwise one is an error.
 
     Raises:
         OSError: The file cannot be opened.
     """
+    if not follow and not _REFUSES_LINKS and path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     return os.open(path, flags | (_FOLLOWING if follow else _SAFE), mode)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk; nothing where folders cannot be opened.
+
+    Raises:
+        OSError: It cannot be opened, or not be synchronised.
+    """
+    if not _SYNCS_FOLDERS:
+        return
+    descriptor = os.open(folder, _FOLLOWING | os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
@@ -115,6 +134,16 @@ def read_into(descriptor: int, view: memoryview, offset: int) -> int:
     data = read_at(descriptor, len(view), offset)
     view[: len(data)] = data
     return len(data)
+
+
+def read_socket(descriptor: int, view: memoryview) -> int:
+    """Read from a socket that does not wait into a buffer, and return the number of bytes; 0 at its end.
+
+    Raises:
+        BlockingIOError: It has no bytes now.
+        OSError: The connection failed.
+    """
+    return os.readv(descriptor, [view])
 
 
 def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> int:
@@ -156,21 +185,20 @@ def unlock(descriptor: int) -> None:
             msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
 
 
-def disk_space(place: Path | int) -> tuple[int, int] | None:
-    """Return the free bytes for unprivileged users and all bytes of a file system; None if that is not known.
+def disk_space(path: Path, descriptor: int | None = None) -> tuple[int, int]:
+    """Return the free bytes for unprivileged users and all bytes of a file system.
 
     Args:
-        place: A path on it, or the descriptor of an open file.
+        path: A path on it.
+        descriptor: The path as an open file, which the path need not lead to any longer; used where the system can.
 
     Raises:
         OSError: The file system does not say.
     """
     if _TELLS_SPACE:
-        status = os.fstatvfs(place) if isinstance(place, int) else os.statvfs(place)
+        status = os.statvfs(path) if descriptor is None else os.fstatvfs(descriptor)
         return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
-    if isinstance(place, int) or os.name != "nt":
-        return None
-    usage = shutil.disk_usage(place)
+    usage = shutil.disk_usage(path)
     return usage.free, usage.total
 
 

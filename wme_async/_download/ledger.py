@@ -95,14 +95,15 @@ class Ledger:
         note = self._read()
         if note is None or (note.identity, note.size, note.etag) != (identity, size, etag):
             return Spans()
-        same_boot = note.boot is not None and note.boot == self._boot
+        # Without names of boots, a file that another program changed is told from one of another boot by nothing.
+        same_boot = note.boot == self._boot
         if part is not None and (
             note.inode != part.st_ino or (same_boot and part.st_mtime_ns > os.fstat(self._fd).st_mtime_ns + _SLACK)
         ):
             return Spans()
         self._note, self._seed = note, note.seed()
         spans = Spans(note.synced)
-        if same_boot:
+        if same_boot and self._boot is not None:
             table = self._get(_TABLE, 0)
             for at in range(0, len(table) - _SLOT.size + 1, _SLOT_SIZE):
                 start, stop, check = _SLOT.unpack_from(table, at)

@@ -151,7 +151,7 @@ class PartFile:
         self._size, self._streamed = None, 0
 
     def _check_space(self, size: int) -> None:
-        free = free_space(self._fd)
+        free = free_space(self.path, self._fd)
         needed = size - _platform.allocated_bytes(os.fstat(self._fd))
         if free is not None and needed > free:
             raise OSError(

@@ -10,7 +10,6 @@ All assumptions about aiohttp are checked first; if one does not hold, aiohttp r
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary, ref
@@ -282,7 +281,7 @@ class _Reader(asyncio.BufferedProtocol):
     def _read(self) -> int:
         """Read from the socket directly, without the loop; return 0 if it has no bytes now."""
         try:
-            return os.readv(self._source, [self.get_buffer(-1)])
+            return _platform.read_socket(self._source, self.get_buffer(-1))
         except BlockingIOError:
             return 0
         except OSError as error:
