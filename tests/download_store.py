@@ -11,20 +11,8 @@ from typing import Any
 
 from transports import Transport
 
-from wme_async import Download, FileInfo
-from wme_async._download import (  # private: the public methods choose the sizes, parts and sources of files
-    Checksum,
-    ContentReader,
-    DownloadSettings,
-    SignedUrl,
-    Source,
-    etags,
-    ledger,
-    part_file,
-    range_plan,
-)
-from wme_async._download import download as download_file
-from wme_async._download import open_content as open_download
+from wme_async import Download, FileInfo, _download  # private: the public methods choose the sizes and sources of files
+from wme_async._download import etags, ledger, part_file, range_plan  # private: its parts alone
 from wme_async.errors import NotFound
 from wme_async.simulator import Simulator
 
@@ -43,6 +31,7 @@ __all__ = [
     "Transport",
     "clean",
     "download",
+    "etags",
     "fetched_ranges",
     "leftovers",
     "noise",
@@ -51,10 +40,14 @@ __all__ = [
     "store_requests",
 ]
 
+Checksum = _download.Checksum
+ContentReader = _download.ContentReader
 Ledger = ledger.Ledger
 PartFile = part_file.PartFile
 PartSums = etags.PartSums
 RangePlan = range_plan.RangePlan
+SignedUrl = _download.SignedUrl
+Source = _download.Source
 Spans = range_plan.Spans
 
 KEY = "snapshots/x.tar.gz"
@@ -65,12 +58,14 @@ async def download(
     source: Source, to: Path, *, transport: Transport, overwrite: bool = True, **options: Any
 ) -> Download:
     """Download a file with the options of `DownloadSettings`."""
-    return await download_file(source, to, DownloadSettings(overwrite=overwrite, **options), transport=transport)
+    return await _download.download(
+        source, to, _download.DownloadSettings(overwrite=overwrite, **options), transport=transport
+    )
 
 
 def open_content(source: Source, *, transport: Transport, overwrite: bool = True, **options: Any) -> ContentReader:
     """Read the bytes of a file while it is fetched."""
-    return open_download(source, transport=transport, overwrite=overwrite, **options)
+    return _download.open_content(source, transport=transport, overwrite=overwrite, **options)
 
 
 class StoreSource:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wme_async import Cache, Client, Retry
-from wme_async._query.query import Query, filter_types
+from wme_async._query.query import Query, filter_types  # private: the table of filters, for queries made from it
 from wme_async.errors import DecodeError, Unauthorized
 from wme_async.models import (
     Article,
@@ -29,7 +29,7 @@ from wme_async.models import (
     StructuredContent,
     StructuredSnapshot,
 )
-from wme_async.models._tolerant import decode_record
+from wme_async.models.decoding import make_decoder
 from wme_async.simulator import Simulator
 
 EN = {"is_part_of.identifier": "enwiki"}
@@ -81,8 +81,8 @@ def matches(row, filters):
 
 
 def decoded(rows, model):
-    decoder = msgspec.json.Decoder(model)
-    return [decode_record(decoder, msgspec.json.encode(row)) for row in rows]
+    decode = make_decoder(model, use_orjson=False)
+    return [decode(msgspec.json.encode(row)) for row in rows]
 
 
 def paths(value, prefix=""):

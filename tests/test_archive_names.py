@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import Client, DataError, Download, IntegrityError, NotFound, Retry, VersionConflict
-from wme_async._client.archive_names import FIELDS, ArchiveName
+from wme_async._client.archive_names import FIELDS, ArchiveName  # private: pure
 from wme_async.simulator import Simulator
 
 ARCHIVE = "enwiki_namespace_0"

@@ -25,7 +25,7 @@ from stream_world import (
 from wme_async import Client, MemoryOffsets, Stream, StreamEvent, StreamGap
 
 # Which hours a gap needs depends on hours that pass, and on 500,000 records.
-from wme_async._stream import backfill as backfill_module
+from wme_async._stream import backfill as backfill_module  # private: the filler alone, at any hour
 from wme_async.errors import DecodeError, Forbidden, OffsetGap
 from wme_async.models import Article
 from wme_async.simulator import Simulator

@@ -8,7 +8,12 @@ import aiohttp
 import pytest
 
 from wme_async import Article, Client, Cost, Snapshot, read_archive
-from wme_async._client.resources import FILES, RESOURCES, Resource, resource_table
+from wme_async._client.resources import (  # private: the table that all endpoints are made from
+    FILES,
+    RESOURCES,
+    Resource,
+    resource_table,
+)
 from wme_async.models import Code
 from wme_async.simulator import Simulator
 

@@ -6,10 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from download_store import PartSums, etags
 from hypothesis import given
 from hypothesis import strategies as st
-
-from wme_async._download.etags import PartSums, may_be_newer
 
 MIB = 1 << 20
 MANY_PARTS = [(100_000_000, 100_000_000), (5 * MIB, 5 * MIB), (4096 * MIB + 1, 4096 * MIB)]
@@ -87,8 +86,8 @@ def test_a_single_part_is_tried_once_whatever_its_size(monkeypatch: pytest.Monke
 
 def test_metadata_of_an_earlier_day_may_be_of_an_earlier_object() -> None:
     day = datetime(2025, 7, 16, tzinfo=UTC)
-    assert may_be_newer(day + timedelta(seconds=1), day)
-    assert not may_be_newer(day, day)
-    assert not may_be_newer(day, day + timedelta(days=1))
-    assert may_be_newer(None, day)
-    assert may_be_newer(day, None)
+    assert etags.may_be_newer(day + timedelta(seconds=1), day)
+    assert not etags.may_be_newer(day, day)
+    assert not etags.may_be_newer(day, day + timedelta(days=1))
+    assert etags.may_be_newer(None, day)
+    assert etags.may_be_newer(day, None)

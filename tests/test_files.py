@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from wme_async import Client, FileOffsets, Position, SQLiteOffsets, StreamError
-from wme_async._files import (
+from wme_async._files import (  # private: locks and atomic writes of all parts
     LockedFile,
     free_space,
     private_file,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 # The module is pure.
-from wme_async._stream.framing import (
+from wme_async._stream.framing import (  # private: pure, so any cuts can be tried
     MAX_RECORD,
     Framing,
     NDJSONFramer,

@@ -1,24 +1,23 @@
 """Both ways to inflate give what was compressed, however it is cut, and tell damage from its end."""
 
-import gzip
 import random
 import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from gzip import BadGzipFile, compress
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wme_async._archive import gzip as inflaters  # pure but for its thread: archives show blocks only joined
-from wme_async._archive.feed import Feed, SourceError
+from wme_async._archive import feed, gzip  # private: pure but for a thread; archives show blocks only joined
 
-ENGINES = [pytest.param(inflaters.by_isal, id="isal"), pytest.param(inflaters.by_zlib, id="zlib")]
+ENGINES = [pytest.param(gzip.by_isal, id="isal"), pytest.param(gzip.by_zlib, id="zlib")]
 
-Inflate = Callable[[Feed], Iterator[bytes]]
+Inflate = Callable[[feed.Feed], Iterator[bytes]]
 
 
-class Pieces(Feed):
+class Pieces(feed.Feed):
     """Gives bytes in pieces of sizes that take turns, and says now and then that it has none ready."""
 
     def __init__(self, data: bytes, sizes: list[int]) -> None:
@@ -50,20 +49,20 @@ def contents(seed: int, kind: str, size: int) -> bytes:
 @lru_cache(maxsize=256)
 def packed_member(seed: int, kind: str, size: int, level: int) -> bytes:
     """Return a gzip member, compressed once for all examples of a property."""
-    return gzip.compress(contents(seed, kind, size), level, mtime=0)
+    return compress(contents(seed, kind, size), level, mtime=0)
 
 
 @lru_cache
 def lines_and_noise() -> tuple[bytes, bytes]:
     """Return bytes of both kinds, plain and packed."""
     plain = contents(1, "lines", 100_000) + contents(2, "noise", 20_000)
-    return plain, gzip.compress(plain, mtime=0)
+    return plain, compress(plain, mtime=0)
 
 
 @pytest.fixture(params=ENGINES)
 def inflate(request: pytest.FixtureRequest) -> Inflate:
     """Return one of the two."""
-    if request.param is inflaters.by_isal and not inflaters.has_isal():
+    if request.param is gzip.by_isal and not gzip.has_isal():
         pytest.skip("isal is not installed")
     made: Inflate = request.param
     return made
@@ -110,7 +109,7 @@ HEADERS = [
 @pytest.mark.parametrize(("flags", "more"), HEADERS, ids=[str(flags) for flags, _ in HEADERS])
 def test_a_header_may_have_all_that_it_can_have_and_be_cut_anywhere(inflate: Inflate, flags: int, more: bytes) -> None:
     plain = contents(1, "lines", 1000)
-    packed = gzip.compress(plain, mtime=0)
+    packed = compress(plain, mtime=0)
     header = packed[:3] + bytes([flags]) + packed[4:10] + more
     if flags & 2:
         header += (zlib.crc32(header) & 0xFFFF).to_bytes(2, "little")
@@ -122,8 +121,8 @@ def test_a_header_may_have_all_that_it_can_have_and_be_cut_anywhere(inflate: Inf
 
 
 def test_a_name_without_an_end_is_told(inflate: Inflate) -> None:
-    data = gzip.compress(b"all of it") + b"\x1f\x8b\x08\x18" + b"x" * (8 << 20)
-    with pytest.raises((EOFError, *inflaters.CORRUPT)):
+    data = compress(b"all of it") + b"\x1f\x8b\x08\x18" + b"x" * (8 << 20)
+    with pytest.raises((EOFError, *gzip.CORRUPT)):
         list(inflate(Pieces(data, [1 << 20])))
 
 
@@ -141,7 +140,7 @@ def test_an_end_too_early_is_told(inflate: Inflate, cut: float, sizes: list[int]
 def test_a_flipped_bit_never_passes_for_the_whole(inflate: Inflate, at: float, bit: int, sizes: list[int]) -> None:
     packed = bytearray(lines_and_noise()[1])
     packed[10 + int((len(packed) - 10) * at)] ^= 1 << bit  # the ten bytes before tell a time and a system
-    with pytest.raises((EOFError, *inflaters.CORRUPT)):
+    with pytest.raises((EOFError, *gzip.CORRUPT)):
         for _ in inflate(Pieces(bytes(packed), sizes)):
             pass
 
@@ -153,35 +152,35 @@ def test_a_bomb_comes_in_bounded_blocks(inflate: Inflate) -> None:
 
 
 def test_something_else_behind_the_end_is_told(inflate: Inflate) -> None:
-    with pytest.raises(gzip.BadGzipFile, match="there is more after the end"):
-        list(inflate(Pieces(gzip.compress(b"all of it") + b"\0\0PK", [3])))
+    with pytest.raises(BadGzipFile, match="there is more after the end"):
+        list(inflate(Pieces(compress(b"all of it") + b"\0\0PK", [3])))
 
 
 @pytest.mark.parametrize("flag", [0x20, 0x40, 0x80, 0xE8])
 def test_reserved_flags_are_refused_by_both(inflate: Inflate, flag: int) -> None:
     """RFC 1952, 2.3.1.2; the flags of a later member count too."""
-    header = bytearray(gzip.compress(b"x", mtime=0))
+    header = bytearray(compress(b"x", mtime=0))
     header[3] |= flag
-    for packed in (bytes(header), gzip.compress(b"first", mtime=0) + header):
-        with pytest.raises((gzip.BadGzipFile, zlib.error)):
+    for packed in (bytes(header), compress(b"first", mtime=0) + header):
+        with pytest.raises((BadGzipFile, zlib.error)):
             list(inflate(Pieces(packed, [1, 7, 100])))
 
 
 def test_many_empty_members_in_a_row_are_refused(inflate: Inflate) -> None:
-    empty, full = gzip.compress(b"", mtime=0), gzip.compress(b"x", mtime=0)
+    empty, full = compress(b"", mtime=0), compress(b"x", mtime=0)
     blocks = list(inflate(Pieces((empty * 900 + full) * 12, [1 << 20])))
     assert b"".join(blocks) == b"x" * 12
-    with pytest.raises(gzip.BadGzipFile, match="empty gzip members"):
+    with pytest.raises(BadGzipFile, match="empty gzip members"):
         list(inflate(Pieces(full + empty * 10_001, [1 << 20])))
 
 
 def test_many_small_members_come_in_bounded_blocks(inflate: Inflate) -> None:
     """Pieces grow after incompressible bytes, and a large piece may hold any number of bombs."""
     noise = random.Random(5).randbytes(1_100_000)
-    packed = gzip.compress(noise, 0) + bytes(1 << 20) + gzip.compress(bytes(2 << 20), 9) * 30
+    packed = compress(noise, 0) + bytes(1 << 20) + compress(bytes(2 << 20), 9) * 30
     sizes = [len(block) for block in inflate(Pieces(packed, [1 << 20]))]
     assert sum(sizes) == len(noise) + 30 * (2 << 20)
-    assert max(sizes) <= inflaters.MAX_BLOCK
+    assert max(sizes) <= gzip.MAX_BLOCK
 
 
 class Failing(Pieces):
@@ -191,42 +190,42 @@ class Failing(Pieces):
         """Give the next piece, or fail."""
         count = super().fetch(view)
         if not count:
-            raise SourceError(OSError("the cable is out"))
+            raise feed.SourceError(OSError("the cable is out"))
         return count
 
 
 @pytest.mark.parametrize(
-    ("feed", "tail", "error"),
+    ("source", "tail", "error"),
     [
-        (Failing, b"", SourceError),
-        (Pieces, b"more", gzip.BadGzipFile),
-        (Pieces, gzip.compress(b"")[:4] + b"\xff" * 20, zlib.error),
-        (Pieces, gzip.compress(b"a")[:-1], EOFError),
+        (Failing, b"", feed.SourceError),
+        (Pieces, b"more", BadGzipFile),
+        (Pieces, compress(b"")[:4] + b"\xff" * 20, zlib.error),
+        (Pieces, compress(b"a")[:-1], EOFError),
     ],
     ids=["failure", "junk", "corrupt", "truncated"],
 )
 def test_blocks_before_an_error_are_returned(
-    inflate: Inflate, feed: type[Pieces], tail: bytes, error: type[BaseException]
+    inflate: Inflate, source: type[Pieces], tail: bytes, error: type[BaseException]
 ) -> None:
     blocks = b""
     with pytest.raises(error):
-        for block in inflate(feed(gzip.compress(b"good ") + gzip.compress(b"bytes") + tail, [1 << 20])):
+        for block in inflate(source(compress(b"good ") + compress(b"bytes") + tail, [1 << 20])):
             blocks += block
     assert blocks.startswith(b"good bytes")
 
 
 def test_zlib_is_used_without_flush_where_a_flushed_stream_cannot_continue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflaters, "flush_keeps_stream", lambda: False)
+    monkeypatch.setattr(gzip, "flush_keeps_stream", lambda: False)
     plain = contents(1, "lines", 300_000)
-    packed = gzip.compress(plain) * 3
-    assert b"".join(inflaters.by_zlib(Pieces(packed, [70_000]))) == plain * 3
+    packed = compress(plain) * 3
+    assert b"".join(gzip.by_zlib(Pieces(packed, [70_000]))) == plain * 3
     with pytest.raises(EOFError):
-        list(inflaters.by_zlib(Pieces(packed[:-1], [70_000])))
+        list(gzip.by_zlib(Pieces(packed[:-1], [70_000])))
 
 
 def test_the_trial_of_flush_finds_out_whether_a_stream_can_continue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inflaters, "_keeps_stream", None)
-    assert inflaters.flush_keeps_stream()
+    monkeypatch.setattr(gzip, "_keeps_stream", None)
+    assert gzip.flush_keeps_stream()
 
     class Broken:
         def __init__(self, *_: object) -> None:
@@ -235,6 +234,6 @@ def test_the_trial_of_flush_finds_out_whether_a_stream_can_continue(monkeypatch:
         def decompress(self, *_: object) -> bytes:
             raise zlib.error("inconsistent stream state")
 
-    monkeypatch.setattr(inflaters, "_keeps_stream", None)
+    monkeypatch.setattr(gzip, "_keeps_stream", None)
     monkeypatch.setattr(zlib, "decompressobj", Broken)
-    assert not inflaters.flush_keeps_stream()
+    assert not gzip.flush_keeps_stream()

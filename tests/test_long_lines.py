@@ -12,9 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wme_async._archive import tar as archive
-from wme_async._archive.field_trimmer import FieldTrimmer
-from wme_async._archive.tar import TarScanner
+from wme_async._archive import field_trimmer, tar  # private: pure, and an archive shows only what both give together
 from wme_async.models import Article
 from wme_async.models.decoding import key_names
 
@@ -79,7 +77,7 @@ def cut(line: bytes, places: list[int]) -> list[bytes]:
 
 def trimmed(line: bytes, places: list[int], names: frozenset[str]) -> tuple[bytes, int]:
     """Return what is left of a line and how many bytes were dropped."""
-    trimmer, left = FieldTrimmer(names), bytearray()
+    trimmer, left = field_trimmer.FieldTrimmer(names), bytearray()
     dropped = sum(trimmer.take(left, piece) for piece in cut(line, places))
     return bytes(left), dropped
 
@@ -171,27 +169,27 @@ class Small(msgspec.Struct):
 def tar_of(body: bytes) -> bytes:
     """Return a tar with one member."""
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
+    with tarfile.open(fileobj=file, mode="w") as writer:
         info = tarfile.TarInfo("a.ndjson")
         info.size = len(body)
-        tar.addfile(info, io.BytesIO(body))
+        writer.addfile(info, io.BytesIO(body))
     return file.getvalue()
 
 
 @given(block=st.integers(50, 900), texts=st.lists(st.integers(0, 2000), min_size=1, max_size=5))
 def test_offsets_and_limits_count_what_was_left_out(block: int, texts: list[int]) -> None:
     body = b"".join(b'{"html":"%b","name":"n%d"}\n' % (b"x" * size, number) for number, size in enumerate(texts))
-    tar = tar_of(body)
+    archive = tar_of(body)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(archive, "_LONG_LINE", 64)
-        scanner = TarScanner(max_record=1500, names=key_names(Small))
+        patch.setattr(tar, "_LONG_LINE", 64)
+        scanner = tar.TarScanner(max_record=1500, names=key_names(Small))
         found: list[tuple[int, int, str | None]] = []
-        for at in range(0, len(tar), block):
-            for item in scanner.feed(tar[at : at + block]):
-                if isinstance(item, archive.TooLong):
+        for at in range(0, len(archive), block):
+            for item in scanner.feed(archive[at : at + block]):
+                if isinstance(item, tar.TooLong):
                     found.append((item.line, item.offset, None))
                     continue
-                assert isinstance(item, archive.Lines)
+                assert isinstance(item, tar.Lines)
                 for index, record in enumerate(item.records):
                     name = msgspec.json.decode(bytes(record), type=Small).name
                     found.append((item.line + index, item.offset_of(index), name))

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import models
-from wme_async.models import (
+from wme_async.models import (  # private: the base of all models, and the decoder of bad records
     Archive,
     Article,
     Batch,
@@ -48,10 +48,10 @@ from wme_async.models import (
     WikibaseTime,
     WikidataArticle,
     WikidataEntity,
+    _struct,
+    _tolerant,
     merge_labels,
 )
-from wme_async.models._struct import Model
-from wme_async.models._tolerant import decode_record, mend
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 ZERO = "0001-01-01T00:00:00Z"
@@ -66,7 +66,7 @@ def written(value: object) -> Any:
 
 
 def patiently(document: object, type_: Any) -> Any:
-    return decode_record(msgspec.json.Decoder(type_), json.dumps(document).encode())
+    return _tolerant.decode_record(msgspec.json.Decoder(type_), json.dumps(document).encode())
 
 
 def real(name: str) -> bytes:
@@ -91,14 +91,14 @@ def test_every_model_of_every_module_is_exported_and_nothing_else() -> None:
     assert len(set(names)) == len(names)
 
 
-def every_model() -> list[type[Model]]:
+def every_model() -> list[type[_struct.Model]]:
     exported = (getattr(models, name) for name in models.__all__)
-    return [thing for thing in exported if inspect.isclass(thing) and issubclass(thing, Model)]
+    return [thing for thing in exported if inspect.isclass(thing) and issubclass(thing, _struct.Model)]
 
 
 @pytest.mark.parametrize("model", every_model())
 def test_an_empty_object_decodes_to_the_same_as_no_arguments_and_encodes_to_what_the_server_always_writes(
-    model: type[Model],
+    model: type[_struct.Model],
 ) -> None:
     empty = read({}, model)
     assert empty == model()
@@ -108,7 +108,7 @@ def test_an_empty_object_decodes_to_the_same_as_no_arguments_and_encodes_to_what
 
 
 @pytest.mark.parametrize("model", every_model())
-def test_unknown_keys_pass_and_every_attribute_is_documented(model: type[Model]) -> None:
+def test_unknown_keys_pass_and_every_attribute_is_documented(model: type[_struct.Model]) -> None:
     assert read({"brand_new": {"deep": [1]}}, model) == model()
     documented = "\n".join(cls.__doc__ or "" for cls in model.__mro__)
     own = [name for name in model.__struct_fields__ if not name.startswith("_")]
@@ -116,12 +116,12 @@ def test_unknown_keys_pass_and_every_attribute_is_documented(model: type[Model])
 
 
 @pytest.mark.parametrize("model", every_model())
-def test_no_two_records_share_something_that_can_be_changed(model: type[Model]) -> None:
+def test_no_two_records_share_something_that_can_be_changed(model: type[_struct.Model]) -> None:
     config = model.__struct_config__
     assert (config.frozen, config.gc, config.omit_defaults, config.forbid_unknown_fields) == (True, False, True, False)
 
     def mutable(value: Any) -> bool:
-        if isinstance(value, Model):
+        if isinstance(value, _struct.Model):
             return any(mutable(getattr(value, name)) for name in value.__struct_fields__)
         return isinstance(value, list | dict | set)
 
@@ -179,7 +179,7 @@ def test_every_key_of_real_records_has_a_field() -> None:
     def unknown(value: Any, model: Any) -> list[str]:
         if isinstance(value, list):
             return [key for item in value for key in unknown(item, model)]
-        if not (isinstance(value, dict) and inspect.isclass(model) and issubclass(model, Model)):
+        if not (isinstance(value, dict) and inspect.isclass(model) and issubclass(model, _struct.Model)):
             return []
         fields = {f.encode_name: f.type for f in msgspec.structs.fields(model)}
         missing = [f"{model.__name__}.{key}" for key in value if key not in fields]
@@ -405,7 +405,7 @@ def test_structured_contents_are_read_under_their_older_names_too() -> None:
     assert written(old) == new
     both = read({"sections": [{"name": "new"}], "article_sections": [{"name": "old"}]}, StructuredContent)
     assert [part.name for part in both.sections] == ["new"]
-    one = decode_record(msgspec.json.Decoder(StructuredContent), b'{"infobox": {"name": "one"}}')
+    one = _tolerant.decode_record(msgspec.json.Decoder(StructuredContent), b'{"infobox": {"name": "one"}}')
     assert one.infoboxes == (Part(name="one"),)
 
 
@@ -664,7 +664,7 @@ def test_nothing_else_is_mended(sent: object) -> None:
 @pytest.mark.parametrize("data", [b"", b"{", b'{"name":"a', b"{'a':1}", b'{"name":"a"}x'])
 def test_what_is_not_json_is_said_to_be_so(data: bytes) -> None:
     with pytest.raises(msgspec.DecodeError) as caught:
-        decode_record(msgspec.json.Decoder(Article), data)
+        _tolerant.decode_record(msgspec.json.Decoder(Article), data)
     assert not isinstance(caught.value, msgspec.ValidationError)
 
 
@@ -678,7 +678,7 @@ def test_what_cannot_be_mended_raises_what_was_wrong_with_it() -> None:
         with pytest.raises(msgspec.ValidationError) as expected:
             decoder.decode(plain)
         with pytest.raises(msgspec.ValidationError) as caught:
-            decode_record(decoder, data)
+            _tolerant.decode_record(decoder, data)
         assert str(caught.value) == str(expected.value)
 
 
@@ -742,7 +742,7 @@ def test_in_a_users_own_type_only_nulls_without_a_place_are_left_out() -> None:
 def test_numbers_are_not_touched_by_mending() -> None:
     digits = "0.1000000000000000000000000000000000001"
     data = f'{{"required":1,"precise":{digits},"title":null,"words":null}}'.encode()
-    assert decode_record(msgspec.json.Decoder(Own), data).precise == Decimal(digits)
+    assert _tolerant.decode_record(msgspec.json.Decoder(Own), data).precise == Decimal(digits)
 
 
 def test_a_required_field_that_is_null_is_missing() -> None:
@@ -787,7 +787,7 @@ def test_what_decodes_at_once_is_not_changed_by_patience_and_what_does_not_loses
     decoder = msgspec.json.Decoder(Article)
     data = json.dumps(sent).encode()
     strict = outcome(decoder.decode, data)
-    patient = outcome(lambda record: decode_record(decoder, record), data)
+    patient = outcome(lambda record: _tolerant.decode_record(decoder, record), data)
     if strict != "refused":
         assert patient == strict
     elif not any(isinstance(sent.get(key), dict) for key in ("license", "protection")):
@@ -798,7 +798,7 @@ def test_mend_can_be_the_second_step_of_another_decoder() -> None:
     decoder = msgspec.json.Decoder(Article)
     with pytest.raises(msgspec.ValidationError) as caught:
         decoder.decode(b'{"templates":null,"name":"A"}')
-    assert mend(decoder, memoryview(b'{"templates":null,"name":"A"}'), caught.value) == Article(name="A")
+    assert _tolerant.mend(decoder, memoryview(b'{"templates":null,"name":"A"}'), caught.value) == Article(name="A")
 
 
 # --- Wikidata ---------------------------------------------------------------------------------------------------------

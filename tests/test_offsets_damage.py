@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wme_async import DataError, DecodeError, StreamError
-from wme_async._sqlite import database_error
+from wme_async._sqlite import database_error  # private: pure; some errors of SQLite cannot be caused
 from wme_async.offsets import FileOffsets, OffsetStore, Position, SQLiteOffsets
 
 NAME = "default/articles"

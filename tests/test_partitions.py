@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 # The module is pure; in a stream these cases take hours.
-from wme_async._stream.partitions import Missing, Partitions, Verdict
+from wme_async._stream.partitions import Missing, Partitions, Verdict  # private: pure
 from wme_async.offsets import Position
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)

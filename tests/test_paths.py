@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._client.paths import (
+from wme_async._client.paths import (  # private: pure
     article_path,
     chunk_path,
     file_path,

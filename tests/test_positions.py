@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 # The module is pure; that no request is ever rejected takes more cases than a server can be asked.
-from wme_async._stream.resume import (
+from wme_async._stream.resume import (  # private: pure
     Resume,
     StreamResource,
     check_since,

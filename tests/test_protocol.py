@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transports import error_responses, retry, token_policy
 
 from wme_async import errors
-from wme_async._client.quota import Allowances, Cost, month_of, quota_of
+from wme_async._client.quota import Allowances, Cost, month_of, quota_of  # private: pure
 from wme_async.settings import Hosts, Limits, Retry, Timeouts
 
 LEAVES = [

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._query.query import Backend, Query, Value, fields_of, filter_type, filter_types
+from wme_async._query.query import Backend, Query, Value, fields_of, filter_type, filter_types  # private: pure
 from wme_async.models import (
     Article,
     Batch,

@@ -31,7 +31,7 @@ from wme_async import (
     SyncProgress,
     Timeouts,
 )
-from wme_async._client import sync_plan
+from wme_async._client import sync_plan  # private: pure
 from wme_async.models import Batch
 from wme_async.models.metadata import Size
 from wme_async.simulator import Simulator

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import wme_async
-from wme_async._tasks import (
+from wme_async._tasks import (  # private: cancellation at each point
     _DISTRUST,
     _TRUST,
     AdaptiveExecutor,
