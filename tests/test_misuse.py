@@ -302,7 +302,7 @@ async def records() -> AsyncIterator[Mine]:
         (None, {"to": ""}, "=to is an empty path"),
         (None, {"to": 5}, "to must be a path, as text or as pathlib.Path, not 5"),
         (None, {"row_group_bytes": "x"}, "row_group_bytes must be a whole number of bytes, not 'x'"),
-        (None, {"row_group_bytes": 0}, "=row_group_bytes must be a number of bytes above 0, not 0"),
+        (None, {"row_group_bytes": 0}, "=row_group_bytes must be a whole number of bytes above 0, not 0"),
         (None, {"compression": 5}, "compression must be text such as 'zstd', not 5"),
         (None, {"compression": "nope"}, "=Parquet has no compression 'nope'"),
         (None, {"type": type("Other", (msgspec.Struct,), {"__annotations__": {"other": int}})}, "is not that of the"),

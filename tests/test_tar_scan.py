@@ -327,7 +327,7 @@ def extended(records: bytes, kind: bytes = b"x") -> bytes:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "no tar inside"),
+        (b"", "contains no tar"),
         (b"garbage that is no tar" * 60, "damaged header"),
         (tar([])[:512], "no end marker"),
         (tar([("a", b"")])[:512], "no end marker"),

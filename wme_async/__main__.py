@@ -16,15 +16,15 @@ def main() -> None:
     """
     _open_what_is_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A letter that a terminal cannot show is no reason to stop; what is JSON is written as UTF-8 in any case.
+        # A character that a terminal cannot show must not stop the program; JSON is written as UTF-8 in any case.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _main()
     except KeyboardInterrupt:
-        # So early that nothing had begun.
+        # The command line has not started yet.
         raise SystemExit(130) from None
     except Exception as error:
-        # Before the command line's own door stands: a damaged installation, no memory, no descriptors.
+        # Errors before the command line handles them: a damaged installation, no memory, no descriptors.
         if any(argument.startswith("-vv") for argument in sys.argv[1:]):
             raise
         print(f"{type(error).__name__}: {error} (-vv shows where)", file=sys.stderr)

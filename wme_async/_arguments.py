@@ -1,10 +1,10 @@
-"""Checks of arguments: made once, where the user's call comes in, and in the same words everywhere.
+"""Checks of arguments: once, at the public call, with the same messages everywhere.
 
-An argument of a wrong type that passes the call fails later, in the words of Python or of a library and far from the
+Without a check, an argument of a wrong type fails later, with a message of Python or of a library and far from the
 mistake, or it means something else: the path "" is the current folder, and the text "no" is true.
 
 Each check takes arguments by name and puts the name into its error: `check_numbers(size=size)`. Unless a check has
-`optional`, it accepts None, which stands for an argument that was not given.
+`optional`, it accepts None, which means that the argument is absent.
 """
 
 import builtins
@@ -84,7 +84,7 @@ def check_numbers(
         optional: Accept None.
         above: Require a finite number greater than this.
         minimum: Require a finite number that is at least this.
-        unit: What the number counts, such as "seconds", for the message.
+        unit: The unit of the number, such as "seconds", for the message.
         owner: The class whose attributes they are, for the message.
         **arguments: The values by name.
 
@@ -186,12 +186,12 @@ def check_aware(name: str, value: object) -> datetime:
 
 
 def list_of(name: str, value: object, items: str) -> tuple[Any, ...]:
-    """Return the items of a list; one text alone would be taken for its letters.
+    """Return the items of a list; raise for text, which would be a list of its letters.
 
     Args:
         name: Of the argument.
-        value: Its value: anything but text that can be iterated over.
-        items: What the items are, in words.
+        value: Its value: any iterable except text.
+        items: The kind of the items, for the message.
 
     Raises:
         TypeError: It is not a list.
@@ -209,7 +209,7 @@ def texts_of(name: str, value: object, items: str) -> tuple[str, ...]:
     Args:
         name: Of the argument.
         value: Its value.
-        items: What the texts are, in words.
+        items: The kind of the texts, for the message.
 
     Raises:
         TypeError: It is not a list, or an item is not text.

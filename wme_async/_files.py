@@ -328,7 +328,7 @@ class LockedFile:
         descriptor = _platform.open_file(self.path, os.O_RDWR | os.O_CREAT, mode)
         try:
             _flock(descriptor, self.path)
-            # Another process may have renamed or removed the file before we had the lock.
+            # Another process may have renamed or removed the file before this one got the lock.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(self.path.lstat(), os.fstat(descriptor)):
                     self.descriptor = descriptor

@@ -1,6 +1,6 @@
 """Differences between operating systems, in one place: POSIX first, and a second way where a call does not exist.
 
-The second way is what Windows needs: descriptors without positional reads and writes, locks of byte ranges, folders
+The second way is for Windows: descriptors without positional reads and writes, locks of byte ranges, folders
 that cannot be synchronised, open files that cannot be renamed, loops without signal handlers. It is also used where a
 POSIX system lacks one of the calls. `nox -s portable` runs the test suite with every such call hidden.
 """
@@ -159,7 +159,7 @@ def lock(descriptor: int) -> None:
     """Lock a file for one holder, without waiting.
 
     Raises:
-        OSError: Another holder has the lock (EAGAIN, EACCES), or there are no locks here (ENOLCK, ENOTSUP, ENOSYS).
+        OSError: Another holder has the lock (EAGAIN, EACCES), or locks are missing here (ENOLCK, ENOTSUP, ENOSYS).
     """
     if fcntl is not None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,7 +175,7 @@ def unlock(descriptor: int) -> None:
     """Release a lock.
 
     Raises:
-        OSError: There is none.
+        OSError: The file is not locked.
     """
     if fcntl is not None:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -237,7 +237,7 @@ def get_attribute(descriptor: int, name: str) -> bytes | None:
 
 
 def set_attribute(descriptor: int, name: str, value: bytes) -> bool:
-    """Set an extended attribute of a file, and return whether it is kept."""
+    """Set an extended attribute of a file, and return whether it is stored."""
     if LINKS_ATTRIBUTES:
         with contextlib.suppress(OSError):
             os.setxattr(descriptor, name, value)
@@ -262,7 +262,7 @@ def max_descriptors() -> int | None:
 def on_signals(loop: asyncio.AbstractEventLoop, names: Iterable[str], callback: Callable[[], object]) -> None:
     """Call a function in an event loop when one of these signals arrives.
 
-    Signals that the system does not have, and those that are ignored already (SIGHUP under `nohup`), are left alone.
+    Signals that the system lacks, and those that the process ignores (SIGHUP under `nohup`), stay unchanged.
 
     Args:
         loop: The running loop of the main thread.
@@ -280,7 +280,7 @@ def on_signals(loop: asyncio.AbstractEventLoop, names: Iterable[str], callback: 
 
 
 def boot_id() -> str | None:
-    """Return a name for the time since this machine was started; None where the system does not tell."""
+    """Return an identifier of the current boot of this machine; None if the system has none."""
     if fcntl is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The errors of SQLite as errors with the path of the database and what to do."""
+"""Translates errors of SQLite into errors with the path of the database and a remedy."""
 
 import errno
 import os
@@ -34,12 +34,12 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 
 def database_error(error: sqlite3.Error, path: Path, content: str) -> OSError | DataError:
-    """Return an error that names the database, its trouble and what to do.
+    """Return an error that names the database, the cause and the remedy.
 
     Args:
         error: The error of SQLite.
         path: The database.
-        content: What it should hold, such as "positions".
+        content: Its content, such as "positions".
 
     Returns:
         A `BlockingIOError` if another process has locked the database; another `OSError` with a matching `errno` if the

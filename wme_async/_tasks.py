@@ -102,7 +102,7 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 
 
 async def long_in_thread(function: Callable[[Callable[[], bool]], T]) -> T:
-    """Run a function that may take minutes in a thread, as `in_thread` does, and tell it when the task is cancelled.
+    """Run a function that may take minutes in a thread, as `in_thread` does, and let it detect the task's cancellation.
 
     Args:
         function: The function. Its argument is a function that returns whether the task has been cancelled; it should
@@ -145,7 +145,7 @@ async def wait_shielded(
     waiting does not keep the processor busy.
 
     Args:
-        future: The future. Its exception is retrieved, since nobody else may do so.
+        future: The future. Its exception is retrieved, in case no other code does so.
         on_cancel: Called at each cancellation.
         grace: Seconds after which the future is cancelled, and again after each more.
     """
@@ -209,7 +209,7 @@ class WorkGroup(asyncio.TaskGroup):
             raise BaseExceptionGroup("a task was cancelled", [self._failure])
 
     def start(self, work: Coroutine[Any, Any, T], *, name: str | None = None) -> "asyncio.Task[T]":
-        """Run a coroutine as a task of the group that nobody but the group may cancel.
+        """Run a coroutine as a task that only the group may cancel.
 
         If somebody does, the group ends with a `RuntimeError` (in an exception group, as with any error of a task).
 

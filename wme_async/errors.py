@@ -382,7 +382,7 @@ class HourGap(StreamError):
     Args:
         message: Which hour, and why.
         hour: Its beginning, UTC.
-        reason: `retention`: it is older than what the service keeps, 48 hours. `missing`: it never got its list, though
+        reason: `retention`: it is older than the 48 hours of the service. `missing`: it never got its list, though
             a later hour has one.
         **facts: As for `WMEError`.
     """

@@ -69,7 +69,7 @@ class BroadcastEvent(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     def sse(self) -> bytes:
         """Return the event as a server-sent event.
 
-        Missing events come before it as an event `missed` with `{"count": …}`; null stands for an unknown number.
+        Missing events come before it as an event `missed` with `{"count": …}`; null means an unknown number.
         """
         before = b""
         if self.missed or self.incomplete:
@@ -194,10 +194,10 @@ class Broadcast(Generic[T]):
     Args:
         stream: A stream that is not open yet, such as `wme.realtime.articles()`. Its records must have an `event` with
             partition and offset, or `position` must say where they are.
-        backlog: Events that are kept for listeners that are behind or reconnect.
+        backlog: Number of events to keep for listeners that are behind or reconnect.
         backlog_bytes: Bytes of their JSON at most.
         encode: Encodes a record as JSON.
-        position: Returns the partition and offset of a record; the offset is None for one that has none.
+        position: Returns the partition and offset of a record; the offset is None for a record without one.
         lag: Seconds by which the delivery of events may lag behind their publication; older events of other partitions
             are expected within this time. It decides whether the first event of a listener that resumes after a restart
             of the hub is `incomplete`.
@@ -278,9 +278,9 @@ class Broadcast(Generic[T]):
         Args:
             last_event_id: The `id` of the last event that the client received, from this hub or an earlier one. The
                 events after it that the backlog has come first.
-            replay: Begin with the whole backlog where there is no `last_event_id`, instead of with the next event.
+            replay: Begin with the whole backlog if `last_event_id` is None, instead of with the next event.
             where: Selects records. The event loop calls it for each of them.
-            slow: What happens when the listener falls behind the backlog.
+            slow: The policy for a listener that falls behind the backlog.
 
         Raises:
             RuntimeError: The hub is not open.
@@ -310,7 +310,7 @@ class Broadcast(Generic[T]):
         Args:
             last_event_id: The request's `Last-Event-ID` header.
             where: Selects records.
-            slow: What happens when the listener falls behind the backlog; a browser reconnects and resumes.
+            slow: The policy for a listener that falls behind the backlog; a browser reconnects and resumes.
             keep_alive: Seconds.
         """
         yield b"retry: %d\n\n" % _RETRY

@@ -1,4 +1,4 @@
-"""Settings of a client: frozen, with defaults, and checked when they are made."""
+"""Settings of a client: frozen, with defaults, and checked on creation."""
 
 from collections.abc import Mapping
 from urllib.parse import urlsplit
@@ -11,7 +11,7 @@ __all__ = ["Hosts", "Limits", "Retry", "Timeouts"]
 
 
 class Hosts(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the services live: scheme and host of each, without a path.
+    """The addresses of the services: scheme and host of each, without a path.
 
     Args:
         auth: Sign-in.
@@ -34,7 +34,7 @@ class Hosts(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, value: "Hosts | Mapping[str, str] | None") -> "Hosts":
-        """Make `Hosts` of a mapping with any of the keys `auth`, `api`, `realtime`.
+        """Return `Hosts` from a mapping with any of the keys `auth`, `api`, `realtime`.
 
         Raises:
             TypeError: It is neither `Hosts` nor a mapping.

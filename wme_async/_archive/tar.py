@@ -225,7 +225,7 @@ class TarScanner:
         if self._body or self._padding or self._header or self._meta_kind:
             raise self._error("the tar inside is cut short")
         if not self.position:
-            raise self._error("there is no tar inside")
+            raise self._error("it contains no tar")
         if self._zero_blocks < 2 or self._long_name is not None or self._pax:
             raise self._error("the tar inside has no end marker: it was not written to its end")
 

@@ -198,7 +198,7 @@ def _fail(error: Exception) -> int:
 
 
 def _say(message: str | Text, *, style: str | None = None) -> None:
-    # Standard error may be full or closed; the exit code still tells.
+    # Standard error may be full or closed; the exit code still shows the failure.
     with contextlib.suppress(OSError, ValueError):
         stderr.print(message, style=style, highlight=False)
 
@@ -325,7 +325,7 @@ def parse_filters(texts: Sequence[str], resource: Resource) -> dict[str, Any] | 
         if not sign or not name:
             raise click.BadParameter(f"{text!r} is not FIELD=VALUE, such as in_language.identifier=en")
         if name in filters:
-            raise click.BadParameter(f"{name} is given twice")
+            raise click.BadParameter(f"{name} occurs twice")
         filters[name] = _convert(name, value, filter_type(resource.model, resource.backend, name))
     return filters or None
 
@@ -416,6 +416,6 @@ def progress_bar(label: str, *, shown: bool = True) -> Iterator[Callable[..., No
 
 @contextlib.contextmanager
 def download_bar(label: str, *, quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
-    """Show a progress bar while a download runs; what it yields is a progress hook."""
+    """Show a progress bar while a download runs; yield its progress hook."""
     with progress_bar(label, shown=not quiet) as move:
         yield lambda progress: move(completed=progress.done, total=progress.total)

@@ -147,7 +147,7 @@ def _titles() -> list[str]:
 
 
 def _value_at(value: Any, names: Sequence[str]) -> Any:
-    """Return the value at a dotted name: a list for each list on the way, the default of a field that is left out."""
+    """Return the value at a dotted name: a list for each list on the way, the default of an absent field."""
     if not names or value is None:
         return value
     if isinstance(value, list | tuple):
@@ -234,7 +234,7 @@ def _download(context: click.Context, /, name: str, to: str, force: bool, if_cha
 @base.json_option
 @click.pass_context
 def quota(context: click.Context, /, as_json: bool) -> None:
-    """Show how much of this month's allowances is used, and how much is left."""
+    """Show the used and the remaining requests of this month's allowances."""
 
     async def ask() -> Any:
         async with base.connect(context) as client:

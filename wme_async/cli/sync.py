@@ -43,7 +43,9 @@ _OPTIONS: Final = (
         metavar="TEMPLATE",
         help="Path below the folder, of {kind} {date} {hour} {snapshot} {chunk} {identifier} {version} {ext}.",
     ),
-    click.option("--dry-run", is_flag=True, help="Show what there is to do, with bytes and quota; do nothing."),
+    click.option(
+        "--dry-run", is_flag=True, help="Show the files to fetch and remove, with bytes and quota; change nothing."
+    ),
     click.option("--delete", is_flag=True, help="Remove files of earlier syncs that are no longer listed."),
     click.option(
         "--max-delete",
@@ -62,14 +64,14 @@ _HOURLY: Final = (
     click.option("--follow", is_flag=True, help="Go on with each hour as its list appears, missed ones first."),
     click.option("--since", metavar="HOUR", help="With --follow: where to begin without a saved position."),
     click.option(
-        "--offsets", metavar="FILE.db", help=f"With --follow: where the position is kept; DIR/{_POSITIONS} by default."
+        "--offsets", metavar="FILE.db", help=f"With --follow: the file of the position; DIR/{_POSITIONS} by default."
     ),
 )
 
 
 @click.group("sync")
 def command() -> None:
-    """Make a folder equal to a listing: fetch what is new or changed."""
+    """Make a folder equal to a listing: fetch new and changed files."""
 
 
 def _add(name: str, row: str, getter: Callable[[Client, Any], Any], *, place: str | None = None) -> None:
@@ -228,7 +230,7 @@ def _plain_file(file: SyncFile) -> dict[str, Any]:
 
 
 async def _show_plan(client: Client, report: SyncReport, *, as_json: bool) -> None:
-    """Show what a sync would do, as a table with bytes, and what it costs."""
+    """Show the plan of a sync as a table, with bytes and cost."""
     rows = [
         {"identifier": file.identifier, "action": action, "bytes": file.size, "path": str(file.path)}
         for action, files in (

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wme_async._arguments import check_async_iterable, check_path
+from wme_async._arguments import check_async_iterable, check_numbers, check_path
 from wme_async._files import publish, sync_file, sync_folder
 from wme_async._tasks import in_thread
 from wme_async.errors import ArchiveError
@@ -193,10 +193,7 @@ async def _to_cloud(
 
 
 def _check_form(row_group_bytes: object, compression: object) -> None:
-    if isinstance(row_group_bytes, bool) or not isinstance(row_group_bytes, int):
-        raise TypeError(f"row_group_bytes must be a whole number of bytes, not {row_group_bytes!r}")
-    if row_group_bytes < 1:
-        raise ValueError(f"row_group_bytes must be a number of bytes above 0, not {row_group_bytes}")
+    check_numbers(whole=True, optional=False, above=0, unit="bytes", row_group_bytes=row_group_bytes)
     if not isinstance(compression, str):
         raise TypeError(f"compression must be text such as 'zstd', not {compression!r}")
     try:

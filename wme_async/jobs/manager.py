@@ -215,7 +215,7 @@ class BatchManager:
             await asyncio.wait([main])
         self._main = self._runner = None
         if not main.cancelled() and (error := main.exception()) is not None:
-            raise RuntimeError("the batch manager had stopped") from error
+            raise RuntimeError("the batch manager stopped with an error") from error
 
     def _open(self) -> JobRunner:
         if self._runner is None or self._main is None:

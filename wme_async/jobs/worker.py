@@ -271,7 +271,7 @@ class JobRunner:
             raise TypeError(f"a batch is named by its batch_id, which is text, not by a {type(batch_id).__name__}")
         row = self.rows.get(batch_id) or await self.store.batch(batch_id)
         if row is None:
-            raise UnknownBatch(f"there is no batch {batch_id!r}")
+            raise UnknownBatch(f"the batch {batch_id!r} does not exist")
         return row
 
     async def create(self, urls: list[str], options: Options) -> Batch:
@@ -312,7 +312,7 @@ class JobRunner:
 
         def cancel(row: BatchRow) -> Changed:
             if not number.isascii() or not number.isdigit() or len(number) > 9 or int(number) >= len(row.jobs):
-                raise UnknownBatch(f"there is no job {name!r}")
+                raise UnknownBatch(f"the job {name!r} does not exist")
             cancelled = row.jobs[int(number)].status is Status.CANCELLED
             return (row, ()) if cancelled else states.apply(row, Cause.CANCEL, int(number))
 

@@ -50,7 +50,7 @@ _RETRY_AFTER: Final = 5  # seconds, where a service that cannot be reached gives
 _MEDIA_TYPE: Final = "application/json"
 
 _ROWS: Final[list[tuple[type[WMEError], int, str, str]]] = [
-    (NotFound, 404, "not_found", "There is no such resource."),
+    (NotFound, 404, "not_found", "The resource does not exist."),
     (QuotaExceeded, 429, "quota_exceeded", "The monthly allowance for this data is used up."),
     (RateLimited, 429, "rate_limited", "Too many requests are sent for this data: try again later."),
     (ConnectFailed, 503, "unavailable", "The source of this data cannot be reached: try again later."),

@@ -68,7 +68,7 @@ async def file_response(path: Path, request: Request) -> Response:
     try:
         file, status = opening.result()
     except OSError:
-        raise HTTPProblem(404, "no_such_file", "there is no such file") from None
+        raise HTTPProblem(404, "no_such_file", "the file does not exist") from None
     try:
         response = _respond(file, status, path.name, request)
     except BaseException:

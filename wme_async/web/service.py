@@ -185,14 +185,14 @@ class Service:
 
     async def _cancel_job(self, request: Request, _caller: str, batch_id: str, job_id: str) -> Response:
         if not job_id.startswith(f"job_{batch_id}_"):
-            raise UnknownBatch(f"there is no job {job_id!r} in this batch")
+            raise UnknownBatch(f"the job {job_id!r} is not in this batch")
         return _batch_response(request, await self._manager.cancel_job(job_id))
 
     async def _link(self, request: Request, _caller: str, batch_id: str, job_id: str) -> Response:
         batch = await self._manager.status(batch_id)
         job = next((job for job in batch.jobs if job.job_id == job_id), None)
         if job is None:
-            raise UnknownBatch(f"there is no job {job_id!r} in this batch")
+            raise UnknownBatch(f"the job {job_id!r} is not in this batch")
         if job.file_info is None:
             raise WrongState(f"the job is {job.status} and has no file")
         path, expires = self._links.make(job.file_info.filepath)
@@ -245,7 +245,7 @@ class Service:
     async def _file(self, request: Request, _caller: str, filepath: str) -> Response:
         path = None if "\0" in filepath else await self._manager.finished_file(filepath)
         if path is None:
-            raise HTTPProblem(404, "no_such_file", "there is no such file")
+            raise HTTPProblem(404, "no_such_file", "the file does not exist")
         return await file_response(path, request)
 
     # Operation
