@@ -132,7 +132,7 @@ def test_snapshots_and_their_chunks(run, tmp_path):
         (("projects", "get", "../x"), 2, "no path in it"),
         (("projects", "ls", "--where", "identifier"), 2, "not FIELD=VALUE"),
         (("projects", "ls", "--where", "nothing=1"), 2, "nothing"),
-        (("projects", "ls", "--where", "code=wiki", "--where", "code=x"), 2, "given twice"),
+        (("projects", "ls", "--where", "code=wiki", "--where", "code=x"), 2, "occurs twice"),
         (("batches", "ls", "latest", "--where", "namespace.identifier=zero"), 2, "is a whole number"),
         (("stream", "--since", "noon"), 2, "neither a time"),
         (("stream", "--since", f"{'9' * 20}h"), 2, "neither a time"),
