@@ -271,6 +271,7 @@ async def check_kills(sim: Simulator, folder: Path, kills: int, seed: int) -> No
 
 
 @pytest.mark.parametrize("kills", [12, pytest.param(50, marks=pytest.mark.torture, id="50")])
+@pytest.mark.posix
 async def test_a_process_killed_again_and_again_ends_with_the_whole_file(
     sim: Simulator, tmp_path: Path, kills: int
 ) -> None:

@@ -530,6 +530,7 @@ async def test_a_folder_that_is_not_there_is_a_mistake_that_is_told(sim, tmp_pat
     await transport.aclose()
 
 
+@pytest.mark.posix
 async def test_a_file_system_without_locks_costs_only_the_lock(sim, tmp_path, monkeypatch, caplog):
     import fcntl
 
@@ -544,6 +545,7 @@ async def test_a_file_system_without_locks_costs_only_the_lock(sim, tmp_path, mo
     await transport.aclose()
 
 
+@pytest.mark.posix
 async def test_a_token_file_of_somebody_else_is_read_although_its_mode_stays(sim, tmp_path, monkeypatch, caplog):
     path = tmp_path / "tokens.json"
     first = make(sim, token_file=path)
@@ -558,6 +560,7 @@ async def test_a_token_file_of_somebody_else_is_read_although_its_mode_stays(sim
     await transport.aclose()
 
 
+@pytest.mark.posix
 async def test_a_hung_holder_of_the_lock_does_not_hang_others(sim, tmp_path):
     import fcntl
 

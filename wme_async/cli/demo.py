@@ -125,7 +125,11 @@ class _Demo:
         with base.download_bar(_ARCHIVE) as progress:
             download = await self.hour.download(_ARCHIVE, self.path, progress=progress)
         base.stdout.print(f"   {describe_download(download)}", style="dim", highlight=False)
-        self.check(download.resumed > 0, f"{download.resumed / 1e6:.1f} MB came from the killed process")
+        if _platform.boot_id() is None:
+            # The ledger then trusts only flushed bytes, and so small a file is complete before the first flush.
+            base.stdout.print("   no boot id on this system: only flushed bytes are resumed", style="dim")
+        else:
+            self.check(download.resumed > 0, f"{download.resumed / 1e6:.1f} MB came from the killed process")
         self.check(download.verified and download.version == self.batch.version, "the MD5 is that of the metadata")
         self.check(download.api_requests == 1, "one request to the API; all ranges went to the object store")
         leaks = [entry for entry in self.simulator.requests if entry.role == "store" and entry.header("Authorization")]
