@@ -197,7 +197,7 @@ def test_a_path_can_be_replaced_and_only_by_one_with_the_same_placeholders():
     assert table["wikidata.batches"].path == "/v2/other/{hour}"
     assert [each.path for each in DOCS.endpoints(table) if each.path.startswith("/v2/other")]
     for wrong in ({"nothing": "/v2/x"}, {"batches": "/v2/x"}, {"codes": "v2/codes"}, {"codes": "/v2/{hour}"}):
-        with pytest.raises(ValueError, match=r"no resource|begin with a slash"):
+        with pytest.raises(ValueError, match=r"is unknown|begin with a slash"):
             resource_table(wrong)
 
 

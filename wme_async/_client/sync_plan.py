@@ -1,6 +1,5 @@
 """The decisions of a sync about each entry of a listing, from the listing, the folder and the folder's state."""
 
-import string
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -23,8 +22,6 @@ __all__ = [
 
 SMALL: Final = 1 << 20
 """Bytes up to which a file is fetched in one response, in memory."""
-
-_DISTINCT: Final = {"identifier", "chunk", "snapshot"}
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,9 +74,7 @@ def check_template(template: str | None, sample: Callable[[str], ArchiveName]) -
     """
     one, two = sample("a_namespace_0_chunk_0"), sample("b_namespace_0_chunk_1")
     if one.path(template) == two.path(template):
-        fields = {field for _, field, _, _ in string.Formatter().parse(template or "") if field}
         field = "{chunk}" if one.is_chunk else "{identifier}"
-        assert not fields & _DISTINCT or one.is_chunk
         raise ValueError(f"name={template!r} gives all archives of the listing one name; add {field}")
 
 
