@@ -114,6 +114,7 @@ def types(session: nox.Session) -> None:
     """Check types: mypy strict on all of it, pyright on what users see."""
     install(session, "types")
     session.run("mypy")
+    session.run("mypy", "tests/portable_site/sitecustomize.py")
     session.run("pyright", "--verifytypes", "wme_async", "--ignoreexternal")
     session.run("pyright", "tests/typing_usage.py")
 

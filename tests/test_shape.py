@@ -263,8 +263,8 @@ def test_a_star_import_binds_the_public_names_and_a_misspelled_name_is_an_attrib
     assert namespace.keys() - {"__builtins__"} == {
         line.removeprefix("wme_async.") for line in PUBLIC_NAMES if line.count(".") == 1
     }
-    with pytest.raises(AttributeError, match="'wme_async' has no attribute 'Cleint'"):
-        _ = importlib.import_module("wme_async").Cleint
+    with pytest.raises(AttributeError, match="'wme_async' has no attribute 'Clientele'"):
+        _ = importlib.import_module("wme_async").Clientele
 
 
 def test_the_errors_are_usable_without_loading_http():

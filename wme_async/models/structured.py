@@ -110,7 +110,7 @@ class EditorsCount(Model):
 
 
 class Attribution(Model):
-    """Facts for the attribution of a re-used text.
+    """Facts for the attribution of a reused text.
 
     Attributes:
         editors_count: How many wrote it.
