@@ -1,7 +1,7 @@
 """The asyncio-native SDK for Wikimedia Enterprise.
 
     async with Client.from_env() as wme:
-        hour = wme.batches("2025-07-16T05")
+        hour = wme.batches("latest")
         await hour.download("enwiki_namespace_0", "data/")
         async with hour.read("enwiki_namespace_0") as articles:
             async for article in articles: ...
