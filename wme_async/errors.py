@@ -321,8 +321,8 @@ class VersionConflict(DataError, FileExistsError):
         url: str | None = None,
     ) -> None:
         super().__init__(message, url=url)
-        self.errno = errno.EEXIST
-        self.strerror = message
+        self.errno: int = errno.EEXIST
+        self.strerror: str = message
         self.filename = path
         self.local = local
         self.remote = remote

@@ -130,12 +130,12 @@ class _Backlog:
         self._waiters: list[asyncio.Future[None]] = []
         self._room: asyncio.Future[None] | None = None
         self.entries: dict[int, _Entry] = {}
-        self.first = 0
-        self.next = 0
-        self.bytes = 0
+        self.first: int = 0
+        self.next: int = 0
+        self.bytes: int = 0
         self.started: dict[int, int] = {}
         self.evicted: dict[int, int] = {}
-        self.covered_from = math.inf
+        self.covered_from: float = math.inf
         self.listeners: set[Listener[Any]] = set()
         self.missed = 0
         self.disconnected = 0

@@ -58,8 +58,8 @@ class Changes:
     def __init__(self) -> None:
         self.chores: set[asyncio.Task[None]] = set()
         self.group: asyncio.TaskGroup | None = None
-        self.closed = asyncio.Event()
-        self.lock = asyncio.Lock()
+        self.closed: asyncio.Event = asyncio.Event()
+        self.lock: asyncio.Lock = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def exclusive(self) -> AsyncGenerator[None, None]:

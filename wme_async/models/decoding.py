@@ -202,10 +202,10 @@ class AdaptiveDecoder:
         self._strict = judge.decode
         self._loads = loads
         self._type = type
-        self.samples_left = SAMPLES
+        self.samples_left: int = SAMPLES
         self._kept_size = 0
         self._total_size = 0
-        self.prefers_orjson = False
+        self.prefers_orjson: bool = False
 
     def __call__(self, record: Buffer) -> Any:
         if self.prefers_orjson and len(record) >= LONG_RECORD:

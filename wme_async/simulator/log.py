@@ -104,8 +104,8 @@ class PartitionLog:
     """
 
     def __init__(self, base: int = 0) -> None:
-        self.base = base
-        self.end = base
+        self.base: int = base
+        self.end: int = base
         self._segments: list[_Stored | _Virtual] = []
 
     def __len__(self) -> int:

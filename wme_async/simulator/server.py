@@ -103,7 +103,8 @@ class Simulator:
         self.clock: Clock = Clock(settings["start"], frozen=settings["frozen"])
         self.faults: Faults = Faults(seed)
         self.requests: Requests = Requests(settings["keep_requests"])
-        self.access, allowances = policy(settings)
+        rows, allowances = policy(settings)
+        self.access: Sequence[AccessRow] = rows
         self.caps: Caps = Caps(self.clock, allowances)
         self.limiter: Limiter = Limiter(self.clock, dict(settings["rate_limits"] or {}))
         self.accounts: Accounts = Accounts(

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ErrorResponse", "aiohttp_errors", "error_response", "litestar_errors", "starlette_errors"]
 
-logger = logging.getLogger("wme_async.web")
+_logger = logging.getLogger("wme_async.web")
 
 _RETRY_AFTER: Final = 5  # seconds, where a service that cannot be reached gives none
 _MEDIA_TYPE: Final = "application/json"
@@ -85,7 +85,7 @@ def error_response(error: WMEError) -> ErrorResponse:
     if seconds is not None and status in {429, 503}:
         headers["Retry-After"] = str(max(0, math.ceil(seconds)))
     if status != 404:
-        logger.warning("responding with %d: %s", status, error)
+        _logger.warning("responding with %d: %s", status, error)
     return ErrorResponse(
         status=status,
         headers=headers,

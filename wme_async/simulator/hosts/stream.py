@@ -44,8 +44,8 @@ class Line:
     """
 
     def __init__(self, schema: Node, accepted: Accepted, content_type: str) -> None:
-        self.content_type = f"{content_type}; charset=utf-8"
-        self.sse = content_type == "text/event-stream"
+        self.content_type: str = f"{content_type}; charset=utf-8"
+        self.sse: bool = content_type == "text/event-stream"
         self._before, self._after = (b"event: message\ndata: ", b"\n\n") if self.sse else (b"", b"\n")
         self._passes = compile_filters(schema, accepted.filters) if accepted.filters else None
         self._prune = compile_fields(schema, accepted.fields) if accepted.fields else None

@@ -118,7 +118,7 @@ class Catalog:
     def __init__(self, clock: Clock, options: "SimulatorOptions") -> None:
         self.clock = clock
         self._options = options
-        self.articles = options["articles"]
+        self.articles: int = options["articles"]
         self._archive_bytes = options["archive_bytes"] or {}
         data = options["data"]
         folder = None if data is None else Path(data)
