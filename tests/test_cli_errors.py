@@ -172,7 +172,11 @@ def test_without_a_home_tokens_are_not_kept(environment):
     assert result.returncode == 0, result.stderr
 
 
-FEW = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (10, 10))"
+FEW = """
+import os, resource
+limit = 1 + max(int(name) for name in os.listdir('/proc/self/fd'))
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+"""
 
 
 def test_without_descriptors_it_is_one_line(environment):

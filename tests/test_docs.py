@@ -36,6 +36,9 @@ _FENCE = re.compile(
 )
 _NOT_RUN = "# not run: "
 
+# What the code of a page needs beside the package.
+NEEDS = {"relay": ("starlette", "fastapi", "litestar")}
+
 
 class Block(NamedTuple):
     language: str
@@ -131,6 +134,8 @@ def publishing(firehose: Firehose) -> Iterator[None]:
 def test_the_code_of_a_page_runs_and_prints_its_output(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in NEEDS.get(page.stem, ()):
+        pytest.importorskip(module, reason=f"the page shows {module}, which is not installed")
     monkeypatch.chdir(tmp_path)
     start = AT if "2025-07-16" in page.read_text() else None
     namespace: dict[str, Any] = {"__name__": "__docs__"}

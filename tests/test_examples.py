@@ -63,6 +63,11 @@ SCRIPTS = {
     ],
 }
 FILES = {"short_pages"}
+NEEDS = {
+    "articles_to_parquet": ("pyarrow",),
+    "duckdb_over_wme": ("pyarrow", "duckdb"),
+    "polars_over_wme": ("pyarrow", "polars"),
+}
 STREAMS = {"follow_stream", "exactly_once"}  # the latter is killed at random in test_stream_torture
 SERVICES = {"batch_service", "batch_service_asgi", "in_aiohttp", "in_fastapi", "in_starlette", "in_litestar"}
 
@@ -94,6 +99,8 @@ def run(name: str, *words: str, cwd: Path) -> str:
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_a_script_prints_its_documented_output(name: str, environment: Simulator, tmp_path: Path) -> None:
+    for module in NEEDS.get(name, ()):
+        pytest.importorskip(module, reason=f"the example uses {module}, which is not installed")
     for arguments, expected in SCRIPTS[name]:
         words = [argument.format(hour=environment.hours[-1]) for argument in arguments]
         printed = run(name, *words, cwd=tmp_path)

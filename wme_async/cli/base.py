@@ -291,6 +291,8 @@ def _token_file(option: str | None) -> Path | None:
     try:
         # RuntimeError and KeyError: without HOME, and without an entry of this user in the system's list.
         path = Path(option) if option else platformdirs.user_state_path("wme-async") / "tokens.json"
+        if not option and not path.is_absolute():  # a release of platformdirs leaves "~" as it is
+            raise RuntimeError("there is no home folder")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except (OSError, RuntimeError, KeyError) as error:
         if option:
