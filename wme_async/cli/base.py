@@ -290,9 +290,7 @@ def _token_file(option: str | None) -> Path | None:
     """Return the file of tokens for the next command; None where the default one cannot be written."""
     try:
         # RuntimeError and KeyError: without HOME, and without an entry of this user in the system's list.
-        path = Path(option) if option else platformdirs.user_state_path("wme-async") / "tokens.json"
-        if not option and not path.is_absolute():  # a release of platformdirs leaves "~" as it is
-            raise RuntimeError("there is no home folder")
+        path = Path(option) if option else _state_folder() / "tokens.json"
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except (OSError, RuntimeError, KeyError) as error:
         if option:
@@ -300,6 +298,13 @@ def _token_file(option: str | None) -> Path | None:
         logger.warning("tokens are not kept for the next command: %s", error)
         return None
     return path
+
+
+def _state_folder() -> Path:
+    folder = platformdirs.user_state_path("wme-async")
+    if not folder.is_absolute():  # without a home, some releases of platformdirs leave "~" as it is
+        raise RuntimeError("the home folder is not known")
+    return folder
 
 
 def configure_logging(verbosity: int) -> None:
