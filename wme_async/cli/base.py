@@ -235,7 +235,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return await main
 
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
             # Without descriptors this fails, before a coroutine exists that nothing would await.
             runner.get_loop()
             return runner.run(guarded())
@@ -245,21 +245,17 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         main.close()
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    # Without descriptors libuv aborts the process, and asyncio leaves half a loop behind.
+    with contextlib.ExitStack() as stack:
+        for _ in range(_LOOP_DESCRIPTORS):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
     try:
         import uvloop  # noqa: PLC0415  # an extra
     except ImportError:
-        return None
-
-    def make() -> asyncio.AbstractEventLoop:
-        # libuv aborts the process if it cannot open the descriptors of a loop.
-        with contextlib.ExitStack() as stack:
-            for _ in range(_LOOP_DESCRIPTORS):
-                stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-        return loop
-
-    return make
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 @contextlib.asynccontextmanager
