@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wall_clock import MIDDLE_OF_A_MONTH
 
 from wme_async.simulator import Simulator
 
@@ -133,7 +134,10 @@ def test_removing_needs_to_be_asked_for_and_is_bounded(run: Run, world: Simulato
 
 def test_an_allowance_that_is_used_up_is_exit_code_5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Simulator.run_in_thread(
-        articles=2, groups=["group_1"], caps={"group_1": {"snapshots": 30, "chunks": 9, "ondemand": 9}}
+        articles=2,
+        groups=["group_1"],
+        caps={"group_1": {"snapshots": 30, "chunks": 9, "ondemand": 9}},
+        start=MIDDLE_OF_A_MONTH,
     ) as world:
         monkeypatch.setenv("WME_TOKEN_FILE", str(tmp_path / "tokens.json"))
         for name, value in world.environment().items():

@@ -383,6 +383,7 @@ async def test_counts_outlive_a_save_that_was_cancelled_or_failed(sim, tmp_path,
     assert counted(path) == {"chunk/2026-07": 4, "ondemand/2026-07": 1}
 
 
+@pytest.mark.middle_of_a_month
 @pytest.mark.parametrize("answer", ["some is left", "used up", "no answer"])
 async def test_of_requests_that_are_refused_together_one_asks_whether_the_month_is_used_up(sim, answer):
     sim.faults.inject("status", role="api", path="/v2/articles", status=429, times=None)
