@@ -115,7 +115,7 @@ async def write_parquet(
             `project=enwiki/data.parquet` by the field `is_part_of.identifier`, as engines read with Hive partitioning.
             Such records may come from anywhere.
         extra: Name of a column for the fields of a record that the type lacks, as JSON. The records come from an open
-            archive; they are read one by one then, which takes two to three times as long.
+            archive; they are read one by one then, which takes longer.
 
     Raises:
         ArchiveError: Two members of an archive whose files would have one name.
