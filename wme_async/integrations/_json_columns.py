@@ -1,8 +1,8 @@
 """NDJSON to Arrow columns without a Struct per record, wherever the result provably equals msgspec's.
 
 pyarrow's JSON reader parses a block of lines in C++, in less time than decoding into Structs and building columns from
-them takes, and beside other threads. It is laxer than msgspec in some places and stricter in others, so a block for which
-equality is not certain goes to msgspec (`parse` returns None):
+them takes, and beside other threads. It is laxer than msgspec in some places and stricter in others, so a block for
+which equality is not certain goes to msgspec (`parse` returns None):
 
 - The reader accepts invalid JSON and more or less than one object per line (`NaN`, two records on one line, one on
   two lines). So msgspec first validates each line without building objects.
