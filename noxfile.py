@@ -20,7 +20,10 @@ nox.options.sessions = ["tests", "lint", "types"]
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
-EXTRAS = ("cli", "fast", "arrow", "cloud", "media")
+EXTRAS = (
+    *("cli", "fast", "arrow", "cloud", "media", "html", "mirror"),
+    *("postgres", "redis", "kafka", "nats", "dask", "otel"),
+)
 
 # The lock files: extras of the package (None where the package is not installed), and dependency groups.
 LOCKS: dict[str, tuple[tuple[str, ...] | None, tuple[str, ...]]] = {
@@ -30,9 +33,9 @@ LOCKS: dict[str, tuple[tuple[str, ...] | None, tuple[str, ...]]] = {
     "demo": (("cli",), ()),
     "tests": (EXTRAS, ("tests", "integrations")),
     "types": (EXTRAS, ("tests", "integrations", "types")),
-    "torture": (("cli", "fast", "media"), ("tests", "integrations", "fuzz")),
+    "torture": (EXTRAS, ("tests", "integrations", "fuzz")),
     "docs": (("cli",), ("docs",)),
-    "bench": (("cli", "fast", "arrow"), ("bench",)),
+    "bench": (("cli", "fast", "arrow", "mirror"), ("bench",)),
     "extra-none": ((), ("tools",)),
     **{f"extra-{extra}": ((extra,), ("tools",)) for extra in EXTRAS},
 }
@@ -45,6 +48,7 @@ OF_EXTRA: dict[str, list[str]] = {
     "arrow": ["test_arrow", "test_arrow_json", "test_arrow_source"],
     "cloud": ["test_cloud"],
     "media": ["test_jobs_media", "test_media_guard"],
+    **{extra: [] for extra in ("html", "mirror", "postgres", "redis", "kafka", "nats", "dask", "otel")},
 }
 
 # When the tests of `calendar` begin, each of them anew.

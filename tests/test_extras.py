@@ -27,7 +27,17 @@ MODULES = {
     "arrow": ("pyarrow",),
     "cloud": ("obstore",),
     "media": ("yt_dlp",),
+    "html": ("selectolax",),
+    "mirror": ("zstandard",),
+    "postgres": ("asyncpg",),
+    "redis": ("redis",),
+    "kafka": ("aiokafka",),
+    "nats": ("nats",),
+    "dask": ("distributed",),
+    "otel": ("opentelemetry",),
 }
+# What comes with another extra as well.
+SHARED = {"click", "platformdirs", "rich"}
 # What users lack, and other tests install: with `requests` yt-dlp goes another way through the network.
 FOREIGN = ("requests", "httpx", "fastapi", "starlette", "duckdb", "yaml", "jsonschema", "aioresponses")
 
@@ -51,15 +61,19 @@ def python(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
 def test_the_environment_has_the_one_extra_that_its_session_names() -> None:
     assert ALONE in {"none", *MODULES}
     others = {module for extra, modules in MODULES.items() if extra != ALONE for module in modules}
-    # platformdirs and rich may come with other things; they are of the command line only together.
     assert {extra for extra in MODULES if has(extra)} == ({ALONE} - {"none"})
-    assert not {module for module in (others - {"platformdirs"}) | set(FOREIGN) if installed(module)}
+    assert not {module for module in (others - SHARED) | set(FOREIGN) if installed(module)}
 
 
 def test_the_modules_of_the_extras_are_those_of_the_metadata() -> None:
     from importlib.metadata import requires
 
-    names = {"cli": {"click", "rich", "python-dotenv", "platformdirs"}, "media": {"yt-dlp"}}
+    names = {
+        "cli": {"click", "rich", "python-dotenv", "platformdirs"},
+        "media": {"yt-dlp"},
+        "nats": {"nats-py"},
+        "otel": {"opentelemetry-api"},
+    }
     for extra, modules in MODULES.items():
         mine = [line for line in requires("wme-async") or [] if f'extra == "{extra}"' in line.replace("'", '"')]
         packages = {line.replace(";", " ").replace(">", " ").split()[0].lower() for line in mine}
