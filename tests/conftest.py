@@ -14,6 +14,16 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from hypothesis import HealthCheck, settings
+from real_servers import (  # noqa: F401  # fixtures
+    nats_server,
+    nats_url,
+    pgbouncer,
+    pgbouncer_dsn,
+    postgres,
+    postgres_dsn,
+    redis_server,
+    redis_url,
+)
 from wall_clock import MIDDLE_OF_A_MONTH, clock, set_moment
 
 if TYPE_CHECKING:
