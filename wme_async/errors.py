@@ -15,6 +15,7 @@
         DecodeError               a JSON document or line that does not fit its model
         ArchiveError              gzip or tar is damaged, cut short, or hostile
         IntegrityError            a file that does not match its checksum, size or version
+        Replaced                  the server has another version than the one asked for
         VersionConflict           another version of the file is there; also a `FileExistsError`
       StreamError               the firehose
         OffsetGap                 events of a partition are missing
@@ -47,6 +48,7 @@ __all__ = [
     "OffsetGap",
     "QuotaExceeded",
     "RateLimited",
+    "Replaced",
     "ServerError",
     "StatusError",
     "StreamError",
@@ -294,6 +296,26 @@ class IntegrityError(DataError):
         url: str | None = None,
         expected: str | None = None,
         got: str | None = None,
+    ) -> None:
+        super().__init__(message, url=url)
+        self.expected = expected
+        self.got = got
+
+
+class Replaced(DataError):
+    """The server has another version of an archive than the one asked for by its MD5.
+
+    It is raised before the first record, unless nothing but the last byte could prove the version.
+
+    Args:
+        message: The archive, and the remedy.
+        expected: The MD5 that was asked for.
+        got: The version on the server: the MD5 of its metadata, its ETag, or the MD5 of the received bytes.
+        url: The archive.
+    """
+
+    def __init__(
+        self, message: str = "", *, expected: str | None = None, got: str | None = None, url: str | None = None
     ) -> None:
         super().__init__(message, url=url)
         self.expected = expected

@@ -3,14 +3,17 @@
 import re
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from wme_async._client.resources import Resource
 from wme_async._download import Checksum, FileInfo, SignedUrl
+from wme_async._download.etags import plain_md5
 from wme_async._download.first_range import file_info_of
 from wme_async._transport import Request, Transport
 from wme_async._transport.error_responses import REDIRECTS, bare_url, redirect_target
-from wme_async.errors import NotFound, TransportError
+from wme_async.errors import NotFound, Replaced, TransportError
 
-__all__ = ["ArchiveSource", "ListedSource"]
+__all__ = ["ArchiveSource", "ListedSource", "PinnedSource"]
 
 _EXPIRES = re.compile(r"[?&]X-Amz-Expires=([0-9]{1,9})(?:[&#]|$)")
 
@@ -128,6 +131,57 @@ class ListedSource(ArchiveSource):
         """Return the checksum of the list once, and that of the metadata afterwards."""
         promised, self.promised = self.promised, None
         return promised if promised is not None else await super().checksum()
+
+
+class PinnedSource(ArchiveSource):
+    """An archive of which one version alone is accepted.
+
+    An archive is replaced in place, and its metadata follows later. So both are compared, before a signature is
+    requested: the MD5 in the metadata, and the ETag, which is the MD5 of an object that was not uploaded in parts.
+    """
+
+    md5: str = ""
+    _checked = False
+
+    async def head(self) -> FileInfo:
+        """Request size and version.
+
+        Raises:
+            Replaced: The ETag is the MD5 of another version.
+        """
+        info = await super().head()
+        md5 = plain_md5(info.etag)
+        if md5 is not None:
+            self._compare(md5)
+        self._checked = True
+        return info
+
+    async def sign(self) -> SignedUrl:
+        """Request a signed URL, once the version is known."""
+        if not self._checked:
+            await self.head()
+        return await super().sign()
+
+    async def checksum(self) -> Checksum:
+        """Return the pinned checksum.
+
+        Raises:
+            Replaced: The metadata has another one.
+        """
+        promised = await super().checksum()
+        if promised is None:
+            return Checksum(md5=self.md5, exact=True)
+        self._compare(promised.md5.lower())
+        return msgspec.structs.replace(promised, exact=True)
+
+    def _compare(self, md5: str) -> None:
+        if md5 != self.md5:
+            raise Replaced(
+                f"{self.identity} has version {md5} now, not {self.md5}, which was asked for; read its metadata again",
+                expected=self.md5,
+                got=md5,
+                url=self.identity,
+            )
 
 
 def _lifetime(url: str) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -13,9 +14,9 @@ import msgspec
 from wme_async._archive import ArchiveReader, OnBadRecord
 from wme_async._archive.reader import ReaderOptions
 from wme_async._archive.tar import DEFAULT_MAX_RECORD
-from wme_async._arguments import check_numbers, check_path
+from wme_async._arguments import check_numbers, check_path, check_text
 from wme_async._client.archive_names import ArchiveName, uses_version
-from wme_async._client.archive_source import ArchiveSource, ListedSource
+from wme_async._client.archive_source import ArchiveSource, ListedSource, PinnedSource
 from wme_async._client.collection import Collection, Value
 from wme_async._client.paths import chunk_path, hour_of
 from wme_async._client.quota import Cost
@@ -46,6 +47,8 @@ M = TypeVar("M", bound=Archive)
 R = TypeVar("R", bound=msgspec.Struct)
 U = TypeVar("U")
 A = TypeVar("A", bound=ArchiveSource)
+
+_MD5 = re.compile("[0-9a-fA-F]{32}")
 
 
 class Files(Collection[M], Generic[M, R]):
@@ -228,6 +231,7 @@ class Files(Collection[M], Generic[M, R]):
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
+        md5: str | None = None,
         **options: Unpack[ContentOptions],
     ) -> ArchiveReader[R]: ...
     @overload
@@ -240,6 +244,7 @@ class Files(Collection[M], Generic[M, R]):
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
+        md5: str | None = None,
         **options: Unpack[ContentOptions],
     ) -> ArchiveReader[U]: ...
     def read(
@@ -251,6 +256,7 @@ class Files(Collection[M], Generic[M, R]):
         on_bad_record: OnBadRecord = "raise",
         max_record: int = DEFAULT_MAX_RECORD,
         select: Callable[[str], bool] | None = None,
+        md5: str | None = None,
         **options: Unpack[ContentOptions],
     ) -> ArchiveReader[Any]:
         """Read the records of an archive while it downloads: no temporary file, flat memory.
@@ -269,6 +275,8 @@ class Files(Collection[M], Generic[M, R]):
                 receives the `DecodeError` with member, line, offset and raw bytes.
             max_record: Bytes of one record above which it is a bad record.
             select: Returns whether to read a member, by its name: to go on where an earlier run stopped.
+            md5: Read this version alone: the `version` of the metadata. An archive is replaced in place, so that what
+                was listed before may be another one now. That is checked before a metered request is sent.
             connections: Concurrent byte ranges at most. By default one if the archive is metered, since several need a
                 metered request for every minute of reading; else as many as increase the rate.
             window: Bytes held in memory ahead of the reader.
@@ -279,10 +287,12 @@ class Files(Collection[M], Generic[M, R]):
             An async context manager that is an async iterator of records.
 
         Raises:
-            ValueError: The identifier is malformed.
+            ValueError: The identifier is malformed, or `md5` is not one.
+            Replaced: On reading: the server has another version than `md5`. No record was returned, unless the archive
+                was uploaded in parts and its metadata is older than its bytes, which only their end proves.
             VersionConflict: On entering or reading: `tee` names a file of another version.
         """
-        source = self.content(identifier, tee=tee, **options)
+        source = self._content(self._pinned(identifier, md5), identifier, tee, options)
         record = type if type is not None else self._resource.record
         assert record is not None
         return ArchiveReader(
@@ -382,7 +392,15 @@ class Files(Collection[M], Generic[M, R]):
         Raises:
             ValueError: The identifier is malformed, or an option is out of range.
         """
-        source = self._source(identifier)
+        return self._content(self._source(identifier), identifier, tee, options)
+
+    def _content(
+        self,
+        source: ArchiveSource,
+        identifier: str | int,
+        tee: str | os.PathLike[str] | None,
+        options: ContentOptions,
+    ) -> ContentReader:
         if self._resource.pool and options.get("connections") is None:  # several need more signatures
             options["connections"] = 1
         if tee is None:
@@ -447,6 +465,16 @@ class Files(Collection[M], Generic[M, R]):
 
     def _source(self, identifier: str | int) -> ArchiveSource:
         return self._source_as(ArchiveSource, identifier)
+
+    def _pinned(self, identifier: str | int, md5: str | None) -> ArchiveSource:
+        if md5 is None:
+            return self._source(identifier)
+        check_text(md5=md5)
+        if not _MD5.fullmatch(md5):
+            raise ValueError(f"md5 must be 32 hexadecimal digits, such as `version` of the metadata, not {md5!r}")
+        source = self._source_as(PinnedSource, identifier)
+        source.md5 = md5.lower()
+        return source
 
     def _source_as(self, kind: type[A], identifier: str | int) -> A:
         async def checksum() -> Checksum | None:

@@ -5,12 +5,15 @@ the parts' MD5s, followed by `-n`. It does not say the sizes of the parts, so al
 """
 
 import hashlib
+import re
 from datetime import datetime
 from typing import Protocol
 
-__all__ = ["Digest", "PartSums", "may_be_newer"]
+__all__ = ["Digest", "PartSums", "may_be_newer", "plain_md5"]
 
 _MIB = 1 << 20
+
+_MD5 = re.compile(r'"([0-9a-fA-F]{32})"')
 
 # Bytes of the first part and of each one after it. First the one of WME's exporter. Last its copies for the free plan,
 # which take the last byte of a range for the one after it, so that their first part is a byte longer than the others.
@@ -105,3 +108,9 @@ def may_be_newer(stored: datetime | None, described: datetime | None) -> bool:
         described: The date of the metadata, None where unknown.
     """
     return stored is None or described is None or stored > described
+
+
+def plain_md5(etag: str | None) -> str | None:
+    """Return the MD5 that an ETag states, in lower case; None for an object that was uploaded in parts, or no ETag."""
+    match = _MD5.fullmatch(etag or "")
+    return match[1].lower() if match else None

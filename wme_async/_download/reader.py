@@ -418,6 +418,6 @@ def _sums_of(info: FileInfo, promised: Checksum | None) -> PartSums | None:
     dates allow the case.
     """
     etag = strong_etag(info.etag)
-    if promised is None or etag is None or info.size is None:
+    if promised is None or promised.exact or etag is None or info.size is None:
         return None
     return PartSums(etag, info.size) if may_be_newer(info.last_modified, promised.modified) else None

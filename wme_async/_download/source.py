@@ -54,10 +54,12 @@ class Checksum(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         md5: Of all its bytes, in hexadecimal.
         modified: The date of the metadata, UTC; None where unknown. A file that was stored later may be another one.
+        exact: Bytes of another version are an error, even if the server has them now.
     """
 
     md5: str
     modified: datetime | None = None
+    exact: bool = False
 
 
 class SignedUrl(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,12 +6,13 @@ from pathlib import Path
 import msgspec
 
 from wme_async._download.budget import SignedUrlCache
+from wme_async._download.etags import plain_md5
 from wme_async._download.range_responses import strong_etag
 from wme_async._download.source import Checksum, DirectSource, FileInfo, Source
 from wme_async._tasks import WorkGroup, raise_first_cause
 from wme_async._transport import Transport
 from wme_async._transport.retry import jittered_delay
-from wme_async.errors import IntegrityError, NotFound
+from wme_async.errors import IntegrityError, NotFound, Replaced
 
 __all__ = ["check_md5", "check_sha1", "fetch_version", "promised_and_signed", "wait_before_restart"]
 
@@ -110,11 +111,20 @@ async def check_md5(
     Returns:
         True if the metadata has this MD5, None if it does not prove anything; and the error to raise unless the bytes
         have the ETag of a file that was uploaded in parts.
+
+    Raises:
+        Replaced: The promised version is the only one that is accepted, and the file has another one.
     """
     if md5 is None or promised is None:
         return None, None
     if md5 == promised.md5:
         return True, None
+    if promised.exact and plain_md5(info.etag) != promised.md5:
+        raise Replaced(
+            f"the received bytes have version {md5}, not {promised.md5}, which was asked for; read the metadata again",
+            expected=promised.md5,
+            got=md5,
+        )
     # Metadata that has vanished proves as little as the earlier one, so the ETag decides then too.
     promised = await promised_checksum(source) or promised
     if md5 == promised.md5:
