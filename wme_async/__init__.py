@@ -13,6 +13,8 @@ batches of downloads.
 A public name is written once: an error in `wme_async.errors`, any other in `wme_async._exports`.
 """
 
+import ast
+import functools
 import importlib
 from typing import TYPE_CHECKING
 
@@ -24,15 +26,29 @@ if TYPE_CHECKING:
     from wme_async._exports import *  # noqa: F403  # the names that `__getattr__` loads
 else:
 
+    @functools.cache
+    def _modules() -> dict[str, str]:
+        """Return the module of each public name but the errors, from the text of `_exports`, which is not run."""
+        try:
+            source = __spec__.loader.get_data(__file__.replace("__init__", "_exports"))
+        except (AttributeError, OSError):  # only bytecode is installed
+            exports = importlib.import_module("wme_async._exports")
+            return {name: exports.__name__ for name in vars(exports) if not name.startswith("_")}
+        imports = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
+        return {alias.name: node.module for node in imports for alias in node.names}
+
     def __getattr__(name: str) -> object:
-        """Load the public names when the first of them is used: programs that need the errors alone start at once."""
-        if name == "__all__" or not name.startswith("_"):
-            exports = vars(importlib.import_module("wme_async._exports"))
-            names = {key: value for key, value in exports.items() if key[0].isalpha()}
-            globals().update(names, __all__=sorted([*names, *errors.__all__, "__version__"]))
-        if name not in globals():
+        """Load a public name when it is first used, with no more of the package than it needs."""
+        if name in {"models", "offsets", "settings"}:
+            return importlib.import_module(f"wme_async.{name}")
+        if name == "__all__":
+            value: object = sorted([*_modules(), *errors.__all__, "__version__"])
+        elif name.startswith("_") or name not in _modules():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return globals()[name]
+        else:
+            value = getattr(importlib.import_module(_modules()[name]), name)
+        globals()[name] = value
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__getattr__("__all__")})

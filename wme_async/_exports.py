@@ -1,33 +1,31 @@
 # ruff: noqa: I001, PLC0414  # `name as name` marks a name as public to type checkers, one list for each module
-"""The public names of `wme_async` but its errors, each once.
+"""The public names of `wme_async` but its errors, each once and beside the module that has it.
 
-The root imports this module when a name is first used.
+Type checkers import this module. The root reads it as text, and imports the one module that a name comes from.
 """
 
 from wme_async._archive import (
     ArchiveReader as ArchiveReader,
-    ManyReader as ManyReader,
-    ManyResult as ManyResult,
     read_archive as read_archive,
     read_many as read_many,
 )
-from wme_async._client import (
-    Cache as Cache,
-    Client as Client,
-    Collection as Collection,
-    Files as Files,
+from wme_async._archive.parallel import ManyReader as ManyReader, ManyResult as ManyResult
+from wme_async._client.cache import Cache as Cache
+from wme_async._client.client import Client as Client
+from wme_async._client.collection import Collection as Collection
+from wme_async._client.concurrent_lookups import (
     Looked as Looked,
-    Lookup as Lookup,
     LookupProgress as LookupProgress,
     Lookups as Lookups,
 )
+from wme_async._client.files import Files as Files
 from wme_async._client.hour_feed import Hours as Hours
+from wme_async._client.lookup import Lookup as Lookup
 from wme_async._client.quota import Allowances as Allowances, Cost as Cost, Quota as Quota
 from wme_async._client.sync_report import SyncFile as SyncFile, SyncProgress as SyncProgress, SyncReport as SyncReport
 from wme_async._download import Budget as Budget, Download as Download, FileInfo as FileInfo, Progress as Progress
-from wme_async._stream import (
+from wme_async._stream.events import (
     PartitionStatistics as PartitionStatistics,
-    Stream as Stream,
     StreamBadRecord as StreamBadRecord,
     StreamCommitFailed as StreamCommitFailed,
     StreamCommitted as StreamCommitted,
@@ -38,6 +36,7 @@ from wme_async._stream import (
     StreamRetrying as StreamRetrying,
     StreamStatistics as StreamStatistics,
 )
+from wme_async._stream.stream import Stream as Stream
 from wme_async._transport import SessionPool as SessionPool
 from wme_async._transport.retry import Retrying as Retrying
 from wme_async.models import (

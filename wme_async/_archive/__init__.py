@@ -2,18 +2,18 @@
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
-from wme_async._archive.parallel import ManyReader, ManyResult
 from wme_async._archive.reader import ArchiveReader, ArchiveStatistics, Block, OnBadRecord, ReaderOptions
 from wme_async.models import Article
+
+if TYPE_CHECKING:  # imported when it is first used
+    from wme_async._archive.parallel import ManyReader
 
 __all__ = [
     "ArchiveReader",
     "ArchiveStatistics",
     "Block",
-    "ManyReader",
-    "ManyResult",
     "OnBadRecord",
     "ReaderOptions",
     "read_archive",
@@ -73,7 +73,7 @@ def read_archive(
 @overload
 def read_many(
     paths: "Iterable[str | os.PathLike[str]]", *, count_only: bool = ..., **options: Unpack[_ManyOptions]
-) -> ManyReader[Article]: ...
+) -> "ManyReader[Article]": ...
 @overload
 def read_many(
     paths: "Iterable[str | os.PathLike[str]]",
@@ -81,7 +81,7 @@ def read_many(
     type: type[T],
     count_only: bool = ...,
     **options: Unpack[_ManyOptions],
-) -> ManyReader[T]: ...
+) -> "ManyReader[T]": ...
 @overload
 def read_many(
     paths: "Iterable[str | os.PathLike[str]]",
@@ -89,7 +89,7 @@ def read_many(
     type: type[T],
     each: Callable[[list[T]], list[R]],
     **options: Unpack[_ManyOptions],
-) -> ManyReader[R]: ...
+) -> "ManyReader[R]": ...
 def read_many(
     paths: "Iterable[str | os.PathLike[str]]",
     *,
@@ -97,7 +97,7 @@ def read_many(
     each: Callable[[list[Any]], list[Any]] | None = None,
     count_only: bool = False,
     **options: Unpack[_ManyOptions],
-) -> ManyReader[Any]:
+) -> "ManyReader[Any]":
     """Read many archives or chunks in worker processes, if one core is too slow.
 
         async with wme_async.read_many(paths, type=Article, each=titles_of_stubs) as results:
@@ -132,4 +132,6 @@ def read_many(
         ValueError: An argument is out of range.
         TypeError: An argument has the wrong type, or msgspec cannot decode into `type`.
     """
+    from wme_async._archive.parallel import ManyReader  # noqa: PLC0415
+
     return ManyReader(paths, type=type, each=each, count_only=count_only, **options)

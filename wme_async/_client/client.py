@@ -4,21 +4,19 @@ import io
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from wme_async._arguments import check_instances, check_path
 from wme_async._client.account import Account
 from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
-from wme_async._client.entities import Wikidata
 from wme_async._client.files import ChunkedFiles, Files
-from wme_async._client.hour_feed import Hours, OnHourGap
 from wme_async._client.hours import hour_files
 from wme_async._client.lookup import Lookup
 from wme_async._client.media import MediaFiles
 from wme_async._client.quota import Allowances
-from wme_async._client.realtime import Realtime
 from wme_async._client.resources import resource_table
 from wme_async._text import decode_text
 from wme_async._transport import Credentials, SessionPool, Transport
@@ -34,8 +32,13 @@ from wme_async.models import (
     StructuredContent,
     StructuredSnapshot,
 )
-from wme_async.offsets import OffsetStore
 from wme_async.settings import Hosts, Limits, Retry, Timeouts
+
+if TYPE_CHECKING:  # parts that most programs do not use are imported when they are first used
+    from wme_async._client.entities import Wikidata
+    from wme_async._client.hour_feed import Hours, OnHourGap
+    from wme_async._client.realtime import Realtime
+    from wme_async.offsets import OffsetStore
 
 __all__ = ["Client"]
 
@@ -112,9 +115,21 @@ class Client:
         self.structured_snapshots: Files[StructuredSnapshot, StructuredContent] = self._endpoint("structured_snapshots")
         self.articles: Lookup[Article] = self._endpoint("articles")
         self.structured_contents: Lookup[StructuredContent] = self._endpoint("structured_contents")
-        self.wikidata: Wikidata = Wikidata(self._transport, self._resources, cache=cache)
-        self.realtime: Realtime = Realtime(self._transport, self._resources, self.batches, self.wikidata.batches)
         self.files: MediaFiles = MediaFiles(self._transport, self._resources["files"], cache=cache)
+
+    @cached_property
+    def wikidata(self) -> "Wikidata":
+        """Wikidata, which is a beta of the service: entities, labels, and archives."""
+        from wme_async._client.entities import Wikidata  # noqa: PLC0415
+
+        return Wikidata(self._transport, self._resources, cache=self._cache)
+
+    @cached_property
+    def realtime(self) -> "Realtime":
+        """The streams of changes as they happen."""
+        from wme_async._client.realtime import Realtime  # noqa: PLC0415
+
+        return Realtime(self._transport, self._resources, self.batches, self.wikidata.batches)
 
     @classmethod
     def from_env(cls, env_file: str | os.PathLike[str] | None = None, **options: Any) -> Self:
@@ -201,9 +216,9 @@ class Client:
         self,
         since: str | datetime | None = None,
         *,
-        offsets: OffsetStore | None = None,
+        offsets: "OffsetStore | None" = None,
         name: str = "default",
-        on_gap: OnHourGap = "log",
+        on_gap: "OnHourGap" = "log",
         poll: float = 60.0,
     ) -> "Hours[Batch, Article]":
         """Follow the batches hour by hour: each hour once, as its list appears, and missed ones first.
@@ -233,6 +248,8 @@ class Client:
             TypeError: An argument is of another type.
             ValueError: `since` is not an hour, or an option is out of range.
         """
+        from wme_async._client.hour_feed import Hours  # noqa: PLC0415
+
         return Hours(
             self._transport, self.batches, "batches", since=since, offsets=offsets, name=name, on_gap=on_gap, poll=poll
         )

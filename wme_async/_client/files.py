@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, Generic, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 import msgspec
 
@@ -20,11 +20,7 @@ from wme_async._client.archive_source import ArchiveSource, ListedSource, Pinned
 from wme_async._client.collection import Collection, Value
 from wme_async._client.paths import chunk_path, hour_of
 from wme_async._client.quota import Cost
-from wme_async._client.read_all import ListingReader
 from wme_async._client.resources import Resource
-from wme_async._client.sync import Sync
-from wme_async._client.sync_options import Listing, sync_options
-from wme_async._client.sync_report import SyncProgressHook, SyncReport
 from wme_async._download import (
     Budget,
     Checksum,
@@ -40,6 +36,10 @@ from wme_async._download import (
 from wme_async._platform import unusable_name
 from wme_async._transport import Transport
 from wme_async.models import Archive, Chunk
+
+if TYPE_CHECKING:  # imported when they are first used
+    from wme_async._client.read_all import ListingReader
+    from wme_async._client.sync_report import SyncProgressHook, SyncReport
 
 __all__ = ["ChunkedFiles", "Files", "target_path"]
 
@@ -157,9 +157,9 @@ class Files(Collection[M], Generic[M, R]):
         keep: timedelta | None = None,
         dry_run: bool = False,
         max_rate: float | None = None,
-        progress: SyncProgressHook | None = None,
+        progress: "SyncProgressHook | None" = None,
         budget: Budget | None = None,
-    ) -> SyncReport:
+    ) -> "SyncReport":
         """Make a folder equal to the listing: fetch new and changed files, for at most one metered request each.
 
         One list gives versions and sizes, and each file takes two requests: a signature and the bytes. A file that the
@@ -200,6 +200,9 @@ class Files(Collection[M], Generic[M, R]):
             OSError: The folder cannot be used.
             WMEError: The request of the list failed, or the account was rejected.
         """
+        from wme_async._client.sync import Sync  # noqa: PLC0415
+        from wme_async._client.sync_options import Listing, sync_options  # noqa: PLC0415
+
         check_path("to", to)
         options = sync_options(
             filters=filters, name=name, concurrency=concurrency, delete=delete, max_delete=max_delete, keep=keep,
@@ -312,7 +315,7 @@ class Files(Collection[M], Generic[M, R]):
         concurrency: int = 8,
         max_bytes: int = 128 << 20,
         **options: Unpack[ReaderOptions],
-    ) -> ListingReader[M, R]: ...
+    ) -> "ListingReader[M, R]": ...
     @overload
     def read_all(
         self,
@@ -322,7 +325,7 @@ class Files(Collection[M], Generic[M, R]):
         concurrency: int = 8,
         max_bytes: int = 128 << 20,
         **options: Unpack[ReaderOptions],
-    ) -> ListingReader[M, U]: ...
+    ) -> "ListingReader[M, U]": ...
     def read_all(
         self,
         *,
@@ -331,7 +334,7 @@ class Files(Collection[M], Generic[M, R]):
         concurrency: int = 8,
         max_bytes: int = 128 << 20,
         **options: Unpack[ReaderOptions],
-    ) -> ListingReader[M, Any]:
+    ) -> "ListingReader[M, Any]":
         """Read the records of all archives of the listing while they download: no temporary file, bounded memory.
 
         Example:
@@ -354,6 +357,8 @@ class Files(Collection[M], Generic[M, R]):
         """
         check_numbers(whole=True, optional=False, minimum=1, concurrency=concurrency, max_bytes=max_bytes)
         self._query(None, filters, None)
+        from wme_async._client.read_all import ListingReader  # noqa: PLC0415
+
         record = type if type is not None else self._resource.record
 
         async def fetch() -> Sequence[M]:

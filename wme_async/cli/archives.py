@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from wme_async._client import Client, Collection
 from wme_async._client.archive_names import ArchiveName, uses_version
+from wme_async._client.client import Client
+from wme_async._client.collection import Collection
 from wme_async._client.resources import RESOURCES
 from wme_async._download import Download
 from wme_async._tasks import in_thread

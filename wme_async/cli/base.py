@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wme_async import _platform
-from wme_async._client import Client
+from wme_async._client.client import Client
 from wme_async._client.paths import is_relative_hour
 from wme_async._client.resources import Resource
 from wme_async._download import Progress

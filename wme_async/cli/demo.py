@@ -16,7 +16,7 @@ from rich.text import Text
 
 from wme_async import _platform
 from wme_async._archive import read_archive
-from wme_async._client import Client
+from wme_async._client.client import Client
 from wme_async._stream import StreamStatistics
 from wme_async.cli import base
 from wme_async.cli.archives import describe_download

@@ -9,7 +9,7 @@ import click
 import msgspec
 from rich.text import Text
 
-from wme_async._client import Looked
+from wme_async._client.concurrent_lookups import Looked
 from wme_async._client.lookup_plan import plan_lookup
 from wme_async._client.resources import RESOURCES
 from wme_async._query.query import Query, filter_types

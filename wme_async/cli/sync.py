@@ -11,7 +11,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 
-from wme_async._client import Client
+from wme_async._client.client import Client
 from wme_async._client.resources import RESOURCES
 from wme_async._client.sync_report import SyncFile, SyncProgress, SyncReport
 from wme_async.cli import base

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from wme_async._archive import ArchiveReader, OnBadRecord, read_archive
 from wme_async._arguments import check_flags
-from wme_async._client import Files
+from wme_async._client.files import Files
 from wme_async._client.quota import Cost
 from wme_async.integrations._batches import SMALL_BLOCK, batches_of
 from wme_async.integrations._columns import schema_of
