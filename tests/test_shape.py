@@ -36,7 +36,7 @@ ROWS = [
     ["_download", "_archive", "_stream"],
     ["_client"],
     ["_exports"],
-    ["jobs", "relay", "integrations"],
+    ["jobs", "mirror", "relay", "integrations"],
     ["web"],
     ["__main__", "cli"],
 ]
@@ -77,6 +77,8 @@ PURE = [
     "jobs/url_policy.py",
     "jobs/validation.py",
     "jobs/wal.py",
+    "mirror/records.py",
+    "mirror/rule.py",
     "models/decoding.py",
     "settings.py",
 ]

@@ -1,0 +1,196 @@
+"""Records as the services send them, read for the rule: which title and page, when, and what of it is kept. Pure."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from wme_async._query.query import Query
+from wme_async.errors import DecodeError
+from wme_async.mirror.rule import HIDDEN_COMMENT, HIDDEN_EDITOR, HIDDEN_TEXT, MARGIN, Mask, Page
+from wme_async.models import Article
+from wme_async.models.decoding import Buffer, decoding, make_decoder
+
+__all__ = ["NEEDED", "RecordReader", "microseconds", "time_of", "visible_record"]
+
+NEEDED: Final = (
+    *("name", "identifier", "is_part_of.identifier", "namespace.identifier", "version.identifier", "date_modified"),
+    *("event", "visibility"),
+)
+"""The fields without which records cannot be merged."""
+
+_SHORT: Final = {"wikitext": "article_body.wikitext", "html": "article_body.html"}
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_DIGEST: Final = 8  # bytes
+
+
+class _Number(msgspec.Struct, gc=False, frozen=True):
+    identifier: int = 0
+
+
+class _Name(msgspec.Struct, gc=False, frozen=True):
+    identifier: str = ""
+
+
+class _Event(msgspec.Struct, gc=False, frozen=True):
+    type: str = "update"
+    date_created: datetime | None = None
+    date_published: datetime | None = None
+
+
+class _Visibility(msgspec.Struct, gc=False, frozen=True):
+    text: bool = False
+    editor: bool = False
+    comment: bool = False
+    user: bool = False
+
+
+class _Record(msgspec.Struct, gc=False):
+    name: str = ""
+    identifier: int = 0
+    is_part_of: _Name = _Name()
+    namespace: _Number = _Number()
+    version: _Number = _Number()
+    date_modified: datetime | None = None
+    visibility: _Visibility | None = None
+    event: msgspec.Raw = msgspec.Raw(b"")
+    article_body: msgspec.Raw = msgspec.Raw(b"")
+
+
+_NO_EVENT: Final = _Event()
+_NOTHING: Final = frozenset({b"", b"null", b"{}"})
+
+
+def microseconds(time: datetime | None) -> int:
+    """Return a time as microseconds since 1970, UTC; 0 for none, and for the year 1, which the services also write."""
+    if time is None or time.year <= 1:
+        return 0
+    return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+
+
+def time_of(time: int) -> datetime:
+    """Return microseconds since 1970 as a time."""
+    return _EPOCH + timedelta(microseconds=time)
+
+
+class RecordReader:
+    """Reads records for the rule.
+
+    Attributes:
+        fields: The fields that are kept, dotted, and those that the rule needs; None for all.
+
+    Args:
+        keep: The fields to keep, as dotted names of `Article`; `wikitext` and `html` are short for those of
+            `article_body`. None keeps whole records.
+
+    Raises:
+        TypeError: The fields are not a list of text.
+        ValueError: A field does not exist.
+    """
+
+    def __init__(self, keep: Sequence[str] | None = None) -> None:
+        self._decode = make_decoder(_Record, use_orjson=False)
+        self._decode_event = make_decoder(_Event, use_orjson=False)
+        self._query: Query | None = None
+        self.fields: list[str] | None = None
+        if keep is not None:
+            if isinstance(keep, str):
+                raise TypeError(f"keep must be a list of fields, such as [{keep!r}], not one text")
+            names = [*NEEDED, *(_SHORT.get(name, name) for name in keep)]
+            self.fields = list(dict.fromkeys(names))
+            self._query = Query.build("realtime", Article, fields=self.fields).for_unfiltered()
+
+    def read(self, record: Buffer, *, load: int = 0) -> Page | Mask:
+        """Return a record as a row.
+
+        Args:
+            record: Its JSON.
+            load: The number of the snapshot load that it comes from; 0 for none.
+
+        Raises:
+            DecodeError: It is not a record, or has no title or no project.
+        """
+        data = bytes(record)
+        fields = self._decode(data)
+        event_json = bytes(fields.event)
+        event = _NO_EVENT if event_json in _NOTHING else self._decode_event(event_json)
+        project = fields.is_part_of.identifier
+        if not fields.name or not project:
+            raise DecodeError("the record has no title or no project", record=data)
+        published = microseconds(event.date_published)
+        created = microseconds(event.date_created) or published or microseconds(fields.date_modified)
+        if created == published:
+            # A bulk record, whose content was read some time before.
+            created -= MARGIN
+        revision = fields.version.identifier
+        if event.type == "visibility-change":
+            return Mask(
+                project=project,
+                page_id=fields.identifier,
+                revision=revision,
+                created=created,
+                hidden=_hidden_parts(fields.visibility or _Visibility()),
+            )
+        gone = event.type == "delete"
+        kept = data
+        if self._query is not None:
+            kept, event_json = self._reduced(data, self._query)
+        return Page(
+            project=project,
+            title=fields.name.replace("_", " "),
+            namespace=fields.namespace.identifier,
+            page_id=fields.identifier,
+            revision=revision,
+            created=created,
+            published=published,
+            gone=gone,
+            digest=_digest(kept, event_json),
+            body=bytes(fields.article_body) not in _NOTHING,
+            record=b"" if gone else kept,
+            load=load,
+        )
+
+    def _reduced(self, data: bytes, query: Query) -> tuple[bytes, bytes]:
+        """Return a record with the kept fields alone, and its event as it is in there."""
+        with decoding(data):
+            plain = query.project(msgspec.json.decode(data))
+            return msgspec.json.encode(plain), msgspec.json.encode(plain.get("event", {}))
+
+
+def _digest(record: bytes, event: bytes) -> bytes:
+    """Return a digest of a record without its event, which differs between the sources of one record."""
+    content = record.replace(event, b"", 1) if event else record
+    return hashlib.sha1(content, usedforsecurity=False).digest()[:_DIGEST]
+
+
+def _hidden_parts(visibility: _Visibility) -> int:
+    return (
+        (0 if visibility.text else HIDDEN_TEXT)
+        | (0 if visibility.editor or visibility.user else HIDDEN_EDITOR)
+        | (0 if visibility.comment else HIDDEN_COMMENT)
+    )
+
+
+def visible_record(record: bytes, hidden: int) -> bytes:
+    """Return a record without its hidden parts.
+
+    Args:
+        record: Its JSON.
+        hidden: The hidden parts, as a sum of `HIDDEN_…`.
+    """
+    if not hidden or not record:
+        return record
+    fields: dict[str, Any] = msgspec.json.decode(record)
+    if hidden & HIDDEN_TEXT:
+        for name in ("article_body", "abstract"):
+            fields.pop(name, None)
+    version = fields.get("version")
+    if isinstance(version, dict):
+        if hidden & HIDDEN_EDITOR:
+            version.pop("editor", None)
+        if hidden & HIDDEN_COMMENT:
+            version.pop("comment", None)
+    return msgspec.json.encode(fields)
