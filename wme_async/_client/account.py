@@ -85,6 +85,15 @@ class Account:
         """
         await self._keeper.login()
 
+    async def token(self) -> str:
+        """Return a valid access token, for other programs that send requests; refresh it or sign in if there is none.
+
+        Raises:
+            Unauthorized: The server rejects the credentials, or there is no password and the stored sign-in has ended.
+            WMEError: The request to the auth host failed.
+        """
+        return await self._keeper.token()
+
     async def revoke(self) -> None:
         """Sign out: revoke the refresh token and delete all tokens, in the token file too.
 

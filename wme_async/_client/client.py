@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from wme_async._arguments import check_instances, check_path
 from wme_async._client.account import Account
@@ -40,7 +40,14 @@ if TYPE_CHECKING:  # parts that most programs do not use are imported when they 
     from wme_async._client.realtime import Realtime
     from wme_async.offsets import OffsetStore
 
-__all__ = ["Client"]
+__all__ = ["HOST_VARIABLES", "Client", "environment"]
+
+HOST_VARIABLES: Final[Mapping[str, str]] = {
+    "auth": "WME_AUTH_URL",
+    "api": "WME_API_URL",
+    "realtime": "WME_REALTIME_URL",
+}
+"""The environment variable of each host."""
 
 
 class Client:
@@ -53,7 +60,8 @@ class Client:
 
     Args:
         username: Of the account; sent in lower case, as the server requires.
-        password: Of the account. The server asks for it again after 90 days or 90 refreshes.
+        password: Of the account. The server asks for it again after 90 days or 90 refreshes. Until then it may be left
+            out where the `token_file` has the tokens of an earlier sign-in; afterwards requests are `Unauthorized`.
         access_token: A token from elsewhere. With a user name and password, the client uses it first.
         hosts: The addresses of the services, as `Hosts` or a mapping with some of the keys `auth`, `api`, `realtime`.
         timeouts: Seconds of silence.
@@ -61,7 +69,7 @@ class Client:
         limits: Bounds of concurrency and request rate.
         pool: Connections to share with other clients of this process; closing the client leaves it open.
         token_file: File that shares tokens with other processes and the next run. The client creates it with mode 0600
-            in an existing folder. It needs a user name and password.
+            in an existing folder. It needs a user name.
         on_retry: Called before the wait of every retry. It runs in the event loop and must not block.
         allowances: Monthly limits for warnings and quotas; by default those of the account's plan.
         paths: Path templates by resource name, for beta endpoints that have moved.
@@ -96,7 +104,7 @@ class Client:
         self._cache = cache
         self._resources = resource_table(paths)
         self._transport = Transport(
-            Credentials(username, password, access_token=access_token),
+            Credentials(username, password, access_token=access_token, stored=token_file is not None),
             hosts=Hosts.of(hosts),
             timeouts=timeouts,
             retry=retry,
@@ -150,8 +158,7 @@ class Client:
             TypeError: `env_file` is not a path.
             ImportError: There is an `env_file`, and python-dotenv is not installed.
         """
-        # An empty variable counts as unset.
-        variables = {**_env_file(env_file), **{name: value for name, value in os.environ.items() if value}}
+        variables = environment(env_file)
         if not {"username", "password", "access_token"} & options.keys():
             for name, variable in (
                 ("username", "WME_USERNAME"),
@@ -161,8 +168,7 @@ class Client:
                 if variables.get(variable):
                     options[name] = _trim(name, variables[variable])
         if "hosts" not in options:
-            hosts = {"auth": "WME_AUTH_URL", "api": "WME_API_URL", "realtime": "WME_REALTIME_URL"}
-            options["hosts"] = {role: variables[name] for role, name in hosts.items() if variables.get(name)}
+            options["hosts"] = {role: variables[name] for role, name in HOST_VARIABLES.items() if variables.get(name)}
         return cls(**options)
 
     def __repr__(self) -> str:
@@ -269,6 +275,20 @@ class Client:
 
 def _trim(name: str, value: str) -> str:
     return value.rstrip("\r\n") if name == "password" else value.strip()
+
+
+def environment(env_file: str | os.PathLike[str] | None = None) -> dict[str, str]:
+    """Return the variables of the environment and of a file, which the environment overrides. Empty ones are unset.
+
+    Args:
+        env_file: As for `Client.from_env`.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ImportError: There is a file, and python-dotenv is not installed.
+    """
+    variables = {**_env_file(env_file), **{name: value for name, value in os.environ.items() if value}}
+    return {name: value for name, value in variables.items() if value}
 
 
 def _env_file(path: str | os.PathLike[str] | None) -> dict[str, str]:

@@ -38,6 +38,7 @@ class Credentials:
         username: Lower-cased: the server requires it, and a refresh must repeat the name byte for byte.
         password: For signing in again after 90 days or 90 refreshes.
         access_token: Instead of the other two, or to start with.
+        stored: Whether a token file may have the tokens of the user, so that the password is not needed.
 
     Raises:
         TypeError: A value is not text.
@@ -47,10 +48,18 @@ class Credentials:
     __slots__ = ("_password", "access_token", "username")
 
     def __init__(
-        self, username: str | None = None, password: str | None = None, *, access_token: str | None = None
+        self,
+        username: str | None = None,
+        password: str | None = None,
+        *,
+        access_token: str | None = None,
+        stored: bool = False,
     ) -> None:
-        if (username is None) != (password is None):
-            raise ValueError("username and password go together: give both, or an access_token alone")
+        if (username is None) != (password is None) and not (stored and password is None and access_token is None):
+            raise ValueError(
+                "username and password go together: give both, an access_token alone, or a username alone with a "
+                "token_file that has its tokens"
+            )
         if username is None and access_token is None:
             raise ValueError(
                 "no credentials: give username and password (or WME_USERNAME and WME_PASSWORD), or an access_token "
@@ -176,7 +185,7 @@ class TokenManager:
         """Sign in now, even if there is a valid token.
 
         Raises:
-            Unauthorized: The user name or password is wrong, or the credentials are an access token alone.
+            Unauthorized: The user name or password is wrong, or there is no password.
         """
         async with self._lock, self._shared():
             await self._keep(await self._sign_in(retry=True))
@@ -268,10 +277,7 @@ class TokenManager:
     async def _sign_in(self, *, retry: bool) -> Tokens:
         # `retry` is off within another request, whose own retries would multiply these.
         if not self._credentials.can_sign_in:
-            raise Unauthorized(
-                "the server rejects the access_token, and there are no user name and password to replace it with",
-                status=401,
-            )
+            raise Unauthorized(self._cannot_sign_in(), status=401)
         try:
             request = _auth_request("/v1/login", self._credentials.login_body())
             signed_in = _decoded(await self._send(request, retry=retry))
@@ -285,6 +291,11 @@ class TokenManager:
             refresh_token=signed_in.refresh_token,
             refresh_expires=now + REFRESH_LIFETIME,
         )
+
+    def _cannot_sign_in(self) -> str:
+        if self._credentials.username is None:
+            return "the server rejects the access_token, and there are no user name and password to replace it with"
+        return f"the stored sign-in of {self._credentials.username} has ended or is missing; sign in with the password"
 
     async def _load(self) -> Tokens | None:
         return None if self._file is None else await in_thread(self._file.load)

@@ -121,7 +121,7 @@ class Transport:
         if credentials is not None:
             if credentials.username is not None:
                 self.account = (self.hosts, credentials.username)
-            if token_file is not None and credentials.can_sign_in:
+            if token_file is not None and credentials.username is not None:
                 self.token_file = TokenFile(token_file, f"{self.hosts.auth}|{credentials.username}")
             self.tokens = TokenManager(
                 credentials, send=self.request, sleep=self.sleep, now=self.now, file=self.token_file

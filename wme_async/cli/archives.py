@@ -95,6 +95,7 @@ class _Commands:
         if to == "-":
             await _to_stdout(files, identifiers, **options)
             return
+        base.when_stopped(base.CONTINUES)
         self._check_names(options["name"], identifiers)
         folder = to if to.endswith("/") or len(identifiers) == 1 else f"{to}/"
         for identifier in identifiers:
@@ -152,7 +153,10 @@ class _Commands:
         record = self._resource.record
         assert record is not None
         # A folder gets a file for each member of the archive, so that a second run can skip complete members.
-        select = unwritten(to) if to.endswith("/") and "://" not in to else None
+        select = None
+        if to.endswith("/") and "://" not in to:
+            select = unwritten(to)
+            base.when_stopped("the same command skips the members that are complete")
         async with files.read(identifier, select=select, **options) as records:
             parquet = await write_parquet(records, to, type=record)
         base.echo(f"{to}  {parquet.rows} records, {parquet.bytes / 1e6:.3f} MB in {len(parquet.files)} files")

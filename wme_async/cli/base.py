@@ -3,34 +3,32 @@
 import asyncio
 import contextlib
 import functools
-import io
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, TextIO, TypeVar
 
 import click
 import msgspec
-import platformdirs
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
 from wme_async import _platform
-from wme_async._client.client import Client
 from wme_async._client.paths import is_relative_hour
 from wme_async._client.resources import Resource
 from wme_async._download import Progress
 from wme_async._query.query import filter_type
 from wme_async._tasks import first_cause
-from wme_async._transport import SessionPool
-from wme_async.cli.terminal import LogFormatter, echo, json_line, one_line, stderr, stdout, visible
+from wme_async.cli.accounts import connect, has_account, session_pool
+from wme_async.cli.messages import message_of
+from wme_async.cli.terminal import LogFormatter, echo, json_line, one_line, stderr, stdout
 from wme_async.errors import Forbidden, NotFound, QuotaExceeded, RateLimited, Unauthorized, WMEError
 
 __all__ = [
+    "CONTINUES",
     "EXIT_CODES",
     "PlaceCommand",
     "Root",
@@ -51,6 +49,7 @@ __all__ = [
     "skip_bad_option",
     "stderr",
     "stdout",
+    "when_stopped",
     "where_option",
 ]
 
@@ -75,6 +74,8 @@ _EXIT_UNEXPECTED = 1
 # An event loop of libuv opens fewer.
 _LOOP_DESCRIPTORS = 12
 _EXIT_INTERRUPTED = 130
+_STOPPED = "wme_async.cli.stopped"
+CONTINUES = "the same command continues from here"
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line, also on a terminal."
@@ -138,7 +139,7 @@ class Root(click.Group):
             *arguments: As for `click.Command`.
             **extra: As for `click.Command`.
         """
-        with _exits():
+        with _exits({}):
             return super().make_context(*arguments, **extra)
 
     def invoke(self, context: click.Context) -> Any:
@@ -147,16 +148,29 @@ class Root(click.Group):
         Args:
             context: As for `click.Command`.
         """
-        with _exits():
+        with _exits(context.meta):
             result = super().invoke(context)
             # A full disk is an error of the command, not of the interpreter's exit.
             sys.stdout.flush()
             return result
 
 
+def when_stopped(message: str | None) -> None:
+    """Set what the current command says when it is stopped by Ctrl-C or another signal, such as how to go on.
+
+    Args:
+        message: Follows "stopped; "; None to say no more than that.
+    """
+    click.get_current_context().meta[_STOPPED] = message
+
+
 @contextlib.contextmanager
-def _exits() -> Iterator[None]:
-    """Turn every exception into a message and `click.exceptions.Exit`."""
+def _exits(meta: dict[str, Any]) -> Iterator[None]:
+    """Turn every exception into a message and `click.exceptions.Exit`.
+
+    Args:
+        meta: The shared data of the contexts, with the message of `when_stopped`.
+    """
     try:
         yield
     except click.exceptions.Exit as error:
@@ -168,13 +182,10 @@ def _exits() -> Iterator[None]:
         code = 0
     except (KeyboardInterrupt, click.Abort):
         code = _EXIT_INTERRUPTED
-        _say("stopped; the same command continues from here", style="yellow")
+        _say("; ".join(filter(None, ("stopped", meta.get(_STOPPED)))), style="yellow")
     except click.ClickException as error:
         code = error.exit_code
-        message = io.StringIO()
-        error.show(message)
-        with contextlib.suppress(OSError, ValueError):
-            click.echo(visible(message.getvalue()), err=True, nl=False)
+        _say_error(_usage_message(error))
     except Exception as error:  # noqa: BLE001  # the outermost handler
         code = _fail(error)
     else:
@@ -189,12 +200,24 @@ def _fail(error: Exception) -> int:
     logger.debug("the command failed", exc_info=error)
     cause = first_cause(error)
     code = next((code for kind, code in EXIT_CODES if isinstance(cause, kind)), None)
-    hint = "" if code is not None or logger.isEnabledFor(logging.DEBUG) else " (-vv shows where)"
-    message = one_line(str(cause)) or "no further information"
-    _say(Text.assemble((type(cause).__name__, "bold red"), f": {message}{hint}"))
+    message = one_line(message_of(cause)) or "no further information"
+    if code is None:  # an error of this program, whose class says more than its message
+        hint = "" if logger.isEnabledFor(logging.DEBUG) else " (-vv shows where)"
+        message = f"{type(cause).__name__}: {message}{hint}"
+    _say_error(message)
     for note in getattr(cause, "__notes__", ()):
         _say(f"  {one_line(note)}", style="dim")
     return _EXIT_UNEXPECTED if code is None else code
+
+
+def _usage_message(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    message = one_line(error.format_message())
+    return message if context is None else f"{message} (see {context.command_path} --help)"
+
+
+def _say_error(message: str) -> None:
+    _say(Text.assemble(("Error", "bold red"), f": {message}"))
 
 
 def _say(message: str | Text, *, style: str | None = None) -> None:
@@ -258,57 +281,13 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-@contextlib.asynccontextmanager
-async def connect(context: click.Context) -> AsyncIterator[Client]:
-    """Open a client with the options of the command line."""
-    options = context.find_root().params
-    token_file = _token_file(options.get("token_file"))
-    async with (
-        session_pool(context) as pool,
-        Client.from_env(options.get("env_file"), token_file=token_file, pool=pool) as client,
-    ):
-        yield client
-
-
-def session_pool(context: click.Context) -> SessionPool:
-    """Make a pool with the proxy of the command line, or else those of the environment."""
-    proxy = context.find_root().params.get("proxy")
-    return SessionPool(proxy=proxy, trust_env=proxy is None)
-
-
-def has_account(context: click.Context) -> bool:
-    """Return whether the environment or a file of the command line has credentials."""
-    env_file = context.find_root().params.get("env_file")
-    return bool(env_file or os.environ.get("WME_ACCESS_TOKEN") or os.environ.get("WME_USERNAME"))
-
-
-def _token_file(option: str | None) -> Path | None:
-    """Return the file of tokens for the next command; None where the default one cannot be written."""
-    try:
-        # RuntimeError and KeyError: without HOME, and without an entry of this user in the system's list.
-        path = Path(option) if option else _state_folder() / "tokens.json"
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except (OSError, RuntimeError, KeyError) as error:
-        if option:
-            raise
-        logger.warning("tokens are not kept for the next command: %s", error)
-        return None
-    return path
-
-
-def _state_folder() -> Path:
-    folder = platformdirs.user_state_path("wme-async")
-    if not folder.is_absolute():  # without a home, some releases of platformdirs leave "~" as it is
-        raise RuntimeError("the home folder is not known")
-    return folder
-
-
 def configure_logging(verbosity: int) -> None:
     """Log to standard error: warnings, with `-v` what is retried, with `-vv` every request."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogFormatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger().setLevel(level)
 
 
 def parse_filters(texts: Sequence[str], resource: Resource) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ __all__ = ["batch", "serve"]
 
 _T = TypeVar("_T")
 
+_DIRECTORY = "downloads"
 _POLL = (0.05, 0.5)  # seconds: the first, and the longest
 _BATCH_COLUMNS = ("batch_id", "status", "total_jobs", "completed_jobs", "failed_jobs", "created_at")
 _JOB_COLUMNS = ("job_id", "status", "progress.percent", "url", "error")
@@ -132,7 +134,7 @@ async def _manager(
 @click.group("batch")
 @click.option("--server", metavar="URL", help="A service, as `wme-async serve` runs it. Without: a folder here.")
 @click.option("--api-key", metavar="KEY", help="Of the service; also WME_BATCH_API_KEY.")
-@click.option("--directory", default="downloads", show_default=True, help="Without a service: where files go.")
+@click.option("--directory", default=_DIRECTORY, show_default=True, help="Without a service: where files go.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="HOST", help="May be fetched although it is private.")
 @click.pass_context
 def batch(context: click.Context, /, **options: Any) -> None:
@@ -180,6 +182,8 @@ def submit(
         async with _open(context, jobs=not detach) as batches:
             batch = await batches.submit(urls, ignore_errors=not fail_on_error, **options)
             base.echo(batch.batch_id)
+            if not detach:
+                base.when_stopped(_go_on(context, batch.batch_id))
             return batch if detach else await _wait(batches, batch.batch_id)
 
     batch = base.run(run())
@@ -212,6 +216,7 @@ def status(context: click.Context, /, *, batch_id: str | None, as_json: bool) ->
 @click.pass_context
 def watch(context: click.Context, /, *, batch_id: str) -> None:
     """Wait for the end of a batch; without a service, run it."""
+    base.when_stopped(_go_on(context, batch_id))
 
     async def run() -> Batch:
         async with _open(context, jobs=True) as batches:
@@ -246,6 +251,19 @@ for _name, _description in (
     _simple(_name, _description)
 
 
+def _go_on(context: click.Context, batch_id: str) -> str:
+    """Return what to do after an interruption: to submit again would make a second batch."""
+    options = context.find_object(dict) or {}
+    words = ["wme-async", "batch"]
+    if options["server"]:
+        words += ["--server", options["server"]]
+    elif options["directory"] != _DIRECTORY:
+        words += ["--directory", options["directory"]]
+    command = shlex.join([*words, *(word for host in options["hosts"] for word in ("--allow-host", host)), "watch"])
+    service = "the service goes on; see it with" if options["server"] else "go on with"
+    return f"{service}: {command} {batch_id}"
+
+
 async def _wait(batches: "BatchManager | _Service", batch_id: str) -> Batch:
     delay, longest = _POLL
     with base.progress_bar(batch_id) as move:
@@ -271,7 +289,7 @@ def _finish(context: click.Context, batch: Batch) -> None:
 
 
 @click.command("serve")
-@click.option("--directory", default="downloads", show_default=True, help="Where files go.")
+@click.option("--directory", default=_DIRECTORY, show_default=True, help="Where files go.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
 @click.option(
@@ -311,6 +329,7 @@ def serve(
             api_keys = None if no_key else keys
             await web.serve(manager, host=host, port=port, api_keys=api_keys, on_ready=_print_url)
 
+    base.when_stopped("unfinished batches go on when it is started again")
     base.run(run())
 
 

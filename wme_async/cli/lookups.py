@@ -221,6 +221,7 @@ def _get(context: click.Context, /, name: str, as_json: bool) -> None:
 @click.pass_context
 def _download(context: click.Context, /, name: str, to: str, force: bool, if_changed: bool, quiet: bool) -> None:
     """Download a file."""
+    base.when_stopped(base.CONTINUES)
 
     async def fetch() -> Any:
         async with base.connect(context) as client:

@@ -80,6 +80,8 @@ async def _follow(
     table: bool,
     **options: Any,
 ) -> None:
+    if offsets is not None:
+        base.when_stopped(f"the positions are saved, and {base.CONTINUES}")
     resource = RESOURCES["realtime.wikidata" if wikidata else "realtime.articles"]
     options["filters"] = base.parse_filters(filters, resource)
     options["offsets"] = MemoryOffsets() if offsets is None else SQLiteOffsets(offsets)

@@ -89,6 +89,7 @@ def _add(name: str, row: str, getter: Callable[[Client, Any], Any], *, place: st
         if follow and (options["dry_run"] or place is not None):
             raise click.UsageError("--follow begins with --since, and has neither an hour nor --dry-run")
         hour = base.place_text(place or "latest")
+        base.when_stopped(None if options["dry_run"] else base.CONTINUES)
 
         async def main() -> bool:
             async with base.connect(context) as client:
