@@ -18,7 +18,9 @@ from wme_async.simulator import ArticleGenerator, build_archive
 
 pa = pytest.importorskip("pyarrow", reason="the extra `arrow` is not installed")
 
-from wme_async.integrations.arrow import record_batches, schema_of  # noqa: E402 - not importable without the extra
+import pyarrow.parquet as pq  # noqa: E402 - not importable without the extra
+
+from wme_async.integrations.arrow import record_batches, schema_of, write_parquet  # noqa: E402 - same
 
 
 class Color(enum.Enum):
@@ -188,3 +190,25 @@ async def test_structured_contents_give_the_same_columns(tmp_path):
     data = [msgspec.json.encode(generator.structured(number)) for number in range(10)]
     table = await compare(data, StructuredContent, tmp_path)
     assert table.num_rows == len(data)
+
+
+class Key(msgspec.Struct):
+    number: int = 0
+
+
+async def test_few_fields_of_long_records_give_the_same_columns_in_each_member(tmp_path):
+    # Longer than the first block, after which such records are decoded one by one; a line above the limit in between.
+    def member(first: int) -> list[bytes]:
+        lines = [json.dumps({"number": first + n, "text": "x" * 20_000}).encode() + b"\n" for n in range(120)]
+        return [*lines[:70], b'{"text": "' + b"y" * 100_000 + b'"}\n', *lines[70:]]
+
+    path, folder = tmp_path / "long.tar.gz", tmp_path / "members"
+    path.write_bytes(build_archive([("a.ndjson", member(0)), ("b.ndjson", member(1000)), ("c.ndjson", member(2000))]))
+    folder.mkdir()
+    async with read_archive(path, type=Key, max_record=50_000, on_bad_record="skip") as records:
+        result = await write_parquet(records, folder, type=Key)
+        assert records.statistics().bad_records == 3
+    assert result.rows == 360
+    for name, first in (("a", 0), ("b", 1000), ("c", 2000)):
+        numbers = pq.read_table(folder / f"{name}.parquet")["number"].to_pylist()
+        assert numbers == list(range(first, first + 120))

@@ -261,6 +261,7 @@ class ArchiveReader(Generic[T]):
 
         Blocks hold `max_bytes` or somewhat more, never span members, and leave out lines above `max_record`, which
         are handled as `on_bad_record` says. Records of a block count as returned. `decode` turns a block into records.
+        Iterating over the archive, or over `batches`, goes on with the records after the last block.
 
         Args:
             max_bytes: Bytes of lines after which a block is complete.
@@ -405,7 +406,12 @@ class ArchiveReader(Generic[T]):
 
     async def _next_lines(self) -> None:
         """Get the next lines, or raise the end or the error in their place."""
-        item = await self._next_item()
+        self._scanner.runs = False
+        run, self._block_run = self._block_run, self._next_run
+        self._next_run = None
+        item = await self._next_item() if run is None else run
+        if isinstance(item, Run):
+            item = Lines(item.member, item.line, item.offset, list(b"".join(item.parts).split(b"\n")[:-1]))
         if isinstance(item, Lines):
             if not any(item.records):  # only line feeds; a record ends the search at once
                 self._credit -= _RECORD_COST * len(item.records)

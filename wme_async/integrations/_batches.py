@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
@@ -10,7 +9,7 @@ import msgspec
 import pyarrow as pa
 
 from wme_async._archive import ArchiveReader, Block
-from wme_async._tasks import wait_done, wait_shielded
+from wme_async._tasks import in_thread, wait_done, wait_shielded
 from wme_async.integrations._columns import columns_of, constant, known_names, record_batches, schema_of, schema_with
 from wme_async.integrations._json_columns import JSONColumns, json_columns
 
@@ -21,6 +20,7 @@ BLOCK: Final = 8 * 1024 * 1024
 
 SMALL_BLOCK: Final = 4 * 1024 * 1024
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TRIAL_BYTES: Final = 1024 * 1024
 _SMALL_SHARE: Final = 0.15  # of the JSON; below it msgspec alone takes less time
 _ITEMS: Final = 500  # records of a batch at most, from a source that yields them one by one
 
@@ -46,24 +46,22 @@ async def batches_of(
                 yield batch, member
         return
     parser = json_columns(type, schema, constant) if _unread(records, type) else None
-    if parser is None:
-        batch_size = _BatchSize(block_bytes)
-        async with contextlib.aclosing(_lists(records, batch_size)) as lists:
-            async for items in lists:
-                member = records.statistics().member if hasattr(records, "statistics") else None
-                for batch in record_batches(items, columns, schema):
-                    batch_size.adapt(batch)
-                    yield batch, member
-        return
-    async with contextlib.aclosing(_parsed(records, parser, block_bytes)) as blocks:
-        async for block, parsed in blocks:
-            if parsed is not None:
-                yield parsed, block.member
-                continue
-            async with contextlib.aclosing(records.decode(block)) as lists:
-                async for items in lists:
-                    for batch in record_batches(items, columns, schema):
-                        yield batch, block.member
+    if parser is not None:
+        async with contextlib.aclosing(_parsed(records, parser, block_bytes)) as blocks:
+            async for block, parsed in blocks:
+                if parsed is not None:
+                    yield parsed, block.member
+                    continue
+                async with contextlib.aclosing(records.decode(block)) as lists:
+                    async for items in lists:
+                        for batch in record_batches(items, columns, schema):
+                            yield batch, block.member
+    batch_size = _BatchSize(block_bytes)
+    async with contextlib.aclosing(_lists(records, batch_size)) as lists:
+        async for items, member in lists:
+            for batch in record_batches(items, columns, schema):
+                batch_size.adapt(batch)
+                yield batch, member
 
 
 async def _with_extra(
@@ -98,10 +96,21 @@ def _unread(records: Any, type: Any) -> bool:
 async def _parsed(
     reader: ArchiveReader[Any], parser: JSONColumns, block_bytes: int
 ) -> AsyncGenerator[tuple[Block, "pa.RecordBatch | None"], None]:
-    """Parse blocks in a thread, one ahead of the consumer, as long as most of them can be parsed."""
+    """Parse blocks in a thread, one ahead of the consumer, as long as most of them can be parsed.
+
+    Ends after the first block, a small one, if the type has so few bytes of a record that decoding record by record
+    takes less time than parsing all of them: the other records are still to be read.
+    """
+    loop = asyncio.get_running_loop()
+    first = await anext(aiter(reader.blocks(max_bytes=_TRIAL_BYTES)), None)
+    if first is None:
+        return
+    batch = await in_thread(parser.parse, first.data, first.lines)
+    yield first, batch
+    if batch is not None and batch.nbytes < _SMALL_SHARE * len(first.data):
+        return
     pending: tuple[Block, asyncio.Future[pa.RecordBatch | None]] | None = None
     attempts = _Attempts()
-    loop = asyncio.get_running_loop()
     try:
         async for block in reader.blocks(max_bytes=block_bytes):
             if attempts.worthwhile():
@@ -112,7 +121,7 @@ async def _parsed(
             previous, pending = pending, (block, work)
             if previous is not None:
                 await wait_done(previous[1])
-                yield previous[0], attempts.result(previous[1].result(), len(previous[0].data))
+                yield previous[0], attempts.result(previous[1].result())
         if pending is not None:
             last, pending = pending, None
             await wait_done(last[1])
@@ -123,27 +132,19 @@ async def _parsed(
 
 
 class _Attempts:
-    """Decides whether to parse the next block in C++.
-
-    It pauses after repeated failures, since each attempt costs time, and stops for good if the type has so few fields
-    of a record that decoding them takes less time than parsing the whole record.
-    """
+    """Decides whether to parse the next block in C++: it pauses after repeated failures, as each of them costs time."""
 
     def __init__(self) -> None:
         self._failures = 0
         self._skip = 0
-        self._decided = False
 
     def worthwhile(self) -> bool:
         self._skip -= 1
         return self._skip < 0
 
-    def result(self, batch: "pa.RecordBatch | None", json_bytes: int) -> "pa.RecordBatch | None":
+    def result(self, batch: "pa.RecordBatch | None") -> "pa.RecordBatch | None":
         if batch is not None:
             self._failures = 0
-            if not self._decided and batch.nbytes < _SMALL_SHARE * json_bytes:
-                self._skip = sys.maxsize
-            self._decided = True
         elif self._skip < 0:
             self._failures += 1
             self._skip = min(64, 2**self._failures) if self._failures > 1 else 0
@@ -167,17 +168,27 @@ class _BatchSize:
         self.items = max(1, min(_ITEMS, 2 * self.items, fitting))
 
 
-async def _lists(records: Any, batch_size: _BatchSize) -> AsyncGenerator[list[Any], None]:
-    """Yield lists of records: those of the source, if it has `batches`."""
-    if hasattr(records, "batches"):
+async def _lists(records: Any, batch_size: _BatchSize) -> AsyncGenerator[tuple[list[Any], str | None], None]:
+    """Yield lists of records, each with its member if the source is an archive."""
+    items: list[Any] = []
+    member: str | None = None
+    if isinstance(records, ArchiveReader):
+        async for more in records.batches():
+            now = records.statistics().member
+            if items and (len(items) >= batch_size.items or now != member):
+                yield items, member
+                items = []
+            member = now
+            items += more
+    elif hasattr(records, "batches"):
         async for items in records.batches():
-            yield items
+            yield items, None
         return
-    items = []
-    async for record in records:
-        items.append(record)
-        if len(items) >= batch_size.items:
-            yield items
-            items = []
+    else:
+        async for record in records:
+            items.append(record)
+            if len(items) >= batch_size.items:
+                yield items, None
+                items = []
     if items:
-        yield items
+        yield items, member

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from wme_async._archive import ArchiveReader
 from wme_async._arguments import check_async_iterable, check_numbers, check_path
 from wme_async._files import publish, sync_file, sync_folder
 from wme_async._tasks import in_thread
@@ -165,7 +166,7 @@ def _writer(path: Path, form: "_Form", divided: str | None, source: object) -> "
         if not _has_projects(form.schema):
             raise TypeError("a folder is divided by project if the type has the field is_part_of.identifier")
         return _Writer(lambda key: path / _partition(key or "") / "data.parquet", form, one_at_a_time=False)
-    if not hasattr(source, "statistics"):
+    if not isinstance(source, ArchiveReader):
         raise TypeError("a folder takes the records of an archive: its files are named after the members")
     return _Writer(lambda key: path / _file_name(key or ""), form, one_at_a_time=True)
 
