@@ -536,9 +536,11 @@ def test_batches_run_with_a_service(run, world, environment, tmp_path):
         key = process.stdout.readline().split()[1]
         url = process.stdout.readline().split()[2]
         service = ["batch", "--server", url, "--api-key", key]
-        result = run(*service, "submit", f"wme:batches/{world.hours[-1].replace('T', '/')}/{ARCHIVE}")
+        hour = world.hours[-1].replace("T", "/")
+        result = run(*service, "submit", "--name", "This hour", f"wme:batches/{hour}/{ARCHIVE}")
         identifier = result.stdout.split()[0]
         assert "completed: 1 succeeded" in result.stdout
+        assert lines(run(*service, "status"))[0]["name"] == "This hour"
         assert lines(run(*service, "status", identifier))[0]["completed_jobs"] == 1
         assert lines(run(*service, "status"))
         run(*service, "status", "batch_none", code=3)

@@ -323,13 +323,23 @@ def documented_variables():
     return {name for text in texts for name in re.findall(r"\bWME_[A-Z_]+\b", text)}
 
 
-def serve_with(keys, directory, **environment):
-    """Start the service with keys of the environment, and return the statuses that each of some keys is answered."""
-    command = [sys.executable, "-m", "wme_async", "serve", "--port", "0", "--directory", str(directory)]
+def serve_with(keys, directory, *options, **environment):
+    """Start the service, and return its first lines and the statuses that each of some keys is answered.
+
+    The key that it prints, if any, is tried first.
+    """
+    command = [sys.executable, "-m", "wme_async", "serve", "--port", "0", "--directory", str(directory), *options]
     environment = {**os.environ, "WME_USERNAME": "", "WME_PASSWORD": "", **environment}
-    process: Any = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process: Any = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
-        url = process.stdout.readline().split()[-1]
+        printed = []
+        while not printed or "serving at" not in printed[-1]:
+            printed.append(process.stdout.readline())
+            assert printed[-1], printed
+        url = printed[-1].split()[-1]
+        keys = [*(line.split()[1] for line in printed if line.startswith("X-API-Key")), *keys]
         statuses = []
         for key in keys:
             request = urllib.request.Request(f"{url}/api/v1/batch", headers={"X-API-Key": key})
@@ -339,10 +349,30 @@ def serve_with(keys, directory, **environment):
             except urllib.error.HTTPError as error:
                 statuses.append(error.code)
                 error.close()
-        return url, statuses
+        return printed, statuses
     finally:
         process.terminate()
         process.communicate(timeout=30)
+
+
+def test_the_key_of_a_folder_is_printed_once_and_outlives_a_restart(tmp_path):
+    printed, statuses = serve_with([], tmp_path)
+    assert statuses == [200]
+    (key,) = (line.split()[1] for line in printed if line.startswith("X-API-Key"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    hash_file = tmp_path / ".wme-jobs" / "api-key"
+    assert hash_file.stat().st_mode & 0o077 == 0
+    printed, statuses = serve_with([key, "wrong"], tmp_path)
+    assert statuses == [200, 401]
+    assert key not in "".join(printed)
+    assert "--new-key replaces it" in printed[0]
+    printed, statuses = serve_with([key], tmp_path, "--new-key")
+    assert statuses == [200, 401]
+    hash_file.write_text("nothing of the kind")
+    result = invoke("serve", "--port", "0", "--directory", str(tmp_path))
+    assert (result.exit_code, "--new-key" in result.stderr) == (1, True)
+    for options in (("--no-key",), ("--api-key", "k" * 20)):
+        assert invoke("serve", "--new-key", *options).exit_code == 2
 
 
 def test_every_documented_variable_has_an_effect(world, environment, tmp_path, monkeypatch):

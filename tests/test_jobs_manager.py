@@ -278,6 +278,36 @@ async def test_retry_repeats_what_failed_and_names_the_old_batch(manager, server
         await manager.retry(retried.batch_id)
 
 
+async def test_chosen_jobs_are_retried_alone(manager, server):
+    urls = [server.add("good", 9), *(server.add(f"bad{number}", 9, 404) for number in range(3))]
+    batch = await manager.submit(urls, name="Mine")
+    await manager.wait(batch.batch_id, timeout=10)
+    names = [f"job_{batch.batch_id}_{number}" for number in range(4)]
+    server.rules.clear()
+    retried = await manager.retry(batch.batch_id, jobs=[names[3], names[1], names[3]])
+    assert (retried.name, [job.url for job in retried.jobs]) == ("Mine", [urls[1], urls[3]])
+    assert (await manager.wait(retried.batch_id, timeout=10)).completed_jobs == 2
+    for wrong in (names[0], names[:1]):
+        with pytest.raises((TypeError, WrongState), match=r"number 1 is completed|list of job ids"):
+            await manager.retry(batch.batch_id, jobs=wrong)
+    for unknown in (f"job_{batch.batch_id}_4", f"job_{retried.batch_id}_0", "nothing", ""):
+        with pytest.raises(UnknownBatch, match="does not exist"):
+            await manager.retry(batch.batch_id, jobs=[names[1], unknown])
+    with pytest.raises(WrongState, match="no job"):
+        await manager.retry(batch.batch_id, jobs=[])
+
+
+async def test_a_name_outlives_a_restart(tmp_path, server):
+    async with open_manager(tmp_path) as manager:
+        named = await manager.submit([server.add("a")], name="My list")
+        unnamed = await manager.submit([server.add("a"), server.add("b")])
+        assert (named.name, unnamed.name) == ("My list", f"{server.url}/f/a and 1 more")
+    async with open_manager(tmp_path) as manager:
+        listed = (await manager.list()).batches
+        assert [batch.name for batch in listed] == [unnamed.name, "My list"]
+        assert (await manager.status(named.batch_id)).name == "My list"
+
+
 async def test_retry_keeps_the_bytes_that_are_there(manager, server):
     url = server.add("big", 6_000_000, "hang")
     batch = await manager.submit([url], timeout=1.0)

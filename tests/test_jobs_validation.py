@@ -656,3 +656,16 @@ def test_arguments_of_other_types_are_named():
         split(5)  # type: ignore[arg-type]  # the test
     with pytest.raises(ValueError, match="not a wme: URL"):
         parse_wme("https://example.com/")
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"), [("  My \n list ", "My list"), ("", None), (" ", None), ("ü" * 200, "ü" * 200)]
+)
+def test_a_name_has_single_blanks(name, stored):
+    assert check_options(Options(name=name), limits=LIMITS).name == stored
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "a\x00b", "a\u202eb"])
+def test_a_name_is_short_and_printable(name):
+    with pytest.raises(InvalidBatch, match="name"):
+        check_options(Options(name=name), limits=LIMITS)

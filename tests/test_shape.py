@@ -76,6 +76,7 @@ PURE = [
     "jobs/states.py",
     "jobs/url_policy.py",
     "jobs/validation.py",
+    "jobs/views.py",
     "jobs/wal.py",
     "mirror/records.py",
     "mirror/rule.py",

@@ -90,6 +90,24 @@ async def submit(client, urls, **more):
     return document["batch_id"]
 
 
+async def test_a_batch_has_a_name_and_chosen_jobs_are_retried(client, files):
+    urls = [files.add("good"), files.add("bad", 9, 404), files.add("worse", 9, 404)]
+    batch_id = await submit(client, urls, name=" My  list ")
+    async with client.get(f"/api/v1/batch/{batch_id}/events", headers=HEAD) as response:
+        await response.read()  # the stream ends with the batch
+    _, document, _ = await ask(client, "GET", f"/api/v1/batch/{batch_id}")
+    assert document["name"] == "My list"
+    path = f"/api/v1/batch/{batch_id}/retry"
+    status, created, _ = await ask(client, "POST", path, json={"jobs": [f"job_{batch_id}_2"]})
+    assert (status, created["total_jobs"]) == (201, 1)
+    for body, expected in (({"jobs": 1}, 422), ({"job": []}, 422), ({"jobs": [f"job_{batch_id}_0"]}, 409)):
+        assert (await ask(client, "POST", path, json=body))[0] == expected
+    assert (await ask(client, "POST", path, data=b"{", headers={"Content-Type": "application/json"}))[0] == 400
+    assert (await ask(client, "POST", path, data=b"{}", headers={"Content-Type": "text/plain"}))[0] == 415
+    status, problem, _ = await ask(client, "POST", "/api/v1/batch/download", json={"urls": urls, "name": "x" * 201})
+    assert (status, problem["details"][0]["what"]) == (422, "name")
+
+
 # The guide
 
 

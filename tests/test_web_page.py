@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -153,14 +154,14 @@ async def chromium(profile):
 
 
 @contextlib.asynccontextmanager
-async def service(directory, port=0):
+async def service(directory, port=0, keys=(KEY,)):
     """Run the service as `wme-async serve` does, and end it as a signal would."""
     manager = BatchManager(
         directory, allow_hosts=["127.0.0.1"], limits=JobLimits(free_space=0), retry=Retry(attempts=1)
     )
     ready = asyncio.get_running_loop().create_future()
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(serve(manager, port=port, api_keys=[KEY], on_ready=ready.set_result))
+        task = group.create_task(serve(manager, port=port, api_keys=keys, on_ready=ready.set_result))
         yield await ready
         task.cancel()
 
@@ -179,9 +180,8 @@ async def test_people_can_submit_watch_cancel_and_retry_and_a_restart_is_mended(
 
             # The key is asked for once; all of it by keyboard.
             await page.until("document.activeElement && document.activeElement.id === 'key'")
-            await page.type(KEY)
-            await page.press("Enter", "\r", code="Enter", windowsVirtualKeyCode=13)
-            await page.until("document.getElementById('live').textContent === 'live'")
+            await sign_in(page)
+            assert page.complaints == []
             assert await page.run("document.getElementById('empty').hidden") is False
             await page.run("document.activeElement.blur()")
             await page.press("n", "n")
@@ -207,13 +207,14 @@ async def test_people_can_submit_watch_cancel_and_retry_and_a_restart_is_mended(
             first = await page.run(bar)
             await page.until(f"{bar} > {first} + 5")
             shown = await page.run(f"document.getElementById('{batch}').innerText")
-            assert re.search(r"\d+ kB of 900 kB, .+/s, \d+ s left", shown), shown
+            assert re.search(r"\d+ % · \d+ kB of 900 kB · .+/s · \d+ s left", shown), shown
+            assert re.search(r"^[\d.]+ .?B/s · Batch downloads$", await page.run("document.title"))
             if os.environ.get("WME_PICTURES"):
                 await page.picture(Path(os.environ["WME_PICTURES"]) / "light.png")
 
             # Cancel, and retry what failed.
             await page.run(f"{button(batch, 'cancel')}.click()")
-            await page.until(f"document.querySelector('#{batch} .status').textContent === 'cancelled'")
+            await page.until(f"document.querySelector('#{batch} .status').textContent === 'cancelled, 1 failed'")
             files.rules.clear()
             await page.run(f"{button(batch, 'retry')}.click()")
             await page.until("document.querySelectorAll('article').length === 2")
@@ -251,14 +252,210 @@ async def test_people_can_submit_watch_cancel_and_retry_and_a_restart_is_mended(
     assert time.monotonic() - began < 60
 
 
-async def test_the_page_rejects_a_key_that_no_header_can_carry(tmp_path):
+async def test_a_wrong_key_is_reported_and_the_source_of_the_key_is_named(tmp_path):
     async with chromium(tmp_path / "profile") as page, service(tmp_path / "files") as url:
         await page.call("Page.navigate", url=url)
-        for key in ("a-key-for…", "🔑" * 8, KEY):
+        for key, message in (
+            ("a-key-for…", "such characters"),
+            ("🔑" * 8, "such characters"),
+            ("a-wrong-key", "wrong"),
+        ):
             await page.until("document.getElementById('ask').open && document.activeElement.id === 'key'")
-            await page.type(key)
+            assert "wme-async serve --new-key" in await page.run("document.getElementById('ask').innerText")
+            await enter_key(page, key)
+            await page.until(f"document.getElementById('key-error').textContent.includes('{message}')")
+        await sign_in(page)
+        assert await page.run("document.getElementById('ask').open") is False
+
+
+BOXES = """(() => {
+    const width = document.documentElement.clientWidth, problems = [];
+    if (document.documentElement.scrollWidth > width) problems.push('the page is wider than its window');
+    for (const node of document.querySelectorAll('body *')) {
+        const box = node.getBoundingClientRect(), name = `${node.tagName} #${node.id} .${node.className}`;
+        if (!box.width || !box.height || node.closest('.hidden')) continue;
+        if (box.right > width + 0.5 || box.left < -0.5) problems.push(`${name} is outside`);
+        if (node.scrollWidth > node.clientWidth + 1 && node.clientWidth) problems.push(`${name} overflows`);
+        const target = node.matches('button, input, select, textarea, a, summary');
+        if (target && (box.width < 24 || box.height < 24)) problems.push(`${name} is ${box.width} by ${box.height}`);
+        const cell = node.matches('td.url');
+        if (cell && box.width < 200) problems.push(`${name} has ${box.width} pixels for a URL`);
+    }
+    return problems;
+})()"""
+
+
+async def test_batches_are_named_found_retried_and_forgotten_at_any_width(tmp_path):
+    async with FileServer().running() as files, chromium(tmp_path / "profile") as page:
+        async with service(tmp_path / "files") as url:
+            await page.call("Page.addScriptToEvaluateOnNewDocument", source=NOTIFICATIONS)
+            await page.call("Page.navigate", url=url)
+            await page.until("document.getElementById('ask').open")
+            await sign_in(page)
+            await page.run("document.getElementById('notify').click()")
+            await page.until("document.getElementById('notify').getAttribute('aria-pressed') === 'true'")
+            good = files.add("good.bin", 20_000)
+            bad = [files.add(f"{'a-long-name-' * 9}{number}.bin", 9, 404) for number in range(3)]
+            named = await submit(page, [good, *bad], "Pictures <of> an exhibition")
+            other = await submit(page, [files.add("other.bin", 900), files.add("third.bin", 800)], "")
+            await page.until(f"batches.get('{named}')?.status === 'completed'")
+            await page.until(f"batches.get('{other}')?.status === 'completed'")
+
+            # Which batch is which, and how it ended.
+            assert await text_of(page, named, "h3") == "Pictures <of> an exhibition"
+            assert await text_of(page, other, "h3") == f"{files.url}/f/other.bin and 1 more"
+            assert await text_of(page, named, ".status") == "completed, 3 failed"
+            assert "amber" in await page.run(f"document.querySelector('#{named} .status').className")
+            assert await page.run(f"document.querySelector('#{named} progress').value") == 25
+            assert await text_of(page, other, ".status") == "completed"
+            await page.until("notes.length === 2")
+            notes = sorted(await page.run("notes"))
+            assert notes[0] == ["Batch completed", f"{files.url}/f/other.bin and 1 more"]
+            assert notes[1] == ["Batch completed, 3 failed", "Pictures <of> an exhibition"]
+
+            # All of it fits, and can be touched.
+            await page.until(f"document.querySelectorAll('#{named} tbody tr').length === 4")
+            for scheme in ("light", "dark"):
+                features = [{"name": "prefers-color-scheme", "value": scheme}]
+                await page.call("Emulation.setEmulatedMedia", features=features)
+                for width in (390, 800, 1280):
+                    await page.call(
+                        "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
+                    )
+                    assert await page.run(BOXES) == [], (scheme, width)
+                    if os.environ.get("WME_PICTURES"):
+                        await page.picture(Path(os.environ["WME_PICTURES"]) / f"{scheme}-{width}.png")
+
+            # Search, states and order.
+            await page.run("set('search', 'exhibition')")
+            await page.until(f"ids().join() === '{named}'")
+            await page.run("set('search', 'nothing like it')")
+            await page.until("!ids().length && !document.getElementById('empty').hidden")
+            await page.run("set('search', '')")
+            await page.run("document.querySelector('#states input[value=failures]').click()")
+            await page.until(f"ids().join() === '{named}'")
+            await page.run("document.querySelector('#states input[value=all]').click()")
+            await page.run("set('sort', 'oldest', 'change')")
+            await page.until(f"ids().join() === '{named},{other}'")
+            await page.run("set('sort', 'newest', 'change')")
+            await page.until(f"ids().join() === '{other},{named}'")
+
+            # One job again; then two that are selected.
+            files.rules.clear()
+            await page.run(f"document.querySelector('#job_{named}_1 [data-action=retry-job]').click()")
+            await page.until("ids().length === 3")
+            assert await page.run("batches.get(ids()[0]).total_jobs") == 1
+            await page.run(f"document.querySelector('#{named} .jobs .tick input').click()")
+            assert await text_of(page, named, "[data-action=retry-selected]") == "Retry selected (3)"
+            await page.run(f"document.querySelector('#job_{named}_1 .pick input').click()")
+            await page.run(f"{button(named, 'retry-selected')}.click()")
+            await page.until("ids().length === 4 && batches.get(ids()[0]).status === 'completed'")
+            assert await page.run("batches.get(ids()[0]).completed_jobs") == 2
+
+            # By keyboard to a batch, and to forget it; it is kept unless the reader says yes.
+            await page.run("document.activeElement.blur()")
+            await page.press("j", "j")
+            await page.press("f", "f")
+            await page.until("document.getElementById('question').open")
             await page.press("Enter", "\r", code="Enter", windowsVirtualKeyCode=13)
-        await page.until("document.getElementById('live').textContent === 'live'")
+            await page.until("!document.getElementById('question').open")
+            assert await page.run("ids().length") == 4
+            await page.press("f", "f")
+            await page.until("document.getElementById('question').open")
+            await page.run("document.getElementById('question-yes').click()")
+            await page.until("ids().length === 3")
+            await page.run("document.getElementById('clear').click()")
+            await page.until("document.getElementById('question').open")
+            assert "Forget 3 finished batches?" in await page.run("document.getElementById('question').innerText")
+            await page.run("document.getElementById('question-yes').click()")
+            await page.until("!ids().length")
+            assert (await page.run("request('GET', '/api/v1/batch')"))["batches"] == []
+            assert page.complaints == []
+
+
+LISTS = {
+    "a table by its header": ('Title,URL\n"a, b",https://a.example/1\nc,"https://a.example/2,3"\n', "1 2,3"),
+    "semicolons": ("url;x\r\nhttps://a.example/1;2\r\n;\r\n", "1"),
+    "a table without a header": ("https://a.example/1,One\nhttps://a.example/2,Two\n", "1 2"),
+    "plain lines": ("# mine\nhttps://a.example/1\nno URL\n  https://a.example/2,3 \nhttps://a.example/1\n", "1 2,3"),
+    "prose": ("see https://a.example/1, and <https://a.example/2>;", "1 2"),
+}
+
+
+async def test_lists_of_urls_are_dropped_and_long_ones_become_several_batches(tmp_path):
+    async with FileServer().running() as files, chromium(tmp_path / "profile") as page:
+        async with service(tmp_path / "files", keys=None) as url:
+            await page.call("Page.addScriptToEvaluateOnNewDocument", source=NOTIFICATIONS)
+            await page.call("Page.navigate", url=url)
+            await page.until("document.getElementById('live').textContent === 'live'")
+            for name, (text, expected) in LISTS.items():
+                urls = [f"https://a.example/{end}" for end in expected.split()]
+                for encoding in ("utf-8", "utf-16"):
+                    content = list(text.encode(encoding))
+                    await page.run(f"drop_file('list.csv', {content})")
+                    await page.until("document.getElementById('urls').value")
+                    assert await page.run("typedUrls()") == urls, (name, encoding)
+                    await page.run("document.getElementById('urls').value = ''")
+            await page.run("drop_file('none.txt', [72, 105])")
+            await page.until("document.getElementById('form-error').textContent.includes('none.txt contains no URL')")
+            urls = [files.add(f"{number}.bin", 10) for number in range(120)]
+            await page.run(f"drop_file('many.txt', {list(chr(10).join(urls).encode())})")
+            await page.until("document.getElementById('urls-count').textContent.includes('2 batches')")
+            await page.run("set('name', 'Many')")
+            await page.run("document.getElementById('submit').click()")
+            await page.until(
+                "ids().length === 2 && [...batches.values()].every((batch) => batch.status === 'completed')"
+            )
+            listing = (await page.run("request('GET', '/api/v1/batch')"))["batches"]
+            assert [(batch["name"], batch["total_jobs"]) for batch in listing] == [
+                ("Many (2 of 2)", 20),
+                ("Many (1 of 2)", 100),
+            ]
+            assert page.complaints == []
+
+
+# Helpers in the page: the ids of the batches in order, a value as if typed, a file as if dropped, and notifications.
+NOTIFICATIONS = """
+const notes = [];
+window.Notification = class extends EventTarget {
+    static permission = 'default';
+    static async requestPermission() { return Notification.permission = 'granted'; }
+    constructor(title, options) { super(); notes.push([title, options.body]); }
+};
+const ids = () => [...document.querySelectorAll('article')].map((node) => node.id);
+const set = (id, value, kind = 'input') => {
+    document.getElementById(id).value = value;
+    document.getElementById(id).dispatchEvent(new Event(kind, { bubbles: true }));
+};
+const drop_file = (name, bytes) => {
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([new Uint8Array(bytes)], name));
+    document.body.dispatchEvent(new DragEvent('dragover', { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true }));
+};
+"""
+
+
+async def enter_key(page, key):
+    await page.type(key)
+    await page.press("Enter", "\r", code="Enter", windowsVirtualKeyCode=13)
+
+
+async def sign_in(page):
+    await enter_key(page, KEY)
+    await page.until("document.getElementById('live').textContent === 'live'")
+
+
+async def submit(page, urls, name):
+    """Submit a batch by the form, and return its id."""
+    known = await page.run("ids().length")
+    await page.run(f"set('urls', {json.dumps(chr(10).join(urls))}); set('name', {json.dumps(name)})")
+    await page.run("document.getElementById('submit').click()")
+    return await page.until(f"ids().length > {known} && ids()[0]")
+
+
+async def text_of(page, batch, selector):
+    return await page.run(f"document.querySelector('#{batch} {selector}').textContent")
 
 
 def refused_on_purpose(entry):

@@ -13,11 +13,13 @@ import msgspec
 from rich.text import Text
 
 from wme_async import web
+from wme_async._tasks import in_thread
 from wme_async._transport import Request, SessionPool, Transport
 from wme_async.cli import base
 from wme_async.errors import DecodeError, NotFound
 from wme_async.jobs import Batch, BatchManager, DatabaseError, Listing, Status, UnknownBatch, WrongState, from_csv
 from wme_async.models.decoding import decode_json
+from wme_async.web.key_file import create_key, stored_key
 
 __all__ = ["batch", "serve"]
 
@@ -25,7 +27,7 @@ _T = TypeVar("_T")
 
 _DIRECTORY = "downloads"
 _POLL = (0.05, 0.5)  # seconds: the first, and the longest
-_BATCH_COLUMNS = ("batch_id", "status", "total_jobs", "completed_jobs", "failed_jobs", "created_at")
+_BATCH_COLUMNS = ("batch_id", "name", "status", "total_jobs", "completed_jobs", "failed_jobs", "created_at")
 _JOB_COLUMNS = ("job_id", "status", "progress.percent", "url", "error")
 
 
@@ -157,6 +159,7 @@ def batch(context: click.Context, /, **options: Any) -> None:
 )
 @click.option("--timeout", type=click.FloatRange(min=1), help="Seconds that one job may run.")
 @click.option("--webhook-url", metavar="URL", help="Receives a message when the batch ends.")
+@click.option("--name", help="To recognise the batch by; else its first URL and how many more.")
 @click.option("--detach", is_flag=True, help="With a service: do not wait for the end.")
 @click.pass_context
 def submit(
@@ -301,6 +304,7 @@ def _finish(context: click.Context, batch: Batch) -> None:
     help="Require it of callers; also WME_SERVE_API_KEY, several separated by blanks.",
 )
 @click.option("--no-key", is_flag=True, help="Require none: on loopback only.")
+@click.option("--new-key", is_flag=True, help="Create a key in place of the folder's, and print it.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="HOST", help="May be fetched although it is private.")
 @click.pass_context
 def serve(
@@ -312,25 +316,39 @@ def serve(
     port: int,
     keys: Sequence[str],
     no_key: bool,
+    new_key: bool,
     hosts: Sequence[str],
 ) -> None:
     """Run the batch service: a REST API, live events, files, metrics, and a page to look at.
 
-    Without a key and without --no-key it makes one and prints it.
+    Without --api-key and --no-key it creates a key for the folder and prints it, once: the folder keeps its hash, so
+    that the same key works after a restart.
     """
-    if no_key and keys:
-        raise click.UsageError("--no-key and --api-key exclude each other")
-    if not no_key and not keys:
-        keys = (web.new_key(),)
-        base.echo(f"X-API-Key: {keys[0]}")
+    if bool(keys) + no_key + new_key > 1:
+        raise click.UsageError("--api-key, --no-key and --new-key exclude each other")
 
     async def run() -> None:
         async with _manager(context, directory, hosts) as manager:
-            api_keys = None if no_key else keys
+            # Not before the folder is ours: another service of it may be running, with its key.
+            api_keys = None if no_key else keys or [await in_thread(_key_of, manager.directory, new_key)]
             await web.serve(manager, host=host, port=port, api_keys=api_keys, on_ready=_print_url)
 
     base.when_stopped("unfinished batches go on when it is started again")
     base.run(run())
+
+
+def _key_of(directory: Path, new: bool) -> str:
+    """Return the key of a folder, or its hash: a new key is printed."""
+    try:
+        if not new and (key_hash := stored_key(directory)):
+            message = "the API key is the one that was printed when this folder was first served; --new-key replaces it"
+            base.stderr.print(message, highlight=False)
+            return key_hash
+        key = create_key(directory)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    base.echo(f"X-API-Key: {key}")
+    return key
 
 
 def _print_url(url: str) -> None:

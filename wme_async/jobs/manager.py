@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import ssl as ssl_module
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -18,11 +18,12 @@ from wme_async._transport import SessionPool, Transport
 from wme_async._transport.sessions import check_ssl
 from wme_async.jobs import states
 from wme_async.jobs.job_files import HIDDEN, JobFiles, finished_path
-from wme_async.jobs.model import Batch, Event, Listing, ManagerClosed, Outbox, Status, utc
+from wme_async.jobs.model import Batch, Event, Listing, ManagerClosed, Outbox, Status
 from wme_async.jobs.sources import Fetcher, MediaFetcher, check_media
 from wme_async.jobs.store import Store
 from wme_async.jobs.url_policy import ascii_host, guard
 from wme_async.jobs.validation import JobLimits, Options, check_batch
+from wme_async.jobs.views import show_message
 from wme_async.jobs.webhooks import DELAYS, WebhookDelivery, check_webhooks
 from wme_async.jobs.worker import JobRunner
 from wme_async.settings import Limits, Retry, Timeouts
@@ -240,6 +241,7 @@ class BatchManager:
         quality: str | None = None,
         video_format: str | None = None,
         download_subtitles: bool = False,
+        name: str | None = None,
     ) -> Batch:
         """Submit a batch of URLs. When this returns, the batch is stored, and survives crashes and restarts.
 
@@ -257,6 +259,7 @@ class BatchManager:
             quality: For pages with media: `best`, or a height such as `1080p`.
             video_format: For pages with media: such as `mp4`.
             download_subtitles: For pages with media.
+            name: To recognise the batch by, at most 200 characters; by default its first URL and how many more it has.
 
         Returns:
             The batch, queued.
@@ -277,6 +280,7 @@ class BatchManager:
             quality=quality,
             video_format=video_format,
             download_subtitles=download_subtitles,
+            name=name,
         )
         valid_urls, options = check_batch(urls, options, limits=self.limits, allow=self._allow)
         return await runner.create(await runner.fetcher.expand(valid_urls), options)
@@ -437,21 +441,24 @@ class BatchManager:
         """
         return await self._open().change(batch_id, states.resume)
 
-    async def retry(self, batch_id: str, *, cancelled: bool = False) -> Batch:
+    async def retry(self, batch_id: str, *, cancelled: bool = False, jobs: Collection[str] | None = None) -> Batch:
         """Submit the failed jobs of a batch again, as a new batch that names the old one, from the bytes on the disk.
 
         Args:
             batch_id: The old batch; it need not have ended.
             cancelled: Also the cancelled jobs, such as those that `stop_on_error` stopped.
+            jobs: These failed or cancelled jobs alone, by their ids.
 
         Returns:
             The new batch.
 
         Raises:
-            UnknownBatch: The batch does not exist.
-            WrongState: It has no such jobs.
+            TypeError: `jobs` is not a list of ids.
+            UnknownBatch: The batch, or one of the jobs, does not exist.
+            WrongState: It has no such jobs, or one of those named is neither failed nor cancelled.
         """
-        return await self._open().retry(batch_id, cancelled=cancelled)
+        names = None if jobs is None else texts_of("jobs", jobs, "job ids")
+        return await self._open().retry(batch_id, lambda row: states.to_retry(row, cancelled=cancelled, names=names))
 
     async def delete(self, batch_id: str, *, files: bool = False) -> None:
         """Delete a batch; its running jobs are cancelled first.
@@ -474,18 +481,7 @@ class BatchManager:
             UnknownBatch: The batch does not exist.
         """
         await self.status(batch_id)
-        return tuple(
-            Outbox(
-                message_id=row.message_id,
-                batch_id=row.batch_id,
-                url=row.url,
-                state=row.state,
-                attempts=row.attempts,
-                next_at=None if row.next_at is None else utc(row.next_at),
-                error=row.error,
-            )
-            for row in await self._open().store.messages(batch_id=batch_id)
-        )
+        return tuple(map(show_message, await self._open().store.messages(batch_id=batch_id)))
 
     async def webhook_secrets(self) -> tuple[str, ...]:
         """Return the secrets that webhooks are signed with, the newest first: receivers verify them with these."""

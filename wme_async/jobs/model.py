@@ -1,15 +1,12 @@
 """Batches, jobs and events: as callers see them, and as they are stored. Pure.
 
-The database and the memory of a manager hold rows: `BatchRow` with its `JobRow`s. `show` makes of them the `Batch` that
-callers see, with counts, progress and durations.
+The database and the memory of a manager hold rows: `BatchRow` with its `JobRow`s. `views` makes of
+them the `Batch` that callers see.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final, Literal, NamedTuple
-from urllib.parse import quote
+from typing import Final, Literal
 
 import msgspec
 
@@ -35,8 +32,6 @@ __all__ = [
     "ends_batch",
     "event_of",
     "job_id",
-    "live_progress",
-    "show",
     "storable_size",
     "storable_text",
     "utc",
@@ -71,10 +66,6 @@ def utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(int(seconds), UTC)
 
 
-def _utc(seconds: float | None) -> datetime | None:
-    return None if seconds is None else utc(seconds)
-
-
 def job_id(batch_id: str, position: int) -> str:
     """Return the id of a job."""
     return f"job_{batch_id}_{position}"
@@ -102,15 +93,18 @@ class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """The progress of a batch, weighted by bytes. A job of unknown size counts like the average of the known ones.
+    """The progress of a batch. Its figures agree: `percent` is `done` of `total`.
+
+    A failed job counts with the bytes that it has, for no more will come. Cancelled jobs do not count until the batch
+    has ended, and are then the missing part.
 
     Args:
-        percent: 0.0 to 100.0. Failed jobs count in full; cancelled ones do not count until the batch has ended, and
-            are then the missing part.
+        percent: 0.0 to 100.0; while no size is known, the part of the jobs that have ended.
         done: Bytes on the disk.
-        total: Bytes of all jobs whose size is known.
+        total: Bytes in all, None while no size is known.
         rate: Recent bytes per second, None while nothing runs.
         eta: Seconds left at that rate, None while unknown.
+        estimated: The sizes of some jobs are unknown, and `total` counts them like the average of the others.
     """
 
     percent: float = 0.0
@@ -118,6 +112,7 @@ class BatchProgress(msgspec.Struct, frozen=True, kw_only=True):
     total: int | None = None
     rate: float | None = None
     eta: float | None = None
+    estimated: bool = False
 
 
 class JobFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +185,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         progress: Its progress.
         retry_of: The batch whose failed jobs it repeats.
         priority: Batches with a higher priority start first.
+        name: The name that it was submitted with; else its first URL and how many more it has.
     """
 
     batch_id: str
@@ -210,6 +206,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     progress: BatchProgress = BatchProgress()
     retry_of: str | None = None
     priority: int = 0
+    name: str = ""
 
     @property
     def ended(self) -> bool:
@@ -331,6 +328,7 @@ class BatchRow(msgspec.Struct, kw_only=True):
         size: The number of its jobs, as stored with it.
         jobs: Its jobs by position; empty in lists.
         sums: In lists, instead of the jobs, by state: jobs, jobs of known size, bytes done, and bytes in all.
+        first_url: In lists, instead of the jobs: the URL of the first one.
     """
 
     batch_id: str
@@ -347,6 +345,7 @@ class BatchRow(msgspec.Struct, kw_only=True):
     size: int = 0
     jobs: list[JobRow] = []
     sums: dict[Status, tuple[int, int, int, int]] = {}
+    first_url: str = ""
 
 
 class EventRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -420,132 +419,3 @@ def event_of(row: EventRow) -> Event:
 def ends_batch(event: Event) -> bool:
     """Return whether nothing more happens to the batch after an event."""
     return event.job_id is None and (event.kind == "deleted" or event.status in FINAL)
-
-
-def show(row: BatchRow, *, now: float, live: Mapping[int, JobProgress], file_url: str | None = None) -> Batch:
-    """Return a batch as its status shows it.
-
-    Args:
-        row: The batch, with its jobs or with their sums.
-        now: UTC epoch seconds.
-        live: The progress of the running jobs, by position.
-        file_url: The URL under which files are served, without a slash at its end.
-    """
-    counts = Counter({status: number for status, (number, *_) in row.sums.items()})
-    counts.update(job.status for job in row.jobs)
-    jobs = tuple(_show_job(row, job, live.get(job.position), file_url) for job in row.jobs)
-    end = now if row.completed_at is None else row.completed_at
-    return Batch(
-        batch_id=row.batch_id,
-        status=row.status,
-        total_jobs=counts.total(),
-        completed_jobs=counts[Status.COMPLETED],
-        failed_jobs=counts[Status.FAILED],
-        running_jobs=counts[Status.RUNNING],
-        queued_jobs=counts[Status.QUEUED],
-        cancelled_jobs=counts[Status.CANCELLED],
-        paused_jobs=counts[Status.PAUSED],
-        jobs=jobs,
-        created_at=utc(row.created_at),
-        started_at=_utc(row.started_at),
-        completed_at=_utc(row.completed_at),
-        duration_sec=0 if row.started_at is None else max(0, int(end - row.started_at)),
-        error=row.error,
-        progress=_add_up([_group_of(job) for job in jobs] if jobs else _groups(row, live.values())),
-        retry_of=row.retry_of,
-        priority=row.options.priority,
-    )
-
-
-def _show_job(batch: BatchRow, job: JobRow, live: JobProgress | None, file_url: str | None) -> Job:
-    file, progress = None, live_progress(job.done, job.total)
-    if job.status is Status.RUNNING and live is not None:
-        progress = live
-    elif job.status is Status.COMPLETED and job.filepath is not None:
-        progress = JobProgress(percent=100.0, done=job.done, total=job.done)
-        file = JobFile(
-            filename=job.filepath.rpartition("/")[2],
-            filepath=job.filepath,
-            size_bytes=job.done,
-            download_url=f"{file_url}/{quote(job.filepath)}" if file_url else None,
-            etag=job.etag,
-            subtitles=tuple(job.extras),
-        )
-    return Job(
-        job_id=job_id(batch.batch_id, job.position),
-        url=job.url,
-        status=job.status,
-        title=job.title,
-        progress=progress,
-        file_info=file,
-        error=job.error,
-        created_at=utc(batch.created_at),
-        completed_at=_utc(job.completed_at),
-        started_at=_utc(job.started_at),
-    )
-
-
-def live_progress(done: int, total: int | None, rate: float | None = None, eta: float | None = None) -> JobProgress:
-    """Return the progress of a job that has not ended."""
-    # Never 100 before the end: the checksum and the name are still to come.
-    percent = min(99.9, round(100.0 * done / total, 1)) if total else 0.0
-    return JobProgress(percent=percent, done=done, total=total, rate=rate, eta=eta)
-
-
-class _Group(NamedTuple):
-    """Jobs of one state that are added up together, and of how many of them the size is known."""
-
-    status: Status
-    number: int
-    sized: int
-    done: int
-    total: int
-    rate: float = 0.0
-
-
-def _group_of(job: Job) -> _Group:
-    progress = job.progress
-    sized = progress.total is not None
-    return _Group(job.status, 1, sized, progress.done, progress.total or 0, progress.rate or 0.0)
-
-
-def _groups(row: BatchRow, live: Iterable[JobProgress]) -> list[_Group]:
-    groups = {status: _Group(status, *sums) for status, sums in row.sums.items()}
-    running = groups.get(Status.RUNNING)
-    if running is not None and (progress := list(live)):
-        # Running jobs are stored when they stop; until then their sizes are in memory.
-        sizes = [job.total for job in progress if job.total is not None]
-        groups[Status.RUNNING] = _Group(
-            Status.RUNNING,
-            running.number,
-            max(running.sized, min(running.number, len(sizes))),
-            max(running.done, sum(job.done for job in progress)),
-            max(running.total, sum(sizes)),
-            sum(job.rate or 0.0 for job in progress),
-        )
-    return list(groups.values())
-
-
-def _add_up(groups: list[_Group]) -> BatchProgress:
-    ended = all(group.status in FINAL for group in groups)
-    if not ended:
-        # Cancelled jobs count only at the end, as the missing part.
-        groups = [group for group in groups if group.status is not Status.CANCELLED]
-    sized = sum(group.sized for group in groups)
-    total = sum(group.total for group in groups)
-    average = total / sized if sized else 0.0
-    weight = finished = rate = 0.0
-    for group in groups:
-        # An empty file is a job too, so each weighs at least a byte.
-        size = max(group.total + (group.number - group.sized) * average, float(group.done), float(group.number))
-        weight += size
-        finished += size if group.status in {Status.COMPLETED, Status.FAILED} else min(size, float(group.done))
-        rate += group.rate
-    percent = 100.0 if finished >= weight and ended else min(99.9, round(100.0 * finished / weight, 1))
-    return BatchProgress(
-        percent=percent,
-        done=sum(group.done for group in groups),
-        total=total if sized else None,
-        rate=rate or None,
-        eta=0.0 if ended else (weight - finished) / rate if rate and sized else None,
-    )

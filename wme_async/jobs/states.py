@@ -19,13 +19,13 @@ The state of a batch follows from those of its jobs and from two marks (paused, 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
-from wme_async.jobs.model import FINAL, BatchRow, EventRow, JobProgress, Status
+from wme_async.jobs.model import FINAL, BatchRow, EventRow, JobProgress, JobRow, Status, UnknownBatch
 from wme_async.jobs.url_policy import redacted_url
 
 __all__ = [
@@ -36,14 +36,17 @@ __all__ = [
     "Waiting",
     "WrongState",
     "apply",
+    "batch_of",
     "cancel",
     "choose",
+    "find_job",
     "interrupt",
     "pause",
     "record",
     "resume",
     "startable",
     "status_of",
+    "to_retry",
 ]
 
 
@@ -293,3 +296,55 @@ def choose(batches: Sequence[Waiting], *, free: int, per_host: int, busy: Mappin
                 free -= 1
                 chosen.setdefault(batch.batch_id, []).append(position)
     return chosen
+
+
+def batch_of(job: str) -> str:
+    """Return the id of the batch that a job's id names.
+
+    Raises:
+        TypeError: The id is not text.
+    """
+    if not isinstance(job, str):
+        raise TypeError(f"a job is named by its job_id, which is text, not by a {type(job).__name__}")
+    return job.removeprefix("job_").rpartition("_")[0]
+
+
+def find_job(row: BatchRow, name: str) -> JobRow:
+    """Return the job of a batch that has an id.
+
+    Raises:
+        TypeError: The id is not text.
+        UnknownBatch: The batch has no such job.
+    """
+    number = name.rpartition("_")[2] if batch_of(name) == row.batch_id else ""
+    if not number.isascii() or not number.isdigit() or len(number) > 9 or int(number) >= len(row.jobs):
+        raise UnknownBatch(f"the job {name!r} does not exist")
+    return row.jobs[int(number)]
+
+
+def to_retry(row: BatchRow, *, cancelled: bool, names: Collection[str] | None) -> list[JobRow]:
+    """Return the jobs of a batch that are to run again.
+
+    Args:
+        row: The batch.
+        cancelled: Cancelled jobs beside the failed ones.
+        names: The ids of these jobs alone.
+
+    Raises:
+        UnknownBatch: A job does not exist.
+        WrongState: There are none, or one of those named is neither failed nor cancelled.
+    """
+    statuses = {Status.FAILED, Status.CANCELLED} if cancelled or names is not None else {Status.FAILED}
+    if names is None:
+        jobs = [job for job in row.jobs if job.status in statuses]
+    else:
+        chosen = {job.position: job for job in (find_job(row, name) for name in names)}
+        jobs = [chosen[position] for position in sorted(chosen)]
+        for job in jobs:
+            if job.status not in statuses:
+                raise WrongState(
+                    f"job number {job.position + 1} is {job.status}; only a failed or cancelled one can run again"
+                )
+    if not jobs:
+        raise WrongState(f"no job of the batch has {' or '.join(sorted(statuses))}")
+    return jobs

@@ -379,6 +379,8 @@ class Store:
             " WHERE batch_id = ? GROUP BY status",
             (row.batch_id,),
         ).fetchall()
+        first = self._db.execute("SELECT url FROM jobs WHERE batch_id = ? AND position = 0", (row.batch_id,)).fetchone()
+        row.first_url = _printable(first[0]) if first else ""
         try:
             row.sums = {Status(state): (number, sized, done, total) for state, number, sized, done, total in sums}
             if sum(number for number, *_ in row.sums.values()) != row.size:

@@ -28,6 +28,7 @@ __all__ = [
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TYPES: Mapping[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+_LONGEST_NAME = 200  # characters of the name of a batch
 
 
 class Problem(NamedTuple):
@@ -125,6 +126,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         quality: For pages with media: `best`, or a height such as `1080p`.
         video_format: For pages with media: the preferred container, such as `mp4`.
         download_subtitles: For pages with media: download subtitle files too.
+        name: A name to recognise the batch by, at most 200 characters.
     """
 
     concurrent_limit: int = 3
@@ -137,6 +139,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     quality: str | None = None
     video_format: str | None = None
     download_subtitles: bool = False
+    name: str | None = None
 
 
 class WmeUrl(NamedTuple):
@@ -310,7 +313,7 @@ def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] =
     """Check the options of a batch.
 
     Returns:
-        The options, the webhook's URL in its checked form.
+        The options, the webhook's URL in its checked form, and single blanks in the name.
 
     Raises:
         InvalidBatch: With every problem.
@@ -352,9 +355,12 @@ def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] =
             webhook = check_url(webhook, allow=allow, schemes=("http", "https"))
         except ValueError as error:
             problems.append(Problem("webhook_url", f"Invalid URL: {error}"))
+    name = " ".join((options.name or "").split())
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        problems.append(Problem("name", f"it is text of at most {_LONGEST_NAME} printable characters"))
     if problems:
         raise InvalidBatch(problems)
-    return msgspec.structs.replace(options, webhook_url=webhook)
+    return msgspec.structs.replace(options, webhook_url=webhook, name=name or None)
 
 
 def check_batch(

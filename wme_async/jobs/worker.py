@@ -32,19 +32,18 @@ from wme_async.jobs.model import (
     Status,
     UnknownBatch,
     job_id,
-    live_progress,
-    show,
     storable_size,
     storable_text,
     utc,
 )
 from wme_async.jobs.naming import expand
 from wme_async.jobs.sources import Fetched, Fetcher, is_passing, reason_of
-from wme_async.jobs.states import Cause, Change, Changed, Waiting, WrongState
+from wme_async.jobs.states import Cause, Change, Changed, Waiting
 from wme_async.jobs.store import Store
 from wme_async.jobs.tasks import Changes, restarted, retry_pause
 from wme_async.jobs.url_policy import netloc_of, redacted
 from wme_async.jobs.validation import JobLimits, Options
+from wme_async.jobs.views import live_progress, show
 from wme_async.jobs.webhooks import WebhookDelivery, compose
 
 __all__ = ["JobRunner"]
@@ -306,29 +305,21 @@ class JobRunner:
 
     async def cancel_job(self, name: str) -> Batch:
         """Cancel one job."""
-        if not isinstance(name, str):
-            raise TypeError(f"a job is named by its job_id, which is text, not by a {type(name).__name__}")
-        batch_id, _, number = name.removeprefix("job_").rpartition("_")
 
         def cancel(row: BatchRow) -> Changed:
-            if not number.isascii() or not number.isdigit() or len(number) > 9 or int(number) >= len(row.jobs):
-                raise UnknownBatch(f"the job {name!r} does not exist")
-            cancelled = row.jobs[int(number)].status is Status.CANCELLED
-            return (row, ()) if cancelled else states.apply(row, Cause.CANCEL, int(number))
+            job = states.find_job(row, name)
+            return (row, ()) if job.status is Status.CANCELLED else states.apply(row, Cause.CANCEL, job.position)
 
-        return await self.change(batch_id, cancel)
+        return await self.change(states.batch_of(name), cancel)
 
-    async def retry(self, batch_id: str, *, cancelled: bool) -> Batch:
-        """Submit the failed jobs of a batch again, with the bytes they have."""
-        statuses = {Status.FAILED, Status.CANCELLED} if cancelled else {Status.FAILED}
+    async def retry(self, batch_id: str, select: Callable[[BatchRow], list[JobRow]]) -> Batch:
+        """Submit jobs of a batch that `select` chooses again, with the bytes they have."""
 
         async def retry() -> Batch:
             while True:
                 async with self._exclusive():
                     row = await self.find(batch_id)
-                    jobs = [job for job in row.jobs if job.status in statuses]
-                    if not jobs:
-                        raise WrongState(f"no job of the batch has {' or '.join(sorted(statuses))}")
+                    jobs = select(row)
                     keys = [(batch_id, job.position) for job in jobs]
                     if not self._tasks.keys() & keys:
                         new_id = _new_id()

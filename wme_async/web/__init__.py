@@ -7,11 +7,10 @@
 All three have the same routes; `/api/v1/openapi.json` describes them.
 """
 
-import secrets
-
 from wme_async.web.aiohttp_app import MANAGER, create_app, serve
 from wme_async.web.asgi_app import create_asgi
 from wme_async.web.auth import hash_key
+from wme_async.web.key_file import new_key
 from wme_async.web.messages import Problems
 from wme_async.web.routes import BatchRequest, Created, FileLink
 
@@ -27,8 +26,3 @@ __all__ = [
     "new_key",
     "serve",
 ]
-
-
-def new_key() -> str:
-    """Make an API key of 32 random bytes."""
-    return "wme_" + secrets.token_urlsafe(32)

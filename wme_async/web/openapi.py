@@ -100,7 +100,9 @@ def _operation(route: Route, refs: dict[Any, Any], *, keys: bool) -> dict[str, A
         "responses": responses,
     }
     if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[route.body]}}}
+        required = any(field.required for field in msgspec.structs.fields(route.body))
+        content = {"application/json": {"schema": refs[route.body]}}
+        operation["requestBody"] = {"required": required, "content": content}
     if keys:
         operation["security"] = [] if route.open else [{"key": []}]
     return operation

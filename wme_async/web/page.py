@@ -12,9 +12,15 @@ __all__ = ["page_response"]
 
 
 @functools.cache
-def page_response() -> Response:
-    """Return the page. Its policy names its one script and one style by their hashes."""
+def page_response(*, keys: bool) -> Response:
+    """Return the page. Its policy names its one script and one style by their hashes.
+
+    Args:
+        keys: Whether requests need an API key, for which the page then asks before its first one.
+    """
     text = files("wme_async.web").joinpath("page.html").read_text(encoding="utf-8")
+    if keys:
+        text = text.replace('data-key="optional"', 'data-key="required"', 1)
     script, style = (_hash(text, tag) for tag in ("script", "style"))
     policy = (
         f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:;"

@@ -10,7 +10,7 @@ from wme_async.jobs import Batch, Listing, Options, Status
 from wme_async.jobs.naming import VARIABLES
 from wme_async.web.messages import HTTPProblem
 
-__all__ = ["ROUTES", "BatchRequest", "Created", "FileLink", "Health", "Route", "match_route"]
+__all__ = ["ROUTES", "BatchRequest", "Created", "FileLink", "Health", "RetryRequest", "Route", "match_route"]
 
 _DEFAULTS: Final = Options()
 
@@ -38,6 +38,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         webhook_url: Receives a message when the batch ends.
         timeout: Seconds that one job may run.
         priority: Higher ones start first.
+        name: To recognise the batch by; by default its first URL and how many more it has.
     """
 
     urls: Annotated[list[Url], _schema(minItems=1, maxItems=100, uniqueItems=True)]
@@ -53,6 +54,17 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     webhook_url: Annotated[str, _schema(pattern="^https?://", maxLength=8192)] | None = _DEFAULTS.webhook_url
     timeout: Annotated[float, _schema(exclusiveMinimum=0, maximum=86400)] = _DEFAULTS.timeout
     priority: Annotated[int, _schema(minimum=-100, maximum=100)] = _DEFAULTS.priority
+    name: Annotated[str, _schema(maxLength=200)] | None = _DEFAULTS.name
+
+
+class RetryRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of a request that retries some jobs of a batch; without one, all that failed.
+
+    Args:
+        jobs: The ids of failed or cancelled jobs; None for all that failed.
+    """
+
+    jobs: list[str] | None = None
 
 
 class Created(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,8 +171,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", _BATCH + "/resume", "resume", "Resume a paused batch", (200, Batch), errors=(404, 409)),
     Route(
         *("POST", _BATCH + "/retry", "retry", "Download failed jobs again, as a new batch", (201, Created)),
+        body=RetryRequest,
         query=(("cancelled", _FLAG),),
-        errors=(404, 409, 422, 429),
+        errors=(400, 404, 409, 413, 415, 422, 429),
     ),
     Route("DELETE", _BATCH + "/jobs/{job_id}", "cancel_job", "Cancel one job", (200, Batch), errors=(404, 409)),
     Route(

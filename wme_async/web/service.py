@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
-from typing import Final, Required, TypedDict
+from typing import Final, Required, TypedDict, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -34,11 +34,13 @@ from wme_async.web.messages import HTTPProblem, Request, Response, json_response
 from wme_async.web.metrics import metrics_text
 from wme_async.web.openapi import openapi_document
 from wme_async.web.page import page_response
-from wme_async.web.routes import ROUTES, BatchRequest, Created, FileLink, Health, Route, match_route
+from wme_async.web.routes import ROUTES, BatchRequest, Created, FileLink, Health, RetryRequest, Route, match_route
 
 __all__ = ["Service", "ServiceOptions"]
 
 logger: logging.Logger = logging.getLogger("wme_async.web")
+
+_T = TypeVar("_T")
 
 _MAX_BODY: Final = 1 << 20
 _HEARTBEAT: Final = 15.0  # seconds
@@ -135,9 +137,7 @@ class Service:
     # Batches
 
     async def _create(self, request: Request, caller: str) -> Response:
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json":
-            raise HTTPProblem(415, "not_json", "send a JSON object, with the header Content-Type: application/json")
+        _check_json(request)
         self._throttle.take(caller)
         options = _decode_batch(await request.read(_MAX_BODY))
         return _created(request, await self._manager.submit(**msgspec.structs.asdict(options)))
@@ -181,7 +181,12 @@ class Service:
         if cancelled not in {"true", "false", "1", "0"}:
             raise HTTPProblem(422, "invalid_request", "cancelled is true or false")
         self._throttle.take(caller)
-        return _created(request, await self._manager.retry(batch_id, cancelled=cancelled in {"true", "1"}))
+        jobs = None
+        if body := await request.read(_MAX_BODY):
+            _check_json(request)
+            jobs = _decode(body, RetryRequest, "the jobs to retry").jobs
+        batch = await self._manager.retry(batch_id, cancelled=cancelled in {"true", "1"}, jobs=jobs)
+        return _created(request, batch)
 
     async def _cancel_job(self, request: Request, _caller: str, batch_id: str, job_id: str) -> Response:
         if not job_id.startswith(f"job_{batch_id}_"):
@@ -265,7 +270,27 @@ class Service:
         return Response(headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, body=text.encode())
 
     async def _page(self, _request: Request, _caller: str) -> Response:
-        return page_response()
+        return page_response(keys=self._keys.required)
+
+
+def _check_json(request: Request) -> None:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise HTTPProblem(415, "not_json", "send a JSON object, with the header Content-Type: application/json")
+
+
+def _decode(body: bytes, type: type[_T], subject: str) -> _T:
+    """Decode the body of a request.
+
+    Raises:
+        HTTPProblem: It is not JSON, or of another form.
+    """
+    try:
+        return msgspec.json.decode(body, type=type)
+    except msgspec.ValidationError as error:
+        raise HTTPProblem(422, "invalid_request", f"the body does not describe {subject}: {error}") from None
+    except Exception as error:  # noqa: BLE001  # a decoder may raise anything
+        raise HTTPProblem(400, "not_json", f"the body is not JSON: {error}") from None
 
 
 def _decode_batch(body: bytes) -> BatchRequest:
@@ -275,8 +300,8 @@ def _decode_batch(body: bytes) -> BatchRequest:
         HTTPProblem: It is not JSON, or does not describe a batch.
     """
     try:
-        return msgspec.json.decode(body, type=BatchRequest)
-    except msgspec.ValidationError as error:
+        return _decode(body, BatchRequest, "a batch")
+    except HTTPProblem:
         # JSON Schema takes 3.0 for a whole number.
         with contextlib.suppress(Exception):
             document = msgspec.json.decode(body)
@@ -284,9 +309,7 @@ def _decode_batch(body: bytes) -> BatchRequest:
                 if isinstance(document.get(name), float) and document[name].is_integer():
                     document[name] = int(document[name])
             return msgspec.convert(document, BatchRequest)
-        raise HTTPProblem(422, "invalid_request", f"the body does not describe a batch: {error}") from None
-    except Exception as error:  # noqa: BLE001  # a decoder may raise anything
-        raise HTTPProblem(400, "not_json", f"the body is not JSON: {error}") from None
+        raise
 
 
 def _created(request: Request, batch: Batch) -> Response:
