@@ -78,8 +78,8 @@ def install(session: nox.Session, lock: str) -> None:
 
 
 def suite(session: nox.Session, env: dict[str, str] | None = None) -> None:
-    """Run the test suite on two processes; arguments go to pytest."""
-    session.run("pytest", *(session.posargs or ["-q", "-n", "2"]), env=env)
+    """Run the test suite on three processes, since some tests wait; arguments go to pytest."""
+    session.run("pytest", *(session.posargs or ["-q", "-n", "3", "--dist", "worksteal"]), env=env)
 
 
 def pure_modules() -> list[str]:
@@ -99,7 +99,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the test suite on two processes; arguments go to pytest."""
+    """Run the test suite; arguments go to pytest."""
     install(session, "tests")
     suite(session)
 

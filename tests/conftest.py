@@ -1,6 +1,7 @@
 """What all tests share: the guard around the network, quick property tests, and a repair for one test library."""
 
 import asyncio
+import gc
 import inspect
 import os
 import shutil
@@ -85,6 +86,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("torture"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking through thousands of tests each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from wme_async import Article, Client, NotFound, read_archive
+from wme_async import Article, Client, NotFound, Retry, read_archive
 from wme_async.errors import ArchiveError
 from wme_async.simulator import ArticleGenerator, Simulator, build_archive
 
@@ -142,7 +142,7 @@ async def test_errors_of_reading_come_out_of_the_scan(simulator, tmp_path):
         list(ArrowSource(broken, type=Row).batches())
     with pytest.raises(FileNotFoundError):
         list(ArrowSource(tmp_path / "missing.tar.gz", type=Row).batches())
-    async with Client(**simulator.client_options()) as wme:
+    async with Client(**simulator.client_options(), retry=Retry(base=0, cap=0)) as wme:
         with pytest.raises(NotFound):
             list(ArrowSource(wme.snapshots, "nosuchwiki_namespace_0", type=Row).batches())
 

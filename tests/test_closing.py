@@ -118,7 +118,7 @@ async def test_closing_ends_the_wait_for_a_connection(sim, tmp_path, closing):
     first = asyncio.create_task(wme.snapshots.download("awiki_namespace_0", tmp_path / "a"))
     await until(asked(sim, "store"))
     second = asyncio.create_task(wme.snapshots.download("bwiki_namespace_0", tmp_path / "b"))
-    await asyncio.sleep(0.1)
+    await until(lambda: " 0 requests waiting" not in repr(wme))
     await (wme.aclose() if session is None else session.close())
     for task in (first, second):
         with pytest.raises(ClientClosed):

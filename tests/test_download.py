@@ -496,18 +496,17 @@ async def test_whoever_waits_for_a_connection_and_gives_up_takes_none(sim: Simul
 
 
 async def test_a_connection_that_stands_still_is_relieved_long_before_it_times_out(
-    sim: Simulator, tmp_path: Path
+    sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("wme_async._download.range_fetcher._PATIENCE", 0.4)
     data = noise(3_000_000)
     sim.put_object(KEY, data)
     sim.faults.inject("stall", role="store", after=1000, skip=1)
-    transport = Transport(None, timeouts=Timeouts(read=50.0))
-    began = transport.monotonic()
+    transport = Transport(None, timeouts=Timeouts(read=1000.0))  # longer than a test may take
     await download(
         StoreSource(sim, transport), tmp_path / "x", transport=transport, part_size=500_000, connections=3,
     )  # fmt: skip
     assert (tmp_path / "x").read_bytes() == data
-    assert transport.monotonic() - began < 45
     assert transport.open_bodies == 0
     assert not our_tasks()
     await transport.aclose()

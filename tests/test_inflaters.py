@@ -71,7 +71,7 @@ def inflate(request: pytest.FixtureRequest) -> Inflate:
 MEMBERS = st.lists(
     st.tuples(
         st.sampled_from(["noise", "zeros", "lines"]),
-        st.sampled_from([0, 1, 100, 70_000, 3 << 20, 6 << 20]),
+        st.sampled_from([0, 1, 100, 70_000, 1 << 20, 5 << 19]),
         st.sampled_from([0, 1, 6]),
         st.sampled_from([0, 3, 600]),
     ),
@@ -91,7 +91,7 @@ def test_what_was_compressed_comes_out(
     for number, (kind, size, level, zeros) in enumerate(members):
         plain += contents(number, kind, size)
         packed += packed_member(number, kind, size, level) + bytes(zeros)
-    blocks = list(inflate(Pieces(packed, sizes if len(packed) < 500_000 else [*sizes, 1 << 20])))
+    blocks = list(inflate(Pieces(packed, sizes if len(packed) < 50_000 else [*sizes, 1 << 20])))
     assert b"".join(blocks) == plain
     assert all(blocks)
 
@@ -146,8 +146,8 @@ def test_a_flipped_bit_never_passes_for_the_whole(inflate: Inflate, at: float, b
 
 
 def test_a_bomb_comes_in_bounded_blocks(inflate: Inflate) -> None:
-    sizes = [len(block) for block in inflate(Pieces(packed_member(0, "zeros", 200 << 20, 9), [1 << 20]))]
-    assert sum(sizes) == 200 << 20
+    sizes = [len(block) for block in inflate(Pieces(packed_member(0, "zeros", 100 << 20, 9), [1 << 20]))]
+    assert sum(sizes) == 100 << 20
     assert max(sizes) <= 70 << 20
 
 
