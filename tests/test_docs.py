@@ -37,7 +37,7 @@ _FENCE = re.compile(
 _NOT_RUN = "# not run: "
 
 # What the code of a page needs beside the package.
-NEEDS = {"relay": ("starlette", "fastapi", "litestar")}
+NEEDS = {"relay": ("starlette", "fastapi", "litestar"), "tasks": ("pyarrow",)}
 
 
 class Block(NamedTuple):
@@ -275,7 +275,7 @@ def test_the_tests_that_are_named_as_proofs_are_there() -> None:
 
 
 PUBLIC = ["wme_async", "wme_async.errors", "wme_async.models", "wme_async.offsets", "wme_async.simulator"]
-PUBLIC += ["wme_async.jobs", "wme_async.web"]
+PUBLIC += ["wme_async.jobs", "wme_async.tasks", "wme_async.web"]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -9,6 +9,8 @@ import errno
 import hashlib
 import logging
 import os
+import platform
+import re
 import secrets
 import stat
 from collections.abc import Callable
@@ -27,6 +29,7 @@ __all__ = [
     "followed",
     "free_space",
     "name_limit",
+    "part_of",
     "private_file",
     "private_folder",
     "publish",
@@ -43,6 +46,7 @@ _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, 
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
 NAME_LEAST: Final = 143  # bytes; the limit of the strictest file systems, such as encrypted ones that report 255
+_HOST_LENGTH: Final = 24
 _LONGEST_SUFFIX: Final = len(".part.ledger")
 
 _MOST_LOGGED: Final = 1000
@@ -128,6 +132,18 @@ def sibling(path: Path, suffix: str, *, cautious: bool = False) -> Path:
         start = name[: limit - len(digest) - 1].decode(errors="ignore")
         return path.with_name(f"{start}~{digest}{suffix}")
     return path.with_name(path.name + suffix)
+
+
+def part_of(path: Path) -> Path:
+    """Return a name in the same folder for a file until it is whole, which no other process of any host uses.
+
+    It ends in `.part`. The host, the process and a random part are in it: several hosts may share the folder, and have
+    processes of the same number.
+    """
+    host = re.sub(r"[^\w-]", "_", platform.node(), flags=re.ASCII)[:_HOST_LENGTH]
+    suffix = f".{host}.{os.getpid()}.{secrets.token_hex(4)}.part"
+    name = os.fsencode(path.name)[: NAME_LEAST - len(suffix)].decode(errors="ignore")
+    return path.with_name(f"{name}{suffix}")
 
 
 def sync_file(descriptor: int, *, only_data: bool = False) -> None:

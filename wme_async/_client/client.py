@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from wme_async._arguments import check_instances, check_path
 from wme_async._client.account import Account
 from wme_async._client.cache import Cache
+from wme_async._client.chunked_files import ChunkedFiles
 from wme_async._client.collection import Collection
-from wme_async._client.files import ChunkedFiles, Files
+from wme_async._client.files import Files
 from wme_async._client.hours import hour_files
 from wme_async._client.lookup import Lookup
 from wme_async._client.media import MediaFiles

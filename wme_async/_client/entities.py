@@ -10,9 +10,10 @@ from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack, overload
 import msgspec
 
 from wme_async._client.cache import Cache, forget_unreadable
+from wme_async._client.chunked_files import ChunkedFiles
 from wme_async._client.collection import decode_response
 from wme_async._client.concurrent_lookups import ConcurrencyOptions, Looked, Lookups
-from wme_async._client.files import ChunkedFiles, Files
+from wme_async._client.files import Files
 from wme_async._client.hours import hour_files
 from wme_async._client.lookup import BulkHint, check_recheck, cost_of, not_found, send_lookup
 from wme_async._client.quota import Cost

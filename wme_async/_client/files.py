@@ -18,7 +18,7 @@ from wme_async._arguments import check_numbers, check_path, check_text
 from wme_async._client.archive_names import ArchiveName, uses_version
 from wme_async._client.archive_source import ArchiveSource, ListedSource, PinnedSource
 from wme_async._client.collection import Collection, Value
-from wme_async._client.paths import chunk_path, hour_of
+from wme_async._client.paths import hour_of
 from wme_async._client.quota import Cost
 from wme_async._client.resources import Resource
 from wme_async._download import (
@@ -35,13 +35,13 @@ from wme_async._download import (
 )
 from wme_async._platform import unusable_name
 from wme_async._transport import Transport
-from wme_async.models import Archive, Chunk
+from wme_async.models import Archive
 
 if TYPE_CHECKING:  # imported when they are first used
     from wme_async._client.read_all import ListingReader
     from wme_async._client.sync_report import SyncProgressHook, SyncReport
 
-__all__ = ["ChunkedFiles", "Files", "target_path"]
+__all__ = ["Files", "target_path"]
 
 M = TypeVar("M", bound=Archive)
 R = TypeVar("R", bound=msgspec.Struct)
@@ -488,41 +488,6 @@ class Files(Collection[M], Generic[M, R]):
 
         segment = self._quote(identifier)
         return kind(self._transport, self._resource, lambda: f"{self._path}/{segment}", checksum, self._locate)
-
-
-class ChunkedFiles(Files[M, R]):
-    """Archives that are also available in chunks.
-
-    Args:
-        transport: Sends the requests.
-        resource: Their row of the table.
-        chunks: The row of their chunks.
-    """
-
-    def __init__(self, transport: Transport, resource: Resource, chunks: Resource) -> None:
-        super().__init__(transport, resource, resource.path)
-        self._chunks = chunks
-
-    def chunks(self, identifier: str) -> "Files[Chunk, R]":
-        """Return the chunks of an archive: the same records in pieces of some hundred megabytes.
-
-        Args:
-            identifier: Of the archive, from its list.
-
-        Raises:
-            ValueError: The identifier is malformed.
-        """
-        return _Chunks(self._transport, self._chunks, self._chunks.at(snapshot=self._quote(identifier)), identifier)
-
-
-class _Chunks(Files[Chunk, R]):
-    """The chunks of one archive; the server reads the last number of an identifier and nothing else."""
-
-    def __init__(self, transport: Transport, resource: Resource, path: str, snapshot: str) -> None:
-        super().__init__(transport, resource, path, place=snapshot)
-
-    def _quote(self, identifier: str | int) -> str:
-        return chunk_path(self._place, identifier)
 
 
 def target_path(

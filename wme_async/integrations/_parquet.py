@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from wme_async._archive import ArchiveReader
 from wme_async._arguments import check_async_iterable, check_numbers, check_path
-from wme_async._files import publish, sync_file, sync_folder
+from wme_async._files import part_of, publish, sync_file, sync_folder
 from wme_async._tasks import in_thread
 from wme_async.errors import ArchiveError
 from wme_async.integrations._batches import BLOCK, batches_of
@@ -327,7 +327,7 @@ class _FileOnDisk:
     def __init__(self, target: Path, form: "_Form") -> None:
         self.target = target
         self.bytes = 0
-        self._part = target.with_name(f"{target.name}.{os.getpid()}.{id(self):x}.part")
+        self._part = part_of(target)
         self._out: io.BufferedWriter | None = None
         self._file = _File(form)
 

@@ -23,10 +23,11 @@ from wme_async._tasks import wait_shielded
 
 try:
     import obstore
-    from obstore import exceptions
     from obstore.store import AzureStore, GCSStore, S3Store, from_url
 except ImportError as _error:
     raise ImportError("cloud storage needs the extra `cloud`: pip install 'wme-async[cloud]'") from _error
+
+from wme_async.integrations._objects import os_errors
 
 __all__ = ["Uploaded", "upload"]
 
@@ -199,16 +200,10 @@ class _AbortedError(Exception):
 async def _put(store: Any, key: str, pipe: _Pipe, parts: _Parts, connections: int) -> Any:
     # The size may be known only once the first bytes have arrived.
     await pipe.started.wait()
-    try:
+    with os_errors():
         return await obstore.put_async(
             store, key, pipe, use_multipart=True, chunk_size=parts.size, max_concurrency=connections
         )
-    except exceptions.NotFoundError as error:
-        raise FileNotFoundError(_first_line(error)) from error
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise PermissionError(_first_line(error)) from error
-    except exceptions.BaseError as error:
-        raise OSError(_first_line(error)) from error
 
 
 def _open_store(url: str, options: dict[str, Any]) -> tuple[Any, str]:
@@ -219,14 +214,7 @@ def _open_store(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     folder, _, last = parts.path.rpartition("/")
     if not last or (parts.scheme != "file" and not parts.netloc) or parts.query or parts.fragment:
         raise ValueError(f"{url!r} must name an object: a bucket and a key, without a query")
-    try:
+    with os_errors():
         if parts.scheme == "file":
             return from_url(f"file://{folder or '/'}", mkdir=True, **options), unquote(last)
         return from_url(f"{parts.scheme}://{parts.netloc}", **options), unquote(parts.path.lstrip("/"))
-    except exceptions.BaseError as error:
-        raise OSError(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    """Return the message of an error without its debugging output."""
-    return str(error).split("\n", 1)[0]

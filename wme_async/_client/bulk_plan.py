@@ -1,0 +1,119 @@
+"""The plan of bulk work: the chunks of one export, from metadata alone."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from wme_async._client.bulk import Format, Plan
+from wme_async._client.paths import chunk_number
+from wme_async._download import FileInfo
+from wme_async._download.etags import plain_md5
+from wme_async._download.verification import wait_before_restart
+from wme_async._tasks import WorkGroup, raise_first_cause
+from wme_async._transport import Transport
+from wme_async.errors import DataError, NotFound, Replaced
+from wme_async.models import Chunk, Snapshot
+
+__all__ = ["make_plan", "output_folder"]
+
+T = TypeVar("T")
+
+_ATTEMPTS: Final = 5
+_CONCURRENCY: Final = 8
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan has beside its chunks."""
+
+    snapshot: str
+    to: str
+    format: Format
+    type: str
+    collection: str
+    pool: str | None
+
+
+def output_folder(to: str | os.PathLike[str]) -> str:
+    """Return the folder of an output as it is written into a plan: a URL, or an absolute path."""
+    target = os.fspath(to)
+    return target if "://" in target else os.path.abspath(target)  # noqa: PTH100  # a Path has no abspath
+
+
+async def make_plan(snapshots: Any, chunks: Any, transport: Transport, **settings: Any) -> Plan:
+    """Return the plan of the export that the server has now; free of charge.
+
+    Metadata is written after its archive, the chunks of an export one after the other, and lists hours later. So each
+    chunk of the snapshot's record is compared with its ETag, after all the metadata was read: then all of them were on
+    the server at one moment. Chunks that the record lacks are looked for, too.
+
+    Args:
+        snapshots: The archives that the snapshot belongs to.
+        chunks: Its chunks.
+        transport: Has the clock.
+        **settings: As for `ChunkTask`, and `pool`.
+
+    Raises:
+        Replaced: The snapshot is being exported anew, also after several attempts.
+        NotFound: The snapshot does not exist, or a chunk of its record does not, also after several attempts.
+        DataError: The snapshot has no chunks.
+        WMEError: A request failed.
+    """
+    values = _Settings(**settings)
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return await _survey(snapshots, chunks, values)
+        except (Replaced, NotFound):
+            await wait_before_restart(transport, attempt)
+    return await _survey(snapshots, chunks, values)
+
+
+async def _survey(snapshots: Any, chunks: Any, values: _Settings) -> Plan:
+    record: Snapshot = await snapshots.get(values.snapshot)
+    identifiers = sorted(set(record.chunks), key=chunk_number)
+    if not identifiers:
+        raise DataError(f"{values.snapshot} has no chunks; read it as a whole: wme.snapshots.read({values.snapshot!r})")
+    metadata: list[Chunk] = await _for_each(identifiers, chunks.get)
+    infos: list[FileInfo] = await _for_each(identifiers, chunks.head)
+    rows = []
+    for identifier, chunk, info in zip(identifiers, metadata, infos, strict=True):
+        md5 = chunk.version.lower()
+        stored = plain_md5(info.etag) or md5
+        if not md5 or stored != md5:
+            raise Replaced(
+                f"{identifier} has version {stored or 'unknown'}, and its metadata says {md5 or 'nothing'}: the "
+                "snapshot is being exported anew; plan it later",
+                expected=md5,
+                got=stored,
+            )
+        rows.append((identifier, md5, info.size if info.size is not None else chunk.size.bytes))
+    await _check_last(chunks, chunk_number(identifiers[-1]) + 1, values.snapshot)
+    return Plan.of(rows, **msgspec.structs.asdict(values))
+
+
+async def _check_last(chunks: Any, number: int, snapshot: str) -> None:
+    """Raise if there is a chunk after the last one of the record, which is then of an earlier export."""
+    try:
+        info: FileInfo = await chunks.head(number)
+    except NotFound:
+        return
+    raise Replaced(
+        f"{snapshot} has a chunk {number}, which its record lacks: the snapshot is being exported anew; plan it later",
+        got=plain_md5(info.etag),
+    )
+
+
+async def _for_each(identifiers: list[str], request: Callable[[str], Awaitable[T]]) -> list[T]:
+    """Return the responses in order; a few requests at a time."""
+    gate = asyncio.Semaphore(_CONCURRENCY)
+
+    async def ask(identifier: str) -> T:
+        async with gate:
+            return await request(identifier)
+
+    with raise_first_cause():
+        async with WorkGroup() as group:
+            tasks = [group.start(ask(identifier)) for identifier in identifiers]
+    return [task.result() for task in tasks]

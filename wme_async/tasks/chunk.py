@@ -1,0 +1,107 @@
+"""One task: a chunk of a snapshot becomes a file."""
+
+import logging
+import os
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+from wme_async._client.bulk import ChunkTask, TaskResult
+from wme_async._client.client import Client
+from wme_async._download.etags import plain_md5
+from wme_async.errors import DecodeError, IntegrityError, NotFound, Replaced
+from wme_async.tasks.output import Output, check_snapshot
+from wme_async.tasks.process import run_in_process
+from wme_async.tasks.target import open_target
+
+__all__ = ["arun_task", "environment_client", "run_task"]
+
+logger = logging.getLogger("wme_async.tasks")
+
+
+def run_task(task: ChunkTask) -> TaskResult:
+    """Run one task; for any engine that calls functions: process pools, Dask, Ray, a pod of Kubernetes.
+
+    It can be run again at any time, also twice at once: an output that is complete is not written again. All calls of a
+    process, from any thread, share one client, made by `Client.from_env()`; with `WME_TOKEN_FILE`, all processes of a
+    host share its sign-in.
+
+    Args:
+        task: From `wme.snapshots.plan`.
+
+    Raises:
+        Replaced: The server has another export. No task of this plan can run any more: make a new plan.
+        VersionConflict: The output is there already with another type or format.
+        ValueError: The type cannot be imported, or the environment lacks credentials.
+        TypeError: It is not a task.
+        QuotaExceeded: The month's allowance is used up.
+        WMEError: The chunk cannot be read.
+        OSError: The output cannot be written.
+    """
+    _check(task)
+    return run_in_process(lambda client: arun_task(task, client), environment_client)
+
+
+async def arun_task(task: ChunkTask, wme: Client | None = None) -> TaskResult:
+    """Run one task, as `run_task` does.
+
+    Args:
+        task: From `wme.snapshots.plan`.
+        wme: The client; by default one of its own, from the environment.
+
+    Raises:
+        Exception: As for `run_task`.
+    """
+    _check(task)
+    target = open_target(task.to)
+    output = Output(task, target)
+    if (result := await output.find()) is not None:
+        return result
+    await check_snapshot(target, task.snapshot)
+    async with AsyncExitStack() as stack:
+        client = wme if wme is not None else await stack.enter_async_context(environment_client())
+        snapshots: Any = client.snapshots if task.collection == "snapshots" else client.wikidata.snapshots
+        return await _run(task, output, snapshots.chunks(task.snapshot))
+
+
+def environment_client() -> Client:
+    """Return a client of the environment, whose tokens are in `WME_TOKEN_FILE` if that is set."""
+    return Client.from_env(token_file=os.environ.get("WME_TOKEN_FILE") or None)
+
+
+async def _run(task: ChunkTask, output: Output, chunks: Any) -> TaskResult:
+    begin = time.monotonic()
+    try:
+        async with chunks.read(task.chunk, type=output.type, md5=task.md5, on_bad_record=_log_bad) as records:
+            await output.write(records)
+            statistics = records.statistics()
+    except (NotFound, IntegrityError) as error:
+        await _check_version(task, chunks, error)
+        raise
+    return await output.complete(rows=statistics.records, bad=statistics.bad_records, seconds=time.monotonic() - begin)
+
+
+async def _check_version(task: ChunkTask, chunks: Any, error: Exception) -> None:
+    """Raise if an error means that the chunk was replaced while it was read, or removed by the next export."""
+    try:
+        md5 = plain_md5((await chunks.head(task.chunk)).etag)
+    except NotFound:
+        md5 = None
+    else:
+        if md5 is None or md5 == task.md5:
+            return
+    raise Replaced(
+        f"{task.chunk} had version {task.md5} and {f'has {md5} now' if md5 else 'does not exist now'}: the snapshot is "
+        "exported anew; make a new plan",
+        expected=task.md5,
+        got=md5,
+    ) from error
+
+
+def _log_bad(error: DecodeError) -> None:
+    logger.warning("left out: %s", error)
+
+
+def _check(task: object) -> None:
+    if not isinstance(task, ChunkTask):
+        raise TypeError(f"task must be a ChunkTask of wme.snapshots.plan, not {task!r}")
