@@ -10,6 +10,9 @@ A request enters through `server`, which records it (`record`), looks up its fau
 the four `hosts`. A host parses it with `protocol`, takes the data from `world`, and returns a response, which `server`
 sends, damaged by the faults for bodies. The streams of `hosts.realtime` write their responses themselves, from the
 events in `log`. Everything goes by one `clock`; `options` has the keyword arguments of `Simulator`.
+
+A `World` is a history of wikis (`world.wiki`, changed by `world.editing`), which `world.pipeline` turns into published
+records; `world.exports` makes snapshots and batches of them.
 """
 
 from wme_async.simulator.clock import Clock
@@ -22,6 +25,11 @@ from wme_async.simulator.record import Request, Requests
 from wme_async.simulator.server import Simulator
 from wme_async.simulator.world.articles import ArticleGenerator, build_archive, dumps
 from wme_async.simulator.world.entities import EntityGenerator
+from wme_async.simulator.world.exports import Export
+from wme_async.simulator.world.pipeline import Message, PublishedRecord
+from wme_async.simulator.world.truth import Truth
+from wme_async.simulator.world.wiki import Change, WikiPage
+from wme_async.simulator.world.world import World
 
 __all__ = [
     "ACCESS_2025",
@@ -31,17 +39,24 @@ __all__ = [
     "Accepted",
     "AccessRow",
     "ArticleGenerator",
+    "Change",
     "Clock",
     "Connection",
     "EntityGenerator",
+    "Export",
     "Fault",
     "Faults",
     "Firehose",
+    "Message",
+    "PublishedRecord",
     "Refused",
     "Request",
     "Requests",
     "Simulator",
+    "Truth",
     "User",
+    "WikiPage",
+    "World",
     "build_archive",
     "check_stream_request",
     "dumps",

@@ -19,6 +19,9 @@ class Clock:
     Args:
         start: The time at which the clock begins: epoch seconds, an aware datetime, or None for the real time.
         frozen: Whether the clock stands still between calls of `advance`.
+
+    Attributes:
+        listeners: Called after the clock was moved by hand.
     """
 
     def __init__(self, start: float | datetime | None = None, *, frozen: bool = False) -> None:
@@ -31,6 +34,7 @@ class Clock:
         self._base = source() if start is None else float(start)
         self._origin = time.monotonic()
         self._frozen = frozen
+        self.listeners: list[Callable[[], None]] = []
 
     def now(self) -> float:
         """Return the time in epoch seconds, UTC."""
@@ -45,6 +49,7 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Move the clock forward, or back with a negative number of seconds."""
         self._base += seconds
+        self._moved()
 
     def set(self, when: float | datetime) -> None:
         """Set the clock to epoch seconds or to an aware datetime; it runs on from there unless it is frozen."""
@@ -52,6 +57,11 @@ class Clock:
             raise ValueError("when must be an aware datetime")
         self._base = when.timestamp() if isinstance(when, datetime) else float(when)
         self._origin = time.monotonic()
+        self._moved()
+
+    def _moved(self) -> None:
+        for listener in self.listeners:
+            listener()
 
     def __repr__(self) -> str:
         return f"Clock({self.utc().isoformat()}{', frozen' if self._frozen else ''})"

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypedDict
 
 from wme_async.simulator.arguments import check_mapping, check_numbers, check_texts
 from wme_async.simulator.hosts.access import ACCESS_2025, ACCESS_2026, CAPS_2025, CAPS_2026, AccessRow
+from wme_async.simulator.world.world import World
 
 __all__ = ["ROLES", "SimulatorOptions", "policy", "resolve"]
 
@@ -37,6 +38,7 @@ class SimulatorOptions(TypedDict, total=False):
     rate_limits: Mapping[str, float] | None
     expires_in: int
     max_access_tokens: int
+    world: World | None
     data: str | PathLike[str] | None
     articles: int
     article_size: int | Literal["small"] | None
@@ -62,6 +64,7 @@ _DEFAULTS: Final[SimulatorOptions] = {
     "rate_limits": None,
     "expires_in": 86_400,
     "max_access_tokens": 90,
+    "world": None,
     "data": None,
     "articles": 12,
     "article_size": "small",
@@ -101,6 +104,8 @@ def resolve(options: SimulatorOptions) -> SimulatorOptions:
         check_mapping(name, values[name], contents)
     for group, allowances in caps.items():
         check_mapping(f"caps of {group}", allowances, "pool and number")
+    if resolved["world"] is not None and resolved["archive_bytes"]:
+        raise ValueError("a world decides the sizes of its archives: use pages= of World in place of archive_bytes=")
     _check_names("pool", {pool for allowances in caps.values() for pool in allowances}, _POOLS)
     _check_names("role", {*(resolved["ports"] or {})}, ROLES)
     if isinstance(resolved["access"], str) and resolved["access"] not in _POLICIES:

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from aiohttp import web
 
-from wme_async.simulator.arguments import check_texts
+from wme_async.simulator.arguments import check_numbers, check_texts
 from wme_async.simulator.clock import Clock
 from wme_async.simulator.errors import Panic
 from wme_async.simulator.faults import Fault, Faults
@@ -32,6 +32,9 @@ from wme_async.simulator.hosts.wikidata import Entities
 from wme_async.simulator.options import ROLES, SimulatorOptions, policy, resolve
 from wme_async.simulator.record import BODY_LIMIT, Request, Requests
 from wme_async.simulator.world.catalog import Catalog
+from wme_async.simulator.world.pipeline import PublishedRecord
+from wme_async.simulator.world.records import encode_record
+from wme_async.simulator.world.world import World
 
 __all__ = ["Simulator"]
 
@@ -59,6 +62,7 @@ class Simulator:
             - rate_limits (None): Requests per second by group; None for no limits.
             - expires_in (86,400): Lifetime of an access token in seconds.
             - max_access_tokens (90): Uses of one refresh token in 90 days.
+            - world (None): A `World`, from which archives, the stream and look-ups of articles then follow.
             - data (None): A folder with real files to serve instead of the built-in data: `articles.ndjson`,
               `batches.json`, `projects.json`, `languages.json`, `namespaces.json`, `codes.json`; each may be absent.
             - articles (12): Records in each archive.
@@ -87,6 +91,7 @@ class Simulator:
         pages: The pages of look-ups by title: `add`, `add_structured`, `remove`, `titles`.
         entities: The entities of Wikidata look-ups: `add`, `shape`, `labels_as_list`.
         commons: Files: `add`.
+        world: The world, or None.
         firehose: The stream of articles.
         wikidata: The stream of entities.
         errors: Exceptions of the simulator itself; leaving the block raises them.
@@ -117,16 +122,22 @@ class Simulator:
             part_size=settings["part_size"],
             validity=settings["presign_seconds"],
             objects=self.catalog.objects,
+            deleted=self.catalog.deleted,
         )
         self.auth: AuthHost = AuthHost(self.accounts, self.caps, self._access)
         self.api: Api = Api(self.accounts, self.catalog, self.store, self.limiter, self.caps, self._access)
-        self.pages: Pages = Pages(self.catalog)
+        self.pages: Pages = Pages(self.catalog, settings["world"], settings["article_size"])
         self.commons: Commons = Commons(self.store, seed)
         self.entities: Entities = Entities(self.catalog.entities, Random(seed))
         self._add_lookups(Lookups(self.pages, Random(seed)))
         stream = settings["stream"] or {}
         articles = {"make": self.catalog.generator.article, "options": {"size": "small"}, "seed": seed, **stream}
-        self.firehose: Firehose = Firehose(self.clock, **articles)
+        world = settings["world"]
+        update = None if world is None else world.catch_up
+        self.firehose: Firehose = Firehose(self.clock, update=update, **articles)
+        if world is not None:
+            world.attach(self.clock, self._publish, self.catalog.real)
+        self.world: World | None = world
         entities = {name: stream[name] for name in _SHARED_STREAM_OPTIONS if name in stream}
         self.wikidata: Firehose = Firehose.wikidata(self.clock, seed=seed, **entities)
         streams = {"/v2/articles": self.firehose, "/v2/wikidata": self.wikidata}
@@ -142,6 +153,16 @@ class Simulator:
 
     def _access(self) -> Sequence[AccessRow]:
         return self.access
+
+    def _publish(self, record: PublishedRecord) -> None:
+        """Put a record of the world on the stream, which has no bulk records."""
+        assert self.world is not None
+        moment = record.published / 1_000_000
+        if record.bulk or moment < self.clock.now() - self.firehose.retention:
+            return
+        fields = encode_record(record, self.world.generator, self.firehose.size)
+        partition = self.firehose.partition_of({**fields, "name": record.key})
+        self.firehose.publish(fields, partition=partition, published=moment)
 
     def _add_lookups(self, lookups: Lookups) -> None:
         self.api.add("/v2/articles/{name*}", lookups.articles, pool="ondemand")
@@ -368,6 +389,34 @@ class Simulator:
         self.store.delete(key)
         if update_metadata:
             self.catalog.drop(key.removesuffix(".tar.gz"))
+
+    def export_snapshot(self, identifier: str, *, share: float = 1.0) -> None:
+        """Export a snapshot and its chunks now, in place of those before; a new day does so by itself.
+
+        A new export deals pages to chunks anew. It has no objects that `put_object` stored.
+
+        Args:
+            identifier: Such as `enwiki_namespace_0`.
+            share: The share of its records; below 1 the export is incomplete.
+
+        Raises:
+            ValueError: There is no such snapshot, or the share is not 0 to 1.
+        """
+        check_numbers(0, integer=False, share=share)
+        if share > 1:
+            raise ValueError(f"share is 0 to 1, not {share!r}")
+        self.catalog.export(identifier, share)
+
+    def withdraw_snapshot(self, identifier: str) -> None:
+        """Remove a snapshot and its chunks until the next export.
+
+        Args:
+            identifier: Such as `enwiki_namespace_0`.
+
+        Raises:
+            ValueError: There is no such snapshot.
+        """
+        self.catalog.withdraw(identifier)
 
     # Requests
 

@@ -13,6 +13,8 @@ from wme_async.simulator.protocol.query import Query, encode_list
 from wme_async.simulator.world.articles import dumps
 from wme_async.simulator.world.catalog import Catalog
 from wme_async.simulator.world.metadata import PROJECTS
+from wme_async.simulator.world.records import Size, encode_record
+from wme_async.simulator.world.world import World
 
 __all__ = ["Lookups", "Pages"]
 
@@ -28,19 +30,23 @@ _MAX_LIMIT: Final = 10
 
 
 class Pages:
-    """The pages that look-ups can find: the generated ones, real ones, and those that a test adds.
+    """The pages that look-ups can find: those of the world, or generated and real ones, and those that a test adds.
 
     Args:
         catalog: Projects and the generator.
+        world: The world, if it decides which pages there are.
+        size: The size of its articles, as in `ArticleGenerator.article`.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, world: World | None = None, size: Size = "small") -> None:
         self._catalog = catalog
+        self._world = world
+        self._size = size
         self._generated: dict[str, dict[str, int]] = {}
         self._articles: dict[tuple[str, str], dict[str, Any]] = {}
         self._structured: dict[tuple[str, str], dict[str, Any]] = {}
         self._removed: set[tuple[str, str]] = set()
-        for record in catalog.real:
+        for record in catalog.real if world is None else ():
             self.add(record)
 
     @property
@@ -55,8 +61,11 @@ class Pages:
     def titles(self, project_name: str) -> list[str]:
         """Return the titles of a project, with spaces."""
         added = (title for project, title in self._articles if project == project_name)
-        titles = dict.fromkeys([*self._indices(project_name), *added])
-        return [title.replace("_", " ") for title in titles if (project_name, title) not in self._removed]
+        own = self._indices(project_name) if self._world is None else self._world.current(project_name)
+        titles = dict.fromkeys([*own, *added])
+        return [
+            title.replace("_", " ") for title in titles if (project_name, title.replace(" ", "_")) not in self._removed
+        ]
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add or replace an article under its project and name.
@@ -88,8 +97,8 @@ class Pages:
         if indices is None:
             indices = self._generated[project_name] = {}
             if project_name in PROJECTS:
-                first = self._catalog.first_page(project_name, 0)
-                for index in range(first, first + self._catalog.articles):
+                first = self._catalog.generated.first_page(project_name, 0)
+                for index in range(first, first + self._catalog.generated.articles):
                     indices[self._catalog.generator.title(index).replace(" ", "_")] = index
                 for number, title in enumerate(_COMMON):
                     indices[title.replace(" ", "_")] = first + _COMMON_PAGE + number
@@ -100,6 +109,9 @@ class Pages:
         key = (project_name, title)
         if key in self._removed:
             return None
+        if self._world is not None and key not in self._articles:
+            record = self._world.current(project_name).get(title.replace("_", " "))
+            return None if record is None else encode_record(record, self._world.generator, self._size)
         index = self._indices(project_name).get(title)
         if key not in self._articles and index is not None:
             name = title.replace("_", " ")

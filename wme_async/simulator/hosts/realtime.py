@@ -77,6 +77,7 @@ class Firehose:
         burst: The number of events of one partition that are read before the turn of the next one.
         tiny: Writes the line of a generated event without an encoder, split where partition and offset go:
             `tiny(index, moment)` with the time as text.
+        update: Called before events are read: publishes those that are due.
 
     Attributes:
         log: The events of each partition.
@@ -100,8 +101,10 @@ class Firehose:
         flush_each: bool = True,
         burst: int = 8,
         tiny: Callable[[int, str], tuple[bytes, bytes]] | None = None,
+        update: Callable[[], None] | None = None,
     ) -> None:
         self.clock = clock
+        self._update = update
         self._tiny = tiny or _tiny_article
         self.random: Random = Random(seed)
         self.parts = parts
@@ -137,6 +140,11 @@ class Firehose:
             "tiny": _tiny_entity,
         }
         return cls(clock, seed=seed, **{**defaults, **options})
+
+    @property
+    def size(self) -> Any:
+        """The size of generated articles, as in `ArticleGenerator.article`."""
+        return self._options.get("size", "small")
 
     @property
     def open(self) -> int:
@@ -312,6 +320,8 @@ class Firehose:
 
     def plan(self, accepted: Accepted) -> Connection:
         """Resolve the start positions of an accepted request at this moment."""
+        if self._update is not None:
+            self._update()
         self.expire()
         start: dict[int, int] = {}
         jumped = set()
@@ -358,6 +368,7 @@ class Firehose:
             rate=None if self.rate is None else self.rate * share,
             flush_each=self.flush_each,
             burst=self.burst,
+            update=self._update,
         )
         self._readers.add(reader)
         self._open_changed.set()

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from random import Random
 from typing import Final, Literal
@@ -110,6 +110,7 @@ class Reader:
         rate: Messages per second, or None.
         flush_each: Whether each event is a write of its own.
         burst: The number of events of one partition that are read before the turn of the next one.
+        update: Called before events are read: publishes those that are due.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Reader:
         rate: float | None,
         flush_each: bool,
         burst: int,
+        update: Callable[[], None] | None = None,
     ) -> None:
         self._request = request
         self._log = log
@@ -134,6 +136,7 @@ class Reader:
         self._flush_each = flush_each or rate is not None
         # Small turns keep the order of events near to their times; large ones are for speed.
         self._burst = burst if self._flush_each else max(burst, 512 // max(1, len(positions)))
+        self._update = update
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._ending: Ending | None = None
@@ -179,6 +182,8 @@ class Reader:
         return self._response
 
     def _read(self) -> list[bytes]:
+        if self._update is not None:
+            self._update()
         frames = []
         for partition, position in self._positions.items():
             log = self._log[partition]

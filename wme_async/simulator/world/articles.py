@@ -103,6 +103,10 @@ class ArticleGenerator:
         stem = self._texts.titles[(index * 7 + self.seed) % len(self._texts.titles)]
         return f"{_PREFIXES.get(namespace, f'Namespace{namespace}:')}{stem} {index}"
 
+    def text(self, rnd: Random, size: int) -> str:
+        """Return about `size` bytes of wikitext."""
+        return self._texts.wikitext.take(rnd, size)
+
     def article(
         self,
         index: int,

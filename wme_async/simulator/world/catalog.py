@@ -5,38 +5,37 @@ being stored beforehand. A list builds all its archives, since it states the MD5
 """
 
 import asyncio
-import math
 import re
 import threading
-import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import count, islice
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from wme_async.simulator.clock import Clock
 from wme_async.simulator.hosts.store import StoredObject, stored
-from wme_async.simulator.world.articles import ArticleGenerator, Kind, build_archive, dumps, site_of, timestamp
+from wme_async.simulator.world.archive_spec import ArchiveSpec
+from wme_async.simulator.world.articles import ArticleGenerator, build_archive, site_of, timestamp
 from wme_async.simulator.world.entities import EntityGenerator
-from wme_async.simulator.world.metadata import EMPTY, NAMESPACES, PROJECTS, batch_sizes, real_articles, static_world
+from wme_async.simulator.world.generated import GeneratedArchives
+from wme_async.simulator.world.metadata import NAMESPACES, PROJECTS, batch_sizes, real_articles, static_world
+from wme_async.simulator.world.world_archives import WorldArchives
 
 if TYPE_CHECKING:
     from wme_async.simulator.options import SimulatorOptions
 
-__all__ = ["ArchiveSpec", "Catalog"]
+__all__ = ["Catalog"]
 
-_STRUCTURED: Final = ("enwiki", "dewiki", "frwiki", "eswiki", "itwiki")
-_CHUNKED: Final[Mapping[str, int]] = {"enwiki_namespace_0": 12, "simplewiki_namespace_0": 2}
 _IDENTIFIER = re.compile(r"^(?P<project>.+)_namespace_(?P<namespace>\d+)$")
 _WIKIDATA: Final = "batches/wikidata/"
 _WIKIDATA_CHUNKS: Final[Mapping[str, int]] = {"wikidatawiki_namespace_0": 3, "wikidatawiki_namespace_120": 0}
 _HOUR = re.compile(r"^batches/(?:wikidata/)?(?P<date>\d{4}-\d\d-\d\d)/(?P<hour>\d\d)$")
 TWIN: Final = "_group_1"
 
-# Seconds after midnight UTC at which the exports of a day's snapshots end, one after the other.
+# Seconds after midnight UTC, when the exports of a day's snapshots begin, at which they end one after the other.
 _FIRST_SNAPSHOT: Final = 53.25
 _SNAPSHOT_STEP: Final = 61.892227533
 _STRUCTURED_SNAPSHOT: Final = 3600.5
@@ -44,37 +43,6 @@ _WIKIDATA_SNAPSHOT: Final = 7200.125
 _LAST_SNAPSHOT: Final = max(
     _FIRST_SNAPSHOT + len(PROJECTS) * len(NAMESPACES) * _SNAPSHOT_STEP, _STRUCTURED_SNAPSHOT, _WIKIDATA_SNAPSHOT
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveSpec:
-    """The properties from which an archive is built.
-
-    Attributes:
-        key: The object's key without `.tar.gz`.
-        identifier: Its identifier in the metadata.
-        project: Database name.
-        language: Language code.
-        namespace: Namespace number.
-        modified: Time of its export, epoch seconds.
-        kind: "snapshot", "batch", "chunk" or "structured".
-        chunks: The number of chunks of a snapshot; 0 for one that was never chunked.
-        chunk: The number of a chunk.
-        asof: Time at which its records were current, epoch seconds: a chunk has those of its snapshot.
-        listed: Whether it has metadata at all.
-    """
-
-    key: str
-    identifier: str
-    project: str
-    language: str
-    namespace: int
-    modified: float
-    kind: str
-    chunks: int = 0
-    chunk: int = 0
-    asof: float = 0.0
-    listed: bool = True
 
 
 class _ArchiveCache:
@@ -118,63 +86,128 @@ class Catalog:
     def __init__(self, clock: Clock, options: "SimulatorOptions") -> None:
         self.clock = clock
         self._options = options
-        self.articles: int = options["articles"]
-        self._archive_bytes = options["archive_bytes"] or {}
         data = options["data"]
         folder = None if data is None else Path(data)
         self.real: list[dict[str, Any]] = real_articles(folder)
-        self.generator: ArticleGenerator = ArticleGenerator(options["seed"], base=self.real or None)
-        self.entities: EntityGenerator = EntityGenerator(options["seed"], self.generator)
-        self.static: dict[str, list[dict[str, Any]]] = static_world(folder)
+        self.generated: GeneratedArchives = GeneratedArchives(options, batch_sizes(folder), self.real)
+        self.generator: ArticleGenerator = self.generated.generator
+        self.entities: EntityGenerator = self.generated.entities
+        self._world = world = options["world"]
+        self._archives = self.generated if world is None else WorldArchives(world, options["article_size"])
+        self.static: dict[str, list[dict[str, Any]]] = static_world(folder, () if world is None else world.projects)
         self.languages: dict[str, str] = {
             str(row["identifier"]): str(row.get("in_language", {}).get("identifier", ""))
             for row in self.static["projects"]
         }
-        self._sizes = batch_sizes(folder)
         self._specs: dict[str, dict[str, ArchiveSpec]] = {}
         self._rows: dict[str, dict[str, Any]] = {}
         self._put: dict[str, dict[str, str]] = {}
+        self._replaced: set[str] = set()
+        self._exports = 0
         self._lock = asyncio.Lock()
         self.stopping: threading.Event = threading.Event()
         self.objects: dict[str, StoredObject] = {}
-        self._add_snapshots()
+        self.deleted: set[str] = set()
+        self._midnight: datetime | None = None
+        self._renew_snapshots()
 
     # Existing archives
 
-    def _add_snapshots(self) -> None:
-        # The newest day whose snapshots have all ended: nothing is modified in the future.
+    def _renew_snapshots(self) -> None:
+        """Replace the snapshots of the day before, if the exports of a newer day have all ended."""
         latest = datetime.fromtimestamp(self.clock.now() - _LAST_SNAPSHOT, UTC)
         midnight = latest.replace(hour=0, minute=0, second=0, microsecond=0)
-        first_of_month = midnight.replace(day=1).timestamp()
-        identifiers = [f"{project}_namespace_{namespace}" for project in PROJECTS for namespace, _, _ in NAMESPACES]
-        for suffix, day in (("", midnight.timestamp()), (TWIN, first_of_month)):
-            for number, identifier in enumerate(identifiers):
-                modified = day + _FIRST_SNAPSHOT + number * _SNAPSHOT_STEP
-                self._add_snapshot("snapshots", identifier, modified, _CHUNKED.get(identifier, 0), suffix)
-            self._add_snapshot("snapshots", "commonswiki_namespace_6", first_of_month, 0, suffix, listed=False)
-            for identifier, chunks in _WIKIDATA_CHUNKS.items():
-                self._add_snapshot("wikidata-snapshots", identifier, day + _WIKIDATA_SNAPSHOT, chunks, suffix)
+        if midnight == self._midnight:
+            return
+        self._midnight = midnight
+        first_of_month = midnight.replace(day=1)
+        for suffix, day in (("", midnight), (TWIN, first_of_month)):
+            begin, number = day.timestamp(), day.toordinal()
+            for position, identifier in enumerate(self._archives.snapshots()):
+                modified = begin + _FIRST_SNAPSHOT + position * _SNAPSHOT_STEP
+                self._add_snapshot(self._snapshot("snapshots", identifier, begin, modified, number, suffix))
+            commons = self._snapshot("snapshots", "commonswiki_namespace_6", begin, begin, number, suffix)
+            commons = replace(commons, modified=first_of_month.timestamp(), asof=first_of_month.timestamp())
+            self._add_snapshot(replace(commons, listed=False, number=first_of_month.toordinal()))
+            for identifier in _WIKIDATA_CHUNKS:
+                modified = begin + _WIKIDATA_SNAPSHOT
+                self._add_snapshot(self._snapshot("wikidata-snapshots", identifier, begin, modified, number, suffix))
         modified = midnight.timestamp() + _STRUCTURED_SNAPSHOT
-        names = [f"{project}_namespace_0" for project in _STRUCTURED]
-        self._specs["structured-snapshots"] = {
-            name: self._spec("structured-snapshots", name, modified, "structured") for name in names
-        }
+        for identifier in self._archives.structured():
+            spec = self._spec("structured-snapshots", identifier, modified, "structured")
+            self._add_snapshot(replace(spec, asof=midnight.timestamp(), number=midnight.toordinal()))
 
-    def _add_snapshot(
-        self, collection: str, identifier: str, modified: float, chunks: int, suffix: str, *, listed: bool = True
-    ) -> None:
-        snapshot = self._spec(collection, identifier, modified, "snapshot", chunks, suffix, listed=listed)
-        self._specs.setdefault(collection + suffix, {})[identifier] = snapshot
-        chunk_collection = f"{collection.replace('snapshots', 'chunks')}/{identifier}"
-        for number in range(chunks):
-            self._specs.setdefault(chunk_collection + suffix, {})[f"chunk_{number}"] = replace(
+    def _snapshot(
+        self, collection: str, identifier: str, begin: float, modified: float, number: int, suffix: str = ""
+    ) -> ArchiveSpec:
+        wikidata = _WIKIDATA_CHUNKS.get(identifier)
+        chunks = self._archives.chunks(identifier) if wikidata is None else wikidata
+        spec = self._spec(collection, identifier, modified, "snapshot", chunks, suffix)
+        return replace(spec, asof=begin, number=number)
+
+    def _add_snapshot(self, snapshot: ArchiveSpec) -> None:
+        """Make a snapshot and its chunks exist, in place of those before."""
+        collection, _, name = snapshot.key.rpartition("/")
+        suffix = TWIN if name.endswith(TWIN) else ""
+        self._replace(collection + suffix, snapshot.identifier, snapshot)
+        chunk_collection = f"{collection.replace('snapshots', 'chunks')}/{snapshot.identifier}"
+        for number in range(snapshot.chunks):
+            chunk = replace(
                 snapshot,
                 key=f"{chunk_collection}/chunk_{number}{suffix}",
-                identifier=f"{identifier}_chunk_{number}",
-                modified=modified - chunks + number,
+                identifier=f"{snapshot.identifier}_chunk_{number}",
+                modified=snapshot.modified - snapshot.chunks + number,
                 kind="chunk",
                 chunk=number,
             )
+            self._replace(chunk_collection + suffix, f"chunk_{number}", chunk)
+
+    def _replace(self, collection: str, name: str, spec: ArchiveSpec) -> None:
+        specs = self._specs.setdefault(collection, {})
+        if specs.get(name) != spec:
+            specs[name] = spec
+            object_key = f"{spec.key}.tar.gz"
+            self.deleted.discard(object_key)
+            if object_key not in self._replaced:
+                self._rows.pop(spec.key, None)
+                self.objects.pop(object_key, None)
+
+    def export(self, identifier: str, share: float) -> ArchiveSpec:
+        """Export a snapshot and its chunks now.
+
+        Args:
+            identifier: Such as `enwiki_namespace_0`.
+            share: The share of its records; below 1 the export is incomplete.
+
+        Raises:
+            ValueError: There is no such snapshot.
+        """
+        if identifier not in self._archives.snapshots():
+            raise ValueError(f"there is no snapshot {identifier!r} to export")
+        self._exports += 1
+        now = self.clock.now()
+        snapshot = replace(self._snapshot("snapshots", identifier, now, now, -self._exports), share=share)
+        for spec in (snapshot, *self._specs.get(f"chunks/{identifier}", {}).values()):
+            self._replaced.discard(f"{spec.key}.tar.gz")
+        self._add_snapshot(snapshot)
+        return snapshot
+
+    def withdraw(self, identifier: str) -> None:
+        """Remove a snapshot and its chunks, with their metadata.
+
+        Args:
+            identifier: Such as `enwiki_namespace_0`.
+
+        Raises:
+            ValueError: There is no such snapshot.
+        """
+        spec = self._specs["snapshots"].get(identifier)
+        if spec is None:
+            raise ValueError(f"there is no snapshot {identifier!r}")
+        for key in [spec.key, *(chunk.key for chunk in self._specs.get(f"chunks/{identifier}", {}).values())]:
+            self.objects.pop(f"{key}.tar.gz", None)
+            self.deleted.add(f"{key}.tar.gz")
+            self.drop(key)
 
     def _spec(
         self,
@@ -206,6 +239,7 @@ class Catalog:
         """Return the archives of a collection by the last part of their keys, or None if it does not exist."""
         begin = _begin(collection)
         if begin is None:
+            self._renew_snapshots()
             return self._specs.get(collection)
         now = self.clock.now()
         if not begin + 3600 <= now <= begin + 3600 + self.retention:
@@ -216,12 +250,17 @@ class Catalog:
         return {name: spec for name, spec in self._specs[collection].items() if spec.modified <= now}
 
     def _hour(self, collection: str, begin: float) -> dict[str, ArchiveSpec]:
-        names = list(_WIKIDATA_CHUNKS if collection.startswith(_WIKIDATA) else self._sizes)
+        names = list(_WIKIDATA_CHUNKS) if collection.startswith(_WIKIDATA) else self._archives.batches()
         # The exports of one hour finish one after the other; the list is written when all are there.
         spread = self._options["batch_delay"] * 0.95 / max(1, len(names))
         return {
-            name: self._spec(collection, name, begin + 3600.05093 + number * spread, "batch")
+            name: replace(
+                self._spec(collection, name, begin + 3600.05093 + number * spread, "batch"),
+                asof=begin + 3600 + number * spread,
+                begin=begin,
+            )
             for number, name in enumerate(names)
+            if self._world is None or not self._world.export_fails(f"{collection}/{name}")
         }
 
     def _forget_old(self) -> None:
@@ -288,6 +327,7 @@ class Catalog:
     def _spec_of(self, key: str) -> ArchiveSpec | None:
         collection, _, name = key.rpartition("/")
         if name.endswith(TWIN) and (collection + TWIN) in self._specs:
+            self._renew_snapshots()
             return self._specs[collection + TWIN].get(name.removesuffix(TWIN))
         return (self._collection(collection) or {}).get(name)
 
@@ -305,15 +345,20 @@ class Catalog:
 
     def _build(self, spec: ArchiveSpec) -> None:
         if spec.key not in self._rows:
-            options = [self._options[name] for name in ("seed", "article_size", "duplicates", "part_size")]
-            key = (spec, *options, self._target(spec), self._count(spec), self.articles)
-            archive = _built.get(key, lambda: self._pack(spec)) if not self.real else self._pack(spec)
+            key = self.generated.cache_key(spec) if self._source(spec) is self.generated else None
+            archive = self._pack(spec) if key is None else _built.get((spec, key), lambda: self._pack(spec))
             self.objects.setdefault(f"{spec.key}.tar.gz", archive)
             self._rows[spec.key] = self._describe(spec, archive)
 
+    def _source(self, spec: ArchiveSpec) -> GeneratedArchives | WorldArchives:
+        """Return the source of the lines of an archive: those of Wikidata and Commons are always generated."""
+        generated = spec.project in {"commonswiki", "wikidatawiki"}
+        return self.generated if generated else self._archives
+
     def _pack(self, spec: ArchiveSpec) -> StoredObject:
         mode = 0o644 if spec.kind == "chunk" else 0o766
-        data = build_archive(self._members(spec), member_mode=mode, level=1 if self._target(spec) else 6)
+        level = 1 if self.generated.target(spec) else 6
+        data = build_archive(self._members(spec), member_mode=mode, level=level)
         return stored(data, spec.modified, part_size=self._options["part_size"])
 
     def _describe(self, spec: ArchiveSpec, archive: StoredObject) -> dict[str, Any]:
@@ -335,98 +380,26 @@ class Catalog:
             row["chunks"] = [f"{spec.identifier}_chunk_{number}" for number in order]
         return row
 
-    def _members(self, spec: ArchiveSpec) -> list[tuple[str, Iterable[bytes]]]:
-        if spec.identifier == EMPTY:
-            return []
-        if spec.kind == "chunk":
-            return [(f"chunk_{spec.chunk}.ndjson", self._lines(spec, spec.chunk))]
-        return [
-            (f"{spec.identifier}_{number}.ndjson", self._lines(spec, number)) for number in range(max(1, spec.chunks))
-        ]
+    def _members(self, spec: ArchiveSpec) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """Yield name and lines of each member; a member without lines is not written."""
+        for number in [spec.chunk] if spec.kind == "chunk" else range(spec.members):
+            lines = self._lines(spec, number)
+            first = next(lines, None)
+            if first is not None or spec.kind == "chunk":
+                name = f"chunk_{number}" if spec.kind == "chunk" else f"{spec.identifier}_{number}"
+                yield f"{name}.ndjson", chain([] if first is None else [first], lines)
 
     def _lines(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
         """Make the lines of a member, unless the simulator is ending: a thread cannot be cancelled."""
-        for line in self._all_lines(spec, member):
+        for line in self._source(spec).lines(spec, member):
             if self.stopping.is_set():
                 raise InterruptedError("the simulator is ending")
             yield line
 
-    def _all_lines(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
-        """Make the lines of a member; a chunk has the lines of its member of the snapshot."""
-        target = self._target(spec)
-        if member == 0 and spec.kind != "structured" and spec.namespace == 0:
-            for record in self.real:
-                if record["is_part_of"]["identifier"] == spec.project:
-                    line = dumps(record) + b"\n"
-                    target -= len(zlib.compress(line, 1)) if target else 0
-                    yield line
-        lines = self._generated(spec, self.first_page(spec.project, spec.namespace) + member * self.articles)
-        yield from self._until(lines, target) if target > 0 else islice(lines, self._count(spec))
-
-    def _target(self, spec: ArchiveSpec) -> int:
-        """Return the compressed bytes that each member reaches, or 0 if a number of records decides."""
-        identifier = spec.identifier.partition("_chunk_")[0]
-        return (self._archive_bytes.get(spec.key) or self._archive_bytes.get(identifier, 0)) // max(1, spec.chunks)
-
-    def _count(self, spec: ArchiveSpec) -> int:
-        """Return the number of records: larger projects have more, on a scale that keeps all archives small."""
-        if spec.chunks or spec.kind == "chunk":
-            return self.articles
-        return round(self.articles * (0.5 + 0.5 * math.log10(1 + 1000 * self._sizes.get(spec.identifier, 0.05))))
-
-    def _generated(self, spec: ArchiveSpec, first: int) -> Iterator[bytes]:
-        rnd = Random(first ^ self._options["seed"])
-        duplicates = self._options["duplicates"]
-        for number in count():
-            record = self._record(spec, first + number, number)
-            yield dumps(record) + b"\n"
-            if duplicates and rnd.random() < duplicates and "version" in record:
-                version = {**record["version"], "identifier": record["version"]["identifier"] - 1}
-                yield dumps({**record, "version": version}) + b"\n"
-
-    def _record(self, spec: ArchiveSpec, page: int, number: int) -> dict[str, Any]:
-        # Exported things are older than the export; a batch has the events of its hour.
-        published = spec.asof - 3600 * (0.05 + 0.9 * ((number * 37) % 101) / 101)
-        if spec.kind == "structured":
-            return self.generator.structured(page, project=spec.project, where="snapshot", published=published)
-        kind: Kind = "delete" if spec.kind == "batch" and number % 10 == 9 else "update"
-        if spec.project == "wikidatawiki":
-            return self._entity(spec, page, kind, published)
-        return self.generator.article(
-            page,
-            project=spec.project,
-            namespace=spec.namespace,
-            kind=kind,
-            size=self._options["article_size"],
-            published=published,
-        )
-
-    def _entity(self, spec: ArchiveSpec, page: int, kind: Kind, published: float) -> dict[str, Any]:
-        if spec.namespace:
-            return self.entities.property(1 + page % 10_000, shape="mixed", kind=kind, published=published)
-        # One item in eleven belongs to the scholarly graph, which is not exported: count only the others.
-        block, position = divmod(page % 1_000_000, 10)
-        numbers = [
-            number for number in range(110 + block * 11, 121 + block * 11) if not self.entities.is_scholarly(number)
-        ]
-        return self.entities.item(numbers[position], shape="mixed", kind=kind, published=published)
-
-    @staticmethod
-    def _until(lines: Iterator[bytes], target: int) -> Iterator[bytes]:
-        """Yield lines until they would compress to `target` bytes."""
-        packer, size = zlib.compressobj(1), 0
-        while size < target:
-            line = next(lines)
-            size += len(packer.compress(line))
-            yield line
-
-    def first_page(self, project: str, namespace: int) -> int:
-        """Return the index of the first page of a project and namespace: each has room for 20,000 pages."""
-        return (zlib.crc32(project.encode()) % 31) * 300_000 + namespace * 20_000
-
     def put(self, object_key: str, replacement: StoredObject, *, update_metadata: bool) -> None:
         """Store an object under a key; its metadata follow, or stay as they are."""
         key = object_key.removesuffix(".tar.gz")
+        self._replaced.add(object_key)
         if key != object_key:
             spec = self._spec_of(key)
             if spec is not None and not update_metadata:

@@ -1,17 +1,19 @@
 """The built-in metadata, and real ones from a folder."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from wme_async.simulator.world.articles import site_of
 
-__all__ = ["EMPTY", "NAMESPACES", "PROJECTS", "batch_sizes", "real_articles", "static_world"]
+__all__ = ["EMPTY", "NAMESPACES", "PROJECTS", "STRUCTURED", "batch_sizes", "real_articles", "static_world"]
 
 PROJECTS: Final = (
     "enwiki", "cebwiki", "enwiktionary", "dewiki", "frwiki", "ruwiki", "eswiki", "itwiki", "simplewiki", "abwiki",
     "dewiktionary", "enwikibooks",
 )  # fmt: skip
+STRUCTURED: Final = ("enwiki", "dewiki", "frwiki", "eswiki", "itwiki")
 NAMESPACES: Final = (
     (0, "Articles", "The pages of the encyclopedia proper."),
     (6, "File", "Descriptions of images, sounds and films."),
@@ -65,10 +67,15 @@ def batch_sizes(folder: Path | None) -> dict[str, float]:
     return {**sizes, "enwiki_namespace_6": 1.0, EMPTY: 0.0}
 
 
-def static_world(folder: Path | None) -> dict[str, list[dict[str, Any]]]:
-    """Return codes, languages, projects and namespaces, from the files of a folder that exist."""
+def static_world(folder: Path | None, others: Iterable[str] = ()) -> dict[str, list[dict[str, Any]]]:
+    """Return codes, languages, projects and namespaces, from the files of a folder that exist.
+
+    Args:
+        folder: The folder, or None.
+        others: Projects beside the built-in ones.
+    """
     projects = []
-    for identifier in (*PROJECTS, "commonswiki"):
+    for identifier in dict.fromkeys((*PROJECTS, "commonswiki", *others)):
         language, url = site_of(identifier)
         code = next((code for code, _, _ in reversed(_CODES) if identifier.endswith(code)), "wiki")
         name = next(row[1] for row in _CODES if row[0] == code)
