@@ -48,7 +48,8 @@ OF_EXTRA: dict[str, list[str]] = {
     "arrow": ["test_arrow", "test_arrow_json", "test_arrow_source"],
     "cloud": ["test_cloud"],
     "media": ["test_jobs_media", "test_media_guard"],
-    **{extra: [] for extra in ("html", "mirror", "postgres", "redis", "kafka", "nats", "dask", "otel")},
+    "mirror": ["test_mirror_rule", "test_mirror_store"],
+    **{extra: [] for extra in ("html", "postgres", "redis", "kafka", "nats", "dask", "otel")},
 }
 
 # When the tests of `calendar` begin, each of them anew.

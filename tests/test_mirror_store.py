@@ -1,0 +1,236 @@
+"""The SQLite store of a mirror: the conformance suite, files that are damaged, deleted, or of another version."""
+
+import errno
+import multiprocessing
+import sqlite3
+import sys
+
+import pytest
+from failing_sqlite import Trouble
+
+from wme_async import DataError
+from wme_async.mirror import Marks, SQLiteStore
+from wme_async.mirror.conformance import CHECKS, check_all
+from wme_async.mirror.rule import Page, Picture
+
+
+def page(title="A", page_id=1, revision=1, created=5, record=b'{"name":"A"}'):
+    return Page(
+        project="testwiki", title=title, page_id=page_id, revision=revision, created=created, published=created,
+        digest=b"12345678", record=record,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", ["zlib", "zstd"])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_the_sqlite_store_conforms(check, codec, tmp_path):
+    if codec == "zstd":
+        pytest.importorskip("zstandard")
+    await check(lambda: SQLiteStore(tmp_path / "mirror.db", codec=codec))
+
+
+async def test_all_checks_run_over_stores_of_their_own(tmp_path):
+    count = iter(range(100))
+
+    def storage():
+        path = tmp_path / f"{next(count)}.db"
+        return lambda: SQLiteStore(path)
+
+    await check_all(storage)
+    assert next(count) == len(CHECKS)
+
+
+async def test_the_path_and_the_codec_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="memory"):
+        SQLiteStore(":memory:")
+    with pytest.raises(ValueError, match="codec"):
+        SQLiteStore("mirror.db", codec="lz4")
+    with pytest.raises(TypeError):
+        SQLiteStore(5)
+    assert str(tmp_path) in repr(SQLiteStore(tmp_path / "mirror.db"))
+
+
+async def test_a_store_is_used_between_open_and_close(tmp_path):
+    store = SQLiteStore(tmp_path / "mirror.db")
+    await store.close()
+    with pytest.raises(RuntimeError, match="not open"):
+        await store.changes(0, 1)
+    with pytest.raises(RuntimeError, match="not open"):
+        await store.apply(Picture(), Marks())
+    await store.open()
+    with pytest.raises(RuntimeError, match="open already"):
+        await store.open()
+    await store.close()
+    with pytest.raises(RuntimeError, match="not open"):
+        await store.get("testwiki", title="A")
+
+
+def hold(path, started, done):
+    import asyncio
+
+    async def main():
+        store = SQLiteStore(path)
+        await store.open()
+        started.set()
+        done.wait(60)
+        await store.close()
+
+    asyncio.run(main())
+
+
+async def test_a_second_process_that_writes_is_refused_in_words(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    started, done = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "mirror.db", started, done))
+    process.start()
+    try:
+        assert started.wait(60)
+        with pytest.raises(BlockingIOError, match=f"process {process.pid} on .*: stop it"):
+            await SQLiteStore(tmp_path / "mirror.db").open()
+    finally:
+        done.set()
+        process.join(60)
+    store = SQLiteStore(tmp_path / "mirror.db")
+    await store.open()
+    await store.close()
+
+
+async def test_a_file_that_is_not_a_mirror_is_not_touched(tmp_path):
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    content = other.read_bytes()
+    with pytest.raises(DataError, match="another program"):
+        await SQLiteStore(other).open()
+    assert other.read_bytes() == content
+    text = tmp_path / "text.db"
+    text.write_bytes(b"no database at all" * 100)
+    with pytest.raises(DataError, match="mirror"):
+        await SQLiteStore(text).open()
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    with pytest.raises(DataError, match="empty"):
+        await SQLiteStore(empty).open()
+    with pytest.raises(OSError, match="folder"):
+        await SQLiteStore(tmp_path).open()
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        await SQLiteStore(tmp_path / "none.db").open(writing=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.db", "other.db", "text.db"]
+
+
+@pytest.mark.parametrize(("version", "words"), [(99, "newer version.*upgrade"), (0, "format 0.*load the mirror anew")])
+async def test_other_versions_are_refused_in_words(tmp_path, version, words):
+    path = tmp_path / "mirror.db"
+    store = SQLiteStore(path)
+    await store.open()
+    await store.close()
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    with pytest.raises(DataError, match=words):
+        await SQLiteStore(path).open()
+
+
+@pytest.mark.posix
+async def test_a_store_that_is_deleted_under_work_is_an_error(tmp_path):
+    store = SQLiteStore(tmp_path / "mirror.db")
+    await store.open()
+    await store.apply(Picture([page()]), Marks())
+    (tmp_path / "mirror.db").unlink()
+    for _ in range(2):
+        with pytest.raises(DataError, match="deleted or replaced"):
+            await store.apply(Picture([page("B", 2)]), Marks())
+    await store.close()
+
+
+async def test_a_full_disk_stops_it_and_it_goes_on_later(tmp_path, monkeypatch):
+    Trouble(monkeypatch, "INTO records", value=None, times=1)
+    store = SQLiteStore(tmp_path / "mirror.db")
+    await store.open()
+    news = [page(f"{number}", number) for number in range(1, 6)]
+    with pytest.raises(OSError, match="free some space") as caught:
+        await store.apply(Picture(news), Marks(values={"positions": {"0": "2"}}))
+    assert caught.value.errno == errno.ENOSPC
+    counts = await store.counts()
+    assert (counts.pages, counts.seq, await store.value("positions", "0")) == (0, 0, None)
+    assert (await store.apply(Picture(news), Marks(values={"positions": {"0": "2"}}))).seq == 5
+    await store.close()
+    store = SQLiteStore(tmp_path / "mirror.db")
+    assert (await store.open()).values["positions"] == {"0": "2"}
+    assert (await store.counts()).pages == 5
+    await store.close()
+
+
+async def test_a_damaged_record_is_an_error_that_names_the_page(tmp_path):
+    path = tmp_path / "mirror.db"
+    store = SQLiteStore(path, codec="zlib")
+    await store.open()
+    await store.apply(Picture([page(record=b"x" * 500)]), Marks())
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE records SET record = x'00'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(DataError, match="the record of 'A'"):
+        await store.get("testwiki", title="A")
+    await store.close()
+
+
+async def test_records_of_both_codecs_live_in_one_store_and_the_missing_one_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("zstandard")
+    path = tmp_path / "mirror.db"
+    for number, codec in ((1, "zstd"), (2, "zlib")):
+        store = SQLiteStore(path, codec=codec)
+        await store.open()
+        await store.apply(Picture([page(codec, number, record=codec.encode() * 200)]), Marks())
+        await store.close()
+    store = SQLiteStore(path)
+    await store.open(writing=False)
+    for number, codec in ((1, "zstd"), (2, "zlib")):
+        entry = await store.get("testwiki", page_id=number)
+        assert entry.record == codec.encode() * 200
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(ImportError, match=r"wme-async\[mirror\]"):
+        await store.get("testwiki", page_id=1)
+    with pytest.raises(ImportError, match=r"wme-async\[mirror\]"):
+        SQLiteStore(path, codec="zstd")
+    assert (await store.get("testwiki", page_id=2)).title == "zlib"
+    await store.close()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE records SET codec = 9")
+    connection.commit()
+    connection.close()
+    await store.open(writing=False)
+    with pytest.raises(DataError, match="codec 9 is not known"):
+        await store.get("testwiki", page_id=2)
+    await store.close()
+
+
+async def test_a_backup_is_a_store_of_the_same_pages(tmp_path):
+    store = SQLiteStore(tmp_path / "mirror.db")
+    await store.open()
+    await store.apply(Picture([page()]), Marks(values={"positions": {"0": "1"}}))
+    await store.backup(tmp_path / "copy.db")
+    await store.apply(Picture([page("B", 2)]), Marks())
+    copy = SQLiteStore(tmp_path / "copy.db")
+    state = await copy.open()
+    assert state.values["positions"] == {"0": "1"}
+    assert (await copy.counts()).pages == 1
+    await copy.close()
+    with pytest.raises(FileNotFoundError):
+        await store.backup(tmp_path / "no" / "copy.db")
+    await store.close()
+
+
+async def test_other_programs_read_the_live_pages_by_sql(tmp_path):
+    store = SQLiteStore(tmp_path / "mirror.db")
+    await store.open()
+    gone = page("B", 2, 2, 9)
+    gone.gone, gone.record = True, b""
+    await store.apply(Picture([page(), page("B", 2), gone]), Marks())
+    connection = sqlite3.connect(tmp_path / "mirror.db")
+    assert connection.execute("SELECT project, title, page_id FROM live").fetchall() == [("testwiki", "A", 1)]
+    connection.close()
+    await store.close()
+    if sys.platform != "win32":
+        assert (tmp_path / "mirror.db").stat().st_mode & 0o077 == 0
