@@ -42,11 +42,19 @@ LOCKS: dict[str, tuple[tuple[str, ...] | None, tuple[str, ...]]] = {
 
 # The tests of what an extra adds; `tests/test_extras.py` runs with each.
 OF_EXTRA: dict[str, list[str]] = {
-    "none": ["test_client", "test_download", "test_archive", "test_stream", "test_jobs_manager", "test_web"],
+    "none": [
+        "test_client",
+        "test_bulk_tasks",
+        "test_download",
+        "test_archive",
+        "test_stream",
+        "test_jobs_manager",
+        "test_web",
+    ],
     "cli": ["test_cli", "test_cli_errors", "test_cli_login"],
     "fast": ["test_decode", "test_inflaters", "test_archive", "test_read_many", "test_takeover"],
     "arrow": ["test_arrow", "test_arrow_json", "test_arrow_source"],
-    "cloud": ["test_cloud"],
+    "cloud": ["test_cloud", "test_bulk_objects"],
     "media": ["test_jobs_media", "test_media_guard"],
     "mirror": ["test_mirror_rule", "test_mirror_store"],
     **{extra: [] for extra in ("html", "postgres", "redis", "kafka", "nats", "dask", "otel")},

@@ -3,8 +3,14 @@
 
 import asyncio
 import json
+import multiprocessing
+import os
 import pickle
+import signal
+import sys
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +340,18 @@ async def test_a_type_that_is_not_there_is_an_error_before_anything_is_sent(
     assert len(sim.requests) == 0
 
 
+async def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_spent(
+    sim: Simulator, wme: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    plan = await make_plan(wme, tmp_path / "file")
+    with pytest.raises(NotADirectoryError):
+        await run_plan(plan, workers=1)
+    with pytest.raises(NotADirectoryError):
+        await arun_task(plan.tasks[0], wme)
+    assert metered(sim) == 0
+
+
 async def test_lines_can_be_kept_as_they_are(wme: Client, tmp_path: Path) -> None:
     plan = await make_plan(wme, tmp_path, type=msgspec.Raw)
     await run_all(plan, wme)
@@ -453,6 +471,92 @@ async def test_processes_run_a_plan_and_a_second_run_does_nothing(sim: Simulator
     sim.requests.clear()
     assert await run_plan(plan) == manifest
     assert len(sim.requests) == 0
+
+
+@pytest.mark.posix
+async def test_a_worker_that_is_killed_is_replaced_and_its_task_run_again(
+    sim: Simulator, wme: Client, tmp_path: Path
+) -> None:
+    plan = await make_plan(wme, tmp_path)
+    sim.faults.inject("stall", role="store", after=20)
+    running = asyncio.create_task(run_plan(plan, workers=1))
+    await sim.requests.wait(role="store", timeout=20)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    manifest = await running
+    assert sorted(page.identifier for page in pages(manifest, tmp_path)) == list(PAGES)
+    assert metered(sim) == CHUNKS + 1
+    assert not list(tmp_path.rglob("*.part"))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.posix
+async def test_workers_that_are_killed_again_and_again_end_the_run(sim: Simulator, wme: Client, tmp_path: Path) -> None:
+    plan = await make_plan(wme, tmp_path, type="bulk_suicide:Page")
+    with pytest.raises(BrokenProcessPool):
+        await run_plan(plan, workers=1)
+    assert metered(sim) == 0
+
+
+async def test_a_new_export_in_the_middle_begins_anew(sim: Simulator, wme: Client, tmp_path: Path) -> None:
+    plan = await make_plan(wme, tmp_path)
+    reports: list[PlanProgress] = []
+
+    async def progress(report: PlanProgress) -> None:
+        reports.append(report)
+        if report.tasks == 5 and not report.restarts:
+            export(sim, 2)
+
+    manifest = await run_plan(plan, workers=2, progress=progress)
+    copied = pages(manifest, tmp_path)
+    assert sorted(page.identifier for page in copied) == list(PAGES)
+    assert {page.export for page in copied} == {2}
+    assert reports[-1].restarts == 1
+    assert reports[-1].generation == manifest.generation != plan.generation
+    assert metered(sim) <= CHUNKS + 5 + 2
+
+
+async def test_a_run_that_is_cancelled_leaves_no_process(sim: Simulator, wme: Client, tmp_path: Path) -> None:
+    plan = await make_plan(wme, tmp_path)
+    sim.faults.inject("stall", role="store", after=20)
+    running = asyncio.create_task(run_plan(plan, workers=1))
+    await sim.requests.wait(role="store", timeout=20)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.posix
+async def test_workers_end_with_the_process_that_runs_the_plan(sim: Simulator, wme: Client, tmp_path: Path) -> None:
+    plan = await make_plan(wme, tmp_path)
+    sim.faults.inject("stall", role="store", after=20)
+    code = "import asyncio, sys\nfrom wme_async.tasks import *\nasyncio.run(run_plan(Plan.from_json(sys.argv[1]), 1))"
+    driver = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, plan.to_json(), env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    )
+    await sim.requests.wait(role="store", timeout=20)
+    children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
+    assert children
+    driver.kill()
+    await driver.wait()
+    await asyncio.to_thread(_wait_for_end, children)
+
+
+def _wait_for_end(pids: list[str]) -> None:
+    deadline = time.monotonic() + 10
+    while any(_is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, "the workers are still running"
+        time.sleep(0.01)
+
+
+def _is_running(pid: str) -> bool:
+    """Return whether a process is there and not just waiting for its parent to notice its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except FileNotFoundError:
+        return False
 
 
 async def test_a_plan_that_the_allowance_does_not_cover_spends_nothing(

@@ -2,14 +2,17 @@
 
 import contextlib
 from collections.abc import AsyncIterable, Iterator
-from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore import exceptions
 from obstore.store import from_url
 
 __all__ = ["ObjectFolder", "os_errors"]
+
+
+_PROBE: Final = ".writable"
 
 
 class ObjectFolder:
@@ -31,7 +34,7 @@ class ObjectFolder:
 
     def location(self, name: str) -> str:
         """Return the URL of an object."""
-        return f"{self._url}/{quote(name)}"
+        return f"{self._url}/{name}"
 
     async def read(self, name: str) -> bytes | None:
         """Return the bytes of a small object; None if there is none."""
@@ -70,8 +73,14 @@ class ObjectFolder:
 
         await upload(chunks, self._key(name), store=self._store)
 
+    async def prepare(self, folder: str) -> None:
+        """Write an empty object into a folder, so that a store that cannot be written is noticed in time."""
+        await self.replace(f"{folder}/{_PROBE}", b"")
+
     async def clean(self, folder: str) -> None:
-        """Do nothing: an upload that ends early leaves no object."""
+        """Remove the object of `prepare`; an upload that ends early leaves none."""
+        with os_errors(), contextlib.suppress(exceptions.NotFoundError):
+            await obstore.delete_async(self._store, self._key(f"{folder}/{_PROBE}"))
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name

@@ -58,6 +58,7 @@ async def arun_task(task: ChunkTask, wme: Client | None = None) -> TaskResult:
     if (result := await output.find()) is not None:
         return result
     await check_snapshot(target, task.snapshot)
+    await target.prepare(task.generation)
     async with AsyncExitStack() as stack:
         client = wme if wme is not None else await stack.enter_async_context(environment_client())
         snapshots: Any = client.snapshots if task.collection == "snapshots" else client.wikidata.snapshots

@@ -38,6 +38,9 @@ class Target(Protocol):
     async def write(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         """Write a file of any size as its bytes arrive. It replaces one of that name."""
 
+    async def prepare(self, folder: str) -> None:
+        """Raise if nothing can be written to a folder, before anything is spent."""
+
     async def clean(self, folder: str) -> None:
         """Remove the unfinished files of a folder."""
 
@@ -106,6 +109,12 @@ class _Folder:
         finally:
             # Of a finished file, the name is gone.
             await in_thread(_discard, file, part)
+
+    async def prepare(self, folder: str) -> None:
+        path = self._folder / folder
+        await in_thread(path.mkdir, parents=True, exist_ok=True)
+        if not await in_thread(os.access, path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "nothing can be written to the folder", str(path))
 
     async def clean(self, folder: str) -> None:
         def remove() -> None:
