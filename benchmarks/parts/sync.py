@@ -106,6 +106,10 @@ def _snapshot(bench: Bench, options: Path) -> Group:
                 size=size, lacking=lacks(programs=("curl",)),
             ),
             Case(name=ours, command=script("sync_one", *arguments), ours=True, before=before, size=size),
+            Case(
+                name="snapshots.download(verify=True)", command=script("sync_one", *arguments, "--verify"), ours=True,
+                before=before, size=size,
+            ),
         ],
         targets=[
             Target(
