@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ BLOCK: Final = 8 * 1024 * 1024
 
 SMALL_BLOCK: Final = 4 * 1024 * 1024
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_AHEAD: Final = 2  # blocks parsed at a time
 _TRIAL_BYTES: Final = 1024 * 1024
 _SMALL_SHARE: Final = 0.15  # of the JSON; below it msgspec alone takes less time
 _ITEMS: Final = 500  # records of a batch at most, from a source that yields them one by one
@@ -96,7 +98,7 @@ def _unread(records: Any, type: Any) -> bool:
 async def _parsed(
     reader: ArchiveReader[Any], parser: JSONColumns, block_bytes: int
 ) -> AsyncGenerator[tuple[Block, "pa.RecordBatch | None"], None]:
-    """Parse blocks in a thread, one ahead of the consumer, as long as most of them can be parsed.
+    """Parse blocks in threads, ahead of the consumer, as long as most of them can be parsed.
 
     Ends after the first block, a small one, if the type has so few bytes of a record that decoding record by record
     takes less time than parsing all of them: the other records are still to be read.
@@ -109,8 +111,15 @@ async def _parsed(
     yield first, batch
     if batch is not None and batch.nbytes < _SMALL_SHARE * len(first.data):
         return
-    pending: tuple[Block, asyncio.Future[pa.RecordBatch | None]] | None = None
+    pending: deque[tuple[Block, asyncio.Future[pa.RecordBatch | None]]] = deque()
     attempts = _Attempts()
+
+    async def oldest() -> tuple[Block, "pa.RecordBatch | None"]:
+        block, work = pending[0]
+        await wait_done(work)
+        pending.popleft()
+        return block, attempts.result(work.result())
+
     try:
         async for block in reader.blocks(max_bytes=block_bytes):
             if attempts.worthwhile():
@@ -118,17 +127,14 @@ async def _parsed(
             else:
                 work = loop.create_future()
                 work.set_result(None)
-            previous, pending = pending, (block, work)
-            if previous is not None:
-                await wait_done(previous[1])
-                yield previous[0], attempts.result(previous[1].result())
-        if pending is not None:
-            last, pending = pending, None
-            await wait_done(last[1])
-            yield last[0], last[1].result()
+            pending.append((block, work))
+            if len(pending) > _AHEAD:
+                yield await oldest()
+        while pending:
+            yield await oldest()
     finally:
-        if pending is not None:
-            await wait_shielded(pending[1])
+        if pending:
+            await wait_shielded(asyncio.gather(*(work for _, work in pending), return_exceptions=True))
 
 
 class _Attempts:
