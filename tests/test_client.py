@@ -8,7 +8,7 @@ import json
 import os
 import random
 import threading
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -38,6 +38,12 @@ async def wme(sim):
 
 def hour_of(sim):
     return sim.hours[-2]
+
+
+async def test_the_clock_of_the_service_is_known_after_a_response():
+    async with Simulator(start=datetime(2025, 7, 16, 5, tzinfo=UTC)) as sim, Client(**sim.client_options()) as wme:
+        await wme.projects.list()
+        assert abs(wme.server_now() - datetime.fromtimestamp(sim.clock.now(), UTC)) < timedelta(minutes=5)
 
 
 async def test_the_five_uses_of_hourly_batches(sim, wme, tmp_path):

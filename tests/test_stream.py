@@ -459,6 +459,16 @@ async def test_a_stream_begins_at_since(world: World) -> None:
         assert article.event.offset == 1
 
 
+async def test_a_stream_begins_with_the_oldest_that_the_server_keeps_by_its_clock() -> None:
+    start = datetime(2025, 7, 16, 5, tzinfo=UTC)
+    async with world(start=start) as (sim, wme):
+        for hours in (50, 47, 10):
+            sim.firehose.publish(partition=7, published=start.timestamp() - hours * 3600)
+        async with articles(wme, since="oldest") as stream:
+            assert [article.event.offset async for article in take(stream, 2)] == [1, 2]
+            assert stream.statistics().gaps == 0
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [

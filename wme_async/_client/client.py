@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -202,6 +202,13 @@ class Client:
             await self.auth.save()
         finally:
             await self._transport.aclose()
+
+    def server_now(self) -> datetime:
+        """Return the present by the clock of the service, which alone decides what is too old or in the future.
+
+        Every response brings its time. Before the first one, this is the time of this machine.
+        """
+        return datetime.fromtimestamp(self._transport.server_now("api"), UTC)
 
     def batches(self, hour: str | datetime) -> "Files[Batch, Article]":
         """Return the batches of an hour: all articles that changed in it, one archive for each project and namespace.

@@ -76,8 +76,9 @@ class Realtime:
             parts: Tenths of the stream, 0 to 9; all by default.
             connections: The number of connections that share the parts, 1 to the number of parts. The server sends each
                 one 50 events a second, scaled by its share of the parts, so more connections do not raise the total.
-            since: The start of partitions without a saved position: a time with a zone, within the last 48 hours. By
-                default half a minute ago, so that a clock that is a little ahead of the server's does no harm.
+            since: The start of partitions without a saved position: a time with a zone, within the last 48 hours; or
+                `"oldest"` for all that the server keeps, by its clock. By default half a minute ago, so that a clock
+                that is a little ahead of the server's does no harm.
             offsets: The store of positions; by default in memory, for this stream alone.
             name: The name of this reader. Positions are stored under `"<name>/articles"`.
             framing: `"ndjson"` (default), or `"sse"`, which costs a third more on small events and has no advantage.

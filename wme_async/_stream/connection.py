@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -14,7 +14,7 @@ from wme_async._stream.framing import Framing, framer_for
 from wme_async._stream.options import StreamOptions
 from wme_async._stream.outage import Outage
 from wme_async._stream.partitions import UNREAD, Partitions
-from wme_async._stream.resume import StreamRequest, StreamResource, check_since, partitions_of, plan_request
+from wme_async._stream.resume import SKEW, StreamRequest, StreamResource, check_since, partitions_of, plan_request
 from wme_async._transport import Body, Request, Transport
 from wme_async._transport.retry import FOR_EVER, Backoff, is_transient
 from wme_async.errors import (
@@ -310,15 +310,15 @@ class Connection:
 
 
 async def start_time(
-    transport: Transport, resource: StreamResource, since: datetime | None, *, resumed: bool
+    transport: Transport, resource: StreamResource, since: datetime | Literal["oldest"] | None, *, resumed: bool
 ) -> datetime:
     """Return the time from which partitions without a position are read.
 
     Args:
         transport: Knows the server's clock.
         resource: The stream.
-        since: The user's time; None for now, or a little before: the server rejects a time in its future, and its clock
-            is not known before its first response.
+        since: The user's time; `"oldest"` for the earliest that the server keeps; None for now, or a little before: the
+            server rejects a time in its future, and its clock is not known before its first response.
         resumed: Whether other partitions have positions already.
 
     Raises:
@@ -330,6 +330,9 @@ async def start_time(
     with contextlib.suppress(WMEError):
         await transport.request(Request(role="realtime", path="/v2/status"), retry=False, read_timeout=10.0)
     now = datetime.fromtimestamp(transport.server_now("realtime"), UTC)
+    if since == "oldest":
+        # A minute later than that: until the request is there, the oldest events would be gone, which is a gap.
+        return now - timedelta(seconds=resource.retention) + SKEW
     if resumed:
         # A script that always passes the same time has continued from its positions since then.
         since = max(since, now - timedelta(seconds=resource.retention))

@@ -41,7 +41,7 @@ class StreamOptions(TypedDict, total=False):
     filters: Mapping[str, Value] | None
     parts: Iterable[int] | None
     connections: int
-    since: datetime | None
+    since: datetime | Literal["oldest"] | None
     offsets: OffsetStore | None
     name: str
     framing: Framing
@@ -107,7 +107,7 @@ def checked_options(options: Mapping[str, Any], resource: StreamResource) -> Str
     check_choice("on_gap", values["on_gap"], ("log", "raise"), function=True)
     numbers: dict[str, Any] = {name: values[name] for name in _POSITIVE}
     check_numbers(optional=False, above=0, **numbers)
-    if values["since"] is not None:
+    if values["since"] is not None and values["since"] != "oldest":
         check_aware("since", values["since"])  # only the server's clock can tell whether it is in range
     values["parts"] = _checked_parts(values["parts"], values["connections"], resource)
     values["offsets"] = _checked_store(values["offsets"])

@@ -22,6 +22,7 @@ from wme_async._arguments import check_numbers
 from wme_async.offsets.protocol import Position
 
 __all__ = [
+    "SKEW",
     "Jump",
     "Resume",
     "StreamRequest",

@@ -23,9 +23,9 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _REFRESH = 0.5
 
 
-def _parse_time(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | None:
-    if text is None:
-        return None
+def _parse_time(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | str | None:
+    if text is None or text == "oldest":
+        return text
     try:
         if text[-1:] in _UNITS and text[:-1].replace(".", "", 1).isdecimal():
             return _clock.utc_now() - timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
@@ -47,9 +47,9 @@ def _parse_numbers(_context: click.Context, _option: click.Parameter, text: str 
 @click.option("--name", default="default", show_default=True, help="Of this reader, within the file of offsets.")
 @click.option(
     "--since",
-    metavar="TIME|2h",
+    metavar="TIME|2h|oldest",
     callback=_parse_time,
-    help="Where to begin without positions: RFC 3339, or a time before now.",
+    help="Where to begin without positions: RFC 3339, a time before now, or all that the server keeps.",
 )
 @base.where_option
 @base.fields_option
