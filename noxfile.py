@@ -56,8 +56,9 @@ OF_EXTRA: dict[str, list[str]] = {
     "arrow": ["test_arrow", "test_arrow_json", "test_arrow_source"],
     "cloud": ["test_cloud", "test_bulk_objects"],
     "media": ["test_jobs_media", "test_media_guard"],
+    "html": ["test_html_text"],
     "mirror": ["test_mirror_rule", "test_mirror_store"],
-    **{extra: [] for extra in ("html", "postgres", "redis", "kafka", "nats", "dask", "otel")},
+    **{extra: [] for extra in ("postgres", "redis", "kafka", "nats", "dask", "otel")},
 }
 
 # When the tests of `calendar` begin, each of them anew.

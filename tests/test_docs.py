@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import library_stand_ins
 import pytest
 from wall_clock import utc_now
 
@@ -37,7 +38,11 @@ _FENCE = re.compile(
 _NOT_RUN = "# not run: "
 
 # What the code of a page needs beside the package.
-NEEDS = {"relay": ("starlette", "fastapi", "litestar"), "tasks": ("pyarrow",)}
+NEEDS = {
+    "relay": ("starlette", "fastapi", "litestar"),
+    "retrieval": ("selectolax", "duckdb"),
+    "tasks": ("pyarrow",),
+}
 
 
 class Block(NamedTuple):
@@ -137,6 +142,8 @@ def test_the_code_of_a_page_runs_and_prints_its_output(
     for module in NEEDS.get(page.stem, ()):
         pytest.importorskip(module, reason=f"the page shows {module}, which is not installed")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    library_stand_ins.install(monkeypatch)
     start = AT if "2025-07-16" in page.read_text() else None
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     with contextlib.ExitStack() as stack:

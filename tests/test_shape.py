@@ -86,6 +86,7 @@ PURE = [
     "mirror/records.py",
     "mirror/rule.py",
     "models/decoding.py",
+    "models/passages.py",
     "settings.py",
 ]
 

@@ -54,6 +54,7 @@ from wme_async.models.parts import (
     TableReference,
     Thumbnail,
 )
+from wme_async.models.passages import Fact, Passage
 from wme_async.models.structured import (
     Attribution,
     Cell,
@@ -96,6 +97,7 @@ __all__ = [
     "EntityReference",
     "Event",
     "EventType",
+    "Fact",
     "FilePage",
     "FileRevision",
     "Image",
@@ -109,6 +111,7 @@ __all__ = [
     "PageLink",
     "Part",
     "PartType",
+    "Passage",
     "Permission",
     "PreviousVersion",
     "Probability",

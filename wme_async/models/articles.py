@@ -12,6 +12,7 @@ from msgspec.structs import force_setattr
 from wme_async.models._struct import Model, Timestamp
 from wme_async.models.metadata import Event, Language, Namespace, Project, Size
 from wme_async.models.parts import Image, Part
+from wme_async.models.passages import Block, Passage, passages_of, text_of
 
 __all__ = [
     "Article",
@@ -383,6 +384,36 @@ class Article(Model):
     event: Event = Event()
     image: Image | None = None
     has_parts: tuple[Part, ...] = ()
+
+    def text(self) -> str:
+        """Return the text of the page, each heading on a line of its own; empty for a page without HTML.
+
+        Infoboxes, navigation, notices, pictures and footnotes are omitted.
+
+        Raises:
+            ImportError: selectolax is not installed (extra `html`).
+        """
+        return text_of(self._blocks())
+
+    def passages(self, max_chars: int = 1000) -> list[Passage]:
+        """Return the text of the page as passages for search and retrieval, each within one section.
+
+        Args:
+            max_chars: Characters in a passage at most. The headings above it are not counted.
+
+        Raises:
+            TypeError: `max_chars` is not a whole number.
+            ValueError: `max_chars` is below 1.
+            ImportError: selectolax is not installed (extra `html`).
+        """
+        return passages_of(self._blocks(), max_chars)
+
+    def _blocks(self) -> list[Block]:
+        if self.article_body is None or not self.article_body.html:
+            return []
+        from wme_async.models._html import html_blocks  # noqa: PLC0415  # an extra
+
+        return html_blocks(self.article_body.html)
 
 
 class FileRevision(Model):

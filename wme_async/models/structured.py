@@ -13,6 +13,7 @@ from wme_async.models._tolerant import decode_record
 from wme_async.models.articles import ArticleBody, EntityReference, License, Version, Visibility
 from wme_async.models.metadata import Event, Language, Project
 from wme_async.models.parts import Image, Link, Part, fold
+from wme_async.models.passages import Block, Fact, Passage, facts_of, passages_of, section_blocks, text_of
 
 __all__ = ["Attribution", "Cell", "EditorsCount", "Reference", "ReferenceText", "StructuredContent", "Table"]
 
@@ -194,3 +195,58 @@ class StructuredContent(Model):
     def is_raw_article(self) -> bool:
         """The server sent an unstructured article in place of this record; ask again, or read `article_body`."""
         return self.article_body is not None
+
+    def facts(self) -> dict[str, Fact]:
+        """Return the infoboxes as a flat mapping of field name to values, in the order of the page.
+
+        Fields of the same name are told apart by the heading above them: `"Area: City"`, `"Population: City"`. Fields
+        without a name, such as captions, are omitted.
+        """
+        return facts_of(self.infoboxes)
+
+    def text(self) -> str:
+        """Return the sections in reading order as plain text, each heading on a line of its own.
+
+        Without sections it is the text of the unstructured article in their place, which needs the extra `html`; else
+        the abstract.
+
+        Raises:
+            ImportError: The server sent an unstructured article, and selectolax is not installed.
+        """
+        return text_of(self._blocks())
+
+    def passages(self, max_chars: int = 1000) -> list[Passage]:
+        """Return the sections in reading order as passages for search and retrieval, each within one section.
+
+        Args:
+            max_chars: Characters in a passage at most. The headings above it are not counted.
+
+        Raises:
+            TypeError: `max_chars` is not a whole number.
+            ValueError: `max_chars` is below 1.
+            ImportError: As for `text`.
+        """
+        return passages_of(self._blocks(), max_chars)
+
+    def _blocks(self) -> list[Block]:
+        blocks = section_blocks(self.sections, {table.identifier: _table_text(table) for table in self.tables})
+        if not blocks and self.article_body is not None and self.article_body.html:
+            from wme_async.models._html import html_blocks  # noqa: PLC0415  # an extra
+
+            return html_blocks(self.article_body.html)
+        return blocks or [Block(self.abstract.strip())] * bool(self.abstract.strip())
+
+
+def _table_text(table: Table) -> str:
+    rows = (" | ".join(map(_cell_text, row)) for row in (*table.headers, *table.rows, *table.footers))
+    return "\n".join(row for row in rows if row.strip(" |"))
+
+
+def _cell_text(cell: Cell) -> str:
+    text = " ".join(cell.value.split())
+    try:
+        nested = cell.nested
+    except ValueError:
+        return text
+    inner = "" if nested is None else "; ".join(_table_text(nested).split("\n"))
+    return f"{text} ({inner})".strip() if inner else text
