@@ -131,6 +131,10 @@ class Server:
         """End it at once, as the failure of its machine would."""
         self._end(signal.SIGKILL)
 
+    def discard(self) -> None:
+        """End it at once; its data is not needed any more."""
+        self._end(signal.SIGKILL)
+
     def restart(self, *, kill: bool = False) -> None:
         """Stop or kill it, and start it again on the same port with the same data."""
         self._end(signal.SIGKILL if kill else self._stop_signal)
@@ -174,6 +178,10 @@ class Postgres(Server):
         command = [find_program("initdb"), "-D", str(self.folder / "data"), "-U", "postgres", "-A", "trust"]
         command += ["--no-sync", "--no-instructions", "-E", "UTF8", "--locale=C"]
         subprocess.run([*as_postgres(), *command], check=True, capture_output=True, cwd=self.folder)
+
+    def discard(self) -> None:
+        """End it at once; its data is not needed any more."""
+        self._end(signal.SIGQUIT)  # killed, it would leave shared memory behind
 
     def execute(self, statement: str, database: str = "postgres") -> None:
         """Run one statement."""
@@ -219,7 +227,7 @@ def running(server: Server) -> Iterator[Server]:
     try:
         yield server
     finally:
-        server.stop()
+        server.discard()
 
 
 @pytest.fixture(scope="session")

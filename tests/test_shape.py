@@ -87,6 +87,7 @@ PURE = [
     "mirror/rule.py",
     "models/decoding.py",
     "models/passages.py",
+    "offsets/lease_table.py",
     "settings.py",
 ]
 

@@ -13,7 +13,8 @@ async def test_my_store(check):
     await check(lambda: MyStore("dsn"))
 ```
 
-A store that cannot outlive its object, such as `MemoryOffsets`, returns the same object each time.
+A store that cannot outlive its object, such as `MemoryOffsets`, returns the same object each time. A store of leases
+passes `LEASE_CHECKS` as well; these take some seconds, since leases have to end by the clock of the store.
 """
 
 import asyncio
@@ -21,15 +22,18 @@ import contextlib
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from wme_async.errors import StreamError
-from wme_async.offsets.protocol import ClaimingStore, OffsetStore, Position
+from wme_async.offsets.lease_table import share_of
+from wme_async.offsets.protocol import ClaimingStore, LeaseStore, OffsetStore, Position
 
-__all__ = ["CHECKS", "Check", "OpenStore", "check_all"]
+__all__ = ["CHECKS", "LEASE_CHECKS", "Check", "LeaseCheck", "OpenLeaseStore", "OpenStore", "check_all"]
 
 OpenStore: TypeAlias = Callable[[], OffsetStore]
 Check: TypeAlias = Callable[[OpenStore], Awaitable[None]]
+OpenLeaseStore: TypeAlias = Callable[[], LeaseStore]
+LeaseCheck: TypeAlias = Callable[[OpenLeaseStore], Awaitable[None]]
 
 _TIME = datetime(2025, 4, 11, 4, 59, 23, 770471, tzinfo=UTC)
 
@@ -192,8 +196,207 @@ CHECKS: Final[tuple[Check, ...]] = (
 """All checks. Each one raises `AssertionError` with the fault."""
 
 
+_LONG: Final = 600.0  # seconds; no check takes so long
+_SHORT: Final = 0.1
+_PATIENCE: Final = 60.0
+
+
+async def _take_ended(store: LeaseStore, name: str, owner: str, parts: int) -> Mapping[int, int]:
+    """Take parts whose leases are about to end."""
+    async with asyncio.timeout(_PATIENCE):
+        while not (taken := await store.take(name, owner, parts, _LONG)):  # noqa: ASYNC110  # no event tells it
+            await asyncio.sleep(_SHORT / 4)
+    return taken
+
+
+async def the_first_member_takes_all(open_store: OpenLeaseStore) -> None:
+    """One member alone takes all parts, each with a token above 0, once."""
+    store, name = open_store(), _name()
+    taken = await store.take(name, "a", 10, _LONG)
+    _expect(sorted(taken) == list(range(10)), f"of 10 parts it took {sorted(taken)}")
+    _expect(all(type(token) is int and token > 0 for token in taken.values()), f"tokens are {taken}")
+    _expect(await store.take(name, "a", 10, _LONG) == {}, "it took parts that it held")
+    _expect(await store.renew(name, "a", _LONG) == taken, "a renewal does not return what was taken")
+    _expect(list(await store.members(name)) == ["a"], "it is not the one member")
+
+
+async def held_parts_stay_with_their_owner(open_store: OpenLeaseStore) -> None:
+    """A second member gets nothing until the first one gives parts back, and then its share, with higher tokens."""
+    store, other, name = open_store(), open_store(), _name()
+    first = await store.take(name, "a", 10, _LONG)
+    _expect(await other.take(name, "b", 10, _LONG) == {}, "a part was taken from its owner")
+    _expect(await other.renew(name, "b", _LONG) == {}, "a member renewed leases of another one")
+    _expect(list(await other.members(name)) == ["a", "b"], "the second member is not in the group")
+    await other.give(name, "b", list(range(10)))
+    _expect(await store.renew(name, "a", _LONG) == first, "a member gave back the parts of another one")
+    await store.give(name, "a", range(3, 10))
+    second = await other.take(name, "b", 10, _LONG)
+    _expect(len(second) == 5, f"of 10 parts, 7 of them free, one of two members took {sorted(second)}")
+    _expect(set(second) <= set(range(3, 10)), f"{sorted(second)} were not all free")
+    _expect(all(token > first[part] for part, token in second.items()), f"tokens went from {first} to {second}")
+    kept = {part: token for part, token in first.items() if part < 3}
+    _expect(await store.renew(name, "a", _LONG) == kept, "the first member lost parts that it had not given back")
+
+
+async def shares_differ_by_one(open_store: OpenLeaseStore) -> None:
+    """Each of several members takes its share, and all parts are taken."""
+    store, name = open_store(), _name()
+    owners = ["d", "B", "a", "C"]
+    for owner in owners:
+        await store.renew(name, owner, _LONG)
+    members = await store.members(name)
+    _expect(list(members) == sorted(owners), f"members are in the order {members}")
+    parts: list[int] = []
+    for owner in owners:
+        taken = await store.take(name, owner, 10, _LONG)
+        share = share_of(10, owner, members)
+        _expect(len(taken) == share, f"{owner} took {len(taken)} parts, and its share is {share}")
+        parts += taken
+    _expect(sorted(parts) == list(range(10)), f"together they took {sorted(parts)}")
+    many = [f"m{number:02}" for number in range(30)]
+    for owner in many:
+        await store.renew(name, owner, _LONG)
+    _expect(await store.take(name, "m29", 10, _LONG) == {}, "the last of many members has no share")
+
+
+async def members_that_take_at_a_time_meet_nowhere(open_store: OpenLeaseStore) -> None:
+    """Members that take at the same moment never get the same part, and in the end all parts are taken."""
+    name = _name()
+    owners = [f"m{number}" for number in range(8)]
+    held: dict[int, str] = {}
+    async with asyncio.timeout(_PATIENCE):
+        while len(held) < 20:
+            taken = await asyncio.gather(*(open_store().take(name, owner, 20, _LONG) for owner in owners))
+            for owner, parts in zip(owners, taken, strict=True):
+                for part in parts:
+                    _expect(part not in held, f"{held.get(part)} and {owner} have part {part}")
+                    held[part] = owner
+            # The first ones took more than their share before the others had joined.
+            for owner in owners:
+                own = sorted(part for part, other in held.items() if other == owner)
+                excess = own[share_of(20, owner, await open_store().members(name)) :]
+                await open_store().give(name, owner, excess)
+                for part in excess:
+                    del held[part]
+
+
+async def an_ended_lease_is_lost(open_store: OpenLeaseStore) -> None:
+    """A lease that was not renewed in time is neither renewed nor kept from others, and its owner leaves the group."""
+    store, name = open_store(), _name()
+    old = await store.take(name, "a", 4, _SHORT)
+    _expect(len(old) == 4, f"of 4 parts it took {sorted(old)}")
+    new = await _take_ended(store, name, "b", 4)
+    _expect(sorted(new) == [0, 1, 2, 3], f"the share of a member that is gone was not passed on: {sorted(new)}")
+    _expect(all(token > old[part] for part, token in new.items()), f"tokens went from {old} to {new}")
+    _expect(list(await store.members(name)) == ["b"], "the first one is still a member")
+    _expect(await store.renew(name, "a", _LONG) == {}, "a lease was renewed after its end")
+    _expect(await store.renew(name, "b", _LONG) == new, "the second owner does not hold what it took")
+
+
+async def an_ended_lease_is_taken_anew(open_store: OpenLeaseStore) -> None:
+    """An owner that comes too late for a renewal loses the lease even if nobody else took the part."""
+    store, name = open_store(), _name()
+    old = await store.take(name, "a", 2, _SHORT)
+    new = await _take_ended(store, name, "a", 2)
+    _expect(all(token > old[part] for part, token in new.items()), f"tokens went from {old} to {new}")
+    _expect(await store.renew(name, "a", _LONG) == new, "it does not hold what it took")
+
+
+async def a_renewal_extends_a_lease(open_store: OpenLeaseStore) -> None:
+    """A lease that is renewed lasts from the renewal on."""
+    store, ttl = open_store(), _SHORT
+    while True:
+        name = _name()
+        taken = await store.take(name, "a", 4, ttl)
+        held = await store.renew(name, "a", _LONG)
+        if held == taken:
+            break
+        # It may have come too late.
+        _expect(held == {} and ttl < _PATIENCE / 4, f"of {taken}, renewed within {ttl} s, {held} are left")
+        ttl *= 2
+    await asyncio.sleep(1.5 * ttl)
+    _expect(await store.take(name, "b", 4, _LONG) == {}, "a part was taken although its lease was renewed")
+    _expect(await store.renew(name, "a", _LONG) == taken, "a renewed lease ended")
+
+
+async def only_the_last_lease_saves(open_store: OpenLeaseStore) -> None:
+    """Positions are saved by the last owner of a part with its token, by nobody else, and all or none."""
+    store, name = open_store(), _name()
+    old = await store.take(name, "a", 2, _SHORT)
+    start = {0: Position(5, _TIME, _TIME), 1: Position(-1, _TIME)}
+    _expect(await store.save_held(name, 0, "a", old[0], start), "its owner could not save")
+    new = await _take_ended(store, name, "b", 2)
+    token = new[0]
+    for owner, wrong in (("a", old[0]), ("a", token), ("b", old[0]), ("b", token + 1), ("c", token)):
+        saved = await store.save_held(name, 0, owner, wrong, {0: Position(9), 3: Position(9)})
+        _expect(not saved, f"{owner} saved with the token {wrong}; b has the token {token}")
+    _expect(not await store.save_held(name, 7, "b", 1, {7: Position(1)}), "a part that nobody took was saved")
+    _expect(await _load(open_store, name) == start, "positions were saved without the lease")
+    # A lower offset may be right; only an older token is wrong.
+    _expect(await store.save_held(name, 0, "b", token, {0: Position(4)}), "its owner could not save")
+    got = await _load(open_store, name)
+    _expect(got == {0: Position(4), 1: Position(-1, _TIME)}, f"after a save of partition 0 they are {got}")
+    _expect(await store.save_held(name, 0, "b", token, {}), "a save of nothing does not tell that the lease is held")
+
+
+async def an_ended_lease_saves_until_the_part_is_taken(open_store: OpenLeaseStore) -> None:
+    """A host that comes late saves, as long as nobody has followed it."""
+    store, name = open_store(), _name()
+    taken = await store.take(name, "a", 1, _SHORT)
+    await asyncio.sleep(2 * _SHORT)
+    _expect(await store.save_held(name, 0, "a", taken[0], {0: Position(1)}), "nobody followed, and it could not save")
+    await store.give(name, "a", [0])
+    _expect(not await store.save_held(name, 0, "a", taken[0], {0: Position(2)}), "it saved a part that it gave back")
+    _expect(await _load(open_store, name) == {0: Position(1)}, "a save after giving back changed the positions")
+
+
+async def giving_back_leaves_positions(open_store: OpenLeaseStore) -> None:
+    """A member that leaves gives all its parts back and keeps the positions; tokens go on growing."""
+    store, name = open_store(), _name()
+    first = await store.take(name, "a", 3, _LONG)
+    await store.save_held(name, 0, "a", first[0], {0: Position(1)})
+    await store.give(name, "a", [])
+    _expect(await store.renew(name, "a", _LONG) == first, "giving nothing back lost leases")
+    await store.give(name, "a")
+    _expect(list(await store.members(name)) == [], "a member that left is still there")
+    _expect(await store.renew(name, "b", _LONG) == {}, "a new member holds parts")
+    second = await store.take(name, "b", 3, _LONG)
+    _expect(sorted(second) == [0, 1, 2], f"of 3 parts that were given back it took {sorted(second)}")
+    _expect(all(token > first[part] for part, token in second.items()), f"tokens went from {first} to {second}")
+    _expect(await _load(open_store, name) == {0: Position(1)}, "giving back changed the positions")
+
+
+async def groups_are_apart(open_store: OpenLeaseStore) -> None:
+    """Groups of other names share nothing, nor do leases and plain saves."""
+    store, stem = open_store(), _name("")
+    one, two = stem + "ä{}'; --", stem + "Ä{}'; --"
+    first = await store.take(one, "a", 2, _LONG)
+    second = await store.take(two, "b", 2, _LONG)
+    _expect(sorted(first) == sorted(second) == [0, 1], "a group took parts of another one")
+    _expect(list(await store.members(one)) == ["a"], "a member of another group is in it")
+    await store.save(one, {0: Position(3)})
+    _expect(await store.renew(one, "a", _LONG) == first, "a plain save changed the leases")
+    _expect(await _load(open_store, two) == {}, "a save changed another group")
+
+
+LEASE_CHECKS: Final[tuple[LeaseCheck, ...]] = (
+    the_first_member_takes_all,
+    held_parts_stay_with_their_owner,
+    shares_differ_by_one,
+    members_that_take_at_a_time_meet_nowhere,
+    an_ended_lease_is_lost,
+    an_ended_lease_is_taken_anew,
+    a_renewal_extends_a_lease,
+    only_the_last_lease_saves,
+    an_ended_lease_saves_until_the_part_is_taken,
+    giving_back_leaves_positions,
+    groups_are_apart,
+)
+"""The checks of a `LeaseStore`. Each one raises `AssertionError` with the fault."""
+
+
 async def check_all(open_store: OpenStore) -> None:
-    """Run all checks.
+    """Run all checks, and those of leases if it is a store of leases.
 
     Args:
         open_store: Returns a new store object over the same storage.
@@ -203,3 +406,6 @@ async def check_all(open_store: OpenStore) -> None:
     """
     for check in CHECKS:
         await check(open_store)
+    if isinstance(open_store(), LeaseStore):
+        for lease_check in LEASE_CHECKS:
+            await lease_check(cast("OpenLeaseStore", open_store))

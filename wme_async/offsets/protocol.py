@@ -1,15 +1,25 @@
 """Positions, and the protocol of a store of positions."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from wme_async._arguments import check_numbers, check_text
 from wme_async.errors import StreamError
 
-__all__ = ["ClaimingStore", "OffsetStore", "Position", "check_name", "check_positions", "in_use"]
+__all__ = [
+    "ClaimingStore",
+    "LeaseStore",
+    "OffsetStore",
+    "Position",
+    "check_lease",
+    "check_name",
+    "check_positions",
+    "in_use",
+]
 
 
 class Position(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -55,6 +65,8 @@ class OffsetStore(Protocol):
 
     A name is `"<name of the stream>/<resource>"`, such as `"default/articles"`; to a store it is any string. The checks
     in `wme_async.offsets.conformance` state all requirements.
+
+    A store that needs connections may be an async context manager as well: a stream enters it while it is open.
     """
 
     async def load(self, name: str) -> Mapping[int, Position]:
@@ -86,6 +98,84 @@ class ClaimingStore(OffsetStore, Protocol):
             StreamError: On entering, if another live reader holds the name.
         """
         ...
+
+
+@runtime_checkable
+class LeaseStore(OffsetStore, Protocol):
+    """A store in which several readers share the parts of one stream (`share="group"`).
+
+    A reader is a member of the group of a name. It holds leases: each makes it the reader of one part, until a time by
+    the clock of the store. Whenever a part is taken, it gets a token above all its earlier ones. A lease is identified
+    by its owner *and* its token, since a store that lost its last changes may give a number twice. Leases and positions
+    are apart: giving a part back leaves its positions. `wme_async.offsets.conformance.LEASE_CHECKS` has all
+    requirements.
+
+    A claim (`ClaimingStore`) is the opposite: it keeps a second reader of a name away, and a group invites it. A stream
+    with `share="group"` takes leases and makes no claim; one without makes a claim, if the store has claims.
+    """
+
+    async def take(self, name: str, owner: str, parts: int, ttl: float) -> Mapping[int, int]:
+        """Join the group, or stay in it, and take free parts up to this member's share.
+
+        A part is free if it was never taken, was given back, or its lease has ended. The share is
+        `ceil((parts - rank) / members)`, where `rank` is the number of live members before this one.
+
+        Args:
+            name: The name of the positions.
+            owner: The member: another one for each start of a process.
+            parts: The number of parts; they are numbered from 0.
+            ttl: Seconds until the leases and the membership end.
+
+        Returns:
+            The token of each part that was taken now.
+        """
+        ...
+
+    async def renew(self, name: str, owner: str, ttl: float) -> Mapping[int, int]:
+        """Extend the leases that this member still has, and its membership.
+
+        Returns:
+            The token of each part that it holds: none that has ended, even if nobody else took it.
+        """
+        ...
+
+    async def members(self, name: str) -> Sequence[str]:
+        """Return the live members in the order in which shares are dealt out: sorted by code points."""
+        ...
+
+    async def save_held(self, name: str, part: int, owner: str, token: int, positions: Mapping[int, Position]) -> bool:
+        """Save positions as `save` does, if the part was not taken since this lease of it began, in one step.
+
+        A lease that has ended, and that nobody followed, may still save.
+
+        Returns:
+            Whether it was the last lease; otherwise nothing is saved.
+        """
+        ...
+
+    async def give(self, name: str, owner: str, parts: Collection[int] | None = None) -> None:
+        """Give parts back, which may then be taken at once.
+
+        Args:
+            name: The name of the positions.
+            owner: The member.
+            parts: The parts; those of other members are left alone. None for all, and to leave the group.
+        """
+        ...
+
+
+def check_lease(owner: object, ttl: float = 1.0, parts: int = 1) -> None:
+    """Raise if the arguments of a lease are wrong.
+
+    Raises:
+        TypeError: The owner is not text, or a number is not a number.
+        ValueError: The owner is empty, or a number is not above 0.
+    """
+    check_text(owner=owner)
+    if owner is None:
+        raise TypeError("owner must be text, not None")
+    check_numbers(optional=False, above=0, unit="seconds", ttl=ttl)
+    check_numbers(optional=False, above=0, whole=True, parts=parts)
 
 
 def check_name(name: object) -> None:

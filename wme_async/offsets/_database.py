@@ -1,0 +1,106 @@
+"""What the stores on a server have in common: connections while they are used, and patience with the server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Final, Generic, Self, TypeVar
+from urllib.parse import SplitResult
+
+from wme_async.errors import StreamError
+
+__all__ = ["DatabaseStore", "server_name"]
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+_FIRST_WAIT: Final = 0.05  # seconds; each further one is twice as long
+_LONGEST_WAIT: Final = 1.0
+
+
+class DatabaseStore(Generic[C]):
+    """Opens connections for the first use, and closes them after the last.
+
+    A use is an `async with` block of the store, or one call outside of any. Nothing stays open after it, so a store
+    that nobody closes leaves nothing behind.
+
+    Args:
+        server: The name of the server for messages, without a password.
+        timeout: Seconds for one call, with all its repetitions.
+        client: The user's pool or client, which is never closed here; None to open one.
+    """
+
+    def __init__(self, server: str, timeout: float, client: C | None) -> None:
+        self._server = server
+        self._timeout = timeout
+        self._client = client
+        self._owns = client is None
+        self._uses = 0
+
+    async def __aenter__(self) -> Self:
+        self._uses += 1
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._uses -= 1
+        if not self._uses and self._owns and self._client is not None:
+            client, self._client = self._client, None
+            await self._close(client)
+
+    async def _call(self, work: Callable[[C], Awaitable[R]]) -> R:
+        """Do something with the server, and again while it cannot be reached, as in a restart.
+
+        Args:
+            work: May be done twice: a server that is cut off may have done it the first time.
+
+        Raises:
+            StreamError: The server cannot be reached, or does not do it.
+        """
+        async with self:
+            deadline = asyncio.get_running_loop().time() + self._timeout
+            wait = _FIRST_WAIT
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        if self._client is None:
+                            self._client = await self._open()
+                        return await work(self._client)
+                except Exception as error:
+                    problem = self._problem(error)
+                    if problem is None:
+                        raise
+                    if not self._is_passing(error) or asyncio.get_running_loop().time() + wait >= deadline:
+                        raise StreamError(f"{self._server} {problem}") from error
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+
+    async def _open(self) -> C:
+        """Return a client that connects by itself; it does not wait for the server."""
+        raise NotImplementedError
+
+    async def _close(self, client: C) -> None:
+        """Close the connections of a client."""
+        raise NotImplementedError
+
+    def _is_passing(self, error: Exception) -> bool:
+        """Return whether the same call may succeed a little later."""
+        raise NotImplementedError
+
+    def _problem(self, error: Exception) -> str | None:
+        """Return an error of the server in words, to follow its name; None for an error of the program."""
+        raise NotImplementedError
+
+
+def server_name(kind: str, parts: SplitResult) -> str:
+    """Return the name of a server for messages: kind, host, port and database, and nothing secret.
+
+    Args:
+        kind: Such as "PostgreSQL".
+        parts: A split URL.
+    """
+    try:
+        port = parts.port
+    except ValueError:  # several servers
+        return kind
+    return f"{kind} at {parts.hostname}{f':{port}' if port else ''}{parts.path}" if parts.hostname else kind
