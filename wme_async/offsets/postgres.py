@@ -240,10 +240,10 @@ class PostgresOffsets(DatabaseStore[Any]):
             return f"reports an error: {error}"
         if isinstance(error, OSError):  # TimeoutError is one
             return f"does not answer ({str(error) or type(error).__name__}): see whether it runs and can be reached"
-        # Misuse of a connection, such as a value that a column cannot hold, is a ValueError as well.
-        if isinstance(error, self._asyncpg.InterfaceError) and not isinstance(error, ValueError):
-            return f"cut the connection: {error}"
-        return None
+        # Misuse of a connection, such as a value that a column cannot hold, is a ValueError as well. Of a connection
+        # that was cut, asyncpg may also report that its own states do not match.
+        cut = isinstance(error, self._asyncpg.InterfaceError | self._asyncpg.InternalClientError)
+        return f"cut the connection: {error}" if cut and not isinstance(error, ValueError) else None
 
 
 def _load_asyncpg() -> ModuleType:
