@@ -29,6 +29,7 @@ click = pytest.importorskip("click")
 pytest.importorskip("rich")
 
 from wme_async.cli import base  # noqa: E402  # behind its extra
+from wme_async.cli import terminal as console_module  # noqa: E402  # same
 from wme_async.cli.root import root  # noqa: E402  # same
 from wme_async.cli.terminal import TerminalConsole  # noqa: E402  # same
 
@@ -367,6 +368,27 @@ def test_a_signal_stops_a_command_wherever_it_hangs(world, environment, argument
     _, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    # These keep nothing: the same command begins anew.
+    assert errors.endswith("stopped\n")
+
+
+def test_a_batch_that_is_interrupted_says_how_to_go_on(world, environment, tmp_path):
+    stalled = world.faults.inject("hang_head", role="store", times=None)
+    folder = ["batch", "--directory", str(tmp_path), "--allow-host", "127.0.0.1"]
+    process: Any = subprocess.Popen(
+        [sys.executable, "-m", "wme_async", *folder, "submit", f"{world.store_url}/a"],
+        env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    identifier = process.stdout.readline().strip()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    stalled.remove()
+    command = f"wme-async batch --directory {tmp_path} --allow-host 127.0.0.1 watch {identifier}"
+    assert errors == f"stopped; go on with: {command}\n"
+    assert process.returncode == 130
 
 
 def test_without_the_extra_the_error_says_what_to_install(tmp_path):
@@ -508,9 +530,11 @@ def test_only_a_command_that_waits_for_a_batch_runs_its_jobs(run, world, tmp_pat
         assert lines(run(*folder, "status", identifier))[0]["queued_jobs"] == 1
     assert len(world.requests) == before
     run(*folder, "pause", identifier)
-    assert "is paused; resume it first" in run(*folder, "watch", identifier, code=1).stderr
+    assert "is paused; resume it first: wme-async batch " in run(*folder, "watch", identifier, code=1).stderr
+    assert "is paused" in run(*folder, "watch", code=1).stderr
     run(*folder, "resume", identifier)
-    assert "1 succeeded" in run(*folder, "watch", identifier).stdout
+    assert "1 succeeded" in run(*folder, "watch").stdout
+    assert "every batch has ended" in run(*folder, "watch").stderr
 
 
 @pytest.mark.parametrize("command", [("batch", "status"), ("serve", "--port", "0")])
@@ -566,8 +590,9 @@ def terminal(monkeypatch):
         return file, TerminalConsole(**options)
 
     (out, stdout), (err, stderr) = console(), console(soft_wrap=True)
-    monkeypatch.setattr(base, "stdout", stdout)
-    monkeypatch.setattr(base, "stderr", stderr)
+    for module in (base, console_module):
+        monkeypatch.setattr(module, "stdout", stdout)
+        monkeypatch.setattr(module, "stderr", stderr)
     return out, err
 
 
@@ -575,13 +600,13 @@ def test_on_a_terminal_lists_are_tables_and_records_are_indented(run, terminal):
     out, err = terminal
     run("projects", "ls", "--where", "in_language.identifier=de")
     assert "identifier" in out.getvalue()
-    assert re.search(r"\bdewiki\b.*\bWikipedia\b.*\bwiki\b", out.getvalue())
+    assert re.search(r"\bdewiki\b.*\bWikipedia\b.*\bhttps://de", out.getvalue())
     assert " in all" in out.getvalue()
     run("languages", "get", "en")
     assert '  "identifier": "en"' in out.getvalue()
     run("batches", "ls", "latest", "--where", "namespace.identifier=0")
     run("quota")
-    assert re.search(r"chunk +\S? *\d+", out.getvalue())
+    assert re.search(r"chunk +\d+", out.getvalue())
     run("lookup", "Squirrel", "[/x]", "--limit", "1", code=3)
     assert "Squirrel" in out.getvalue()
     assert "[/x]: no such page" in err.getvalue()
@@ -614,11 +639,11 @@ def test_on_a_terminal_batches_have_a_bar_and_a_table(run, world, terminal, tmp_
     folder = ["batch", "--directory", str(tmp_path), "--allow-host", "127.0.0.1"]
     url = f"wme:batches/{world.hours[-1].replace('T', '/')}/{ARCHIVE}"
     identifier = run(*folder, "submit", url).stdout.split()[0]
-    assert f"{identifier} 1/1 completed" in err.getvalue()
+    assert f"{identifier}, 1/1 completed" in err.getvalue()
     assert "1 succeeded" in run(*folder, "watch", identifier).stdout
     run(*folder, "status", identifier)
     run(*folder, "status")
-    assert "total_jobs" in out.getvalue()
+    assert re.search(rf"{identifier} +completed +1 +1 +0 ", out.getvalue())
     assert url in out.getvalue()
 
 

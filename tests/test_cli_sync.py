@@ -21,7 +21,7 @@ pytest.importorskip("rich")
 
 from click.testing import CliRunner, Result  # behind its extra
 
-from wme_async.cli import base  # same
+from wme_async.cli import base, terminal  # same
 from wme_async.cli.root import root  # same
 from wme_async.cli.terminal import TerminalConsole  # same
 
@@ -64,7 +64,7 @@ def test_an_hour_is_synced_and_summed_up(run: Run, tmp_path: Path) -> None:
     first = run("sync", "batches", "latest", "--to", str(folder), *EN).stdout
     count = len(archives_in(folder))
     assert count
-    assert re.match(rf"{folder}  {count} new; [\d.]+ MB in [\d.]+ s, {2 * count + 1} requests\n", first)
+    assert re.match(rf"{folder}  {count} new; [\d.]+ kB in [\d.]+ s, {2 * count + 1} requests\n", first)
     assert f"{count} unchanged" in run("sync", "batches", "--to", str(folder), *EN).stdout
     run("sync", "batches", "-3h", "--to", str(folder), *EN)
     assert len(archives_in(folder)) == 2 * count
@@ -89,7 +89,8 @@ def test_a_dry_run_lists_what_there_is_to_do_with_bytes_and_quota(run: Run, tmp_
 
 def test_a_dry_run_is_a_table_on_a_terminal(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = TerminalConsole(force_terminal=True, width=100, record=True, markup=False, emoji=False)
-    monkeypatch.setattr(base, "stdout", console)
+    for module in (base, terminal):
+        monkeypatch.setattr(module, "stdout", console)
     run("sync", "batches", "--to", str(tmp_path / "data"), *EN, "--dry-run")
     text = console.export_text()
     assert ARCHIVE in text

@@ -36,7 +36,7 @@ ROWS = [
     ["_download", "_archive", "_stream"],
     ["_client"],
     ["_exports"],
-    ["jobs", "mirror", "relay", "integrations", "tasks"],
+    ["jobs", "mirror", "relay", "integrations", "progress", "tasks"],
     ["engines"],
     ["web"],
     ["__main__", "cli"],

@@ -1,9 +1,9 @@
-"""Text files that people give: which encoding they are in, or an error that names the file and the line."""
+"""Text for people and from them: numbers of bytes with a unit, and files in any Unicode encoding."""
 
 import codecs
 from typing import Final
 
-__all__ = ["decode_text"]
+__all__ = ["decode_text", "size_text"]
 
 _MARKS: Final = (
     # The mark of UTF-32 begins with that of UTF-16.
@@ -39,3 +39,13 @@ def decode_text(data: bytes, name: str) -> str:
         raise ValueError(
             f"{name}, line {line}: the text is not {encoding.partition('-sig')[0].upper()}; save the file as UTF-8"
         ) from None
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes with a unit: `812 B`, `3.14 MB`, `120 GB`."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while size >= 999.5 and len(units) > 1:
+        size /= 1000
+        del units[0]
+    digits = 0 if units[0] == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{digits}f} {units[0]}"

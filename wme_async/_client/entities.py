@@ -71,6 +71,19 @@ class _ById(Generic[T]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._resource.path}>"
 
+    def check(self, *identifiers: str) -> None:
+        """Raise if an identifier is malformed or of another kind, before any is requested. Nothing is sent.
+
+        Args:
+            *identifiers: The identifiers.
+
+        Raises:
+            TypeError: One is not text.
+            ValueError: One is malformed, or of another kind.
+        """
+        for identifier in identifiers:
+            _check_id(identifier, self._letters)
+
     def cost(self, identifiers: int | Sized) -> Cost:
         """Return the cost of looking these up: one metered request each, whether they exist or not.
 

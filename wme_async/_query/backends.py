@@ -4,6 +4,7 @@
     ondemand     articles by title: paths into stored JSON
     structured   the same, with fields computed for each request
     realtime     the stream: names of its Avro schema, resolved by reflection
+    archive      records of archives, which come whole: everything is applied here
 
 All knowledge about the server's rules, some of them surprising, is in this file.
 """
@@ -29,6 +30,7 @@ class Backend(StrEnum):
     STRUCTURED = "structured"
     REALTIME = "realtime"
     LOOKUP_FIELDS_ONLY = "lookup-fields-only"
+    ARCHIVE = "archive"
 
 
 TITLES: Final[Mapping[Backend, str]] = {
@@ -37,12 +39,14 @@ TITLES: Final[Mapping[Backend, str]] = {
     Backend.STRUCTURED: "structured contents",
     Backend.REALTIME: "the stream",
     Backend.LOOKUP_FIELDS_ONLY: "Wikidata look-ups",
+    Backend.ARCHIVE: "archives",
 }
 COST: Final[Mapping[Backend, str]] = {
     Backend.METADATA: "{records} is requested, and filtered here; a list is one answer and not metered",
     Backend.ONDEMAND: "{records} is requested, and filtered here; of one project that is one record",
     Backend.STRUCTURED: "{records} is requested, and filtered here; of one project that is one record",
     Backend.REALTIME: "{records} is requested, and filtered here, of the stream's traffic and at its pace",
+    Backend.ARCHIVE: "{records} is read, and filtered here",
 }
 ONE_RECORD: Final = "is_part_of.identifier"
 LIMITED: Final = frozenset({Backend.ONDEMAND, Backend.STRUCTURED})
@@ -174,6 +178,8 @@ def avro(name: str) -> str:
 
 def not_sent(backend: Backend, place: Place, value: Value) -> str | None:
     """Return why a filter must not be sent, or `None` if the server applies it exactly."""
+    if backend is Backend.ARCHIVE:
+        return "archives come whole"
     if backend is Backend.METADATA:
         return _not_in_sql(place, value)
     if backend is Backend.REALTIME:

@@ -228,7 +228,9 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
     def explain(self) -> str:
         """Describe, one fact a line, the request and the filters and fields that are applied here."""
         lines = [f"to {rules.TITLES[self.backend]}"]
-        if self.sent_fields:
+        if self.backend is Backend.ARCHIVE:
+            lines.append("sent: neither fields nor filters, since an archive comes whole")
+        elif self.sent_fields:
             lines.append(f"sent: fields {', '.join(self.sent_fields)}")
         else:
             lines.append("sent: no fields, so records come whole")
@@ -252,7 +254,9 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
             lines.append(f"here: {rules.COST[self.backend].format(records=records)}")
         if self._restore:
             lines.append(f"here: {', '.join(self._restore)} become nested again")
-        if self._projection is not None:
+        if self.backend is Backend.ARCHIVE and self.fields is not None:
+            lines.append(f"here: reduced to {', '.join(self.fields)}")
+        elif self._projection is not None:
             assert self.fields is not None
             if self.backend is Backend.REALTIME:
                 # To remove it, each event would have to be decoded and encoded once more.

@@ -1,22 +1,21 @@
 """Commands for lists and archives: the same verbs for every resource."""
 
-import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import click
 
-from wme_async._client.archive_names import ArchiveName, uses_version
+from wme_async._archive import ArchiveReader
 from wme_async._client.client import Client
 from wme_async._client.collection import Collection
 from wme_async._client.resources import RESOURCES
-from wme_async._download import Download
-from wme_async._tasks import in_thread
-from wme_async.cli import base
+from wme_async._query.query import Query
+from wme_async._text import size_text
+from wme_async.cli import base, downloads, reading
+from wme_async.cli.tables import value_at
+from wme_async.models.metadata import Size
 
-__all__ = ["COMMANDS", "describe_download"]
+__all__ = ["COMMANDS"]
 
 # Returns a collection of a client; the second argument is the hour or the snapshot, for commands that have one.
 Getter = Callable[[Client, Any], Any]
@@ -24,10 +23,10 @@ Getter = Callable[[Client, Any], Any]
 _COLUMNS: dict[str, Sequence[str]] = {
     "codes": ("identifier", "name", "description"),
     "languages": ("identifier", "name", "alternate_name", "direction"),
-    "projects": ("identifier", "name", "code", "url", "in_language.identifier"),
+    "projects": ("identifier", "name", "in_language.identifier", "url"),
     "namespaces": ("identifier", "name", "description"),
 }
-_ARCHIVE_COLUMNS = ("identifier", "in_language.identifier", "date_modified", "size.value", "version")
+_ARCHIVE_COLUMNS = ("identifier", "size", "date_modified", "in_language.identifier")
 
 
 class _Commands:
@@ -44,20 +43,24 @@ class _Commands:
         self._resource = RESOURCES[row]
         self._getter = getter or (lambda client, _: getattr(client, row))
         self._place = place
-        verbs = self._resource.verbs
-        self.group = click.Group(name, help=f"{self._resource.product.capitalize() or name}: {', '.join(verbs)}.")
-        self._add("ls", self._list, base.where_option, base.fields_option, base.json_option)
-        self._add("get", self._get, _identifier, base.fields_option, base.json_option)
+        verbs = ["ls" if verb == "list" else verb for verb in self._resource.verbs]
+        title = self._resource.product.capitalize()
+        if self._resource.product == "metadata":
+            title = f"{name.capitalize()} of the service"
+        self.group = base.Group(name, help=f"{title}: {', '.join(verbs)}.")
+        self._add("ls", self._list, base.where_option, *_LIST_OPTIONS, *base.values_options, base.json_option)
+        self._add("get", self._get, _identifier, *base.values_options, base.json_option)
         if "download" in verbs:
             self._add("head", self._head, _identifier, base.json_option)
-            self._add("download", self._download, _identifiers, *_DOWNLOAD_OPTIONS)
-            self._add("read", self._read, _identifier, *_READ_OPTIONS)
+            self._add("download", self._download, _identifiers, *downloads.OPTIONS)
+            self._add("read", self._read, _identifier, *_TEE_OPTION, *reading.OPTIONS)
 
     def _add(self, verb: str, function: Callable[..., Any], *decorators: Callable[..., Any]) -> None:
         @click.pass_context
         def command(context: click.Context, /, *, place: str | None = None, **options: Any) -> None:
+            base.merge_field(options)
             if "filters" in options:
-                options["filters"] = base.parse_filters(options["filters"], self._resource)
+                options["filters"] = self._filters(verb, options["filters"])
 
             async def main() -> None:
                 async with base.connect(context) as client:
@@ -72,162 +75,104 @@ class _Commands:
             decorated = click.argument("place", metavar=self._place)(decorated)
         self.group.command(verb, cls=base.PlaceCommand, help=function.__doc__)(decorated)
 
-    async def _list(self, collection: Any, /, *, as_json: bool, **query: Any) -> None:
-        """List all records: a table on a terminal, JSON lines into a pipe."""
-        records = await collection.list(**query)
-        columns = query["fields"] or _COLUMNS.get(self._resource.name, _ARCHIVE_COLUMNS)
-        base.show(records, as_json=as_json, columns=columns, title=self.group.name or "")
+    def _filters(self, verb: str, texts: Sequence[str]) -> dict[str, Any] | None:
+        if verb != "read":
+            return base.parse_filters(texts, self._resource)
+        assert self._resource.record is not None
+        return base.parse_record_filters(texts, self._resource.record)
 
-    async def _get(self, collection: Any, /, *, identifier: str, fields: list[str] | None, as_json: bool) -> None:
+    def _query(self, fields: list[str] | None) -> Query:
+        assert self._resource.backend is not None
+        return Query.build(self._resource.backend, self._resource.model, fields=fields)
+
+    async def _list(
+        self,
+        collection: Any,
+        /,
+        *,
+        fields: list[str] | None,
+        filters: dict[str, Any] | None,
+        sort: str | None,
+        limit: int | None,
+        raw: bool,
+        as_json: bool,
+    ) -> None:
+        """List all records: a table on a terminal, JSON lines into a pipe."""
+        key = None if sort is None else (self._query([sort.removeprefix("-")]).fields or ("",))[0]
+        requested = fields if fields is None or key is None else [*fields, key]
+        records = await collection.list(filters=filters, fields=requested)
+        if key is not None and sort is not None:
+            records.sort(key=lambda record: _sort_key(record, key), reverse=sort.startswith("-"))
+        total = len(records)
+        records = records[:limit]
+        query = self._query(fields)
+        if requested != fields:
+            records = list(map(query.for_unfiltered().project, records))
+        if raw:
+            for record in records:
+                base.values_line(record, query.fields or ("",))
+            return
+        note = f"{len(records):,} of {total:,}" if len(records) < total else f"{total:,} in all"
+        if fields is None and "download" in self._resource.verbs:
+            note += f", {size_text(sum(record.size.bytes for record in records))}"
+        columns = fields or _COLUMNS.get(self._resource.name, _ARCHIVE_COLUMNS)
+        title = self.group.name or ""
+        base.show(records, as_json=as_json, columns=columns, title=title, chosen=fields is not None, note=note)
+
+    async def _get(
+        self, collection: Any, /, *, identifier: str, fields: list[str] | None, raw: bool, as_json: bool
+    ) -> None:
         """Show one record."""
         record: Any = await Collection.get(collection, identifier, fields=fields)
-        base.show_one(record, as_json=as_json)
+        if raw:
+            base.values_line(record, self._query(fields).fields or ("",))
+        else:
+            base.show_one(record, as_json=as_json)
 
     async def _head(self, files: Any, /, *, identifier: str, as_json: bool) -> None:
         """Show size, ETag and dates of an archive; free of charge."""
         base.show_one(await files.head(identifier), as_json=as_json)
 
-    async def _download(
-        self, files: Any, /, *, identifiers: Sequence[str], to: str, quiet: bool, max_rate: float | None, **options: Any
-    ) -> None:
-        """Download archives; after an interruption the same command resumes the download."""
-        options["max_rate"] = None if max_rate is None else max_rate * 1e6
-        if to == "-":
-            await _to_stdout(files, identifiers, **options)
-            return
-        base.when_stopped(base.CONTINUES)
-        self._check_names(options["name"], identifiers)
-        folder = to if to.endswith("/") or len(identifiers) == 1 else f"{to}/"
-        for identifier in identifiers:
-            with base.download_bar(identifier, quiet=quiet) as progress:
-                download = await files.download(identifier, folder, progress=progress, **options)
-            base.echo(describe_download(download))
+    async def _download(self, files: Any, /, **options: Any) -> None:
+        """Download archives: those named, those that --where selects, or --all.
 
-    def _check_names(self, template: str | None, identifiers: Sequence[str]) -> None:
-        """Raise if two archives would get one name."""
-        if template is None or uses_version(template):
-            return
-        place = "0000-00-00/00" if self._place == "HOUR" else "snapshot"
-        paths: dict[PurePosixPath, str] = {}
-        for identifier in dict.fromkeys(identifiers):
-            path = ArchiveName(kind=self._resource.name, identifier=identifier, place=place).path(template)
-            if path in paths:
-                raise ValueError(
-                    f"--name {template} gives {identifier} and {paths[path]} the same name; add {{identifier}}"
-                )
-            paths[path] = identifier
+        After an interruption the same command resumes the download. --where is sent to the service where it applies it
+        rightly, and else applied here: `wme-async explain` tells.
+        """
+        await downloads.download_archives(files, self._resource, **options)
 
-    async def _read(
-        self,
-        files: Any,
-        /,
-        *,
-        identifier: str,
-        limit: int | None,
-        count: bool,
-        to: str | None,
-        **options: Any,
-    ) -> None:
-        """Write an archive's records as JSON lines, or to Parquet, while it downloads, without a temporary file."""
-        if to is not None:
-            await self._to_parquet(files, identifier, to, **options)
-            return
-        began = time.monotonic()
-        number = 0
-        async with files.read(identifier, **options) as records:
-            async for record in records:
-                if limit is not None and number >= limit:
-                    break
-                number += 1
-                if not count:
-                    base.line(record)
-            bad_records = records.statistics().bad_records
-        if count:
-            base.echo(number)
-        note = f", {bad_records} bad ones skipped" if bad_records else ""
-        base.stderr.print(f"{number} records in {time.monotonic() - began:.1f} s{note}", style="dim", highlight=False)
+    async def _read(self, files: Any, /, *, identifier: str, tee: str | None, **options: Any) -> None:
+        """Write an archive's records as JSON lines, or to Parquet, while it downloads, without a temporary file.
 
-    async def _to_parquet(self, files: Any, identifier: str, to: str, **options: Any) -> None:
-        from wme_async.integrations.arrow import unwritten, write_parquet  # noqa: PLC0415  # an extra
-
+        --where and --fields are applied here: an archive comes whole.
+        """
         record = self._resource.record
         assert record is not None
-        # A folder gets a file for each member of the archive, so that a second run can skip complete members.
-        select = None
-        if to.endswith("/") and "://" not in to:
-            select = unwritten(to)
-            base.when_stopped("the same command skips the members that are complete")
-        async with files.read(identifier, select=select, **options) as records:
-            parquet = await write_parquet(records, to, type=record)
-        base.echo(f"{to}  {parquet.rows} records, {parquet.bytes / 1e6:.3f} MB in {len(parquet.files)} files")
+
+        def open_archive(**settings: Any) -> ArchiveReader[Any]:
+            reader: ArchiveReader[Any] = files.read(identifier, tee=tee, **settings)
+            return reader
+
+        await reading.read_records(open_archive, record, **options)
 
 
-async def _to_stdout(
-    files: Any,
-    identifiers: Sequence[str],
-    *,
-    name: str | None,
-    overwrite: bool,
-    if_changed: bool,
-    verify: bool,
-    **options: Any,
-) -> None:
-    """Write an archive to standard output as it arrives. If its MD5 differs, the end is an error."""
-    if len(identifiers) > 1 or name is not None or overwrite or if_changed or not verify:
-        raise click.UsageError(
-            "--to - writes one archive to standard output; leave out --name, --force, --if-changed and --no-verify"
-        )
-    if sys.stdout.isatty():
-        raise click.UsageError("--to - writes an archive to standard output, which is a terminal; pipe it")
-    output = sys.stdout.buffer
-
-    def write(data: bytes) -> None:
-        output.write(data)
-        output.flush()
-
-    async with files.content(identifiers[0], **options) as content:
-        async for data in content:
-            await in_thread(write, data)
-
-
-def describe_download(download: Download) -> str:
-    """Return one line about a finished download."""
-    if download.unchanged:
-        return f"{download.path}  unchanged"
-    check = {True: "MD5 matches", None: "newer than its metadata, so not compared", False: "not compared"}
-    resumed = f", {download.resumed / 1e6:.1f} MB of them were there already" if download.resumed else ""
-    size = f"{download.size / 1e6:.3f} MB{resumed}"
-    return f"{download.path}  {size} in {download.seconds:.2f} s, {check[download.verified]}"
+def _sort_key(record: Any, name: str) -> tuple[bool, Any]:
+    """Return a value that orders records by a field; those without it come first."""
+    value = value_at(record, name.split("."))
+    if isinstance(value, Size):
+        value = value.bytes
+    if isinstance(value, dict | list | tuple):
+        value = str(value)
+    return value is not None, value
 
 
 _identifier = click.argument("identifier")
-_identifiers = click.argument("identifiers", nargs=-1, required=True, metavar="IDENTIFIER…")
-_DOWNLOAD_OPTIONS = (
-    click.option(
-        "--to", default=".", show_default=True, help="Folder, or path of the file; - writes to standard output."
-    ),
-    click.option(
-        "--name",
-        metavar="TEMPLATE",
-        help="Path below the folder, of {kind} {date} {hour} {snapshot} {chunk} {identifier} {version} {ext}; "
-        "'{identifier}' for a flat folder.",
-    ),
-    click.option("--force", "overwrite", is_flag=True, help="Replace an existing file, of whatever version."),
-    click.option("--verify/--no-verify", default=True, show_default=True, help="Check the MD5 of the metadata."),
-    click.option("--if-changed", is_flag=True, help="Replace a file of another version; skip one of the same."),
-    click.option("--connections", type=click.IntRange(1, 64), help="Concurrent byte ranges at most."),
-    click.option("--max-rate", type=click.FloatRange(min=0, min_open=True), metavar="MB/S", help="Bandwidth limit."),
-    click.option("--quiet", is_flag=True, help="No progress bar."),
+_identifiers = click.argument("identifiers", nargs=-1, metavar="[IDENTIFIER]…")
+_LIST_OPTIONS = (
+    click.option("--sort", metavar="[-]FIELD", help="Order by a field; -size for the largest first."),
+    click.option("--limit", type=click.IntRange(1), help="Show so many records at most."),
 )
-_READ_OPTIONS = (
-    click.option("--limit", type=click.IntRange(1), help="Stop after so many records."),
-    click.option("--count", is_flag=True, help="Print only the number of records."),
-    click.option("--tee", metavar="PATH", help="Keep the archive too."),
-    click.option(
-        "--to", metavar="PATH|URL", help="Write Parquet there instead: a file, a folder/, s3://, gs://, az://."
-    ),
-    base.skip_bad_option,
-)
+_TEE_OPTION = (click.option("--tee", metavar="PATH", help="Keep the archive too."),)
 
 
 COMMANDS: list[click.Group] = [

@@ -2,53 +2,60 @@
 
 import asyncio
 import contextlib
-import functools
+import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, TextIO, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TextIO, TypeVar
 
 import click
-import msgspec
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
 from rich.text import Text
 
 from wme_async import _platform
 from wme_async._client.paths import is_relative_hour
 from wme_async._client.resources import Resource
-from wme_async._download import Progress
+from wme_async._query.backends import Backend
 from wme_async._query.query import filter_type
 from wme_async._tasks import first_cause
 from wme_async.cli.accounts import connect, has_account, session_pool
 from wme_async.cli.messages import message_of
-from wme_async.cli.terminal import LogFormatter, echo, json_line, one_line, stderr, stdout
+from wme_async.cli.tables import line, show, show_one, values_line
+from wme_async.cli.terminal import LogFormatter, echo, one_line, stderr, stdout
 from wme_async.errors import Forbidden, NotFound, QuotaExceeded, RateLimited, Unauthorized, WMEError
+from wme_async.progress import Bar, bar
 
 __all__ = [
     "CONTINUES",
     "EXIT_CODES",
+    "AliasedOption",
+    "Group",
     "PlaceCommand",
+    "Reported",
     "Root",
     "connect",
-    "download_bar",
+    "did_you_mean",
     "echo",
     "fields_option",
     "has_account",
     "json_option",
     "line",
+    "merge_field",
+    "message_of",
     "parse_filters",
+    "parse_record_filters",
     "place_text",
     "progress_bar",
     "run",
+    "say_error",
     "session_pool",
     "show",
     "show_one",
     "skip_bad_option",
     "stderr",
     "stdout",
+    "values_line",
+    "values_options",
     "when_stopped",
     "where_option",
 ]
@@ -80,12 +87,59 @@ CONTINUES = "the same command continues from here"
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line, also on a terminal."
 )
+
+
+class AliasedOption(click.Option):
+    """An option whose help shows its first name alone; the others are kept for those who know them."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return name and help.
+
+        Args:
+            ctx: As for `click.Option`.
+        """
+        names, self.opts = self.opts, self.opts[:1]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = names
+
+
 fields_option: Callable[[Any], Any] = click.option(
     "--fields",
+    "--field",
+    cls=AliasedOption,
     metavar="A,B.C",
     help="Only these fields, as dotted names separated by commas.",
     callback=lambda _context, _option, text: _split(text),
 )
+values_options: Sequence[Callable[[Any], Any]] = (
+    click.option(
+        "--fields",
+        metavar="A,B.C",
+        help="Only these fields, as dotted names separated by commas.",
+        callback=lambda _context, _option, text: _split(text),
+    ),
+    click.option("--raw", is_flag=True, help="Print only the values of --fields, separated by tabs."),
+    # As it was called before: one field, and its values alone.
+    click.option("--field", metavar="A.B", hidden=True),
+)
+"""Options of commands that print records; `merge_field` combines them."""
+
+
+def merge_field(options: dict[str, Any]) -> None:
+    """Replace `--field NAME` in the options of a command by what it stands for, `--fields NAME --raw`.
+
+    Raises:
+        click.UsageError: `--raw` without fields.
+    """
+    field = options.pop("field", None)
+    if field is not None:
+        options["fields"], options["raw"] = [field], True
+    if options.get("raw") and not options.get("fields"):
+        raise click.UsageError("--raw prints the values of --fields; give those too")
+
+
 where_option: Callable[[Any], Any] = click.option(
     "--where",
     "filters",
@@ -126,7 +180,58 @@ def place_text(argument: str) -> str:
     return argument.removeprefix(_AGO)
 
 
-class Root(click.Group):
+class Reported(Exception):
+    """Failures that the command has printed: it ends with the exit code of the first.
+
+    Args:
+        error: The first.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Group(click.Group):
+    """A group of commands that knows `list` for `ls`, and the names that a misspelled one may stand for."""
+
+    aliases: ClassVar[Mapping[str, str]] = {"list": "ls"}
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return a command by its name or another one.
+
+        Args:
+            context: As for `click.Group`.
+            name: The name.
+        """
+        command = super().get_command(context, name)
+        return command if command is not None else super().get_command(context, self.aliases.get(name, name))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command of a command line.
+
+        Args:
+            ctx: As for `click.Group`.
+            args: As for `click.Group`.
+
+        Raises:
+            click.UsageError: It does not exist.
+        """
+        name = args[0]
+        if not name.startswith("-") and not ctx.resilient_parsing and self.get_command(ctx, name) is None:
+            raise click.UsageError(f"there is no command {name!r}{did_you_mean(name, self.list_commands(ctx))}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return the end of an error about an unknown name: the most similar ones that exist, or nothing."""
+    similar = difflib.get_close_matches(name, list(names), cutoff=0.5)
+    return f"; did you mean {' or '.join(similar)}?" if similar else ""
+
+
+class Root(Group):
     """The root of the command line: every exception becomes one line and an exit code.
 
     `-vv` shows the traceback.
@@ -185,7 +290,7 @@ def _exits(meta: dict[str, Any]) -> Iterator[None]:
         _say("; ".join(filter(None, ("stopped", meta.get(_STOPPED)))), style="yellow")
     except click.ClickException as error:
         code = error.exit_code
-        _say_error(_usage_message(error))
+        say_error(_usage_message(error))
     except Exception as error:  # noqa: BLE001  # the outermost handler
         code = _fail(error)
     else:
@@ -199,15 +304,21 @@ def _fail(error: Exception) -> int:
     """Print an exception in one line and return its exit code."""
     logger.debug("the command failed", exc_info=error)
     cause = first_cause(error)
-    code = next((code for kind, code in EXIT_CODES if isinstance(cause, kind)), None)
+    if isinstance(cause, Reported):
+        return _exit_code(cause.error) or _EXIT_UNEXPECTED
+    code = _exit_code(cause)
     message = one_line(message_of(cause)) or "no further information"
     if code is None:  # an error of this program, whose class says more than its message
         hint = "" if logger.isEnabledFor(logging.DEBUG) else " (-vv shows where)"
         message = f"{type(cause).__name__}: {message}{hint}"
-    _say_error(message)
+    say_error(message)
     for note in getattr(cause, "__notes__", ()):
         _say(f"  {one_line(note)}", style="dim")
     return _EXIT_UNEXPECTED if code is None else code
+
+
+def _exit_code(error: BaseException) -> int | None:
+    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
 
 
 def _usage_message(error: click.ClickException) -> str:
@@ -216,7 +327,8 @@ def _usage_message(error: click.ClickException) -> str:
     return message if context is None else f"{message} (see {context.command_path} --help)"
 
 
-def _say_error(message: str) -> None:
+def say_error(message: str) -> None:
+    """Print an error on standard error, in one line."""
     _say(Text.assemble(("Error", "bold red"), f": {message}"))
 
 
@@ -301,6 +413,15 @@ def parse_filters(texts: Sequence[str], resource: Resource) -> dict[str, Any] | 
         click.BadParameter: No `=`, the same field twice, or a value that is not of the field's type.
     """
     assert resource.backend is not None
+    return _parsed_filters(texts, resource.model, resource.backend)
+
+
+def parse_record_filters(texts: Sequence[str], model: type[Any]) -> dict[str, Any] | None:
+    """Return filters of the records of archives: as `parse_filters` does."""
+    return _parsed_filters(texts, model, Backend.ARCHIVE)
+
+
+def _parsed_filters(texts: Sequence[str], model: type[Any], backend: Backend) -> dict[str, Any] | None:
     filters: dict[str, Any] = {}
     for text in texts:
         name, sign, value = text.partition("=")
@@ -308,7 +429,7 @@ def parse_filters(texts: Sequence[str], resource: Resource) -> dict[str, Any] | 
             raise click.BadParameter(f"{text!r} is not FIELD=VALUE, such as in_language.identifier=en")
         if name in filters:
             raise click.BadParameter(f"{name} occurs twice")
-        filters[name] = _convert(name, value, filter_type(resource.model, resource.backend, name))
+        filters[name] = _convert(name, value, filter_type(model, backend, name))
     return filters or None
 
 
@@ -329,75 +450,6 @@ def _split(text: str | None) -> list[str] | None:
     return [name.strip() for name in text.split(",") if name.strip()] if text else None
 
 
-def show(records: Iterable[Any], *, as_json: bool, columns: Sequence[str], title: str) -> None:
-    """Show records: a table on a terminal, JSON lines into a pipe."""
-    if as_json or not stdout.is_terminal:
-        for record in records:
-            line(record)
-        return
-    table = Table(title=title, header_style="bold", title_justify="left")
-    for column in columns:
-        table.add_column(column)
-    count = 0
-    for record in records:
-        plain = msgspec.to_builtins(record)
-        table.add_row(*(_cell(plain, column) for column in columns))
-        count += 1
-    stdout.print(table)
-    stdout.print(f"{count} in all", style="dim")
-
-
-def show_one(record: Any, *, as_json: bool) -> None:
-    """Show one record: indented on a terminal, one JSON line into a pipe."""
-    if as_json or not stdout.is_terminal:
-        line(record)
-    else:
-        # The console writes the other control characters as JSON does.
-        stdout.print_json(msgspec.json.encode(record).decode())
-
-
-def line(record: Any) -> None:
-    """Write a record as one line of JSON."""
-    json_line(msgspec.json.encode(record))
-
-
-def _cell(record: Any, column: str) -> str:
-    name = column.removesuffix("*").removesuffix(".")
-    value = _lookup(record, name.split(".") if name else [])
-    # The console does the same, but only after it has measured the column.
-    return one_line(value if isinstance(value, str) else msgspec.json.encode(value).decode())
-
-
-def _lookup(value: Any, names: Sequence[str]) -> Any:
-    if not names:
-        return value
-    if isinstance(value, list | tuple):
-        return [_lookup(item, names) for item in value]
-    return _lookup(value.get(names[0], ""), names[1:]) if isinstance(value, dict) else ""
-
-
-@contextlib.contextmanager
-def progress_bar(label: str, *, shown: bool = True) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on standard error; without a terminal nothing.
-
-    Args:
-        label: Text before the bar.
-        shown: Whether to show it.
-
-    Yields:
-        A function that moves the bar: `completed` and `total` bytes, and `description`.
-    """
-    if not shown or not stderr.is_terminal:
-        yield lambda **_: None
-        return
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bars(TextColumn("{task.description}", markup=False), *columns, console=stderr) as bars:
-        task = bars.add_task(one_line(label), total=None)
-        yield functools.partial(bars.update, task)
-
-
-@contextlib.contextmanager
-def download_bar(label: str, *, quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
-    """Show a progress bar while a download runs; yield its progress hook."""
-    with progress_bar(label, shown=not quiet) as move:
-        yield lambda progress: move(completed=progress.done, total=progress.total)
+def progress_bar(label: str, *, quiet: bool = False) -> Bar:
+    """Return a progress bar on standard error, where that is a terminal."""
+    return bar(one_line(label), console=stderr, shown=not quiet)

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import shlex
-from collections.abc import AsyncIterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import quote, urlencode
 
 import click
 import msgspec
@@ -16,6 +17,7 @@ from wme_async import web
 from wme_async._tasks import in_thread
 from wme_async._transport import Request, SessionPool, Transport
 from wme_async.cli import base
+from wme_async.cli.downloads import lines_of
 from wme_async.errors import DecodeError, NotFound
 from wme_async.jobs import Batch, BatchManager, DatabaseError, Listing, Status, UnknownBatch, WrongState, from_csv
 from wme_async.models.decoding import decode_json
@@ -26,9 +28,10 @@ __all__ = ["batch", "serve"]
 _T = TypeVar("_T")
 
 _DIRECTORY = "downloads"
+_PAGE = 50
 _POLL = (0.05, 0.5)  # seconds: the first, and the longest
-_BATCH_COLUMNS = ("batch_id", "name", "status", "total_jobs", "completed_jobs", "failed_jobs", "created_at")
-_JOB_COLUMNS = ("job_id", "status", "progress.percent", "url", "error")
+_BATCH_COLUMNS = ("batch_id", "status", "total_jobs", "completed_jobs", "failed_jobs", "name", "created_at")
+_JOB_COLUMNS = ("status", "progress.percent", "url")
 
 
 class _Service:
@@ -59,8 +62,9 @@ class _Service:
     async def status(self, batch_id: str) -> Batch:
         return await self._request("GET", f"/{quote(batch_id, safe='')}", type=Batch)
 
-    async def list(self) -> Listing:
-        return await self._request("GET", "", type=Listing)
+    async def list(self, *, limit: int, before: str | None) -> Listing:
+        query = urlencode({"limit": limit, **({} if before is None else {"before": before})})
+        return await self._request("GET", f"?{query}", type=Listing)
 
     async def cancel(self, batch_id: str) -> Batch:
         return await self._request("DELETE", f"/{quote(batch_id, safe='')}", type=Batch)
@@ -133,7 +137,11 @@ async def _manager(
         yield manager
 
 
-@click.group("batch")
+class _Group(base.Group):
+    aliases: ClassVar[Mapping[str, str]] = {"ls": "status", "list": "status"}
+
+
+@click.group("batch", cls=_Group)
 @click.option("--server", metavar="URL", help="A service, as `wme-async serve` runs it. Without: a folder here.")
 @click.option("--api-key", metavar="KEY", help="Of the service; also WME_BATCH_API_KEY.")
 @click.option("--directory", default=_DIRECTORY, show_default=True, help="Without a service: where files go.")
@@ -148,7 +156,8 @@ def batch(context: click.Context, /, **options: Any) -> None:
 
 
 @batch.command()
-@click.argument("urls", nargs=-1, metavar="URL…")
+@click.argument("urls", nargs=-1, metavar="[URL]…")
+@click.option("-i", "--input", "source", metavar="FILE", help="Take the URLs from a file, one a line; - for a pipe.")
 @click.option("--csv", type=click.Path(exists=True, dir_okay=False), help="Take the URLs from a CSV file.")
 @click.option("--column", default="url", show_default=True, help="Its column.")
 @click.option("--concurrent-limit", type=click.IntRange(1, 10), default=3, show_default=True)
@@ -167,6 +176,7 @@ def submit(
     /,
     *,
     urls: Sequence[str],
+    source: str | None,
     csv: str | None,
     column: str,
     fail_on_error: bool,
@@ -176,9 +186,17 @@ def submit(
     """Submit a batch, and wait for its end.
 
     URLs are http(s):// or wme:, such as wme:batches/2025-07-16/05/enwiki_namespace_0 or
-    wme:batches/2025-07-16/05?in_language.identifier=en for all of a list.
+    wme:batches/2025-07-16/05?in_language.identifier=en for all of a list. `-` stands for those of standard input, one a
+    line, and so does a pipe without any URL.
     """
-    urls = [*urls, *(from_csv(Path(csv), column=column) if csv else ())]
+    piped = "-" in urls or (not urls and source is None and csv is None and not sys.stdin.isatty())
+    urls = [url for url in urls if url != "-"]
+    if piped or source is not None:
+        urls += lines_of("-" if piped or source is None else source)
+    if csv is not None:
+        urls += from_csv(Path(csv), column=column)
+    if not urls:
+        raise click.UsageError("no URLs: give some, -i FILE, or --csv FILE")
     options = {name: value for name, value in options.items() if value is not None}
 
     async def run() -> Batch:
@@ -201,34 +219,68 @@ def submit(
 def status(context: click.Context, /, *, batch_id: str | None, as_json: bool) -> None:
     """Show a batch and its jobs, or all batches."""
 
-    async def ask() -> Any:
+    async def list_all() -> list[Batch]:
         async with _open(context) as batches:
-            return await (batches.list() if batch_id is None else batches.status(batch_id))
+            return [batch async for batch in _all(batches)]
 
-    answer = base.run(ask())
-    if isinstance(answer, Listing):
-        base.show(answer.batches, as_json=as_json, columns=_BATCH_COLUMNS, title="batches")
-    elif as_json or not base.stdout.is_terminal:
-        base.line(answer)
-    else:
-        base.show(answer.jobs, as_json=False, columns=_JOB_COLUMNS, title=f"{answer.batch_id}: {answer.status}")
+    async def find(name: str) -> Batch:
+        async with _open(context) as batches:
+            return await batches.status(name)
+
+    if batch_id is None:
+        base.show(base.run(list_all()), as_json=as_json, columns=_BATCH_COLUMNS, title="batches")
+        return
+    batch = base.run(find(batch_id))
+    if as_json or not base.stdout.is_terminal:
+        base.line(batch)
+        return
+    base.show(batch.jobs, as_json=False, columns=_JOB_COLUMNS, title=f"{batch.batch_id}: {batch.status}")
+    _print_failures(batch)
+
+
+async def _all(batches: "BatchManager | _Service") -> AsyncIterator[Batch]:
+    """Yield all batches, page by page, the newest first."""
+    before: str | None = None
+    while True:
+        page = await batches.list(limit=_PAGE, before=before)
+        for batch in page.batches:
+            yield batch
+        if page.next is None:
+            return
+        before = page.next
 
 
 @batch.command()
-@click.argument("batch_id")
+@click.argument("batch_id", required=False)
 @click.pass_context
-def watch(context: click.Context, /, *, batch_id: str) -> None:
-    """Wait for the end of a batch; without a service, run it."""
-    base.when_stopped(_go_on(context, batch_id))
+def watch(context: click.Context, /, *, batch_id: str | None) -> None:
+    """Wait for the end of a batch; without an id, of all that have not ended. Without a service, run them."""
 
-    async def run() -> Batch:
+    async def run() -> list[Batch]:
         async with _open(context, jobs=True) as batches:
-            # No other process can resume it while this one uses the folder.
-            if isinstance(batches, BatchManager) and (await batches.status(batch_id)).status is Status.PAUSED:
-                raise click.ClickException(f"{batch_id} is paused; resume it first")
-            return await _wait(batches, batch_id)
+            names = [batch_id] if batch_id is not None else await _unfinished(batches)
+            ended = []
+            for name in names:
+                # No other process can resume it while this one uses the folder.
+                if isinstance(batches, BatchManager) and (await batches.status(name)).status is Status.PAUSED:
+                    raise click.ClickException(
+                        f"{name} is paused; resume it first: {_command(context, 'resume')} {name}"
+                    )
+                base.when_stopped(_go_on(context, name))
+                ended.append(await _wait(batches, name))
+            return ended
 
-    _finish(context, base.run(run()))
+    ended = base.run(run())
+    if not ended:
+        base.echo("every batch has ended", err=True)
+    _finish(context, *ended)
+
+
+async def _unfinished(batches: "BatchManager | _Service") -> list[str]:
+    """Return the batches that run or wait, the oldest first; where there is none, the newest paused one."""
+    unfinished = [batch async for batch in _all(batches) if not batch.ended]
+    running = [batch.batch_id for batch in reversed(unfinished) if batch.status is not Status.PAUSED]
+    return running or [batch.batch_id for batch in unfinished[:1]]
 
 
 def _simple(name: str, description: str) -> None:
@@ -257,38 +309,47 @@ for _name, _description in (
 def _go_on(context: click.Context, batch_id: str) -> str:
     """Return what to do after an interruption: to submit again would make a second batch."""
     options = context.find_object(dict) or {}
+    service = "the service goes on; see it with" if options["server"] else "go on with"
+    return f"{service}: {_command(context, 'watch')} {batch_id}"
+
+
+def _command(context: click.Context, name: str) -> str:
+    """Return the command line of another command with the same service or folder."""
+    options = context.find_object(dict) or {}
     words = ["wme-async", "batch"]
     if options["server"]:
         words += ["--server", options["server"]]
     elif options["directory"] != _DIRECTORY:
         words += ["--directory", options["directory"]]
-    command = shlex.join([*words, *(word for host in options["hosts"] for word in ("--allow-host", host)), "watch"])
-    service = "the service goes on; see it with" if options["server"] else "go on with"
-    return f"{service}: {command} {batch_id}"
+    return shlex.join([*words, *(word for host in options["hosts"] for word in ("--allow-host", host)), name])
 
 
 async def _wait(batches: "BatchManager | _Service", batch_id: str) -> Batch:
     delay, longest = _POLL
-    with base.progress_bar(batch_id) as move:
+    with base.progress_bar(batch_id) as progress:
         while True:
             batch = await batches.status(batch_id)
-            ended_jobs = batch.completed_jobs + batch.failed_jobs + batch.cancelled_jobs
-            description = f"{batch_id} {ended_jobs}/{batch.total_jobs} {batch.status}"
-            move(description=description, completed=batch.progress.done, total=batch.progress.total)
+            progress(batch)
             if batch.ended:
                 return batch
             await asyncio.sleep(delay)
             delay = min(2 * delay, longest)
 
 
-def _finish(context: click.Context, batch: Batch) -> None:
-    counts = f"{batch.completed_jobs} succeeded, {batch.failed_jobs} failed, {batch.cancelled_jobs} cancelled"
-    base.echo(f"{batch.status}: {counts}")
+def _finish(context: click.Context, *ended: Batch) -> None:
+    """Print the results of batches; exit with 1 unless all of their jobs have succeeded."""
+    for batch in ended:
+        counts = f"{batch.completed_jobs} succeeded, {batch.failed_jobs} failed, {batch.cancelled_jobs} cancelled"
+        base.echo(f"{batch.status}: {counts}")
+        _print_failures(batch)
+    if any(batch.status is not Status.COMPLETED or batch.failed_jobs for batch in ended):
+        context.exit(1)
+
+
+def _print_failures(batch: Batch) -> None:
     for job in batch.jobs:
         if job.status is Status.FAILED:
             base.stderr.print(Text.assemble(("failed", "red"), f" {job.url}: {job.error}"), highlight=False)
-    if batch.status is not Status.COMPLETED or batch.failed_jobs:
-        context.exit(1)
 
 
 @click.command("serve")

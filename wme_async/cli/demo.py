@@ -19,7 +19,7 @@ from wme_async._archive import read_archive
 from wme_async._client.client import Client
 from wme_async._stream import StreamStatistics
 from wme_async.cli import base
-from wme_async.cli.archives import describe_download
+from wme_async.cli.downloads import describe_download
 from wme_async.models import Article, Batch, Event
 from wme_async.offsets import SQLiteOffsets
 from wme_async.settings import Retry
@@ -122,7 +122,7 @@ class _Demo:
 
     async def download(self) -> None:
         """Download it, from where the killed process left off."""
-        with base.download_bar(_ARCHIVE) as progress:
+        with base.progress_bar(_ARCHIVE) as progress:
             download = await self.hour.download(_ARCHIVE, self.path, progress=progress)
         base.stdout.print(f"   {describe_download(download)}", style="dim", highlight=False)
         if _platform.boot_id() is None:

@@ -1,29 +1,31 @@
 """Commands for look-ups, media files, quotas, and the explanation of queries."""
 
-import io
-import sys
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
-import msgspec
 from rich.text import Text
 
 from wme_async._client.concurrent_lookups import Looked
 from wme_async._client.lookup_plan import plan_lookup
-from wme_async._client.resources import RESOURCES
+from wme_async._client.resources import RESOURCES, Resource
+from wme_async._query.backends import Backend
 from wme_async._query.query import Query, filter_types
-from wme_async._text import decode_text
 from wme_async.cli import base
-from wme_async.cli.archives import describe_download
-from wme_async.cli.terminal import text_line
+from wme_async.cli.downloads import describe_download, lines_of
 from wme_async.errors import NotFound
+from wme_async.models import Article
 
 __all__ = ["explain", "files", "lookup", "quota", "structured", "wikidata"]
 
 _limit = click.option("--limit", type=click.IntRange(1, 10), help="Records of each title; the server's default is 3.")
-_one_field = click.option("--field", metavar="A.B", help="Print only this field's value, one a line.")
 _COLUMNS = ("name", "is_part_of.identifier", "identifier", "date_modified", "url")
+
+
+def _values(function: Any) -> Any:
+    for option in reversed(base.values_options):
+        function = option(function)
+    return function
 
 
 def _look_up(name: str, attribute: str, description: str) -> click.Command:
@@ -32,9 +34,8 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
 
     @click.argument("names", nargs=-1, metavar="TITLE…")
     @base.where_option
-    @base.fields_option
+    @_values
     @_limit
-    @_one_field
     @click.option("--concurrency", type=click.IntRange(1, 100), default=10, show_default=True)
     @base.json_option
     @click.pass_context
@@ -44,20 +45,19 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
         *,
         names: Sequence[str],
         filters: Sequence[str],
-        fields: list[str] | None,
-        field: str | None,
         as_json: bool,
         **options: Any,
     ) -> None:
+        base.merge_field(options)
         options["filters"] = base.parse_filters(filters, resource)
-        options["fields"] = fields if field is None else [field]
-        output = _Output(attribute, fields or _COLUMNS, as_json=as_json)
-        if field is not None:
+        fields = options["fields"]
+        output = _Output(attribute, fields or _COLUMNS, chosen=fields is not None, as_json=as_json)
+        if options.pop("raw"):
             assert resource.backend is not None
-            # As records spell it, without a wildcard; empty for whole records.
-            (output.field,) = Query.build(resource.backend, resource.model, fields=[field]).fields or ("",)
+            # As records spell them, without a wildcard; empty for whole records.
+            output.values = Query.build(resource.backend, resource.model, fields=fields).fields or ("",)
         # Before the event loop runs: input may come from a person who types, and Ctrl-C must stop it.
-        titles = names or _titles()
+        titles = names or lines_of("-")
 
         async def find() -> None:
             async with (
@@ -79,17 +79,22 @@ class _Output:
     Args:
         title: Title of the table.
         columns: Columns of the table.
+        chosen: Whether the user chose the columns.
         as_json: Print JSON lines also on a terminal.
+
+    Attributes:
+        values: The fields whose values alone are printed; None for records.
     """
 
-    def __init__(self, title: str, columns: Sequence[str], *, as_json: bool) -> None:
+    def __init__(self, title: str, columns: Sequence[str], *, chosen: bool, as_json: bool) -> None:
         self._title = title
         self._columns = columns
+        self._chosen = chosen
         self._as_table = not as_json and base.stdout.is_terminal
         self._rows: list[Any] = []
         self._failures: list[Looked[Any]] = []
         self._missing = 0
-        self.field: str | None = None
+        self.values: Sequence[str] | None = None
 
     def add(self, result: Looked[Any]) -> None:
         """Print a result, or keep its records for the table."""
@@ -100,11 +105,9 @@ class _Output:
             _warn(result.name, "no such page")
         if any(getattr(record, "is_raw_article", False) for record in result.records):
             _warn(result.name, "an unstructured article came in place of structured contents; ask again")
-        if self.field is not None:
-            names = self.field.split(".") if self.field else []
+        if self.values is not None:
             for record in result.records:
-                value = _value_at(record, names)
-                text_line(value if isinstance(value, str) else msgspec.json.encode(value).decode())
+                base.values_line(record, self.values)
         elif self._as_table:
             self._rows += result.records
         else:
@@ -122,7 +125,7 @@ class _Output:
             NotFound: Pages are missing.
         """
         if self._rows:
-            base.show(self._rows, as_json=False, columns=self._columns, title=self._title)
+            base.show(self._rows, as_json=False, columns=self._columns, title=self._title, chosen=self._chosen)
         for result in self._failures:
             base.stderr.print(Text.assemble((result.name, "red"), f": {result.error}"), highlight=False)
         for result in self._failures:
@@ -136,28 +139,6 @@ def _warn(name: str, message: str) -> None:
     base.stderr.print(f"{name}: {message}", style="yellow", highlight=False)
 
 
-def _titles() -> list[str]:
-    """Read titles from standard input, one a line."""
-    data = bytearray()
-    # Not in one call: Python handles Ctrl-C between the steps of this loop.
-    while chunk := cast("io.BufferedReader", sys.stdin.buffer).read1(1 << 16):
-        data += chunk
-    text = decode_text(bytes(data), "standard input")
-    return [title for line in io.StringIO(text, newline=None) if (title := line.strip())]
-
-
-def _value_at(value: Any, names: Sequence[str]) -> Any:
-    """Return the value at a dotted name: a list for each list on the way, the default of an absent field."""
-    if not names or value is None:
-        return value
-    if isinstance(value, list | tuple):
-        return [_value_at(item, names) for item in value]
-    if isinstance(value, dict):
-        return _value_at(value.get(names[0]), names[1:])
-    attribute = next(field.name for field in msgspec.structs.fields(value) if field.encode_name == names[0])
-    return _value_at(getattr(value, attribute), names[1:])
-
-
 lookup: click.Command = _look_up(
     "lookup",
     "articles",
@@ -166,7 +147,7 @@ lookup: click.Command = _look_up(
 structured: click.Command = _look_up("structured", "structured_contents", "The same for structured contents.")
 
 
-@click.group("wikidata")
+@click.group("wikidata", cls=base.Group)
 def wikidata() -> None:
     """Wikidata entities by id (beta)."""
 
@@ -178,22 +159,34 @@ def _entity(kind: str, letter: str) -> None:
     @base.json_option
     @click.pass_context
     def command(context: click.Context, /, identifiers: Sequence[str], fields: list[str] | None, as_json: bool) -> None:
-        """Look up by id."""
+        """Look up by id. All ids are checked before the first is requested."""
+        missing: list[str] = []
 
         async def find() -> None:
             async with base.connect(context) as client:
-                for identifier in identifiers:
-                    entity = await getattr(client.wikidata, kind).get(identifier, fields=fields)
-                    base.show_one(entity, as_json=as_json)
+                entities = getattr(client.wikidata, kind)
+                entities.check(*identifiers)
+                async with entities.get_many(identifiers, fields=fields) as results:
+                    async for result in results:
+                        if result.error is not None:
+                            raise result.error
+                        for entity in result.records:
+                            base.show_one(entity, as_json=as_json)
+                        if not result.records:
+                            missing.append(result.name)
 
         base.run(find())
+        if missing:
+            raise NotFound(
+                f"not in the main graph of Wikidata: {', '.join(missing)}; scholarly items are not served", status=404
+            )
 
 
 for _kind, _letter in (("items", "Q42"), ("properties", "P31"), ("labels", "Q42")):
     _entity(_kind, _letter)
 
 
-@click.group("files")
+@click.group("files", cls=base.Group)
 def files() -> None:
     """Media files of Wikimedia Commons (not in the published reference: may vanish)."""
 
@@ -225,10 +218,10 @@ def _download(context: click.Context, /, name: str, to: str, force: bool, if_cha
 
     async def fetch() -> Any:
         async with base.connect(context) as client:
-            with base.download_bar(name, quiet=quiet) as progress:
+            with base.progress_bar(name, quiet=quiet) as progress:
                 return await client.files.download(name, to, progress=progress, overwrite=force, if_changed=if_changed)
 
-    base.echo(describe_download(base.run(fetch())))
+    base.echo(describe_download(base.run(fetch()), checksum="SHA-1"))
 
 
 @click.command("quota")
@@ -257,6 +250,18 @@ def quota(context: click.Context, /, as_json: bool) -> None:
     base.show(rows, as_json=False, columns=("pool", "used", "limit", "left"), title=usage.month)
 
 
+_EXPLAINED: Mapping[str, Resource] = {
+    **RESOURCES,
+    "lookup": RESOURCES["articles"],
+    "structured": RESOURCES["structured_contents"],
+    "stream": RESOURCES["realtime.articles"],
+    "chunks": RESOURCES["snapshots.chunks"],
+    "structured-snapshots": RESOURCES["structured_snapshots"],
+    "read": Resource(name="read", path="", model=Article, verbs=(), backend=Backend.ARCHIVE),
+}
+"""What takes a query, by the name of its command and that of the library."""
+
+
 @click.command("explain")
 @click.argument("resource", metavar="RESOURCE")
 @base.where_option
@@ -265,12 +270,15 @@ def quota(context: click.Context, /, as_json: bool) -> None:
 def explain(resource: str, filters: Sequence[str], fields: list[str] | None, limit: int | None) -> None:
     """Explain which parts of a query are sent, and which are applied on this side. Nothing is sent.
 
-    RESOURCE is a name such as batches, projects, articles, structured_contents or realtime.articles.
+    RESOURCE is a command such as batches, projects, lookup, structured, stream or read, or a name of the library such
+    as realtime.articles.
     """
-    row = RESOURCES.get(resource)
+    row = _EXPLAINED.get(resource)
     if row is None or row.backend is None:
-        names = ", ".join(sorted(name for name, row in RESOURCES.items() if row.backend is not None))
-        raise click.BadParameter(f"{resource!r} takes no query; those that do are {names}")
+        names = sorted(name for name, row in _EXPLAINED.items() if row.backend is not None)
+        raise click.BadParameter(
+            f"{resource!r} takes no query{base.did_you_mean(resource, names)}; those that do are {', '.join(names)}"
+        )
     query = Query.build(row.backend, row.model, fields=fields, filters=base.parse_filters(filters, row), limit=limit)
     base.echo(query.explain())
     if "lookup" in row.verbs:

@@ -11,6 +11,8 @@ _WORDS: Final[Sequence[tuple[str, str]]] = (
     ("overwrite=True (--force)", "--force"),
     ("if_changed=True", "--if-changed"),
     ("another `name`", "another --name"),
+    ("name='", "--name '"),
+    ("use wme.wikidata.", "use wme-async wikidata "),
     ("another token_file", "another --token-file"),
 )
 """What the library calls an argument, and its option."""

@@ -17,6 +17,7 @@ __all__ = ["main"]
 _LAZY = {
     "batch": ("wme_async.cli.batch", "Download many URLs as one job, here or with a service."),
     "serve": ("wme_async.cli.batch", "Run the batch service: REST API, live events, files, and a page."),
+    "read": ("wme_async.cli.reading", "Write the records of an archive on the disk as JSON lines, or to Parquet."),
     "login": ("wme_async.cli.login", "Sign in, and keep the sign-in for the next commands."),
     "logout": ("wme_async.cli.login", "Revoke the tokens, and forget the account."),
     "demo": ("wme_async.cli.demo", "Show the whole job on a simulator: no account, well under a minute."),

@@ -5,15 +5,14 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import click
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
 
 from wme_async._client.client import Client
 from wme_async._client.resources import RESOURCES
-from wme_async._client.sync_report import SyncFile, SyncProgress, SyncReport
+from wme_async._client.sync_report import SyncFile, SyncReport
+from wme_async._text import size_text
 from wme_async.cli import base
 from wme_async.offsets import SQLiteOffsets
 
@@ -69,7 +68,7 @@ _HOURLY: Final = (
 )
 
 
-@click.group("sync")
+@click.group("sync", cls=base.Group)
 def command() -> None:
     """Make a folder equal to a listing: fetch new and changed files."""
 
@@ -121,9 +120,11 @@ _add("wikidata", "wikidata.snapshots", lambda client, _: client.wikidata.snapsho
 
 
 async def _sync(files: Any, *, quiet: bool, as_json: bool, **options: Any) -> SyncReport:
-    with _Display(shown=not quiet and not options["dry_run"]) as display:
-        report: SyncReport = await files.sync(progress=display.show, **options)
-        display.show_failures(report.failed)
+    with base.progress_bar("", quiet=quiet or options["dry_run"]) as progress:
+        report: SyncReport = await files.sync(progress=progress, **options)
+    if quiet or not base.stderr.is_terminal:
+        for file in report.failed:
+            base.stderr.print(f"{file.identifier}: {file.error}", style="red", highlight=False)
     if options["dry_run"]:
         return report
     if as_json:
@@ -153,51 +154,6 @@ async def _follow(client: Client, options: dict[str, Any], *, since: str | None,
     return complete
 
 
-class _Display:
-    """A total bar for many files on standard error, and each failure in words.
-
-    Args:
-        shown: Whether to show the bar, where there is a terminal.
-    """
-
-    def __init__(self, *, shown: bool) -> None:
-        self._shown = shown and base.stderr.is_terminal
-        self._failures = 0
-        self._bars = Bars(
-            TextColumn("{task.fields[files]}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=base.stderr,
-        )
-        self._task = self._bars.add_task("", total=None, files="")
-
-    def __enter__(self) -> Self:
-        if self._shown:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            self._bars.stop()
-
-    def show(self, progress: SyncProgress) -> None:
-        """Move the bar and print new failures above it."""
-        self.show_failures(progress.failed)
-        left = progress.files_total - progress.files
-        files = f"{left:,} of {progress.files_total:,} files left"
-        if progress.failed:
-            files += f", {len(progress.failed):,} failed"
-        self._bars.update(self._task, completed=progress.done, total=progress.total, files=files)
-
-    def show_failures(self, failed: tuple[SyncFile, ...]) -> None:
-        """Print the failures that were not printed yet."""
-        for file in failed[self._failures :]:
-            base.stderr.print(f"{file.identifier}: {file.error}", style="red", highlight=False)
-        self._failures = len(failed)
-
-
 def _summary(report: SyncReport) -> str:
     counts = [
         (len(report.new), "new"),
@@ -208,7 +164,7 @@ def _summary(report: SyncReport) -> str:
         (len(report.pending), "not tried"),
     ]
     words = ", ".join(f"{count:,} {word}" for count, word in counts if count) or "nothing is listed"
-    return f"{words}; {report.bytes / 1e6:.3f} MB in {report.seconds:.1f} s, {report.requests:,} requests"
+    return f"{words}; {size_text(report.bytes)} in {report.seconds:.1f} s, {report.requests:,} requests"
 
 
 def _plain(report: SyncReport) -> dict[str, Any]:
@@ -232,7 +188,7 @@ def _plain_file(file: SyncFile) -> dict[str, Any]:
 
 async def _show_plan(client: Client, report: SyncReport, *, as_json: bool) -> None:
     """Show the plan of a sync as a table, with bytes and cost."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"identifier": file.identifier, "action": action, "bytes": file.size, "path": str(file.path)}
         for action, files in (
             ("fetch", report.new),
@@ -242,10 +198,12 @@ async def _show_plan(client: Client, report: SyncReport, *, as_json: bool) -> No
         )
         for file in files
     ]
-    base.show(rows, as_json=as_json, columns=("identifier", "action", "bytes"), title="dry run")
+    if not as_json and base.stdout.is_terminal:
+        rows = [{**row, "size": size_text(int(row["bytes"]))} for row in rows]
+    base.show(rows, as_json=as_json, columns=("identifier", "action", "size"), title="dry run")
     text = (
         f"{len(report.new):,} to fetch, {len(report.changed):,} to replace, {len(report.removed):,} to remove, "
-        f"{len(report.unchanged):,} unchanged; {report.bytes / 1e6:.3f} MB"
+        f"{len(report.unchanged):,} unchanged; {size_text(report.bytes)}"
     )
     if report.cost.pool is not None:
         pool = (await client.auth.quota()).of(report.cost.pool)
