@@ -75,6 +75,7 @@ PURE = [
     "_transport/error_responses.py",
     "_transport/retry.py",
     "_transport/token_policy.py",
+    "integrations/_bridge_messages.py",
     "jobs/disposition.py",
     "jobs/model.py",
     "jobs/naming.py",

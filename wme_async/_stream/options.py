@@ -162,14 +162,15 @@ def _checked_retry(retry: object) -> Retry:
     return retry
 
 
-def check_batch_limits(max_items: int, max_wait: float) -> None:
+def check_batch_limits(max_items: int, max_wait: float, max_bytes: int | None = None) -> None:
     """Raise if the limits of a batch are wrong.
 
     Raises:
         TypeError: A limit is not a number.
-        ValueError: `max_items` is below 1, or `max_wait` below 0 seconds.
+        ValueError: `max_items` or `max_bytes` is below 1, or `max_wait` below 0 seconds.
     """
     check_numbers(whole=True, optional=False, minimum=1, max_items=max_items)
+    check_numbers(whole=True, minimum=1, max_bytes=max_bytes)
     check_numbers(optional=False, unit="seconds", max_wait=max_wait)
     if not max_wait >= 0:  # it may be infinite
         raise ValueError(f"max_wait must be at least 0 seconds, not {max_wait}")

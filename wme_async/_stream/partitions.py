@@ -13,7 +13,7 @@ from wme_async._stream.resume import Resume, StreamRequest, explain_jump
 from wme_async.errors import OffsetGap
 from wme_async.offsets.protocol import Position
 
-__all__ = ["UNREAD", "Missing", "Partition", "Partitions", "Verdict"]
+__all__ = ["UNREAD", "Missing", "Partition", "Partitions", "Verdict", "is_renumbered"]
 
 _QUIET: Final = 600.0  # seconds of silence after which a connected partition counts as caught up
 _RENUMBERED: Final = timedelta(minutes=10)  # by which publication times may contradict the order of the offsets
@@ -175,7 +175,7 @@ class Partition:
     def acknowledge_up_to(self, event: EventLike) -> None:
         """Count an event, and those before it, as processed."""
         processed = self.processed
-        if processed is None or event.offset > processed.offset or _is_renumbered(event, processed):
+        if processed is None or event.offset > processed.offset or is_renumbered(event, processed):
             self.processed = event
 
 
@@ -312,7 +312,7 @@ class Partitions:
         resume = partition.resume
         # The second request, by time, confirms it: a newer event then counts without a margin.
         confirmed = resume is not None and resume.probe is not None and resume.probe <= last.offset
-        if _is_renumbered(event, last, timedelta(0) if confirmed else _RENUMBERED):
+        if is_renumbered(event, last, timedelta(0) if confirmed else _RENUMBERED):
             if not confirmed and (resume is None or resume.by_offset):
                 return Verdict.ASK_AGAIN
             partition.resume = None
@@ -426,7 +426,7 @@ class Partitions:
         last = partition.last if partition is not None else None
         if last is not None and event.offset <= last.offset:
             return True
-        if last is None or not _is_renumbered(last, event):
+        if last is None or not is_renumbered(last, event):
             raise _not_from_stream(event)
         return False
 
@@ -435,7 +435,7 @@ def _not_from_stream(event: EventLike) -> ValueError:
     return ValueError(f"the event at offset {event.offset} of partition {event.partition} is not from this stream")
 
 
-def _is_renumbered(event: EventLike, last: EventLike, margin: timedelta = _RENUMBERED) -> bool:
+def is_renumbered(event: EventLike, last: EventLike, margin: timedelta = _RENUMBERED) -> bool:
     """Return whether an event that is not above the last one by number is after it by time.
 
     A partition that was deleted and created again counts from 0. Taken for duplicates, its events would be dropped

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 
@@ -94,7 +95,9 @@ class Stream(Generic[T]):
         self._record_type = RecordType(type)
         self._filler = None if backfill is None else GapFiller(backfill, self._record_type, keep)
         self._store = options["offsets"] or MemoryOffsets()
-        self._key = f"{options['name']}/{resource.name}"
+        self.key: str = f"{options['name']}/{resource.name}"
+        """The name of its positions: that of the stream and of the resource, such as `default/articles`."""
+        self._choose: Callable[[Mapping[int, Position]], Awaitable[Mapping[int, Position]]] | None = None
         self._generator: AsyncGenerator[T] | None = None
         self._collecting = False
         self._state: Literal["new", "open", "closed"] = "new"
@@ -102,7 +105,21 @@ class Stream(Generic[T]):
         """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
 
     def __repr__(self) -> str:
-        return f"<Stream {self._key!r} {self._state}, {self._options['connections']} connections>"
+        return f"<Stream {self.key!r} {self._state}, {self._options['connections']} connections>"
+
+    def begin_with(self, choose: Callable[[Mapping[int, Position]], Awaitable[Mapping[int, Position]]]) -> None:
+        """Let a function choose the positions to begin with, for a sink that knows better how far it has got.
+
+        Args:
+            choose: Called once, with the saved positions, when the stream opens and its name is claimed. It returns the
+                positions; partitions without one are read from `since`.
+
+        Raises:
+            RuntimeError: The stream was opened before.
+        """
+        if self._state != "new":
+            raise RuntimeError("the positions are chosen before a stream is opened")
+        self._choose = choose
 
     async def __aenter__(self) -> Self:
         if self._state != "new":
@@ -111,7 +128,7 @@ class Stream(Generic[T]):
         connections = self._options["connections"]
         async with contextlib.AsyncExitStack() as stack:
             if isinstance(self._store, ClaimingStore):
-                await stack.enter_async_context(self._store.claim(self._key))
+                await stack.enter_async_context(self._store.claim(self.key))
             self._transport.pool.reserve(connections)
             stack.callback(self._transport.pool.reserve, -connections)
             await self._prepare()
@@ -124,18 +141,19 @@ class Stream(Generic[T]):
         """Load the positions, and make the parts through which events pass."""
         options = self._options
         parts = tuple(options["parts"] or ())
-        positions = await self._store.load(self._key)
+        saved = await self._store.load(self.key)
+        positions = saved if self._choose is None else await self._choose(saved)
         numbers = partitions_of(self.resource, parts)
         resumed = any(number in positions for number in numbers)
         start = await start_time(self._transport, self.resource, options["since"], resumed=resumed)
         self._partitions = Partitions(
             numbers, positions, start=start, retention=self.resource.retention, filtered=bool(self._filters)
         )
-        self._committer = Committer(self._store, self._key, self._partitions, notify=self._notify)
+        self._committer = Committer(self._store, self.key, self._partitions, notify=self._notify)
         # Unsaved, the start of a partition would be lost, and with it its first events while nobody reads.
-        await self._committer.begin(positions)
+        await self._committer.begin(saved)
         self._receiver = Receiver(
-            self._key,
+            self.key,
             parts,
             transport=self._transport,
             settings=Settings(
@@ -175,14 +193,14 @@ class Stream(Generic[T]):
             return
         self._state = "closed"
         # In a task of its own, so that a cancellation meanwhile does not leave half of it undone.
-        closing = asyncio.create_task(self._close(), name=f"wme stream {self._key} closing")
+        closing = asyncio.create_task(self._close(), name=f"wme stream {self.key} closing")
         await wait_done(closing, grace=_GRACE)
         if (failure := closing.exception()) is not None:
             if error is None:
                 raise failure
             # The caller has to see the exception of the block, above all a cancellation.
-            logger.error("closing the stream %r failed: %s", self._key, failure)
-            error.add_note(f"closing the stream {self._key!r} failed as well: {failure}")
+            logger.error("closing the stream %r failed: %s", self.key, failure)
+            error.add_note(f"closing the stream {self.key!r} failed as well: {failure}")
 
     async def aclose(self) -> None:
         """End the stream and save the positions; leaving the `async with` block does the same."""
@@ -249,7 +267,9 @@ class Stream(Generic[T]):
             # After an error the next request for an event makes a new generator; its state is outside of it.
             self._generator = None
 
-    def batches(self, max_items: int = 1000, max_wait: float = 1.0) -> AsyncIterator[list[T]]:
+    def batches(
+        self, max_items: int = 1000, max_wait: float = 1.0, max_bytes: int | None = None
+    ) -> AsyncIterator[list[T]]:
         """Return an iterator of lists of events, for sinks that write many at once.
 
         A list counts as processed when the next one, or a single event, is requested. A cancellation while waiting for
@@ -258,17 +278,19 @@ class Stream(Generic[T]):
         Args:
             max_items: The maximum number of events in a list.
             max_wait: Seconds to wait for more after the first event; a list is never empty.
+            max_bytes: Bytes of records as they were received, after which a list is not waited for any longer. The
+                block of records that exceeds it still belongs to the list.
 
         Raises:
             TypeError: A limit is not a number.
-            ValueError: A limit below 1 event, or a negative time.
+            ValueError: A limit below 1 event or byte, or a negative time.
             RuntimeError: Another task is reading.
         """
-        check_batch_limits(max_items, max_wait)
+        check_batch_limits(max_items, max_wait, max_bytes)
         self._check_open()
-        return _Batches(lambda: self._next_batch(max_items, max_wait))
+        return _Batches(lambda: self._next_batch(max_items, max_wait, max_bytes))
 
-    async def _next_batch(self, max_items: int, max_wait: float) -> list[T]:
+    async def _next_batch(self, max_items: int, max_wait: float, max_bytes: int | None) -> list[T]:
         """Return the next list. If it ends early, for whatever reason, the next call continues with its events."""
         if self._collecting:
             raise RuntimeError("a stream is read by one task at a time")
@@ -279,7 +301,7 @@ class Stream(Generic[T]):
                 # It iterates over the run that this takes from. If another task is iterating it, this raises.
                 await self._generator.aclose()
             self._settle()
-            await self._collect(batch, max_items, max_wait)
+            await self._collect(batch, max_items, max_wait, max_bytes)
         except BaseException:
             self._decoder.put_back(batch)
             raise
@@ -292,13 +314,18 @@ class Stream(Generic[T]):
             return [spare.popleft() for _ in range(min(max_items, len(spare)))]
         return [item for item, _ in batch if item is not SKIP]
 
-    async def _collect(self, batch: list[tuple[T, EventLike]], max_items: int, max_wait: float) -> None:
+    async def _collect(
+        self, batch: list[tuple[T, EventLike]], max_items: int, max_wait: float, max_bytes: int | None
+    ) -> None:
         """Fill a batch; if it stays empty, there are spare values from hourly batches."""
         interruptions = self._interruptions
+        size = 0
         deadline: float | None = None
         while True:
             count = self._deliveries.take(self._decoder.run, batch, max_items)
             if count >= max_items or (count and (interruptions.filling or self._decoder.interruptions)):
+                return
+            if count and max_bytes is not None and size >= max_bytes:
                 return
             await interruptions.fill_spare(max_items)
             if interruptions.spare and not count:
@@ -307,7 +334,7 @@ class Stream(Generic[T]):
                 deadline = asyncio.get_running_loop().time() + max_wait
             try:
                 async with asyncio.timeout_at(deadline) as timeout:
-                    await self._advance()
+                    size += await self._advance()
             except TimeoutError:
                 # Comparing the clock would be wrong: some event loops run a timer before its time.
                 if not timeout.expired():
@@ -319,22 +346,29 @@ class Stream(Generic[T]):
         self.backfilled = False
         self._deliveries.settle()
 
-    async def _advance(self) -> None:
-        """Decode the next run, handle the interruption behind the last one, or wait for a block."""
+    async def _advance(self) -> int:
+        """Decode the next run, handle the interruption behind the last one, or wait for a block.
+
+        Returns:
+            Bytes of the block whose records are decoded; 0 as long as it has more.
+        """
         self._check_open()
         if self._receiver.failure is not None:
             raise self._receiver.failure
         if self._decoder.interruptions:
             await self._interruptions.handle()
-            return
+            return 0
         if self._decoder.block is None:
             block = await self._receiver.next_block()
             if block is None:
-                return
+                return 0
             self._decoder.begin(block)
             await self._receiver.yield_turn()
-        if self._decoder.decode():
-            self._receiver.buffer.finish(self._decoder.end())
+        if not self._decoder.decode():
+            return 0
+        block = self._decoder.end()
+        self._receiver.buffer.finish(block)
+        return block.size
 
     def _notify(self, event: StreamEvent) -> None:
         on_event = self._options["on_event"]
@@ -376,6 +410,18 @@ class Stream(Generic[T]):
         self._check_open()
         self._deliveries.acknowledge(article, self._decoder.run, backfilled=self.backfilled)
 
+    def event_of(self, article: T) -> EventLike | None:
+        """Return the event of an article in your hands: `partition`, `offset` and `date_published`, whatever its type.
+
+        Args:
+            article: The very same object that was handed out last, or one of the last list.
+
+        Returns:
+            The event; None if the article is not known, or comes from a gap's batches and has no offset.
+        """
+        self._check_open()
+        return self._deliveries.event_of(article, self._decoder.run)
+
     async def commit(self) -> None:
         """Save the positions of the events processed so far; of the one in your hands only if you have called `ack`.
 
@@ -386,6 +432,11 @@ class Stream(Generic[T]):
         await self._committer.save()
 
     # Watching
+
+    def server_now(self) -> datetime:
+        """Return the server's clock, as far as its responses have told it: what `statistics` measures the lag by."""
+        self._check_open()
+        return self._receiver.server_now()
 
     def statistics(self) -> StreamStatistics:
         """Return counts, lag and the state of each partition, now."""

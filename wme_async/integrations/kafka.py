@@ -1,0 +1,302 @@
+"""The firehose into a topic of Kafka, each event once and in order (extra `kafka`: `pip install 'wme-async[kafka]'`).
+
+    from aiokafka import AIOKafkaProducer
+    from wme_async.integrations.kafka import to_kafka
+
+    async with (
+        Client.from_env() as wme,
+        AIOKafkaProducer(bootstrap_servers="broker:9092", enable_idempotence=True, max_batch_size=1 << 20) as producer,
+    ):
+        await to_kafka(wme.realtime.articles(type=msgspec.Raw), producer, "wme")
+
+The topic holds the positions: each message carries the offset of its event, and a bridge that starts continues after
+the last message of each partition. Neither a store nor a transaction is needed.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from wme_async._arguments import check_choice, check_functions, check_numbers, check_text
+from wme_async._stream import Stream
+from wme_async.errors import StreamError
+from wme_async.integrations._bridge import Bridge, Bridged, DeadLetter, DeadLetters
+from wme_async.integrations._bridge_messages import Checkpoint, Message, read_checkpoint
+
+try:
+    from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+    from aiokafka.errors import MessageSizeTooLargeError
+except ImportError as _error:
+    raise ImportError("Kafka needs the extra `kafka`: pip install 'wme-async[kafka]'") from _error
+
+__all__ = ["Bridge", "Bridged", "DeadLetter", "to_kafka"]
+
+logger = logging.getLogger("wme_async.bridge")
+
+T = TypeVar("T")
+
+_MIB: Final = 1024 * 1024
+_PATIENCE: Final = 30.0  # seconds to wait for the last messages of a topic
+_WINDOWS: Final = (1, 10, 100, 1000)  # messages from the end of a partition to look for one of the bridge in
+_OVERHEAD: Final = 100  # bytes of a record batch with one message, beside key, value and headers
+# What a consumer needs to know to reach the brokers of a producer.
+_CONNECTION: Final = (
+    *("bootstrap_servers", "security_protocol", "ssl_context", "request_timeout_ms", "sasl_mechanism"),
+    *("sasl_plain_username", "sasl_plain_password", "sasl_kerberos_service_name", "sasl_kerberos_domain_name"),
+    "sasl_oauth_token_provider",
+)
+
+
+def to_kafka(
+    stream: Stream[T],
+    producer: "AIOKafkaProducer",
+    topic: str,
+    *,
+    partition: Callable[[int], int] | None = None,
+    positions: Literal["topic", "store"] = "topic",
+    batch: int = 500,
+    max_bytes: int = 32 * _MIB,
+    max_message: int | None = None,
+    dead_letter: DeadLetters | None = None,
+    tombstones: bool = False,
+    limit: int | None = None,
+    grace: float = 5.0,
+) -> Bridge[T, int]:
+    """Copy a stream into a topic; await the result to run it.
+
+    The key of a message is project and title (`enwiki/Ada Lovelace`), its value the record as JSON: byte for byte as
+    the service sent it if the type of the stream is `msgspec.Raw`, otherwise the value encoded. Headers name partition,
+    offset, time of publication and type of the event.
+
+    Args:
+        stream: A stream that is not open yet. Its name is part of each message: two bridges into one topic need two.
+        producer: A started producer with `enable_idempotence=True`. The bridge does not stop it.
+        topic: The topic. It needs a partition for each one that `partition` returns; by default as many as the stream
+            has (50 for articles).
+        partition: Returns the partition of the topic for one of the stream; by default the same number. All events
+            of a page are in one partition of the stream, and in order.
+        positions: `topic`: the topic says what was sent. `store`: the `offsets` of the stream do; after a crash, the
+            events since its last save come again.
+        batch: The maximum number of events that are on their way.
+        max_bytes: Bytes of records that are on their way, about. The stream's own `max_buffer` comes on top.
+        max_message: Bytes of the largest message that the topic accepts (`max.message.bytes`, before compression); by
+            default as the broker says, if it does.
+        dead_letter: Where a record goes that the topic does not accept, or that does not decode: another topic, or a
+            function, plain or async. By default the bridge ends with an error.
+        tombstones: Send no value for a deletion, so that compaction removes the page.
+        limit: The number of events after which it ends; by default it runs for ever.
+        grace: Seconds that a cancelled bridge waits for the brokers to confirm what was sent.
+
+    Returns:
+        The bridge. Awaited, it runs until it is cancelled or stopped, and returns its counters.
+
+    Raises:
+        TypeError: An argument of another type.
+        ValueError: An argument out of range, or a producer that could write an event twice.
+    """
+    check_text(topic=topic)
+    check_functions(partition=partition)
+    check_choice("positions", positions, ("topic", "store"))
+    check_numbers(whole=True, minimum=1, max_message=max_message)
+    if not isinstance(producer, AIOKafkaProducer):
+        raise TypeError(f"producer must be a started AIOKafkaProducer, not {producer!r}")
+    _check_producer(producer)
+    return Bridge(
+        stream,
+        _Topic(producer, topic, stream.key, max_message),
+        partition or int,
+        read=positions == "topic",
+        batch=batch,
+        max_bytes=max_bytes,
+        dead_letter=dead_letter,
+        tombstones=tombstones,
+        limit=limit,
+        grace=grace,
+    )
+
+
+def _check_producer(producer: "AIOKafkaProducer") -> None:
+    manager = getattr(producer, "_txn_manager", producer)  # there is no public way to ask
+    if manager is None:
+        raise ValueError("the producer may write an event twice when it retries: make it with enable_idempotence=True")
+    if getattr(manager, "transactional_id", None) is not None:
+        raise ValueError(
+            "the producer has a transactional_id, and the bridge uses no transactions: leave it out, and pass "
+            "enable_idempotence=True"
+        )
+
+
+class _Topic:
+    """A topic that messages go to.
+
+    Args:
+        producer: Sends them.
+        topic: Its name.
+        stream: The name of the stream and its resource.
+        max_message: Bytes of the largest message.
+    """
+
+    def __init__(self, producer: "AIOKafkaProducer", topic: str, stream: str, max_message: int | None) -> None:
+        self.name = f"topic {topic!r}"
+        self._producer = producer
+        self._topic = topic
+        self._stream = stream
+        self._max_message = max_message
+        self._next: dict[int, int] = {}  # the offset that the next message of each partition gets
+
+    async def open(self, places: Sequence[int], *, read: bool) -> list[Checkpoint]:
+        count = len(await self._producer.partitions_for(self._topic))
+        outside = [place for place in places if isinstance(place, bool) or not 0 <= place < count]
+        if outside:
+            raise StreamError(
+                f"{self.name} has {count} partitions, and events would go to partition {max(outside)}: create it with "
+                f"{max(places) + 1}, or let them share those, such as with partition=lambda number: number % {count}"
+            )
+        # All partitions, not only those in use: with another `partition=` the last bridge wrote to others.
+        async with self._consumer() as consumer:
+            partitions = [TopicPartition(self._topic, number) for number in range(count)]
+            ends = await consumer.end_offsets(partitions)
+            self._next = {partition.partition: end for partition, end in ends.items()}
+            if not read:
+                return []
+            begins = await consumer.beginning_offsets(partitions)
+            return await self._last_checkpoints(consumer, begins, ends)
+
+    @contextlib.asynccontextmanager
+    async def _consumer(self) -> Any:
+        settings = {name: getattr(self._producer.client, f"_{name}") for name in _CONNECTION}
+        consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="none", **settings)
+        await consumer.start()
+        try:
+            yield consumer
+        finally:
+            await consumer.stop()
+
+    async def _last_checkpoints(
+        self, consumer: Any, begins: Mapping[Any, int], ends: Mapping[Any, int]
+    ) -> list[Checkpoint]:
+        """Return the positions in the last message of each partition that this stream's bridge has written."""
+        checkpoints = []
+        open_partitions = [partition for partition, end in ends.items() if end > begins[partition]]
+        for window in _WINDOWS:
+            starts = {partition: max(begins[partition], ends[partition] - window) for partition in open_partitions}
+            missing = []
+            async for partition, messages in _read(consumer, starts, ends):
+                found = filter(None, (self._checkpoint(message) for message in reversed(messages)))
+                checkpoint = next(found, None)
+                if checkpoint is not None:
+                    checkpoints.append(checkpoint)
+                elif starts[partition] > begins[partition]:
+                    missing.append(partition)
+            open_partitions = missing
+        if open_partitions:
+            raise StreamError(
+                f"the last {_WINDOWS[-1]} messages of partition {open_partitions[0].partition} of {self.name} are not "
+                f'from a bridge of the stream {self._stream!r}: give it a topic of its own, or pass positions="store"'
+            )
+        return checkpoints
+
+    def _checkpoint(self, message: Any) -> Checkpoint | None:
+        headers = {name: (value or b"").decode(errors="replace") for name, value in message.headers}
+        return read_checkpoint(headers, self._stream)
+
+    def problem(self, message: Message) -> str | None:
+        if self._max_message is None:
+            return None
+        size = _OVERHEAD + len(message.value or b"") + len((message.key or "").encode())
+        size += sum(len(name) + len(text.encode()) + 4 for name, text in message.headers)
+        if size <= self._max_message:
+            return None
+        return (
+            f"it has {size} bytes, and the limit is {self._max_message}: raise max.message.bytes of the topic (or "
+            "message.max.bytes of the brokers), and max_message="
+        )
+
+    async def send(self, place: int, messages: Sequence[Message]) -> None:
+        """Send messages one batch after another: none is sent before all those in front of it are stored."""
+        batch, count = self._producer.create_batch(), 0
+        for message in messages:
+            if not _append(batch, message):
+                await self._send_batch(place, batch, count)
+                batch, count = self._producer.create_batch(), 0
+                _append(batch, message)
+            count += 1
+        await self._send_batch(place, batch, count)
+
+    async def _send_batch(self, place: int, batch: Any, count: int) -> None:
+        batch.close()
+        try:
+            metadata = await (await self._producer.send_batch(batch, self._topic, partition=place))
+        except MessageSizeTooLargeError as error:
+            raise StreamError(
+                f"{self.name} does not accept a message of {batch.size()} bytes: raise max.message.bytes of the topic "
+                "(or message.max.bytes of the brokers), or pass max_message= and dead_letter="
+            ) from error
+        expected, self._next[place] = self._next.get(place), metadata.offset + count
+        if expected is not None and 0 <= expected < metadata.offset:
+            await self._check_others(place, expected, metadata.offset)
+
+    async def _check_others(self, place: int, begin: int, end: int) -> None:
+        """Raise if another bridge of the stream has written to a partition."""
+        partition = TopicPartition(self._topic, place)
+        async with self._consumer() as consumer:
+            async for _, messages in _read(consumer, {partition: begin}, {partition: end}):
+                if any(self._checkpoint(message) is not None for message in messages):
+                    raise StreamError(
+                        f"another bridge of the stream {self._stream!r} writes to partition {place} of {self.name}, so "
+                        "that events are there twice from now on: run one of them, or give each its own parts="
+                    )
+
+    async def send_dead_letter(self, to: str, message: Message, reason: str) -> None:
+        headers = [(name, text.encode()) for name, text in (*message.headers, ("wme-reason", reason))]
+        key = None if message.key is None else message.key.encode()
+        news = msgspec.json.encode({"reason": reason, "partition": message.partition, "offset": message.offset})
+        try:
+            await self._producer.send_and_wait(to, message.value or news, key=key, headers=headers)
+        except MessageSizeTooLargeError:
+            await self._producer.send_and_wait(to, news, key=key, headers=headers)
+
+
+def _append(batch: Any, message: Message) -> bool:
+    """Add a message to a batch; return whether there was room. The first one always has room."""
+    added = batch.append(
+        timestamp=None if message.published is None else int(message.published.timestamp() * 1000),
+        key=None if message.key is None else message.key.encode(),
+        value=message.value,
+        headers=[(name, text.encode()) for name, text in message.headers],
+    )
+    return added is not None
+
+
+async def _read(consumer: Any, starts: Mapping[Any, int], ends: Mapping[Any, int]) -> Any:
+    """Yield the messages between two offsets of each partition.
+
+    Raises:
+        StreamError: Nothing came for some time.
+    """
+    messages: dict[Any, list[Any]] = {partition: [] for partition in starts}
+    pending = set(starts)
+    consumer.assign(list(starts))
+    for partition, start in starts.items():
+        consumer.seek(partition, start)
+    deadline = asyncio.get_running_loop().time() + _PATIENCE
+    while pending:
+        fetched = await consumer.getmany(*pending, timeout_ms=200)
+        for partition, some in fetched.items():
+            messages[partition] += [message for message in some if message.offset < ends[partition]]
+        for partition in list(pending):
+            if await consumer.position(partition) >= ends[partition]:
+                pending.discard(partition)
+                consumer.pause(partition)
+                yield partition, messages.pop(partition)
+        if fetched:
+            deadline = asyncio.get_running_loop().time() + _PATIENCE
+        elif asyncio.get_running_loop().time() > deadline:
+            names = ", ".join(f"{partition.topic} {partition.partition}" for partition in sorted(pending))
+            raise StreamError(
+                f"the last messages of these partitions could not be read within {_PATIENCE:g} s: {names}"
+            )
