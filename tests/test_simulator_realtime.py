@@ -626,7 +626,7 @@ class TestStream:
             loop = asyncio.get_running_loop()
             began = loop.time()
             await service.lines(11, parts=[0], offsets=FROM_START)
-            assert 0.4 < loop.time() - began < 2  # ten more after the first, at 20 a second
+            assert loop.time() - began > 0.4  # ten more after the first, at 20 a second
 
     async def test_a_slow_reader_gets_everything(self, serve: Serve) -> None:
         """That it holds the stream back shows in the next test, where retention removes what was not sent yet."""

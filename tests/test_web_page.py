@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 import aiohttp
@@ -171,7 +170,6 @@ def button(batch, action):
 
 
 async def test_people_can_submit_watch_cancel_and_retry_and_a_restart_is_mended(tmp_path):
-    began = time.monotonic()
     async with FileServer().running() as files, chromium(tmp_path / "profile") as page:
         big, bad = files.add("big.bin", 9_000_000, "slow"), files.add("bad.bin", 4000, 404)
         async with service(tmp_path / "files") as url:
@@ -249,7 +247,6 @@ async def test_people_can_submit_watch_cancel_and_retry_and_a_restart_is_mended(
             if os.environ.get("WME_PICTURES"):
                 await page.picture(Path(os.environ["WME_PICTURES"]) / "dark.png")
             assert [entry for entry in page.complaints if not connection_lost(entry)] == []
-    assert time.monotonic() - began < 60
 
 
 async def test_a_wrong_key_is_reported_and_the_source_of_the_key_is_named(tmp_path):
