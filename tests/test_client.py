@@ -287,7 +287,7 @@ async def test_costs_are_known_before_a_job(sim, wme):
 def test_a_list_of_archives_is_not_taken_for_one_of_them():
     wme = Client("a", "b")
     assert wme.snapshots.cost() == Cost(pool="snapshot", requests=0)
-    with pytest.raises(TypeError, match=r"one by one, as in cost\(\*identifiers\)"):
+    with pytest.raises(TypeError, match=r"one identifier, as in cost\(\*identifiers\)"):
         wme.snapshots.cost(["a", "b"])  # type: ignore[arg-type]
     for names in ("Marie Curie", True, None, 1.5):
         with pytest.raises(TypeError, match="list of names"):
@@ -299,7 +299,7 @@ def test_a_list_of_archives_is_not_taken_for_one_of_them():
 async def test_only_costs_are_checked_and_anything_else_asks_nobody(sim, wme):
     costs = [wme.snapshots.cost("a"), wme.snapshots.cost("b")]
     for wrong in (costs, 2, "enwiki_namespace_0"):
-        with pytest.raises(TypeError, match=r"results of cost\(\) one by one"):
+        with pytest.raises(TypeError, match=r"result of one cost\(\), as in check"):
             await wme.auth.check(wrong)
     assert not sim.requests.select()
     assert (await wme.auth.check(*costs)).snapshot.left is None

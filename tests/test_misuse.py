@@ -107,8 +107,8 @@ SYNC: dict[str, Callable[[], Any]] = {
     "=a webhook secret has 24 to 64 bytes": lambda: BatchManager("a", webhook_secrets=["whsec_AAAA"]),
     "=cannot be signed without a secret": lambda: BatchManager("a", webhook_secrets=[]),
     "webhook_delays must be a list of seconds, not 5": lambda: BatchManager("a", webhook_delays=5),  # type: ignore[arg-type]
-    "webhook_delays must be a list of seconds, and '5' is not": lambda: BatchManager("a", webhook_delays=("5",)),  # type: ignore[arg-type]
-    "=webhook_delays must be a list of seconds, and -1 is below 0": lambda: BatchManager("a", webhook_delays=(-1,)),
+    "webhook_delays must be a number of seconds, not '5'": lambda: BatchManager("a", webhook_delays=("5",)),  # type: ignore[arg-type]
+    "=webhook_delays must be at least 0 seconds, not -1": lambda: BatchManager("a", webhook_delays=(-1,)),
     "media must be wme_async.integrations.media.Media() or None, not 5": lambda: BatchManager("a", media=5),  # type: ignore[arg-type]
     "=file_url must be a URL such as https://example.com/downloads, not": lambda: BatchManager("a", file_url="files"),
     "Cost.requests must be a whole number, not '1'": lambda: Cost(pool="ondemand", requests="1"),  # type: ignore[arg-type]
@@ -120,8 +120,8 @@ SYNC: dict[str, Callable[[], Any]] = {
     "file_url must be text, not 5": lambda: BatchManager("a", file_url=5),  # type: ignore[arg-type]
     "JobLimits.urls must be a whole number, not '5'": lambda: JobLimits(urls="5"),  # type: ignore[arg-type]
     "JobLimits.running must be a whole number, not 2.5": lambda: JobLimits(running=2.5),  # type: ignore[arg-type]
-    "JobLimits.bandwidth must be a number, not 'x'": lambda: JobLimits(bandwidth="x"),  # type: ignore[arg-type]
-    "JobLimits.free_space must be a whole number, not None": lambda: JobLimits(free_space=None),  # type: ignore[arg-type]
+    "JobLimits.bandwidth must be a number of bytes a second, not 'x'": lambda: JobLimits(bandwidth="x"),  # type: ignore[arg-type]
+    "JobLimits.free_space must be a whole number of bytes, not None": lambda: JobLimits(free_space=None),  # type: ignore[arg-type]
     "=JobLimits.urls must be at least 1, not 0": lambda: JobLimits(urls=0),
     "urls must be a list of URLs, not 5": lambda: split(5),  # type: ignore[arg-type]
     "size must be a whole number, not '2'": lambda: split(["a"], "2"),  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ SYNC: dict[str, Callable[[], Any]] = {
     "secrets must be a webhook secret or a list of them, not int": lambda: verify_webhook(b"", {}, 5),  # type: ignore[arg-type]
     "=secrets is empty, so no webhook could be verified": lambda: verify_webhook(b"", {}, []),
     # The service
-    "manager is a BatchManager, such as": lambda: create_app("downloads", api_keys=None),  # type: ignore[arg-type]
+    "manager must be a BatchManager, such as": lambda: create_app("downloads", api_keys=None),  # type: ignore[arg-type]
     'such as BatchManager("downloads"), not <class': lambda: create_asgi(BatchManager, api_keys=None),  # type: ignore[arg-type]
     "allowed_hosts must be a list of names, not 5": lambda: app(allowed_hosts=5),
     "allowed_hosts must be a list of names, and 5 is not text": lambda: app(allowed_hosts=[5]),
@@ -179,7 +179,7 @@ AT_ONCE: dict[str, Callable[[Any], Any]] = {
     "such as a msgspec Struct, not Mine(": lambda wme: wme.realtime.articles(type=Mine()),
     "parts must be a list of whole numbers, such as [0, 1], not '0'": lambda wme: wme.realtime.articles(parts="0"),
     "such as [0, 1], not b'01'": lambda wme: wme.realtime.articles(parts=b"01"),
-    "such as [0, 1], and '0' is not": lambda wme: wme.realtime.articles(parts=["0"]),
+    "an item of parts must be a whole number, not '0'": lambda wme: wme.realtime.articles(parts=["0"]),
     "connections must be a whole number, not '3'": lambda wme: wme.realtime.articles(connections="3"),
     "a stream has no option 'offset'; did you mean 'offsets'?": lambda wme: wme.realtime.articles(offset=5),
     "a stream has no option 'keep'": lambda wme: wme.realtime.articles(keep=print),

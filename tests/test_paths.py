@@ -64,7 +64,7 @@ def test_a_title_that_no_page_has_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("function", [article_path, file_path])
 def test_names_that_are_not_text_are_refused(function: Callable[[Any], str]) -> None:
-    with pytest.raises(TypeError, match="must be text, not int"):
+    with pytest.raises(TypeError, match="must be text, not 7"):
         function(7)
 
 

@@ -96,7 +96,7 @@ def test_settings_that_are_no_numbers_are_refused_in_one_sentence(setting: str, 
 
 
 def test_one_address_for_all_hosts_is_no_mapping():
-    with pytest.raises(TypeError, match="hosts are"):
+    with pytest.raises(TypeError, match="hosts must be"):
         Hosts.of("https://user:hunter2@x")  # type: ignore[arg-type]
 
 

@@ -711,7 +711,7 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(
         ({"fields": 5}, "list of names"),
         ({"fields": [5]}, "list of names"),
         ({"filters": [{"field": "name", "value": "x"}]}, "dict of name and value"),
-        ({"filters": {5: "x"}}, "dict of name and value"),
+        ({"filters": {5: "x"}}, "a name in filters must be text"),
         ({"filters": {"name": ["x"]}}, "one string, number or boolean"),
         ({"filters": {"name": b"x"}}, "one string, number or boolean"),
         ({"limit": "3"}, "whole number"),

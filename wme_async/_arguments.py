@@ -26,6 +26,7 @@ __all__ = [
     "check_path",
     "check_record_type",
     "check_text",
+    "check_type",
     "list_of",
     "texts_of",
 ]
@@ -43,6 +44,24 @@ def check_instances(**arguments: tuple[object, type]) -> None:
     for name, (value, cls) in arguments.items():
         if value is not None and not isinstance(value, cls):
             raise TypeError(f"{name} must be {cls.__name__}(...) or None, not {value!r}")
+
+
+def check_type(name: str, value: object, classes: Any, requirement: str, *, secret: bool = False) -> None:
+    """Raise if a value is not an instance of one of several classes.
+
+    Args:
+        name: Of the argument.
+        value: Its value.
+        classes: As `isinstance` takes them.
+        requirement: The kind of the value, with an example, for the message.
+        secret: Name the class of the value, in place of the value.
+
+    Raises:
+        TypeError: With the requirement.
+    """
+    if not isinstance(value, classes):
+        shown = type(value).__name__ if secret else repr(value)
+        raise TypeError(f"{name} must be {requirement}, not {shown}")
 
 
 def check_flags(**arguments: object) -> None:

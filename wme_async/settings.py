@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from wme_async._arguments import check_numbers
+from wme_async._arguments import check_numbers, check_type
 
 __all__ = ["Hosts", "Limits", "Retry", "Timeouts"]
 
@@ -42,8 +42,8 @@ class Hosts(msgspec.Struct, frozen=True, kw_only=True):
         """
         if isinstance(value, Hosts):
             return value
-        if value is not None and not isinstance(value, Mapping):
-            raise TypeError('hosts are Hosts(api=...) or a mapping such as {"api": "https://host"}, not one address')
+        requirement = 'Hosts(api=...) or a mapping such as {"api": "https://host"}'
+        check_type("hosts", value, Mapping | None, requirement, secret=True)
         unknown = set(value or ()) - set(cls.__struct_fields__)
         if unknown:
             raise ValueError(f"unknown host role {sorted(unknown)}; roles are {list(cls.__struct_fields__)}")
@@ -149,8 +149,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 def _origin(name: str, value: str) -> str:
     """Return a URL that is a scheme and a host, with the host in lower case."""
-    if not isinstance(value, str):
-        raise TypeError(f"Hosts.{name} must be text such as https://host, not {type(value).__name__}")
+    check_type(f"Hosts.{name}", value, str, "text such as https://host", secret=True)
     try:
         parts = urlsplit(value)
         # Reading the port checks it.

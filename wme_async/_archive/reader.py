@@ -14,7 +14,7 @@ import msgspec
 from wme_async._archive.feed import Feed, FileFeed, WindowFeed
 from wme_async._archive.inflater import Inflater
 from wme_async._archive.tar import DEFAULT_MAX_RECORD, Block, Lines, Run, TarScanner, TooLong
-from wme_async._arguments import check_choice, check_functions, check_numbers
+from wme_async._arguments import check_choice, check_functions, check_numbers, check_type
 from wme_async._tasks import wait_done
 from wme_async.errors import ArchiveError, DecodeError
 from wme_async.models.decoding import Buffer, key_names, make_decoder
@@ -120,8 +120,7 @@ class ArchiveReader(Generic[T]):
         use_isal: bool = True,
         use_orjson: bool = True,
     ) -> None:
-        if not isinstance(source, str | os.PathLike | AsyncIterable):
-            raise TypeError(f"source must be a path or an async iterator of bytes, not {source!r}")
+        check_type("source", source, str | os.PathLike | AsyncIterable, "a path or an async iterator of bytes")
         if source == "" and label is None:
             raise ValueError("source is an empty path")
         check_numbers(whole=True, optional=False, minimum=1, unit="bytes", max_record=max_record, window=window)

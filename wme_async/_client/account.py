@@ -5,6 +5,7 @@ import logging
 
 import msgspec
 
+from wme_async._arguments import check_type
 from wme_async._client.quota import FREE_PLAN, POOLS, Allowances, Cost, Quota, month_of, quota_of
 from wme_async._query.query import known_names
 from wme_async._tasks import in_thread
@@ -159,8 +160,7 @@ class Account:
             WMEError: The request failed.
         """
         for cost in costs:
-            if not isinstance(cost, Cost):
-                raise TypeError(f"check takes the results of cost() one by one, not {cost!r}")
+            check_type("an argument of check", cost, Cost, "the result of one cost(), as in check(*costs)")
         quota = await self.quota()
         for pool in POOLS:
             needed = sum(cost.requests for cost in costs if cost.pool == pool)

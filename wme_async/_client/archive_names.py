@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 import msgspec
 
+from wme_async._arguments import check_type
 from wme_async._client.paths import chunk_number
 
 __all__ = ["EXTENSION", "FIELDS", "ArchiveName", "uses_version"]
@@ -68,8 +69,7 @@ class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
                 of the folder.
         """
         template = self.template if template is None else template
-        if not isinstance(template, str):
-            raise TypeError(f"name must be a template as text, not {template!r}")
+        check_type("name", template, str, "a template as text")
         values = self._values(version or _ANY_VERSION)
         missing = next((field for field in _fields_of(template) if field not in values), None)
         if missing is not None:

@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack, overload
 
 import msgspec
 
+from wme_async._arguments import check_type
 from wme_async._client.cache import Cache, forget_unreadable
 from wme_async._client.chunked_files import ChunkedFiles
 from wme_async._client.collection import decode_response
@@ -325,9 +326,8 @@ class Wikidata:
         return hour_files(self._transport, self._resources["wikidata.batches"], hour)
 
 
-def _check_id(identifier: object, letters: str) -> str:
-    if not isinstance(identifier, str):
-        raise TypeError(f"an identifier must be text such as 'Q42', not {identifier!r}")
+def _check_id(identifier: str, letters: str) -> str:
+    check_type("an identifier", identifier, str, "text such as 'Q42'")
     if _ID.fullmatch(identifier) is None:
         examples = " or ".join(f"'{letter}42'" for letter in letters)
         raise ValueError(f"an identifier looks like {examples}, not {identifier!r}")

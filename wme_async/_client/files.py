@@ -14,7 +14,7 @@ import msgspec
 from wme_async._archive import ArchiveReader, OnBadRecord
 from wme_async._archive.reader import ReaderOptions
 from wme_async._archive.tar import DEFAULT_MAX_RECORD
-from wme_async._arguments import check_numbers, check_path, check_text
+from wme_async._arguments import check_numbers, check_path, check_text, check_type
 from wme_async._client.archive_names import ArchiveName, uses_version
 from wme_async._client.archive_source import ArchiveSource, ListedSource, PinnedSource
 from wme_async._client.collection import Collection, Value
@@ -454,8 +454,7 @@ class Files(Collection[M], Generic[M, R]):
             TypeError: A list of them in one argument, which would count as one archive.
         """
         for identifier in identifiers:
-            if not isinstance(identifier, str | int):
-                raise TypeError(f"pass identifiers one by one, as in cost(*identifiers), got {identifier!r}")
+            check_type("an argument of cost", identifier, str | int, "one identifier, as in cost(*identifiers)")
         return Cost(pool=self._resource.pool, requests=len(identifiers) if self._resource.pool else 0)
 
     def _name(self, identifier: str | int) -> ArchiveName:

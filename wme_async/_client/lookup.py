@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
-from wme_async._arguments import check_choice
+from wme_async._arguments import check_choice, check_type
 from wme_async._client.cache import Cache, send_cached
 from wme_async._client.collection import Value
 from wme_async._client.concurrent_lookups import ConcurrencyOptions, Looked, Lookups
@@ -136,8 +136,7 @@ def check_recheck(recheck: object) -> None:
     Raises:
         TypeError: It is something else.
     """
-    if recheck is not None and not isinstance(recheck, bool):
-        raise TypeError(f"recheck must be True, False or None, not {recheck!r}")
+    check_type("recheck", recheck, bool | None, "True, False or None")
 
 
 def not_found(message: str, source: NotFound | Response) -> NotFound:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from wme_async._arguments import check_flags, check_functions
+from wme_async._arguments import check_flags, check_functions, check_type
 from wme_async._client.archive_source import ArchiveSource
 from wme_async._client.cache import Cache
 from wme_async._client.collection import Collection
@@ -144,9 +144,8 @@ class _Pages(Collection[FilePage]):
     """Pages of files; the server cannot list them."""
 
     def _quote(self, identifier: str | int) -> str:
-        if not isinstance(identifier, str):
-            raise TypeError(f"a file name must be text, not {type(identifier).__name__}")
-        return file_path(identifier)
+        check_type("a file name", identifier, str, "text")
+        return file_path(str(identifier))
 
 
 class _MediaSource(ArchiveSource):

@@ -8,8 +8,10 @@ import re
 import unicodedata
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
+
+from wme_async._arguments import check_type
 
 __all__ = [
     "article_path",
@@ -156,8 +158,7 @@ def hour_path(hour: str | datetime) -> str:
         if hour.utcoffset() is None:
             raise ValueError(f"a naive datetime can mean any zone: give it one, as in {hour!r}.replace(tzinfo=UTC)")
         return _in_utc(hour)
-    if not isinstance(hour, str):
-        raise TypeError(f"an hour must be text such as '2025-07-16T05' or an aware datetime, not {type(hour).__name__}")
+    check_type("an hour", hour, str, "text such as '2025-07-16T05' or an aware datetime")
     match = _HOUR.fullmatch(hour.strip())
     if match is None:
         raise ValueError(f"an hour looks like '2025-07-16T05', got {hour!r}")
@@ -197,12 +198,8 @@ def _zone(text: str | None) -> timezone:
     return timezone(-offset if text[0] == "-" else offset)
 
 
-def _text(value: object, label: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{label} must be text, not {type(value).__name__}")
-    if value.isprintable():
-        # Printable text has no character of the categories below.
-        return str(value)
+def _text(value: Any, label: str) -> str:
+    check_type(label, value, str, "text")
     for character in value:
         if unicodedata.category(character) in {"Cc", "Cs"} or character in "\u2028\u2029":
             raise ValueError(f"{label} has no control characters or lone surrogates in it, got {value!r}")

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from wme_async._arguments import check_type
 from wme_async._query.backends import Backend
 from wme_async.models import (
     Archive,
@@ -291,8 +292,7 @@ def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, R
         ValueError: The resource is unknown, it belongs to the sign-in, or the placeholders of the template differ from
             those of the row.
     """
-    if overrides is not None and not isinstance(overrides, Mapping):
-        raise TypeError(f"paths must be a mapping of resource name to path, not {overrides!r}")
+    check_type("paths", overrides, Mapping | None, "a mapping of resource name to path")
     table = dict(RESOURCES)
     for name, path in (overrides or {}).items():
         row = table.get(name)
@@ -300,8 +300,7 @@ def resource_table(overrides: Mapping[str, str] | None = None) -> Mapping[str, R
             raise ValueError(f"the resource {name!r} is unknown; resources are {', '.join(sorted(table))}")
         if row.role == "auth":
             raise ValueError(f"the path of {name} cannot be replaced: passwords are sent there")
-        if not isinstance(path, str):
-            raise TypeError(f"the path of {name} must be text, not {path!r}")
+        check_type(f"the path of {name}", path, str, "text")
         if not path.startswith("/") or sorted(_PLACEHOLDER.findall(path)) != sorted(row.placeholders):
             placeholders = ", ".join(f"{{{placeholder}}}" for placeholder in row.placeholders) or "no placeholder"
             raise ValueError(f"the path of {name} must begin with a slash and have {placeholders}, not {path!r}")

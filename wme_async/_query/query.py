@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 from msgspec import UNSET, Struct
 
-from wme_async._arguments import check_numbers, check_record_type, texts_of
+from wme_async._arguments import check_numbers, check_record_type, check_type, texts_of
 from wme_async._query import backends as rules
 from wme_async._query.backends import Backend, Value
 from wme_async._query.model_fields import (
@@ -354,9 +354,9 @@ def _selected(backend: Backend, model: Any, fields: tuple[str, ...] | None, user
 
 
 def _checked_names(fields: Iterable[str]) -> tuple[str, ...]:
-    names = texts_of("fields", fields, "names") if not isinstance(fields, Mapping) else ()
     if isinstance(fields, Mapping):
         raise TypeError(f"fields must be a list of names, not {fields!r}")
+    names = texts_of("fields", fields, "names")
     if "" in names:
         raise ValueError("fields has an empty name")
     if not names:
@@ -423,11 +423,9 @@ def _checked_filters(filters: Mapping[str, Value] | None) -> tuple[tuple[str, An
     """Return the filters as names, types of values, and values."""
     if filters is None:
         return ()
-    if not isinstance(filters, Mapping):
-        raise TypeError(f"filters must be a dict of name and value, not {filters!r}")
+    check_type("filters", filters, Mapping, "a dict of name and value")
     for name in filters:
-        if not isinstance(name, str):
-            raise TypeError(f"filters must be a dict of name and value, and {name!r} is not")
+        check_type("a name in filters", name, str, "text")
     return tuple((name, type(value), value) for name, value in filters.items())
 
 

@@ -12,6 +12,7 @@ from wme_async._arguments import (
     check_functions,
     check_numbers,
     check_text,
+    check_type,
 )
 from wme_async._query.query import Value
 from wme_async._stream.events import StreamEvent
@@ -110,8 +111,12 @@ def checked_options(options: Mapping[str, Any], resource: StreamResource) -> Str
     if values["since"] is not None and values["since"] != "oldest":
         check_aware("since", values["since"])  # only the server's clock can tell whether it is in range
     values["parts"] = _checked_parts(values["parts"], values["connections"], resource)
-    values["offsets"] = _checked_store(values["offsets"])
-    values["retry"] = _checked_retry(values["retry"])
+    store = MemoryOffsets() if values["offsets"] is None else values["offsets"]
+    if isinstance(store, type) or not (hasattr(store, "load") and hasattr(store, "save")):
+        raise TypeError(f'offsets must be a store, such as SQLiteOffsets("offsets.db"), not {store!r}')
+    values["offsets"] = store
+    check_type("retry", values["retry"], Retry | None, "a Retry, such as Retry(attempts=8), or None for ever")
+    values["retry"] = values["retry"] or FOR_EVER
     return cast("StreamOptions", values)
 
 
@@ -126,8 +131,8 @@ def _checked_parts(parts: Iterable[int] | None, connections: int, resource: Stre
         raise TypeError(f"parts must be a list of whole numbers, such as [0, 1], not {parts!r}")
     numbers = tuple(range(resource.parts) if parts is None else parts)
     for part in numbers:
-        if isinstance(part, bool) or not isinstance(part, int):
-            raise TypeError(f"parts must be a list of whole numbers, such as [0, 1], and {part!r} is not")
+        items: dict[str, Any] = {"an item of parts": part}
+        check_numbers(whole=True, optional=False, **items)
     check_numbers(whole=True, optional=False, connections=connections)
     if not numbers:
         raise ValueError("parts is empty; leave it out to read everything")
@@ -144,22 +149,6 @@ def _checked_parts(parts: Iterable[int] | None, connections: int, resource: Stre
             f"{len(numbers)} parts"
         )
     return tuple(sorted(numbers))
-
-
-def _checked_store(offsets: object) -> OffsetStore:
-    if offsets is None:
-        return MemoryOffsets()
-    if isinstance(offsets, type) or not (hasattr(offsets, "load") and hasattr(offsets, "save")):
-        raise TypeError(f'offsets must be a store, such as SQLiteOffsets("offsets.db"), not {offsets!r}')
-    return cast("OffsetStore", offsets)
-
-
-def _checked_retry(retry: object) -> Retry:
-    if retry is None:
-        return FOR_EVER
-    if not isinstance(retry, Retry):
-        raise TypeError(f"retry must be a Retry, such as Retry(attempts=8), or None for ever, not {retry!r}")
-    return retry
 
 
 def check_batch_limits(max_items: int, max_wait: float, max_bytes: int | None = None) -> None:

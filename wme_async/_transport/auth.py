@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from wme_async._arguments import check_type
 from wme_async._tasks import in_thread
 from wme_async._transport.requests import Accepts, Request, Response
 from wme_async._transport.token_file import TokenFile
@@ -66,8 +67,7 @@ class Credentials:
                 "(WME_ACCESS_TOKEN); the simulator makes an account that needs none"
             )
         for name, value in (("username", username), ("password", password), ("access_token", access_token)):
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"{name} must be text, not {type(value).__name__}")
+            check_type(name, value, str | None, "text", secret=True)
             if value is not None and not value.strip():
                 raise ValueError(f"{name} is empty")
             if value is not None and name != "password" and (not value.isprintable() or value != value.strip()):

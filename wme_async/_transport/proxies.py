@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from yarl import URL
 
+from wme_async._arguments import check_type
+
 __all__ = ["EnvironmentProxies", "check_proxy"]
 
 
@@ -99,8 +101,7 @@ def check_proxy(proxy: str) -> None:
         TypeError: It is not text.
         ValueError: It is not a URL of scheme `http` or `https`.
     """
-    if not isinstance(proxy, str):
-        raise TypeError(f"proxy must be text such as http://host:3128, not {type(proxy).__name__}")
+    check_type("proxy", proxy, str, "text such as http://host:3128", secret=True)
     _parsed(proxy, None)
 
 

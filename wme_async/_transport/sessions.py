@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.helpers import basicauth_from_netrc, netrc_from_env
 from yarl import URL
 
-from wme_async._arguments import check_flags, check_functions, check_instances
+from wme_async._arguments import check_flags, check_functions, check_instances, check_type
 from wme_async._tasks import in_thread
 from wme_async._transport.body_end import Response
 from wme_async._transport.error_responses import bare_url
@@ -427,11 +427,8 @@ def check_ssl(ssl: object) -> None:
     Raises:
         TypeError: It is neither a TLS context nor True, False or None.
     """
-    if ssl is not None and not isinstance(ssl, bool | ssl_module.SSLContext):
-        raise TypeError(
-            f"ssl must be a TLS context, such as ssl.create_default_context(cafile=...), True, False or None, not "
-            f"{ssl!r}"
-        )
+    requirement = "a TLS context, such as ssl.create_default_context(cafile=...), True, False or None"
+    check_type("ssl", ssl, bool | ssl_module.SSLContext | None, requirement)
 
 
 def _with_password(proxy: URL) -> URL:

@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
+from wme_async._arguments import check_type
 from wme_async.jobs.model import FINAL, BatchRow, EventRow, JobProgress, JobRow, Status, UnknownBatch
 from wme_async.jobs.url_policy import redacted_url
 
@@ -304,8 +305,7 @@ def batch_of(job: str) -> str:
     Raises:
         TypeError: The id is not text.
     """
-    if not isinstance(job, str):
-        raise TypeError(f"a job is named by its job_id, which is text, not by a {type(job).__name__}")
+    check_type("job_id", job, str, "text, such as job.job_id", secret=True)
     return job.removeprefix("job_").rpartition("_")[0]
 
 

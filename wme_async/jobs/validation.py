@@ -1,14 +1,13 @@
 """Validation of batches: limits, URLs and options, with every problem in words. Pure."""
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
-from wme_async._arguments import check_numbers
+from wme_async._arguments import check_numbers, check_type
 from wme_async.jobs.naming import check_template
 from wme_async.jobs.url_policy import check_web_url
 
@@ -93,23 +92,15 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raise if a limit is not valid."""
-        integers = {*self.__struct_fields__} - {"bandwidth", "timeout"}
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            number = isinstance(value, int if name in integers else int | float) and not isinstance(value, bool)
-            if not number and (value is not None or name not in {"bandwidth", "job_size"}):
-                raise TypeError(
-                    f"JobLimits.{name} must be a {'whole ' if name in integers else ''}number, not {value!r}"
-                )
-        for name in ("urls", "expanded", "concurrent", "running", "per_host", "connections"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"JobLimits.{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 < self.timeout < math.inf:
-            raise ValueError("JobLimits.timeout must be a number of seconds above 0")
-        if self.free_space < 0:
-            raise ValueError("JobLimits.free_space must be 0 bytes or more")
-        if (self.bandwidth is not None and not self.bandwidth > 0) or (self.job_size is not None and self.job_size < 1):
-            raise ValueError("JobLimits.bandwidth and job_size must be above 0, or None")
+        counts = ("urls", "expanded", "concurrent", "running", "per_host", "connections")
+        values: dict[str, Any] = {name: getattr(self, name) for name in counts}
+        check_numbers(owner="JobLimits", whole=True, optional=False, minimum=1, **values)
+        check_numbers(
+            owner="JobLimits", whole=True, optional=False, minimum=0, unit="bytes", free_space=self.free_space
+        )
+        check_numbers(owner="JobLimits", whole=True, minimum=1, unit="bytes", job_size=self.job_size)
+        check_numbers(owner="JobLimits", optional=False, above=0, unit="seconds", timeout=self.timeout)
+        check_numbers(owner="JobLimits", above=0, unit="bytes a second", bandwidth=self.bandwidth)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +149,12 @@ class WmeUrl(NamedTuple):
     filters: tuple[tuple[str, str | int | bool], ...] = ()
 
 
+def _check_list(urls: object) -> None:
+    check_type("urls", urls, Sequence, "a list of URLs")
+    if isinstance(urls, str | bytes):
+        raise TypeError("urls must be a list of URLs, not one string")
+
+
 def split(urls: Sequence[str], size: int = 50) -> Iterator[list[str]]:
     """Cut a long list of URLs into batches.
 
@@ -169,13 +166,8 @@ def split(urls: Sequence[str], size: int = 50) -> Iterator[list[str]]:
         TypeError: One URL instead of several, or a size that is not a whole number.
         ValueError: `size` is below 1.
     """
-    if isinstance(urls, str | bytes):
-        raise TypeError("urls must be a list of URLs, not one string")
-    if not isinstance(urls, Sequence):
-        raise TypeError(f"urls must be a list of URLs, not {urls!r}")
-    check_numbers(whole=True, optional=False, size=size)
-    if size < 1:
-        raise ValueError(f"size must be at least 1, not {size}")
+    _check_list(urls)
+    check_numbers(whole=True, optional=False, minimum=1, size=size)
     return (list(urls[start : start + size]) for start in range(0, len(urls), size))
 
 
@@ -260,10 +252,7 @@ def check_urls(urls: Sequence[str], *, limits: JobLimits, allow: Iterable[str] =
         TypeError: They are not a list.
         InvalidBatch: The list is empty or too long, or has invalid or duplicate URLs, each of which is named.
     """
-    if isinstance(urls, str | bytes):
-        raise TypeError("urls must be a list of URLs, not one string")
-    if not isinstance(urls, Sized):
-        raise TypeError(f"urls must be a list of URLs, not {urls!r}")
+    _check_list(urls)
     if not urls:
         raise InvalidBatch([Problem("urls", "a batch needs at least 1 URL")])
     if len(urls) > limits.urls:

@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from wme_async import _clock
+from wme_async._arguments import check_numbers, check_type
 from wme_async._tasks import is_cancelling
 from wme_async._transport import Request, Transport
 from wme_async._transport.error_responses import bare_url
@@ -83,8 +84,7 @@ def new_secret() -> str:
 
 
 def _key(secret: str) -> bytes:
-    if not isinstance(secret, str):
-        raise TypeError(f"a webhook secret must be text, not {type(secret).__name__}")
+    check_type("a webhook secret", secret, str, "text", secret=True)
     try:
         key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -142,12 +142,9 @@ def verify_webhook(
         TypeError: An argument of another type, such as a body that was parsed.
         ValueError: A secret is malformed or missing.
     """
-    if not isinstance(body, bytes | bytearray | memoryview):
-        raise TypeError(f"body must be the bytes of the request as received, not {type(body).__name__}")
-    if not isinstance(headers, Mapping):
-        raise TypeError(f"headers must be a mapping of name and value, not {type(headers).__name__}")
-    if not isinstance(secrets, Iterable):
-        raise TypeError(f"secrets must be a webhook secret or a list of them, not {type(secrets).__name__}")
+    check_type("body", body, bytes | bytearray | memoryview, "the bytes of the request as received", secret=True)
+    check_type("headers", headers, Mapping, "a mapping of name and value", secret=True)
+    check_type("secrets", secrets, Iterable, "a webhook secret or a list of them", secret=True)
     keys = [_key(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
     if not keys:
         raise ValueError("secrets is empty, so no webhook could be verified")
@@ -204,7 +201,7 @@ class _Secret(msgspec.Struct):
     until: float | None = None
 
 
-def check_webhooks(secrets: object, delays: object) -> None:
+def check_webhooks(secrets: Collection[str] | None, delays: Sequence[float]) -> None:
     """Raise if webhooks cannot be signed with the secrets, or if the delays between attempts are not seconds.
 
     Raises:
@@ -212,17 +209,12 @@ def check_webhooks(secrets: object, delays: object) -> None:
         ValueError: A secret is malformed or missing, or a delay is negative.
     """
     if secrets is not None:
-        if isinstance(secrets, str | bytes) or not isinstance(secrets, Collection):
-            kind = "one string" if isinstance(secrets, str) else type(secrets).__name__
-            raise TypeError(f"webhook_secrets must be a list of secrets, not {kind}")
+        check_type("webhook_secrets", secrets, list | tuple | set | frozenset, "a list of secrets", secret=True)
         sign_webhook("check", 0, b"", secrets=secrets)
-    if isinstance(delays, str | bytes) or not isinstance(delays, Sequence):
-        raise TypeError(f"webhook_delays must be a list of seconds, not {delays!r}")
+    check_type("webhook_delays", delays, list | tuple, "a list of seconds")
     for delay in delays:
-        if isinstance(delay, bool) or not isinstance(delay, int | float):
-            raise TypeError(f"webhook_delays must be a list of seconds, and {delay!r} is not")
-        if not delay >= 0:
-            raise ValueError(f"webhook_delays must be a list of seconds, and {delay!r} is below 0")
+        items: dict[str, Any] = {"an item of webhook_delays": delay}
+        check_numbers(optional=False, minimum=0, unit="seconds", **items)
 
 
 class WebhookDelivery:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from wme_async._arguments import check_type
 from wme_async._tasks import WorkGroup, is_cancelling, wait_done
 from wme_async._transport import Transport
 from wme_async.errors import ClientClosed, WMEError
@@ -266,8 +267,7 @@ class JobRunner:
             UnknownBatch: The batch does not exist.
             DamagedBatch: Its stored rows are damaged.
         """
-        if not isinstance(batch_id, str):
-            raise TypeError(f"a batch is named by its batch_id, which is text, not by a {type(batch_id).__name__}")
+        check_type("batch_id", batch_id, str, "text, such as batch.batch_id", secret=True)
         row = self.rows.get(batch_id) or await self.store.batch(batch_id)
         if row is None:
             raise UnknownBatch(f"the batch {batch_id!r} does not exist")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from urllib.parse import quote, urlsplit
 
-from wme_async._arguments import check_numbers, texts_of
+from wme_async._arguments import check_numbers, check_type, texts_of
 from wme_async._rates import TokenBucket
 from wme_async.web.messages import HTTPProblem, Request
 
@@ -31,8 +31,7 @@ def hash_key(key: str) -> str:
     Raises:
         TypeError: The key is not text.
     """
-    if not isinstance(key, str):
-        raise TypeError(f"a key must be text, not {type(key).__name__}")
+    check_type("a key", key, str, "text", secret=True)
     return "sha256:" + hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -42,8 +41,7 @@ def _check_keys(keys: Iterable[str]) -> list[str]:
         raise TypeError(f"api_keys must be a list of keys, not one {type(keys).__name__}")
     stripped = []
     for key in keys:
-        if not isinstance(key, str):
-            raise TypeError(f"an API key must be text, not {type(key).__name__}")
+        check_type("an API key", key, str, "text", secret=True)
         stripped.append(key.strip())
         if any(character < " " or character == "\x7f" for character in stripped[-1]):
             raise ValueError("an API key has a line end or another control character in it, which no header can carry")

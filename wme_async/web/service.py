@@ -12,7 +12,7 @@ from urllib.parse import quote
 import msgspec
 
 from wme_async import _clock
-from wme_async._arguments import check_http_url
+from wme_async._arguments import check_http_url, check_type
 from wme_async.errors import StatusError, WMEError
 from wme_async.jobs import (
     Batch,
@@ -91,8 +91,7 @@ class Service:
         create_burst: int = 30,
         public_url: str | None = None,
     ) -> None:
-        if not isinstance(manager, BatchManager):
-            raise TypeError(f'manager is a BatchManager, such as BatchManager("downloads"), not {manager!r}')
+        check_type("manager", manager, BatchManager, 'a BatchManager, such as BatchManager("downloads")')
         check_http_url("public_url", public_url)
         self._manager = manager
         self._public_url = public_url and public_url.rstrip("/")
