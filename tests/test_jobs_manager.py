@@ -550,9 +550,9 @@ async def test_unknown_ids_are_an_error_of_their_own(manager):
 async def test_a_batch_is_not_taken_for_its_identifier(manager, server):
     batch = await manager.submit([server.add("mine.txt")])
     for call in (manager.status, manager.wait, manager.cancel, manager.pause, manager.retry, manager.delete):
-        with pytest.raises(TypeError, match="batch_id must be text, such as batch.batch_id, not Batch"):
+        with pytest.raises(TypeError, match=r"batch_id must be text, such as batch\.batch_id, not Batch"):
             await call(batch)
-    with pytest.raises(TypeError, match="job_id must be text, such as job.job_id, not Job"):
+    with pytest.raises(TypeError, match=r"job_id must be text, such as job\.job_id, not Job"):
         await manager.cancel_job(batch.jobs[0])
     assert (await manager.wait(batch.batch_id)).ended
 
