@@ -62,7 +62,7 @@ OF_EXTRA: dict[str, list[str]] = {
     "redis": ["test_lease_stores"],
     "kafka": [],
     "nats": [],
-    "dask": [],
+    "dask": ["test_dask"],
     "otel": [],
 }
 

@@ -39,7 +39,11 @@ def run_task(task: ChunkTask) -> TaskResult:
         OSError: The output cannot be written.
     """
     _check(task)
-    return run_in_process(lambda client: arun_task(task, client), environment_client)
+    try:
+        return run_in_process(lambda client: arun_task(task, client), environment_client)
+    except Exception as error:
+        _detach(error)
+        raise
 
 
 async def arun_task(task: ChunkTask, wme: Client | None = None) -> TaskResult:
@@ -101,6 +105,17 @@ async def _check_version(task: ChunkTask, chunks: Any, error: Exception) -> None
 
 def _log_bad(error: DecodeError) -> None:
     logger.warning("left out: %s", error)
+
+
+def _detach(error: Exception) -> None:
+    """Replace the chain of an error by a note.
+
+    Dask pickles an error with its chain, which may hold what cannot be pickled, such as a group that holds the error
+    itself; it would arrive as a plain `Exception`.
+    """
+    if error.__cause__ is not None:
+        error.add_note(f"caused by {error.__cause__!r}")
+    error.__cause__ = error.__context__ = None
 
 
 def _check(task: object) -> None:
