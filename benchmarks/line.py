@@ -1,9 +1,10 @@
 """Run the simulator behind a line with a round trip of DELAY seconds, until standard input is closed.
 
-    python benchmarks/line.py DELAY [DATA] [STORE]
+    python benchmarks/line.py DELAY [DATA] [STORE] [SNAPSHOT]
 
 DATA is a folder with the real list of batches. STORE is the base URL of a web server that has the archives instead of
-the simulator. Prints one line of JSON: username, password, hosts, and an hour that exists.
+the simulator. SNAPSHOT is a file whose size and MD5 the snapshot of enwiki_namespace_0 has.
+Prints one line of JSON: username, password, hosts, and an hour that exists.
 """
 
 import asyncio
@@ -65,16 +66,18 @@ async def behind(url: str, delay: float) -> str:
     return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def main(delay: float, data: str | None, store: str | None) -> None:
+async def main(delay: float, data: str | None, store: str | None, snapshot: str | None) -> None:
     """Serve until standard input ends."""
     async with Simulator(data=data, articles=6) as simulator:
         options = simulator.client_options()
         options["hosts"] = {role: await behind(url, delay) for role, url in options["hosts"].items()}
+        if snapshot:
+            simulator.put_object("snapshots/enwiki_namespace_0.tar.gz", snapshot)
         simulator.store.origin = store or await behind(simulator.store_url, delay)
         print(json.dumps({**options, "hour": simulator.hours[-2]}), flush=True)
         await asyncio.to_thread(sys.stdin.read)
 
 
 if __name__ == "__main__":
-    delay, data, store = [*sys.argv[1:], "", ""][:3]
-    asyncio.run(main(float(delay), data or None, store or None))
+    delay, data, store, snapshot = [*sys.argv[1:], "", "", ""][:4]
+    asyncio.run(main(float(delay), data or None, store or None, snapshot or None))

@@ -20,10 +20,10 @@ _DATA = Path(os.environ.get("WME_BENCH_DATA") or Path(__file__).resolve().parent
 
 
 @contextlib.contextmanager
-def _line(bench: Bench, delay: float, *, store: str = "") -> Iterator[Path]:
+def _line(bench: Bench, delay: float, *, store: str = "", snapshot: str = "") -> Iterator[Path]:
     """Run the service behind a line, and yield the file with the options of a client."""
     data = str(_DATA) if _DATA.is_dir() else ""
-    command = [sys.executable, str(Path(__file__).parent.parent / "line.py"), str(delay), data, store]
+    command = [sys.executable, str(Path(__file__).parent.parent / "line.py"), str(delay), data, store, snapshot]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -41,8 +41,8 @@ def groups(bench: Bench) -> Iterator[Group]:
         with _line(bench, milliseconds / 1000) as options:
             yield _hour(bench, options, milliseconds, wall, cpu)
     if bench.nginx is not None:
-        _serve_as_snapshot(bench)
-        with _line(bench, 0, store=bench.nginx.plain) as options:
+        snapshot = _serve_as_snapshot(bench)
+        with _line(bench, 0, store=bench.nginx.plain, snapshot=str(snapshot)) as options:
             yield _snapshot(bench, options)
 
 
@@ -79,13 +79,14 @@ def _hour(bench: Bench, options: Path, milliseconds: int, wall: float, cpu: floa
     )
 
 
-def _serve_as_snapshot(bench: Bench) -> None:
-    """Let the web server have the large file under the path that the service signs."""
+def _serve_as_snapshot(bench: Bench) -> Path:
+    """Let the web server have the large file under the path that the service signs, and return it."""
     source = bench.inputs.random_bytes(min(bench.inputs.sizes.plain, 1 << 30))
     path = source.parent / "wme-primary" / "snapshots" / f"{_SNAPSHOT}.tar.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.hardlink_to(source)
+    return source
 
 
 def _snapshot(bench: Bench, options: Path) -> Group:
