@@ -244,6 +244,21 @@ async def test_a_replaced_object_fails_if_match_and_may_leave_metadata_behind(ca
     assert (await call.send("GET", location)).status == 404
 
 
+@pytest.mark.parametrize("name", ["enwiki_namespace_0", "abwiki_namespace_0"])
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_small_object_is_in_the_lists_that_match_it(call: Caller, name: str, known: bool) -> None:
+    path = f"/v2/batches/{HOUR}"
+    if known:
+        await call.get(path)
+    call.simulator.put_object(f"batches/{HOUR}/{name}.tar.gz", b"small")
+    filters = {"is_part_of.identifier": name[:6], "namespace.identifier": 0}
+    for body in ({}, {"filters": [{"field": field, "value": value} for field, value in filters.items()]}):
+        rows = (await call("POST", path, json=body)).json
+        [row] = [row for row in rows if row["identifier"] == name]
+        assert row["version"] == hashlib.md5(b"small").hexdigest()
+        assert row["size"] == {"value": 0.001, "unit_text": "MB"}
+
+
 async def test_large_objects_come_from_files_and_have_multipart_tags(tmp_path: Any) -> None:
     data = bytes(range(256)) * 5000
     (tmp_path / "large.bin").write_bytes(data)

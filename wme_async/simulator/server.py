@@ -369,7 +369,8 @@ class Simulator:
             key: Such as `batches/2025-07-16/05/enwiki_namespace_0.tar.gz`, `snapshots/enwiki_namespace_0.tar.gz`,
                 `chunks/enwiki_namespace_0/chunk_1.tar.gz`; the copies of the free plan end in `_group_1.tar.gz`.
             data: Its bytes, or the path of a file.
-            update_metadata: Whether version, size and date in the metadata follow, or stay stale.
+            update_metadata: Whether version, size and date in the metadata follow, or stay stale. Then the lists have
+                the archive too, however small it is: below 500 bytes their size is 0.001 MB.
 
         Returns:
             The stored object.

@@ -285,7 +285,7 @@ class Catalog:
     async def rows(self, collection: str) -> list[Mapping[str, Any]] | None:
         """Return a list as it was aggregated, in byte order of keys, or None if it does not exist.
 
-        Archives below 500 bytes round to a size of 0 and are left out.
+        Generated archives below 500 bytes round to a size of 0 and are left out.
         """
         if collection in self.static:
             return sorted(self.static[collection], key=lambda row: f"{row['identifier']}.json".encode())
@@ -410,6 +410,8 @@ class Catalog:
                     spec = self._spec(collection, name, replacement.modified, "batch")
                     self._put.setdefault(collection, {})[name] = key
                 self._rows[key] = self._describe(spec, replacement)
+                # However small the object of a test is, the lists have it.
+                self._rows[key]["size"].setdefault("value", 0.001)
         self.objects[object_key] = replacement
 
     def drop(self, key: str) -> None:
