@@ -14,7 +14,7 @@ from stream_world import Checker, World, articles, learn_the_time, record, take,
 from wme_async import MemoryOffsets, Position, Stream, StreamDisconnected, StreamEvent
 
 # The buffer alone: that a stream ends a connection at this very moment cannot be arranged from outside.
-from wme_async._stream.buffer import Block, Buffer
+from wme_async._stream.buffer import BlockQueue, RecordBlock
 from wme_async.errors import DecodeError, OffsetGap, StreamError
 from wme_async.models import Article
 from wme_async.simulator import Simulator
@@ -22,11 +22,11 @@ from wme_async.simulator import Simulator
 
 async def test_a_block_that_waited_for_room_is_dropped_with_those_before_it() -> None:
     """It would be taken for the continuation of what was dropped."""
-    buffer = Buffer(1)
+    buffer = BlockQueue(1)
     session: Any = SimpleNamespace(abandoned=None, waiting=0)
-    await buffer.put(Block(session, [b"{}"], 10))
+    await buffer.put(RecordBlock(session, [b"{}"], 10))
     async with asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(buffer.put(Block(session, [b"{}"], 10)))
+        waiting = tasks.create_task(buffer.put(RecordBlock(session, [b"{}"], 10)))
         await turns()
         assert not waiting.done()
         session.abandoned = StreamError("look again")

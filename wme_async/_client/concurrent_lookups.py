@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, Self, TypedDict, TypeVar
 import msgspec
 
 from wme_async._arguments import check_flags, check_functions, check_numbers
-from wme_async._tasks import WorkGroup, first_cause
+from wme_async._tasks import WorkGroup, first_cause, is_cancelling
 from wme_async.errors import ClientClosed, Forbidden, QuotaExceeded, Unauthorized, WMEError
 
 __all__ = ["ConcurrencyOptions", "Looked", "LookupProgress", "Lookups"]
@@ -277,7 +277,7 @@ class _LookupRunner(Generic[T]):
             except Exception as error:  # noqa: BLE001  # raised to the consumer after the results of earlier names
                 self._error = error
             except asyncio.CancelledError as error:
-                if _is_cancelling():
+                if is_cancelling():
                     raise
                 # The iterator awaited something that was cancelled; a task group would take it for the worker's end.
                 self._error = RuntimeError("the names were cancelled before their end")
@@ -331,9 +331,3 @@ class _LookupRunner(Generic[T]):
                 eta=None if remaining is None or not rate else remaining / rate,
             )
         )
-
-
-def _is_cancelling() -> bool:
-    """Return whether somebody has cancelled the current task, rather than a future that it awaits."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -134,8 +134,8 @@ class ListingReader(AsyncIterator[tuple[M, list[R]]], Generic[M, R]):
         else:
             content = _once(small)
         async with ArchiveReader(content, label=record.identifier, window=self._share, **self._options) as reader:
-            async for batch in reader.batches(max_bytes=self._share):
-                await self._results.put((record, batch))
+            async for records in reader.batches(max_bytes=self._share):
+                await self._results.put((record, records))
 
     async def _small(self, record: M, source: ListedSource) -> bytes | None:
         """Return the bytes of a small archive, fetched in one response; None if that does not work."""

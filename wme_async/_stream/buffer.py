@@ -13,7 +13,7 @@ from wme_async.errors import WMEError
 if TYPE_CHECKING:
     from wme_async._stream.connection import Connection
 
-__all__ = ["Block", "Buffer", "Session"]
+__all__ = ["BlockQueue", "RecordBlock", "Session"]
 
 
 class Session:
@@ -41,7 +41,7 @@ class Session:
         self.waiting = 0
 
 
-class Block(msgspec.Struct, gc=False):
+class RecordBlock(msgspec.Struct, gc=False):
     """Records that arrived together, and their size in bytes."""
 
     session: Session
@@ -49,7 +49,7 @@ class Block(msgspec.Struct, gc=False):
     size: int
 
 
-class Buffer:
+class BlockQueue:
     """Blocks that were received and are not decoded yet. While it is full, nobody reads the socket.
 
     Attributes:
@@ -61,7 +61,7 @@ class Buffer:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._blocks: deque[Block] = deque()
+        self._blocks: deque[RecordBlock] = deque()
         self.size = 0
         self._changed = asyncio.Event()
 
@@ -70,7 +70,7 @@ class Buffer:
         """Whether the reading stops until the consumer has taken something."""
         return self.size >= self._limit
 
-    async def put(self, block: Block) -> None:
+    async def put(self, block: RecordBlock) -> None:
         """Add a block as soon as there is room; drop it if its session was abandoned meanwhile."""
         while self.full:
             await self._wait_changed()
@@ -81,7 +81,7 @@ class Buffer:
         self.size += block.size
         self._changed.set()
 
-    def take(self) -> Block | None:
+    def take(self) -> RecordBlock | None:
         """Return the oldest block; None if the buffer is empty."""
         if not self._blocks:
             return None
@@ -91,7 +91,7 @@ class Buffer:
             self._changed.set()
         return block
 
-    def finish(self, block: Block) -> None:
+    def finish(self, block: RecordBlock) -> None:
         """Note that all records of a block have been decoded, or dropped."""
         block.session.waiting -= 1
         if not block.session.waiting:

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from wme_async._stream.buffer import Block, Buffer, Session
+from wme_async._stream.buffer import BlockQueue, RecordBlock, Session
 from wme_async._stream.events import StreamConnected, StreamDisconnected, StreamEvent, StreamRetrying
 from wme_async._stream.framing import Framing, framer_for
 from wme_async._stream.options import StreamOptions
@@ -94,7 +94,7 @@ class Connection:
         transport: Transport,
         settings: Settings,
         partitions: Partitions,
-        buffer: Buffer,
+        buffer: BlockQueue,
         outage: Outage,
     ) -> None:
         self.number = number
@@ -254,7 +254,7 @@ class Connection:
                     if not long and len(chunk) > LONG_RECORD * len(records):
                         long = True
                         body.read_ahead(_LONG_READ)
-                    await self._buffer.put(Block(session, records, pending + len(chunk)))
+                    await self._buffer.put(RecordBlock(session, records, pending + len(chunk)))
         cut = f", in the middle of a record of {framer.pending} bytes so far" if framer.pending else ""
         raise Interrupted(f"the server ended the stream{cut}")
 

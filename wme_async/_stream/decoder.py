@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
-from wme_async._stream.buffer import Block
+from wme_async._stream.buffer import RecordBlock
 from wme_async._stream.framing import Oversize, Record
 from wme_async._stream.partitions import Missing, Partitions, Verdict
 from wme_async._stream.record_types import EventLike, EventPosition, RecordType, decode_error_line, recover_position
 from wme_async.errors import DecodeError, ServerError, StreamError, WMEError
 from wme_async.models.decoding import LONG_RECORD, Buffer, failure_reason
 
-__all__ = ["SKIP", "BadRecord", "Decoder", "Gap", "Run"]
+__all__ = ["SKIP", "BadRecord", "Gap", "Run", "RunDecoder"]
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ class Run(Generic[T]):
         self.pairs: Iterator[tuple[T, EventLike]] = zip(items, events, strict=True)
 
 
-class Decoder(Generic[T]):
+class RunDecoder(Generic[T]):
     """Decodes blocks, one run at a time; a run ends with its block, or at an interruption.
 
     Attributes:
@@ -107,7 +107,7 @@ class Decoder(Generic[T]):
     ) -> None:
         self.run: Run[T] = Run([], [])
         self.interruptions: deque[BadRecord | Gap] = deque()
-        self.block: Block | None = None
+        self.block: RecordBlock | None = None
         self.decoded = 0
         self.filtered = 0
         self.bad = 0
@@ -124,7 +124,7 @@ class Decoder(Generic[T]):
         self._own: frozenset[Any] | None = None
         self._fresh = False  # nothing of the block is decoded yet
 
-    def begin(self, block: Block) -> None:
+    def begin(self, block: RecordBlock) -> None:
         """Take the next block."""
         self.block = block
         self._records = iter(block.records)
@@ -134,7 +134,7 @@ class Decoder(Generic[T]):
         long = block.size > LONG_RECORD * len(block.records)
         self._decode = self._record_type.decode if short is None or long else short
 
-    def end(self) -> Block:
+    def end(self) -> RecordBlock:
         """Return the block, which is finished."""
         assert self.block is not None
         block, self.block = self.block, None

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from wme_async._stream.backfill import GapFiller
-from wme_async._stream.decoder import BadRecord, Decoder, Gap
+from wme_async._stream.decoder import BadRecord, Gap, RunDecoder
 from wme_async._stream.events import StreamEvent, StreamGap
 from wme_async._stream.options import OnBadRecord, OnGap
 from wme_async.errors import DecodeError
@@ -38,7 +38,7 @@ class InterruptionHandler(Generic[T]):
 
     def __init__(
         self,
-        decoder: Decoder[T],
+        decoder: RunDecoder[T],
         filler: GapFiller[T] | None,
         *,
         on_bad_record: OnBadRecord,

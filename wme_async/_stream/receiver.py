@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from wme_async._stream.buffer import Block, Buffer
+from wme_async._stream.buffer import BlockQueue, RecordBlock
 from wme_async._stream.committer import Committer
 from wme_async._stream.connection import Connection, Settings
 from wme_async._stream.outage import Outage
@@ -48,7 +48,7 @@ class Receiver:
         committer: Committer,
     ) -> None:
         options = settings.options
-        self.buffer = Buffer(options["max_buffer"])
+        self.buffer = BlockQueue(options["max_buffer"])
         outage = Outage(key, options["connections"])
         self.connections = [
             Connection(
@@ -120,7 +120,7 @@ class Receiver:
             return set()
         return {number for connection in self.connections if connection.listening for number in connection.partitions}
 
-    async def next_block(self) -> Block | None:
+    async def next_block(self) -> RecordBlock | None:
         """Return the next block; if there is none, wait for one or for the end of the task, and return None."""
         block = self.buffer.take()
         if block is None:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from wme_async._stream.connection import Connection
-from wme_async._stream.decoder import Decoder
+from wme_async._stream.decoder import RunDecoder
 from wme_async._stream.events import PartitionStatistics, StreamStatistics
 from wme_async._stream.partitions import Partition, Partitions
 from wme_async._stream.record_types import published_of
@@ -27,7 +27,7 @@ class StatisticsCollector:
         connections: Count bytes and connects.
     """
 
-    def __init__(self, decoder: Decoder[Any], partitions: Partitions, connections: Sequence[Connection]) -> None:
+    def __init__(self, decoder: RunDecoder[Any], partitions: Partitions, connections: Sequence[Connection]) -> None:
         self._decoder = decoder
         self._partitions = partitions
         self._connections = connections

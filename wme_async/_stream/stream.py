@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar
 from wme_async._stream.backfill import Backfill, GapFiller
 from wme_async._stream.committer import Committer
 from wme_async._stream.connection import Settings, start_time
-from wme_async._stream.decoder import SKIP, Decoder
+from wme_async._stream.decoder import SKIP, RunDecoder
 from wme_async._stream.deliveries import Deliveries
 from wme_async._stream.events import StreamBadRecord, StreamEvent, StreamStatistics
 from wme_async._stream.interruptions import InterruptionHandler
@@ -167,7 +167,7 @@ class Stream(Generic[T]):
             partitions=self._partitions,
             committer=self._committer,
         )
-        self._decoder: Decoder[T] = Decoder(
+        self._decoder: RunDecoder[T] = RunDecoder(
             self._record_type,
             self._partitions,
             keep=self._keep,
@@ -175,7 +175,7 @@ class Stream(Generic[T]):
             skip_bad=options["on_bad_record"] == "skip",
             notify_bad=self._notify_bad,
         )
-        self._interruptions = InterruptionHandler(
+        self._handler = InterruptionHandler(
             self._decoder,
             self._filler,
             on_bad_record=options["on_bad_record"],
@@ -215,7 +215,7 @@ class Stream(Generic[T]):
                 if self._generator is not None:
                     await self._generator.aclose()
             with contextlib.suppress(RuntimeError):
-                await self._interruptions.aclose()
+                await self._handler.aclose()
             if self._options["commit"] != "manual":
                 await self._committer.save_last(_GRACE)
 
@@ -241,7 +241,7 @@ class Stream(Generic[T]):
         return self._generator
 
     async def _iterate(self) -> AsyncGenerator[T]:
-        decoder, deliveries, interruptions = self._decoder, self._deliveries, self._interruptions
+        decoder, deliveries, handler = self._decoder, self._deliveries, self._handler
         by_number = self._partitions.by_number
         try:
             self._settle()
@@ -256,8 +256,8 @@ class Stream(Generic[T]):
                         if item is not SKIP:
                             yield item
                         by_number[event.partition].processed = event
-                while (spare := interruptions.spare) or interruptions.filling:
-                    value = spare.popleft() if spare else await interruptions.next_backfilled()
+                while (spare := handler.spare) or handler.filling:
+                    value = spare.popleft() if spare else await handler.next_backfilled()
                     if value is not None:
                         self.backfilled = True
                         yield value
@@ -310,7 +310,7 @@ class Stream(Generic[T]):
         self._deliveries.hand_out_batch(batch)
         if not batch:
             self.backfilled = True
-            spare = self._interruptions.spare
+            spare = self._handler.spare
             return [spare.popleft() for _ in range(min(max_items, len(spare)))]
         return [item for item, _ in batch if item is not SKIP]
 
@@ -318,17 +318,17 @@ class Stream(Generic[T]):
         self, batch: list[tuple[T, EventLike]], max_items: int, max_wait: float, max_bytes: int | None
     ) -> None:
         """Fill a batch; if it stays empty, there are spare values from hourly batches."""
-        interruptions = self._interruptions
+        handler = self._handler
         size = 0
         deadline: float | None = None
         while True:
             count = self._deliveries.take(self._decoder.run, batch, max_items)
-            if count >= max_items or (count and (interruptions.filling or self._decoder.interruptions)):
+            if count >= max_items or (count and (handler.filling or self._decoder.interruptions)):
                 return
             if count and max_bytes is not None and size >= max_bytes:
                 return
-            await interruptions.fill_spare(max_items)
-            if interruptions.spare and not count:
+            await handler.fill_spare(max_items)
+            if handler.spare and not count:
                 return
             if count and deadline is None:
                 deadline = asyncio.get_running_loop().time() + max_wait
@@ -356,7 +356,7 @@ class Stream(Generic[T]):
         if self._receiver.failure is not None:
             raise self._receiver.failure
         if self._decoder.interruptions:
-            await self._interruptions.handle()
+            await self._handler.handle()
             return 0
         if self._decoder.block is None:
             block = await self._receiver.next_block()
@@ -445,7 +445,7 @@ class Stream(Generic[T]):
             self._transport.monotonic(),
             self._receiver.server_now(),
             buffered=self._receiver.buffer.size,
-            backfilled=self._interruptions.backfilled,
+            backfilled=self._handler.backfilled,
         )
 
 
