@@ -1,9 +1,11 @@
-"""Text for people and from them: numbers of bytes with a unit, and files in any Unicode encoding."""
+"""Text for people and from them: sizes with a unit, similar names, and files in any Unicode encoding."""
 
 import codecs
+import difflib
+from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["decode_text", "size_text"]
+__all__ = ["decode_text", "did_you_mean", "size_text"]
 
 _MARKS: Final = (
     # The mark of UTF-32 begins with that of UTF-16.
@@ -49,3 +51,14 @@ def size_text(size: float) -> str:
         del units[0]
     digits = 0 if units[0] == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
     return f"{size:.{digits}f} {units[0]}"
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return the end of an error about an unknown name: the names that exist and are most similar, or nothing.
+
+    Args:
+        name: The unknown name.
+        names: All that exist.
+    """
+    similar = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(similar)}?" if similar else ""

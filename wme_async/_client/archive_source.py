@@ -1,7 +1,8 @@
 """One archive of the API for the downloader: its size, its signed URL, its checksum."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import msgspec
 
@@ -33,6 +34,7 @@ class ArchiveSource:
         path: Returns the path of its record; `/download` below it is the archive.
         checksum: Returns the checksum of its metadata, or None.
         locate: Resolves the path if that takes a request; awaited before the path is used.
+        advise: Adds to the error of an archive that does not exist what may help.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class ArchiveSource:
         path: Callable[[], str],
         checksum: Callable[[], Awaitable[Checksum | None]],
         locate: Callable[[], Awaitable[None]] | None = None,
+        advise: Callable[[NotFound], Awaitable[None]] | None = None,
     ) -> None:
         self._transport = transport
         self._resource = resource
         self._record_path = path
         self._checksum = checksum
         self._locate = locate
+        self._advise = advise
 
     def __repr__(self) -> str:
         return f"<ArchiveSource {self._path}>"
@@ -76,7 +80,8 @@ class ArchiveSource:
         if self._locate is not None:
             await self._locate()
         request = Request(method="HEAD", path=self._path, token=True, product=self._resource.product)
-        headers = (await self._transport.request(request)).headers
+        async with self._advised():
+            headers = (await self._transport.request(request)).headers
         length = headers.get("Content-Length", "")
         return file_info_of(headers, size=int(length) if length.isascii() and length.isdigit() else None)
 
@@ -96,7 +101,7 @@ class ArchiveSource:
             accepts="redirect",
         )
         # Only the headers matter: if a server sends the archive at once, its body is not read here.
-        async with self._transport.open(request) as body:
+        async with self._advised(), self._transport.open(request) as body:
             location = body.headers.get("Location")
             if body.status not in REDIRECTS or not location:
                 raise TransportError(
@@ -106,6 +111,15 @@ class ArchiveSource:
             url = redirect_target(body.url, location)
         seconds = _lifetime(url)
         return SignedUrl(url=url, expires_at=self._transport.monotonic() + max(1.0, seconds - _SIGNATURE_MARGIN))
+
+    @asynccontextmanager
+    async def _advised(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except NotFound as error:
+            if self._advise is not None:
+                await self._advise(error)
+            raise
 
     async def checksum(self) -> Checksum | None:
         """Return MD5 and date of the metadata, or None without metadata."""

@@ -10,7 +10,9 @@ from wme_async._arguments import check_choice, check_path
 from wme_async._client.files import Files
 from wme_async._client.paths import chunk_path
 from wme_async._client.resources import Resource
-from wme_async._transport import Transport
+from wme_async._query.query import Query
+from wme_async._transport import Response, Transport
+from wme_async.errors import NotFound
 from wme_async.models import Archive, Chunk
 
 if TYPE_CHECKING:  # imported when they are first used
@@ -44,7 +46,8 @@ class ChunkedFiles(Files[M, R]):
         Raises:
             ValueError: The identifier is malformed.
         """
-        return _Chunks(self._transport, self._chunks, self._chunks.at(snapshot=self._quote(identifier)), identifier)
+        path = self._chunks.at(snapshot=self._quote(identifier))
+        return _Chunks(self._transport, self._chunks, path, identifier, self._resource)
 
     async def plan(
         self,
@@ -93,8 +96,17 @@ class ChunkedFiles(Files[M, R]):
 class _Chunks(Files[Chunk, R]):
     """The chunks of one archive; the server reads the last number of an identifier and nothing else."""
 
-    def __init__(self, transport: Transport, resource: Resource, path: str, snapshot: str) -> None:
+    def __init__(self, transport: Transport, resource: Resource, path: str, snapshot: str, snapshots: Resource) -> None:
         super().__init__(transport, resource, path, place=snapshot)
+        self._snapshots = snapshots
+
+    async def _send_list(self, query: Query) -> Response:
+        try:
+            return await super()._send_list(query)
+        except NotFound as error:
+            snapshots = Files[Archive, R](self._transport, self._snapshots, self._snapshots.path)
+            await snapshots._advise(error, self._place)  # noqa: SLF001 - the same class
+            raise
 
     def _quote(self, identifier: str | int) -> str:
         return chunk_path(self._place, identifier)

@@ -1,6 +1,7 @@
 """The verbs of lists, `list` and `get`, written once for every resource."""
 
 import builtins
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Generic, TypeAlias, TypeVar, overload
@@ -11,13 +12,16 @@ from wme_async._client.cache import Cache, forget_unreadable, send_cached
 from wme_async._client.paths import identifier_path
 from wme_async._client.resources import Resource
 from wme_async._query.query import Query, known_names
+from wme_async._text import did_you_mean
 from wme_async._transport import Request, Response, Transport
 from wme_async._transport.error_responses import bare_url, error_in_place_of, is_error_document, server_message
-from wme_async.errors import DecodeError
+from wme_async.errors import DecodeError, NotFound, WMEError
 from wme_async.models._tolerant import decode_record
 from wme_async.models.decoding import decoding
 
 __all__ = ["Collection", "Value", "decode_response"]
+
+logger = logging.getLogger("wme_async.client")
 
 T = TypeVar("T", bound=msgspec.Struct)
 U = TypeVar("U")
@@ -85,7 +89,11 @@ class Collection(Generic[T]):
             WMEError: The request failed in another way.
         """
         query = self._query(fields, filters, type)
-        response = await self._send_list(query)
+        try:
+            response = await self._send_list(query)
+        except NotFound as error:
+            _add(error, self._list_advice())
+            raise
         with forget_unreadable(self._cache, response):
             return decode_response(response, query)
 
@@ -109,7 +117,13 @@ class Collection(Generic[T]):
             DecodeError: The response is malformed.
             WMEError: The request failed in another way.
         """
-        query = self._query(fields, None, type)
+        try:
+            return await self._get(identifier, self._query(fields, None, type))
+        except NotFound as error:
+            await self._advise(error, identifier)
+            raise
+
+    async def _get(self, identifier: str | int, query: Query) -> Any:
         segment = self._quote(identifier)
         await self._locate()
         response = await self._send(f"{self._path}/{segment}", query)
@@ -138,6 +152,24 @@ class Collection(Generic[T]):
         """
         return self._query(fields, filters, type).explain()
 
+    def _list_advice(self) -> str:
+        """Return what may help if the list does not exist."""
+        return ""
+
+    async def _advise(self, error: NotFound, identifier: str | int) -> None:
+        """Add to an error the identifiers that may be meant, from the list, which is not metered."""
+        if "list" not in self._resource.verbs:
+            return
+        try:
+            response = await self._send_list(self._query(["identifier"], None, None))
+            names = [str(record.identifier) for record in decode_response(response, self._query(None, None, None))]
+        except NotFound:
+            _add(error, self._list_advice())
+        except WMEError:
+            logger.debug("no list to find similar identifiers in", exc_info=True)
+        else:
+            _add(error, did_you_mean(str(identifier), names).removeprefix("; "))
+
     async def _locate(self) -> None:
         """Resolve the path, if that takes a request."""
 
@@ -164,6 +196,12 @@ class Collection(Generic[T]):
             product=self._resource.product,
         )
         return await send_cached(self._transport, request, cache=self._cache, ttl=self._ttl)
+
+
+def _add(error: NotFound, advice: str) -> None:
+    if advice:
+        error.message = f"{error.message}; {advice}"
+        error.args = (error.message,)
 
 
 def decode_response(response: Response, query: Query, *, form: Form | None = None) -> list[Any]:

@@ -3,9 +3,9 @@
 import copy
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
@@ -18,7 +18,7 @@ from wme_async._arguments import check_numbers, check_path, check_text, check_ty
 from wme_async._client.archive_names import ArchiveName, uses_version
 from wme_async._client.archive_source import ArchiveSource, ListedSource, PinnedSource
 from wme_async._client.collection import Collection, Value
-from wme_async._client.paths import hour_of
+from wme_async._client.paths import hour_advice, hour_of
 from wme_async._client.quota import Cost
 from wme_async._client.resources import Resource
 from wme_async._download import (
@@ -35,6 +35,7 @@ from wme_async._download import (
 )
 from wme_async._platform import unusable_name
 from wme_async._transport import Transport
+from wme_async.errors import NotFound
 from wme_async.models import Archive
 
 if TYPE_CHECKING:  # imported when they are first used
@@ -467,8 +468,15 @@ class Files(Collection[M], Generic[M, R]):
             return checksum.md5
         return (await source.head()).etag or "unknown"
 
+    def _list_advice(self) -> str:
+        hour = self.hour
+        if hour is None:
+            return ""
+        now = datetime.fromtimestamp(self._transport.server_now("api"), UTC)
+        return hour_advice(hour, now)
+
     def _source(self, identifier: str | int) -> ArchiveSource:
-        return self._source_as(ArchiveSource, identifier)
+        return self._source_as(ArchiveSource, identifier, lambda error: self._advise(error, identifier))
 
     def _pinned(self, identifier: str | int, md5: str | None) -> ArchiveSource:
         if md5 is None:
@@ -480,13 +488,17 @@ class Files(Collection[M], Generic[M, R]):
         source.md5 = md5.lower()
         return source
 
-    def _source_as(self, kind: type[A], identifier: str | int) -> A:
+    def _source_as(
+        self, kind: type[A], identifier: str | int, advise: Callable[[NotFound], Awaitable[None]] | None = None
+    ) -> A:
+        query = self._query(None, None, None)
+
         async def checksum() -> Checksum | None:
-            record = await self.get(identifier)
+            record = await self._get(identifier, query)
             return Checksum(md5=record.version, modified=record.date_modified) if record.version else None
 
         segment = self._quote(identifier)
-        return kind(self._transport, self._resource, lambda: f"{self._path}/{segment}", checksum, self._locate)
+        return kind(self._transport, self._resource, lambda: f"{self._path}/{segment}", checksum, self._locate, advise)
 
 
 def target_path(

@@ -17,6 +17,7 @@ __all__ = [
     "article_path",
     "chunk_path",
     "file_path",
+    "hour_advice",
     "hour_of",
     "hour_path",
     "identifier_path",
@@ -184,6 +185,23 @@ def hour_of(path: str) -> datetime:
         path: From `hour_path`.
     """
     return datetime.fromisoformat(f"{path.replace('/', 'T')}:00:00+00:00")
+
+
+def hour_advice(hour: datetime, now: datetime) -> str:
+    """Return why the batches of an hour may not exist, and what to do.
+
+    Args:
+        hour: The beginning of the hour, UTC.
+        now: The server's clock.
+    """
+    rule = "batches of an hour appear some 25 minutes after its end and stay for 48 hours"
+    if now < hour + timedelta(hours=1):
+        return f"this hour has not ended; {rule}: try 'latest'"
+    if now < hour + timedelta(hours=2):
+        return f"{rule}: try again later, or 'latest'"
+    if now > hour + timedelta(hours=48):
+        return f"this hour was {(now - hour) // timedelta(hours=1):,} hours ago; {rule}: try 'latest', or a snapshot"
+    return ""
 
 
 def _in_utc(moment: datetime) -> str:

@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
-import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TextIO, TypeVar
 
 import click
@@ -18,6 +17,7 @@ from wme_async._client.resources import Resource
 from wme_async._query.backends import Backend
 from wme_async._query.query import filter_type
 from wme_async._tasks import first_cause
+from wme_async._text import did_you_mean
 from wme_async.cli.accounts import connect, has_account, session_pool
 from wme_async.cli.messages import message_of
 from wme_async.cli.tables import line, show, show_one, values_line
@@ -34,7 +34,6 @@ __all__ = [
     "Reported",
     "Root",
     "connect",
-    "did_you_mean",
     "echo",
     "fields_option",
     "has_account",
@@ -223,12 +222,6 @@ class Group(click.Group):
         if not name.startswith("-") and not ctx.resilient_parsing and self.get_command(ctx, name) is None:
             raise click.UsageError(f"there is no command {name!r}{did_you_mean(name, self.list_commands(ctx))}", ctx)
         return super().resolve_command(ctx, args)
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return the end of an error about an unknown name: the most similar ones that exist, or nothing."""
-    similar = difflib.get_close_matches(name, list(names), cutoff=0.5)
-    return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
 class Root(Group):

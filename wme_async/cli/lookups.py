@@ -11,6 +11,7 @@ from wme_async._client.lookup_plan import plan_lookup
 from wme_async._client.resources import RESOURCES, Resource
 from wme_async._query.backends import Backend
 from wme_async._query.query import Query, filter_types
+from wme_async._text import did_you_mean
 from wme_async.cli import base
 from wme_async.cli.downloads import describe_download, lines_of
 from wme_async.errors import NotFound
@@ -277,7 +278,7 @@ def explain(resource: str, filters: Sequence[str], fields: list[str] | None, lim
     if row is None or row.backend is None:
         names = sorted(name for name, row in _EXPLAINED.items() if row.backend is not None)
         raise click.BadParameter(
-            f"{resource!r} takes no query{base.did_you_mean(resource, names)}; those that do are {', '.join(names)}"
+            f"{resource!r} takes no query{did_you_mean(resource, names)}; those that do are {', '.join(names)}"
         )
     query = Query.build(row.backend, row.model, fields=fields, filters=base.parse_filters(filters, row), limit=limit)
     base.echo(query.explain())
