@@ -60,8 +60,8 @@ OF_EXTRA: dict[str, list[str]] = {
     "mirror": ["test_mirror_rule", "test_mirror_store"],
     "postgres": ["test_lease_stores"],
     "redis": ["test_lease_stores"],
-    "kafka": [],
-    "nats": [],
+    "kafka": ["test_bridges"],
+    "nats": ["test_bridges"],
     "dask": ["test_dask"],
     "otel": [],
 }

@@ -125,7 +125,7 @@ async def test_an_environment_file_is_read_or_the_error_says_what_to_install(tmp
             Client.from_env(path)
 
 
-@pytest.mark.parametrize("extra", ["arrow", "cloud", "dask", "kafka"])
+@pytest.mark.parametrize("extra", ["arrow", "cloud", "dask", "kafka", "nats"])
 def test_an_integration_is_imported_or_says_what_to_install(extra: str) -> None:
     result = python("-c", f"import wme_async.integrations.{extra}")
     if has(extra):

@@ -95,7 +95,7 @@ class Target(Protocol[Place_contra]):
 
     name: str
 
-    async def open(self, places: Sequence[Place_contra], *, read: bool) -> list[Checkpoint]:
+    async def open(self, places: Sequence[Place_contra], *, read: bool, dead_letter: str | None) -> list[Checkpoint]:
         """Prepare for sending; return the positions in the last message of each place, if they are to be read."""
         ...
 
@@ -246,7 +246,8 @@ class Bridge(Generic[T, Place]):
 
     async def _begin(self, saved: Mapping[int, Position]) -> Mapping[int, Position]:
         """Open the target and return the positions to begin with."""
-        target = latest(await self._target.open(self._maker.places, read=self._read))
+        letters = self._dead_letter if isinstance(self._dead_letter, str) else None
+        target = latest(await self._target.open(self._maker.places, read=self._read, dead_letter=letters))
         if not self._read:
             return saved
         self._maker.sent.update(target.positions)

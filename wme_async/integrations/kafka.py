@@ -148,7 +148,9 @@ class _Topic:
         self._max_message = max_message
         self._next: dict[int, int] = {}  # the offset that the next message of each partition gets
 
-    async def open(self, places: Sequence[int], *, read: bool) -> list[Checkpoint]:
+    async def open(self, places: Sequence[int], *, read: bool, dead_letter: str | None) -> list[Checkpoint]:
+        if dead_letter is not None:
+            await self._producer.partitions_for(dead_letter)
         count = len(await self._producer.partitions_for(self._topic))
         outside = [place for place in places if isinstance(place, bool) or not 0 <= place < count]
         if outside:
