@@ -249,10 +249,10 @@ async def test_records_without_an_event_need_a_function_for_their_position(sim):
             return article["event"]["partition"], article["event"]["offset"]
 
         async with Broadcast(wme.realtime.articles(type=dict), position=position) as hub, hub.listen() as events:
-            sent = sim.firehose.publish()
+            sim.firehose.publish()
             event = await anext(events)
             assert event.id is not None
-            assert event.id.endswith(f"{sent[0]}:{sent[1]}")
+            assert event.id.endswith("{}:{}".format(*position(event.item)))
 
 
 async def delays(*, hindered: bool) -> list[float]:

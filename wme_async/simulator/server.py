@@ -131,7 +131,7 @@ class Simulator:
         self.entities: Entities = Entities(self.catalog.entities, Random(seed))
         self._add_lookups(Lookups(self.pages, Random(seed)))
         stream = settings["stream"] or {}
-        articles = {"make": self.catalog.generator.article, "options": {"size": "small"}, "seed": seed, **stream}
+        articles = {"make": self.catalog.generated.pages.edit, "options": {"size": "small"}, "seed": seed, **stream}
         world = settings["world"]
         update = None if world is None else world.catch_up
         self.firehose: Firehose = Firehose(self.clock, update=update, **articles)

@@ -1,6 +1,6 @@
 """Look-ups by title: articles and structured contents, over all projects at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from random import Random
 from typing import Any, Final
@@ -12,8 +12,10 @@ from wme_async.simulator.protocol.gjson import matches, project
 from wme_async.simulator.protocol.query import Query, encode_list
 from wme_async.simulator.world.articles import dumps
 from wme_async.simulator.world.catalog import Catalog
-from wme_async.simulator.world.metadata import PROJECTS
+from wme_async.simulator.world.generated_pages import PageState, Section
+from wme_async.simulator.world.metadata import NAMESPACES, PROJECTS
 from wme_async.simulator.world.records import Size, encode_record
+from wme_async.simulator.world.wiki import namespace_of
 from wme_async.simulator.world.world import World
 
 __all__ = ["Lookups", "Pages"]
@@ -42,7 +44,8 @@ class Pages:
         self._catalog = catalog
         self._world = world
         self._size = size
-        self._generated: dict[str, dict[str, int]] = {}
+        self._built_in = catalog.generated.pages
+        self._generated: dict[tuple[str, str], tuple[PageState, dict[str, Any]]] = {}
         self._articles: dict[tuple[str, str], dict[str, Any]] = {}
         self._structured: dict[tuple[str, str], dict[str, Any]] = {}
         self._removed: set[tuple[str, str]] = set()
@@ -60,12 +63,23 @@ class Pages:
 
     def titles(self, project_name: str) -> list[str]:
         """Return the titles of a project, with spaces."""
-        added = (title for project, title in self._articles if project == project_name)
-        own = self._indices(project_name) if self._world is None else self._world.current(project_name)
-        titles = dict.fromkeys([*own, *added])
+        own = self._generated_titles(project_name) if self._world is None else self._world.current(project_name)
+        added = (title.replace("_", " ") for project, title in self._articles if project == project_name)
         return [
-            title.replace("_", " ") for title in titles if (project_name, title.replace(" ", "_")) not in self._removed
+            title
+            for title in dict.fromkeys([*own, *added])
+            if (project_name, title.replace(" ", "_")) not in self._removed
         ]
+
+    def _generated_titles(self, project_name: str) -> Iterator[str]:
+        if project_name in PROJECTS:
+            now = self._catalog.clock.now()
+            for namespace, _, _ in NAMESPACES:
+                section = self._built_in.section(project_name, namespace)
+                for position in range(section.pages):
+                    if self._built_in.state(section, position, now) is not None:
+                        yield self._built_in.title(section, position)
+            yield from _COMMON
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add or replace an article under its project and name.
@@ -91,32 +105,32 @@ class Pages:
         self._articles.pop(key, None)
         self._removed.add(key)
 
-    def _indices(self, project_name: str) -> dict[str, int]:
-        """Return the indices of the generated pages of a project by title."""
-        indices = self._generated.get(project_name)
-        if indices is None:
-            indices = self._generated[project_name] = {}
-            if project_name in PROJECTS:
-                first = self._catalog.generated.first_page(project_name, 0)
-                for index in range(first, first + self._catalog.generated.articles):
-                    indices[self._catalog.generator.title(index).replace(" ", "_")] = index
-                for number, title in enumerate(_COMMON):
-                    indices[title.replace(" ", "_")] = first + _COMMON_PAGE + number
-        return indices
+    def _position(self, section: Section, title: str) -> int | None:
+        """Return the page of the built-in world that has a title with spaces, or None."""
+        if section.project not in PROJECTS:
+            return None
+        if section.namespace == 0 and title in _COMMON:
+            return _COMMON_PAGE + _COMMON.index(title)
+        return self._built_in.position(section, title)
 
     def article(self, project_name: str, title: str) -> Mapping[str, Any] | None:
         """Return the stored article of an exact title with underscores, or None."""
-        key = (project_name, title)
+        key, name = (project_name, title), title.replace("_", " ")
         if key in self._removed:
             return None
-        if self._world is not None and key not in self._articles:
-            record = self._world.current(project_name).get(title.replace("_", " "))
+        if key in self._articles:
+            return self._articles[key]
+        if self._world is not None:
+            record = self._world.current(project_name).get(name)
             return None if record is None else encode_record(record, self._world.generator, self._size)
-        index = self._indices(project_name).get(title)
-        if key not in self._articles and index is not None:
-            name = title.replace("_", " ")
-            self._articles[key] = self._catalog.generator.article(index, project=project_name, title=name)
-        return self._articles.get(key)
+        section = self._built_in.section(project_name, namespace_of(name))
+        position = self._position(section, name)
+        state = None if position is None else self._built_in.state(section, position, self._catalog.clock.now())
+        if state is None:
+            return None
+        if key not in self._generated or self._generated[key][0] != state:
+            self._generated[key] = (state, self._built_in.article(section, state, None, title=name))
+        return self._generated[key][1]
 
     def structured(self, article: Mapping[str, Any]) -> dict[str, Any]:
         """Return the structured contents of a stored article."""
@@ -124,7 +138,9 @@ class Pages:
         if key in self._structured:
             return self._structured[key]
         project_name, title = key
-        index = self._indices(project_name).get(title, int(article.get("identifier", 0)))
+        section = self._built_in.section(project_name, 0)
+        position = self._position(section, title.replace("_", " "))
+        index = int(article.get("identifier", 0)) if position is None else section.first + position
         record = self._catalog.generator.structured(index, project=project_name)
         record["description"] = str(record.get("description", "")).replace(str(record["name"]), str(article["name"]))
         base = {key: article[key] for key in _BASE if key in article}

@@ -109,7 +109,6 @@ class Catalog:
         self.objects: dict[str, StoredObject] = {}
         self.deleted: set[str] = set()
         self._midnight: datetime | None = None
-        self._renew_snapshots()
 
     # Existing archives
 
@@ -184,6 +183,7 @@ class Catalog:
         """
         if identifier not in self._archives.snapshots():
             raise ValueError(f"there is no snapshot {identifier!r} to export")
+        self._renew_snapshots()
         self._exports += 1
         now = self.clock.now()
         snapshot = replace(self._snapshot("snapshots", identifier, now, now, -self._exports), share=share)
@@ -201,7 +201,7 @@ class Catalog:
         Raises:
             ValueError: There is no such snapshot.
         """
-        spec = self._specs["snapshots"].get(identifier)
+        spec = (self._collection("snapshots") or {}).get(identifier)
         if spec is None:
             raise ValueError(f"there is no snapshot {identifier!r}")
         for key in [spec.key, *(chunk.key for chunk in self._specs.get(f"chunks/{identifier}", {}).values())]:
@@ -251,15 +251,17 @@ class Catalog:
 
     def _hour(self, collection: str, begin: float) -> dict[str, ArchiveSpec]:
         names = list(_WIKIDATA_CHUNKS) if collection.startswith(_WIKIDATA) else self._archives.batches()
-        # The exports of one hour finish one after the other; the list is written when all are there.
-        spread = self._options["batch_delay"] * 0.95 / max(1, len(names))
+        delays = self.generated.pages.delays
+        if collection.startswith(_WIKIDATA) or self._archives is not self.generated:
+            spread = self._options["batch_delay"] * 0.95 / max(1, len(names))
+            delays = {name: number * spread for number, name in enumerate(names)}
         return {
             name: replace(
-                self._spec(collection, name, begin + 3600.05093 + number * spread, "batch"),
-                asof=begin + 3600 + number * spread,
+                self._spec(collection, name, begin + 3600.05093 + delays[name], "batch"),
+                asof=begin + 3600 + delays[name],
                 begin=begin,
             )
-            for number, name in enumerate(names)
+            for name in names
             if self._world is None or not self._world.export_fails(f"{collection}/{name}")
         }
 
@@ -326,8 +328,8 @@ class Catalog:
 
     def _spec_of(self, key: str) -> ArchiveSpec | None:
         collection, _, name = key.rpartition("/")
+        self._renew_snapshots()
         if name.endswith(TWIN) and (collection + TWIN) in self._specs:
-            self._renew_snapshots()
             return self._specs[collection + TWIN].get(name.removesuffix(TWIN))
         return (self._collection(collection) or {}).get(name)
 

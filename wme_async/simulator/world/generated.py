@@ -1,15 +1,15 @@
 """Archives of generated pages: each line is a function of the seed, the page and the time of the export."""
 
-import math
+import itertools
 import zlib
-from collections.abc import Iterator, Mapping
-from itertools import count, islice
+from collections.abc import Iterable, Iterator, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from wme_async.simulator.world.archive_spec import ArchiveSpec
 from wme_async.simulator.world.articles import ArticleGenerator, Kind, dumps
 from wme_async.simulator.world.entities import EntityGenerator
+from wme_async.simulator.world.generated_pages import GeneratedPages
 from wme_async.simulator.world.metadata import EMPTY, NAMESPACES, PROJECTS, STRUCTURED
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GeneratedArchives"]
 
-_CHUNKED: Final[Mapping[str, int]] = {"enwiki_namespace_0": 12, "simplewiki_namespace_0": 2}
+_OTHERS: Final = ("commonswiki", "wikidatawiki")  # projects without pages of the built-in world
+_SHIFT: Final = 5  # pages that a new export begins later
 
 
 class GeneratedArchives:
@@ -40,6 +41,7 @@ class GeneratedArchives:
         self.articles: int = options["articles"]
         self.generator: ArticleGenerator = ArticleGenerator(options["seed"], base=real or None)
         self.entities: EntityGenerator = EntityGenerator(options["seed"], self.generator)
+        self.pages: GeneratedPages = GeneratedPages(options, sizes, self.generator)
 
     def snapshots(self) -> list[str]:
         """Return the identifiers of the daily snapshots, in the order of their export."""
@@ -51,7 +53,7 @@ class GeneratedArchives:
 
     def chunks(self, identifier: str) -> int:
         """Return the number of chunks of a snapshot; 0 for one that is never chunked."""
-        return _CHUNKED.get(identifier, 0)
+        return self.pages.chunks(identifier)
 
     def structured(self) -> list[str]:
         """Return the identifiers of the structured snapshots."""
@@ -59,11 +61,17 @@ class GeneratedArchives:
 
     def cache_key(self, spec: ArchiveSpec) -> object | None:
         """Return all that determines the bytes of an archive beside its spec, or None if they must not be reused."""
-        if self._real:
+        if self._real or self.pages.edited_by_hand(spec.project, spec.namespace):
             return None
         options: Mapping[str, Any] = self._options
         own = [options[name] for name in ("seed", "article_size", "duplicates", "part_size")]
-        return (*own, self.target(spec), self._count(spec), self.articles)
+        return (
+            *own,
+            self.target(spec),
+            self._count(spec),
+            self.articles,
+            self.pages.section(spec.project, spec.namespace),
+        )
 
     def lines(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
         """Make the lines of a member; a chunk has the lines of its member of the snapshot."""
@@ -76,8 +84,13 @@ class GeneratedArchives:
                     line = dumps(record) + b"\n"
                     target -= len(zlib.compress(line, 1)) if target else 0
                     yield line
-        lines = self._generated(spec, self.first_page(spec.project, spec.namespace) + member * self.articles)
-        yield from self._until(lines, target) if target > 0 else islice(lines, round(self._count(spec) * spec.share))
+        if target > 0:
+            yield from self._until(self._generated(spec, itertools.count(member, spec.members)), target)
+        else:
+            start = member * self.articles
+            yield from self._generated(spec, range(start, start + round(self._count(spec) * spec.share)))
+            if spec.kind == "batch":
+                yield from self._published_by_hand(spec)
 
     def target(self, spec: ArchiveSpec) -> int:
         """Return the compressed bytes that each member reaches, or 0 if a number of records decides."""
@@ -85,37 +98,63 @@ class GeneratedArchives:
         return (self._archive_bytes.get(spec.key) or self._archive_bytes.get(identifier, 0)) // max(1, spec.chunks)
 
     def _count(self, spec: ArchiveSpec) -> int:
-        """Return the number of records: larger projects have more, on a scale that keeps all archives small."""
-        if spec.chunks or spec.kind == "chunk":
-            return self.articles
-        return round(self.articles * (0.5 + 0.5 * math.log10(1 + 1000 * self._sizes.get(spec.identifier, 0.05))))
+        """Return the number of records of a member."""
+        return self.articles if spec.chunks or spec.kind == "chunk" else self.pages.count(spec.identifier)
 
-    def _generated(self, spec: ArchiveSpec, first: int) -> Iterator[bytes]:
-        rnd = Random(first ^ self._options["seed"])
+    def _generated(self, spec: ArchiveSpec, numbers: Iterable[int]) -> Iterator[bytes]:
+        rnd = Random(f"duplicates {self._options['seed']} {spec.project} {spec.namespace}")
         duplicates = self._options["duplicates"]
-        for number in count():
-            record = self._record(spec, first + number, number)
+        for number in numbers:
+            record = self._record(spec, number)
+            if record is None:
+                continue
             yield dumps(record) + b"\n"
             if duplicates and rnd.random() < duplicates and "version" in record:
                 version = {**record["version"], "identifier": record["version"]["identifier"] - 1}
                 yield dumps({**record, "version": version}) + b"\n"
 
-    def _record(self, spec: ArchiveSpec, page: int, number: int) -> dict[str, Any]:
+    def _record(self, spec: ArchiveSpec, number: int) -> dict[str, Any] | None:
+        """Return a record of an archive, or None if its page is deleted."""
+        if spec.project in _OTHERS:
+            return self._other_record(spec, number)
+        section, size = self.pages.section(spec.project, spec.namespace), self._options["article_size"]
+        if spec.kind == "batch":
+            hour = int(spec.begin // 3600)
+            position = section.updated_page(hour, number)
+            if position is None:
+                return self.pages.brief_delete(section, hour, number)
+            if number < section.updates + section.deletes:
+                return self.pages.newest_record(section, position, spec.asof, size)
+            # A large archive has pages beyond those that have their turn.
+            state = self.pages.state(section, section.pages + number, spec.asof)
+            return state and self.pages.article(section, state._replace(published=section.edited(hour, number)), size)
+        total = self.articles * spec.chunks
+        # Each export deals the pages to its chunks anew.
+        position = (number + spec.number * _SHIFT) % total if number < total and not self.target(spec) else number
+        state = self.pages.state(section, position, spec.asof)
+        if state is None:
+            return None
+        structured = spec.kind == "structured"
+        return self.pages.structured(section, state) if structured else self.pages.article(section, state, size)
+
+    def _published_by_hand(self, spec: ArchiveSpec) -> Iterator[bytes]:
+        """Make the lines of pages that a test has edited on the stream and that did not have their turn."""
+        section, hour = self.pages.section(spec.project, spec.namespace), int(spec.begin // 3600)
+        regular = {section.updated_page(hour, number) for number in range(section.updates + section.deletes)}
+        for position in self.pages.edited_between(section, spec.begin, spec.asof):
+            if position not in regular:
+                record = self.pages.newest_record(section, position, spec.asof, self._options["article_size"])
+                yield dumps(record) + b"\n"
+
+    def _other_record(self, spec: ArchiveSpec, number: int) -> dict[str, Any]:
         # Exported things are older than the export; a batch has the events of its hour.
         published = spec.asof - 3600 * (0.05 + 0.9 * ((number * 37) % 101) / 101)
-        if spec.kind == "structured":
-            return self.generator.structured(page, project=spec.project, where="snapshot", published=published)
         kind: Kind = "delete" if spec.kind == "batch" and number % 10 == 9 else "update"
+        page = self.pages.section(spec.project, spec.namespace).first + number
         if spec.project == "wikidatawiki":
             return self._entity(spec, page, kind, published)
-        return self.generator.article(
-            page,
-            project=spec.project,
-            namespace=spec.namespace,
-            kind=kind,
-            size=self._options["article_size"],
-            published=published,
-        )
+        size = self._options["article_size"]
+        return self.generator.article(page, project=spec.project, namespace=6, size=size, published=published)
 
     def _entity(self, spec: ArchiveSpec, page: int, kind: Kind, published: float) -> dict[str, Any]:
         if spec.namespace:
@@ -135,7 +174,3 @@ class GeneratedArchives:
             line = next(lines)
             size += len(packer.compress(line))
             yield line
-
-    def first_page(self, project: str, namespace: int) -> int:
-        """Return the index of the first page of a project and namespace: each has room for 20,000 pages."""
-        return (zlib.crc32(project.encode()) % 31) * 300_000 + namespace * 20_000
