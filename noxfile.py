@@ -63,7 +63,7 @@ OF_EXTRA: dict[str, list[str]] = {
     "kafka": ["test_bridges"],
     "nats": ["test_bridges"],
     "dask": ["test_dask"],
-    "otel": [],
+    "otel": ["test_otel"],
 }
 
 # When the tests of `calendar` begin, each of them anew.

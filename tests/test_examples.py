@@ -61,14 +61,21 @@ SCRIPTS = {
         ),
         (["simplewiki_namespace_0", "data"], r"data/snapshots/simplewiki_namespace_0\.tar\.gz is already the newest\n"),
     ],
+    "with_opentelemetry": [
+        (
+            ["simplewiki_namespace_0", "data"],
+            r"nightly copy: \d+ ms\nwme\.download of nightly copy: .*GET of wme\.download: .*duration in s, of \d kinds of requests\n",
+        ),
+    ],
 }
 FILES = {"short_pages"}
 NEEDS = {
     "articles_to_parquet": ("pyarrow",),
     "duckdb_over_wme": ("pyarrow", "duckdb"),
     "polars_over_wme": ("pyarrow", "polars"),
+    "with_opentelemetry": ("opentelemetry.sdk",),
 }
-STREAMS = {"follow_stream", "exactly_once"}  # the latter is killed at random in test_stream_torture
+STREAMS = {"follow_stream", "with_prometheus", "exactly_once"}  # the latter is killed at random in test_stream_torture
 SERVICES = {"batch_service", "batch_service_asgi", "in_aiohttp", "in_fastapi", "in_starlette", "in_litestar"}
 
 
@@ -142,6 +149,16 @@ def test_the_script_that_follows_the_stream_resumes(
     first, second = published.connections
     requests = second.request.offsets
     assert sum(second.start[number] - first.start[number] for number in requests) == 30
+
+
+def test_the_script_for_prometheus_shows_requests_and_the_lag_of_the_stream(
+    environment: Simulator, published: Firehose, tmp_path: Path
+) -> None:
+    pytest.importorskip("prometheus_client", reason="the example uses prometheus_client, which is not installed")
+    printed = run("with_prometheus", "30", "0", cwd=tmp_path)
+    assert re.search(r'^wme_request_seconds_count{method="POST",status="200"} [1-9]', printed, re.MULTILINE), printed
+    assert re.search(r'^wme_stream_events{stream="default/articles"} [3-9]\d', printed, re.MULTILINE), printed
+    assert 'wme_stream_lag_seconds{partition="' in printed
 
 
 def test_the_script_that_copies_the_stream_has_no_event_twice_and_none_missing(

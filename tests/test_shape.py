@@ -25,6 +25,7 @@ ROWS = [
         "_rates",
         "_sqlite",
         "_tasks",
+        "_telemetry",
         "_text",
         "_version",
         "errors",

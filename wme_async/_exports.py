@@ -37,6 +37,7 @@ from wme_async._stream.events import (
     StreamStatistics as StreamStatistics,
 )
 from wme_async._stream.stream import Stream as Stream
+from wme_async._telemetry import Report as Report, StreamTelemetry as StreamTelemetry, Telemetry as Telemetry
 from wme_async._transport import SessionPool as SessionPool
 from wme_async._transport.retry import Retrying as Retrying
 from wme_async.models import (

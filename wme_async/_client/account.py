@@ -9,6 +9,7 @@ from wme_async._arguments import check_type
 from wme_async._client.quota import FREE_PLAN, POOLS, Allowances, Cost, Quota, month_of, quota_of
 from wme_async._query.query import known_names
 from wme_async._tasks import in_thread
+from wme_async._telemetry import log_fields
 from wme_async._transport import Request, TokenManager, Transport
 from wme_async._transport.error_responses import error_in_place_of, is_error_document
 from wme_async.errors import DecodeError, QuotaExceeded, WMEError
@@ -211,7 +212,9 @@ class Account:
         if limit is None or self._counts.get(key, 0) < self._warn_at * limit or key in self._warned:
             return
         self._warned.add(key)
-        logger.warning("%d of %d %s requests of this month are used", self._counts[key], limit, pool)
+        fields = log_fields(pool=pool, used=self._counts[key], limit=limit)
+        message = "%d of %d %s requests of this month are used"
+        logger.warning(message, self._counts[key], limit, pool, extra=fields)
 
     async def _save(self) -> None:
         file = self._file

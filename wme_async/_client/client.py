@@ -19,6 +19,7 @@ from wme_async._client.lookup import Lookup
 from wme_async._client.media import MediaFiles
 from wme_async._client.quota import Allowances
 from wme_async._client.resources import resource_table
+from wme_async._telemetry import Telemetry
 from wme_async._text import decode_text
 from wme_async._transport import Credentials, SessionPool, Transport
 from wme_async._transport.retry import Retrying
@@ -74,6 +75,8 @@ class Client:
         on_retry: Called before the wait of every retry. It runs in the event loop and must not block.
         allowances: Monthly limits for warnings and quotas; by default those of the account's plan.
         paths: Path templates by resource name, for beta endpoints that have moved.
+        telemetry: Observes requests, downloads, reads, tasks and streams, such as
+            `wme_async.integrations.otel.OpenTelemetry()`.
         cache: Keeps the responses of look-ups and of metadata that seldom change; several clients may share one.
 
     Raises:
@@ -97,6 +100,7 @@ class Client:
         allowances: Allowances | None = None,
         paths: Mapping[str, str] | None = None,
         cache: Cache | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         check_instances(allowances=(allowances, Allowances), cache=(cache, Cache))
         if token_file == "":
@@ -113,7 +117,9 @@ class Client:
             pool=pool,
             token_file=None if token_file is None else Path(token_file),
             on_retry=on_retry,
+            telemetry=telemetry,
         )
+        self.telemetry: Telemetry | None = telemetry
         self._closed = False
         self.auth: Account = Account(self._transport, allowances=allowances)
         self.codes: Collection[Code] = self._endpoint("codes")

@@ -14,6 +14,7 @@ from wme_async._arguments import check_numbers, check_text
 from wme_async._client.files import Files
 from wme_async._client.hours import RelativeHour
 from wme_async._client.paths import hour_of, hour_path, is_relative_hour
+from wme_async._telemetry import log_fields
 from wme_async._transport import Transport
 from wme_async._transport.retry import is_transient
 from wme_async.errors import HourGap, NotFound, WMEError
@@ -214,7 +215,7 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
         elif self._on_gap == "raise":
             raise gap
         else:
-            logger.warning("%s", gap)
+            logger.warning("%s", gap, extra=log_fields(gap))
 
     def _now(self) -> float:
         return self._transport.server_now("api")

@@ -31,6 +31,7 @@ from wme_async._download.verification import (
 )
 from wme_async._download.whole_file import WholeFileFetcher
 from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_cause
+from wme_async._telemetry import operation
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, VersionConflict
 
@@ -135,6 +136,12 @@ class DownloadRun:
             WMEError: As `download`.
             OSError: As `download`.
         """
+        with operation(self._transport.telemetry, "download", url=self._source.identity) as report:
+            done = await self._run()
+            report(bytes=done.bytes_fetched, resumed=done.resumed, restarts=done.restarts)
+            return done
+
+    async def _run(self) -> Download:
         short_work = self._budget.short_work
         target = await short_work.run(check_target, self._to, create=self._settings.create)
         before = await short_work.run(file_identity, target)

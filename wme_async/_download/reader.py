@@ -25,6 +25,7 @@ from wme_async._download.source import Checksum, FileInfo, Source, validator_of
 from wme_async._download.verification import check_md5, fetch_version, wait_before_restart
 from wme_async._download.whole_file import WholeFileFetcher
 from wme_async._tasks import WorkGroup, in_thread, raise_first_cause, wait_done
+from wme_async._telemetry import operation
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, WMEError
 
@@ -117,7 +118,9 @@ class ContentReader(AsyncIterator[bytes], abc.ABC):
         verified: As in `Download`, once all has been read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: Source, transport: Transport) -> None:
+        self._source = source
+        self._transport = transport
         self.position: int = 0
         self.size: int | None = None
         self.verified: bool | None = None
@@ -149,7 +152,7 @@ class ContentReader(AsyncIterator[bytes], abc.ABC):
             raise RuntimeError(_CLOSED)
         if self._task is None:
             # Its own task, since connections outlive a single call; `aclose` waits for it.
-            self._task = asyncio.get_running_loop().create_task(self._run())
+            self._task = asyncio.get_running_loop().create_task(self._observed())
             self._task.add_done_callback(lambda _: self._more.set())
         while True:
             is_done = self._task.done()
@@ -179,6 +182,13 @@ class ContentReader(AsyncIterator[bytes], abc.ABC):
         finally:
             self._dispose()
 
+    async def _observed(self) -> None:
+        with operation(self._transport.telemetry, "read", url=self._source.identity) as report:
+            try:
+                await self._run()
+            finally:
+                report(bytes=self.position)
+
     @abc.abstractmethod
     async def _run(self) -> None:
         """Fetch everything."""
@@ -202,9 +212,7 @@ class _PartFileReader(ContentReader):
         settings: DownloadSettings,
         tee: Path | Callable[[], Awaitable[Path]],
     ) -> None:
-        super().__init__()
-        self._source = source
-        self._transport = transport
+        super().__init__(source, transport)
         self._settings = settings
         self._tee = tee
         self._download: DownloadRun | None = None
@@ -251,9 +259,7 @@ class _WindowReader(ContentReader):
     def __init__(
         self, source: Source, transport: Transport, budget: Budget, *, connections: int, window: int, verify: bool
     ) -> None:
-        super().__init__()
-        self._source = source
-        self._transport = transport
+        super().__init__(source, transport)
         self._budget = budget
         self._connections = connections
         self._window = window

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from wme_async._stream.events import StreamCommitFailed, StreamCommitted, StreamEvent
 from wme_async._stream.partitions import Partitions
+from wme_async._telemetry import log_fields
 from wme_async.errors import StreamError
 from wme_async.offsets import OffsetStore
 from wme_async.offsets.protocol import Position
@@ -104,7 +105,9 @@ class Committer:
             await self.save(complete=self._periodic_saves % _COMPLETE_EVERY == 0)
         except Exception as error:
             self._failures += 1
-            logger.warning("positions %r could not be saved: %s", self._key, error)
+            logger.warning(
+                "positions %r could not be saved: %s", self._key, error, extra=log_fields(error, stream=self._key)
+            )
             self._notify(StreamCommitFailed(error=error, failures=self._failures))
             if self._failures >= _FAILURES:
                 raise

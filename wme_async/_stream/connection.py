@@ -15,6 +15,7 @@ from wme_async._stream.options import StreamOptions
 from wme_async._stream.outage import Outage
 from wme_async._stream.partitions import UNREAD, Partitions
 from wme_async._stream.resume import SKEW, StreamRequest, StreamResource, check_since, partitions_of, plan_request
+from wme_async._telemetry import log_fields
 from wme_async._transport import Body, Request, Transport
 from wme_async._transport.retry import FOR_EVER, Backoff, is_transient
 from wme_async.errors import (
@@ -186,7 +187,9 @@ class Connection:
         # A sign-in that times out is not silence of the stream.
         self._silent = isinstance(error, TimedOut) and (error.url or "").endswith(self._settings.resource.path)
         self._accepted = self._accepted or self._silent
-        logger.info("connection %d ended after %.1f s and %d records: %s", self.number, seconds, session.records, error)
+        fields = log_fields(error, connection=self.number, seconds=seconds, records=session.records)
+        message = "connection %d ended after %.1f s and %d records: %s"
+        logger.info(message, self.number, seconds, session.records, error, extra=fields)
         self._settings.notify(
             StreamDisconnected(connection=self.number, error=error, records=session.records, seconds=seconds)
         )
@@ -266,7 +269,8 @@ class Connection:
         self._unauthorized = 0
         self._guard = _GUARD
         waited = self._transport.monotonic() - session.began
-        logger.info("connection %d reads parts %s after %.1f s", self.number, self.parts, waited)
+        fields = log_fields(connection=self.number, parts=self.parts, waited=waited)
+        logger.info("connection %d reads parts %s after %.1f s", self.number, self.parts, waited, extra=fields)
         self._settings.notify(
             StreamConnected(
                 connection=self.number,

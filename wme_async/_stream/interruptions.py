@@ -11,6 +11,7 @@ from wme_async._stream.backfill import GapFiller
 from wme_async._stream.decoder import BadRecord, Gap, RunDecoder
 from wme_async._stream.events import StreamEvent, StreamGap
 from wme_async._stream.options import OnBadRecord, OnGap
+from wme_async._telemetry import log_fields
 from wme_async.errors import DecodeError
 
 __all__ = ["InterruptionHandler"]
@@ -94,7 +95,7 @@ class InterruptionHandler(Generic[T]):
         if self._on_gap == "raise":
             raise gap
         if self._on_gap == "log":
-            logger.warning("%s", gap)
+            logger.warning("%s", gap, extra=log_fields(gap))
 
     async def next_backfilled(self) -> T | None:
         """Return the next value from a batch; None at the end, or for a record that did not decode."""

@@ -2,6 +2,7 @@
 
 import logging
 
+from wme_async._telemetry import log_fields
 from wme_async.errors import WMEError
 
 __all__ = ["Outage"]
@@ -41,7 +42,9 @@ class Outage:
         self._began = since
         count = f"connection {connection} of {self._connections}" if self._connections > 1 else "the connection"
         state = "was lost and cannot be made again" if connection in self._worked else "cannot be made"
-        logger.warning("stream %r: %s %s, attempt %d: %s; retrying", self._key, count, state, attempts, error)
+        fields = log_fields(error, stream=self._key, connection=connection, attempt=attempts)
+        message = "stream %r: %s %s, attempt %d: %s; retrying"
+        logger.warning(message, self._key, count, state, attempts, error, extra=fields)
 
     def received(self, connection: int, *, now: float) -> None:
         """Note that records arrived, and log the end of an outage.
@@ -54,5 +57,6 @@ class Outage:
         self._since.pop(connection, None)
         if self._began is not None and not self._since:
             count = "all connections are" if self._connections > 1 else "the connection is"
-            logger.warning("stream %r: %s back after %.0f s", self._key, count, now - self._began)
+            fields = log_fields(stream=self._key, seconds=now - self._began)
+            logger.warning("stream %r: %s back after %.0f s", self._key, count, now - self._began, extra=fields)
             self._began = None

@@ -22,6 +22,7 @@ from wme_async._stream.record_types import EventLike, RecordType
 from wme_async._stream.resume import StreamResource, partitions_of
 from wme_async._stream.statistics import StatisticsCollector
 from wme_async._tasks import wait_done
+from wme_async._telemetry import log_fields
 from wme_async._transport import Transport
 from wme_async.errors import DecodeError
 from wme_async.offsets import ClaimingStore, MemoryOffsets, Position
@@ -133,7 +134,9 @@ class Stream(Generic[T]):
             stack.callback(self._transport.pool.reserve, -connections)
             await self._prepare()
             self._stack = stack.pop_all()
-        self._receiver.start(lambda: self._statistics.sample(self._transport.monotonic()))
+        telemetry = self._transport.telemetry
+        self._telemetry = None if telemetry is None else telemetry.stream(self._key)
+        self._receiver.start(self._observe)
         self._state = "open"
         return self
 
@@ -207,7 +210,14 @@ class Stream(Generic[T]):
         if self._state == "open":
             await self.__aexit__(None, None, None)
 
+    def _observe(self) -> None:
+        if self._telemetry is None:
+            self._statistics.sample(self._transport.monotonic())
+        else:
+            self._telemetry(self._statistics_now())
+
     async def _close(self) -> None:
+        self._observe()
         await self._receiver.stop()
         async with self._stack:
             # A generator that another task is iterating ends with that task.
@@ -380,7 +390,7 @@ class Stream(Generic[T]):
                 logger.exception("the on_event hook failed")
 
     def _notify_bad(self, error: DecodeError) -> None:
-        logger.warning("%s", error)
+        logger.warning("%s", error, extra=log_fields(error, stream=self._key))
         self._notify(StreamBadRecord(error=error))
 
     # Acknowledging
@@ -441,6 +451,9 @@ class Stream(Generic[T]):
     def statistics(self) -> StreamStatistics:
         """Return counts, lag and the state of each partition, now."""
         self._check_open()
+        return self._statistics_now()
+
+    def _statistics_now(self) -> StreamStatistics:
         return self._statistics.collect(
             self._transport.monotonic(),
             self._receiver.server_now(),

@@ -16,6 +16,7 @@ from yarl import URL
 
 from wme_async import _clock
 from wme_async._arguments import check_functions, check_instances
+from wme_async._telemetry import Telemetry, log_fields
 from wme_async._transport.auth import Credentials, TokenManager
 from wme_async._transport.body import Body
 from wme_async._transport.body_end import BodyEnd, coding_error
@@ -66,6 +67,7 @@ class Transport:
         pool: Connections to share. By default the transport has a pool of its own and closes it.
         token_file: Shares tokens with other processes.
         on_retry: Called before the wait of each retry.
+        telemetry: Observes requests, operations and streams.
         random: Source of jitter.
 
     Raises:
@@ -83,6 +85,7 @@ class Transport:
         pool: SessionPool | None = None,
         token_file: Path | None = None,
         on_retry: Callable[[Retrying], None] | None = None,
+        telemetry: Telemetry | None = None,
         random: random_module.Random | None = None,
     ) -> None:
         check_instances(
@@ -99,6 +102,7 @@ class Transport:
         self._credentials = credentials
         self._token_path = token_file
         self._on_retry = on_retry
+        self.telemetry: Telemetry | None = telemetry
         self._bodies: set[Body] = set()
         self._closed = False
         self._queued = 0
@@ -144,6 +148,7 @@ class Transport:
             pool=self.pool.copy(),
             token_file=self._token_path,
             on_retry=self._on_retry,
+            telemetry=self.telemetry,
         )
         twin._owns_pool = True
         return twin
@@ -250,8 +255,8 @@ class Transport:
             DataError: It is longer than `Limits.max_response`.
         """
 
-        async def attempt() -> Response:
-            body = await self._authorized(request, read_timeout=read_timeout, head_timeout=None)
+        async def attempt(resends: int) -> Response:
+            body = await self._authorized(request, resends, read_timeout=read_timeout, head_timeout=None)
             try:
                 data = b""
                 if request.method != "HEAD":
@@ -296,7 +301,7 @@ class Transport:
         self._bodies.discard(body)
         body.close()
 
-    async def _with_retries(self, attempt: Callable[[], Awaitable[_T]], request: Request, *, retry: bool) -> _T:
+    async def _with_retries(self, attempt: Callable[[int], Awaitable[_T]], request: Request, *, retry: bool) -> _T:
         started = self.monotonic()
         backoff = Backoff(self.retry, self.random.random)
         while True:
@@ -305,7 +310,7 @@ class Transport:
                 if exceeded is not None:
                     raise exceeded
             try:
-                return await attempt()
+                return await attempt(backoff.attempts)
             except WMEError as error:
                 now = self.monotonic()
                 elapsed = now - started
@@ -338,9 +343,13 @@ class Transport:
             logger.debug("could not request the quota: %s", type(error).__name__)
             return None
 
-    async def _authorized(self, request: Request, *, read_timeout: float | None, head_timeout: float | None) -> Body:
+    async def _authorized(
+        self, request: Request, resends: int, *, read_timeout: float | None, head_timeout: float | None
+    ) -> Body:
         """Send a request, with a token if it has one; replace a rejected token once."""
         send = partial(self._once, request, read_timeout=read_timeout, head_timeout=head_timeout)
+        if self.telemetry is not None:
+            send = partial(self._observed, self.telemetry, send, request, resends)
         if not request.token:
             return await send(None)
         if self.tokens is None:
@@ -351,6 +360,15 @@ class Transport:
         except Unauthorized:
             token = await self.tokens.replace(token)
         return await send(token)
+
+    async def _observed(
+        self, telemetry: Telemetry, send: Callable[[str | None], Awaitable[Body]], request: Request, resends: int,
+        token: str | None,
+    ) -> Body:  # fmt: skip
+        with telemetry.attempt(request.method, self._shown_url(request), resends) as report:
+            body = await send(token)
+            report(status=body.status)
+            return body
 
     async def _once(
         self, request: Request, token: str | None, *, read_timeout: float | None, head_timeout: float | None
@@ -382,8 +400,9 @@ class Transport:
         self._note_date(request.role, body)
         if logger.isEnabledFor(logging.DEBUG):
             elapsed = 1000 * (self.monotonic() - started)
-            address = str(URL(url, encoded=True).origin()) if request.secret_path else bare_url(url)
-            logger.debug("%s %s: %d in %.0f ms", request.method, address, body.status, elapsed)
+            address = self._shown_url(request)
+            fields = log_fields(method=request.method, url=address, status=body.status, seconds=elapsed / 1000)
+            logger.debug("%s %s: %d in %.0f ms", request.method, address, body.status, elapsed, extra=fields)
         try:
             await self._check(request, response, body)
         except BaseException:
@@ -493,6 +512,11 @@ class Transport:
             return request.path
         return f"{getattr(self.hosts, request.role)}{request.path}"
 
+    def _shown_url(self, request: Request) -> str:
+        """Return the URL of a request as logs and telemetry may have it."""
+        url = self._url(request)
+        return str(URL(url, encoded=True).origin()) if request.secret_path else bare_url(url)
+
     def _note_date(self, role: Role, body: Body) -> None:
         value = body.headers.get("Date")
         if value is None:
@@ -510,7 +534,9 @@ class Transport:
             self._dates[role] = date.timestamp() - now
 
     def _report(self, event: Retrying) -> None:
-        logger.info("%s failed (%s); attempt %d in %.1f s", event.what, event.error, event.attempt + 1, event.wait)
+        fields = log_fields(event.error, request=event.what, attempt=event.attempt, wait=event.wait)
+        message = "%s failed (%s); attempt %d in %.1f s"
+        logger.info(message, event.what, event.error, event.attempt + 1, event.wait, extra=fields)
         if self._on_retry is not None:
             self._on_retry(event)
 

@@ -9,6 +9,7 @@ from typing import Any
 from wme_async._client.bulk import ChunkTask, TaskResult
 from wme_async._client.client import Client
 from wme_async._download.etags import plain_md5
+from wme_async._telemetry import operation
 from wme_async.errors import DecodeError, IntegrityError, NotFound, Replaced
 from wme_async.tasks.output import Output, check_snapshot
 from wme_async.tasks.process import run_in_process
@@ -66,7 +67,10 @@ async def arun_task(task: ChunkTask, wme: Client | None = None) -> TaskResult:
     async with AsyncExitStack() as stack:
         client = wme if wme is not None else await stack.enter_async_context(environment_client())
         snapshots: Any = client.snapshots if task.collection == "snapshots" else client.wikidata.snapshots
-        return await _run(task, output, snapshots.chunks(task.snapshot))
+        with operation(client.telemetry, "task", snapshot=task.snapshot, chunk=task.chunk) as report:
+            result = await _run(task, output, snapshots.chunks(task.snapshot))
+            report(records=result.rows, bad_records=result.bad)
+            return result
 
 
 def environment_client() -> Client:
