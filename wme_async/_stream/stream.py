@@ -135,7 +135,7 @@ class Stream(Generic[T]):
             await self._prepare()
             self._stack = stack.pop_all()
         telemetry = self._transport.telemetry
-        self._telemetry = None if telemetry is None else telemetry.stream(self._key)
+        self._telemetry = None if telemetry is None else telemetry.stream(self.key)
         self._receiver.start(self._observe)
         self._state = "open"
         return self
@@ -390,7 +390,7 @@ class Stream(Generic[T]):
                 logger.exception("the on_event hook failed")
 
     def _notify_bad(self, error: DecodeError) -> None:
-        logger.warning("%s", error, extra=log_fields(error, stream=self._key))
+        logger.warning("%s", error, extra=log_fields(error, stream=self.key))
         self._notify(StreamBadRecord(error=error))
 
     # Acknowledging
