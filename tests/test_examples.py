@@ -64,7 +64,7 @@ SCRIPTS = {
     "with_opentelemetry": [
         (
             ["simplewiki_namespace_0", "data"],
-            r"nightly copy: \d+ ms\nwme\.download of nightly copy: .*GET of wme\.download: .*duration in s, of \d kinds",
+            r"nightly copy: \d+ ms\nwme\.download of nightly copy: .*GET of wme\.download: .*duration in s, of \d",
         ),
     ],
 }
