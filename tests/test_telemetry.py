@@ -68,7 +68,7 @@ async def test_each_attempt_of_a_request_is_observed(sim, wme, recorder):
     assert done["status"] == 200
     with pytest.raises(NotFound):
         await wme.projects.get("nowiki")
-    assert recorder.attempts[-1]["error"] == "NotFound"
+    assert [attempt["error"] for attempt in recorder.of("/nowiki")] == ["NotFound"]
 
 
 async def test_no_credential_is_observed(sim, wme, recorder, tmp_path):
