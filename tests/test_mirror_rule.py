@@ -280,9 +280,20 @@ def test_a_record_of_a_snapshot_that_is_already_there_only_marks_the_row():
     store.apply([update("Earth", 1, 11, 5)])
     difference = store.apply([update("Earth", 1, 11, 5, load=1)])
     assert (difference.pages, difference.changes, [page.load for page in difference.flags]) == ([], 0, [1])
+    assert difference.missed == 0
     assert store.apply([update("Earth", 1, 10, 4, load=1)]).flags == []
     store.apply([update("Earth", 1, 12, 9)])
     assert store.rows.pages["enwiki", "Earth"].load == 1, "a newer event does not take the mark away"
+
+
+def test_changes_that_only_a_snapshot_had_are_counted_as_missed():
+    store = ModelStore()
+    store.apply([update("Earth", 1, 11, 5)])
+    again = update("Earth", 1, 11, 5, load=1)
+    again.digest = b"z" * 20
+    bulk = update("Moon", 2, 20, 5000, published=5000 + MARGIN / SECOND, load=1)
+    assert store.apply([again, bulk]).missed == 0
+    assert store.apply([update("Earth", 1, 12, 6, load=2), update("Mars", 3, 30, 6, load=2)]).missed == 2
 
 
 def test_a_hidden_text_stays_hidden_until_the_next_revision_or_a_newer_visibility_change():

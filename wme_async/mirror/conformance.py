@@ -252,28 +252,37 @@ async def hidden_parts_are_told(open_store: OpenStore) -> None:
 async def a_sweep_removes_few_and_old_pages(open_store: OpenStore) -> None:
     """Pages that a snapshot lacks go, all or none; later ones stay; a later snapshot that has them revives them."""
     cut = MARGIN + 1000
-    old = [_page(f"Old {number}", number, 1, number) for number in range(1, 4)]
+    count = 14
+    old = [_page(f"Old {number}", number, 1, number) for number in range(1, count + 1)]
+    others = [_page("Other", 90, 1, 1), _page("Elsewhere", 91, 1, 1)]
+    others[0].namespace, others[1].project = 14, "otherwiki"
     async with _opened(open_store) as (store, _):
-        await _apply(store, *old, _page("New", 9, 1, 2000))
-        await _apply(store, _page("Old 1", 1, 1, 1, load=1))
+        await _apply(store, *old, _page("New", 89, 1, 2000), *others)
+        await _apply(store, *(_page(f"Old {n}", n, 1, n, load=1) for n in (1, 2, 3)))
         start = (await _all_changes(store))[-1].seq
-        sweep = await store.sweep(1, cut, 1)
-        _expect((sweep.missing, sweep.removed) == (2, 0), f"above the limit: {sweep}")
+        sweep = await store.sweep("testwiki", 0, load=1, cut=cut, max_removed=0.0)
+        _expect((sweep.missing, sweep.limit, sweep.removed) == (11, 10, 0), f"above the limit: {sweep}")
         _expect(await store.changes(start, 9) == [], "the marks of a load are changes")
-        sweep = await store.sweep(1, cut, 2)
-        _expect((sweep.missing, sweep.removed, sweep.revived) == (2, 2, 0), f"at the limit: {sweep}")
-        _expect(sorted(await _titles(store)) == ["New", "Old 1"], f"live are {await _titles(store)}")
+        await _apply(store, _page("Old 4", 4, 1, 4, load=1))
+        sweep = await store.sweep("testwiki", 0, load=1, cut=cut, max_removed=0.0)
+        _expect((sweep.missing, sweep.removed, sweep.revived) == (10, 10, 0), f"at the limit: {sweep}")
+        live = sorted(await _titles(store))
+        _expect(live == ["Elsewhere", "New", "Old 1", "Old 2", "Old 3", "Old 4", "Other"], f"live are {live}")
         changes = await _all_changes(store, start)
-        _expect([(c.kind, c.page_id) for c in changes] == [("delete", 2), ("delete", 3)], f"{changes}")
+        _expect({c.kind for c in changes} == {"delete"} and len(changes) == 10, f"{changes}")
+        _expect({c.page_id for c in changes} == set(range(5, count + 1)), f"{changes}")
     async with _opened(open_store) as (store, _):
-        await _apply(store, _page("Old 2", 2, 2, 500))
-        _expect("Old 2" in await _titles(store), "a newer event does not revive a swept page")
-        await _apply(store, *(_page(f"Old {n}", n, 1, n, load=2) for n in (1, 2, 3)), _page("New", 9, 1, 2000, load=2))
-        _expect("Old 3" not in await _titles(store), "a page is revived before the snapshot is complete")
-        sweep = await store.sweep(2, cut + 1, 0)
-        _expect((sweep.missing, sweep.removed, sweep.revived) == (0, 0, 1), f"revival: {sweep}")
-        _expect(sorted(await _titles(store)) == ["New", "Old 1", "Old 2", "Old 3"], "not all are revived")
+        await _apply(store, _page("Old 5", 5, 2, 500))
+        _expect("Old 5" in await _titles(store), "a newer event does not revive a swept page")
+        await _apply(store, *(_page(f"Old {n}", n, 1, n, load=2) for n in range(1, 8)))
+        _expect("Old 6" not in await _titles(store), "a page is revived before the snapshot is complete")
+        sweep = await store.sweep("testwiki", 0, load=2, cut=cut + 1, max_removed=1.0)
+        _expect((sweep.missing, sweep.removed, sweep.revived) == (0, 0, 2), f"revival: {sweep}")
+        expected = ["Elsewhere", "New", *(f"Old {n}" for n in range(1, 8)), "Other"]
+        _expect(sorted(await _titles(store)) == expected, f"live are {await _titles(store)}")
         _expect(_index(await _all_changes(store), {}) == await _live(store), "the feed differs from the live pages")
+        sweep = await store.sweep("testwiki", 0, load=3, cut=cut + 2, max_removed=1.0)
+        _expect((sweep.missing, sweep.removed) == (7, 7), f"with any share: {sweep}")
 
 
 async def forgotten_pages_stay_forgotten(open_store: OpenStore) -> None:
@@ -331,9 +340,13 @@ async def one_writes_and_others_read(open_store: OpenStore) -> None:
             _expect(await _titles(reader) == {"A": 1}, "a reader does not see a row")
             await reader.apply(Picture(), Marks(values={"consumers": {"index": "7"}}))
             _expect(await store.value("consumers", "index") == "7", "the position of a consumer is not there")
-            for news, marks in ((Picture([_page("B", 2, 1, 5)]), _NOTHING), (Picture(), Marks(settled=4))):
+            for writing in (
+                reader.apply(Picture([_page("B", 2, 1, 5)]), _NOTHING),
+                reader.apply(Picture(), Marks(settled=4)),
+                reader.sweep("testwiki", 0, load=1, cut=MARGIN * 2, max_removed=1.0),
+            ):
                 try:
-                    await reader.apply(news, marks)
+                    await writing
                 except RuntimeError:
                     continue
                 raise AssertionError("a reader could write")

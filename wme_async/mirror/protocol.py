@@ -53,12 +53,14 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         rows: Titles whose record was replaced.
+        missed: Those for which a snapshot had a later change, and so the other sources had missed one.
         changes: Changes that the feed got.
         seq: The number of the last change.
         doubts: Titles whose text should be visible and is not there.
     """
 
     rows: int = 0
+    missed: int = 0
     changes: int = 0
     seq: int = 0
     doubts: tuple[TitleKey, ...] = ()
@@ -69,12 +71,14 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         missing: Live pages that the snapshot should have and lacks.
+        limit: How many may be removed.
         removed: How many of them were removed: all, or none if there are too many.
         revived: Pages that an earlier snapshot lacked and this one has.
         seq: The number of the last change.
     """
 
     missing: int = 0
+    limit: int = 0
     removed: int = 0
     revived: int = 0
     seq: int = 0
@@ -184,16 +188,19 @@ class Store(Protocol):
         """
         ...
 
-    async def sweep(self, load: int, cut: int, limit: int) -> Sweep:
+    async def sweep(self, project: str, namespace: int, *, load: int, cut: int, max_removed: float) -> Sweep:
         """Remove the live pages that a complete snapshot lacks, and revive those that an earlier one lacked.
 
         Revived are rows with this `load` whose `swept` is before `cut`. Removed are those with another `load` for which
-        `may_sweep` is true: they get `swept = cut` and keep their order.
+        `may_sweep` is true: they get `swept = cut` and keep their order. If there are more of these than
+        `removal_limit` of the live pages, none is removed.
 
         Args:
+            project: Of the snapshot.
+            namespace: Of the snapshot. Pages of others are not touched.
             load: The number of the load.
             cut: The largest time of publication inside the snapshot.
-            limit: If more pages than this are missing, none is removed.
+            max_removed: The share of the live pages that may be removed, 0 to 1.
         """
         ...
 

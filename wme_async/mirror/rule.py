@@ -259,6 +259,8 @@ class Difference(msgspec.Struct, kw_only=True):
         masks: Masks to write.
         seq: The number of the last change.
         changes: The number of pages that have changed in the feed.
+        missed: The number of pages for which a snapshot had a later change than was known. Bulk records do not count:
+            archives alone have them.
         doubts: Live pages without a text although it is visible again; a look-up may have it.
     """
 
@@ -268,6 +270,7 @@ class Difference(msgspec.Struct, kw_only=True):
     masks: list[Mask] = []
     seq: int = 0
     changes: int = 0
+    missed: int = 0
     doubts: list[TitleKey] = []
 
 
@@ -332,6 +335,12 @@ def merge(
             if old is not None:
                 page.load = max(page.load, old.load)
                 affected[old.page_key] = None
+            if (
+                page.load
+                and page.published - page.created != MARGIN
+                and (old is None or page.order[:3] > old.order[:3])
+            ):
+                difference.missed += 1
             if page.page_key in forgotten:
                 page.record = b""
         elif page.load > old.load:

@@ -28,6 +28,7 @@ from wme_async.mirror.rule import (
     TitleKey,
     merge,
     page_keys,
+    removal_limit,
     title_keys,
 )
 from wme_async.mirror.sqlite_rows import fetch_held, fetch_pages, fetch_places, put_marks, select_pages, write_rows
@@ -53,7 +54,9 @@ _NEXT_ENTRIES: Final = _ENTRY.format(", p.id", "p.id > ? ORDER BY p.id")
 _NEXT_KEYS: Final = """
     SELECT project, title, page_id, revision, digest, id FROM pages WHERE live AND id > ? ORDER BY id LIMIT ?
 """
-_MISSING: Final = "live AND load <> ? AND (CASE published WHEN 0 THEN created ELSE published END) <= ?"
+_IN_SCOPE: Final = "project = ? AND namespace = ?"
+_REVIVED: Final = f"{_IN_SCOPE} AND load = ? AND swept < ?"
+_MISSING: Final = f"{_IN_SCOPE} AND live AND load <> ? AND (CASE published WHEN 0 THEN created ELSE published END) <= ?"
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM pages WHERE live), (SELECT count(*) FROM pages),
     (SELECT count(*) FROM whereabouts WHERE held IS NOT NULL), (SELECT max(seq) FROM whereabouts WHERE seq > 0)
@@ -245,6 +248,7 @@ class SQLiteStore:
         self._put(connection, difference, ids)
         return Applied(
             rows=len(difference.pages),
+            missed=difference.missed,
             changes=difference.changes,
             seq=difference.seq,
             doubts=tuple(difference.doubts),
@@ -274,31 +278,39 @@ class SQLiteStore:
             )
         put_marks(connection, Marks(values={"forgotten": {f"{project}/{number}": "{}" for project, number in pages}}))
 
-    async def sweep(self, load: int, cut: int, limit: int) -> Sweep:
+    async def sweep(self, project: str, namespace: int, *, load: int, cut: int, max_removed: float) -> Sweep:
         """Remove the live pages that a complete snapshot lacks; see `Store.sweep`.
 
         Raises:
             DataError: As for `apply`.
             OSError: As for `apply`.
+            RuntimeError: As for `apply`.
         """
-        return await self._in_writer(lambda database: self._sweep(database, load, cut, limit))
+        if self._writer is None:
+            self._opened()
+            raise RuntimeError(f"{self!r} is open for reading: only the mirror that writes can sweep")
 
-    def _sweep(self, database: Database, load: int, cut: int, limit: int) -> Sweep:
-        before = self._seq
-        missing_values = (load, cut - MARGIN)
-        try:
-            with database.transaction() as connection:
-                revived = "swept IS NOT NULL AND load = ? AND swept < ?"
-                revived_count = self._mark_swept(connection, revived, (load, cut), None)
-                count = f"SELECT count(*) FROM pages WHERE {_MISSING}"  # noqa: S608 - of ours
-                missing: int = connection.execute(count, missing_values).fetchone()[0]
-                removed = 0
-                if missing <= limit:
-                    removed = self._mark_swept(connection, _MISSING, missing_values, cut)
-                return Sweep(missing=missing, removed=removed, revived=revived_count, seq=self._seq)
-        except BaseException:
-            self._seq = before
-            raise
+        def work(database: Database) -> Sweep:
+            before = self._seq
+            try:
+                with database.transaction() as connection:
+                    return self._sweep(connection, (project, namespace), load, cut, max_removed)
+            except BaseException:
+                self._seq = before
+                raise
+
+        return await self._in_writer(work)
+
+    def _sweep(
+        self, connection: sqlite3.Connection, scope: tuple[str, int], load: int, cut: int, max_removed: float
+    ) -> Sweep:
+        revived = self._mark_swept(connection, _REVIVED, (*scope, load, cut), None)
+        live = connection.execute(f"SELECT count(*) FROM pages WHERE {_IN_SCOPE} AND live", scope).fetchone()[0]  # noqa: S608 - of ours
+        values = (*scope, load, cut - MARGIN)
+        missing = connection.execute(f"SELECT count(*) FROM pages WHERE {_MISSING}", values).fetchone()[0]  # noqa: S608 - of ours
+        limit = removal_limit(live, max_removed)
+        removed = self._mark_swept(connection, _MISSING, values, cut) if missing <= limit else 0
+        return Sweep(missing=missing, limit=limit, removed=removed, revived=revived, seq=self._seq)
 
     def _mark_swept(self, connection: sqlite3.Connection, where: str, values: tuple[Any, ...], cut: int | None) -> int:
         """Set the cut of the snapshot that lacks some rows, or clear it, and return how many."""
