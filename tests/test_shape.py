@@ -85,6 +85,7 @@ PURE = [
     "jobs/validation.py",
     "jobs/views.py",
     "jobs/wal.py",
+    "mirror/progress.py",
     "mirror/records.py",
     "mirror/rule.py",
     "models/decoding.py",

@@ -249,6 +249,19 @@ async def hidden_parts_are_told(open_store: OpenStore) -> None:
         _expect((change.kind, change.hidden) == ("upsert", ()), f"the change is {change}")
 
 
+async def doubts_become_marks(open_store: OpenStore) -> None:
+    """A text that is visible again and missing is a mark, stored with the row."""
+    page = _page("A/b", 1, 3, 5)
+    page.body = False
+    async with _opened(open_store) as (store, _):
+        await _apply(store, page)
+        mask = Mask(project="testwiki", page_id=1, revision=3, created=11, hidden=0)
+        applied = await store.apply(Picture([mask]), _NOTHING)
+        _expect(applied.doubts == (("testwiki", "A/b"),), f"the doubts are {applied.doubts}")
+    async with _opened(open_store) as (_, state):
+        _expect(state.values["doubts"] == {"testwiki/A/b": "{}"}, f"the marks are {state.values['doubts']}")
+
+
 async def a_sweep_removes_few_and_old_pages(open_store: OpenStore) -> None:
     """Pages that a snapshot lacks go, all or none; later ones stay; a later snapshot that has them revives them."""
     cut = MARGIN + 1000
@@ -362,6 +375,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     it_follows_the_rule,
     a_move_is_one_change,
     hidden_parts_are_told,
+    doubts_become_marks,
     a_sweep_removes_few_and_old_pages,
     forgotten_pages_stay_forgotten,
     a_cancelled_apply_is_whole_or_nothing,

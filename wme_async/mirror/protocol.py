@@ -184,7 +184,8 @@ class Store(Protocol):
         """Merge a picture and write the marks, all or nothing.
 
         With `marks.settled`, pages held by a removal up to that time get their change. With `marks.forget`, their
-        records are deleted.
+        records are deleted, and they become marks of `forgotten` with the keys `project/page id`. The doubts of the
+        difference become marks of `doubts` with the keys `project/title`.
         """
         ...
 
@@ -226,6 +227,10 @@ class Store(Protocol):
 
     async def value(self, kind: Kind, key: str) -> str | None:
         """Return one mark, as it is stored now."""
+        ...
+
+    async def marks(self) -> dict[Kind, dict[str, str]]:
+        """Return all marks, as they are stored now; every kind is there."""
         ...
 
     async def close(self) -> None:

@@ -9,11 +9,11 @@ import msgspec
 
 from wme_async._query.query import Query
 from wme_async.errors import DecodeError
-from wme_async.mirror.rule import HIDDEN_COMMENT, HIDDEN_EDITOR, HIDDEN_TEXT, MARGIN, Mask, Page
+from wme_async.mirror.rule import HIDDEN_COMMENT, HIDDEN_EDITOR, HIDDEN_TEXT, MARGIN, Mask, Page, TitleKey
 from wme_async.models import Article
 from wme_async.models.decoding import Buffer, decoding, make_decoder
 
-__all__ = ["NEEDED", "RecordReader", "microseconds", "time_of", "visible_record"]
+__all__ = ["NEEDED", "RecordReader", "microseconds", "time_of", "title_of", "visible_record"]
 
 NEEDED: Final = (
     *("name", "identifier", "is_part_of.identifier", "namespace.identifier", "version.identifier", "date_modified"),
@@ -74,6 +74,24 @@ def microseconds(time: datetime | None) -> int:
 def time_of(time: int) -> datetime:
     """Return microseconds since 1970 as a time."""
     return _EPOCH + timedelta(microseconds=time)
+
+
+class _Title(msgspec.Struct, gc=False, frozen=True):
+    name: str
+    is_part_of: _Name
+
+
+_decode_title: Final = msgspec.json.Decoder(_Title).decode
+
+
+def title_of(record: bytes) -> TitleKey | None:
+    """Return project and title of a record of which other parts cannot be read; None if they cannot either."""
+    try:
+        with decoding(record):
+            fields = _decode_title(record)
+    except DecodeError:
+        return None
+    return fields.is_part_of.identifier, fields.name.replace("_", " ")
 
 
 class RecordReader:

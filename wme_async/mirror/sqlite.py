@@ -16,7 +16,7 @@ from wme_async._sqlite import database_error
 from wme_async._tasks import in_thread
 from wme_async.errors import DataError
 from wme_async.mirror.codecs import Compressor, decompress
-from wme_async.mirror.protocol import KINDS, Applied, Change, Counts, Entry, Key, Kind, Marks, State, Sweep
+from wme_async.mirror.protocol import Applied, Change, Counts, Entry, Key, Kind, Marks, State, Sweep
 from wme_async.mirror.rule import (
     HIDDEN_COMMENT,
     HIDDEN_EDITOR,
@@ -31,7 +31,15 @@ from wme_async.mirror.rule import (
     removal_limit,
     title_keys,
 )
-from wme_async.mirror.sqlite_rows import fetch_held, fetch_pages, fetch_places, put_marks, select_pages, write_rows
+from wme_async.mirror.sqlite_rows import (
+    fetch_held,
+    fetch_marks,
+    fetch_pages,
+    fetch_places,
+    put_marks,
+    select_pages,
+    write_rows,
+)
 from wme_async.mirror.tables import Database, open_database
 
 __all__ = ["SQLiteStore", "hidden_parts"]
@@ -156,10 +164,7 @@ class SQLiteStore:
 
     def _state(self, connection: sqlite3.Connection) -> State:
         connection.execute("BEGIN")
-        values: dict[Kind, dict[str, str]] = {
-            kind: dict(connection.execute(f"SELECT key, value FROM {kind}").fetchall())  # noqa: S608 - names of ours
-            for kind in KINDS
-        }
+        values = fetch_marks(connection)
         self._next_id = 1 + (connection.execute("SELECT max(id) FROM pages").fetchone()[0] or 0)
         self._seq = connection.execute("SELECT max(seq) FROM whereabouts WHERE seq > 0").fetchone()[0] or 0
         self._settled = int(values["state"].get("settled", "0"))
@@ -246,6 +251,8 @@ class SQLiteStore:
         fetch_pages(connection, title_keys(current, news), current, ids)
         difference = self._merge(current, news, touched)
         self._put(connection, difference, ids)
+        doubts = {f"{project}/{title}": "{}" for project, title in difference.doubts}
+        put_marks(connection, Marks(values={"doubts": doubts}))
         return Applied(
             rows=len(difference.pages),
             missed=difference.missed,
@@ -422,6 +429,10 @@ class SQLiteStore:
         sql = f"SELECT value FROM {kind} WHERE key = ?"  # noqa: S608 - one of KINDS
         row = await self._in_reader(lambda connection: connection.execute(sql, (key,)).fetchone())
         return None if row is None else row[0]
+
+    async def marks(self) -> dict[Kind, dict[str, str]]:
+        """Return all marks, as they are stored now."""
+        return await self._in_reader(fetch_marks)
 
     async def backup(self, to: str | os.PathLike[str]) -> None:
         """Copy the store, as it is at one moment, to another file, while it is in use.

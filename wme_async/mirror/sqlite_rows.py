@@ -4,10 +4,10 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from wme_async.mirror.protocol import Marks
+from wme_async.mirror.protocol import KINDS, Kind, Marks
 from wme_async.mirror.rule import Difference, Mask, Page, PageKey, Picture, TitleKey, Whereabouts
 
-__all__ = ["fetch_held", "fetch_pages", "fetch_places", "put_marks", "select_pages", "write_rows"]
+__all__ = ["fetch_held", "fetch_marks", "fetch_pages", "fetch_places", "put_marks", "select_pages", "write_rows"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,14 @@ _PUT_MASK: Final = f"INSERT OR REPLACE INTO masks ({_MASK}) VALUES (?, ?, ?, ?, 
 _PUT_RECORD: Final = "INSERT OR REPLACE INTO records (id, codec, record) VALUES (?, ?, ?)"
 _DELETE_RECORD: Final = "DELETE FROM records WHERE id = ?"
 _VARIABLES: Final = 500  # in one statement
+
+
+def fetch_marks(connection: sqlite3.Connection) -> dict[Kind, dict[str, str]]:
+    """Return all marks."""
+    return {
+        kind: dict(connection.execute(f"SELECT key, value FROM {kind}").fetchall())  # noqa: S608 - of ours
+        for kind in KINDS
+    }
 
 
 def put_marks(connection: sqlite3.Connection, marks: Marks) -> None:
