@@ -51,7 +51,7 @@ OF_EXTRA: dict[str, list[str]] = {
         "test_jobs_manager",
         "test_web",
     ],
-    "cli": ["test_cli", "test_cli_errors", "test_cli_login", "test_cli_reading", "test_cli_tables"],
+    "cli": ["test_cli", "test_cli_tasks", "test_cli_errors", "test_cli_login", "test_cli_reading", "test_cli_tables"],
     "fast": ["test_decode", "test_inflaters", "test_archive", "test_read_many", "test_takeover"],
     "arrow": ["test_arrow", "test_arrow_json", "test_arrow_source"],
     "cloud": ["test_cloud", "test_bulk_objects"],

@@ -466,7 +466,7 @@ async def test_processes_run_a_plan_and_a_second_run_does_nothing(sim: Simulator
     # One of the driver, and one that the workers share.
     assert sim.requests.count("auth", path="login") <= logins + 2
     assert [report.tasks for report in reports] == list(range(CHUNKS + 1))
-    assert reports[-1].bytes == reports[-1].bytes_total == plan.bytes
+    assert reports[-1].done == reports[-1].total == plan.bytes
     assert (reports[-1].rows, reports[-1].restarts) == (len(PAGES), 0)
     sim.requests.clear()
     assert await run_plan(plan) == manifest

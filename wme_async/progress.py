@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
     from wme_async._client.concurrent_lookups import LookupProgress
     from wme_async.jobs import Batch
+    from wme_async.tasks import PlanProgress
 
 __all__ = ["Bar", "ProgressReport", "bar"]
 
-ProgressReport: TypeAlias = Union[Progress, SyncProgress, "LookupProgress", "Batch"]  # names in quotes
-"""What a bar can show: the progress of a download, a sync, look-ups, or a batch of jobs."""
+ProgressReport: TypeAlias = Union[Progress, SyncProgress, "LookupProgress", "Batch", "PlanProgress"]  # names in quotes
+"""What a bar can show: the progress of a download, a sync, look-ups, a batch of jobs, or a plan of bulk work."""
 
 _BAR_WIDTH: Final = 24
 
@@ -102,7 +103,7 @@ class Bar:
         """Show progress.
 
         Args:
-            progress: From a download, a sync, look-ups or a batch of jobs.
+            progress: From a download, a sync, look-ups, a batch of jobs or a plan.
         """
         line = _line_of(self._label, progress)
         if self._key is None:
@@ -288,6 +289,10 @@ def _line_of(label: str, progress: Any) -> _Line:
         words.append(f"{progress.files_total - progress.files:,} of {progress.files_total:,} files left")
         if failed:
             words.append(f"{len(failed):,} failed")
+    elif hasattr(progress, "tasks_total"):
+        words.append(f"{progress.tasks_total - progress.tasks:,} of {progress.tasks_total:,} tasks left")
+        if progress.restarts:
+            words.append(f"restarted {progress.restarts} times")
     elif hasattr(progress, "batch_id"):
         ended = progress.completed_jobs + progress.failed_jobs + progress.cancelled_jobs
         words = [*(words or [progress.batch_id]), f"{ended}/{progress.total_jobs} {progress.status}"]

@@ -3,13 +3,16 @@
 import logging
 import os
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from wme_async._arguments import check_type
 from wme_async._client.bulk import ChunkTask, TaskResult
 from wme_async._client.client import Client
 from wme_async._download.etags import plain_md5
 from wme_async._telemetry import operation
+from wme_async._transport import SessionPool
 from wme_async.errors import DecodeError, IntegrityError, NotFound, Replaced
 from wme_async.tasks.output import Output, check_snapshot
 from wme_async.tasks.process import run_in_process
@@ -24,8 +27,8 @@ def run_task(task: ChunkTask) -> TaskResult:
     """Run one task; for any engine that calls functions: process pools, Dask, Ray, a pod of Kubernetes.
 
     It can be run again at any time, also twice at once: an output that is complete is not written again. All calls of a
-    process, from any thread, share one client, made by `Client.from_env()`; with `WME_TOKEN_FILE`, all processes of a
-    host share its sign-in.
+    process, from any thread, share one client, made by `Client.from_env()`. It uses the proxies of the environment, and
+    with `WME_TOKEN_FILE` all processes of a host share its sign-in.
 
     Args:
         task: From `wme.snapshots.plan`.
@@ -73,9 +76,19 @@ async def arun_task(task: ChunkTask, wme: Client | None = None) -> TaskResult:
             return result
 
 
-def environment_client() -> Client:
-    """Return a client of the environment, whose tokens are in `WME_TOKEN_FILE` if that is set."""
-    return Client.from_env(token_file=os.environ.get("WME_TOKEN_FILE") or None)
+@asynccontextmanager
+async def environment_client() -> AsyncIterator[Client]:
+    """Open a client of the environment, with what the command line takes from there, too.
+
+    That is the file of tokens, `WME_TOKEN_FILE`, and the proxy: `WME_PROXY`, or else those of `HTTPS_PROXY` and so on.
+    """
+    proxy = os.environ.get("WME_PROXY") or None
+    token_file = os.environ.get("WME_TOKEN_FILE") or None
+    async with (
+        SessionPool(proxy=proxy, trust_env=proxy is None) as pool,
+        Client.from_env(token_file=token_file, pool=pool) as client,
+    ):
+        yield client
 
 
 async def _run(task: ChunkTask, output: Output, chunks: Any) -> TaskResult:
@@ -123,5 +136,4 @@ def _detach(error: Exception) -> None:
 
 
 def _check(task: object) -> None:
-    if not isinstance(task, ChunkTask):
-        raise TypeError(f"task must be a ChunkTask of wme.snapshots.plan, not {task!r}")
+    check_type("task", task, ChunkTask, "a ChunkTask of wme.snapshots.plan")

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager
@@ -10,17 +11,17 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from wme_async._arguments import check_choice, check_functions
+from wme_async._arguments import check_choice, check_functions, check_type
 from wme_async._client.bulk import ChunkTask, Manifest, Plan, TaskResult
 from wme_async._client.quota import Cost
 from wme_async._transport.retry import is_transient
-from wme_async.errors import IntegrityError, Replaced, WMEError
+from wme_async.errors import ArchiveError, IntegrityError, Replaced, WMEError
 from wme_async.tasks.chunk import environment_client
 from wme_async.tasks.finish import find_results, finish
 from wme_async.tasks.output import Output, check_snapshot
 from wme_async.tasks.target import open_target
 
-__all__ = ["Engine", "OnReplaced", "PlanProgress", "ProgressHook", "Run", "drive"]
+__all__ = ["Engine", "OnReplaced", "PlanProgress", "ProgressHook", "Run", "drive", "is_temporary"]
 
 logger = logging.getLogger("wme_async.tasks")
 
@@ -38,8 +39,10 @@ class PlanProgress(msgspec.Struct, frozen=True, kw_only=True):
         tasks_total: Tasks in all.
         rows: Records written.
         bad: Records left out, since they could not be decoded.
-        bytes: Bytes of the archives that are done.
-        bytes_total: Bytes of all archives.
+        done: Bytes of the archives that are done.
+        total: Bytes of all archives.
+        rate: Bytes per second, since this run began.
+        eta: Seconds until the end at this rate, None where unknown.
         restarts: How often the snapshot was exported anew meanwhile, and all of it begun again.
         generation: Of the export.
     """
@@ -48,8 +51,10 @@ class PlanProgress(msgspec.Struct, frozen=True, kw_only=True):
     tasks_total: int
     rows: int
     bad: int
-    bytes: int
-    bytes_total: int
+    done: int
+    total: int
+    rate: float
+    eta: float | None
     restarts: int
     generation: str
 
@@ -87,8 +92,7 @@ async def drive(plan: Plan, engine: Engine, *, progress: ProgressHook | None, on
         progress: Receives `PlanProgress` at the start and after each task.
         on_replaced: Whether to begin again with a new export.
     """
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a Plan of wme.snapshots.plan, not {plan!r}")
+    check_type("plan", plan, Plan, "a Plan of wme.snapshots.plan")
     check_functions(progress=progress)
     check_choice("on_replaced", on_replaced, ("restart", "raise"))
     restarts = 0
@@ -114,6 +118,8 @@ class _Generation:
         self._progress = progress
         self._restarts = restarts
         self._results: dict[str, TaskResult] = {}
+        self._begin = time.monotonic()
+        self._done_before = 0
 
     async def run(self) -> None:
         plan = self._plan
@@ -124,6 +130,7 @@ class _Generation:
         for task in plan.tasks:
             if results[task.chunk] is not None and (result := await Output(task, target).find()) is not None:
                 self._results[task.chunk] = result
+        self._done_before = sum(task.size for task in plan.tasks if task.chunk in self._results)
         todo = [task for task in plan.tasks if task.chunk not in self._results]
         await self._report()
         if not todo:
@@ -150,7 +157,7 @@ class _Generation:
                     if error is None:
                         self._results[task.chunk] = future.result()
                         await self._report()
-                    elif _is_temporary(error) and failures[task.chunk] < self._engine.retries:
+                    elif is_temporary(error) and failures[task.chunk] < self._engine.retries:
                         failures[task.chunk] += 1
                         logger.warning("%s is tried again: %s", task.chunk, error)
                         waiting.append(task)
@@ -168,19 +175,18 @@ class _Generation:
     async def _report(self) -> None:
         if self._progress is None:
             return
-        results = self._results
+        results, plan = self._results, self._plan
+        done = sum(task.size for task in plan.tasks if task.chunk in results)
+        rate = (done - self._done_before) / max(time.monotonic() - self._begin, 1e-3)
         report = self._progress(
             PlanProgress(
-                tasks=len(results),
-                tasks_total=len(self._plan.tasks),
+                tasks=len(results), tasks_total=len(plan.tasks),
                 rows=sum(result.rows for result in results.values()),
                 bad=sum(result.bad for result in results.values()),
-                bytes=sum(task.size for task in self._plan.tasks if task.chunk in results),
-                bytes_total=self._plan.bytes,
-                restarts=self._restarts,
-                generation=self._plan.generation,
+                done=done, total=plan.bytes, rate=rate, eta=(plan.bytes - done) / rate if rate else None,
+                restarts=self._restarts, generation=plan.generation,
             )
-        )
+        )  # fmt: skip
         if inspect.isawaitable(report):
             await report
 
@@ -191,8 +197,9 @@ def _error_of(future: "asyncio.Future[Any]") -> BaseException | None:
     return future.exception()
 
 
-def _is_temporary(error: BaseException) -> bool:
-    return isinstance(error, IntegrityError) or (isinstance(error, WMEError) and is_transient(error))
+def is_temporary(error: BaseException) -> bool:
+    """Return whether another attempt may cure an error: the network, the service, bytes damaged on the way."""
+    return isinstance(error, ArchiveError | IntegrityError) or (isinstance(error, WMEError) and is_transient(error))
 
 
 async def _check_cost(plan: Plan, tasks: int) -> None:

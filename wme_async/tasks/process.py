@@ -6,13 +6,15 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from wme_async._client.client import Client
 
 __all__ = ["run_in_process"]
 
 T = TypeVar("T")
+
+OpenClient: TypeAlias = Callable[[], contextlib.AbstractAsyncContextManager[Client]]
 
 _CLOSING = 5.0  # seconds for closing the clients at the end of the process
 
@@ -23,15 +25,16 @@ class _Loop:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._clients: dict[tuple[tuple[str, str], ...], Client] = {}
+        self._stack = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         # Not waited for at the end of the process; `close` ends it before.
         self._thread = threading.Thread(target=self._loop.run_forever, name="wme_async tasks", daemon=True)
         self._thread.start()
 
-    def run(self, work: Callable[[Client], Coroutine[Any, Any, T]], make_client: Callable[[], Client]) -> T:
+    def run(self, work: Callable[[Client], Coroutine[Any, Any, T]], open_client: OpenClient) -> T:
         ended = threading.Event()
-        future = asyncio.run_coroutine_threadsafe(self._run(work, make_client, ended), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._run(work, open_client, ended), self._loop)
         try:
             return future.result()
         except BaseException:
@@ -43,21 +46,19 @@ class _Loop:
     async def _run(
         self,
         work: Callable[[Client], Coroutine[Any, Any, T]],
-        make_client: Callable[[], Client],
+        open_client: OpenClient,
         ended: threading.Event,
     ) -> T:
         try:
-            return await work(await self._client(make_client))
+            return await work(await self._client(open_client))
         finally:
             ended.set()
 
-    async def _client(self, make_client: Callable[[], Client]) -> Client:
+    async def _client(self, open_client: OpenClient) -> Client:
         key = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("WME_")))
         async with self._opening:
             if key not in self._clients:
-                client = make_client()
-                await client.__aenter__()
-                self._clients[key] = client
+                self._clients[key] = await self._stack.enter_async_context(open_client())
         return self._clients[key]
 
     def close(self) -> None:
@@ -65,13 +66,8 @@ class _Loop:
         if self.pid != os.getpid() or not self._thread.is_alive():
             return
 
-        async def close() -> None:
-            for client in self._clients.values():
-                with contextlib.suppress(Exception):
-                    await client.aclose()
-
-        with contextlib.suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(close(), self._loop).result(_CLOSING)
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(self._stack.aclose(), self._loop).result(_CLOSING)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSING)
         if not self._thread.is_alive():
@@ -82,19 +78,19 @@ _lock = threading.Lock()
 _loops: list[_Loop] = []
 
 
-def run_in_process(work: Callable[[Client], Coroutine[Any, Any, T]], make_client: Callable[[], Client]) -> T:
+def run_in_process(work: Callable[[Client], Coroutine[Any, Any, T]], open_client: OpenClient) -> T:
     """Run a coroutine with the client of this process, and return its result.
 
     Args:
         work: Receives the client.
-        make_client: Makes a client of the present environment.
+        open_client: Opens a client of the present environment.
 
     Raises:
-        BaseException: Any exception of the coroutine or of making the client.
+        BaseException: Any exception of the coroutine or of opening the client.
     """
     with _lock:
         # A forked child has the list of its parent, and not its thread.
         if not _loops or _loops[-1].pid != os.getpid():
             _loops.append(_Loop())
             atexit.register(_loops[-1].close)
-    return _loops[-1].run(work, make_client)
+    return _loops[-1].run(work, open_client)
