@@ -137,9 +137,10 @@ def test_the_generation_depends_on_each_chunk_and_on_no_order(chunks: dict[int, 
         assert plan({**chunks, 100: md5}).generation != generation
 
 
-async def test_a_chunk_of_a_few_bytes_that_no_list_has_is_planned(sim: Simulator, wme: Client, tmp_path: Path) -> None:
-    listed = await wme.snapshots.chunks(SNAPSHOT).list()
-    assert len(listed) < CHUNKS
+async def test_the_list_of_chunks_which_lacks_small_ones_and_is_late_is_not_used(
+    sim: Simulator, wme: Client, tmp_path: Path
+) -> None:
+    sim.faults.inject("status", role="api", path="/chunks$", status=403, times=9)
     assert len((await make_plan(wme, tmp_path)).tasks) == CHUNKS
 
 

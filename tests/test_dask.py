@@ -97,7 +97,7 @@ async def test_the_bytes_in_flight_are_bounded_and_a_new_export_can_be_an_error(
 
 
 @pytest.mark.parametrize("arguments", [{"in_flight_bytes": 0}, {"retries": -1}])
-async def test_invalid_arguments_are_misuse(plan: Plan, arguments: dict[str, int]) -> None:
+async def test_invalid_arguments_are_misuse(plan: Plan, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         await run_plan(plan, object(), **arguments)
 
