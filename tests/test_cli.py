@@ -232,7 +232,20 @@ def test_the_stream_can_be_watched_as_a_table(run, world):
     for number in range(20):
         world.call(world.firehose.publish, partition=number)
     result = run("stream", "--since", "1m", "--limit", "20", "--table")
-    assert "events" in result.stderr
+    # The rate is that of the whole run, however short it was.
+    assert re.search(r"^\d+ events, (?!0\.0)[\d.]+/s, [\d.]+ k?B", result.stderr, re.MULTILINE)
+
+
+def test_the_table_of_a_stream_fits_a_small_screen(run, world, terminal, monkeypatch):
+    _, err = terminal
+    console = TerminalConsole(file=err, force_terminal=True, color_system=None, width=60, height=14, soft_wrap=False)
+    monkeypatch.setattr(base, "stderr", console)
+    for number in range(50):
+        world.call(world.firehose.publish, partition=number)
+    run("stream", "--since", "1m", "--limit", "50", "--table")
+    frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err.getvalue()).replace("\r", "\n")
+    assert "partitions that lag less" in frames
+    assert max(map(len, frames.splitlines())) <= 60
 
 
 def test_the_same_command_resumes_an_interrupted_download(environment, tmp_path):

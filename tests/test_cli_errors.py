@@ -23,6 +23,7 @@ click = pytest.importorskip("click")
 pytest.importorskip("rich")
 
 from click.testing import CliRunner  # noqa: E402  # behind its extra
+from command_walk import commands  # noqa: E402  # same
 from rich.table import Table  # noqa: E402  # same
 from rich.text import Text  # noqa: E402  # same
 
@@ -47,53 +48,9 @@ def environment(world, tmp_path, monkeypatch):
     return values
 
 
-def walk(command, path=()):
-    """Yield the path and the command of the root and of everything below it."""
-    yield path, command
-    if isinstance(command, click.Group):
-        context = click.Context(command)
-        for name in command.list_commands(context):
-            yield from walk(command.get_command(context, name), (*path, name))
-
-
-COMMANDS = [(path, command) for path, command in walk(root)]
-LEAVES = [(path, command) for path, command in COMMANDS if not isinstance(command, click.Group)]
-
-
 def invoke(*arguments, **options):
     # Uncaught exceptions leave the runner, and fail the test.
     return CliRunner().invoke(root, arguments, catch_exceptions=False, **options)
-
-
-@pytest.mark.parametrize("path", [path for path, _ in COMMANDS], ids="-".join)
-def test_every_command_explains_itself(path):
-    result = invoke(*path, "--help")
-    assert result.exit_code == 0
-    assert result.stdout.startswith("Usage:")
-
-
-def wrong_values():
-    """Yield arguments that are wrong for one option each: nothing else of them is looked at."""
-    for path, command in LEAVES:
-        for parameter in command.params:
-            if not isinstance(parameter, click.Option) or parameter.count:
-                continue
-            name = parameter.opts[0]
-            if isinstance(parameter.type, click.IntRange | click.FloatRange | click.Choice):
-                yield (*path, name, "\x1b[31m²")
-            elif isinstance(parameter.type, click.Path):
-                yield (*path, name, "/dev/null/\x1b[31m")
-            elif parameter.is_flag:
-                yield (*path, f"{name}=1")
-        yield (*path, "--\x1b[31m-nonsense")
-
-
-@pytest.mark.parametrize("arguments", list(wrong_values()), ids=lambda value: ascii("-".join(value)))
-def test_a_wrong_value_of_any_option_is_wrong_usage(arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 2
-    assert "\x1b" not in result.output
-    assert "Traceback" not in result.output
 
 
 @pytest.mark.parametrize(
@@ -318,7 +275,7 @@ def test_another_encoding_is_named_with_file_and_line(environment, tmp_path):
 
 def documented_variables():
     """Return the environment variables that the help of any command or the page of the command line names."""
-    texts = [invoke(*path, "--help").stdout for path, _ in COMMANDS]
+    texts = [invoke(*path, "--help").stdout for path, _ in commands()]
     texts.append((ROOT / "docs" / "cli.md").read_text())
     return {name for text in texts for name in re.findall(r"\bWME_[A-Z_]+\b", text)}
 

@@ -72,7 +72,7 @@ class _Commands:
         for decorate in reversed(decorators):
             decorated = decorate(decorated)
         if self._place is not None:
-            decorated = click.argument("place", metavar=self._place)(decorated)
+            decorated = click.argument("place", metavar=self._place, shell_complete=_complete_place)(decorated)
         self.group.command(verb, cls=base.PlaceCommand, help=function.__doc__)(decorated)
 
     def _filters(self, verb: str, texts: Sequence[str]) -> dict[str, Any] | None:
@@ -154,6 +154,10 @@ class _Commands:
             return reader
 
         await reading.read_records(open_archive, record, **options)
+
+
+def _complete_place(_context: click.Context, parameter: click.Parameter, text: str) -> list[str]:
+    return [hour for hour in ("latest", "-1h") if parameter.metavar == "HOUR" and hour.startswith(text)]
 
 
 def _sort_key(record: Any, name: str) -> tuple[bool, Any]:

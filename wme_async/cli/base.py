@@ -316,7 +316,7 @@ def _exit_code(error: BaseException) -> int | None:
 
 def _usage_message(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
-    message = one_line(error.format_message())
+    message = one_line(error.format_message()).removesuffix(".")
     return message if context is None else f"{message} (see {context.command_path} --help)"
 
 
@@ -390,7 +390,9 @@ def configure_logging(verbosity: int) -> None:
     """Log to standard error: warnings, with `-v` what is retried, with `-vv` every request."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LogFormatter("%(levelname)s %(name)s: %(message)s"))
+    # Whoever reads a log wants to know the part of the library; whoever runs a command, what happened.
+    name = " %(name)s" if verbosity else ""
+    handler.setFormatter(LogFormatter(f"%(levelname)s{name}: %(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger().setLevel(level)
 

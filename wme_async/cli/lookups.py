@@ -263,8 +263,12 @@ _EXPLAINED: Mapping[str, Resource] = {
 """What takes a query, by the name of its command and that of the library."""
 
 
+def _complete_explained(_context: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+    return [name for name, row in _EXPLAINED.items() if row.backend is not None and name.startswith(text)]
+
+
 @click.command("explain")
-@click.argument("resource", metavar="RESOURCE")
+@click.argument("resource", metavar="RESOURCE", shell_complete=_complete_explained)
 @base.where_option
 @base.fields_option
 @_limit

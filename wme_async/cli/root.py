@@ -22,10 +22,14 @@ _LAZY = {
     "logout": ("wme_async.cli.login", "Revoke the tokens, and forget the account."),
     "demo": ("wme_async.cli.demo", "Show the whole job on a simulator: no account, well under a minute."),
     "stream": ("wme_async.cli.stream", "Follow the firehose as JSON lines; resumes with nothing lost."),
+    "completion": ("wme_async.cli.completion", "Print the script with which a shell completes commands and options."),
     "sync": ("wme_async.cli.sync", "Make a folder equal to a listing, once or hour by hour."),
     "tasks": ("wme_async.cli.tasks", "Turn a snapshot into files, a task for each chunk: here, or on many machines."),
     "simulate": ("wme_async.cli.simulate", "Run a simulator of all WME services on this machine."),
 }
+
+
+_SHORT_HELP = 200  # characters; a first sentence is shorter
 
 
 class _Root(base.Root):
@@ -50,7 +54,7 @@ class _Root(base.Root):
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing any."""
         rows = [
-            (name, _LAZY[name][1] if name in _LAZY else self.commands[name].get_short_help_str(200))
+            (name, _LAZY[name][1] if name in _LAZY else self.commands[name].get_short_help_str(_SHORT_HELP))
             for name in self.list_commands(context)
         ]
         with formatter.section("Commands"):
@@ -58,10 +62,14 @@ class _Root(base.Root):
 
 
 def _accept_globals(command: click.Command, options: Sequence[click.Option]) -> None:
-    """Let a command, and those below it, take the options of the root too: `wme-async batches ls latest -v`."""
+    """Let a command, and those below it, take the options of the root too: `wme-async batches ls latest -v`.
+
+    Their short help is shown whole in lists.
+    """
+    command.short_help = command.get_short_help_str(_SHORT_HELP)
     known = {name for parameter in command.params for name in parameter.opts}
     for option in options:
-        if not known & {"--version", *option.opts}:
+        if "--version" not in option.opts and not known & {*option.opts}:
             command.params.append(_GlobalOption(option))
     if isinstance(command, click.Group):
         for subcommand in command.commands.values():

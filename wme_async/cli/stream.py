@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,10 +11,12 @@ import msgspec
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from wme_async import _clock
 from wme_async._client.resources import RESOURCES
 from wme_async._stream import Stream, StreamStatistics
+from wme_async._text import size_text
 from wme_async.cli import base
 from wme_async.offsets import MemoryOffsets, SQLiteOffsets
 
@@ -21,6 +24,8 @@ __all__ = ["command"]
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _REFRESH = 0.5
+_OTHER_LINES = 6  # of a screen with the table: the total, which may be folded, headings, the last line
+_LEAST_SECONDS = 0.001
 
 
 def _parse_time(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | str | None:
@@ -89,16 +94,19 @@ async def _follow(
         open_stream: Any = client.realtime.wikidata if wikidata else client.realtime.articles
         # The bytes are printed as they came: with fields that no model names.
         async with open_stream(type=msgspec.Raw, **options) as stream:
+            speed = _Speed()
             try:
-                await (_watch if table else _print)(stream, limit)
+                await (_watch if table else _print)(stream, limit, speed)
             finally:
+                statistics = stream.statistics()
                 with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
-                    base.stderr.print(_summary(stream.statistics()), style="dim", highlight=False)
+                    base.stderr.print(_summary(statistics, speed.of(statistics)), style="dim", highlight=False)
 
 
-async def _print(stream: Stream[Any], limit: int | None) -> None:
+async def _print(stream: Stream[Any], limit: int | None, speed: "_Speed") -> None:
     number = 0
     async for event in stream:
+        speed.first()
         base.line(event)
         # An event is processed once it is printed, even if the command is stopped now.
         stream.ack(event)
@@ -107,31 +115,41 @@ async def _print(stream: Stream[Any], limit: int | None) -> None:
             return
 
 
-async def _watch(stream: Stream[Any], limit: int | None) -> None:
+async def _watch(stream: Stream[Any], limit: int | None, speed: "_Speed") -> None:
     async def consume() -> None:
         number = 0
         async for events in stream.batches():
+            speed.first()
             number += len(events)
             if limit is not None and number >= limit:
                 return
 
-    with Live(_table(stream.statistics()), console=base.stderr, auto_refresh=False) as live:
+    def picture() -> Group:
+        statistics = stream.statistics()
+        return _table(statistics, base.stderr.height, speed.of(statistics))
+
+    with Live(picture(), console=base.stderr, auto_refresh=False) as live:
         consumer = asyncio.ensure_future(consume())
         try:
             while not consumer.done():
                 await asyncio.wait({consumer}, timeout=_REFRESH)
-                live.update(_table(stream.statistics()), refresh=True)
+                live.update(picture(), refresh=True)
         finally:
             consumer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await consumer
+    if not base.stderr.is_terminal:
+        base.stderr.line()  # the table ends without one
 
 
-def _table(statistics: StreamStatistics) -> Group:
-    table = Table(header_style="bold")
+def _table(statistics: StreamStatistics, height: int, rate: float) -> Group:
+    """Return a total and the partitions that lag most, as many as fit on the screen."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
     for column in ("partition", "offset", "processed", "published", "age"):
-        table.add_column(column, justify="right")
-    for partition in statistics.partitions:
+        table.add_column(column, justify="right", no_wrap=True)
+    partitions = sorted(statistics.partitions, key=lambda partition: (partition.connected, -(partition.age or 0.0)))
+    room = max(1, height - _OTHER_LINES)
+    for partition in partitions[:room]:
         table.add_row(
             str(partition.partition),
             str(partition.offset) if partition.offset >= 0 else "-",
@@ -140,13 +158,41 @@ def _table(statistics: StreamStatistics) -> Group:
             f"{partition.age:.0f} s" if partition.age is not None else "-",
             style=None if partition.connected else "red",
         )
-    return Group(table, _summary(statistics))
+    hidden = len(partitions) - room
+    more = Text(f"and {hidden} partitions that lag less" if hidden > 0 else "", style="dim")
+    return Group(Text(_summary(statistics, rate)), table, more)
 
 
-def _summary(now: StreamStatistics) -> str:
+def _summary(now: StreamStatistics, rate: float) -> str:
     lag = "" if now.lag is None else f", {now.lag:.0f} s behind"
     catch_up = "" if not now.catch_up else f", caught up in {now.catch_up:.0f} s"
-    return (
-        f"{now.events} events, {now.rate:.1f}/s, {now.bytes / 1e6:.1f} MB{lag}{catch_up}; {now.connected} connections, "
-        f"{now.reconnects} reconnects, {now.duplicates} duplicates dropped, {now.gaps} gaps, {now.bad_records} bad"
+    counts = (
+        (now.connected, "connections"),
+        (now.reconnects, "reconnects"),
+        (now.duplicates, "duplicates dropped"),
+        (now.gaps, "gaps"),
+        (now.bad_records, "bad records"),
     )
+    words = "".join(f", {count:,} {word}" for count, word in counts if count)
+    return f"{now.events:,} events, {rate:.1f}/s, {size_text(now.bytes)}{lag}{catch_up}{words}"
+
+
+class _Speed:
+    """Events a second since the first, for a summary that is right after a second as well as after a day."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+
+    def of(self, statistics: StreamStatistics) -> float:
+        """Return the average."""
+        if not statistics.events:
+            return 0.0
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now
+        return statistics.events / max(now - self._began, _LEAST_SECONDS)
+
+    def first(self) -> None:
+        """Note the first event."""
+        if self._began is None:
+            self._began = time.monotonic()

@@ -1,0 +1,151 @@
+"""Every command and every option: help that fits, wrong values, missing arguments, and a reader that goes away."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+import click
+from click.testing import CliRunner
+from command_walk import commands, leaves
+
+from wme_async.cli.root import root
+
+WIDTH = 60
+
+
+def invoke(*arguments, **options):
+    # Uncaught exceptions leave the runner, and fail the test.
+    return CliRunner().invoke(root, arguments, catch_exceptions=False, **options)
+
+
+def name_of(path):
+    return "-".join(path) or "root"
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=name_of)
+def test_the_help_of_every_command_fits_a_narrow_terminal(path):
+    result = invoke(*path, "--help", terminal_width=WIDTH)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage:")
+    assert "..." not in result.stdout.replace("[ARGS]...", "").replace("[OPTIONS]...", ""), "a text is cut"
+    for line in result.stdout.splitlines():
+        # One word, such as a template or an address, may be longer than the line.
+        assert len(line) <= WIDTH or len(line.split()) <= 2, line
+
+
+def test_every_command_and_option_says_what_it_is_for():
+    for path, command in commands():
+        assert command.help, path
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert parameter.help or parameter.show_default, f"{parameter.opts} of {path}"
+
+
+def wrong_values():
+    """Yield arguments that are wrong for one option each: nothing else of them is looked at."""
+    for path, command in leaves():
+        for parameter in command.params:
+            if not isinstance(parameter, click.Option) or parameter.count:
+                continue
+            name = parameter.opts[0]
+            if isinstance(parameter.type, click.IntRange | click.FloatRange | click.Choice):
+                yield (*path, name, "\x1b[31m²")
+            elif isinstance(parameter.type, click.Path):
+                yield (*path, name, "/dev/null/\x1b[31m")
+            elif parameter.is_flag:
+                yield (*path, f"{name}=1")
+            if not parameter.is_flag:
+                yield (*path, name)  # without its value
+        yield (*path, "--\x1b[31m-nonsense")
+        if any(isinstance(parameter, click.Argument) and parameter.required for parameter in command.params):
+            yield path
+
+
+@pytest.mark.parametrize("arguments", list(wrong_values()), ids=lambda value: ascii("-".join(value)))
+def test_a_wrong_value_of_any_option_is_wrong_usage_in_one_line(arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert "\x1b" not in result.output
+
+
+def groups():
+    return [path for path, command in commands() if isinstance(command, click.Group)]
+
+
+@pytest.mark.parametrize("path", groups(), ids=name_of)
+def test_a_misspelled_command_is_followed_by_the_one_that_may_be_meant(path):
+    names = [other[len(path)] for other, _ in commands() if len(other) == len(path) + 1 and other[: len(path)] == path]
+    name = max(names, key=len)
+    for misspelled in (f"{name[:-1]}", f"{name}x"):
+        if misspelled in names:
+            continue
+        result = invoke(*path, misspelled)
+        assert result.exit_code == 2
+        assert name in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_options_of_the_root_may_stand_behind_any_command():
+    for path, command in leaves():
+        names = {name for parameter in command.params for name in parameter.opts}
+        assert {"-v", "--profile", "--env-file", "--token-file", "--proxy"} <= names, path
+        assert "is not a name" in invoke(*path, "--profile", "a b").stderr
+
+
+CLOSED_PIPE = """
+import json, os, sys
+from wme_async.cli.root import root
+reader, closed = os.pipe()
+os.close(reader)
+codes = []
+for path in json.loads(sys.argv[1]):
+    os.dup2(closed, 1)
+    sys.stdout = open(1, "w", closefd=False)
+    try:
+        root.main([*path, "--help"], prog_name="wme-async")
+    except SystemExit as exit:
+        codes.append(exit.code or 0)
+os.write(2, json.dumps(codes).encode())
+"""
+
+
+def test_a_closed_pipe_ends_any_command_without_an_error():
+    paths = [path for path, _ in commands()]
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CLOSED_PIPE, json.dumps(paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ,
+    )
+    assert result.stderr == json.dumps([0] * len(paths)), result.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_get_a_script_for_completion(shell):
+    script = invoke("completion", shell).stdout
+    assert "wme-async" in script
+    assert "_WME_ASYNC_COMPLETE" in script
+
+
+def completions(*words):
+    environment = {"COMP_WORDS": " ".join(["wme-async", *words]), "COMP_CWORD": str(len(words))}
+    result = CliRunner(env={**environment, "_WME_ASYNC_COMPLETE": "bash_complete"}).invoke(root, prog_name="wme-async")
+    return {line.removeprefix("plain,") for line in result.stdout.splitlines()}
+
+
+def test_commands_options_and_hours_are_completed():
+    assert {"snapshots", "stream"} <= completions("s")
+    assert completions("batches", "do") == {"download"}
+    assert "latest" in completions("batches", "ls", "la")
+    assert "--where" in completions("batches", "ls", "latest", "--w")
+    assert {"stream", "structured"} <= completions("explain", "st")
