@@ -21,6 +21,7 @@ from wme_async.errors import (
     NotFound,
     QuotaExceeded,
     RateLimited,
+    ServerError,
     TransportError,
     Unauthorized,
 )
@@ -773,3 +774,27 @@ async def test_a_limit_of_requests_can_be_the_accounts_own(sim):
             sim.faults.inject("status", role="api", path="/v2/articles", status=429)
             with pytest.raises(kind):
                 await wme.articles.lookup("T")
+
+
+async def test_retries_are_set_by_the_environment(sim, monkeypatch):
+    for name, value in {**sim.environment(), "WME_RETRY_BASE": "0", "WME_RETRY_ATTEMPTS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    waits = []
+    sim.faults.inject("status", role="api", status=503, times=None)
+    async with Client.from_env(on_retry=lambda event: waits.append(event.wait)) as wme:
+        with pytest.raises(ServerError):
+            await wme.projects.list()
+    assert waits == [0.0]
+    async with Client.from_env(retry=Retry(attempts=1), on_retry=lambda event: waits.append(event.wait)) as wme:
+        with pytest.raises(ServerError):
+            await wme.projects.list()
+    assert waits == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("BASE", "soon"), ("ATTEMPTS", "1.5"), ("ATTEMPTS", "0"), ("RETRY_AFTER_CAP", "-1")]
+)
+def test_a_wrong_variable_of_retries_is_named(monkeypatch, name, value):
+    monkeypatch.setenv(f"WME_RETRY_{name}", value)
+    with pytest.raises(ValueError, match=f"{name}|{name.lower()}"):
+        Client.from_env(access_token="a.b.c")

@@ -90,7 +90,7 @@ def run_page(page: Path, namespace: dict[str, Any], runner: asyncio.Runner) -> N
     """Run the blocks of a page in turn; a block of text right behind one is what it prints."""
     checker, printed = doctest.OutputChecker(), None
     for block in blocks(page):
-        if block.language == "python" and "(wme_simulator)" in block.body:
+        if block.language == "python" and re.search(r"def test_\w+\(wme_(simulator|environment)", block.body):
             printed = None
             run_with_pytest(block)
         elif block.language == "python":

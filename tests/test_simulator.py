@@ -484,16 +484,49 @@ def test_the_pytest_plugin_gives_a_simulator_and_reads_its_marker(tmp_path: Any)
         "@pytest.mark.wme_simulator(expires_in=300)\n"
         "def test_options(wme_simulator):\n"
         "    assert wme_simulator.accounts.expires_in == 300\n"
+        "@pytest.mark.wme_simulator(articles=3)\n"
+        "def test_environment(wme_environment, wme_simulator):\n"
+        "    import os\n"
+        "    assert wme_environment is wme_simulator\n"
+        "    variables = {name: os.environ[name] for name in os.environ if name.startswith('WME_')}\n"
+        "    assert variables == {**wme_simulator.environment(), 'WME_RETRY_BASE': '0'}\n"
+        "def test_afterwards():\n"
+        "    import os\n"
+        "    assert os.environ['WME_ACCESS_TOKEN'] == 'mine'\n"
+        "    assert 'WME_RETRY_BASE' not in os.environ\n"
     )
+    done = run_pytest(tmp_path)
+    assert "4 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("group=['group_1']", "Simulator has no option group; there are seed, username,"),
+        ("articles='many'", "articles must be a whole number, not 'many'"),
+        ("data='nowhere'", "data must be a folder"),
+        ("5", "its options are keyword arguments, such as articles=5, not 5"),
+    ],
+)
+def test_a_wrong_option_of_the_marker_names_the_marker(tmp_path: Any, arguments: str, message: str) -> None:
+    (tmp_path / "test_it.py").write_text(
+        f"import pytest\n@pytest.mark.wme_simulator({arguments})\ndef test_plain(wme_environment):\n    pass\n"
+    )
+    done = run_pytest(tmp_path)
+    assert f"@pytest.mark.wme_simulator of test_it.py::test_plain: {message}" in done.stdout, done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def run_pytest(folder: Any) -> "subprocess.CompletedProcess[str]":
+    """Run the tests of a folder with the plugin, as users have it."""
     name = "wme_async.simulator.pytest_plugin"
     assert [entry.value for entry in entry_points(group="pytest11", name="wme_simulator")] == [name]
     command = [sys.executable, "-m", "pytest", "-q", "-p", name, "-p", "no:cacheprovider", "-W", "error"]
-    done = subprocess.run(
-        [*command, "--strict-markers", str(tmp_path)],
+    return subprocess.run(
+        [*command, "--strict-markers", str(folder)],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        cwd=folder,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "WME_ACCESS_TOKEN": "mine"},
         check=False,
     )
-    assert "2 passed" in done.stdout, done.stdout + done.stderr

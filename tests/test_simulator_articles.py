@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -230,6 +231,16 @@ class TestArchives:
         given_members = [(f"enwiki_namespace_0_{n}.ndjson", pieces) for n, pieces in enumerate(contents)]
         data = build_archive(given_members, level=level, gzip_members=gzip_members, pax=pax)
         assert self.members(data) == {name: b"".join(pieces) for name, pieces in given_members}
+
+    def test_records_become_the_lines_of_a_member(self) -> None:
+        record = {"name": "a<b", "identifier": 1}
+        article = msgspec.defstruct("Page", [("name", str)])("Moon")
+        line = b'{"name":"a\\u003cb","identifier":1}\n'
+        assert self.members(build_archive([record, article])) == {"records_0.ndjson": line + b'{"name":"Moon"}\n'}
+        assert self.members(build_archive([("mine", [record, b"raw"])])) == {"mine": line + b"raw"}
+        assert self.members(build_archive(iter([record]))) == {"records_0.ndjson": line}
+        with pytest.raises(TypeError, match="records or of members"):
+            build_archive([record, ("mine", [record])])
 
     def test_one_gzip_member_with_the_exporters_head_and_a_sync_flush_for_each_mebibyte(self) -> None:
         raw = bytes(range(256)) * 4096 * 3

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import msgspec
+
 from wme_async._arguments import check_instances, check_path
 from wme_async._client.account import Account
 from wme_async._client.cache import Cache
@@ -152,7 +154,9 @@ class Client:
 
         `WME_USERNAME` and `WME_PASSWORD`, or `WME_ACCESS_TOKEN`; for other hosts, `WME_AUTH_URL`, `WME_API_URL` and
         `WME_REALTIME_URL` (scheme and host, no path). Whitespace around a user name or a token, which files often
-        leave, is dropped; of a password only the line ends at its end, since spaces may belong to it.
+        leave, is dropped; of a password only the line ends at its end, since spaces may belong to it. `WME_RETRY_BASE`
+        and the other fields of `Retry` in capitals (`WME_RETRY_ATTEMPTS`, ...) change when the client retries; with
+        `WME_RETRY_BASE=0` it does not wait, for tests.
 
         Args:
             env_file: A file of `NAME=value` lines to read too (extra `cli`); `${NAME}` in a value stays unchanged. The
@@ -176,6 +180,8 @@ class Client:
                     options[name] = _trim(name, variables[variable])
         if "hosts" not in options:
             options["hosts"] = {role: variables[name] for role, name in HOST_VARIABLES.items() if variables.get(name)}
+        if "retry" not in options:
+            options["retry"] = _retry(variables)
         return cls(**options)
 
     def __repr__(self) -> str:
@@ -289,6 +295,24 @@ class Client:
 
 def _trim(name: str, value: str) -> str:
     return value.rstrip("\r\n") if name == "password" else value.strip()
+
+
+def _retry(variables: Mapping[str, str]) -> Retry | None:
+    """Return the policy that the variables `WME_RETRY_...` describe; None without any.
+
+    Raises:
+        ValueError: A value is not a number, or out of range.
+    """
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Retry):
+        name = f"WME_RETRY_{field.name.upper()}"
+        if name in variables:
+            try:
+                values[field.name] = field.type(variables[name])
+            except ValueError:
+                kind = "whole number" if field.type is int else "number"
+                raise ValueError(f"{name} must be a {kind}, not {variables[name]!r}") from None
+    return Retry(**values) if values else None
 
 
 def environment(env_file: str | os.PathLike[str] | None = None) -> dict[str, str]:

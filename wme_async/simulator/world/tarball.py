@@ -6,7 +6,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
+
+from wme_async.simulator.world.encoding import dumps
 
 # What the exporter's compressor writes: no name, the "zero time" of its language cut to 32 bits, an unknown system.
 _GZIP_HEADER = bytes.fromhex("1f8b080000096e8800ff")
@@ -46,7 +48,7 @@ class ArchiveMember:
 
 
 def build_archive(
-    members: Iterable[tuple[str, Iterable[bytes]] | ArchiveMember],
+    members: Iterable[tuple[str, Iterable[Any]] | ArchiveMember | Any],
     *,
     member_mode: int = 0o766,
     level: int = 6,
@@ -61,7 +63,8 @@ def build_archive(
     owner 0 and no directories; no member at all is a valid archive of a few bytes.
 
     Args:
-        members: Pairs of a name and the content in pieces, or `ArchiveMember` objects.
+        members: Records, such as dicts or Structs, which become lines of one member; or members: pairs of a name and
+            its content, records or bytes in pieces, and `ArchiveMember` objects.
         member_mode: Permission bits of each member: 0o766 in snapshots and batches, 0o644 in chunks, 0o600 in Commons
             archives.
         level: Compression, 0 to 9.
@@ -74,12 +77,16 @@ def build_archive(
     Returns:
         The archive.
 
+    Example:
+        >>> data = build_archive([{"name": "Earth"}, {"name": "Moon"}])
+
     Raises:
         ValueError: `gzip_members` below 1.
+        TypeError: Records and members are mixed, or a record has no JSON form.
     """
     if gzip_members < 1:
         raise ValueError("an archive has at least one gzip member")
-    blocks = _tar(members, member_mode, pax=pax)
+    blocks = _tar(_members(list(members)), member_mode, pax=pax)
     if gzip_members == 1:
         packed = b"".join(_gzip(blocks, level))
     else:
@@ -89,9 +96,28 @@ def build_archive(
     return (packed + trailing)[:keep]
 
 
-def _tar(members: Iterable[tuple[str, Iterable[bytes]] | ArchiveMember], mode: int, *, pax: bool) -> Iterator[bytes]:
-    for entry in members:
-        member = entry if isinstance(entry, ArchiveMember) else ArchiveMember(*entry)
+def _members(entries: list[Any]) -> Iterator[ArchiveMember]:
+    """Return entries as members: all of them as one, if they are records."""
+    is_member = [isinstance(entry, ArchiveMember) or _is_pair(entry) for entry in entries]
+    if any(is_member) and not all(is_member):
+        raise TypeError("an archive is built of records or of members, not of both")
+    if entries and not any(is_member):
+        entries = [("records_0.ndjson", entries)]
+    for entry in entries:
+        yield entry if isinstance(entry, ArchiveMember) else ArchiveMember(entry[0], map(_line, entry[1]))
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)
+
+
+def _line(piece: Any) -> bytes:
+    """Return a piece of content: bytes as they are, a record as a line of JSON."""
+    return bytes(piece) if isinstance(piece, bytes | bytearray | memoryview) else dumps(piece) + b"\n"
+
+
+def _tar(members: Iterable[ArchiveMember], mode: int, *, pax: bool) -> Iterator[bytes]:
+    for member in members:
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL) as spool:
             spool.writelines(member.data)
             size = spool.tell()
