@@ -69,6 +69,7 @@ PURE = [
     "_query/values.py",
     "_rates.py",
     "_stream/framing.py",
+    "_stream/holdings.py",
     "_stream/partitions.py",
     "_stream/record_types.py",
     "_stream/resume.py",

@@ -33,9 +33,13 @@ from wme_async._stream.events import (
     StreamDisconnected as StreamDisconnected,
     StreamEvent as StreamEvent,
     StreamGap as StreamGap,
+    StreamLost as StreamLost,
     StreamRetrying as StreamRetrying,
     StreamStatistics as StreamStatistics,
+    StreamTaken as StreamTaken,
 )
+from wme_async._stream.group import GroupStream as GroupStream
+from wme_async._stream.sharing import Static as Static
 from wme_async._stream.stream import Stream as Stream
 from wme_async._telemetry import Report as Report, StreamTelemetry as StreamTelemetry, Telemetry as Telemetry
 from wme_async._transport import SessionPool as SessionPool
@@ -53,6 +57,8 @@ from wme_async.offsets import (
     MemoryOffsets as MemoryOffsets,
     OffsetStore as OffsetStore,
     Position as Position,
+    PostgresOffsets as PostgresOffsets,
+    RedisOffsets as RedisOffsets,
     SQLiteOffsets as SQLiteOffsets,
 )
 from wme_async.settings import Hosts as Hosts, Limits as Limits, Retry as Retry, Timeouts as Timeouts

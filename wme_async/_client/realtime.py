@@ -4,7 +4,8 @@ import builtins
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar, Unpack, overload
+from functools import partial
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import msgspec
 
@@ -13,8 +14,9 @@ from wme_async._client.collection import Value
 from wme_async._client.files import Files
 from wme_async._client.resources import Resource
 from wme_async._query.query import Query
-from wme_async._stream import Stream, StreamOptions, checked_options
+from wme_async._stream import GroupStream, Stream, StreamOptions
 from wme_async._stream.resume import StreamResource
+from wme_async._stream.sharing import Group, GroupOptions, Share, Static, checked_sharing
 from wme_async._transport import Transport
 from wme_async.errors import DecodeError, NotFound
 from wme_async.models import Article, WikidataArticle
@@ -53,10 +55,20 @@ class Realtime:
         return "<Realtime>"
 
     @overload
-    def articles(self, **options: Unpack[StreamOptions]) -> Stream[Article]: ...
+    def articles(self, *, share: Literal["group"], **options: Unpack[GroupOptions]) -> GroupStream[Article]: ...
     @overload
-    def articles(self, *, type: builtins.type[U], **options: Unpack[StreamOptions]) -> Stream[U]: ...
-    def articles(self, *, type: builtins.type[Any] | None = None, **options: Any) -> Stream[Any]:
+    def articles(
+        self, *, type: builtins.type[U], share: Literal["group"], **options: Unpack[GroupOptions]
+    ) -> GroupStream[U]: ...
+    @overload
+    def articles(self, *, share: Static | None = None, **options: Unpack[StreamOptions]) -> Stream[Article]: ...
+    @overload
+    def articles(
+        self, *, type: builtins.type[U], share: Static | None = None, **options: Unpack[StreamOptions]
+    ) -> Stream[U]: ...
+    def articles(
+        self, *, type: builtins.type[Any] | None = None, share: Share | None = None, **options: Any
+    ) -> Stream[Any] | GroupStream[Any]:
         """Follow updates, deletions and visibility changes of articles of all projects.
 
         Example:
@@ -73,6 +85,9 @@ class Realtime:
                 without it a stream cannot continue.
             filters: Dotted JSON name to the one value it must have. Values that the server would never match (whole
                 numbers above 999,999, fractions) are compared here, at the cost of receiving everything.
+            share: Share the parts with other processes: `"group"` by leases in the store, which has to be a
+                `LeaseStore`, so that members may come and go; `Static(ordinal, of)` by a fixed plan. By default this
+                stream reads everything, or `parts`.
             parts: Tenths of the stream, 0 to 9; all by default.
             connections: The number of connections that share the parts, 1 to the number of parts. The server sends each
                 one 50 events a second, scaled by its share of the parts, so more connections do not raise the total.
@@ -96,9 +111,13 @@ class Realtime:
             backfill: Fetch the events of a gap from the hourly batches, as far as the server still has them, and hand
                 them out with `stream.backfilled` true. A batch has the last revision of a page in its hour, not each.
             retry: When to give up; by default never.
-            on_event: Called with frozen records about connects, disconnects, retries, gaps, bad records and saves.
+            on_event: Called with frozen records about connects, disconnects, retries, gaps, bad records, saves, and
+                parts that were taken or lost.
             max_buffer: Bytes received ahead of the consumer, 2 MiB by default.
             max_record: Bytes above which a record counts as bad, 64 MiB by default.
+            lease: With `share="group"`: seconds after which the parts of a member that died are read by others, 30 by
+                default. A member that cannot run for so long loses its parts.
+            member: With `share="group"`: a name of this member for people, in the list of members.
             **options: The arguments above, by name.
 
         Returns:
@@ -108,28 +127,60 @@ class Realtime:
             ValueError: A field does not exist, or the server would reject or misread an argument.
             TypeError: An argument does not exist or has the wrong type.
         """
-        return self._open("realtime.articles", type, options)
+        return self._open("realtime.articles", type, share, options)
 
     @overload
     def wikidata(
-        self, *, partitions: int = 50, parts_total: int = 10, **options: Unpack[StreamOptions]
+        self,
+        *,
+        share: Literal["group"],
+        partitions: int = 50,
+        parts_total: int = 10,
+        **options: Unpack[GroupOptions],
+    ) -> GroupStream[WikidataArticle]: ...
+    @overload
+    def wikidata(
+        self,
+        *,
+        type: builtins.type[U],
+        share: Literal["group"],
+        partitions: int = 50,
+        parts_total: int = 10,
+        **options: Unpack[GroupOptions],
+    ) -> GroupStream[U]: ...
+    @overload
+    def wikidata(
+        self,
+        *,
+        share: Static | None = None,
+        partitions: int = 50,
+        parts_total: int = 10,
+        **options: Unpack[StreamOptions],
     ) -> Stream[WikidataArticle]: ...
     @overload
     def wikidata(
-        self, *, type: builtins.type[U], partitions: int = 50, parts_total: int = 10, **options: Unpack[StreamOptions]
+        self,
+        *,
+        type: builtins.type[U],
+        share: Static | None = None,
+        partitions: int = 50,
+        parts_total: int = 10,
+        **options: Unpack[StreamOptions],
     ) -> Stream[U]: ...
     def wikidata(
         self,
         *,
         type: builtins.type[Any] = WikidataArticle,
+        share: Share | None = None,
         partitions: int = 50,
         parts_total: int = 10,
         **options: Any,
-    ) -> Stream[Any]:
+    ) -> Stream[Any] | GroupStream[Any]:
         """Follow changes of Wikidata entities (beta: announced, not documented in full).
 
         Args:
             type: As for `articles`.
+            share: As for `articles`.
             partitions: The number of partitions; 50 is an assumption, by analogy with articles.
             parts_total: The number of parts that they are grouped into; 10 by the same analogy.
             **options: As for `articles`.
@@ -141,7 +192,7 @@ class Realtime:
             ValueError: As for `articles`.
             TypeError: As for `articles`.
         """
-        return self._open("realtime.wikidata", type, options, partitions=partitions, parts=parts_total)
+        return self._open("realtime.wikidata", type, share, options, partitions=partitions, parts=parts_total)
 
     def explain(
         self,
@@ -167,28 +218,44 @@ class Realtime:
         return Query.build(row.backend, row.model, fields=fields, filters=filters, type=type).explain()
 
     def _open(
-        self, name: str, type: builtins.type[Any] | None, options: Mapping[str, Any], **layout: int
-    ) -> Stream[Any]:
+        self,
+        name: str,
+        type: builtins.type[Any] | None,
+        share: object,
+        options: Mapping[str, Any],
+        **layout: int,
+    ) -> Stream[Any] | GroupStream[Any]:
         row = self._resources[name]
         assert row.backend is not None
         resource = StreamResource(name=name.partition(".")[2], path=row.path, product=row.product, **layout)
-        settings = checked_options(options, resource)
+        settings, sharing = checked_sharing(share, options, resource)
         if type is not None:
             check_record_type(type)
         # Only a Struct has fields to request; `dict` and `Raw` take any record.
         struct = type if isinstance(type, builtins.type) and issubclass(type, msgspec.Struct) else None
         query = Query.build(row.backend, row.model, fields=settings["fields"], filters=settings["filters"], type=struct)
         body = query.body()
-        return Stream(
+        result = query.result if type is None else type
+        open_stream = partial(
+            Stream,
             self._transport,
             resource,
-            type=query.result if type is None else type,
-            options=settings,
+            type=result,
             fields=body.get("fields"),
             filters=body.get("filters"),
             keep=_keep(query, type),
             backfill=_HourlyRecords(self._hours[name], query) if settings["backfill"] else None,
         )
+        if isinstance(sharing, Group):
+            return GroupStream(
+                resource,
+                settings,
+                type=result,
+                open_stream=open_stream,
+                group=sharing,
+                sleep=self._transport.sleep,
+            )
+        return open_stream(options=settings, claims=sharing)
 
 
 def _keep(query: Query, type: builtins.type[Any] | None) -> Callable[[Any], bool] | None:

@@ -10,18 +10,24 @@ from wme_async._stream.events import (
     StreamDisconnected,
     StreamEvent,
     StreamGap,
+    StreamLost,
     StreamRetrying,
     StreamStatistics,
+    StreamTaken,
 )
+from wme_async._stream.group import GroupStream
 from wme_async._stream.options import Commit, OnBadRecord, OnGap, StreamOptions, checked_options
+from wme_async._stream.sharing import Static
 from wme_async._stream.stream import Stream
 
 __all__ = [
     "Backfill",
     "Commit",
+    "GroupStream",
     "OnBadRecord",
     "OnGap",
     "PartitionStatistics",
+    "Static",
     "Stream",
     "StreamBadRecord",
     "StreamCommitFailed",
@@ -30,8 +36,10 @@ __all__ = [
     "StreamDisconnected",
     "StreamEvent",
     "StreamGap",
+    "StreamLost",
     "StreamOptions",
     "StreamRetrying",
     "StreamStatistics",
+    "StreamTaken",
     "checked_options",
 ]

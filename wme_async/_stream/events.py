@@ -16,8 +16,10 @@ __all__ = [
     "StreamDisconnected",
     "StreamEvent",
     "StreamGap",
+    "StreamLost",
     "StreamRetrying",
     "StreamStatistics",
+    "StreamTaken",
 ]
 
 
@@ -113,6 +115,33 @@ class StreamCommitFailed(msgspec.Struct, frozen=True, kw_only=True):
     failures: int
 
 
+class StreamTaken(msgspec.Struct, frozen=True, kw_only=True):
+    """This member of a group reads a part from now on (`share="group"`).
+
+    Attributes:
+        part: The part.
+        token: Its fencing token, higher than those of all owners before.
+    """
+
+    part: int
+    token: int
+
+
+class StreamLost(msgspec.Struct, frozen=True, kw_only=True):
+    """This member of a group does not read a part any more; another one may.
+
+    Attributes:
+        part: The part.
+        token: The fencing token that it had.
+        given_back: Whether the part was given back in an orderly way, with its positions saved. Otherwise the lease
+            ended: this machine stood still, the event loop was blocked, or the store could not be reached.
+    """
+
+    part: int
+    token: int
+    given_back: bool
+
+
 StreamEvent: TypeAlias = (
     StreamConnected
     | StreamDisconnected
@@ -121,6 +150,8 @@ StreamEvent: TypeAlias = (
     | StreamBadRecord
     | StreamCommitted
     | StreamCommitFailed
+    | StreamTaken
+    | StreamLost
 )
 """The argument of the `on_event` hook."""
 

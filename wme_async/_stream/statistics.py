@@ -3,7 +3,9 @@
 from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from wme_async._stream.connection import Connection
 from wme_async._stream.decoder import RunDecoder
@@ -11,11 +13,38 @@ from wme_async._stream.events import PartitionStatistics, StreamStatistics
 from wme_async._stream.partitions import Partition, Partitions
 from wme_async._stream.record_types import published_of
 
-__all__ = ["StatisticsCollector"]
+__all__ = ["NOTHING_READ", "StatisticsCollector", "added", "past"]
 
 _WINDOW = 60.0  # seconds over which speeds are measured
 _STEP = 1.0
 _CURRENT = 5.0  # seconds of lag that count as none
+
+
+_COUNTS: Final = (
+    *("events", "filtered", "bytes", "duplicates", "bad_records", "gaps", "backfilled", "connects", "reconnects"),
+    *("connected", "buffered", "rate"),
+)
+NOTHING_READ: Final = StreamStatistics(**dict.fromkeys(_COUNTS, 0), lag=None, catch_up=None, partitions=())
+
+
+def past(statistics: StreamStatistics) -> StreamStatistics:
+    """Return what remains of the statistics of a stream once it is closed: the counts."""
+    return msgspec.structs.replace(
+        statistics, connected=0, buffered=0, rate=0.0, lag=None, catch_up=None, partitions=()
+    )
+
+
+def added(statistics: Sequence[StreamStatistics]) -> StreamStatistics:
+    """Return the statistics of several streams as one: sums, and the largest lag."""
+    lags = [one.lag for one in statistics if one.lag is not None]
+    waits = [one.catch_up for one in statistics if one.lag is not None]
+    known = [wait for wait in waits if wait is not None]
+    return StreamStatistics(
+        **{name: sum(getattr(one, name) for one in statistics) for name in _COUNTS},
+        lag=max(lags, default=None),
+        catch_up=max(known) if known and len(known) == len(waits) else None,
+        partitions=tuple(sorted((each for one in statistics for each in one.partitions), key=lambda p: p.partition)),
+    )
 
 
 class StatisticsCollector:

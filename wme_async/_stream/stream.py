@@ -27,7 +27,7 @@ from wme_async._transport import Transport
 from wme_async.errors import DecodeError
 from wme_async.offsets import ClaimingStore, MemoryOffsets, Position
 
-__all__ = ["Stream"]
+__all__ = ["Batches", "Stream"]
 
 logger = logging.getLogger("wme_async.stream")
 
@@ -70,6 +70,7 @@ class Stream(Generic[T]):
         keep: Returns whether a value is handed out, for filters that the server cannot apply. Positions move on past
             the others.
         backfill: Yields the records of an hour's batches, to fill gaps with.
+        claims: What to claim in the store, below the name of the positions; by default the name itself.
 
     Raises:
         TypeError: msgspec cannot decode into the type.
@@ -86,6 +87,7 @@ class Stream(Generic[T]):
         filters: Iterable[Mapping[str, Any]] | None = None,
         keep: Callable[[T], bool] | None = None,
         backfill: Backfill | None = None,
+        claims: Iterable[str] | None = None,
     ) -> None:
         self.resource = resource
         self._transport = transport
@@ -99,6 +101,7 @@ class Stream(Generic[T]):
         self.key: str = f"{options['name']}/{resource.name}"
         """The name of its positions: that of the stream and of the resource, such as `default/articles`."""
         self._choose: Callable[[Mapping[int, Position]], Awaitable[Mapping[int, Position]]] | None = None
+        self._claims = [self.key] if claims is None else [f"{self.key}/{claim}" for claim in claims]
         self._generator: AsyncGenerator[T] | None = None
         self._collecting = False
         self._state: Literal["new", "open", "closed"] = "new"
@@ -128,8 +131,11 @@ class Stream(Generic[T]):
         self._state = "closed"  # until opening has succeeded
         connections = self._options["connections"]
         async with contextlib.AsyncExitStack() as stack:
+            if isinstance(self._store, contextlib.AbstractAsyncContextManager):
+                await stack.enter_async_context(self._store)
             if isinstance(self._store, ClaimingStore):
-                await stack.enter_async_context(self._store.claim(self.key))
+                for name in self._claims:
+                    await stack.enter_async_context(self._store.claim(name))
             self._transport.pool.reserve(connections)
             stack.callback(self._transport.pool.reserve, -connections)
             await self._prepare()
@@ -298,7 +304,7 @@ class Stream(Generic[T]):
         """
         check_batch_limits(max_items, max_wait, max_bytes)
         self._check_open()
-        return _Batches(lambda: self._next_batch(max_items, max_wait, max_bytes))
+        return Batches(lambda: self._next_batch(max_items, max_wait, max_bytes))
 
     async def _next_batch(self, max_items: int, max_wait: float, max_bytes: int | None) -> list[T]:
         """Return the next list. If it ends early, for whatever reason, the next call continues with its events."""
@@ -462,7 +468,7 @@ class Stream(Generic[T]):
         )
 
 
-class _Batches(Generic[T]):
+class Batches(Generic[T]):
     """An iterator of lists. It is not a generator, which would end for good with an error or a cancelled wait.
 
     Args:

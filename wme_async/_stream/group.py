@@ -1,0 +1,545 @@
+"""A stream whose parts are shared among several processes by leases."""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
+
+from wme_async import _clock
+from wme_async._stream.events import StreamEvent, StreamLost, StreamStatistics, StreamTaken
+from wme_async._stream.holdings import Holding
+from wme_async._stream.lease_keeper import LeaseKeeper
+from wme_async._stream.options import StreamOptions, check_batch_limits
+from wme_async._stream.part_reader import FencedStore, PartReader
+from wme_async._stream.record_types import RecordType
+from wme_async._stream.resume import StreamResource
+from wme_async._stream.sharing import Group
+from wme_async._stream.statistics import NOTHING_READ, added, past
+from wme_async._stream.stream import Batches, Stream
+from wme_async._tasks import WorkGroup, first_cause, wait_done
+from wme_async.errors import StreamError
+from wme_async.offsets import Position
+
+__all__ = ["GroupStream"]
+
+logger = logging.getLogger("wme_async.stream")
+
+T = TypeVar("T")
+
+_GRACE: Final = 10.0  # seconds for closing once its task has been cancelled
+_AHEAD: Final = 64  # decoded events of each part ahead of the consumer
+_NEVER: Final = 1e9  # seconds
+
+
+class GroupStream(Generic[T]):
+    """A share of a stream: each part is read by one member of a group at a time, for as long as it holds a lease.
+
+    ```python
+    offsets = PostgresOffsets("postgresql://…")
+    async with wme.realtime.articles(offsets=offsets, share="group") as stream:
+        async for article in stream:
+            ...
+    ```
+
+    It is used as a `Stream` is. Members that join get parts, those of members that leave or die are read by others
+    within two leases, and when a part moves in an orderly way, nothing comes again.
+
+    **Leases.** A lease is renewed three times in its time, by a task of the event loop: a consumer that blocks the loop
+    for longer loses its parts. Before each event is handed out, this machine's own clock is asked whether the lease may
+    have ended, so a machine that was asleep hands out nothing that another one reads already. An event that is in your
+    hands then cannot be taken back: `token` is for sinks that have to reject it.
+
+    **Delivery.** As with `Stream`, in order within a partition and at least once; what was not saved when a member died
+    comes again, at another member. No position is overwritten by a member that no longer has the part.
+
+    Streams are made by `wme.realtime.articles` and `wme.realtime.wikidata` with `share="group"`.
+
+    Args:
+        resource: The stream.
+        options: The options, checked and complete.
+        type: The type to decode into.
+        open_stream: Returns a stream with these options.
+        group: The options of the group.
+        sleep: Waits for some seconds.
+    """
+
+    def __init__(
+        self,
+        resource: StreamResource,
+        options: StreamOptions,
+        *,
+        type: type[T],
+        open_stream: Callable[..., Stream[T]],
+        group: Group,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self.resource = resource
+        self.owner: str = group.owner
+        """The owner of the leases in the store: another one for each stream."""
+        self.backfilled: bool = False
+        """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
+        self._options = options
+        self._one_by_one = options["commit"] == "ack"
+        self._open_stream = open_stream
+        self._record_type = RecordType(type)
+        self._store = group.store
+        self._sleep = sleep
+        self._lease = group.lease
+        self._clock = _clock.uptime
+        self.key: str = f"{options['name']}/{resource.name}"
+        """The name of its positions and leases: that of the stream and of the resource, such as `default/articles`."""
+        self._size = resource.partitions // resource.parts
+        self._keeper = LeaseKeeper(
+            self._store,
+            self.key,
+            owner=self.owner,
+            parts=resource.parts,
+            ttl=self._lease,
+            clock=self._clock,
+            on_taken=self._begin,
+            on_lost=self._lose,
+            on_surplus=self._leave,
+        )
+        self._state: Literal["new", "open", "closed"] = "new"
+        self._readers: dict[int, PartReader[T]] = {}
+        self._tokens: dict[int, int] = {}
+        self._queue: deque[PartReader[T]] = deque()  # readers that have something
+        self._news = asyncio.Event()
+        self._limit = _AHEAD
+        self._in_hand: list[tuple[PartReader[T], T]] = []
+        # With commit="ack", by identity: a reference to the value keeps its identity from being used again.
+        self._unacknowledged: dict[int, tuple[PartReader[T], T]] = {}
+        self._reading = False
+        self._failure: BaseException | None = None
+        self._close_failure: Exception | None = None
+        self._store_failed = False
+        self._past = NOTHING_READ
+        self._closing = False
+        self._part_tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<GroupStream {self.key!r} {self._state}, parts {sorted(self._readers)}>"
+
+    # Opening and closing
+
+    async def __aenter__(self) -> Self:
+        if self._state != "new":
+            raise RuntimeError("a stream is opened once; make another one")
+        self._state = "closed"  # until opening has succeeded
+        async with contextlib.AsyncExitStack() as stack:
+            if isinstance(self._store, contextlib.AbstractAsyncContextManager):
+                await stack.enter_async_context(self._store)
+            begun = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._run(begun), name=f"wme stream {self.key} leases")
+            stack.push_async_callback(self._stop)
+            await begun
+            self._stack = stack.pop_all()
+        self._state = "open"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._state != "open":
+            return
+        self._state = "closed"
+        # In a task of its own, so that a cancellation meanwhile does not leave half of it undone.
+        closing = asyncio.create_task(self._stack.aclose(), name=f"wme stream {self.key} closing")
+        await wait_done(closing, grace=_GRACE)
+        failure = closing.exception() or self._close_failure
+        if failure is not None:
+            if error is None:
+                raise failure
+            # The caller has to see the exception of the block, above all a cancellation.
+            logger.error("closing the stream %r failed: %s", self.key, failure)
+            error.add_note(f"closing the stream {self.key!r} failed as well: {failure}")
+
+    async def aclose(self) -> None:
+        """End the stream, save the positions and leave the group; leaving the `async with` block does the same."""
+        await self.__aexit__(None, None, None)
+
+    async def _stop(self) -> None:
+        """Close the streams of all parts while their leases are still renewed, then leave the group."""
+        self._closing = True
+        self._keeper.takes = False
+        tasks = set(self._part_tasks)
+        for reader in list(self._readers.values()):
+            self._stop_reader(reader)
+        if tasks:
+            await asyncio.wait(tasks)
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        with contextlib.suppress(Exception):  # the leases end by themselves
+            async with asyncio.timeout(_GRACE / 2):
+                await self._keeper.leave()
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise RuntimeError(f"the stream is {'not open: use `async with`' if self._state == 'new' else 'closed'}")
+
+    # Leases
+
+    async def _run(self, begun: "asyncio.Future[None]") -> None:
+        try:
+            async with WorkGroup() as self._tasks:
+                try:
+                    pause = await self._keeper.beat()
+                except Exception as error:  # noqa: BLE001  # it is raised where the stream is opened
+                    if not begun.done():
+                        begun.set_exception(error)
+                    return
+                if not begun.done():
+                    begun.set_result(None)
+                while True:
+                    await self._sleep(pause)
+                    pause = await self._beat()
+        except BaseExceptionGroup as group:
+            self._failure = first_cause(group)
+        except asyncio.CancelledError:
+            self._failure = StreamError("the stream's task was cancelled")
+            raise
+        finally:
+            begun.cancel()
+            self._news.set()
+
+    async def _beat(self) -> float:
+        try:
+            pause = await self._keeper.beat()
+        except Exception as error:  # noqa: BLE001  # of any store; the leases stay until their deadlines
+            if not self._store_failed:
+                logger.warning("the leases of %r could not be renewed: %s; trying again", self.key, error)
+            self._store_failed = True
+            for holding in list(self._keeper.holdings.by_part.values()):
+                self._is_held(holding)
+            return self._keeper.pause
+        if self._store_failed:
+            logger.warning("the leases of %r can be renewed again", self.key)
+        self._store_failed = False
+        return pause
+
+    def _is_held(self, holding: Holding) -> bool:
+        """Return whether a lease has not ended by the clock of this machine; lose it if it has."""
+        if self._clock() < holding.deadline:
+            return True
+        self._keeper.holdings.end(holding)
+        self._lose(holding)
+        return False
+
+    def _begin(self, holding: Holding) -> None:
+        """Start reading a part."""
+        if self._closing:
+            return
+        store = FencedStore(self._store, self.owner, holding, lambda: self._lose(holding))
+        part = holding.part
+
+        def notify(event: StreamEvent) -> None:
+            if not reader.lost:
+                self._notify(event)
+
+        options: StreamOptions = {
+            **self._options,
+            "parts": (part,),
+            "offsets": store,
+            "on_event": notify,
+            "max_buffer": max(1, self._options["max_buffer"] // self.resource.parts),
+            "commit": "ack",
+        }
+        if self._options["commit"] == "manual":
+            options["commit_interval"] = _NEVER
+        reader = PartReader(holding, store, self._open_stream(options=options), on_news=self._enqueue)
+        self._readers[part] = reader
+        self._tokens[part] = holding.token
+        task = self._tasks.create_task(self._read(reader), name=f"wme stream {self.key} part {part}")
+        self._part_tasks.add(task)
+        task.add_done_callback(self._part_tasks.discard)
+
+    async def _read(self, reader: PartReader[T]) -> None:
+        """Read a part until its lease ends, and give it back unless it was lost."""
+        holding = reader.holding
+        try:
+            await reader.run(
+                lambda: self._limit,
+                lambda: self._notify(StreamTaken(part=holding.part, token=holding.token)),
+            )
+        except Exception as error:
+            if not reader.is_of_store(error):
+                raise
+            logger.info("part %d of %r: %s", holding.part, self.key, error)
+            if self._closing:
+                self._close_failure = error
+        finally:
+            self._end(reader)
+            if not reader.lost:
+                with contextlib.suppress(Exception):  # it is given back at the next heartbeat, or ends by itself
+                    await self._keeper.give(holding)
+
+    def _leave(self, holding: Holding) -> None:
+        """Give a part back as soon as the consumer has nothing of it in hand, but not later than a lease from now."""
+        reader = self._readers.get(holding.part)
+        if reader is not None and not self._stop_if_idle(reader):
+            asyncio.get_running_loop().call_later(self._lease, self._stop_reader, reader)
+
+    def _stop_if_idle(self, reader: PartReader[T]) -> bool:
+        idle = reader.holding.leaving and not reader.in_hand
+        if idle:
+            self._stop_reader(reader)
+        return idle
+
+    def _stop_reader(self, reader: PartReader[T]) -> None:
+        if self._options["commit"] == "manual":
+            reader.store.closed = True  # only `commit` saves
+        reader.stop()
+
+    def _lose(self, holding: Holding) -> None:
+        """Stop reading a part at once: another member may read it already."""
+        reader = self._readers.get(holding.part)
+        if reader is not None and reader.holding is holding:
+            reader.lose()
+            self._end(reader)
+
+    def _end(self, reader: PartReader[T]) -> None:
+        holding = reader.holding
+        if self._readers.get(holding.part) is not reader:
+            return
+        del self._readers[holding.part]
+        for key in [key for key, (other, _) in self._unacknowledged.items() if other is reader]:
+            del self._unacknowledged[key]
+        if reader.final is not None:
+            self._past = added([self._past, past(reader.final)])
+        logger.info("part %d of %r is %s", holding.part, self.key, "lost" if reader.lost else "given back")
+        self._notify(StreamLost(part=holding.part, token=holding.token, given_back=not reader.lost))
+
+    def _notify(self, event: StreamEvent) -> None:
+        on_event = self._options["on_event"]
+        if on_event is not None:
+            try:
+                on_event(event)
+            except Exception:
+                # The stream continues without its observer.
+                logger.exception("the on_event hook failed")
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The parts that this member reads now, in order."""
+        return tuple(sorted(self._readers))
+
+    def token(self, part: int) -> int:
+        """Return the fencing token of this member's last lease of a part.
+
+        Each owner of a part has a higher token than the one before. A sink that keeps the highest token of each part,
+        and rejects writes with a lower one, takes nothing from a member that was overtaken without knowing it.
+
+        Args:
+            part: The part of an article: `article.event.partition // 5`.
+
+        Raises:
+            ValueError: This member never had the part.
+        """
+        if part not in self._tokens:
+            raise ValueError(f"this member of {self.key!r} never had part {part!r}; it has {list(self.parts)}")
+        return self._tokens[part]
+
+    # Reading
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        (item,) = await self._take(1, _AHEAD, 0.0)
+        return item
+
+    def batches(self, max_items: int = 1000, max_wait: float = 1.0) -> AsyncIterator[list[T]]:
+        """Return an iterator of lists of events, for sinks that write many at once.
+
+        A list counts as processed when the next one, or a single event, is requested. A cancellation while waiting for
+        a list loses nothing: request it again. Events from batches (`backfilled`) come in lists of their own.
+
+        Args:
+            max_items: The maximum number of events in a list.
+            max_wait: Seconds to wait for more after the first event; a list is never empty.
+
+        Raises:
+            TypeError: A limit is not a number.
+            ValueError: A limit below 1 event, or a negative time.
+            RuntimeError: Another task is reading.
+        """
+        check_batch_limits(max_items, max_wait)
+        self._check_open()
+        return Batches(lambda: self._take(max_items, max_items, max_wait))
+
+    async def _take(self, limit: int, ahead: int, max_wait: float) -> list[T]:
+        """Return the next events. If it ends early, for whatever reason, the next call continues with them.
+
+        Args:
+            limit: The maximum number of events.
+            ahead: How many events to take from each part ahead of this consumer.
+            max_wait: Seconds to wait for more after the first.
+        """
+        self._check_open()
+        if self._reading:
+            raise RuntimeError("a stream is read by one task at a time")
+        self._reading = True
+        self._limit = ahead
+        taken: list[tuple[PartReader[T], T, bool]] = []
+        try:
+            self._settle()
+            while not taken:
+                await self._collect(taken, limit, max_wait)
+                # Time has passed since the first of them.
+                taken[:] = [entry for entry in taken if self._may_hand_out(entry[0])]
+        except BaseException:
+            for reader, item, backfilled in reversed(taken):
+                reader.items.appendleft((item, backfilled))
+                self._enqueue(reader)
+            raise
+        finally:
+            self._reading = False
+        for reader, item, self.backfilled in taken:
+            reader.in_hand += 1
+            if self._one_by_one:
+                self._unacknowledged[id(item)] = (reader, item)
+            else:
+                self._in_hand.append((reader, item))
+        return [item for _, item, _ in taken]
+
+    async def _collect(self, taken: list[tuple[PartReader[T], T, bool]], limit: int, max_wait: float) -> None:
+        """Append events until there are enough, or no more of the same kind have come in time."""
+        deadline: float | None = None
+        while len(taken) < limit:
+            reader = self._next_reader()
+            if reader is None:
+                if taken and deadline is None:
+                    deadline = asyncio.get_running_loop().time() + max_wait
+                elif not taken and self._failure is not None:
+                    raise self._failure
+                if not await self._wait(deadline):
+                    return
+            elif taken and (not reader.items or reader.items[0][1] is not taken[0][2]):
+                return  # an error, or an event of the other kind, comes next time
+            else:
+                taken.append((reader, *reader.take()))
+
+    def _next_reader(self) -> PartReader[T] | None:
+        """Return a reader that has events, or an error, to hand out."""
+        while self._queue:
+            reader = self._queue[0]
+            if (reader.items or reader.error is not None) and self._may_hand_out(reader):
+                return reader
+            self._queue.popleft()
+        return None
+
+    def _may_hand_out(self, reader: PartReader[T]) -> bool:
+        return not reader.ended and not reader.holding.leaving and self._is_held(reader.holding)
+
+    def _enqueue(self, reader: PartReader[T]) -> None:
+        """Note that a reader has something to hand out."""
+        if reader not in self._queue:
+            self._queue.append(reader)
+        self._news.set()
+
+    async def _wait(self, deadline: float | None) -> bool:
+        """Wait until a reader may have something, and return whether that was before the deadline."""
+        self._news.clear()
+        try:
+            async with asyncio.timeout_at(deadline) as timeout:
+                await self._news.wait()
+        except TimeoutError:
+            # Comparing the clock would be wrong: some event loops run a timer before its time.
+            if not timeout.expired():
+                raise
+            return False
+        return True
+
+    def _settle(self) -> None:
+        """Count what was handed out last as processed, since more is requested; then parts may be given back."""
+        self.backfilled = False
+        pairs, self._in_hand = self._in_hand, []
+        for reader, item in pairs:
+            reader.in_hand -= 1
+            reader.ack(item)
+            self._stop_if_idle(reader)
+
+    # Acknowledging
+
+    @property
+    def positions(self) -> dict[int, Position]:
+        """How far each partition was processed, of the parts that this member reads now; offset -1 without an event."""
+        self._check_open()
+        return {
+            number: position
+            for reader in self._readers.values()
+            if reader.is_open
+            for number, position in reader.stream.positions.items()
+        }
+
+    def ack(self, article: T) -> None:
+        """Count an event as processed now.
+
+        With `commit="ack"` in any order; otherwise it counts for those before it in its partition, too. Twice is not an
+        error, nor is an event of a part that was lost meanwhile: another member has it again.
+
+        Args:
+            article: The very same object that was handed out, unless it has an event of its own.
+
+        Raises:
+            TypeError: It is not an event, such as a list of `batches`: call it for each of those in it.
+        """
+        self._check_open()
+        event = getattr(article, "event", None) if self._record_type.has_position else None
+        place = None if event is None or event.offset is None else (event.partition, event.offset)
+        known = self._ack_one(article, place) if self._one_by_one else self._ack_up_to(article, place)
+        if not known and place is None:
+            self._record_type.check_value(article)
+
+    def _ack_one(self, article: T, place: tuple[int, int] | None) -> bool:
+        """Acknowledge an event by itself, and return whether it is known."""
+        reader, item = self._unacknowledged.get(id(article), (None, None))
+        if reader is not None and item is article:
+            del self._unacknowledged[id(article)]
+            reader.in_hand -= 1
+        else:
+            # A copy, as from another process.
+            reader = None if place is None else self._readers.get(place[0] // self._size)
+        if reader is None:
+            return False
+        reader.ack(article)
+        self._stop_if_idle(reader)
+        return True
+
+    def _ack_up_to(self, article: T, place: tuple[int, int] | None) -> bool:
+        """Acknowledge an event in hand, and those before it in its partition; return whether there were any."""
+        known = False
+        for reader, item in self._in_hand:
+            if item is article:
+                reader.ack(item)
+                return True
+            if place is not None and place[0] == (event := cast("Any", item).event).partition:
+                before = event.offset is not None and event.offset <= place[1]
+                known = known or before
+                if before:
+                    reader.ack(item)
+        return known
+
+    async def commit(self) -> None:
+        """Save the positions of the events processed so far; of the one in your hands only if you have called `ack`.
+
+        Nothing is saved for a part that was lost.
+
+        Raises:
+            Exception: Any exception of the store.
+        """
+        self._check_open()
+        for reader in list(self._readers.values()):
+            if reader.is_open:
+                await reader.stream.commit()
+
+    # Watching
+
+    def statistics(self) -> StreamStatistics:
+        """Return the counts of this member since it was opened, and the state of the partitions that it reads now."""
+        self._check_open()
+        now = [reader.stream.statistics() for reader in self._readers.values() if reader.is_open]
+        return added([self._past, *now])
