@@ -20,6 +20,7 @@ from wme_async._stream.sharing import Group
 from wme_async._stream.statistics import NOTHING_READ, added, past
 from wme_async._stream.stream import Batches, Stream
 from wme_async._tasks import WorkGroup, first_cause, wait_done
+from wme_async._telemetry import log_fields
 from wme_async.errors import StreamError
 from wme_async.offsets import Position
 
@@ -210,13 +211,14 @@ class GroupStream(Generic[T]):
             pause = await self._keeper.beat()
         except Exception as error:  # noqa: BLE001  # of any store; the leases stay until their deadlines
             if not self._store_failed:
-                logger.warning("the leases of %r could not be renewed: %s; trying again", self.key, error)
+                message = "the leases of %r could not be renewed: %s; trying again"
+                logger.warning(message, self.key, error, extra=log_fields(error, stream=self.key))
             self._store_failed = True
             for holding in list(self._keeper.holdings.by_part.values()):
                 self._is_held(holding)
             return self._keeper.pause
         if self._store_failed:
-            logger.warning("the leases of %r can be renewed again", self.key)
+            logger.warning("the leases of %r can be renewed again", self.key, extra=log_fields(stream=self.key))
         self._store_failed = False
         return pause
 
@@ -267,7 +269,7 @@ class GroupStream(Generic[T]):
         except Exception as error:
             if not reader.is_of_store(error):
                 raise
-            logger.info("part %d of %r: %s", holding.part, self.key, error)
+            logger.info("part %d of %r: %s", holding.part, self.key, error, extra=log_fields(error, stream=self.key))
             if self._closing:
                 self._close_failure = error
         finally:
@@ -309,7 +311,8 @@ class GroupStream(Generic[T]):
             del self._unacknowledged[key]
         if reader.final is not None:
             self._past = added([self._past, past(reader.final)])
-        logger.info("part %d of %r is %s", holding.part, self.key, "lost" if reader.lost else "given back")
+        facts = log_fields(stream=self.key, part=holding.part, token=holding.token)
+        logger.info("part %d of %r is %s", holding.part, self.key, "lost" if reader.lost else "given back", extra=facts)
         self._notify(StreamLost(part=holding.part, token=holding.token, given_back=not reader.lost))
 
     def _notify(self, event: StreamEvent) -> None:
