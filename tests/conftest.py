@@ -4,6 +4,7 @@ import asyncio
 import gc
 import inspect
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,6 +33,7 @@ from wall_clock import MIDDLE_OF_A_MONTH, clock, set_moment
 if TYPE_CHECKING:
     from jobs_server import FileServer
     from stream_world import World
+    from transports import Transport
 
     from wme_async import Client
     from wme_async.simulator import Simulator
@@ -216,6 +218,20 @@ async def wme(sim: "Simulator") -> AsyncIterator["Client"]:
 
     async with Client(**sim.client_options(), retry=Retry(base=0, cap=0)) as client:
         yield client
+
+
+@pytest.fixture
+async def transport() -> AsyncIterator["Transport"]:
+    """A transport without credentials that soon gives up a silent server; in the end no body is open."""
+    from transports import Transport
+
+    from wme_async import Retry, Timeouts
+
+    retry = Retry(attempts=5, base=0.002, cap=0.01)
+    transport = Transport(None, retry=retry, timeouts=Timeouts(read=0.4, connect=2.0), random=random.Random(1))
+    yield transport
+    assert transport.open_bodies == 0, "a body was left open"
+    await transport.aclose()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ class RawRequest:
     def __init__(self, text: bytes, connection: int) -> None:
         line, *lines = text.decode("latin-1").rstrip("\r\n").split("\r\n")
         self.method, self.path, _ = line.split(" ")
-        pairs = (each.partition(":") for each in lines)
+        pairs = (line.partition(":") for line in lines)
         self.headers = {name.lower(): value.strip() for name, _, value in pairs}
         self.connection = connection
 

@@ -44,11 +44,11 @@ def picked(value, tree):
     if not tree:
         return value
     if isinstance(value, list):
-        return [{} if (left := picked(each, tree)) is NOTHING else left for each in value]
+        return [{} if (left := picked(item, tree)) is NOTHING else left for item in value]
     if not isinstance(value, dict):
         return NOTHING
-    found = {key: picked(value[key], below) for key, below in tree.items() if key in value}
-    return {key: left for key, left in found.items() if left is not NOTHING} or NOTHING
+    selection = {key: picked(value[key], below) for key, below in tree.items() if key in value}
+    return {key: left for key, left in selection.items() if left is not NOTHING} or NOTHING
 
 
 def reduced(row, fields):
@@ -73,9 +73,9 @@ def matches(row, filters):
             at = at.get(segment) if isinstance(at, dict) else None
         if not isinstance(at, dict):
             return False
-        found = at.get(last)
-        found = type(wanted)() if found is None else found
-        if found != wanted or isinstance(found, bool) is not isinstance(wanted, bool):
+        current = at.get(last)
+        current = type(wanted)() if current is None else current
+        if current != wanted or isinstance(current, bool) is not isinstance(wanted, bool):
             return False
     return True
 
@@ -88,8 +88,8 @@ def decoded(rows, model):
 def paths(value, prefix=""):
     """All dotted names in a record, through lists too."""
     if isinstance(value, list):
-        for each in value:
-            yield from paths(each, prefix)
+        for item in value:
+            yield from paths(item, prefix)
     elif isinstance(value, dict):
         for key, below in value.items():
             if "." not in key:
@@ -159,7 +159,7 @@ class World:
 
     async def lists(self):
         hour = self.sim.hours[-1]
-        made = {}
+        level = {}
         for key, model, collection in (
             ("codes", Code, self.wme.codes),
             ("languages", Language, self.wme.languages),
@@ -170,8 +170,8 @@ class World:
             (f"batches/{hour.replace('T', '/')}", Batch, self.wme.batches(hour)),
         ):
             rows = [json.loads(json.dumps(row)) for row in await self.sim.catalog.rows(key) or []]
-            made[key.partition("/")[0]] = (Ground(rows, "metadata", model), collection)
-        return made
+            level[key.partition("/")[0]] = (Ground(rows, "metadata", model), collection)
+        return level
 
     def run(self, coroutine):
         return self.runner.run(coroutine)
@@ -183,13 +183,13 @@ class World:
 
     def pages(self, title):
         """All pages of a title, as they are stored."""
-        found = (self.sim.pages.article(project, title.replace(" ", "_")) for project in self.sim.pages.projects)
-        return [json.loads(json.dumps(each)) for each in found if each is not None]
+        articles = (self.sim.pages.article(project, title.replace(" ", "_")) for project in self.sim.pages.projects)
+        return [json.loads(json.dumps(record)) for record in articles if record is not None]
 
 
 @pytest.fixture(scope="module")
 def world():
-    made = World()
+    opened_world = World()
     # Pages with what the server leaves out, and with an object that is not there at all.
     odd: list[tuple[str, dict[str, Any]]] = [
         ("enwiki", {"version": {"identifier": 5_000_000, "is_minor_edit": True, "comment": "it's"}}),
@@ -200,11 +200,11 @@ def world():
     ]
     for number, (project, more) in enumerate(odd):
         language = project.removesuffix("wiki").removesuffix("wiktionary")
-        made.sim.catalog.languages[project] = language
-        if project not in made.sim.pages.projects:
+        opened_world.sim.catalog.languages[project] = language
+        if project not in opened_world.sim.pages.projects:
             row = {"identifier": project, "in_language": {"identifier": language}}
-            made.sim.catalog.static["projects"].append(row)
-        made.sim.pages.add(
+            opened_world.sim.catalog.static["projects"].append(row)
+        opened_world.sim.pages.add(
             {
                 "name": "Odd",
                 "identifier": number,
@@ -214,9 +214,9 @@ def world():
                 **more,
             }
         )
-    made.collections = made.run(made.lists())
-    yield made
-    made.close()
+    opened_world.collections = opened_world.run(opened_world.lists())
+    yield opened_world
+    opened_world.close()
 
 
 @settings(max_examples=80)
@@ -225,10 +225,10 @@ def test_a_random_query_of_metadata_gives_what_plain_python_does(world, data):
     ground, collection = world.collections[data.draw(st.sampled_from(sorted(world.collections)))]
     fields, filters = data.draw(ground.queries)
     # Nothing is refused: what the server cannot compare is compared here.
-    found = world.run(collection.list(fields=fields, filters=filters))
-    wanted = [reduced(row, fields) for row in ground.rows if matches(row, filters)]
-    assert found == decoded(wanted, ground.model)
-    world.seen["metadata", bool(found)] += 1
+    records = world.run(collection.list(fields=fields, filters=filters))
+    expected = [reduced(row, fields) for row in ground.rows if matches(row, filters)]
+    assert records == decoded(expected, ground.model)
+    world.seen["metadata", bool(records)] += 1
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +237,8 @@ def grounds(world):
     articles = {title: Ground(rows, "ondemand", Article) for title, rows in titles.items()}
     structured = {}
     for title, rows in titles.items():
-        made = [json.loads(json.dumps(world.sim.pages.structured(row))) for row in rows]
-        structured[title] = Ground(made, "structured", StructuredContent)
+        contents = [json.loads(json.dumps(world.sim.pages.structured(row))) for row in rows]
+        structured[title] = Ground(contents, "structured", StructuredContent)
     return {"articles": articles, "structured_contents": structured}
 
 
@@ -258,21 +258,21 @@ def test_a_random_lookup_gives_what_plain_python_does_or_is_refused(world, groun
     limit = data.draw(st.none() | st.integers(1, 10))
     before = world.sim.requests.total
     try:
-        found = world.run(getattr(world.wme, which).lookup(title, fields=fields, filters=filters, limit=limit))
+        records = world.run(getattr(world.wme, which).lookup(title, fields=fields, filters=filters, limit=limit))
     except ValueError:
         assert world.sim.requests.total == before
         assert refusable(filters)
         world.seen[which, "refused"] += 1
         return
-    wanted = sorted(
+    expected = sorted(
         (row for row in ground.rows if matches(row, filters)), key=lambda row: row["is_part_of"]["identifier"]
     )
-    everything = decoded([reduced(row, fields) for row in wanted], ground.model)
-    assert len(found) == min(len(everything), limit or 3)
+    everything = decoded([reduced(row, fields) for row in expected], ground.model)
+    assert len(records) == min(len(everything), limit or 3)
     # Of more than there may be, the server picks at random, and they come in the order of projects.
     left = iter(everything)
-    assert all(each in left for each in found)
-    world.seen[which, bool(found)] += 1
+    assert all(record in left for record in records)
+    world.seen[which, bool(records)] += 1
 
 
 def refusable(filters):
@@ -305,10 +305,10 @@ async def test_real_lists_have_the_counts_of_plain_python(shared_data):
             for field in names:
                 counts = Counter(values_at(rows, field))
                 for value, count in [counts.most_common(1)[0], counts.most_common()[-1]]:
-                    found = await collection.list(filters={field: value}, fields=["identifier"])
-                    wanted = sorted(row["identifier"] for row in rows if matches(row, {field: value}))
-                    assert sorted(each.identifier for each in found) == wanted
-                    assert len(found) == count
+                    records = await collection.list(filters={field: value}, fields=["identifier"])
+                    expected = sorted(row["identifier"] for row in rows if matches(row, {field: value}))
+                    assert sorted(record.identifier for record in records) == expected
+                    assert len(records) == count
         zero = await hour.list(filters={"namespace.identifier": 0}, fields=["identifier", "namespace"])
         rows = json.loads((shared_data / "batches.json").read_text("utf-8"))
         assert len(zero) == sum(row["namespace"].get("identifier", 0) == 0 for row in rows)
@@ -324,7 +324,7 @@ async def wme(sim):
 
 
 def last_body(sim):
-    return json.loads([each for each in sim.requests if each.role == "api"][-1].body)
+    return json.loads([request for request in sim.requests if request.role == "api"][-1].body)
 
 
 def stream(**arguments):
@@ -390,17 +390,17 @@ async def test_every_question_is_a_post_that_says_it_is_json(sim, wme):
         await sim.requests.wait(1, role="realtime")
         waiting.cancel()
         await asyncio.wait([waiting])
-    asked = [each for each in sim.requests if each.role in {"api", "realtime"}]
+    asked = [request for request in sim.requests if request.role in {"api", "realtime"}]
     assert len(asked) == 7
-    assert {each.method for each in asked} == {"POST"}
-    assert {each.header("Content-Type") for each in asked} == {"application/json"}
+    assert {request.method for request in asked} == {"POST"}
+    assert {request.header("Content-Type") for request in asked} == {"application/json"}
     # Another kind would be answered with all fields, and without an error.
-    assert {each.header("Accept") for each in asked} <= {"application/json", "application/x-ndjson"}
+    assert {request.header("Accept") for request in asked} <= {"application/json", "application/x-ndjson"}
 
 
 async def test_a_number_filters_metadata_by_equality(wme):
-    found = await wme.namespaces.list(filters={"identifier": 6})
-    assert [each.identifier for each in found] == [6]
+    records = await wme.namespaces.list(filters={"identifier": 6})
+    assert [record.identifier for record in records] == [6]
 
 
 async def test_a_boolean_filter_of_metadata_is_not_dropped(sim, wme):
@@ -413,12 +413,12 @@ async def test_a_boolean_filter_of_metadata_is_not_dropped(sim, wme):
 
 async def test_an_apostrophe_does_not_break_a_filter_of_metadata(sim, wme):
     sim.catalog.static["languages"].append({"identifier": "nqo", "name": "N'Ko", "direction": "rtl"})
-    assert [each.identifier for each in await wme.languages.list(filters={"name": "N'Ko"})] == ["nqo"]
+    assert [record.identifier for record in await wme.languages.list(filters={"name": "N'Ko"})] == ["nqo"]
 
 
 async def test_dotted_fields_of_metadata_come_back_nested(wme):
-    (found,) = await wme.projects.list(fields=["in_language.identifier"], filters={"identifier": "enwiki"})
-    assert found == Project(in_language=Language(identifier="en"))
+    (record,) = await wme.projects.list(fields=["in_language.identifier"], filters={"identifier": "enwiki"})
+    assert record == Project(in_language=Language(identifier="en"))
 
 
 @pytest.mark.parametrize("fields", [["*"], ["*", "name"], None])
@@ -433,8 +433,8 @@ async def test_a_star_means_everything_everywhere(sim, wme, fields):
 
 async def test_an_object_and_its_star_are_the_same_everywhere(wme):
     for star in ("is_part_of", "is_part_of.*"):
-        (found,) = await wme.articles.lookup("NATO", fields=[star], filters=EN)
-        assert found.is_part_of.url
+        (record,) = await wme.articles.lookup("NATO", fields=[star], filters=EN)
+        assert record.is_part_of.url
         (project,) = await wme.projects.list(
             filters={"identifier": "enwiki"}, fields=[star.replace("is_part_of", "in_language")]
         )
@@ -446,8 +446,8 @@ async def test_a_name_inside_a_list_gives_a_list(sim, wme):
     (whole,) = await wme.articles.lookup("NATO", filters=EN, fields=["categories"])
     (names,) = await wme.articles.lookup("NATO", filters=EN, fields=["categories.name"])
     assert whole.categories
-    assert [each.name for each in names.categories] == [each.name for each in whole.categories]
-    assert not any(each.url for each in names.categories)
+    assert [category.name for category in names.categories] == [category.name for category in whole.categories]
+    assert not any(category.url for category in names.categories)
     assert last_body(sim)["fields"] == ["categories"]
 
 
@@ -466,19 +466,19 @@ async def test_what_the_server_leaves_out_is_found_or_refused(sim, wme, name, va
 
 async def test_a_later_field_does_not_take_away_from_an_earlier_one(wme):
     for fields in (["version", "version.identifier"], ["version.identifier", "version"]):
-        (found,) = await wme.articles.lookup("NATO", filters=EN, fields=fields)
-        assert found.version.editor is not None
+        (record,) = await wme.articles.lookup("NATO", filters=EN, fields=fields)
+        assert record.version.editor is not None
 
 
 async def test_tables_can_be_asked_for_alone_and_sections_by_their_old_name(sim, wme):
-    (found,) = await wme.structured_contents.lookup("NATO", filters=EN, fields=["tables"])
-    assert found.tables
-    assert not found.sections
-    assert not found.name
+    (record,) = await wme.structured_contents.lookup("NATO", filters=EN, fields=["tables"])
+    assert record.tables
+    assert not record.sections
+    assert not record.name
     assert set(last_body(sim)["fields"]) == {"tables", "sections"}
-    (found,) = await wme.structured_contents.lookup("NATO", filters=EN, fields=["article_sections"])
-    assert found.sections
-    assert not found.name
+    (record,) = await wme.structured_contents.lookup("NATO", filters=EN, fields=["article_sections"])
+    assert record.sections
+    assert not record.name
 
 
 @pytest.mark.parametrize("fields", [["article_body.html"], ["categories"], ["event"]])
@@ -588,10 +588,10 @@ async def test_an_error_under_a_status_of_success_is_the_error_of_each_title_and
     async with Client(**sim.client_options(), cache=Cache()) as wme:
         fault = sim.faults.inject("status", role="api", status=200, body=SAID[0], times=None)
         async with wme.articles.lookup_many(["NATO", "Marie Curie"], filters=NATO) as results:
-            assert [type(each.error) for each in [one async for one in results]] == [DecodeError, DecodeError]
+            assert [type(result.error) for result in [one async for one in results]] == [DecodeError, DecodeError]
         fault.remove()
-        (found,) = await wme.articles.lookup("NATO", filters=NATO)
-    assert found.name == "NATO"
+        (record,) = await wme.articles.lookup("NATO", filters=NATO)
+    assert record.name == "NATO"
 
 
 async def test_an_error_in_place_of_metadata_does_not_leave_an_archive_unproven(sim, wme, tmp_path):

@@ -144,16 +144,16 @@ def module_missing(name: str) -> Iterator[None]:
 
 async def outcome(source: Any, **options: Any) -> tuple[list[Page], type[Exception] | None]:
     """Read all there is; return it with the type of the error that ended it."""
-    found: list[Page] = []
+    records: list[Page] = []
     try:
         async with ArchiveReader(source, type=Page, **options) as reader:
             async for page in reader:
-                found.append(page)  # noqa: PERF401 - what came before an error counts
+                records.append(page)  # noqa: PERF401 - what came before an error counts
     except (ArchiveError, DecodeError) as error:
-        return found, type(error)
+        return records, type(error)
     finally:
         assert not threads()
-    return found, None
+    return records, None
 
 
 async def collect(source: Any, **options: Any) -> list[Page]:
@@ -181,8 +181,8 @@ async def failure(source: Any, **options: Any) -> Any:
 def test_all_records_come_out_in_order_however_the_bytes_arrive(
     sizes: list[int], pieces: int, chunk: int, isal: bool, batches: bool
 ) -> None:
-    found = [pages(size, 100 * number, 50) for number, size in enumerate(sizes)]
-    data = archive([(f"m_{number}.ndjson", lines(*each)) for number, each in enumerate(found)], pieces)
+    members = [pages(size, 100 * number, 50) for number, size in enumerate(sizes)]
+    data = archive([(f"m_{number}.ndjson", lines(*each)) for number, each in enumerate(members)], pieces)
 
     async def run() -> list[Page]:
         source = Source(data, chunk)
@@ -196,15 +196,15 @@ def test_all_records_come_out_in_order_however_the_bytes_arrive(
         assert_nothing_is_left()
         return got
 
-    assert asyncio.run(run()) == [page for each in found for page in each]
+    assert asyncio.run(run()) == [page for record in members for page in record]
 
 
 async def test_a_local_file_is_read_alike(tmp_path: Path, use_isal: bool) -> None:
-    found = pages(2000, size=3000)
+    records = pages(2000, size=3000)
     path = tmp_path / "x.tar.gz"
-    path.write_bytes(archive([("a", lines(*found[:1500])), ("b", lines(*found[1500:]))]))
+    path.write_bytes(archive([("a", lines(*records[:1500])), ("b", lines(*records[1500:]))]))
     async with read_archive(path, type=Page, use_isal=use_isal) as reader:
-        assert [page async for page in reader] == found
+        assert [page async for page in reader] == records
         facts = reader.statistics()
     assert (facts.records, facts.bad_records, facts.members, facts.member) == (2000, 0, 2, "b")
     assert facts.compressed_bytes == path.stat().st_size
@@ -217,8 +217,8 @@ async def test_real_articles_come_out_as_they_went_in(shared_data: Path, tmp_pat
     path = tmp_path / "real.tar.gz"
     path.write_bytes(archive([("enwiki_namespace_0_0.ndjson", raw * 3)]))
     async with read_archive(str(path), use_isal=use_isal) as articles:
-        found = [article async for article in articles]
-    assert found == [msgspec.json.decode(line, type=Article) for line in raw.splitlines()] * 3
+        records = [article async for article in articles]
+    assert records == [msgspec.json.decode(line, type=Article) for line in raw.splitlines()] * 3
 
 
 async def test_an_archive_without_members_is_whole(use_isal: bool) -> None:
@@ -246,7 +246,7 @@ async def test_a_small_struct_takes_only_what_it_names() -> None:
         name: str
 
     async with ArchiveReader(Source(one(*pages(2))), type=Name) as reader:
-        assert [each async for each in reader] == [Name("p0"), Name("p1")]
+        assert [item async for item in reader] == [Name("p0"), Name("p1")]
 
 
 async def test_members_can_be_selected() -> None:
@@ -269,30 +269,30 @@ async def test_records_of_a_slow_source_do_not_wait_for_more_bytes(use_isal: boo
     data = packed([("a", lines(*pages(6, size=20_000)))])
     half = 512 + len(lines(*pages(3, size=20_000)))
     first = engine.compress(data[:half]) + engine.flush(zlib.Z_SYNC_FLUSH)
-    rest = engine.compress(data[half:]) + engine.flush()
+    tail = engine.compress(data[half:]) + engine.flush()
     seen = asyncio.Event()
 
     async def source() -> AsyncIterator[bytes]:
         yield first
         await asyncio.wait_for(seen.wait(), 10)
-        yield rest
+        yield tail
 
-    found = []
+    records = []
     async with ArchiveReader(source(), type=Page, use_isal=use_isal) as reader:
         async for page in reader:
-            found.append(page)
-            if len(found) == 3:
+            records.append(page)
+            if len(records) == 3:
                 seen.set()
-    assert found == pages(6, size=20_000)
+    assert records == pages(6, size=20_000)
 
 
 def test_it_works_on_uvloop(use_isal: bool) -> None:
     uvloop = pytest.importorskip("uvloop", reason="the extra `fast` is not installed")
 
     async def run() -> list[Page]:
-        found = await collect(Source(one(*pages(100))), use_isal=use_isal)
+        records = await collect(Source(one(*pages(100))), use_isal=use_isal)
         assert_nothing_is_left()
-        return found
+        return records
 
     assert uvloop.run(run()) == pages(100)
 
@@ -307,16 +307,16 @@ def test_it_works_without_isal_installed() -> None:
 
 @given(cut=st.integers(0, 10**6), isal=st.booleans(), pieces=st.integers(1, 3))
 def test_an_archive_cut_anywhere_is_an_error_after_the_records_before_it(cut: int, isal: bool, pieces: int) -> None:
-    found = pages(60, size=40)
-    data = archive([("a", lines(*found[:40])), ("b", lines(*found[40:]))], pieces)
+    records = pages(60, size=40)
+    data = archive([("a", lines(*records[:40])), ("b", lines(*records[40:]))], pieces)
     got, error = asyncio.run(outcome(Source(data[: cut % len(data)]), use_isal=isal))
     assert error is ArchiveError
-    assert got == found[: len(got)]
+    assert got == records[: len(got)]
 
 
 def standard(data: bytes) -> list[Page] | None:
     """Return what the standard library reads of an archive; None where it finds it damaged."""
-    found: list[Page] = []
+    records: list[Page] = []
     try:
         with tarfile.open(fileobj=io.BytesIO(gzip.decompress(data)), mode="r:") as archive:
             for member in archive:
@@ -324,10 +324,10 @@ def standard(data: bytes) -> list[Page] | None:
                 content = b"" if file is None else file.read()
                 if len(content) < member.size:
                     return None
-                found += [msgspec.json.decode(line, type=Page) for line in content.split(b"\n") if line.strip()]
+                records += [msgspec.json.decode(line, type=Page) for line in content.split(b"\n") if line.strip()]
     except (OSError, EOFError, zlib.error, tarfile.TarError, msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return found
+    return records
 
 
 @given(
@@ -354,19 +354,19 @@ def test_bytes_moved_about_give_what_the_standard_library_reads_or_an_error(
             return [page async for page in reader]
 
     try:
-        found = asyncio.run(read())
+        records = asyncio.run(read())
     except (ArchiveError, DecodeError):
         return
-    assert found == standard(spliced)
+    assert records == standard(spliced)
 
 
 @given(at=st.integers(10, 10**6), value=st.integers(1, 255), isal=st.booleans())
 def test_a_changed_byte_never_passes_for_whole(at: int, value: int, isal: bool) -> None:
-    found = pages(60, size=40)
-    data = bytearray(archive([("a", lines(*found))]))
+    records = pages(60, size=40)
+    data = bytearray(archive([("a", lines(*records))]))
     data[10 + at % (len(data) - 10)] ^= value
     got, error = asyncio.run(outcome(Source(bytes(data)), use_isal=isal))
-    assert error is not None or got == found
+    assert error is not None or got == records
 
 
 @pytest.mark.parametrize(
@@ -444,17 +444,17 @@ BAD = b'{"name":"a"}\n{"name":1}\n\n\r\n{"name":"b"}\nnull\n[1]\n{"name":"\xff"}
 
 async def test_a_bad_record_is_an_error_with_its_place_and_the_next_can_be_read() -> None:
     errors: list[DecodeError] = []
-    found: list[str] = []
+    names: list[str] = []
     async with ArchiveReader(Source(archive([("m_0", b""), ("m_1", BAD)])), type=Page, label="x") as reader:
         while True:
             try:
-                found.append((await anext(reader)).name)
+                names.append((await anext(reader)).name)
             except DecodeError as error:
                 errors.append(error)
             except StopAsyncIteration:
                 break
         assert reader.statistics().bad_records == len(errors)
-    assert found == ["a", "b"]
+    assert names == ["a", "b"]
     assert [(error.member, error.line, error.offset, error.record) for error in errors] == [
         ("m_1", 2, 13, b'{"name":1}'),
         ("m_1", 6, 40, b"null"),
@@ -492,7 +492,7 @@ async def test_bad_records_go_where_they_are_told_to(kind: str, batches: bool) -
             async for page in reader:
                 order.append(page.name)  # noqa: PERF401 - the order between both is the point
         assert reader.statistics().bad_records == 5
-    assert [each for each in order if isinstance(each, str)] == ["a", "b"]
+    assert [entry for entry in order if isinstance(entry, str)] == ["a", "b"]
     if kind != "skip":
         assert order == ["a", 2, "b", 6, 7, 8, 9]
 
@@ -533,15 +533,15 @@ async def test_a_bad_record_stays_until_the_function_for_it_has_worked(how: str,
 
 
 async def test_a_record_above_the_limit_is_one_bad_record(use_isal: bool) -> None:
-    found = [*pages(2), Page("big", 9, "x" * 3_000_000), *pages(2)]
+    records = [*pages(2), Page("big", 9, "x" * 3_000_000), *pages(2)]
     seen: list[DecodeError] = []
-    got = await collect(Source(one(*found), 5000), max_record=1_000_000, on_bad_record=seen.append, use_isal=use_isal)
+    got = await collect(Source(one(*records), 5000), max_record=1_000_000, on_bad_record=seen.append, use_isal=use_isal)
     assert got == [*pages(2), *pages(2)]
     assert [(error.line, error.offset) for error in seen] == [(3, len(lines(*pages(2))))]
     assert seen[0].record is not None
     assert len(seen[0].record) == 4096
     assert "longer than max_record (1000000 bytes)" in str(seen[0])
-    error = await failure(Source(one(*found), 5000), max_record=1_000_000, use_isal=use_isal)
+    error = await failure(Source(one(*records), 5000), max_record=1_000_000, use_isal=use_isal)
     assert error.line == 3
 
 
@@ -609,18 +609,18 @@ async def test_a_wait_that_timed_out_loses_no_record() -> None:
         await gate.wait()
         yield data[len(data) // 2 :]
 
-    found: list[Page] = []
+    records: list[Page] = []
     async with ArchiveReader(source(), type=Page, use_isal=False) as reader:
-        while not found:
+        while not records:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
                     async for page in reader:
-                        found.append(page)  # noqa: PERF401 - what came before the time ran out is kept
-        assert 0 < len(found) < 400
+                        records.append(page)  # noqa: PERF401 - what came before the time ran out is kept
+        assert 0 < len(records) < 400
         gate.set()
         async for page in reader:
-            found.append(page)  # noqa: PERF401
-    assert found == pages(400, size=2000)
+            records.append(page)  # noqa: PERF401
+    assert records == pages(400, size=2000)
 
 
 async def test_a_source_that_hangs_while_it_closes_is_nudged_and_waited_for() -> None:

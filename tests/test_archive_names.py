@@ -30,12 +30,6 @@ NAMES = {
 
 
 @pytest.fixture
-async def sim() -> AsyncIterator[Simulator]:
-    async with Simulator() as running:
-        yield running
-
-
-@pytest.fixture
 async def wme(sim: Simulator) -> AsyncIterator[Client]:
     async with Client(**sim.client_options(), retry=Retry(base=0, cap=0)) as client:
         yield client

@@ -106,7 +106,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [plain(item) for item in value]
     return value.value if isinstance(value, enum.Enum) else value
 
 
@@ -201,7 +201,7 @@ async def test_a_number_that_arrow_cannot_hold_is_an_error_of_ours() -> None:
 
 
 def contents(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir())
 
 
 def archive(path: Path, *members: tuple[str, bytes]) -> Path:
@@ -230,12 +230,12 @@ async def test_duckdb_reads_the_counts_and_values_of_real_articles(tmp_path: Pat
     assert done.rows == len(expected)
     assert done.files == (str(target),)
     assert done.bytes == target.stat().st_size
-    found = duckdb.execute(
+    row = duckdb.execute(
         f"SELECT identifier, name, epoch_us(date_modified), article_body.html, version.size.value, len(categories),"
         f" version.is_minor_edit, is_part_of.identifier FROM '{target}'"
     ).fetchall()
     epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    assert found == [
+    assert row == [
         (
             article.identifier,
             article.name,

@@ -256,10 +256,10 @@ async def test_a_gap_longer_than_retention_is_filled_through_the_client_without_
             files = wme.batches(hour)
             for batch in await files.list(filters=english):
                 async with files.read(batch.identifier, type=msgspec.Raw) as records:
-                    expected += [msgspec.json.decode(each) async for each in records]
-        keys = [key_of(each) for each in found]
+                    expected += [msgspec.json.decode(record) async for record in records]
+        keys = [key_of(record) for record in found]
         assert len(keys) == len(set(keys))
-        assert set(keys) == {key_of(each) for each in expected}
+        assert set(keys) == {key_of(record) for record in expected}
         assert len(keys) > 5
 
 

@@ -72,7 +72,7 @@ async def test_many_that_ask_at_once_are_one_request():
     source.go.set()
     answers = [await task for task in asking]
     assert source.calls == 1
-    assert all(each is answers[0] for each in answers)
+    assert all(answer is answers[0] for answer in answers)
 
 
 async def test_an_error_reaches_all_that_wait_and_is_not_kept():
@@ -214,7 +214,7 @@ async def test_a_repeated_lookup_costs_nothing(sim, wme):
 
 async def test_a_thousand_repeats_at_once_are_one_request(sim, wme):
     async with wme.articles.lookup_many(["NATO"] * 300, filters=EN, concurrency=100) as results:
-        assert [each.found for each in [looked async for looked in results]] == [True] * 300
+        assert [result.found for result in [looked async for looked in results]] == [True] * 300
     assert sim.requests.count("api") == 1
 
 
@@ -228,7 +228,9 @@ async def test_entities_files_and_metadata_are_kept_and_archives_are_not(sim, wm
         await wme.projects.get("enwiki")
         await wme.snapshots.list()
         await wme.batches(sim.hours[-1]).get("enwiki_namespace_0")
-    counts = {each.path: sim.requests.count(path=f"{each.path}$") for each in sim.requests if each.role == "api"}
+    counts = {
+        request.path: sim.requests.count(path=f"{request.path}$") for request in sim.requests if request.role == "api"
+    }
     assert counts.pop("/v2/snapshots") == 2
     assert [counts.pop(path) for path in list(counts) if path.startswith("/v2/batches")] == [2]
     assert set(counts.values()) == {1}
@@ -301,9 +303,9 @@ async def test_a_client_that_is_closed_takes_no_answer_away_from_another(sim):
             await asyncio.sleep(0)
             first.cancel()
             await asyncio.wait([first])
-        found = [await other for other in others]
-        assert found[0]
-        assert found == found[:1] * 3
+        results = [await other for other in others]
+        assert results[0]
+        assert results == results[:1] * 3
         assert sim.requests.count("api", path="NATO") == 2
 
 

@@ -491,8 +491,8 @@ def test_explain_describes_what_a_look_up_does(run):
     output = run("explain", "structured_contents", "--fields", "version.identifier").stdout
     assert "sent: instead, whole fields version" in output
     for command in ("explain", "lookup"):
-        what = "articles" if command == "explain" else "NATO"
-        assert "alone gives wrong results" in run(command, what, "--where", "version.identifier=5", code=2).stderr
+        subject = "articles" if command == "explain" else "NATO"
+        assert "alone gives wrong results" in run(command, subject, "--where", "version.identifier=5", code=2).stderr
 
 
 def test_an_unstructured_article_is_a_warning_where_one_field_is_printed(run, world):
@@ -554,8 +554,8 @@ def test_only_a_command_that_waits_for_a_batch_runs_its_jobs(run, world, tmp_pat
 def test_a_folder_in_use_and_a_damaged_database_are_one_line(run, tmp_path, command):
     hidden = tmp_path / "downloads" / ".wme-jobs"
     hidden.mkdir(parents=True)
-    group, *rest = command
-    arguments = [group, "--directory", str(tmp_path / "downloads"), *rest]
+    group, *options = command
+    arguments = [group, "--directory", str(tmp_path / "downloads"), *options]
     with contextlib.closing(sqlite3.connect(hidden / "jobs.sqlite.lock", isolation_level=None)) as held:
         held.execute("BEGIN EXCLUSIVE")
         assert "Error: another batch manager is using" in run(*arguments, code=1).stderr

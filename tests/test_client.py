@@ -52,7 +52,7 @@ async def test_the_five_uses_of_hourly_batches(sim, wme, tmp_path):
     batches = await hour.list()
     english = await hour.list(filters={"in_language.identifier": "en"})
     assert 0 < len(english) < len(batches)
-    assert english == [each for each in batches if each.in_language.identifier == "en"]
+    assert english == [batch for batch in batches if batch.in_language.identifier == "en"]
     batch = await hour.get("enwiki_namespace_0")
     assert isinstance(batch, Batch)
     info = await hour.head("enwiki_namespace_0")
@@ -66,9 +66,9 @@ async def test_the_five_uses_of_hourly_batches(sim, wme, tmp_path):
     async with hour.read("enwiki_namespace_0") as articles:
         arrived = [article async for article in articles]
     async with read_archive(done.path) as articles:
-        kept = [article async for article in articles]
-    assert arrived == kept
-    assert all(isinstance(article, Article) for article in kept)
+        records = [article async for article in articles]
+    assert arrived == records
+    assert all(isinstance(article, Article) for article in records)
 
 
 @pytest.mark.parametrize("name", ["snapshots", "structured_snapshots", "chunks"])
@@ -86,14 +86,14 @@ async def test_every_archive_has_the_same_five_verbs(sim, wme, tmp_path, name):
 
 
 async def test_snapshots_are_the_union_of_their_chunks(sim, wme):
-    with_chunks = next(each for each in await wme.snapshots.list() if each.chunks)
+    with_chunks = next(record for record in await wme.snapshots.list() if record.chunks)
     chunks = wme.snapshots.chunks(with_chunks.identifier)
-    assert {each.identifier for each in await chunks.list()} == set(with_chunks.chunks)
+    assert {record.identifier for record in await chunks.list()} == set(with_chunks.chunks)
     pieces = []
     async with wme.snapshots.read(with_chunks.identifier) as articles:
         whole = [(article.identifier, article.version.identifier) async for article in articles]
-    for each in with_chunks.chunks:
-        async with chunks.read(each) as articles:
+    for identifier in with_chunks.chunks:
+        async with chunks.read(identifier) as articles:
             pieces += [(article.identifier, article.version.identifier) async for article in articles]
     assert sorted(whole) == sorted(pieces)
 
@@ -127,7 +127,7 @@ async def test_a_type_of_the_users_is_asked_for_and_decoded_into(sim, wme):
     assert all(isinstance(row, Small) and row.in_language.identifier == "en" for row in rows)
     one = await wme.projects.get("enwiki", type=Small)
     assert one == Small("enwiki", Small.Language("en"))
-    sent = next(each for each in sim.requests if each.path == "/v2/projects")
+    sent = next(request for request in sim.requests if request.path == "/v2/projects")
     assert msgspec.json.decode(sent.body)["fields"] == ["identifier", "in_language.identifier"]
 
 
@@ -135,8 +135,8 @@ async def test_numbers_mean_equality_although_the_server_takes_them_to_mean_more
     hour = wme.batches(hour_of(sim))
     rows = await hour.list()
     size = rows[0].size.value
-    found = await hour.list(filters={"size.value": size})
-    assert found == [row for row in rows if row.size.value == size]
+    batches = await hour.list(filters={"size.value": size})
+    assert batches == [row for row in rows if row.size.value == size]
     assert await hour.list(filters={"namespace.identifier": 0}) == [r for r in rows if r.namespace.identifier == 0]
 
 
@@ -185,7 +185,7 @@ def without_defaults(value):
             if (left := without_defaults(each)) not in (None, False, 0, "", {}, [])
         }
     if isinstance(value, list):
-        return [without_defaults(each) for each in value]
+        return [without_defaults(item) for item in value]
     return value
 
 
@@ -270,10 +270,12 @@ async def test_an_exhausted_quota_is_told_with_its_figures_and_not_hammered(tmp_
                 await wme.snapshots.download(identifier, tmp_path / "two")
             assert (caught.value.used, caught.value.limit, caught.value.pool) == (1, 1, "snapshot")
             refused = [
-                each for each in list(sim.requests)[before:] if each.path.endswith("/download") and each.method == "GET"
+                request
+                for request in list(sim.requests)[before:]
+                if request.path.endswith("/download") and request.method == "GET"
             ]
             assert len(refused) == 1
-            assert [each.name for each in tmp_path.iterdir()] == ["one"]
+            assert [path.name for path in tmp_path.iterdir()] == ["one"]
             quota = await wme.auth.quota()
             assert quota.snapshot.left == 0
             assert not quota.allows(wme.snapshots.cost(identifier))
@@ -473,7 +475,10 @@ async def test_an_archive_that_the_plan_does_not_include_is_asked_for_once(sim, 
     async with asyncio.timeout(20):
         with pytest.raises(Forbidden):
             await ask()
-    assert len([each for each in sim.requests if each.path.endswith("/download") and each.method == "GET"]) == 1
+    assert (
+        len([request for request in sim.requests if request.path.endswith("/download") and request.method == "GET"])
+        == 1
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -635,7 +640,7 @@ async def test_a_folder_that_cannot_be_written_costs_nothing(sim, wme, tmp_path)
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError):
         await wme.snapshots.download("enwiki_namespace_0", tmp_path)
-    assert not [each for each in sim.requests if each.path.endswith("/download") and each.method == "GET"]
+    assert not [request for request in sim.requests if request.path.endswith("/download") and request.method == "GET"]
 
 
 async def test_many_clients_share_one_pool(sim):
@@ -654,7 +659,7 @@ async def test_a_server_whose_clock_is_wrong_is_served_all_the_same(sim, tmp_pat
         assert (await wme.snapshots.download("simplewiki_namespace_0", tmp_path)).verified
         async with wme.snapshots.read("simplewiki_namespace_0") as articles:
             assert len([article async for article in articles]) > 0
-    assert sum(each.path == "/v1/login" for each in sim.requests) == 1
+    assert sum(request.path == "/v1/login" for request in sim.requests) == 1
 
 
 async def test_the_bytes_of_an_archive_are_passed_on(sim, wme, tmp_path):
@@ -698,7 +703,7 @@ async def test_a_signature_is_asked_for_again_with_backoff_while_the_other_conne
     assert done.verified is True
     assert done.api_requests == 2
     # Neither of the two ranges was asked for twice, but for the one that was refused.
-    assert sum(each.role == "store" for each in sim.requests) == 3
+    assert sum(request.role == "store" for request in sim.requests) == 3
 
 
 async def test_a_stream_is_opened_with_its_batches_behind_it(sim, wme):

@@ -3,9 +3,7 @@
 import asyncio
 import hashlib
 import os
-import random
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +25,8 @@ from download_store import (
 
 from wme_async import Budget, Progress
 from wme_async.errors import Forbidden, IntegrityError, NotFound, QuotaExceeded, ServerError, WMEError
-from wme_async.settings import Retry, Timeouts
+from wme_async.settings import Timeouts
 from wme_async.simulator import Simulator
-
-
-@pytest.fixture
-async def sim() -> AsyncIterator[Simulator]:
-    async with Simulator() as running:
-        yield running
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    retry = Retry(attempts=5, base=0.002, cap=0.01)
-    made = Transport(None, retry=retry, timeouts=Timeouts(read=0.4, connect=2.0), random=random.Random(1))
-    yield made
-    assert made.open_bodies == 0, "a body was left open"
-    await made.aclose()
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, MIB, MIB + 1, 3_333_333])
@@ -684,8 +667,8 @@ async def test_a_request_for_an_address_is_not_given_up_for_being_slow(
             given_up += 1
             raise
         finally:
-            found = await sign()
-        return found
+            signed = await sign()
+        return signed
 
     monkeypatch.setattr(source, "sign", slow_sign)
     done = await download(source, tmp_path / "x", transport=transport, part_size=3_000_000, connections=2)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,6 @@ from wme_async._platform import boot_id  # private: the ledger on disk is read w
 from wme_async.errors import Forbidden, ServerError, WMEError
 from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
-
-
-@pytest.fixture
-async def sim() -> AsyncIterator[Simulator]:
-    async with Simulator() as running:
-        yield running
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    retry = Retry(attempts=5, base=0.002, cap=0.01)
-    made = Transport(None, retry=retry, timeouts=Timeouts(read=0.4, connect=2.0), random=random.Random(1))
-    yield made
-    assert made.open_bodies == 0, "a body was left open"
-    await made.aclose()
-
 
 # --- torture
 
@@ -221,9 +205,9 @@ async def check_kills(sim: Simulator, folder: Path, kills: int, seed: int) -> No
     """Kill downloading processes at random moments; the last one is left alone."""
     rng = random.Random(seed)
     data = rng.randbytes(12_000_000)
-    found = sim.put_object(KEY, data)
-    etag = f'"{found.etag}"'
-    facts = {"size": len(data), "etag": etag, "md5": found.md5, "target": str(folder / "x")}
+    stored = sim.put_object(KEY, data)
+    etag = f'"{stored.etag}"'
+    facts = {"size": len(data), "etag": etag, "md5": stored.md5, "target": str(folder / "x")}
     zygote = await asyncio.create_subprocess_exec(
         sys.executable, "-c", ZYGOTE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parent
     )

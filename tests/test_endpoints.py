@@ -62,11 +62,11 @@ def test_the_page_of_endpoints_is_in_step_with_the_table():
 
 
 def test_every_row_is_on_the_page_and_nothing_is_both_served_and_left_out():
-    assert {each.resource.name for each in ENDPOINTS} == set(RESOURCES)
-    served = {(each.role, plain(each.path)) for each in ENDPOINTS}
+    assert {endpoint.resource.name for endpoint in ENDPOINTS} == set(RESOURCES)
+    served = {(endpoint.role, plain(endpoint.path)) for endpoint in ENDPOINTS}
     left = {(role, plain(path)) for role, paths in DOCS.LEFT_OUT.items() for path in paths}
     assert not served & left
-    assert len(served) == len({each.path for each in ENDPOINTS if each.role == "api"}) + 6
+    assert len(served) == len({endpoint.path for endpoint in ENDPOINTS if endpoint.role == "api"}) + 6
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: f"{each.method} {each.role} {each.path}")
@@ -81,14 +81,14 @@ async def test_every_call_of_the_page_is_there(endpoint):
         for name, argument in steps:
             at = getattr(at, name)
             at = at({"hour": "2025-07-16T05", "id": "enwiki_namespace_0"}[argument]) if argument else at
-        for name in (verb[0], *(each.partition("(")[0] for each in others)):
+        for name in (verb[0], *(other.partition("(")[0] for other in others)):
             assert callable(getattr(at, name))
 
 
 def test_every_path_of_the_published_definition_is_served_and_what_differs_has_its_reason(shared_data):
     published = definition(shared_data)
     assert len({path for _, path in published}) == 25
-    ours = {(each.method, plain(each.path)): each for each in ENDPOINTS if each.role == "api"}
+    ours = {(endpoint.method, plain(endpoint.path)): endpoint for endpoint in ENDPOINTS if endpoint.role == "api"}
     lacking = {key: GET_OF_A_QUESTION for key in published - set(ours) if key[0] == "GET"}
     assert all(("POST", path) in ours for _, path in lacking)
     assert published - set(ours) - set(lacking) == set()
@@ -143,16 +143,16 @@ async def answered(sim, session, token, method, path):
 async def test_the_simulator_serves_every_endpoint_of_the_table(sim):
     async with Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
         token = await access_token(sim, wme)
-        for each in ENDPOINTS:
-            if each.role == "api":
-                expected = 307 if each.method == "GET" else 200
-                assert await answered(sim, session, token, each.method, each.path) == expected, each
+        for endpoint in ENDPOINTS:
+            if endpoint.role == "api":
+                expected = 307 if endpoint.method == "GET" else 200
+                assert await answered(sim, session, token, endpoint.method, endpoint.path) == expected, endpoint
 
 
 async def test_the_simulator_serves_every_path_of_the_published_definition(shared_data):
     async with Simulator() as sim, Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
         token = await access_token(sim, wme)
-        by_plain = {plain(each.path): each.path for each in ENDPOINTS if each.role == "api"}
+        by_plain = {plain(endpoint.path): endpoint.path for endpoint in ENDPOINTS if endpoint.role == "api"}
         for method, path in sorted(definition(shared_data)):
             status = await answered(sim, session, token, method, by_plain[path])
             # The definition promises 200 for downloads too; in fact they are redirected to the object store.
@@ -168,12 +168,12 @@ async def test_the_tiers_of_the_table_are_those_of_the_simulators_plans(group, t
             aiohttp.ClientSession() as session,
         ):
             token = await access_token(sim, wme)
-            for each in ENDPOINTS:
+            for endpoint in ENDPOINTS:
                 # Single files are for the highest group alone, which the table counts as paid.
-                if each.role != "api" or (each.resource.name == "files" and group == "group_2"):
+                if endpoint.role != "api" or (endpoint.resource.name == "files" and group == "group_2"):
                     continue
-                status = await answered(sim, session, token, each.method, each.path)
-                assert (status != 403) is (each.resource.tier in tiers), each
+                status = await answered(sim, session, token, endpoint.method, endpoint.path)
+                assert (status != 403) is (endpoint.resource.tier in tiers), endpoint
 
 
 async def test_what_the_table_says_is_metered_is_what_the_simulator_counts(sim):
@@ -182,20 +182,20 @@ async def test_what_the_table_says_is_metered_is_what_the_simulator_counts(sim):
     sim.caps.limits["group_3"] = dict.fromkeys(pools.values(), 1000)
     async with Client(**sim.client_options()) as wme, aiohttp.ClientSession() as session:
         token = await access_token(sim, wme)
-        for each in ENDPOINTS:
-            if each.role != "api":
+        for endpoint in ENDPOINTS:
+            if endpoint.role != "api":
                 continue
             before = {pool: sim.caps.used("simulated", pool) for pool in pools.values()}
-            await answered(sim, session, token, each.method, each.path)
+            await answered(sim, session, token, endpoint.method, endpoint.path)
             spent = {pool for pool in pools.values() if sim.caps.used("simulated", pool) > before[pool]}
-            said = re.findall(r"metered: (\w+)", DOCS.notes(each))
-            assert spent == {pools[pool] for pool in said}, each
+            said = re.findall(r"metered: (\w+)", DOCS.notes(endpoint))
+            assert spent == {pools[pool] for pool in said}, endpoint
 
 
 def test_a_path_can_be_replaced_and_only_by_one_with_the_same_placeholders():
     table = resource_table({"wikidata.batches": "/v2/other/{hour}/"})
     assert table["wikidata.batches"].path == "/v2/other/{hour}"
-    assert [each.path for each in DOCS.endpoints(table) if each.path.startswith("/v2/other")]
+    assert [item.path for item in DOCS.endpoints(table) if item.path.startswith("/v2/other")]
     for wrong in ({"nothing": "/v2/x"}, {"batches": "/v2/x"}, {"codes": "v2/codes"}, {"codes": "/v2/{hour}"}):
         with pytest.raises(ValueError, match=r"is unknown|begin with a slash"):
             resource_table(wrong)

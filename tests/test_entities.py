@@ -39,8 +39,10 @@ async def test_an_entity_has_one_form_in_each_shape_that_the_beta_leaves_open(si
     assert entity.statements
     for name, group in entity.statements.items():
         assert isinstance(group, tuple)
-        assert {each.property.identifier for each in group} == {name}
-        assert all(isinstance(each.qualifiers, tuple) and isinstance(each.references, tuple) for each in group)
+        assert {statement.property.identifier for statement in group} == {name}
+        assert all(
+            isinstance(statement.qualifiers, tuple) and isinstance(statement.references, tuple) for statement in group
+        )
 
 
 @pytest.mark.parametrize("shape", ["maps", "lists", "single", "mixed"])
@@ -53,9 +55,9 @@ async def test_fields_inside_statements_are_found_in_each_shape_that_the_beta_le
         "Q42", fields=["entity.statements.P31.rank", "entity.statements.P31.qualifiers.property.identifier"]
     )
     (group,) = parts.entity.statements.values()
-    assert [each.rank for each in group] == [each.rank for each in whole.statements["P31"]]
-    assert [[one.property.identifier for one in each.qualifiers] for each in group] == [
-        [one.property.identifier for one in each.qualifiers] for each in whole.statements["P31"]
+    assert [statement.rank for statement in group] == [statement.rank for statement in whole.statements["P31"]]
+    assert [[one.property.identifier for one in statement.qualifiers] for statement in group] == [
+        [one.property.identifier for one in statement.qualifiers] for statement in whole.statements["P31"]
     ]
 
 
@@ -93,8 +95,8 @@ class FlatEntity(msgspec.Struct):
 
 async def test_a_type_of_the_callers_may_have_the_statements_in_either_form_and_gets_none_silently(sim, wme):
     whole = (await wme.wikidata.items.get("Q42")).entity.statements
-    found = (await wme.wikidata.items.get("Q42", type=Entity)).entity.statements
-    assert {name: [one.rank for one in many] for name, many in found.items()} == {
+    statements = (await wme.wikidata.items.get("Q42", type=Entity)).entity.statements
+    assert {name: [one.rank for one in many] for name, many in statements.items()} == {
         name: [one.rank for one in many] for name, many in whole.items()
     }
     with pytest.raises(DecodeError, match="statements"):
@@ -110,7 +112,7 @@ async def test_a_type_of_the_callers_may_have_the_statements_in_either_form_and_
 async def test_a_type_of_the_callers_is_decoded_into(sim, wme):
     assert await wme.wikidata.items.get("Q42", type=Named) == Named("Q42")
     async with wme.wikidata.items.get_many(["Q42", "Q43"], type=Named) as results:
-        assert [each.first async for each in results] == [Named("Q42"), Named("Q43")]
+        assert [result.first async for result in results] == [Named("Q42"), Named("Q43")]
 
 
 @pytest.mark.parametrize(
@@ -149,8 +151,8 @@ async def test_what_is_not_in_the_main_graph_is_not_found(sim, wme, client_clock
     with pytest.raises(NotFound, match=f"{scholarly} is not in the main graph"):
         await wme.wikidata.items.get(scholarly)
     async with wme.wikidata.items.get_many(["Q42", scholarly, "P31"]) as results:
-        looked = [each async for each in results]
-    assert [(each.found, type(each.error)) for each in looked] == [
+        looked = [result async for result in results]
+    assert [(result.found, type(result.error)) for result in looked] == [
         (True, type(None)), (False, type(None)), (False, ValueError),
     ]  # fmt: skip
     sim.faults.inject("status", role="api", status=404)
@@ -167,7 +169,7 @@ async def test_labels_are_a_dict_whichever_form_they_come_in(sim, wme, as_list):
     some = await wme.wikidata.labels.get("Q42", fields=["en", "de", "tlh"])
     assert some == {language: everything[language] for language in ("en", "de")}
     async with wme.wikidata.labels.get_many(["P31", "Q42"], fields=["en"]) as results:
-        assert [list(each.first) async for each in results] == [["en"], ["en"]]
+        assert [list(result.first) async for result in results] == [["en"], ["en"]]
 
 
 @pytest.mark.parametrize("body", [b"[]", b'[{"name":"Q1"},{"name":"Q2"}]', b"7", b"<html>", b"", b'{"name":1}'])
@@ -189,9 +191,9 @@ async def test_archives_of_wikidata_have_the_same_verbs(sim, wme, tmp_path):
     chunks = wme.wikidata.snapshots.chunks(first.identifier)
     identifier = (await chunks.list())[0].identifier
     async with chunks.read(identifier) as records:
-        found = [record async for record in records]
-    assert found
-    assert all(isinstance(record, WikidataArticle) for record in found)
+        items = [record async for record in records]
+    assert items
+    assert all(isinstance(record, WikidataArticle) for record in items)
     hour = wme.wikidata.batches(sim.hours[-1])
     batch = (await hour.list())[0]
     async with hour.read(batch.identifier) as records:
@@ -212,7 +214,7 @@ async def test_the_path_of_a_beta_can_be_moved(sim):
         for asking in (wme.wikidata.batches("2026-01-01T00").list(), wme.wikidata.items.get("Q42")):
             with pytest.raises(Forbidden, match="or the path has changed"):
                 await asking
-    assert [each.path for each in sim.requests if each.role == "api"] == [
+    assert [request.path for request in sim.requests if request.role == "api"] == [
         "/v2/moved/2026-01-01/00", "/v2/moved-items/Q42",
     ]  # fmt: skip
 
@@ -267,16 +269,16 @@ async def test_the_name_of_a_file_is_text(sim, wme, tmp_path, name):
 
 @pytest.mark.parametrize("to", ["", "new.jpg"])
 async def test_a_file_is_downloaded_from_the_store_and_proven(sim, wme, tmp_path, to):
-    told: list[Progress] = []
-    done = await wme.files.download("Ottawa 0757.jpg", tmp_path / to if to else tmp_path, progress=told.append)
+    reports: list[Progress] = []
+    done = await wme.files.download("Ottawa 0757.jpg", tmp_path / to if to else tmp_path, progress=reports.append)
     assert done.path == tmp_path / (to or "Ottawa_0757.jpg")
     page = await wme.files.get("Ottawa 0757.jpg")
     assert hashlib.sha1(done.path.read_bytes()).hexdigest() == page.files[0].sha1
     assert done.verified
     assert done.size == done.path.stat().st_size == page.files[0].size.value
-    assert told
-    assert [each.name for each in tmp_path.iterdir()] == [done.path.name]
-    assert all(each.header("Authorization") is None for each in sim.requests if each.role == "store")
+    assert reports
+    assert [path.name for path in tmp_path.iterdir()] == [done.path.name]
+    assert all(request.header("Authorization") is None for request in sim.requests if request.role == "store")
     assert wme.files.cost("a", "b").requests == 0
 
 
@@ -353,7 +355,7 @@ async def test_a_file_with_another_checksum_never_gets_its_name(sim, wme, tmp_pa
     with pytest.raises(IntegrityError, match="SHA-1") as caught:
         await wme.files.download("Ottawa 0757.jpg", tmp_path, overwrite=True)
     assert caught.value.expected != caught.value.got
-    assert [each.name for each in tmp_path.iterdir()] == ["Ottawa_0757.jpg"]
+    assert [path.name for path in tmp_path.iterdir()] == ["Ottawa_0757.jpg"]
     assert old.read_bytes() == b"the old one"
     done = await wme.files.download("Ottawa 0757.jpg", tmp_path, verify=False, overwrite=True)
     assert done.verified is None
@@ -370,7 +372,7 @@ async def test_a_file_that_is_fetched_twice_at_once_is_proven_twice(wme, tmp_pat
     done = await wme.files.download("Ottawa 0757.jpg", tmp_path, progress=again)
     assert done.verified
     assert others[0].verified
-    assert [each.name for each in tmp_path.iterdir()] == ["Ottawa_0757.jpg"]
+    assert [path.name for path in tmp_path.iterdir()] == ["Ottawa_0757.jpg"]
 
 
 async def test_a_file_with_the_longest_name_that_commons_has_can_be_kept(sim, wme, tmp_path):
@@ -379,7 +381,7 @@ async def test_a_file_with_the_longest_name_that_commons_has_can_be_kept(sim, wm
     sim.commons.add(name, b"bytes of a picture")
     done = await wme.files.download(name, tmp_path)
     assert done.verified
-    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 async def test_a_file_without_a_page_cannot_be_proven(sim, wme, tmp_path):
@@ -394,4 +396,4 @@ async def test_a_file_that_is_not_there_is_not_found(wme, tmp_path):
         await wme.files.get("Nothing.jpg")
     with pytest.raises(NotFound):
         await wme.files.download("Nothing.jpg", tmp_path)
-    assert not [each for each in tmp_path.iterdir() if not each.name.endswith(".part.lock")]
+    assert not [path for path in tmp_path.iterdir() if not path.name.endswith(".part.lock")]

@@ -181,10 +181,10 @@ def test_long_records_are_handed_over_without_a_copy_and_stay_as_they_are(framin
     unit = b"event: message\ndata: " + record + b"\n\n" if framing == "sse" else record + b"\n"
     framer = framer_for(framing)
     framer.feed(unit * 2)
-    kept = framer.feed(unit * 3)
+    records = framer.feed(unit * 3)
     framer.feed(unit)
-    assert all(isinstance(view, memoryview) for view in kept)
-    assert plain(kept) == [record] * 3
+    assert all(isinstance(view, memoryview) for view in records)
+    assert plain(records) == [record] * 3
 
 
 def test_an_irregular_block_of_short_lines_takes_linear_time() -> None:

@@ -64,8 +64,8 @@ def inflate(request: pytest.FixtureRequest) -> Inflate:
     """Return one of the two."""
     if request.param is gzip.by_isal and not gzip.has_isal():
         pytest.skip("isal is not installed")
-    made: Inflate = request.param
-    return made
+    engine: Inflate = request.param
+    return engine
 
 
 MEMBERS = st.lists(

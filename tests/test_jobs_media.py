@@ -169,11 +169,11 @@ async def test_a_paused_film_goes_on_where_it_was_and_a_cancelled_one_stops_at_o
 
 
 async def test_what_is_wrong_with_the_last_bytes_is_raised_too(tmp_path):
-    told = []
+    events = []
 
     def moved(done, *_):
-        told.append(done)
-        if told[-2:] == [4000, 4000]:
+        events.append(done)
+        if events[-2:] == [4000, 4000]:
             # It says once more that all is there. Nothing comes after that, by which it could be stopped.
             raise DataError("too large")
 
@@ -188,7 +188,7 @@ async def test_what_is_wrong_with_the_last_bytes_is_raised_too(tmp_path):
                 titled=lambda *_: None,
                 allow=["127.0.0.1"],
             )
-    assert told[-2:] == [4000, 4000]
+    assert events[-2:] == [4000, 4000]
 
 
 async def test_a_page_cannot_send_it_to_where_a_url_must_not_lead(tmp_path, names):

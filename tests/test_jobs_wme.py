@@ -67,7 +67,7 @@ async def test_a_list_stands_for_all_that_it_answers(sim, wme, manager):
     # The same archive, named and listed, is one job.
     also = f"wme:batches/{hour_of(sim)}/{expected[0].identifier}"
     batch = await manager.submit([also, url])
-    assert [job.url.rpartition("/")[2] for job in batch.jobs] == [each.identifier for each in expected]
+    assert [job.url.rpartition("/")[2] for job in batch.jobs] == [record.identifier for record in expected]
     finished = await manager.wait(batch.batch_id, timeout=30)
     assert finished.completed_jobs == len(expected) > 0
     whole = await manager.submit(["wme:snapshots"])

@@ -41,7 +41,9 @@ def hour(sim, wme):
 
 
 def requests_of(sim, method, path, role="api"):
-    return [each for each in sim.requests if (each.method, each.role) == (method, role) and path in each.path]
+    return [
+        request for request in sim.requests if (request.method, request.role) == (method, role) and path in request.path
+    ]
 
 
 async def test_reading_a_batch_gives_articles_not_batches(hour):
@@ -191,10 +193,10 @@ async def test_many_ranges_cost_one_request_to_the_api(tmp_path):
         assert len(requests_of(sim, "GET", "/download")) == 1
         ranges = requests_of(sim, "GET", ARCHIVE, role="store")
         assert ranges
-        for each in ranges:
-            names = {name.lower() for name, _ in each.headers}
+        for request in ranges:
+            names = {name.lower() for name, _ in request.headers}
             assert "authorization" not in names
-            assert ("accept-encoding", "identity") in {(name.lower(), value) for name, value in each.headers}
+            assert ("accept-encoding", "identity") in {(name.lower(), value) for name, value in request.headers}
 
 
 async def test_a_truncated_archive_is_an_error_of_ours(tmp_path):

@@ -183,20 +183,20 @@ def test_offsets_and_limits_count_what_was_left_out(block: int, texts: list[int]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tar, "_LONG_LINE", 64)
         scanner = tar.TarScanner(max_record=1500, names=key_names(Small))
-        found: list[tuple[int, int, str | None]] = []
+        lines: list[tuple[int, int, str | None]] = []
         for at in range(0, len(archive), block):
             for item in scanner.feed(archive[at : at + block]):
                 if isinstance(item, tar.TooLong):
-                    found.append((item.line, item.offset, None))
+                    lines.append((item.line, item.offset, None))
                     continue
                 assert isinstance(item, tar.Lines)
                 for index, record in enumerate(item.records):
                     name = msgspec.json.decode(bytes(record), type=Small).name
-                    found.append((item.line + index, item.offset_of(index), name))
+                    lines.append((item.line + index, item.offset_of(index), name))
         scanner.close()
     expected: list[tuple[int, int, str | None]] = []
     offset = 0
     for number, line in enumerate(body.splitlines()):
         expected.append((number + 1, offset, None if len(line) > 1500 else f"n{number}"))
         offset += len(line) + 1
-    assert found == expected
+    assert lines == expected

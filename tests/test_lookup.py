@@ -20,11 +20,11 @@ EN = {"is_part_of.identifier": "enwiki"}
 
 
 def sent(sim, path="/v2/articles/"):
-    return [json.loads(each.body) for each in sim.requests if each.path.startswith(path)]
+    return [json.loads(request.body) for request in sim.requests if request.path.startswith(path)]
 
 
 def projects(records):
-    return [each.is_part_of.identifier for each in records]
+    return [record.is_part_of.identifier for record in records]
 
 
 def page(sim, title, project="enwiki", **more):
@@ -91,16 +91,16 @@ async def test_a_page_that_a_filter_of_ours_refuses_is_missing_like_one_that_the
 
 async def test_records_come_in_the_order_of_projects_or_in_that_of_the_caller(sim, wme):
     everywhere = sorted(sim.pages.projects)
-    found = await wme.articles.lookup("NATO", limit=10)
-    assert len(found) == 10
-    assert projects(found) == sorted(projects(found))
-    assert set(projects(found)) <= set(everywhere)
-    found = await wme.articles.lookup("NATO", limit=10, order=["frwiki", "nowhere", "dewiki", "enwiki"])
-    ranked = [each for each in ("frwiki", "dewiki", "enwiki") if each in projects(found)]
-    assert projects(found)[: len(ranked)] == ranked
-    assert projects(found)[len(ranked) :] == sorted(projects(found)[len(ranked) :])
-    found = await wme.articles.lookup("NATO", limit=10, order=lambda record: -record.identifier)
-    assert [each.identifier for each in found] == sorted((each.identifier for each in found), reverse=True)
+    records = await wme.articles.lookup("NATO", limit=10)
+    assert len(records) == 10
+    assert projects(records) == sorted(projects(records))
+    assert set(projects(records)) <= set(everywhere)
+    records = await wme.articles.lookup("NATO", limit=10, order=["frwiki", "nowhere", "dewiki", "enwiki"])
+    ranked = [name for name in ("frwiki", "dewiki", "enwiki") if name in projects(records)]
+    assert projects(records)[: len(ranked)] == ranked
+    assert projects(records)[len(ranked) :] == sorted(projects(records)[len(ranked) :])
+    records = await wme.articles.lookup("NATO", limit=10, order=lambda record: -record.identifier)
+    assert [record.identifier for record in records] == sorted((record.identifier for record in records), reverse=True)
     with pytest.raises(ValueError, match="order is"):
         await wme.articles.lookup("NATO", order="random")
 
@@ -109,17 +109,17 @@ async def test_without_an_order_records_come_as_the_server_sent_them():
     async with Simulator(seed=3) as sim, Client(**sim.client_options()) as wme:
         seen = {tuple(projects(await wme.articles.lookup("NATO", limit=10, order=None))) for _ in range(5)}
     assert len(seen) == 5
-    assert any(list(each) != sorted(each) for each in seen)
+    assert any(list(order) != sorted(order) for order in seen)
 
 
 @pytest.mark.parametrize("fields", [["name"], ["name", "is_part_of.url"]])
 @pytest.mark.parametrize("which", ["articles", "structured_contents"])
 async def test_what_is_fetched_for_the_order_alone_is_not_handed_out(sim, wme, which, fields):
-    found = await getattr(wme, which).lookup("NATO", fields=fields, limit=5)
-    assert len(found) == 5
-    assert all(each.name == "NATO" for each in found)
-    assert projects(found) == [""] * 5
-    urls = [each.is_part_of.url for each in found]
+    records = await getattr(wme, which).lookup("NATO", fields=fields, limit=5)
+    assert len(records) == 5
+    assert all(record.name == "NATO" for record in records)
+    assert projects(records) == [""] * 5
+    urls = [record.is_part_of.url for record in records]
     assert all(urls) is ("is_part_of.url" in fields)
     assert sim.requests.last.body is not None
     assert "is_part_of" in str(json.loads(sim.requests.last.body)["fields"])
@@ -137,15 +137,15 @@ class OfProject(msgspec.Struct):
 async def test_a_type_has_its_project_although_nothing_of_it_is_left(sim, wme):
     page(sim, "Two", "enwiki")
     page(sim, "Two", "dewiki")
-    found = await wme.articles.lookup("Two", type=OfProject)
+    records = await wme.articles.lookup("Two", type=OfProject)
     assert sent(sim)[-1]["fields"] == ["name", "is_part_of.code", "is_part_of.identifier"]
-    assert found == [OfProject("Two", Coded())] * 2
+    assert records == [OfProject("Two", Coded())] * 2
 
 
 async def test_one_record_needs_no_order_and_nothing_is_fetched_for_one(sim, wme):
     await wme.articles.lookup("NATO", fields=["name"], limit=1)
     await wme.articles.lookup("NATO", fields=["name"], filters=EN)
-    assert [each["fields"] for each in sent(sim)] == [["name"], ["name"]]
+    assert [body["fields"] for body in sent(sim)] == [["name"], ["name"]]
 
 
 class Slim(msgspec.Struct):
@@ -158,9 +158,9 @@ class Strict(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def test_a_type_of_the_callers_is_asked_for_and_decoded_into(sim, wme):
-    found = await wme.articles.lookup("NATO", type=Slim, limit=2, order=None)
-    assert len(found) == 2
-    assert all(type(each) is Slim and each.name == "NATO" and each.identifier for each in found)
+    records = await wme.articles.lookup("NATO", type=Slim, limit=2, order=None)
+    assert len(records) == 2
+    assert all(type(record) is Slim and record.name == "NATO" and record.identifier for record in records)
     assert sent(sim) == [{"fields": ["name", "identifier"], "limit": 2}]
     assert await wme.articles.lookup("NATO", type=Strict) == [Strict("NATO")] * 3
 
@@ -186,7 +186,7 @@ async def test_filters_beside_the_language_see_all_records_of_it(sim, wme):
     for project in ("frwiki", "frwiktionary", "frwikibooks"):
         page(sim, "Un", project, in_language={"identifier": "fr"}, abstract=project)
     sim.catalog.static["projects"].extend(
-        {"identifier": each, "in_language": {"identifier": "fr"}} for each in ("frwiktionary", "frwikibooks")
+        {"identifier": name, "in_language": {"identifier": "fr"}} for name in ("frwiktionary", "frwikibooks")
     )
     sim.catalog.languages.update(frwiktionary="fr", frwikibooks="fr")
     french = {"in_language.identifier": "fr"}
@@ -230,24 +230,24 @@ async def test_a_broken_record_is_an_error_that_keeps_it_and_the_others(sim, wme
     assert error.line == 1
     assert (error.record or b"").startswith(b"{")
     assert len(error.records) == 3
-    assert all(isinstance(each, StructuredContent) and each.sections for each in error.records)
+    assert all(isinstance(record, StructuredContent) and record.sections for record in error.records)
     assert projects(error.records) == sorted(projects(error.records))
     assert b"sections" not in repr(error).encode()
     async with wme.structured_contents.lookup_many(["NATO", "Earth"], limit=2) as results:
-        looked = [each async for each in results]
-    assert [(each.name, len(each.records)) for each in looked] == [("NATO", 1), ("Earth", 1)]
-    assert all(isinstance(each.error, DecodeError) for each in looked)
+        looked = [result async for result in results]
+    assert [(result.name, len(result.records)) for result in looked] == [("NATO", 1), ("Earth", 1)]
+    assert all(isinstance(result.error, DecodeError) for result in looked)
 
 
 async def test_an_unstructured_article_is_told_apart(sim, wme):
     sim.faults.inject("raw", role="api", times=None)
-    found = await wme.structured_contents.lookup("NATO", limit=3)
-    assert sorted(each.is_raw_article for each in found) == [False, False, True]
-    raw = next(each for each in found if each.is_raw_article)
+    records = await wme.structured_contents.lookup("NATO", limit=3)
+    assert sorted(record.is_raw_article for record in records) == [False, False, True]
+    raw = next(record for record in records if record.is_raw_article)
     assert raw.article_body.html
     # Neither is it lost where fields are chosen, which an unstructured article does not heed.
-    found = await wme.structured_contents.lookup("NATO", fields=["name", "version.identifier"], limit=3)
-    assert sorted(each.is_raw_article for each in found) == [False, False, True]
+    records = await wme.structured_contents.lookup("NATO", fields=["name", "version.identifier"], limit=3)
+    assert sorted(record.is_raw_article for record in records) == [False, False, True]
     (raw,) = await wme.structured_contents.lookup("NATO", fields=["name", "sections"], filters=EN)
     assert raw.is_raw_article
 
@@ -298,7 +298,7 @@ async def test_what_is_no_record_is_told_with_its_bytes(sim, wme, body, words, f
 async def test_a_json_array_is_understood_and_nothing_is_nothing(sim, wme):
     rows = [{"name": "B", "is_part_of": {"identifier": "b"}}, {"name": "A", "is_part_of": {"identifier": "a"}}]
     sim.faults.inject("status", role="api", path="articles", status=200, body=json.dumps(rows).encode())
-    assert [each.name for each in await wme.articles.lookup("NATO")] == ["A", "B"]
+    assert [record.name for record in await wme.articles.lookup("NATO")] == ["A", "B"]
     for body in (b"", b"[]"):
         sim.faults.inject("status", role="api", path="articles", status=200, body=body)
         assert await wme.articles.lookup("NATO") == []
@@ -338,9 +338,9 @@ async def test_a_not_found_is_believed_unless_the_api_failed_a_moment_ago(sim, w
 async def test_each_name_has_one_result_in_the_order_of_names(sim, wme):
     names = ["NATO", "No such page", "", "Earth", "NATO"]
     async with wme.articles.lookup_many(names, filters=EN, type=Slim) as results:
-        looked = [each async for each in results]
-    assert [each.name for each in looked] == names
-    assert [each.found for each in looked] == [True, False, False, True, True]
+        looked = [result async for result in results]
+    assert [result.name for result in looked] == names
+    assert [result.found for result in looked] == [True, False, False, True, True]
     assert looked[0].first == Slim("NATO", looked[0].records[0].identifier)
     assert looked[1] == Looked(name="No such page")
     assert looked[1].first is None
@@ -354,7 +354,7 @@ async def test_each_name_has_one_result_in_the_order_of_names(sim, wme):
 async def test_a_name_that_fails_does_not_fail_the_others(sim, wme):
     sim.faults.inject("status", role="api", path="Earth", status=500, times=None)
     async with wme.articles.lookup_many(["NATO", "Earth", "C++"], filters=EN) as results:
-        looked = {each.name: each async for each in results}
+        looked = {result.name: result async for result in results}
     assert isinstance(looked["Earth"].error, ServerError)
     assert looked["NATO"].found
     assert looked["C++"].found
@@ -362,7 +362,7 @@ async def test_a_name_that_fails_does_not_fail_the_others(sim, wme):
 
 async def test_a_missing_page_can_be_an_error_of_its_name(wme):
     async with wme.articles.lookup_many(["No such page"], missing="raise") as results:
-        (looked,) = [each async for each in results]
+        (looked,) = [result async for result in results]
     assert isinstance(looked.error, NotFound)
 
 
@@ -371,7 +371,7 @@ async def test_results_can_come_as_they_complete(sim, wme):
     sim.faults.inject("hang_head", role="api", path="NATO")
     async with wme.articles.lookup_many(["NATO", "Earth", "C++"], filters=EN, ordered=False) as results:
         first = [await anext(results), await anext(results)]
-        assert {each.name for each in first} == {"Earth", "C++"}
+        assert {result.name for result in first} == {"Earth", "C++"}
 
 
 async def test_who_takes_no_results_slows_the_requests_and_names_are_drawn_as_they_are_needed(sim, wme):
@@ -414,8 +414,8 @@ async def test_connections_stay_within_their_limit(sim):
     limits = Limits(connections=5)
     async with Client(**sim.client_options(), limits=limits) as wme:
         async with wme.articles.lookup_many(["NATO"] * 60, filters=EN, type=Slim, concurrency=30) as results:
-            assert len([each async for each in results if each.found]) == 60
-    assert len({each.peer for each in sim.requests if each.role == "api"}) <= 5
+            assert len([result async for result in results if result.found]) == 60
+    assert len({request.peer for request in sim.requests if request.role == "api"}) <= 5
 
 
 async def test_names_may_come_from_an_async_iterator(wme):
@@ -425,7 +425,7 @@ async def test_names_may_come_from_an_async_iterator(wme):
             yield name
 
     async with wme.articles.lookup_many(names(), filters=EN, type=Slim, concurrency=3) as results:
-        assert [each.name async for each in results] == ["NATO", "Earth", "C++", "AC/DC"]
+        assert [result.name async for result in results] == ["NATO", "Earth", "C++", "AC/DC"]
 
 
 async def test_an_async_iterator_that_ends_late_is_drawn_from_by_one_at_a_time(wme):
@@ -472,7 +472,7 @@ async def test_a_wait_that_is_cancelled_loses_nothing(sim, wme):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):
                 await anext(results)
-        assert [each.name async for each in results] == ["NATO", "Earth"]
+        assert [result.name async for result in results] == ["NATO", "Earth"]
     assert hang.hits == 1
 
 
@@ -512,7 +512,7 @@ async def test_nothing_is_sent_before_the_first_item_is_asked_for(sim, wme):
     assert "not started" in repr(results)
     await results.aclose()
     assert not sent(sim)
-    assert [each async for each in results] == []
+    assert [result async for result in results] == []
 
 
 async def test_what_the_names_raise_reaches_the_reader_after_what_came_before(wme):
@@ -583,12 +583,12 @@ async def test_misuse_is_told_at_the_call(wme, names, options, error):
 
 
 async def test_progress_is_reported_now_and_then_and_at_the_end(wme):
-    told: list[LookupProgress] = []
+    reports: list[LookupProgress] = []
     names = ["NATO", "No such page", "", "Earth"] * 5
-    async with wme.articles.lookup_many(names, filters=EN, progress=told.append) as results:
+    async with wme.articles.lookup_many(names, filters=EN, progress=reports.append) as results:
         async for _ in results:
             pass
-    last = told[-1]
+    last = reports[-1]
     assert (last.done, last.found, last.missing, last.failed, last.total) == (20, 10, 5, 5, 20)
     assert last.eta == 0
     assert last.rate > 0
@@ -624,9 +624,9 @@ async def test_what_the_plan_forbids_is_asked_a_few_times_and_not_for_every_name
             Client("free", "pw", hosts=sim.client_options()["hosts"]) as wme,
             wme.structured_contents.lookup_many(["NATO"] * 50, concurrency=2) as results,
         ):
-            looked = [each async for each in results]
+            looked = [result async for result in results]
         assert len(looked) == 50
-        assert all(isinstance(each.error, Forbidden) for each in looked)
+        assert all(isinstance(result.error, Forbidden) for result in looked)
         assert sim.requests.count("api") <= 2
 
 
@@ -636,11 +636,11 @@ async def test_an_exhausted_allowance_is_asked_about_once_and_not_hammered():
         options = {"hosts": sim.client_options()["hosts"], "allowances": Allowances(ondemand=5)}
         async with Client("free", "pw", **options) as wme:
             async with wme.articles.lookup_many(["NATO"] * 100, filters=EN, type=Slim, concurrency=4) as results:
-                looked = [each async for each in results]
-            assert [each.found for each in looked].count(True) == 5
-            errors = [each.error for each in looked if each.error is not None]
+                looked = [result async for result in results]
+            assert [result.found for result in looked].count(True) == 5
+            errors = [result.error for result in looked if result.error is not None]
             assert len(errors) == 95
-            assert all(isinstance(each, QuotaExceeded) and each.limit == 5 for each in errors)
+            assert all(isinstance(error, QuotaExceeded) and error.limit == 5 for error in errors)
             asked = sim.requests.count("api")
             assert asked <= 5 + 4
             assert sim.requests.count("auth", path="get-user") == 1
@@ -747,6 +747,6 @@ async def test_articles_of_the_real_world_are_found(shared_data):
     lines = (shared_data / "articles.ndjson").read_bytes().splitlines()
     async with Simulator(data=shared_data) as sim, Client(**sim.client_options()) as wme:
         for line in lines:
-            wanted = msgspec.json.decode(line, type=Article)
-            filters = {"is_part_of.identifier": wanted.is_part_of.identifier}
-            assert await wme.articles.lookup(wanted.name, filters=filters) == [wanted]
+            expected = msgspec.json.decode(line, type=Article)
+            filters = {"is_part_of.identifier": expected.is_part_of.identifier}
+            assert await wme.articles.lookup(expected.name, filters=filters) == [expected]

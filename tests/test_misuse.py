@@ -333,8 +333,8 @@ async def test_an_upload_refuses_what_it_cannot_send(chunks: Any, options: Any, 
     cloud = pytest.importorskip("wme_async.integrations.cloud", exc_type=ImportError)
 
     async def given() -> AsyncIterator[Any]:
-        for each in chunks:
-            yield each
+        for chunk in chunks:
+            yield chunk
 
     options = {"to": f"file://{tmp_path}/a", **options}
     with pytest.raises(ValueError if words.startswith("=") else TypeError) as caught:

@@ -56,10 +56,10 @@ class Faulty:
         self.kept: dict[str, dict[int, Position]] = {}
 
     async def load(self, name: str) -> Mapping[int, Position]:
-        kept = self.kept.get(name.lower() if self.fault == "names" else name, {})
-        if self.fault == "unknown" and not kept:
+        saved = self.kept.get(name.lower() if self.fault == "names" else name, {})
+        if self.fault == "unknown" and not saved:
             return {0: Position(0)}
-        return kept if self.fault == "alias" else dict(kept)
+        return saved if self.fault == "alias" else dict(saved)
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:
         name = name.lower() if self.fault == "names" else name

@@ -8,7 +8,6 @@ import random
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +28,7 @@ from download_store import (
 
 from wme_async import Download
 from wme_async.errors import NotFound
-from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
-
-
-@pytest.fixture
-async def sim() -> AsyncIterator[Simulator]:
-    async with Simulator() as running:
-        yield running
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    retry = Retry(attempts=5, base=0.002, cap=0.01)
-    made = Transport(None, retry=retry, timeouts=Timeouts(read=0.4, connect=2.0), random=random.Random(1))
-    yield made
-    assert made.open_bodies == 0, "a body was left open"
-    await made.aclose()
-
 
 # --- the disk
 

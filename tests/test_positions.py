@@ -94,7 +94,7 @@ def test_a_plan_is_never_refused_and_covers_every_partition_once(
     fields: list[str] | None,
 ) -> None:
     """`ahead` of `guard`: how far the clock that the plan was made by runs before the server's."""
-    wanted = plan_request(
+    request = plan_request(
         ARTICLES,
         parts,
         positions,
@@ -105,7 +105,7 @@ def test_a_plan_is_never_refused_and_covers_every_partition_once(
         fields=fields,
         filters=[{"field": "name", "value": "x"}],
     )
-    body = json.loads(wanted.body())
+    body = json.loads(request.body())
     assert refused(body, NOW) is None
     assert body["parts"] == sorted(parts)
     assert "since" not in body
@@ -130,8 +130,8 @@ def test_a_plan_is_never_refused_and_covers_every_partition_once(
 def one(position: Position | None, *, start: datetime = NOW, **options: Any) -> tuple[int | None, datetime | None]:
     """What is asked for partition 0."""
     positions = {} if position is None else {0: position}
-    wanted = plan_request(ARTICLES, [0], positions, now=NOW, guard=timedelta(seconds=2), start=start, **options)
-    return wanted.offsets.get(0), wanted.since.get(0)
+    request = plan_request(ARTICLES, [0], positions, now=NOW, guard=timedelta(seconds=2), start=start, **options)
+    return request.offsets.get(0), request.since.get(0)
 
 
 def test_the_offset_after_the_last_one_is_asked_for() -> None:
@@ -261,5 +261,5 @@ def test_the_second_look_tells_a_lost_offset_from_a_natural_hole() -> None:
 
 
 def test_filters_and_fields_are_left_out_where_there_are_none() -> None:
-    wanted = plan_request(ARTICLES, [0], {p: Position(1) for p in range(5)}, now=NOW, guard=timedelta(0), start=NOW)
-    assert json.loads(wanted.body()) == {"parts": [0], "offsets": {str(p): 2 for p in range(5)}}
+    request = plan_request(ARTICLES, [0], {p: Position(1) for p in range(5)}, now=NOW, guard=timedelta(0), start=NOW)
+    assert json.loads(request.body()) == {"parts": [0], "offsets": {str(p): 2 for p in range(5)}}

@@ -232,8 +232,8 @@ def test_dates_of_http_do_not_depend_on_the_zone_of_the_machine(monkeypatch, zon
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
-        found = retry.http_date(text)
-        assert (None if found is None else found.timestamp()) == expected
+        moment = retry.http_date(text)
+        assert (None if moment is None else moment.timestamp()) == expected
         assert retry.parse_retry_after(text, now=784111770) == (None if expected is None else 7)
     finally:
         monkeypatch.delenv("TZ")

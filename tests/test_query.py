@@ -58,16 +58,16 @@ def sql(body: Body, records: list[Json]) -> list[Json]:
     """Metadata lists: S3 Select."""
 
     def passes(record: Json, field: str, value: Any) -> bool:
-        found = dig(record, field)
+        item = dig(record, field)
         if isinstance(value, bool):
             return True
         if isinstance(value, str):
             if "'" in value:
                 raise Refused("500")
-            return bool(found == value)
-        if isinstance(found, bool) or not isinstance(found, int | float):
+            return bool(item == value)
+        if isinstance(item, bool) or not isinstance(item, int | float):
             return False
-        return int(found) == int(value) if "namespace.identifier" in field else found > value
+        return int(item) == int(value) if "namespace.identifier" in field else item > value
 
     assert set(body) <= {"fields", "filters"}
     rows = [r for r in records if all(passes(r, f["field"], f["value"]) for f in body.get("filters", []))]
@@ -95,8 +95,8 @@ def json_paths(body: Body, records: list[Json]) -> list[Json]:
         for key, path in index.items():
             if isinstance(path, dict):
                 out[key] = build(record, path)
-            elif (found := dig(record, path)) is not MISSING:
-                out[key] = found
+            elif (item := dig(record, path)) is not MISSING:
+                out[key] = item
         return out
 
     index: Json = {}
@@ -204,26 +204,26 @@ def stream(body: Body, records: list[Json]) -> list[Json]:
     """The stream: a struct with pointers for objects, zeros for what is absent, and names from Avro tags."""
 
     def find(name: str) -> Any:
-        level, found = SCHEMA, None
+        level, entry = SCHEMA, None
         for part in name.split("."):
-            found = next((row for row in level if row != "each" and row[1] == part), None)
-            if found is None:
+            entry = next((row for row in level if row != "each" and row[1] == part), None)
+            if entry is None:
                 return None
-            level = found[2] if kind_of(found[2]) in {"object", "objects"} else []
-        return found
+            level = entry[2] if kind_of(entry[2]) in {"object", "objects"} else []
+        return entry
 
     def keeps(value: Any, level: list[Any], path: list[str], wanted: str) -> bool:
         """Compare as text, as the server does."""
         wire, _, type_ = next(row for row in level if row != "each" and row[1] == path[0])
-        found = value.get(wire.rstrip("!"))
+        entry = value.get(wire.rstrip("!"))
         if len(path) > 1:
-            return found is not None and keeps(found, type_, path[1:], wanted)
-        found = type_() if found is None else found
+            return entry is not None and keeps(entry, type_, path[1:], wanted)
+        entry = type_() if entry is None else entry
         if type_ is float:
             return False
         if type_ is int:
-            return wanted.lstrip("-").isdigit() and found == int(wanted)
-        return bool((str(found).lower() if type_ is bool else found) == wanted)
+            return wanted.lstrip("-").isdigit() and entry == int(wanted)
+        return bool((str(entry).lower() if type_ is bool else entry) == wanted)
 
     def text(value: Any) -> str:
         if isinstance(value, bool):
@@ -256,12 +256,12 @@ def stream(body: Body, records: list[Json]) -> list[Json]:
     fields, filters = body.get("fields", []), body.get("filters", [])
     assert set(body) <= {"fields", "filters"}
     for field in fields:
-        found = find(field.removesuffix(".*"))
-        if found is None or (kind_of(found[2]) in {"object", "objects"} and not field.endswith(".*")):
+        entry = find(field.removesuffix(".*"))
+        if entry is None or (kind_of(entry[2]) in {"object", "objects"} and not field.endswith(".*")):
             raise Refused(f"422 {field}")
     for one in filters:
-        found = find(one["field"])
-        if found is None or kind_of(found[2]) != "leaf" or isinstance(one["value"], str) is not (found[2] is str):
+        entry = find(one["field"])
+        if entry is None or kind_of(entry[2]) != "leaf" or isinstance(one["value"], str) is not (entry[2] is str):
             raise Refused(f"422 {one}")
     rows = []
     for record in records:
@@ -290,14 +290,14 @@ def reduced(record: Any, names: list[str], *, hollow: bool) -> Any:
     if "" in names:
         return record
     if isinstance(record, list):
-        return [{} if (kept := reduced(item, names, hollow=hollow)) is MISSING else kept for item in record]
+        return [{} if (part := reduced(item, names, hollow=hollow)) is MISSING else part for item in record]
     out = {}
     for key, value in record.items():
         below = [
             "" if name == key else name[len(key) + 1 :] for name in names if name == key or name.startswith(key + ".")
         ]
-        if below and (kept := reduced(value, below, hollow=hollow)) is not MISSING:
-            out[key] = kept
+        if below and (part := reduced(value, below, hollow=hollow)) is not MISSING:
+            out[key] = part
     return out if out or hollow else MISSING
 
 
@@ -370,14 +370,14 @@ def record_lists(draw: st.DrawFn, schema: list[Any]) -> list[Json]:
 
 
 def names_in(schema: list[Any], prefix: str = "", *, listed: bool = False) -> list[tuple[str, Any, bool]]:
-    found = []
+    names = []
     for row in schema:
         if row != "each":
             name, type_ = prefix + row[0].rstrip("!"), row[2]
-            found.append((name, type_, listed))
+            names.append((name, type_, listed))
             if kind_of(type_) in {"object", "objects"}:
-                found += names_in(type_, f"{name}.", listed=listed or kind_of(type_) == "objects")
-    return found
+                names += names_in(type_, f"{name}.", listed=listed or kind_of(type_) == "objects")
+    return names
 
 
 @st.composite
@@ -391,8 +391,8 @@ def cases(draw: st.DrawFn, schema: list[Any]) -> tuple[list[Json], list[str] | N
     filters: dict[str, Value] = {}
     for name in draw(st.lists(st.sampled_from(sorted(single)), max_size=2)):
         zero = single[name]()
-        found: list[Any] = [value for record in records if (value := dig(record, name)) is not MISSING]
-        filters[name] = draw(st.sampled_from([*found, zero]) if draw(st.booleans()) else LEAVES[single[name]])
+        values: list[Any] = [value for record in records if (value := dig(record, name)) is not MISSING]
+        filters[name] = draw(st.sampled_from([*values, zero]) if draw(st.booleans()) else LEAVES[single[name]])
     if draw(st.booleans()):
         filters["is_part_of.identifier"] = draw(st.sampled_from(["enwiki", "frwiki", "p9"]))
     return records, fields, filters
@@ -405,7 +405,7 @@ def through(query: Query, server: Server, records: list[Json]) -> list[Json]:
     answer: list[Json] = json.loads(json.dumps(server(body, records)))
     if not query.reshapes and not query.selects:
         return answer
-    return [kept for row in answer if (kept := query.apply(row)) is not None]
+    return [item for row in answer if (item := query.apply(row)) is not None]
 
 
 METADATA = [
@@ -438,9 +438,9 @@ def test_articles_on_demand_are_those_of_plain_python_or_refused(case: Case, lim
             Query.build("ondemand", Article, fields=fields, filters=filters, limit=limit)
         return
     built = Query.build("ondemand", Article, fields=fields, filters=filters, limit=limit)
-    rows, wanted = through(built, json_paths, records), expected(records, fields, filters)
-    assert all(row in wanted for row in rows)
-    assert len(rows) == min(len(wanted), limit or 3)
+    rows, expected_rows = through(built, json_paths, records), expected(records, fields, filters)
+    assert all(row in expected_rows for row in rows)
+    assert len(rows) == min(len(expected_rows), limit or 3)
 
 
 COMPUTED: list[Any] = [
@@ -456,16 +456,16 @@ STRUCTURED = [row for row in SCHEMA if row[0] in BASE] + COMPUTED
 @given(cases(STRUCTURED), st.none() | st.integers(1, 10))
 def test_structured_contents_are_those_of_plain_python_or_refused(case: Case, limit: int | None) -> None:
     records, fields, filters = case
-    made = {row[0] for row in COMPUTED}
-    blind = any(not value or name.partition(".")[0] in made for name, value in filters.items())
+    computed = {row[0] for row in COMPUTED}
+    blind = any(not value or name.partition(".")[0] in computed for name, value in filters.items())
     if blind and not filters.get("is_part_of.identifier"):
         with pytest.raises(ValueError, match="cannot be answered"):
             Query.build("structured", StructuredContent, fields=fields, filters=filters, limit=limit)
         return
     built = Query.build("structured", StructuredContent, fields=fields, filters=filters, limit=limit)
-    rows, wanted = through(built, structured, records), expected(records, fields, filters)
-    assert all(row in wanted for row in rows)
-    assert len(rows) == min(len(wanted), limit or 3)
+    rows, expected_rows = through(built, structured, records), expected(records, fields, filters)
+    assert all(row in expected_rows for row in rows)
+    assert len(rows) == min(len(expected_rows), limit or 3)
 
 
 VALUES: dict[type, list[Any]] = {str: TEXTS, int: NUMBERS, float: FLOATS, bool: [True, False]}
@@ -524,10 +524,10 @@ def test_every_single_field_is_what_plain_python_says(
     for name, type_, _ in names_in(schema):
         for spelled in [name] if kind_of(type_) == "leaf" else [name, f"{name}.*"]:
             query = Query.build(backend, model, fields=[spelled], limit=10 if backend in LOOK_UPS else None)
-            found = through(query, server, records)
+            answers = through(query, server, records)
             asked = with_event([spelled]) if backend == "realtime" else [spelled]
-            wanted = expected(records, asked, {}, hollow=backend == "realtime")
-            assert sorted(map(canonical, found)) == sorted(map(canonical, wanted)), spelled
+            expected_rows = expected(records, asked, {}, hollow=backend == "realtime")
+            assert sorted(map(canonical, answers)) == sorted(map(canonical, expected_rows)), spelled
 
 
 @BACK_ENDS
@@ -549,8 +549,8 @@ def test_every_single_filter_is_what_plain_python_says(
                         assert (name, value) == (PROJECT, "")
                         continue
                     asked = with_event(fields) if backend == "realtime" else fields
-                    wanted = expected(records, asked, filters, hollow=backend == "realtime")
-                    assert through(query, server, records) == wanted, query.explain()
+                    expected_rows = expected(records, asked, filters, hollow=backend == "realtime")
+                    assert through(query, server, records) == expected_rows, query.explain()
 
 
 # --- each quirk, by itself -------------------------------------------------------------------------------------------
@@ -929,13 +929,13 @@ def test_a_decoded_record_loses_what_was_fetched_for_a_filter_alone() -> None:
     assert query.project(msgspec.convert(plain, Article)) == Article(name="x")
     query = build("realtime", ["image.width", "date_modified", "version.tags", "categories.name"])
     article = msgspec.convert({**plain, "image": {"name": "z"}, "categories": [{"name": "c", "url": "u"}]}, Article)
-    wanted = {
+    expected_rows = {
         "date_modified": plain["date_modified"],
         "version": plain["version"],
         "image": {},
         "categories": [{"name": "c"}],
     }
-    assert query.project(article) == msgspec.convert(wanted, Article)
+    assert query.project(article) == msgspec.convert(expected_rows, Article)
 
 
 @pytest.mark.parametrize("backend", ["metadata", "ondemand", "realtime"])
@@ -997,11 +997,11 @@ def test_an_object_that_a_type_cannot_do_without_is_empty_where_the_server_left_
     query = Query.build(backend, Article, type=Mine)
     server = {"metadata": sql, "ondemand": json_paths}[backend]
     rows: list[Json] = [{"version": {"editor": {"name": "x"}}}, {}, {"version": {"editor": {"is_bot": True}}}]
-    found = msgspec.convert(through(query, server, rows), list[Mine])
-    found.sort(key=lambda mine: mine.version.editor.is_bot)
+    records = msgspec.convert(through(query, server, rows), list[Mine])
+    records.sort(key=lambda mine: mine.version.editor.is_bot)
     nulls: Json = {"version": None, "main_entity": None}
     assert not query.project(nulls).get("main_entity")
-    assert found == [Mine(Revision(Editor())), Mine(Revision(Editor())), Mine(Revision(Editor(is_bot=True)))]
+    assert records == [Mine(Revision(Editor())), Mine(Revision(Editor())), Mine(Revision(Editor(is_bot=True)))]
 
 
 def test_the_position_on_the_stream_stays_whatever_is_asked_for() -> None:
@@ -1308,10 +1308,10 @@ def test_566_real_batches_filter_and_project_as_in_plain_python(
 ) -> None:
     rows = real("batches.json")
     assert len(rows) == 566
-    found = through(Query.build("metadata", Batch, fields=fields, filters=filters), sql, rows)
-    assert found == expected(rows, fields, filters)
-    decoded = msgspec.convert(found, list[Batch])
-    assert len(decoded) == len(found)
+    answers = through(Query.build("metadata", Batch, fields=fields, filters=filters), sql, rows)
+    assert answers == expected(rows, fields, filters)
+    decoded = msgspec.convert(answers, list[Batch])
+    assert len(decoded) == len(answers)
 
 
 def test_892_real_projects_of_each_code_and_language_are_all_found() -> None:

@@ -263,12 +263,12 @@ def test_a_content_range_that_makes_no_sense_is_none(value: str | None) -> None:
 
 
 def test_content_ranges_are_read() -> None:
-    found = range_responses.parse_content_range(" bytes 0-9/10 ")
-    assert found is not None
-    assert (found.start, found.stop, found.size) == (0, 10, 10)
-    found = range_responses.parse_content_range("BYTES 3-9/*")
-    assert found is not None
-    assert (found.start, found.stop, found.size) == (3, 10, None)
+    content_range = range_responses.parse_content_range(" bytes 0-9/10 ")
+    assert content_range is not None
+    assert (content_range.start, content_range.stop, content_range.size) == (0, 10, 10)
+    content_range = range_responses.parse_content_range("BYTES 3-9/*")
+    assert content_range is not None
+    assert (content_range.start, content_range.stop, content_range.size) == (3, 10, None)
 
 
 def test_only_strong_etags_stand_for_bytes() -> None:
@@ -470,10 +470,10 @@ class World:
                 return True
             if slot.lease is not None:
                 continue
-            found = self.find(False, allowed) or self.find(True, allowed)
-            if found is None:
+            candidate = self.find(False, allowed) or self.find(True, allowed)
+            if candidate is None:
                 return False
-            slot.file, slot.lease, victim = found
+            slot.file, slot.lease, victim = candidate
             slot.carry, slot.ready = 0.0, self.now + self.line.setup
             busy += 1
             if victim is not None and victim.lost:
@@ -493,12 +493,12 @@ class World:
                 elapsed=self.now,
                 contended=not alone,
             )
-            found = plan.next(self.now, state)
-            if found is not None:
+            lease = plan.next(self.now, state)
+            if lease is not None:
                 if life is not None and life <= 0:
                     self.signatures += 1
                     self.signed[index] = self.now
-                return index, *found
+                return index, *lease
         return None
 
     def free(self, slot: Slot) -> None:

@@ -105,7 +105,7 @@ async def test_all_records_come_with_their_archive_in_its_order(paths: list[Path
     for number, path in enumerate(paths):
         results = [result for result in found if result.path == str(path)]
         records = [record for result in results for record in result.records]
-        assert records == [Page(f"p{each}", each) for each in range(1000 * number, 1000 * number + 500)]
+        assert records == [Page(f"p{item}", item) for item in range(1000 * number, 1000 * number + 500)]
         assert results[-1].records == []
         assert results[-1].statistics is not None
         assert (results[-1].statistics.records, results[-1].statistics.member) == (500, f"m{number}")
@@ -113,9 +113,9 @@ async def test_all_records_come_with_their_archive_in_its_order(paths: list[Path
 
 
 async def test_counts_alone(paths: list[Path]) -> None:
-    found = await drain(read_many([str(path) for path in paths], type=Page, count_only=True, workers=1))
-    assert [result.path for result in found] == [str(path) for path in paths]
-    assert [result.statistics.records for result in found] == [500, 500, 500]
+    results = await drain(read_many([str(path) for path in paths], type=Page, count_only=True, workers=1))
+    assert [result.path for result in results] == [str(path) for path in paths]
+    assert [result.statistics.records for result in results] == [500, 500, 500]
 
 
 async def test_no_archives_give_nothing() -> None:
@@ -157,9 +157,9 @@ async def test_a_task_that_waits_for_results_when_others_close_them_is_told(tmp_
         waiting = [asyncio.create_task(anext(results)) for _ in range(2)]
         await asyncio.sleep(0)
     async with asyncio.timeout(30):
-        for each in waiting:
+        for waiter in waiting:
             with pytest.raises(RuntimeError, match="not open"):
-                await each
+                await waiter
 
 
 async def test_a_task_that_waits_for_results_is_told_though_who_closes_them_is_cancelled(tmp_path: Path) -> None:
@@ -179,9 +179,9 @@ async def test_a_task_that_waits_for_results_is_told_though_who_closes_them_is_c
     await asyncio.wait([task])
     assert task.cancelled()
     async with asyncio.timeout(30):
-        for each in waiting:
+        for waiter in waiting:
             with pytest.raises(RuntimeError, match="not open"):
-                await each
+                await waiter
 
 
 async def test_leaving_early_kills_the_workers(tmp_path: Path) -> None:

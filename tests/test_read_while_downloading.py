@@ -4,22 +4,30 @@ import asyncio
 import dataclasses
 import hashlib
 import threading
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
-from download_store import Checksum, ContentReader, PartFile, PartSums, SignedUrl, Transport, open_content
+from download_store import (
+    KEY,
+    MIB,
+    Checksum,
+    ContentReader,
+    PartFile,
+    PartSums,
+    SignedUrl,
+    Transport,
+    leftovers,
+    noise,
+    open_content,
+    our_tasks,
+)
 
 from wme_async import Budget, FileInfo
 from wme_async.errors import Forbidden, IntegrityError, NotFound, ServerError, WMEError
-from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator
 
-KEY = "snapshots/x.tar.gz"
-MIB = 1 << 20
 DAY = datetime(2025, 7, 16, tzinfo=UTC)
 
 
@@ -35,10 +43,10 @@ class Source:
         self.modified: datetime | None = None
 
     async def head(self) -> FileInfo:
-        found = self.sim.store.objects.get(KEY)
-        if found is None:
+        stored = self.sim.store.objects.get(KEY)
+        if stored is None:
             raise NotFound("not there", status=404)
-        facts = {"size": found.size, "etag": f'"{found.etag}"', "accept_ranges": True, **self.info}
+        facts = {"size": stored.size, "etag": f'"{stored.etag}"', "accept_ranges": True, **self.info}
         return FileInfo(**facts)
 
     async def sign(self) -> SignedUrl:
@@ -46,44 +54,17 @@ class Source:
         return SignedUrl(url=self.sim.store.presign(KEY, "me"), expires_at=self.transport.monotonic() + 60)
 
     async def checksum(self) -> Checksum | None:
-        found = self.sim.store.objects.get(KEY)
-        if found is None:
+        stored = self.sim.store.objects.get(KEY)
+        if stored is None:
             raise NotFound("not there", status=404)
         self.checks += 1
-        return Checksum(md5=self.wrong or found.md5, modified=self.modified)
-
-
-@pytest.fixture
-async def sim() -> AsyncIterator[Simulator]:
-    async with Simulator() as running:
-        yield running
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    retry = Retry(attempts=4, base=0.002, cap=0.01)
-    made = Transport(None, retry=retry, timeouts=Timeouts(read=0.4), random=Random(1))
-    yield made
-    assert made.open_bodies == 0
-    await made.aclose()
-
-
-def noise(size: int, seed: int = 0) -> bytes:
-    return Random(seed).randbytes(size)
-
-
-def leftovers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def tasks() -> list[Any]:
-    return [task for task in asyncio.all_tasks() if "wme_async/_download/" in task.get_coro().cr_code.co_filename]  # type: ignore[union-attr]
+        return Checksum(md5=self.wrong or stored.md5, modified=self.modified)
 
 
 async def read(stream: ContentReader) -> bytes:
     async with stream:
         pieces = [piece async for piece in stream]
-    assert not tasks()
+    assert not our_tasks()
     return b"".join(pieces)
 
 
@@ -147,7 +128,7 @@ async def test_a_file_that_is_replaced_while_it_is_read_is_an_error(
         with pytest.raises(IntegrityError, match="replaced"):
             async for _ in stream:
                 pass
-    assert not tasks()
+    assert not our_tasks()
     assert not (tmp_path / "x").exists()
 
 
@@ -440,7 +421,7 @@ async def test_leaving_early_closes_everything(
     async with stream:
         assert await anext(stream)
     assert transport.open_bodies == 0
-    assert not tasks()
+    assert not our_tasks()
     with pytest.raises(RuntimeError, match="closed"):
         await anext(stream)
     await stream.aclose()
@@ -494,7 +475,7 @@ async def test_cancelling_a_reader_leaves_nothing(sim: Simulator, transport: Tra
     with pytest.raises(asyncio.CancelledError):
         await task
     assert transport.open_bodies == 0
-    assert not tasks()
+    assert not our_tasks()
 
 
 async def test_who_is_cancelled_while_a_reader_is_closed_stays_cancelled_and_leaves_nothing(
@@ -532,4 +513,4 @@ async def test_who_is_cancelled_while_a_reader_is_closed_stays_cancelled_and_lea
     await asyncio.wait([task])
     assert task.cancelled()
     assert not went_on
-    assert not tasks()
+    assert not our_tasks()

@@ -129,7 +129,7 @@ def imports(path):
                 assert node.level == 0, f"{path} has a relative import"
                 # `from package import module` needs the module, not what the package makes of it.
                 below = [f"{node.module}.{alias.name}" for alias in node.names]
-                yield from (each if is_module(each) else node.module for each in below)
+                yield from (name if is_module(name) else node.module for name in below)
             elif isinstance(node, ast.Try | ast.If | ast.With):
                 yield from walk(ast.iter_child_nodes(node))
             elif isinstance(node, ast.ClassDef):
@@ -399,5 +399,5 @@ def test_the_readme_names_the_lowest_python_of_the_metadata_and_the_changelog_th
 
 def test_the_core_has_four_dependencies():
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    names = {re.split(r"[><=\[ ]", each)[0] for each in metadata["project"]["dependencies"]}
+    names = {re.split(r"[><=\[ ]", dependency)[0] for dependency in metadata["project"]["dependencies"]}
     assert names == {"aiohttp", "aiofiles", "msgspec", "anyio"}

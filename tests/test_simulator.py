@@ -27,8 +27,8 @@ async def world() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 async def call(world: Simulator) -> AsyncIterator[Caller]:
-    async for made in caller_of(world):
-        yield made
+    async for caller in caller_of(world):
+        yield caller
 
 
 # Auth

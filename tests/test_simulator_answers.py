@@ -46,8 +46,8 @@ async def test_a_filter_finds_its_page_however_many_projects_have_the_title(
         value = record.get(field, f"https://{projects[number]}.example/")
         query = {"filters": [{"field": field, "value": value}], "limit": 1}
         for kind in ("articles", "structured-contents"):
-            (found,) = (await call.query(f"/v2/{kind}/Everywhere", **query)).json
-            assert found["is_part_of"]["identifier"] == projects[number]
+            (row,) = (await call.query(f"/v2/{kind}/Everywhere", **query)).json
+            assert row["is_part_of"]["identifier"] == projects[number]
 
 
 @pytest.mark.parametrize(

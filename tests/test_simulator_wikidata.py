@@ -90,8 +90,8 @@ async def test_batches_come_hourly_with_deletes(call: Caller) -> None:
 
 
 async def test_lookups_by_id(call: Caller) -> None:
-    status, found = await call.get("/v2/wikidata/items/Q42")
-    assert (status, len(found), found[0]["name"], found[0]["entity"]["type"]) == (200, 1, "Q42", "item")
+    status, entity = await call.get("/v2/wikidata/items/Q42")
+    assert (status, len(entity), entity[0]["name"], entity[0]["entity"]["type"]) == (200, 1, "Q42", "item")
     assert (await call.get("/v2/wikidata/properties/P31"))[1][0]["entity"]["type"] == "property"
     assert (await call.get("/v2/wikidata/items/Q42", fields=["entity.type"]))[1] == [{"entity": {"type": "item"}}]
     for path in ("items/P31", "properties/Q42", "items/Q7", "items/q42", "labels/nothing"):

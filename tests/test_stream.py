@@ -124,8 +124,8 @@ async def test_filtered_and_pruned_streams_resume_too(world: World) -> None:
     sim, wme = world
     sim.faults.inject("cut", role="realtime", times=15, within=(1, 2000))
     check = Checker()
-    wanted = {"event.type": "delete"}
-    async with articles(wme, fields=["name"], filters=wanted, connections=2) as stream:
+    filters = {"event.type": "delete"}
+    async with articles(wme, fields=["name"], filters=filters, connections=2) as stream:
         sent = []
         for _ in range(200):
             sim.firehose.publish()
@@ -704,9 +704,9 @@ async def test_an_answer_with_nothing_but_an_error_is_no_progress(body: bytes, w
         with pytest.raises(WMEError):
             await anext(stream)
     assert not fault.spent
-    assert len([each for each in hook if isinstance(each, StreamDisconnected)]) == 3
-    bad = [each for each in hook if isinstance(each, StreamBadRecord)]
-    assert [each.error.record for each in bad] == ([body.strip()] * 3 if b"Forbidden" in body else [])
+    assert len([event for event in hook if isinstance(event, StreamDisconnected)]) == 3
+    bad = [event for event in hook if isinstance(event, StreamBadRecord)]
+    assert [item.error.record for item in bad] == ([body.strip()] * 3 if b"Forbidden" in body else [])
 
 
 async def test_bad_records_can_be_skipped_and_are_counted_and_told(world: World) -> None:
@@ -724,12 +724,12 @@ async def test_bad_records_can_be_skipped_and_are_counted_and_told(world: World)
         assert stream.statistics().bad_records == 4
         assert stream.statistics().partitions[9].offset == 1
     assert sorted(got) == [(7, 0), (7, 2), (9, 1)]
-    told = {
+    options = {
         (event.error.partition, event.error.offset): event.error for event in hook if isinstance(event, StreamBadRecord)
     }
-    assert set(told) == {(7, 1), (None, None), (9, 0)}
-    assert "longer than max_record" in str(told[9, 0])
-    assert "no partition and offset" in str(told[None, None])
+    assert set(options) == {(7, 1), (None, None), (9, 0)}
+    assert "longer than max_record" in str(options[9, 0])
+    assert "no partition and offset" in str(options[None, None])
 
 
 async def test_a_record_that_was_cut_inside_its_offset_is_not_taken_for_an_earlier_one(world: World) -> None:
@@ -1041,13 +1041,13 @@ async def test_an_offset_that_is_gone_is_asked_for_again_by_time(world: World) -
 async def test_filtered_jumps_are_no_gaps(world: World) -> None:
     sim, wme = world
     store = MemoryOffsets()
-    wanted = {"event.type": "delete"}
-    async with articles(wme, offsets=store, filters=wanted) as stream:
+    filters = {"event.type": "delete"}
+    async with articles(wme, offsets=store, filters=filters) as stream:
         sim.firehose.publish(partition=7, kind="delete")
         stream.ack(await anext(stream))
     sim.firehose.publish_many(50, partition=7)
     sim.clock.advance(7200)
-    async with articles(wme, offsets=store, filters=wanted, on_gap="raise") as stream:
+    async with articles(wme, offsets=store, filters=filters, on_gap="raise") as stream:
         await sim.firehose.wait_open(1)
         sim.firehose.publish(partition=7, kind="delete")
         assert (await anext(stream)).event.offset == 51
@@ -1066,8 +1066,8 @@ async def test_statistics_tell_lag_rate_and_each_partition(world: World) -> None
         sim.firehose.publish(partition=16, published=now - 10)
         await Checker().read(stream, 2)
         numbers = stream.statistics()
-    assert [each.partition for each in numbers.partitions] == [*range(5), *range(15, 20)]
-    heard = {each.partition: each for each in numbers.partitions if each.offset >= 0}
+    assert [partition.partition for partition in numbers.partitions] == [*range(5), *range(15, 20)]
+    heard = {partition.partition: partition for partition in numbers.partitions if partition.offset >= 0}
     assert set(heard) == {2, 16}
     assert 18 < (heard[2].age or 0) < 25
     assert heard[2].published is not None

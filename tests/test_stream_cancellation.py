@@ -369,7 +369,7 @@ async def test_a_stream_whose_task_was_cancelled_from_outside_says_so(world: Wor
     async with articles(wme) as stream:
         asking = asyncio.ensure_future(anext(stream))
         await turns()
-        (task,) = (each for each in asyncio.all_tasks() if each.get_name() == "wme stream default/articles")
+        (task,) = (task for task in asyncio.all_tasks() if task.get_name() == "wme stream default/articles")
         task.cancel()
         async with asyncio.timeout(5):
             with pytest.raises(StreamError, match="cancelled"):

@@ -113,10 +113,10 @@ def cut_at_random(tmp_path: Path, *, cuts: int, events: int, size: int, patience
     """Read all events over so many cuts, and count: none lost, none twice, in order. Return the number of cuts."""
     rate = options.pop("rate", 1e9)
     with server(events=events, rate=rate, cuts=["reset", "truncated", "clean"], bytes=size) as serving:
-        given = settings(tmp_path, serving.client, **options)
-        log = Path(given["log"])
+        reader_options = settings(tmp_path, serving.client, **options)
+        log = Path(reader_options["log"])
         kinds = ("delete",) if "filters" in options else ("update", "delete")
-        with consumer(given) as reading:
+        with consumer(reader_options) as reading:
             while not serving.ask("status")["done"]:
                 wait_for(reading, log, 1, patience)
                 time.sleep(0.05)
@@ -135,11 +135,11 @@ def kill_at_random(tmp_path: Path, *, kills: int, events: int, rate: float, pati
     """Kill the reader so often, and count: nothing lost, and nothing again that had been saved."""
     chance = random.Random(7)
     with server(events=events, rate=rate) as serving:
-        given = settings(tmp_path, serving.client, **options)
-        log, offsets = Path(given["log"]), Path(given["offsets"])
+        reader_options = settings(tmp_path, serving.client, **options)
+        log, offsets = Path(reader_options["log"]), Path(reader_options["offsets"])
         for _ in range(kills):
             before, start = saved(offsets), len(read_log(log))
-            with consumer(given) as reading:
+            with consumer(reader_options) as reading:
                 assert reading.stdout is not None
                 assert reading.stdout.readline() == b"open\n"
                 if not serving.ask("status")["done"]:
@@ -154,7 +154,7 @@ def kill_at_random(tmp_path: Path, *, kills: int, events: int, rate: float, pati
                 done[partition] = max(offset, done.get(partition, -1))
             for partition, offset in saved(offsets).items():
                 assert offset <= done.get(partition, -1), "saved before it was processed"
-        with consumer(given) as reading:
+        with consumer(reader_options) as reading:
             while not serving.ask("status")["done"]:
                 wait_for(reading, log, 1, patience)
                 time.sleep(0.05)

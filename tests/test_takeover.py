@@ -351,7 +351,7 @@ async def test_readers_take_turns_and_leave_the_loop_to_others() -> None:
     turns = fast_body.Turns.of(asyncio.get_running_loop())
     assert turns is fast_body.Turns.of(asyncio.get_running_loop())
     readers: list[Any] = [object() for _ in range(4)]
-    assert [turns.begin(each, 100.0) for each in readers[:2]] == [100.0 + turn] * 2
+    assert [turns.begin(reader, 100.0) for reader in readers[:2]] == [100.0 + turn] * 2
     # The rest of the round is short, and then over.
     assert turns.begin(readers[2], 100.0 + longest - turn / 4) == 100.0 + longest
     assert turns.begin(readers[3], 100.0 + longest) == 100.0 + longest
@@ -361,8 +361,8 @@ async def test_readers_take_turns_and_leave_the_loop_to_others() -> None:
     assert turns.begin(readers[2], later) == later
     assert turns.begin(readers[3], later) == later + turn
     await asyncio.sleep(0)
-    for each in readers:
-        turns.leave(each)
+    for reader in readers:
+        turns.leave(reader)
     assert turns.begin(readers[2], later) == later + turn
     turns.leave(readers[2])
     await asyncio.sleep(0)

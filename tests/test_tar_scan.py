@@ -47,14 +47,14 @@ def blocks(data: bytes, sizes: Iterable[int]) -> Iterator[bytes]:
 
 def scan(data: bytes, sizes: Iterable[int] = (), **options: Any) -> list[Lines | Run | TooLong]:
     scanner = TarScanner(**options)
-    found = []
+    lines = []
     for block in blocks(data, sizes):
         for item in scanner.feed(block):
             if isinstance(item, Lines):
                 item.records = [bytes(record) for record in item.records]
-            found.append(item)
+            lines.append(item)
     scanner.close()
-    return found
+    return lines
 
 
 def flat(found: list[Lines | Run | TooLong]) -> list[tuple[str, int, int, bytes | None]]:
@@ -122,9 +122,9 @@ def test_one_byte_at_a_time() -> None:
 @given(members=archives, sizes=cuts, limit=st.integers(1, 1000))
 @example(members=[("a", b"xxx\n" * 5 + b"x")], sizes=[514, 515, 516], limit=2)
 def test_a_line_above_the_limit_costs_that_line_alone(members: list[Member], sizes: list[int], limit: int) -> None:
-    found = scan(tar(members, tarfile.GNU_FORMAT), sizes, max_record=limit)
-    assert flat(found) == expected(members, limit)
-    for item in found:
+    blocks = scan(tar(members, tarfile.GNU_FORMAT), sizes, max_record=limit)
+    assert flat(blocks) == expected(members, limit)
+    for item in blocks:
         assert not isinstance(item, TooLong) or len(item.head) > limit or len(item.head) == 4096
 
 
@@ -148,9 +148,9 @@ def test_a_line_above_the_limit_is_told_before_it_ends_and_is_not_kept() -> None
 
 @given(members=archives, sizes=cuts)
 def test_members_that_are_not_wanted_are_passed_over(members: list[Member], sizes: list[int]) -> None:
-    wanted = {name for name, _ in members[::2]}
-    found = scan(tar(members, tarfile.GNU_FORMAT), sizes, select=lambda name: name in wanted)
-    assert flat(found) == expected([member for member in members if member[0] in wanted])
+    names = {name for name, _ in members[::2]}
+    blocks = scan(tar(members, tarfile.GNU_FORMAT), sizes, select=lambda name: name in names)
+    assert flat(blocks) == expected([member for member in members if member[0] in names])
 
 
 @given(members=archives, cut=st.integers(0, 10**6))

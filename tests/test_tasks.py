@@ -71,8 +71,8 @@ async def test_one_slow_in_the_loop_sends_the_next_to_threads_for_long() -> None
 async def test_many_at_once_wait_for_what_the_first_ones_show() -> None:
     clock = Clock()
     short = AdaptiveExecutor(clock)
-    found = await asyncio.gather(*(short.run(clock.work(0.0001)) for _ in range(100)))
-    assert _TRUST <= sum(found) < 2 * _TRUST
+    results = await asyncio.gather(*(short.run(clock.work(0.0001)) for _ in range(100)))
+    assert _TRUST <= sum(results) < 2 * _TRUST
 
 
 @pytest.mark.parametrize("trusted", [False, True])

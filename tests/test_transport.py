@@ -77,7 +77,7 @@ def make(sim, *, kind=Transport, **options):
 
 
 def asked(sim, path, role=None):
-    return [each for each in sim.requests if path in each.path and role in {None, each.role}]
+    return [request for request in sim.requests if path in request.path and role in {None, request.role}]
 
 
 @pytest.fixture
@@ -96,13 +96,13 @@ async def test_a_request_signs_in_once_and_returns_a_whole_answer(sim, transport
 
 
 async def test_server_trouble_is_retried_and_told(sim):
-    told: list[Any] = []
-    transport = make(sim, on_retry=told.append)
+    retries: list[Any] = []
+    transport = make(sim, on_retry=retries.append)
     sim.faults.inject("status", role="api", status=503, times=3)
     assert (await transport.request(PROJECTS)).status == 200
-    assert [each.attempt for each in told] == [1, 2, 3]
-    assert told[0].what.startswith("POST http://127.0.0.1")
-    assert isinstance(told[0].error, ServerError)
+    assert [event.attempt for event in retries] == [1, 2, 3]
+    assert retries[0].what.startswith("POST http://127.0.0.1")
+    assert isinstance(retries[0].error, ServerError)
     await transport.aclose()
 
 
@@ -308,8 +308,8 @@ async def test_a_sign_in_that_is_cancelled_is_taken_up_by_the_next_who_waits(sim
     others[0].cancel()
     done, _ = await asyncio.wait([first, *others], timeout=10)
     assert len(done) == 4
-    assert [each.cancelled() for each in (first, *others)] == [True, True, False, False]
-    assert {each.result().status for each in others[1:]} == {200}
+    assert [other.cancelled() for other in (first, *others)] == [True, True, False, False]
+    assert {other.result().status for other in others[1:]} == {200}
 
 
 async def test_a_token_that_is_about_to_end_serves_until_there_is_another(sim):
@@ -376,7 +376,7 @@ async def test_ninety_refreshes_are_made_and_then_a_sign_in():
             sim.clock.advance(3700)
         assert len(asked(sim, "/v1/login")) == 2
         assert len(asked(sim, "/v1/token-refresh")) == 90
-        assert all(each.status == 200 for each in asked(sim, "/v1/token-refresh"))
+        assert all(request.status == 200 for request in asked(sim, "/v1/token-refresh"))
         await transport.aclose()
 
 
@@ -413,7 +413,7 @@ async def test_user_names_are_lower_cased_once_for_sign_in_and_refresh(sim):
     await transport.request(PROJECTS)
     sim.clock.advance(90_000)
     await transport.request(PROJECTS)
-    bodies = [json.loads(each.body) for each in asked(sim, "/v1/", role="auth")]
+    bodies = [json.loads(request.body) for request in asked(sim, "/v1/", role="auth")]
     assert {body["username"] for body in bodies} == {"simulated"}
     assert len(asked(sim, "/v1/login")) == 1
     await transport.aclose()
@@ -472,8 +472,8 @@ async def test_a_token_file_is_shared_private_and_kept_by_user(sim, tmp_path):
         group.create_task(one.request(PROJECTS))
         group.create_task(two.request(PROJECTS))
     assert len(asked(sim, "/v1/token-refresh")) == 1
-    for each in (one, two, other):
-        await each.aclose()
+    for item in (one, two, other):
+        await item.aclose()
 
 
 @pytest.mark.parametrize("content", [b"", b"{torn", b'{"entries": 5}', b"\xff"])
@@ -492,7 +492,7 @@ async def test_a_folder_that_cannot_be_written_to_costs_only_the_sharing(sim, tm
     transport = make(sim, token_file=tmp_path / "tokens.json")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert (await transport.request(PROJECTS)).status == 200
-    assert [each.name for each in tmp_path.iterdir()] == ["tokens.json.lock"]
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens.json.lock"]
     await transport.aclose()
 
 
@@ -628,12 +628,12 @@ async def test_secrets_are_in_no_repr_log_error_or_traceback(sim, caplog):
 
 
 def all_aiohttp_errors():
-    found = {
+    headers = {
         value
         for _, value in inspect.getmembers(client_exceptions, inspect.isclass)
         if issubclass(value, aiohttp.ClientError)
     }
-    return sorted(found, key=lambda each: each.__name__)
+    return sorted(headers, key=lambda each: each.__name__)
 
 
 HEADERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict({"Authorization": "Bearer secret"}))
@@ -852,7 +852,7 @@ async def test_strangers_urls_meet_the_guard_by_address_and_by_name(sim):
 
 
 async def test_what_will_fail_again_is_tried_once(sim, tmp_path):
-    told: list[Any] = []
+    retries: list[Any] = []
     pools = [
         SessionPool(guard=lambda host, address: "private" if address == "127.0.0.1" else None),
         SessionPool(guard=lambda *_: None, trust_env=True),
@@ -865,13 +865,13 @@ async def test_what_will_fail_again_is_tried_once(sim, tmp_path):
         (pools[1], f"http://localhost:{port}/x"),
         (pools[2], "nonsense"),
     ):
-        transport = make(sim, pool=pool, on_retry=told.append)
+        transport = make(sim, pool=pool, on_retry=retries.append)
         with pytest.raises(TransportError) as caught:
             await transport.request(Request(role="public", path=path))
         assert caught.value.permanent
         assert pickle.loads(pickle.dumps(caught.value)).permanent
         await transport.aclose()
-    assert not told
+    assert not retries
     for pool in pools:
         await pool.aclose()
 
@@ -936,7 +936,7 @@ async def test_passwords_of_netrc_go_to_proxies_and_nowhere_else(sim, tmp_path, 
         assert (await transport.request(PROJECTS)).status == 200
         with pytest.raises(WMEError):
             await transport.request(Request(role="store", path=f"{sim.store_url}/none"))
-        sent = [value for each in sim.requests for name, value in each.headers if name.lower() == "authorization"]
+        sent = [value for request in sim.requests for name, value in request.headers if name.lower() == "authorization"]
         assert all(value.startswith("Bearer ") for value in sent)
         assert len(sent) == 1
         await transport.aclose()
@@ -962,8 +962,8 @@ async def test_passwords_of_netrc_go_to_proxies_and_nowhere_else(sim, tmp_path, 
         assert head.startswith("GET http://store.invalid/x ")
         lines = [line.split(": ", 1) for line in head.lower().split("\r\n") if "authorization" in line]
         assert [name for name, _ in lines] == ["proxy-authorization"]
-        given = re.findall(r"Proxy-Authorization: Basic (\S+)", head)
-        assert [base64.b64decode(each).decode().partition(":")[2] for each in given] == [secret]
+        credentials = re.findall(r"Proxy-Authorization: Basic (\S+)", head)
+        assert [base64.b64decode(header).decode().partition(":")[2] for header in credentials] == [secret]
     server.close()
     await server.wait_closed()
 

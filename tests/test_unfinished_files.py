@@ -41,9 +41,9 @@ async def sim() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 async def transport() -> AsyncIterator[Transport]:
-    made = Transport(None, retry=Retry(attempts=5, base=0.002, cap=0.01), random=random.Random(1))
-    yield made
-    await made.aclose()
+    transport = Transport(None, retry=Retry(attempts=5, base=0.002, cap=0.01), random=random.Random(1))
+    yield transport
+    await transport.aclose()
 
 
 async def interrupt(sim: Simulator, transport: Transport, target: Path) -> None:

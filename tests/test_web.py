@@ -684,7 +684,7 @@ def test_metrics_are_not_rounded():
 
 async def events(client, path, *, after=None, until="end"):
     """Read a stream until an event of a kind, by the rules of the format."""
-    found = []
+    documents = []
     headers = {**HEAD, **({} if after is None else {"Last-Event-ID": str(after)})}
     async with asyncio.timeout(10), client.get(path, headers=headers) as response:
         assert response.status == 200
@@ -697,11 +697,11 @@ async def events(client, path, *, after=None, until="end"):
                 entry[name] = value
                 continue
             if "event" in entry:
-                found.append(entry)
+                documents.append(entry)
                 if entry["event"] == until:
-                    return found
+                    return documents
             entry = {}
-    return found
+    return documents
 
 
 async def test_events_of_a_batch_resume_after_the_last_event_id(client, manager, files):
@@ -712,9 +712,9 @@ async def test_events_of_a_batch_resume_after_the_last_event_id(client, manager,
     assert [item["id"] for item in output] == sorted(item["id"] for item in output)
     assert [str(item["id"]) for item in output] == [item["id"] for item in seen if item["event"] in {"batch", "job"}]
     middle = output[2]["id"]
-    rest = await events(client, f"/api/v1/batch/{batch_id}/events", after=middle)
-    assert rest[0] == {"retry": "1000", "id": str(middle), "event": "hello", "data": "{}"}
-    assert [json.loads(item["data"])["id"] for item in rest if item["event"] in {"batch", "job"}] == [
+    later = await events(client, f"/api/v1/batch/{batch_id}/events", after=middle)
+    assert later[0] == {"retry": "1000", "id": str(middle), "event": "hello", "data": "{}"}
+    assert [json.loads(item["data"])["id"] for item in later if item["event"] in {"batch", "job"}] == [
         item["id"] for item in output[3:]
     ]
     over = await events(client, f"/api/v1/batch/{batch_id}/events", after=output[-1]["id"])
@@ -741,9 +741,9 @@ async def test_events_of_all_batches_begin_now_and_miss_nothing_over_a_restart(t
         seen = []
         async with asyncio.timeout(10):
             while [third, "completed"] not in seen:
-                found = await events(client, "/api/v1/events", after=last, until="batch")
-                last = int(found[-1]["id"])
-                output = [json.loads(item["data"]) for item in found if item["event"] == "batch"]
+                stream_events = await events(client, "/api/v1/events", after=last, until="batch")
+                last = int(stream_events[-1]["id"])
+                output = [json.loads(item["data"]) for item in stream_events if item["event"] == "batch"]
                 seen += [[document["batch_id"], document["status"]] for document in output]
     assert [second, "completed"] in seen
     assert seen.count([third, "completed"]) == 1
