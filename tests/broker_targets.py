@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+import pytest
 from kafka_mock import KafkaMock
 
 _numbers = itertools.count(1)
@@ -89,7 +90,16 @@ def _stored_in_kafka(place: int, message: Any) -> Stored:
 
 
 class NATSTarget:
-    """A stream of JetStream with its subjects."""
+    """A stream of JetStream with its subjects.
+
+    Attributes:
+        url: The address of the server.
+        name: Its name.
+        subject: The template of the subjects.
+        created: Whether it is there; the first connection creates it.
+        own: As for `KafkaTarget`.
+        batch: As for `KafkaTarget`.
+    """
 
     own = "subject"
     batch = "in_flight"
@@ -98,7 +108,7 @@ class NATSTarget:
         self.url = url
         self.name = f"articles{os.getpid()}-{next(_numbers)}"
         self.subject = f"{self.name}.{{partition}}"
-        self._created = False
+        self.created = False
 
     @contextlib.asynccontextmanager
     async def connect(self, **options: Any) -> AsyncIterator[Any]:
@@ -109,9 +119,9 @@ class NATSTarget:
         connection = await nats.connect(self.url, **options)
         try:
             jetstream = connection.jetstream()
-            if not self._created:
-                await jetstream.add_stream(name=self.name, subjects=[f"{self.name}.>"])
-                self._created = True
+            if not self.created:
+                await jetstream.add_stream(name=self.name, subjects=[f"{self.name}.*"])
+                self.created = True
             yield jetstream
         finally:
             await connection.close()
@@ -129,7 +139,7 @@ class NATSTarget:
         messages: list[Stored] = []
         async with self.connect() as jetstream:
             count = (await jetstream.stream_info(self.name)).state.messages
-            reader = await jetstream.pull_subscribe(f"{self.name}.>")
+            reader = await jetstream.pull_subscribe(f"{self.name}.*")
             while len(messages) < count:
                 for message in await reader.fetch(500, timeout=10):
                     headers = dict(message.headers)
@@ -141,6 +151,16 @@ class NATSTarget:
 
 
 Target = KafkaTarget | NATSTarget
+
+
+@pytest.fixture(params=["kafka", "nats"])
+def target(request: pytest.FixtureRequest) -> Target:
+    """A new place for one test in each broker."""
+    if request.param == "kafka":
+        pytest.importorskip("aiokafka", reason="needs the extra `kafka`")
+        return KafkaTarget(request.getfixturevalue("kafka"))
+    pytest.importorskip("nats", reason="needs the extra `nats`")
+    return NATSTarget(request.getfixturevalue("nats_url"))
 
 
 async def events_in(target: Target) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from broker_targets import target  # noqa: F401  # a fixture
 from hypothesis import HealthCheck, settings
 from kafka_mock import kafka  # noqa: F401  # a fixture
 from real_servers import (  # noqa: F401  # fixtures

@@ -7,21 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from broker_targets import KafkaTarget, NATSTarget, Target, check_once_and_in_order, events_in
+from broker_targets import Target, check_once_and_in_order, events_in
 from stream_world import World, articles, until
 
 from wme_async import Client, MemoryOffsets
 from wme_async.simulator import Simulator
-
-
-@pytest.fixture(params=["kafka", "nats"])
-def target(request: pytest.FixtureRequest) -> Target:
-    """A new place for one test in each broker."""
-    if request.param == "kafka":
-        pytest.importorskip("aiokafka", reason="needs the extra `kafka`")
-        return KafkaTarget(request.getfixturevalue("kafka"))
-    pytest.importorskip("nats", reason="needs the extra `nats`")
-    return NATSTarget(request.getfixturevalue("nats_url"))
 
 
 def stream_of(sim: Simulator, wme: Client, **options: Any) -> Any:

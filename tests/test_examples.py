@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from broker_targets import KafkaTarget, Target, events_in
 
 from wme_async.simulator import Firehose, Simulator, build_archive
 
@@ -76,11 +77,12 @@ NEEDS = {
     "with_opentelemetry": ("opentelemetry.sdk",),
 }
 STREAMS = {"follow_stream", "with_prometheus", "exactly_once"}  # the latter is killed at random in test_stream_torture
+BRIDGES = {"stream_to_kafka", "stream_to_nats"}
 SERVICES = {"batch_service", "batch_service_asgi", "in_aiohttp", "in_fastapi", "in_starlette", "in_litestar"}
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *FILES, *STREAMS, *SERVICES}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *FILES, *STREAMS, *BRIDGES, *SERVICES}
 
 
 @pytest.fixture
@@ -174,6 +176,24 @@ def test_the_script_that_copies_the_stream_has_no_event_twice_and_none_missing(
     assert len(copied) == len(set(copied))
     for partition, first in published.connections[0].start.items():
         offsets = sorted(offset for number, offset in copied if number == partition)
+        assert offsets == list(range(first, first + len(offsets)))
+
+
+def test_the_scripts_that_copy_the_stream_into_brokers_go_on_where_the_messages_end(
+    environment: Simulator, published: Firehose, target: Target, tmp_path: Path
+) -> None:
+    if isinstance(target, KafkaTarget):
+        script, words = "stream_to_kafka", (target.bootstrap, target.topic)
+    else:
+        script, words = "stream_to_nats", (target.url, target.name)
+        target.created = True
+    for count in ("30", "40"):
+        printed = run(script, *words, count, cwd=tmp_path)
+        assert re.fullmatch(rf"{count} sent, \d+ bytes, \d+ partitions\n", printed), printed
+    events = asyncio.run(events_in(target))
+    assert len(events) == 70
+    for partition, first in published.connections[0].start.items():
+        offsets = [offset for number, offset in events if number == partition]
         assert offsets == list(range(first, first + len(offsets)))
 
 

@@ -17,7 +17,7 @@ from wme_async import _clock
 from wme_async._client.resources import RESOURCES
 from wme_async._stream import Stream, StreamStatistics
 from wme_async._text import size_text
-from wme_async.cli import base
+from wme_async.cli import base, brokers
 from wme_async.offsets import MemoryOffsets, SQLiteOffsets
 
 __all__ = ["command"]
@@ -65,13 +65,15 @@ def _parse_numbers(_context: click.Context, _option: click.Parameter, text: str 
 @click.option("--limit", type=click.IntRange(1), help="Stop after this number of events.")
 @base.skip_bad_option
 @click.option("--table", is_flag=True, help="Show a live table of the partitions instead of the events.")
+@brokers.options
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
     """Follow the firehose: one JSON object a line, for as long as you like.
 
     It reconnects by itself. With --offsets nothing is lost between two runs: Ctrl-C saves the positions, and after a
-    crash the events since the last save come again.
+    crash the events since the last save come again. With --to nothing is lost and nothing doubled, also after a crash.
     """
+    brokers.check_options(options)
     base.run(_follow(context, **options))
 
 
@@ -83,6 +85,10 @@ async def _follow(
     offsets: str | None,
     limit: int | None,
     table: bool,
+    to: brokers.BrokerURL | None,
+    dead_letter: str | None,
+    max_message: int | None,
+    tombstones: bool,
     **options: Any,
 ) -> None:
     if offsets is not None:
@@ -92,8 +98,13 @@ async def _follow(
     options["offsets"] = MemoryOffsets() if offsets is None else SQLiteOffsets(offsets)
     async with base.connect(context) as client:
         open_stream: Any = client.realtime.wikidata if wikidata else client.realtime.articles
-        # The bytes are printed as they came: with fields that no model names.
-        async with open_stream(type=msgspec.Raw, **options) as stream:
+        # The bytes are passed on as they came: with fields that no model names.
+        events = open_stream(type=msgspec.Raw, **options)
+        if to is not None:
+            bridge = {"dead_letter": dead_letter, "max_message": max_message, "tombstones": tombstones}
+            await brokers.copy(events, to, limit=limit, **bridge)
+            return
+        async with events as stream:
             speed = _Speed()
             try:
                 await (_watch if table else _print)(stream, limit, speed)

@@ -1,1 +1,1 @@
-"""Outside systems, one module each; each needs its extra: `arrow`, `cloud`, `media`."""
+"""Outside systems, one module each; each needs an extra of its name."""

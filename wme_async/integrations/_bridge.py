@@ -359,16 +359,18 @@ class Bridge(Generic[T, Place]):
         self._done(message)
 
     async def _bury_bad(self, error: DecodeError) -> None:
-        letter = DeadLetter(
-            reason=str(error), record=error.record or b"", partition=error.partition, offset=error.offset
-        )
+        record = error.record or b""
+        letter = DeadLetter(reason=str(error), record=record, partition=error.partition, offset=error.offset)
+        headers = () if error.partition is None else (("wme-partition", str(error.partition)),)
+        if error.offset is not None:
+            headers = (*headers, ("wme-offset", str(error.offset)))
         message = Message(
             partition=error.partition or 0,
             offset=error.offset,
             published=None,
             key=None,
-            value=error.record,
-            headers=(),
+            value=record,
+            headers=headers,
         )
         await self._send_letter(letter, message)
 

@@ -23,6 +23,7 @@ __all__ = [
     "choose_positions",
     "complete_until",
     "latest",
+    "news_of",
     "read_checkpoint",
 ]
 
@@ -70,6 +71,18 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     key: str | None
     value: bytes | None
     headers: tuple[tuple[str, str], ...]
+
+
+def news_of(message: Message, reason: str) -> bytes:
+    """Return what a dead letter says instead of a record that does not fit there either, as JSON."""
+    facts = {
+        "reason": reason,
+        "key": message.key,
+        "partition": message.partition,
+        "offset": message.offset,
+        "bytes": len(message.value or b""),
+    }
+    return msgspec.json.encode(facts)
 
 
 class _Named(msgspec.Struct, gc=False):

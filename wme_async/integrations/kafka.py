@@ -19,13 +19,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 
-import msgspec
-
 from wme_async._arguments import check_choice, check_functions, check_numbers, check_text
 from wme_async._stream import Stream
 from wme_async.errors import StreamError
 from wme_async.integrations._bridge import Bridge, Bridged, DeadLetter, DeadLetters
-from wme_async.integrations._bridge_messages import Checkpoint, Message, read_checkpoint
+from wme_async.integrations._bridge_messages import Checkpoint, Message, news_of, read_checkpoint
 
 try:
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -40,9 +38,12 @@ logger = logging.getLogger("wme_async.bridge")
 T = TypeVar("T")
 
 _MIB: Final = 1024 * 1024
+MAX_MESSAGE: Final = _MIB + 12
+"""The default of `message.max.bytes` of a broker, in bytes."""
+
 _PATIENCE: Final = 30.0  # seconds to wait for the last messages of a topic
 _WINDOWS: Final = (1, 10, 100, 1000)  # messages from the end of a partition to look for one of the bridge in
-_OVERHEAD: Final = 100  # bytes of a record batch with one message, beside key, value and headers
+_OVERHEAD: Final = 70  # bytes of a batch beside its messages
 # What a consumer needs to know to reach the brokers of a producer.
 _CONNECTION: Final = (
     *("bootstrap_servers", "security_protocol", "ssl_context", "request_timeout_ms", "sasl_mechanism"),
@@ -60,7 +61,7 @@ def to_kafka(
     positions: Literal["topic", "store"] = "topic",
     batch: int = 500,
     max_bytes: int = 32 * _MIB,
-    max_message: int | None = None,
+    max_message: int = MAX_MESSAGE,
     dead_letter: DeadLetters | None = None,
     tombstones: bool = False,
     limit: int | None = None,
@@ -83,10 +84,10 @@ def to_kafka(
             events since its last save come again.
         batch: The maximum number of events that are on their way.
         max_bytes: Bytes of records that are on their way, about. The stream's own `max_buffer` comes on top.
-        max_message: Bytes of the largest message that the topic accepts (`max.message.bytes`, before compression); by
-            default as the broker says, if it does.
-        dead_letter: Where a record goes that the topic does not accept, or that does not decode: another topic, or a
-            function, plain or async. By default the bridge ends with an error.
+        max_message: Bytes of the largest message that the topic accepts, before compression: its `max.message.bytes`.
+            By default that of a broker, 1 MiB; articles reach 3 MB.
+        dead_letter: Where a record goes that is larger, or that does not decode: another topic, which gets the news of
+            it, or a function, plain or async. By default the bridge ends with an error.
         tombstones: Send no value for a deletion, so that compaction removes the page.
         limit: The number of events after which it ends; by default it runs for ever.
         grace: Seconds that a cancelled bridge waits for the brokers to confirm what was sent.
@@ -101,7 +102,7 @@ def to_kafka(
     check_text(topic=topic)
     check_functions(partition=partition)
     check_choice("positions", positions, ("topic", "store"))
-    check_numbers(whole=True, minimum=1, max_message=max_message)
+    check_numbers(whole=True, optional=False, minimum=1, max_message=max_message)
     if not isinstance(producer, AIOKafkaProducer):
         raise TypeError(f"producer must be a started AIOKafkaProducer, not {producer!r}")
     _check_producer(producer)
@@ -140,7 +141,7 @@ class _Topic:
         max_message: Bytes of the largest message.
     """
 
-    def __init__(self, producer: "AIOKafkaProducer", topic: str, stream: str, max_message: int | None) -> None:
+    def __init__(self, producer: "AIOKafkaProducer", topic: str, stream: str, max_message: int) -> None:
         self.name = f"topic {topic!r}"
         self._producer = producer
         self._topic = topic
@@ -207,22 +208,21 @@ class _Topic:
         return read_checkpoint(headers, self._stream)
 
     def problem(self, message: Message) -> str | None:
-        if self._max_message is None:
-            return None
-        size = _OVERHEAD + len(message.value or b"") + len((message.key or "").encode())
-        size += sum(len(name) + len(text.encode()) + 4 for name, text in message.headers)
+        size = _OVERHEAD + _size(message)
         if size <= self._max_message:
             return None
         return (
             f"it has {size} bytes, and the limit is {self._max_message}: raise max.message.bytes of the topic (or "
-            "message.max.bytes of the brokers), and max_message="
+            "message.max.bytes of the brokers), and pass max_message="
         )
 
     async def send(self, place: int, messages: Sequence[Message]) -> None:
         """Send messages one batch after another: none is sent before all those in front of it are stored."""
         batch, count = self._producer.create_batch(), 0
         for message in messages:
-            if not _append(batch, message):
+            # The limit of the topic is that of a batch. One message always has room.
+            fits = batch.size() + _size(message) <= self._max_message
+            if (count and not fits) or not _append(batch, message):
                 await self._send_batch(place, batch, count)
                 batch, count = self._producer.create_batch(), 0
                 _append(batch, message)
@@ -235,12 +235,19 @@ class _Topic:
             metadata = await (await self._producer.send_batch(batch, self._topic, partition=place))
         except MessageSizeTooLargeError as error:
             raise StreamError(
-                f"{self.name} does not accept a message of {batch.size()} bytes: raise max.message.bytes of the topic "
-                "(or message.max.bytes of the brokers), or pass max_message= and dead_letter="
+                f"{self.name} does not accept {batch.size()} bytes: its max.message.bytes (or message.max.bytes of the "
+                f"brokers) is less than max_message= of the bridge, {self._max_message}"
             ) from error
         expected, self._next[place] = self._next.get(place), metadata.offset + count
-        if expected is not None and 0 <= expected < metadata.offset:
+        if metadata.offset < 0:
+            self._next.pop(place)  # it was sent twice and is there, but the broker no longer knows where
+        elif expected is not None and metadata.offset > expected:
             await self._check_others(place, expected, metadata.offset)
+        elif expected is not None and metadata.offset < expected:
+            raise StreamError(
+                f"partition {place} of {self.name} went back from offset {expected} to {metadata.offset}: its brokers "
+                "have lost messages that they had confirmed, so that events are missing from it"
+            )
 
     async def _check_others(self, place: int, begin: int, end: int) -> None:
         """Raise if another bridge of the stream has written to a partition."""
@@ -254,13 +261,20 @@ class _Topic:
                     )
 
     async def send_dead_letter(self, to: str, message: Message, reason: str) -> None:
-        headers = [(name, text.encode()) for name, text in (*message.headers, ("wme-reason", reason))]
-        key = None if message.key is None else message.key.encode()
-        news = msgspec.json.encode({"reason": reason, "partition": message.partition, "offset": message.offset})
-        try:
-            await self._producer.send_and_wait(to, message.value or news, key=key, headers=headers)
-        except MessageSizeTooLargeError:
-            await self._producer.send_and_wait(to, news, key=key, headers=headers)
+        # A broker that refuses a batch expects that batch again, so nothing is sent that may be refused.
+        value = message.value if self.problem(message) is None else None
+        await self._producer.send_and_wait(
+            to,
+            value or news_of(message, reason),
+            key=None if message.key is None else message.key.encode(),
+            headers=[(name, text.encode()) for name, text in (*message.headers, ("wme-reason", reason))],
+        )
+
+
+def _size(message: Message) -> int:
+    """Return bytes of a message in a batch, or some more."""
+    headers = sum(len(name) + len(text.encode()) + 4 for name, text in message.headers)
+    return 40 + headers + len(message.value or b"") + len((message.key or "").encode())
 
 
 def _append(batch: Any, message: Message) -> bool:

@@ -20,14 +20,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
-import msgspec
-
 from wme_async._arguments import check_choice, check_text
 from wme_async._stream import Stream
 from wme_async._tasks import raise_first_cause
 from wme_async.errors import StreamError
 from wme_async.integrations._bridge import Bridge, Bridged, DeadLetter, DeadLetters
-from wme_async.integrations._bridge_messages import Checkpoint, Message, read_checkpoint
+from wme_async.integrations._bridge_messages import Checkpoint, Message, news_of, read_checkpoint
 
 try:
     from nats.errors import (
@@ -294,7 +292,6 @@ class _Subjects:
             "wme-reason": quote(reason, safe=_SAFE),
             "Nats-Msg-Id": _identity(to, message),
         }
-        news = msgspec.json.encode({"reason": reason, "partition": message.partition, "offset": message.offset})
         if message.value is not None and _size(message.value, headers) <= self._connection.max_payload:
             try:
                 await self._confirmed(to, message.value, headers)
@@ -303,7 +300,7 @@ class _Subjects:
                     raise
             else:
                 return
-        await self._confirmed(to, news, headers)
+        await self._confirmed(to, news_of(message, reason), headers)
 
 
 def _headers_of(message: Message) -> dict[str, str]:
