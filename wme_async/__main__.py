@@ -5,8 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run the command line.

@@ -14,23 +14,6 @@ from collections.abc import AsyncIterable, Collection, Iterable
 from datetime import datetime
 from typing import Any, NewType
 
-__all__ = [
-    "check_async_iterable",
-    "check_aware",
-    "check_choice",
-    "check_flags",
-    "check_functions",
-    "check_http_url",
-    "check_instances",
-    "check_numbers",
-    "check_path",
-    "check_record_type",
-    "check_text",
-    "check_type",
-    "list_of",
-    "texts_of",
-]
-
 
 def check_instances(**arguments: tuple[object, type]) -> None:
     """Raise if a value is not an instance of its class.

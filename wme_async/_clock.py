@@ -11,8 +11,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-__all__ = ["now", "uptime", "utc_now"]
-
 source: Callable[[], float] = time.time
 """Returns UTC epoch seconds."""
 

@@ -18,32 +18,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-__all__ = [
-    "FORKS",
-    "LINKS_ATTRIBUTES",
-    "READS_SOCKETS",
-    "RENAMES_OPEN_FILES",
-    "allocated_bytes",
-    "boot_id",
-    "disk_space",
-    "get_attribute",
-    "lock",
-    "max_descriptors",
-    "name_limit",
-    "on_fork",
-    "on_signals",
-    "open_file",
-    "read_at",
-    "read_into",
-    "read_socket",
-    "set_attribute",
-    "set_mode",
-    "sync_folder",
-    "unlock",
-    "unusable_name",
-    "write_at",
-]
-
 fcntl: ModuleType | None
 msvcrt: Any
 resource: ModuleType | None

@@ -5,8 +5,6 @@ Times are seconds from any origin, passed in by the caller and never decreasing.
 
 import math
 
-__all__ = ["RateMeter", "TokenBucket"]
-
 
 class TokenBucket:
     """A limit on tokens per second, be they requests or bytes.

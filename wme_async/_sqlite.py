@@ -8,8 +8,6 @@ from typing import Final
 
 from wme_async.errors import DataError
 
-__all__ = ["database_error", "is_busy", "primary_code"]
-
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _SYSTEM: Final = {
     sqlite3.SQLITE_PERM: (

@@ -9,18 +9,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, NoReturn, ParamSpec, Self, TypeVar
 
-__all__ = [
-    "AdaptiveExecutor",
-    "WorkGroup",
-    "first_cause",
-    "in_thread",
-    "is_cancelling",
-    "long_in_thread",
-    "raise_first_cause",
-    "wait_done",
-    "wait_shielded",
-]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -9,8 +9,6 @@ from wme_async.errors import WMEError
 if TYPE_CHECKING:
     from wme_async._stream.events import StreamStatistics
 
-__all__ = ["Report", "StreamTelemetry", "Telemetry", "log_fields", "operation"]
-
 
 class Report(Protocol):
     """Takes facts about a request or an operation, by name."""

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["Feed", "FileFeed", "SourceError", "Stopped", "WindowFeed", "call_in_loop"]
-
 _UNLIMITED: Final = 1 << 40
 
 

@@ -16,8 +16,6 @@ import msgspec
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
-__all__ = ["FieldTrimmer"]
-
 # With the character before its quote: a key longer than `_MAX_KEY` may contain a quote too, after a backslash.
 _KEY: Final = re.compile(rb'[{,\s]"((?:[^"\\]|\\.)*)"[ \t\r\n]*:[ \t\r\n]*\Z', re.DOTALL)
 _STRING: Final = msgspec.json.Decoder(str)

@@ -8,8 +8,6 @@ from typing import Any, Final
 
 from wme_async._archive.feed import Feed, SourceError
 
-__all__ = ["CORRUPT", "MAX_BLOCK", "by_isal", "by_zlib", "flush_keeps_stream", "has_isal"]
-
 CORRUPT: Final = (gzip.BadGzipFile, zlib.error)
 """The exceptions of inflaters for corrupt bytes; truncated input is an EOFError."""
 

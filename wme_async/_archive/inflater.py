@@ -24,8 +24,6 @@ from wme_async._archive.tar import describe_content
 from wme_async._tasks import wait_done
 from wme_async.errors import ArchiveError
 
-__all__ = ["Inflater"]
-
 _WINDOW: Final = 8 * 1024 * 1024  # bytes inflated ahead of the reader
 _BLOCKING_WAIT: Final = 0.0005  # seconds for which the loop blocks for a block that probably only lacks the lock
 _SKIPS_AFTER_MISS: Final = 16  # blocks for which it does not block after a miss: inflating is slower then

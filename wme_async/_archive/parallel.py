@@ -20,8 +20,6 @@ from wme_async._tasks import WorkGroup, first_cause, in_thread, wait_done
 from wme_async.errors import WMEError
 from wme_async.models.decoding import is_plain_data
 
-__all__ = ["ManyReader", "ManyResult"]
-
 R = TypeVar("R")
 
 FRAME_HEADER: Final = struct.Struct(">cQ")  # kind of a frame and length of its data

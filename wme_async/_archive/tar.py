@@ -19,8 +19,6 @@ from wme_async._archive.field_trimmer import FieldTrimmer
 from wme_async.errors import ArchiveError
 from wme_async.models.decoding import Buffer
 
-__all__ = ["DEFAULT_MAX_RECORD", "Block", "Lines", "Run", "TarScanner", "TooLong", "describe_content"]
-
 DEFAULT_MAX_RECORD: Final = 64 * 1024 * 1024
 """Bytes. The longest known lines of archives are a little above 20 MiB."""
 

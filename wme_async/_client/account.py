@@ -16,8 +16,6 @@ from wme_async.errors import DecodeError, QuotaExceeded, WMEError
 from wme_async.models import User
 from wme_async.models.decoding import decode_json
 
-__all__ = ["Account"]
-
 logger = logging.getLogger("wme_async.auth")
 
 # Each save writes a file, so the counts of look-ups, which come in thousands, are saved once in a hundred.

@@ -10,8 +10,6 @@ import msgspec
 from wme_async._arguments import check_type
 from wme_async._client.paths import chunk_number
 
-__all__ = ["EXTENSION", "FIELDS", "ArchiveName", "uses_version"]
-
 EXTENSION = "tar.gz"
 
 FIELDS = ("kind", "date", "hour", "snapshot", "chunk", "identifier", "version", "ext")

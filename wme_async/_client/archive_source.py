@@ -14,8 +14,6 @@ from wme_async._transport import Request, Transport
 from wme_async._transport.error_responses import REDIRECTS, bare_url, redirect_target
 from wme_async.errors import NotFound, Replaced, TransportError
 
-__all__ = ["ArchiveSource", "ListedSource", "PinnedSource"]
-
 _EXPIRES = re.compile(r"[?&]X-Amz-Expires=([0-9]{1,9})(?:[&#]|$)")
 
 # The lifetime of a signature, if the URL does not state it.

@@ -17,18 +17,6 @@ from wme_async._arguments import check_choice, check_numbers, check_record_type,
 from wme_async._client.paths import chunk_number, chunk_path, identifier_path
 from wme_async._client.quota import Cost
 
-__all__ = [
-    "FORMATS",
-    "ChunkTask",
-    "Format",
-    "Manifest",
-    "ManifestFile",
-    "Plan",
-    "TaskResult",
-    "generation_of",
-    "type_name",
-]
-
 Format = Literal["parquet", "ndjson"]
 FORMATS: tuple[Format, ...] = ("parquet", "ndjson")
 

@@ -17,8 +17,6 @@ from wme_async._transport import Transport
 from wme_async.errors import DataError, NotFound, Replaced
 from wme_async.models import Chunk, Snapshot
 
-__all__ = ["make_plan", "output_folder"]
-
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 5

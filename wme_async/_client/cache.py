@@ -10,8 +10,6 @@ from wme_async._arguments import check_numbers
 from wme_async._transport import Request, Response, Transport
 from wme_async.errors import DecodeError
 
-__all__ = ["Cache", "forget_unreadable", "send_cached"]
-
 # Bytes of an entry beside its body: key, headers and bookkeeping.
 _OVERHEAD = 2048
 

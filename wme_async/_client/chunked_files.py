@@ -18,8 +18,6 @@ from wme_async.models import Archive, Chunk
 if TYPE_CHECKING:  # imported when they are first used
     from wme_async._client.bulk import Format, Plan
 
-__all__ = ["ChunkedFiles"]
-
 M = TypeVar("M", bound=Archive)
 R = TypeVar("R", bound=msgspec.Struct)
 

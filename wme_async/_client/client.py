@@ -44,8 +44,6 @@ if TYPE_CHECKING:  # parts that most programs do not use are imported when they 
     from wme_async._client.realtime import Realtime
     from wme_async.offsets import OffsetStore
 
-__all__ = ["HOST_VARIABLES", "Client", "environment"]
-
 HOST_VARIABLES: Final[Mapping[str, str]] = {
     "auth": "WME_AUTH_URL",
     "api": "WME_API_URL",

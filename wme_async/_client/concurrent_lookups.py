@@ -12,8 +12,6 @@ from wme_async._arguments import check_flags, check_functions, check_numbers
 from wme_async._tasks import WorkGroup, first_cause, is_cancelling
 from wme_async.errors import ClientClosed, Forbidden, QuotaExceeded, Unauthorized, WMEError
 
-__all__ = ["ConcurrencyOptions", "Looked", "LookupProgress", "Lookups"]
-
 logger = logging.getLogger("wme_async.lookup")
 
 T = TypeVar("T")

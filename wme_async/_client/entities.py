@@ -27,8 +27,6 @@ from wme_async.models import Archive, LabelsAnswer, Snapshot, WikidataArticle, m
 from wme_async.models.decoding import decoding
 from wme_async.models.wikidata import fold_entity
 
-__all__ = ["Entities", "Labels", "Wikidata"]
-
 T = TypeVar("T")
 U = TypeVar("U")
 

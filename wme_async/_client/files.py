@@ -42,8 +42,6 @@ if TYPE_CHECKING:  # imported when they are first used
     from wme_async._client.read_all import ListingReader
     from wme_async._client.sync_report import SyncProgressHook, SyncReport
 
-__all__ = ["Files", "target_path"]
-
 M = TypeVar("M", bound=Archive)
 R = TypeVar("R", bound=msgspec.Struct)
 U = TypeVar("U")

@@ -22,8 +22,6 @@ from wme_async.models import Archive
 from wme_async.offsets import MemoryOffsets, OffsetStore, Position
 from wme_async.offsets.protocol import ClaimingStore
 
-__all__ = ["Hours", "OnHourGap"]
-
 logger = logging.getLogger("wme_async.hours")
 
 M = TypeVar("M", bound=Archive)

@@ -16,8 +16,6 @@ from wme_async._transport import Response, Transport
 from wme_async.errors import NotFound
 from wme_async.models import Archive
 
-__all__ = ["HOURS_BACK", "RelativeFiles", "RelativeHour", "hour_files"]
-
 M = TypeVar("M", bound=Archive)
 R = TypeVar("R", bound=msgspec.Struct)
 T = TypeVar("T")

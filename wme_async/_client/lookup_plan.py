@@ -17,8 +17,6 @@ from wme_async.models import StructuredContent
 from wme_async.models._tolerant import decode_record
 from wme_async.models.decoding import decode_json, decoding
 
-__all__ = ["LookupPlan", "plan_lookup", "read_response"]
-
 _PROJECT: Final = "is_part_of.identifier"
 _LANGUAGE: Final = "in_language.identifier"
 _DEFAULT_LIMIT: Final = 3

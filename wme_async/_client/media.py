@@ -21,8 +21,6 @@ from wme_async._transport import Transport
 from wme_async.errors import Forbidden, NotFound, VersionConflict
 from wme_async.models import FilePage, FileRevision
 
-__all__ = ["MediaFiles"]
-
 U = TypeVar("U")
 
 _BLOCK = 1 << 20

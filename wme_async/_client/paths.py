@@ -13,17 +13,6 @@ from urllib.parse import quote
 
 from wme_async._arguments import check_type
 
-__all__ = [
-    "article_path",
-    "chunk_path",
-    "file_path",
-    "hour_advice",
-    "hour_of",
-    "hour_path",
-    "identifier_path",
-    "is_relative_hour",
-]
-
 _HOUR: Final = re.compile(
     r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})[T /](?P<hour>[0-9]{2})"
     r"(?::(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:\.(?P<fraction>[0-9]+))?)?)?"

@@ -12,8 +12,6 @@ import msgspec
 
 from wme_async._arguments import check_choice, check_numbers
 
-__all__ = ["FREE_PLAN", "Allowance", "Allowances", "Cost", "Pool", "Quota", "month_of", "quota_of"]
-
 Pool = Literal["ondemand", "snapshot", "chunk"]
 
 POOLS: tuple[Pool, ...] = ("ondemand", "snapshot", "chunk")

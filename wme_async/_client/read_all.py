@@ -16,8 +16,6 @@ from wme_async._transport import Transport
 from wme_async.errors import ClientClosed, NotFound, WMEError
 from wme_async.models import Archive
 
-__all__ = ["ListingReader"]
-
 M = TypeVar("M", bound=Archive)
 R = TypeVar("R")
 

@@ -30,8 +30,6 @@ from wme_async.models import (
     WikidataArticle,
 )
 
-__all__ = ["FILES", "RESOURCES", "Resource", "Tier", "Verb", "resource_table"]
-
 Tier = Literal["free", "paid", "any"]
 Verb = Literal["list", "get", "head", "download", "read", "lookup", "stream", "call"]
 

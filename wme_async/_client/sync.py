@@ -38,8 +38,6 @@ from wme_async._transport import Transport, count_requests
 from wme_async.errors import ClientClosed, NotFound, QuotaExceeded, Unauthorized, WMEError
 from wme_async.models import Archive
 
-__all__ = ["Sync"]
-
 _PROGRESS_SECONDS: Final = 0.1
 # Files of up to so many bytes take one connection each, since others are fetched beside them.
 _ONE_CONNECTION: Final = 32 << 20

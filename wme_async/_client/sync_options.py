@@ -12,8 +12,6 @@ from wme_async._client.sync_report import SyncProgressHook
 from wme_async._download import Budget
 from wme_async.models import Archive
 
-__all__ = ["Listing", "SyncOptions", "sync_options"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Listing:

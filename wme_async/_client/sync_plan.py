@@ -10,16 +10,6 @@ from wme_async._client.archive_names import ArchiveName
 from wme_async.errors import DataError
 from wme_async.models import Archive
 
-__all__ = [
-    "SMALL",
-    "Entry",
-    "FileState",
-    "check_removals",
-    "check_template",
-    "entries_of",
-    "is_current",
-]
-
 SMALL: Final = 1 << 20
 """Bytes up to which a file is fetched in one response, in memory."""
 

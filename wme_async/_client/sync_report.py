@@ -8,8 +8,6 @@ import msgspec
 from wme_async._client.quota import Cost
 from wme_async.errors import QuotaExceeded
 
-__all__ = ["SyncFile", "SyncProgress", "SyncProgressHook", "SyncReport"]
-
 
 class SyncFile(msgspec.Struct, frozen=True, kw_only=True):
     """One file of a sync.

@@ -12,8 +12,6 @@ from wme_async._client.sync_plan import FileState
 from wme_async._files import LockedFile, private_file
 from wme_async.errors import DataError
 
-__all__ = ["LOCK_NAME", "STATE_NAME", "FolderState"]
-
 STATE_NAME: Final = ".wme-sync.db"
 LOCK_NAME: Final = ".wme-sync.lock"
 

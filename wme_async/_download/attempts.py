@@ -5,8 +5,6 @@ from wme_async._transport import Transport
 from wme_async._transport.retry import Backoff
 from wme_async.errors import WMEError
 
-__all__ = ["MAX_WRONG_RESPONSES", "SIGNATURES_REFUSED", "Attempts", "check_signatures"]
-
 SIGNATURES_REFUSED = "new signatures were refused too: is the clock of this machine or of a proxy wrong?"
 
 # Wrong responses after which the same request is not sent again.

@@ -13,8 +13,6 @@ from wme_async._tasks import AdaptiveExecutor
 from wme_async._transport import Transport
 from wme_async.errors import WMEError
 
-__all__ = ["Budget", "SignedUrlCache", "after"]
-
 # Connections that a single file begins with.
 _FIRST = 4
 # Bytes of this many seconds may come at once after a pause, where the rate is limited.

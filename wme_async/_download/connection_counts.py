@@ -2,8 +2,6 @@
 
 import math
 
-__all__ = ["ConnectionCap", "ConnectionTuner"]
-
 
 class ConnectionCap:
     """How many connections a server accepts for one file.

@@ -35,8 +35,6 @@ from wme_async._telemetry import operation
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, VersionConflict
 
-__all__ = ["DownloadRun", "download"]
-
 MIB = 1 << 20
 
 # A file that one connection fetches at once is not worth a ledger, and is hashed in a millisecond.

@@ -9,8 +9,6 @@ import re
 from datetime import datetime
 from typing import Protocol
 
-__all__ = ["Digest", "PartSums", "may_be_newer", "plain_md5"]
-
 _MIB = 1 << 20
 
 _MD5 = re.compile(r'"([0-9a-fA-F]{32})"')

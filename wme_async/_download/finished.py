@@ -18,20 +18,6 @@ from wme_async._files import explained, followed, name_limit
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
-__all__ = [
-    "ExistingFile",
-    "IsCancelled",
-    "VersionNote",
-    "check_target",
-    "existing_version",
-    "file_identity",
-    "has_etag",
-    "hash_range",
-    "missing_folders",
-    "remove_empty",
-    "store_note",
-]
-
 logger = logging.getLogger("wme_async.download")
 
 IsCancelled = Callable[[], bool]

@@ -17,8 +17,6 @@ from wme_async._transport import Body, Request, Transport
 from wme_async._transport.retry import http_date
 from wme_async.errors import ClientClosed, StatusError, WMEError
 
-__all__ = ["FIRST_BYTES", "FirstRange", "file_info_of", "open_first", "range_request"]
-
 FIRST_BYTES = 4 << 20
 """Bytes that are requested before the size is known. A file of up to so many comes in one response."""
 

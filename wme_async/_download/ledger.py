@@ -25,8 +25,6 @@ from wme_async._files import explained, sync_file
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
-__all__ = ["Ledger"]
-
 _TABLE = 8192
 _AREA = 16384
 _SLOT = struct.Struct("<QQI4x")

@@ -10,8 +10,6 @@ from wme_async._arguments import check_flags, check_functions, check_instances, 
 from wme_async._download.budget import Budget
 from wme_async._download.source import ProgressHook
 
-__all__ = ["ContentOptions", "DownloadOptions", "DownloadSettings", "TransferOptions", "budget_for"]
-
 MIB = 1 << 20
 
 

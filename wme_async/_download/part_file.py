@@ -24,8 +24,6 @@ from wme_async._files import (
 from wme_async._tasks import in_thread
 from wme_async.errors import WMEError
 
-__all__ = ["PartChanged", "PartFile"]
-
 # A write into the page cache takes some 50 microseconds. Where two of the last eight took this long, the disk cannot
 # keep up, and the next ones go to a thread for a while: the event loop stands still for two such writes, not for all.
 # A single one means little, since on a busy machine the scheduler does that too.

@@ -8,8 +8,6 @@ from wme_async._download.whole_file import WholeFileFetcher
 from wme_async._rates import RateMeter
 from wme_async._transport import Transport
 
-__all__ = ["ProgressReporter"]
-
 _PERIOD = 0.1  # seconds
 
 

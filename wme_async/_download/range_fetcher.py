@@ -19,8 +19,6 @@ from wme_async._transport import Body, Sink, Transport
 from wme_async._transport.retry import is_transient, note_attempts
 from wme_async.errors import IntegrityError, Interrupted, QuotaExceeded, ServerError, StatusError, WMEError
 
-__all__ = ["FileReplaced", "RangeFetcher", "RangesUnsupported"]
-
 _TICK = 0.1
 _TICKS_A_LOOK = 3
 _PATIENCE = 10.0

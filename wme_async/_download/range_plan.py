@@ -11,8 +11,6 @@ import msgspec
 
 from wme_async._rates import RateMeter
 
-__all__ = ["FetchLimits", "FetchState", "RangeLease", "RangePlan", "Spans", "part_size"]
-
 MIB = 1 << 20
 _PAGE = 4096
 

@@ -11,20 +11,6 @@ import msgspec
 
 from wme_async._transport.retry import http_date
 
-__all__ = [
-    "ContentRange",
-    "RangeResponse",
-    "Verdict",
-    "check_range_response",
-    "conditions",
-    "content_coding",
-    "etag_matches",
-    "parse_content_range",
-    "strong_etag",
-    "strong_validator",
-    "version_change",
-]
-
 # The registered content codings (RFC 9110, section 18.6), without identity. Servers put all kinds of other words into
 # the header, such as character sets and media types, and send the bytes as they are.
 _CODINGS = frozenset(

@@ -5,8 +5,6 @@ from typing import Protocol
 
 from wme_async._download.range_plan import RangeLease
 
-__all__ = ["RangeStore"]
-
 
 class RangeStore(Protocol):
     """Takes the bytes of ranges."""

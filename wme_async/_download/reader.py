@@ -29,8 +29,6 @@ from wme_async._telemetry import operation
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, WMEError
 
-__all__ = ["ContentReader", "open_content"]
-
 MIB = 1 << 20
 
 _WINDOW = 12 * MIB

@@ -16,8 +16,6 @@ from wme_async._platform import read_at, write_at
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError
 
-__all__ = ["SmallContent", "SmallFile", "fetch_small"]
-
 
 class SmallContent(msgspec.Struct, frozen=True):
     """The bytes of a small file.

@@ -9,18 +9,6 @@ import msgspec
 
 from wme_async._download.range_responses import strong_validator
 
-__all__ = [
-    "Checksum",
-    "DirectSource",
-    "Download",
-    "FileInfo",
-    "Progress",
-    "ProgressHook",
-    "SignedUrl",
-    "Source",
-    "validator_of",
-]
-
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The size and version of a file in the head of a response.

@@ -14,8 +14,6 @@ from wme_async._transport import Transport
 from wme_async._transport.retry import jittered_delay
 from wme_async.errors import IntegrityError, NotFound, Replaced
 
-__all__ = ["check_md5", "check_sha1", "fetch_version", "promised_and_signed", "wait_before_restart"]
-
 
 async def fetch_info(source: Source, transport: Transport) -> FileInfo:
     """Request the version of a file. The server answers a HEAD with 404 also when it fails itself, so 404 is retried.

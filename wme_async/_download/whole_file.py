@@ -22,8 +22,6 @@ from wme_async._transport import Body, Request, Transport
 from wme_async._transport.retry import Backoff, is_transient, note_attempts
 from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
 
-__all__ = ["WholeFileFetcher", "WholeFileStore"]
-
 
 class WholeFileStore(Protocol):
     """Takes the bytes of a file from its beginning."""

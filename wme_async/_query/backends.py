@@ -16,8 +16,6 @@ from typing import Final, TypeAlias
 
 from wme_async._query.model_fields import Place
 
-__all__ = ["COMPUTED", "Backend", "Value"]
-
 Value: TypeAlias = str | int | float | bool
 """A value of a filter."""
 

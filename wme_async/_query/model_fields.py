@@ -8,8 +8,6 @@ from typing import Any, Final
 from msgspec import Struct, inspect
 from msgspec.structs import replace
 
-__all__ = ["Place", "Shape", "describe", "fields_of", "known_names", "leaves", "required_objects", "resolve"]
-
 _SCALARS: Final[Mapping[type[inspect.Type], type]] = {
     inspect.StrType: str,
     inspect.IntType: int,

@@ -7,8 +7,6 @@ from enum import Enum
 from wme_async._query.backends import Value
 from wme_async._query.model_fields import Place, Shape, describe
 
-__all__ = ["checked_value"]
-
 
 def checked_value(place: Place, value: object, written: str) -> Value:
     """Return the value to compare with.

@@ -12,8 +12,6 @@ from wme_async._stream.record_types import RecordType
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import Buffer, decode_json, decoding
 
-__all__ = ["Backfill", "GapFiller"]
-
 T = TypeVar("T")
 
 Backfill: TypeAlias = Callable[[datetime], AsyncGenerator[Buffer]]

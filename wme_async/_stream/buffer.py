@@ -13,8 +13,6 @@ from wme_async.errors import WMEError
 if TYPE_CHECKING:
     from wme_async._stream.connection import Connection
 
-__all__ = ["BlockQueue", "RecordBlock", "Session"]
-
 
 class Session:
     """One request of a connection, to the end of its response.

@@ -11,8 +11,6 @@ from wme_async.errors import StreamError
 from wme_async.offsets import OffsetStore
 from wme_async.offsets.protocol import Position
 
-__all__ = ["Committer"]
-
 logger = logging.getLogger("wme_async.stream")
 
 _FAILURES = 3  # failed saves in a row after which the stream ends

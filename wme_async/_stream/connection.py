@@ -29,8 +29,6 @@ from wme_async.errors import (
 )
 from wme_async.models.decoding import LONG_RECORD
 
-__all__ = ["Connection", "Settings", "start_time"]
-
 logger = logging.getLogger("wme_async.stream")
 
 _GUARD = timedelta(seconds=2)  # a `Date` header has whole seconds

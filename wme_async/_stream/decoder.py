@@ -13,8 +13,6 @@ from wme_async._stream.record_types import EventLike, EventPosition, RecordType,
 from wme_async.errors import DecodeError, ServerError, StreamError, WMEError
 from wme_async.models.decoding import LONG_RECORD, Buffer, failure_reason
 
-__all__ = ["SKIP", "BadRecord", "Gap", "Run", "RunDecoder"]
-
 T = TypeVar("T")
 
 SKIP: Final[Any] = object()

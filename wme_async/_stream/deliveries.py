@@ -8,8 +8,6 @@ from wme_async._stream.decoder import SKIP, Run
 from wme_async._stream.partitions import Partitions
 from wme_async._stream.record_types import EventLike, RecordType
 
-__all__ = ["Deliveries"]
-
 T = TypeVar("T")
 
 

@@ -7,21 +7,6 @@ import msgspec
 
 from wme_async.errors import DecodeError, OffsetGap, WMEError
 
-__all__ = [
-    "PartitionStatistics",
-    "StreamBadRecord",
-    "StreamCommitFailed",
-    "StreamCommitted",
-    "StreamConnected",
-    "StreamDisconnected",
-    "StreamEvent",
-    "StreamGap",
-    "StreamLost",
-    "StreamRetrying",
-    "StreamStatistics",
-    "StreamTaken",
-]
-
 
 class StreamConnected(msgspec.Struct, frozen=True, kw_only=True):
     """The head of a response arrived, and with it the first event: the service sends no head before.

@@ -14,8 +14,6 @@ import msgspec
 
 from wme_async.models.decoding import Buffer
 
-__all__ = ["MAX_RECORD", "Framer", "Framing", "NDJSONFramer", "Oversize", "Record", "SSEFramer", "framer_for"]
-
 Framing: TypeAlias = Literal["ndjson", "sse"]
 
 MAX_RECORD: Final = 64 * 1024 * 1024

@@ -24,8 +24,6 @@ from wme_async._telemetry import log_fields
 from wme_async.errors import StreamError
 from wme_async.offsets import Position
 
-__all__ = ["GroupStream"]
-
 logger = logging.getLogger("wme_async.stream")
 
 T = TypeVar("T")

@@ -11,8 +11,6 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["Holding", "Holdings", "Renewal"]
-
 _MARGIN: Final = 0.05  # of a lease; the clocks of two machines differ by far less
 
 

@@ -14,8 +14,6 @@ from wme_async._stream.options import OnBadRecord, OnGap
 from wme_async._telemetry import log_fields
 from wme_async.errors import DecodeError
 
-__all__ = ["InterruptionHandler"]
-
 logger = logging.getLogger("wme_async.stream")
 
 T = TypeVar("T")

@@ -8,8 +8,6 @@ from wme_async._stream.holdings import Holding, Holdings
 from wme_async.offsets import LeaseStore
 from wme_async.offsets.lease_table import share_of
 
-__all__ = ["LeaseKeeper"]
-
 _RENEWALS: Final = 3  # within a lease, so that it survives two that fail
 _TAKES: Final = 10  # within a lease, while parts are to be had
 

@@ -23,8 +23,6 @@ from wme_async.errors import DecodeError, OffsetGap
 from wme_async.offsets import MemoryOffsets, OffsetStore
 from wme_async.settings import Retry
 
-__all__ = ["Commit", "OnBadRecord", "OnGap", "StreamOptions", "check_batch_limits", "checked_options"]
-
 Commit: TypeAlias = Literal["auto", "ack", "manual"]
 """When an event counts as processed, and when positions are saved."""
 

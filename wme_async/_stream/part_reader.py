@@ -11,8 +11,6 @@ from wme_async._stream.holdings import Holding
 from wme_async._stream.stream import Stream
 from wme_async.offsets import LeaseStore, Position
 
-__all__ = ["FencedStore", "PartReader"]
-
 T = TypeVar("T")
 
 

@@ -13,8 +13,6 @@ from wme_async._stream.resume import Resume, StreamRequest, explain_jump
 from wme_async.errors import OffsetGap
 from wme_async.offsets.protocol import Position
 
-__all__ = ["UNREAD", "Missing", "Partition", "Partitions", "Verdict", "is_renumbered"]
-
 _QUIET: Final = 600.0  # seconds of silence after which a connected partition counts as caught up
 _RENUMBERED: Final = timedelta(minutes=10)  # by which publication times may contradict the order of the offsets
 

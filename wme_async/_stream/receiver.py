@@ -14,8 +14,6 @@ from wme_async._tasks import WorkGroup, first_cause
 from wme_async._transport import Transport
 from wme_async.errors import StreamError
 
-__all__ = ["Receiver"]
-
 _TICK = 5.0  # seconds
 _TURN = 256 * 1024  # bytes that the consumer takes before other tasks get their turn
 

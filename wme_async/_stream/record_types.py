@@ -13,8 +13,6 @@ from wme_async._stream.framing import Oversize, Record
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import Buffer, decode_json, is_plain_data, make_decoder
 
-__all__ = ["EventLike", "EventPosition", "RecordType", "decode_error_line", "published_of", "recover_position"]
-
 T = TypeVar("T")
 
 

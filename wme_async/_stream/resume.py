@@ -21,20 +21,6 @@ import msgspec
 from wme_async._arguments import check_numbers
 from wme_async.offsets.protocol import Position
 
-__all__ = [
-    "SKEW",
-    "Jump",
-    "Resume",
-    "StreamRequest",
-    "StreamResource",
-    "check_since",
-    "deal",
-    "explain_jump",
-    "partitions_of",
-    "plan_request",
-    "rfc3339",
-]
-
 SKEW: Final = timedelta(minutes=1)
 """The assumed difference between the clocks of the machines that publish events. Requested times are earlier by it."""
 

@@ -11,8 +11,6 @@ from wme_async._stream.options import StreamOptions, checked_options
 from wme_async._stream.resume import StreamResource
 from wme_async.offsets import LeaseStore
 
-__all__ = ["Group", "GroupOptions", "Share", "Static", "checked_sharing"]
-
 
 class Static(msgspec.Struct, frozen=True):
     """A fixed share of the parts, for processes that are numbered, such as those of a StatefulSet.

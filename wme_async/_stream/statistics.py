@@ -13,8 +13,6 @@ from wme_async._stream.events import PartitionStatistics, StreamStatistics
 from wme_async._stream.partitions import Partition, Partitions
 from wme_async._stream.record_types import published_of
 
-__all__ = ["NOTHING_READ", "StatisticsCollector", "added", "past"]
-
 _WINDOW = 60.0  # seconds over which speeds are measured
 _STEP = 1.0
 _CURRENT = 5.0  # seconds of lag that count as none

@@ -27,8 +27,6 @@ from wme_async._transport import Transport
 from wme_async.errors import DecodeError
 from wme_async.offsets import ClaimingStore, MemoryOffsets, Position
 
-__all__ = ["Batches", "Stream"]
-
 logger = logging.getLogger("wme_async.stream")
 
 T = TypeVar("T")

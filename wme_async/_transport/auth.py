@@ -24,8 +24,6 @@ from wme_async.errors import (
 )
 from wme_async.models.decoding import decode_json
 
-__all__ = ["Credentials", "TokenManager"]
-
 logger = logging.getLogger("wme_async.auth")
 
 # Seconds before the next attempt to replace a token that still works.

@@ -15,8 +15,6 @@ from wme_async._transport.fast_body import Sink, take_over
 from wme_async._transport.requests import translate
 from wme_async.errors import ClientClosed, DataError, TimedOut, TransportError, WMEError
 
-__all__ = ["Body"]
-
 _ERROR_BODY = 64 * 1024
 
 

@@ -12,8 +12,6 @@ import aiohttp
 from wme_async._transport.error_responses import bare_url
 from wme_async.errors import Interrupted, TransportError
 
-__all__ = ["BodyEnd", "Response", "coding_error"]
-
 _BODILESS = frozenset({204, 205, 304})
 
 

@@ -12,8 +12,6 @@ from typing import Self
 from wme_async._transport.error_responses import bare_url
 from wme_async.errors import ClientClosed, TransportError
 
-__all__ = ["Wait", "Waits"]
-
 
 class Waits:
     """The current waits of one client.

@@ -13,17 +13,6 @@ from wme_async._transport.retry import parse_retry_after
 from wme_async.errors import DecodeError, StatusError, TransportError, error_for_status
 from wme_async.models.decoding import decode_json, decoding
 
-__all__ = [
-    "REDIRECTS",
-    "bare_url",
-    "error_from_response",
-    "error_in_place_of",
-    "is_accepted",
-    "is_error_document",
-    "redirect_target",
-    "server_message",
-]
-
 _EXCERPT = 2000
 _ANY_JSON = msgspec.json.Decoder()
 

@@ -12,8 +12,6 @@ from yarl import URL
 
 from wme_async._arguments import check_type
 
-__all__ = ["EnvironmentProxies", "check_proxy"]
-
 
 class EnvironmentProxies:
     """The proxies that the environment names.

@@ -14,18 +14,6 @@ from yarl import URL
 from wme_async._transport.error_responses import bare_url
 from wme_async.errors import ConnectFailed, Interrupted, TimedOut, TransportError
 
-__all__ = [
-    "Accepts",
-    "AddressBlocked",
-    "Request",
-    "RequestCounter",
-    "Response",
-    "Role",
-    "count_requests",
-    "request_counter",
-    "translate",
-]
-
 Accepts = Literal["body", "empty", "redirect", "any"]
 """Which statuses below 400 a request accepts: see `_transport.error_responses.is_accepted`."""
 

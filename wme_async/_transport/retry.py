@@ -18,19 +18,6 @@ from wme_async.errors import (
 )
 from wme_async.settings import Retry
 
-__all__ = [
-    "FOR_EVER",
-    "Backoff",
-    "Retrying",
-    "http_date",
-    "is_transient",
-    "jittered_delay",
-    "next_delay",
-    "note_attempts",
-    "parse_retry_after",
-]
-
-
 _SECONDS = re.compile(r"[+-]?[0-9]{1,400}(\.[0-9]*)?")
 _CENTURY = 100 * 365.25 * 86_400.0
 

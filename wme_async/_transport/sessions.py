@@ -28,8 +28,6 @@ from wme_async._transport.slots import Slots
 from wme_async.errors import ClientClosed, ConnectFailed
 from wme_async.settings import Limits, Timeouts
 
-__all__ = ["PoolUser", "SessionPool", "check_ssl"]
-
 logger = logging.getLogger("wme_async.transport")
 
 Guard = Callable[[str, str], str | None]

@@ -5,8 +5,6 @@ import logging
 import math
 from collections import deque
 
-__all__ = ["Slots"]
-
 logger = logging.getLogger("wme_async.transport")
 
 # Seconds without a free connection before a warning is logged, and between two warnings.

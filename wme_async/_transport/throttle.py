@@ -4,8 +4,6 @@ from collections.abc import Awaitable, Callable
 
 from wme_async._rates import TokenBucket
 
-__all__ = ["Throttle"]
-
 
 class Throttle:
     """Delays requests to a rate, first come, first served.

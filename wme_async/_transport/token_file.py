@@ -14,8 +14,6 @@ from wme_async._transport.token_policy import Tokens
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
-__all__ = ["TokenFile"]
-
 logger = logging.getLogger("wme_async.auth")
 
 _LOCK_POLL = 0.05

@@ -14,8 +14,6 @@ import msgspec
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decoding
 
-__all__ = ["REFRESH_LIFETIME", "REFRESH_LIMIT", "Step", "Tokens", "jwt_expiry", "next_step", "renewal"]
-
 REFRESH_LIFETIME = 90 * 86400.0
 """Seconds that a refresh token is good for, counted from its sign-in."""
 

@@ -21,22 +21,6 @@ from wme_async.cli.terminal import echo, one_line
 from wme_async.errors import DecodeError, Unauthorized
 from wme_async.models.decoding import decode_json
 
-__all__ = [
-    "DEFAULT_PROFILE",
-    "Account",
-    "NoAccount",
-    "Profile",
-    "Profiles",
-    "ask_password",
-    "connect",
-    "find_account",
-    "has_account",
-    "login_command",
-    "new_client",
-    "profiles_of",
-    "session_pool",
-]
-
 logger: logging.Logger = logging.getLogger("wme_async.cli")
 
 DEFAULT_PROFILE: Final = "default"

@@ -15,8 +15,6 @@ from wme_async.cli import base, downloads, reading
 from wme_async.cli.tables import value_at
 from wme_async.models.metadata import Size
 
-__all__ = ["COMMANDS"]
-
 # Returns a collection of a client; the second argument is the hour or the snapshot, for commands that have one.
 Getter = Callable[[Client, Any], Any]
 

@@ -5,8 +5,6 @@ from click.shell_completion import get_completion_class
 
 from wme_async.cli import base
 
-__all__ = ["command"]
-
 _PROGRAM = "wme-async"
 _VARIABLE = "_WME_ASYNC_COMPLETE"
 

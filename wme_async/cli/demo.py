@@ -25,8 +25,6 @@ from wme_async.offsets import SQLiteOffsets
 from wme_async.settings import Retry
 from wme_async.simulator import Simulator
 
-__all__ = ["command"]
-
 _ARCHIVE = "enwiki_namespace_0"
 _SECONDS = 2.5  # duration of the download, without the kill
 _KILLED_AT = 0.35  # share of the archive on disk when the process is killed

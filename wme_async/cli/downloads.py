@@ -17,8 +17,6 @@ from wme_async._text import decode_text, size_text
 from wme_async.cli import base
 from wme_async.errors import DataError, NotFound, ServerError, TransportError
 
-__all__ = ["OPTIONS", "describe_download", "download_archives", "lines_of"]
-
 _CONCURRENCY: Final = 4
 # Errors of one archive. Others, such as a full disk or an exhausted allowance, would be those of all.
 _ITS_OWN: Final = (NotFound, DataError, TransportError, ServerError)

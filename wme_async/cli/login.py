@@ -10,8 +10,6 @@ from wme_async._text import decode_text
 from wme_async.cli import accounts, base
 from wme_async.errors import WMEError
 
-__all__ = ["login", "logout"]
-
 
 @click.command()
 @click.option("--username", metavar="NAME", help="Of the account; otherwise WME_USERNAME, or it is asked for.")

@@ -5,8 +5,6 @@ from typing import Final
 
 from wme_async.errors import Forbidden, VersionConflict
 
-__all__ = ["message_of"]
-
 _WORDS: Final[Sequence[tuple[str, str]]] = (
     ("overwrite=True (--force)", "--force"),
     ("if_changed=True", "--if-changed"),

@@ -11,8 +11,6 @@ from wme_async._version import __version__
 from wme_async.cli import archives, base, lookups
 from wme_async.cli.accounts import check_profile_name
 
-__all__ = ["main"]
-
 # Imported when they are called: some need an extra, all take time to import.
 _LAZY = {
     "batch": ("wme_async.cli.batch", "Download many URLs as one job, here or with a service."),

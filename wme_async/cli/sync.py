@@ -16,8 +16,6 @@ from wme_async._text import size_text
 from wme_async.cli import base
 from wme_async.offsets import SQLiteOffsets
 
-__all__ = ["command"]
-
 _SPAN: Final = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[hd])")
 _POSITIONS: Final = ".wme-hours.db"
 # An hour whose files failed is tried so often before the next one is followed.

@@ -17,8 +17,6 @@ from wme_async._text import size_text
 from wme_async.cli import terminal
 from wme_async.cli.terminal import json_line, one_line, text_line
 
-__all__ = ["line", "show", "show_one", "value_at", "values_line"]
-
 _GAP: Final = 2
 _LEAST_PROSE: Final = 20  # columns of a text that is folded
 _DATE: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(?:Z|\+00:00)")

@@ -17,8 +17,6 @@ from wme_async.errors import VersionConflict
 from wme_async.tasks import arun_task, find_results, finish, run_plan
 from wme_async.tasks.driver import is_temporary
 
-__all__ = ["command"]
-
 RETRY: Final = 75
 """The same task may succeed when it is run again."""
 

@@ -14,18 +14,6 @@ import click
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-__all__ = [
-    "LogFormatter",
-    "TerminalConsole",
-    "echo",
-    "json_line",
-    "one_line",
-    "stderr",
-    "stdout",
-    "text_line",
-    "visible",
-]
-
 # C0 except tab and line feed, DEL, C1; line and paragraph separators; marks, embeddings, overrides and isolates of the
 # bidirectional algorithm (UAX #9), which change the order in which a line is shown; the byte order mark.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")

@@ -11,8 +11,6 @@ from typing import Final
 from wme_async._arguments import check_path
 from wme_async._text import decode_text
 
-__all__ = ["from_csv"]
-
 _DELIMITERS: Final = ",;\t"
 _LONGEST_FIELD: Final = 1 << 24  # characters; without a closing quote the file is one field
 _limit_lock = threading.Lock()

@@ -17,18 +17,6 @@ from wme_async._sqlite import is_busy, primary_code
 from wme_async.errors import WMEError
 from wme_async.jobs.wal import lost_transactions
 
-__all__ = [
-    "COLUMNS",
-    "DamagedBatch",
-    "DatabaseError",
-    "check_of",
-    "connect",
-    "database_error",
-    "lock",
-    "matches",
-    "sealed",
-]
-
 _SHOWN_PROBLEMS: Final = 5
 
 

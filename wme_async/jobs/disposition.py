@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import unquote, unquote_to_bytes
 
-__all__ = ["disposition_name"]
-
 _LONGEST: Final = 8192
 # A string without a closing quote ends with the header.
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)(?:"|\\?\Z)', re.DOTALL)

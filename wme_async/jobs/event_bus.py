@@ -14,8 +14,6 @@ from typing import Final
 from wme_async.jobs.model import Event, EventRow, JobProgress, ends_batch, event_of, job_id, utc
 from wme_async.jobs.store import Store
 
-__all__ = ["EventBus"]
-
 _RECENT: Final = 2_000
 _TICK: Final = 0.25
 _PAGE: Final = 500

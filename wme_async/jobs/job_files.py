@@ -24,8 +24,6 @@ from wme_async.jobs.model import JobRow, Status
 from wme_async.jobs.naming import file_key, fitted, numbered, safe_name
 from wme_async.jobs.store import Store
 
-__all__ = ["DATA", "HIDDEN", "JobFiles", "JobKey", "finished_path"]
-
 HIDDEN: Final = ".wme-jobs"
 """The folder of unfinished files and of the database. No name of a finished file begins with a full stop."""
 

@@ -28,8 +28,6 @@ from wme_async.jobs.webhooks import DELAYS, WebhookDelivery, check_webhooks
 from wme_async.jobs.worker import JobRunner
 from wme_async.settings import Limits, Retry, Timeouts
 
-__all__ = ["BatchManager"]
-
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 

@@ -12,31 +12,6 @@ import msgspec
 
 from wme_async.jobs.validation import Options
 
-__all__ = [
-    "FINAL",
-    "Batch",
-    "BatchProgress",
-    "BatchRow",
-    "Event",
-    "EventRow",
-    "Job",
-    "JobFile",
-    "JobProgress",
-    "JobRow",
-    "Listing",
-    "ManagerClosed",
-    "MessageRow",
-    "Outbox",
-    "Status",
-    "UnknownBatch",
-    "ends_batch",
-    "event_of",
-    "job_id",
-    "storable_size",
-    "storable_text",
-    "utc",
-]
-
 
 class UnknownBatch(LookupError):
     """No batch, or no job, has this id."""

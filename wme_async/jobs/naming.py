@@ -18,18 +18,6 @@ import msgspec
 
 from wme_async.jobs.disposition import disposition_name
 
-__all__ = [
-    "VARIABLES",
-    "FileName",
-    "check_template",
-    "expand",
-    "file_key",
-    "fitted",
-    "name_file",
-    "numbered",
-    "safe_name",
-]
-
 VARIABLES: tuple[str, ...] = ("batch_id", "safe_title", "id", "ext", "uploader", "upload_date")
 """The variables of path templates, written in braces."""
 

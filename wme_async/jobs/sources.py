@@ -36,8 +36,6 @@ from wme_async.jobs.tasks import retry_pause
 from wme_async.jobs.url_policy import origin, redirect_target
 from wme_async.jobs.validation import InvalidBatch, JobLimits, Options, Problem, WmeUrl, parse_wme
 
-__all__ = ["Fetched", "Fetcher", "MediaFetcher", "UrlSource", "check_media", "is_passing", "reason_of"]
-
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _MAX_REDIRECTS: Final = 10

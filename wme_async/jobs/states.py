@@ -29,27 +29,6 @@ from wme_async._arguments import check_type
 from wme_async.jobs.model import FINAL, BatchRow, EventRow, JobProgress, JobRow, Status, UnknownBatch
 from wme_async.jobs.url_policy import redacted_url
 
-__all__ = [
-    "TRANSITIONS",
-    "Cause",
-    "Change",
-    "Changed",
-    "Waiting",
-    "WrongState",
-    "apply",
-    "batch_of",
-    "cancel",
-    "choose",
-    "find_job",
-    "interrupt",
-    "pause",
-    "record",
-    "resume",
-    "startable",
-    "status_of",
-    "to_retry",
-]
-
 
 class Cause(StrEnum):
     """The reason of a job's change of state."""

@@ -32,8 +32,6 @@ from wme_async.jobs.database import (
 from wme_async.jobs.model import FINAL, BatchRow, EventRow, JobRow, ManagerClosed, MessageRow, Status
 from wme_async.jobs.validation import Options
 
-__all__ = ["Store"]
-
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _P = ParamSpec("_P")

@@ -15,8 +15,6 @@ from wme_async._transport import Transport
 from wme_async._transport.retry import jittered_delay
 from wme_async.jobs.model import ManagerClosed
 
-__all__ = ["Changes", "restarted", "retry_pause"]
-
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _T = TypeVar("_T")

@@ -17,20 +17,6 @@ import idna
 
 from wme_async.errors import WMEError
 
-__all__ = [
-    "AddressBlocked",
-    "ascii_host",
-    "check_address",
-    "check_host",
-    "check_web_url",
-    "guard",
-    "netloc_of",
-    "origin",
-    "redacted",
-    "redacted_url",
-    "redirect_target",
-]
-
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _MAX_URL: Final = 8192

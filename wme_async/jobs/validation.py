@@ -11,19 +11,6 @@ from wme_async._arguments import check_numbers, check_type
 from wme_async.jobs.naming import check_template
 from wme_async.jobs.url_policy import check_web_url
 
-__all__ = [
-    "InvalidBatch",
-    "JobLimits",
-    "Options",
-    "Problem",
-    "WmeUrl",
-    "check_batch",
-    "check_options",
-    "check_urls",
-    "parse_wme",
-    "split",
-]
-
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TYPES: Mapping[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")

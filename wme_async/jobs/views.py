@@ -23,8 +23,6 @@ from wme_async.jobs.model import (
 )
 from wme_async.jobs.url_policy import redacted_url
 
-__all__ = ["live_progress", "show", "show_message"]
-
 _LONGEST_URL: Final = 120  # characters of a URL in the name of a batch
 
 

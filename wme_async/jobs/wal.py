@@ -8,8 +8,6 @@ https://www.sqlite.org/fileformat2.html#walformat.
 import struct
 from typing import Final
 
-__all__ = ["lost_transactions"]
-
 _HEADER: Final = 32
 _FRAME: Final = 24
 _MAGIC: Final = 0x377F0682  # its last bit says that checksums are of big-endian words

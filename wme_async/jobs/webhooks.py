@@ -35,18 +35,6 @@ from wme_async.jobs.tasks import retry_pause
 from wme_async.jobs.url_policy import AddressBlocked, origin, redacted_url
 from wme_async.models.decoding import decode_json
 
-__all__ = [
-    "DELAYS",
-    "WebhookDelivery",
-    "WebhookMessage",
-    "check_webhooks",
-    "compose",
-    "new_secret",
-    "retry_delay",
-    "sign_webhook",
-    "verify_webhook",
-]
-
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 DELAYS: tuple[float, ...] = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)

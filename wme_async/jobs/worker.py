@@ -47,8 +47,6 @@ from wme_async.jobs.validation import JobLimits, Options
 from wme_async.jobs.views import live_progress, show
 from wme_async.jobs.webhooks import WebhookDelivery, compose
 
-__all__ = ["JobRunner"]
-
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 

@@ -15,8 +15,6 @@ from wme_async.web.messages import HTTPProblem, Request, Response, parse_headers
 from wme_async.web.server import Listener
 from wme_async.web.service import Service, ServiceOptions
 
-__all__ = ["MANAGER", "create_app", "serve"]
-
 logger: logging.Logger = logging.getLogger("wme_async.web")
 
 MANAGER: web.AppKey[BatchManager] = web.AppKey("wme_batch_manager", BatchManager)

@@ -10,8 +10,6 @@ from wme_async.jobs import BatchManager
 from wme_async.web.messages import HTTPProblem, Request, Response, parse_headers
 from wme_async.web.service import Service, ServiceOptions
 
-__all__ = ["create_asgi"]
-
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

@@ -13,8 +13,6 @@ from wme_async._arguments import check_numbers, check_type, texts_of
 from wme_async._rates import TokenBucket
 from wme_async.web.messages import HTTPProblem, Request
 
-__all__ = ["Keys", "Links", "Throttle", "hash_key", "same_origin"]
-
 _HASHED = re.compile(r"sha256:[0-9a-f]{64}")
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})

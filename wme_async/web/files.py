@@ -17,8 +17,6 @@ from wme_async._tasks import in_thread, wait_done
 from wme_async._transport.retry import http_date
 from wme_async.web.messages import HTTPProblem, Request, Response
 
-__all__ = ["file_response", "parse_range"]
-
 _CHUNK = 256 * 1024
 _TYPES = mimetypes.MimeTypes(filenames=())
 

@@ -9,8 +9,6 @@ from wme_async._files import write_atomically
 from wme_async.jobs.job_files import HIDDEN
 from wme_async.web.auth import hash_key
 
-__all__ = ["create_key", "key_path", "new_key", "stored_key"]
-
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["HTTPProblem", "Problems", "Request", "Response", "json_response", "parse_headers"]
-
 # Seconds in which a whole request body must arrive; it has a megabyte at most.
 _BODY_TIMEOUT = 60.0
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 
 from wme_async.jobs import Status
 
-__all__ = ["metrics_text"]
-
 
 def metrics_text(
     counts: Mapping[str, Mapping[str, int]],

@@ -10,8 +10,6 @@ from wme_async._version import __version__
 from wme_async.web.messages import Problems
 from wme_async.web.routes import Route
 
-__all__ = ["openapi_document"]
-
 _DESCRIPTIONS: Final = {
     400: "The body is not JSON",
     401: "The API key is missing or unknown",

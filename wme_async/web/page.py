@@ -8,8 +8,6 @@ from importlib.resources import files
 
 from wme_async.web.messages import Response
 
-__all__ = ["page_response"]
-
 
 @functools.cache
 def page_response(*, keys: bool) -> Response:

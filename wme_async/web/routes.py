@@ -10,8 +10,6 @@ from wme_async.jobs import Batch, Listing, Options, Status
 from wme_async.jobs.naming import VARIABLES
 from wme_async.web.messages import HTTPProblem
 
-__all__ = ["ROUTES", "BatchRequest", "Created", "FileLink", "Health", "RetryRequest", "Route", "match_route"]
-
 _DEFAULTS: Final = Options()
 
 

@@ -10,8 +10,6 @@ from typing import cast
 
 from wme_async import _platform
 
-__all__ = ["Listener"]
-
 logger: logging.Logger = logging.getLogger("wme_async.web")
 
 # Memory or descriptors are used up: connections wait in the system's queue meanwhile.

@@ -36,8 +36,6 @@ from wme_async.web.openapi import openapi_document
 from wme_async.web.page import page_response
 from wme_async.web.routes import ROUTES, BatchRequest, Created, FileLink, Health, RetryRequest, Route, match_route
 
-__all__ = ["Service", "ServiceOptions"]
-
 logger: logging.Logger = logging.getLogger("wme_async.web")
 
 _T = TypeVar("_T")

@@ -10,18 +10,6 @@ from wme_async.simulator.clock import Clock
 from wme_async.simulator.errors import HTTPError
 from wme_async.simulator.hosts.accounts import Accounts, User
 
-__all__ = [
-    "ACCESS_2025",
-    "ACCESS_2026",
-    "CAPS_2025",
-    "CAPS_2026",
-    "AccessRow",
-    "Caps",
-    "Limiter",
-    "allowed",
-    "authorize",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class AccessRow:

@@ -12,8 +12,6 @@ from typing import Any, Final
 from wme_async.simulator.clock import Clock
 from wme_async.simulator.errors import HTTPError
 
-__all__ = ["Accounts", "User"]
-
 _VERIFIED_SECONDS: Final = 24 * 3600  # how long a service relies on its last check of a token
 _REFRESH_SECONDS: Final = 90 * 24 * 3600
 

@@ -15,8 +15,6 @@ from wme_async.simulator.hosts.store import ObjectStore
 from wme_async.simulator.protocol.query import Query, bind, encode_list, encode_row, select_rows
 from wme_async.simulator.world.catalog import TWIN, Catalog
 
-__all__ = ["Api", "ApiRequest"]
-
 _FREE: Final = "group_1"
 _READ: Final = ("GET", "POST")
 _EXPOSED: Final = (

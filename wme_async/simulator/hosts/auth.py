@@ -10,8 +10,6 @@ from wme_async.simulator.hosts.access import AccessRow, Caps
 from wme_async.simulator.hosts.accounts import Accounts, User
 from wme_async.simulator.hosts.http import JSON, Response, error_response
 
-__all__ = ["AuthHost"]
-
 _CONFIRMATION_CODE: Final = "123456"
 _GENERIC: Final = "Internal error, please try again later."
 

@@ -7,8 +7,6 @@ from wme_async.simulator.hosts.api import ApiRequest, download_redirect, single_
 from wme_async.simulator.hosts.http import Response
 from wme_async.simulator.hosts.store import ObjectStore
 
-__all__ = ["Commons"]
-
 _NAMES: Final = ("Ottawa_0757.jpg", "Squirrel_in_a_tree.jpg", "Skylark.ogg")
 _MIME: Final = {"jpg": "image/jpeg", "ogg": "application/ogg", "png": "image/png"}
 _MAGIC: Final = {"jpg": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", "ogg": b"OggS\x00\x02", "png": b"\x89PNG\r\n\x1a\n"}

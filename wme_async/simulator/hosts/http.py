@@ -16,8 +16,6 @@ from aiohttp import web
 
 from wme_async.simulator.faults import Fault
 
-__all__ = ["JSON", "NDJSON", "FilePart", "Response", "error_response", "negotiate", "send"]
-
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 _CHUNK: Final = 256 * 1024  # bytes in one write of a large body

@@ -31,8 +31,6 @@ from wme_async.simulator.world.articles import ArticleGenerator
 from wme_async.simulator.world.encoding import dumps, stamp
 from wme_async.simulator.world.entities import EntityGenerator
 
-__all__ = ["Connection", "Firehose", "RealtimeHost"]
-
 _SPLICE: Final = b'"partition":0,"offset":0'
 _CORS: Final = {
     "Access-Control-Allow-Origin": "*",

@@ -19,8 +19,6 @@ from wme_async.simulator.clock import Clock
 from wme_async.simulator.faults import Fault
 from wme_async.simulator.hosts.http import FilePart, Response, read_body
 
-__all__ = ["ObjectStore", "StoredObject"]
-
 BUCKET: Final = "wme-primary"
 _CHUNK: Final = 1 << 20  # bytes read at once from a file
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")

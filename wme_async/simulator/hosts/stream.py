@@ -18,8 +18,6 @@ from wme_async.simulator.protocol.schema import Node, compile_fields, compile_fi
 from wme_async.simulator.protocol.stream_request import Accepted
 from wme_async.simulator.world.encoding import dumps
 
-__all__ = ["Ending", "Line", "Reader"]
-
 _WRITE: Final = 1 << 16  # bytes that are joined before a write, when events need not be written one by one
 _CHECK_INTERVAL: Final = 0.1  # seconds between checks whether the client has left
 _NO_POSITION: Final = b'"partition":0,"offset":0'

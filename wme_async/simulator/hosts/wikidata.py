@@ -12,8 +12,6 @@ from wme_async.simulator.protocol.query import encode_list
 from wme_async.simulator.world.articles import dumps
 from wme_async.simulator.world.entities import EntityGenerator, Shape
 
-__all__ = ["Entities"]
-
 
 class Entities:
     """The three look-ups of the beta. They take fields, and neither filters nor a limit.

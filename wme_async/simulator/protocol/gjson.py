@@ -13,8 +13,6 @@ from typing import Any, Final
 from wme_async.simulator.errors import Panic
 from wme_async.simulator.protocol.query import Query
 
-__all__ = ["MISSING", "get", "matches", "project"]
-
 MISSING: Final = object()
 """The value of a path that does not exist, as opposed to null."""
 

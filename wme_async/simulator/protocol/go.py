@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-__all__ = ["length_errors", "unmarshal_error"]
-
 _KINDS: Final = {
     str: "string",
     bool: "bool",

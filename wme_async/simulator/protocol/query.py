@@ -16,8 +16,6 @@ import msgspec
 from wme_async.simulator.errors import HTTPError, Panic
 from wme_async.simulator.protocol.go import length_errors, unmarshal_error
 
-__all__ = ["Query", "bind", "encode_list", "encode_row", "select_rows"]
-
 _encode: Final = msgspec.json.Encoder().encode
 
 

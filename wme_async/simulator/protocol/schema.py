@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["ARTICLE", "ENTITY", "Leaf", "Node", "compile_fields", "compile_filters", "leaves"]
-
 _ZERO: Final[dict[str, Any]] = {"string": "", "int": 0, "float": 0.0, "bool": False}
 
 

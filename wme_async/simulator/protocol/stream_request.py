@@ -14,8 +14,6 @@ from wme_async.simulator.errors import HTTPError
 from wme_async.simulator.protocol.go import length_errors, unmarshal_error
 from wme_async.simulator.protocol.schema import ARTICLE, Node
 
-__all__ = ["Accepted", "Refused", "bind_stream_request", "check_stream_request"]
-
 _RFC3339: Final = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:[.,](\d+))?(?:(Z)|([+-])(\d\d):(\d\d))", re.ASCII
 )

@@ -15,8 +15,6 @@ from wme_async.simulator.world import prose
 from wme_async.simulator.world.articles import ArticleGenerator, Kind
 from wme_async.simulator.world.encoding import dumps, nanoseconds_of, stamp
 
-__all__ = ["EntityGenerator", "Shape"]
-
 Shape = Literal["maps", "lists", "single", "mixed"]
 """How ambiguous fields look.
 

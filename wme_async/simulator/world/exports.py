@@ -7,8 +7,6 @@ from typing import Final
 
 from wme_async.simulator.world.pipeline import SECOND, PublishedRecord
 
-__all__ = ["Export", "batch_rows", "deal", "snapshot_rows"]
-
 _UNCOMPACTED: Final = 12 * 3600 * SECOND  # the newest part of a topic is not compacted
 _SNAPSHOT_LAZINESS: Final = 0.25  # share of superseded records that an export finds in that part
 _BATCH_LAZINESS: Final = 0.5

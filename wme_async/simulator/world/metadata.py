@@ -7,8 +7,6 @@ from typing import Any, Final
 
 from wme_async.simulator.world.articles import site_of
 
-__all__ = ["EMPTY", "NAMESPACES", "PROJECTS", "STRUCTURED", "batch_sizes", "real_articles", "static_world"]
-
 PROJECTS: Final = (
     "enwiki", "cebwiki", "enwiktionary", "dewiki", "frwiki", "ruwiki", "eswiki", "itwiki", "simplewiki", "abwiki",
     "dewiktionary", "enwikibooks",

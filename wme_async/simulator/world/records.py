@@ -7,8 +7,6 @@ from wme_async.simulator.world.articles import ArticleGenerator
 from wme_async.simulator.world.encoding import stamp
 from wme_async.simulator.world.pipeline import PublishedRecord
 
-__all__ = ["encode_record", "encode_structured"]
-
 _TEXT_BYTES: Final = 400  # of the body of a small record
 _PARTS: Final = ("text", "editor", "comment")
 _ORDER: Final = (

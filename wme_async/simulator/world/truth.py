@@ -8,8 +8,6 @@ from wme_async.simulator.world.exports import Export
 from wme_async.simulator.world.pipeline import SECOND, Message
 from wme_async.simulator.world.wiki import WikiPage
 
-__all__ = ["Exemption", "Truth"]
-
 Exemption = Literal["never published", "deleted before", "suppressed before"]
 """Why a copy may differ from the wiki."""
 

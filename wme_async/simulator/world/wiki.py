@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["NAMESPACE_NUMBERS", "SUPPORTED", "Change", "ChangeKind", "Revision", "Wiki", "WikiPage", "namespace_of"]
-
 ChangeKind = Literal["create", "edit", "move", "delete", "restore", "redirect", "hide", "bulk"]
 
 SUPPORTED: Final = (0, 6, 10, 14)

@@ -9,8 +9,6 @@ from wme_async.simulator.world.metadata import STRUCTURED
 from wme_async.simulator.world.records import Size, encode_record, encode_structured
 from wme_async.simulator.world.world import World
 
-__all__ = ["WorldArchives"]
-
 _PAGES_OF_A_CHUNK: Final = 8
 _MOST_CHUNKS: Final = 4
 
