@@ -42,6 +42,7 @@ NEEDS = {
     "relay": ("starlette", "fastapi", "litestar"),
     "retrieval": ("selectolax", "duckdb"),
     "tasks": ("pyarrow",),
+    "embedding": ("fastapi", "starlette"),
     "observability": ("opentelemetry.sdk", "prometheus_client"),
 }
 

@@ -78,7 +78,15 @@ NEEDS = {
 }
 STREAMS = {"follow_stream", "with_prometheus", "exactly_once"}  # the latter is killed at random in test_stream_torture
 BRIDGES = {"stream_to_kafka", "stream_to_nats"}
-SERVICES = {"batch_service", "batch_service_asgi", "in_aiohttp", "in_fastapi", "in_starlette", "in_litestar"}
+SERVICES = {
+    "web_service",
+    "batch_service",
+    "batch_service_asgi",
+    "in_aiohttp",
+    "in_fastapi",
+    "in_starlette",
+    "in_litestar",
+}
 
 
 def test_every_example_is_run_here() -> None:
@@ -228,8 +236,25 @@ class Asgi:
         assert (await self.told.get())["type"] == "lifespan.shutdown.complete"
         await self.task
 
-    async def get(self, path: str) -> tuple[int, bytes]:
-        scope = {
+    async def first(self, path: str, end: bytes) -> bytes:
+        """Return the beginning of an endless body, up to some bytes; then the caller leaves."""
+        body, arrived = bytearray(), asyncio.Event()
+
+        async def send(message: dict[str, Any]) -> None:
+            body.extend(message.get("body", b""))
+            if end in body:
+                arrived.set()
+
+        async def receive() -> dict[str, Any]:
+            await arrived.wait()
+            return {"type": "http.disconnect"}
+
+        async with asyncio.timeout(20):
+            await self.app(self._scope(path), receive, send)
+        return bytes(body)
+
+    def _scope(self, path: str) -> dict[str, Any]:
+        return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
@@ -244,6 +269,8 @@ class Asgi:
             "server": ("test", 80),
             "state": dict(self.state),
         }
+
+    async def get(self, path: str) -> tuple[int, bytes]:
         sent: list[dict[str, Any]] = []
         body = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
@@ -257,7 +284,7 @@ class Asgi:
             sent.append(message)
 
         async with asyncio.timeout(20):
-            await self.app(scope, receive, send)
+            await self.app(self._scope(path), receive, send)
         return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
 
@@ -277,6 +304,24 @@ async def test_an_asgi_service_looks_pages_up_with_one_client(name: str, environ
             environment.faults.inject("status", role="api", status=403)
             assert (await served.get("/pages/enwiki/NATO"))[0] == 502
     assert environment.requests.count("auth", path="login") == 1
+
+
+@pytest.mark.filterwarnings("default")  # as above
+async def test_a_service_looks_up_copies_and_relays(
+    environment: Simulator, published: Firehose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastapi")
+    monkeypatch.chdir(tmp_path)
+    async with Asgi(loaded("web_service").app) as served:
+        for _ in range(2):
+            status, body = await served.get("/pages/enwiki/Marie Curie")
+            assert (status, PAGE.items() <= json.loads(body).items()) == (200, True)
+        assert (await served.get("/pages/enwiki/No such page"))[0] == 404
+        assert (await served.get("/healthz"))[0] == 200
+        assert b"data: " in await served.first("/live", b"data: ")
+        wait = environment.requests.wait
+        await asyncio.to_thread(environment.call, wait, role="store", path="simplewiki", timeout=20)
+    assert environment.requests.count("api", path="Marie") == 1
 
 
 async def test_an_aiohttp_service_looks_pages_up_with_one_client(environment: Simulator) -> None:

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["decode_text", "did_you_mean", "size_text"]
+__all__ = ["ShownText", "decode_text", "did_you_mean", "size_text"]
 
 _MARKS: Final = (
     # The mark of UTF-32 begins with that of UTF-16.
@@ -62,3 +62,12 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """
     similar = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
+
+
+class ShownText(str):
+    """Text that a notebook and the interpreter show with its lines, not as a literal."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)

@@ -12,7 +12,7 @@ from wme_async._client.cache import Cache, forget_unreadable, send_cached
 from wme_async._client.paths import identifier_path
 from wme_async._client.resources import Resource
 from wme_async._query.query import Query, known_names
-from wme_async._text import did_you_mean
+from wme_async._text import ShownText, did_you_mean
 from wme_async._transport import Request, Response, Transport
 from wme_async._transport.error_responses import bare_url, error_in_place_of, is_error_document, server_message
 from wme_async.errors import DecodeError, NotFound, WMEError
@@ -150,7 +150,7 @@ class Collection(Generic[T]):
         Raises:
             ValueError: As for `list`.
         """
-        return self._query(fields, filters, type).explain()
+        return ShownText(self._query(fields, filters, type).explain())
 
     def _list_advice(self) -> str:
         """Return what may help if the list does not exist."""

@@ -13,6 +13,7 @@ from wme_async._client.paths import article_path
 from wme_async._client.quota import Cost
 from wme_async._client.resources import Resource
 from wme_async._query.query import Query
+from wme_async._text import ShownText
 from wme_async._transport import Request, Response, Transport
 from wme_async._transport.error_responses import bare_url
 from wme_async.errors import NotFound
@@ -320,7 +321,7 @@ class Lookup(Generic[T]):
             ValueError: As for `lookup`.
         """
         plan = self._plan(fields, filters, limit, type, "project")
-        return "\n".join([plan.query.explain(), *plan.notes])
+        return ShownText("\n".join([plan.query.explain(), *plan.notes]))
 
     async def _find(self, name: str, plan: LookupPlan, missing: Missing, recheck: bool | None) -> Looked[Any]:
         """Look one title up. An error of its records is in the result; other errors are raised."""

@@ -17,6 +17,7 @@ from wme_async._query.query import Query
 from wme_async._stream import GroupStream, Stream, StreamOptions
 from wme_async._stream.resume import StreamResource
 from wme_async._stream.sharing import Group, GroupOptions, Share, Static, checked_sharing
+from wme_async._text import ShownText
 from wme_async._transport import Transport
 from wme_async.errors import DecodeError, NotFound
 from wme_async.models import Article, WikidataArticle
@@ -215,7 +216,8 @@ class Realtime:
         """
         row = self._resources["realtime.articles"]
         assert row.backend is not None
-        return Query.build(row.backend, row.model, fields=fields, filters=filters, type=type).explain()
+        query = Query.build(row.backend, row.model, fields=fields, filters=filters, type=type)
+        return ShownText(query.explain())
 
     def _open(
         self,

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeAlias, dataclass_transform
 
-from msgspec import Meta, Struct, field, json
+from msgspec import Meta, Struct, convert, field, json
 
 __all__ = ["Model", "Timestamp"]
 
@@ -47,6 +47,24 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True, repr_omit_def
     def to_json(self) -> str:
         """Return the record as JSON, under the names of the wire; the content is that of `to_dict`."""
         return json.encode(self).decode()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
+        """Let pydantic, and so FastAPI, take and return records: as JSON they are what `to_dict` returns."""
+        from pydantic_core import core_schema  # noqa: PLC0415  # only pydantic calls this
+
+        def validate(value: Any) -> Any:
+            return value if isinstance(value, cls) else convert(value, cls)
+
+        return core_schema.no_info_plain_validator_function(
+            validate,
+            json_schema_input_schema=core_schema.dict_schema(),
+            serialization=core_schema.plain_serializer_function_ser_schema(cls.to_dict),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: Any, _handler: Any) -> dict[str, Any]:
+        return {"type": "object", "title": cls.__name__, "description": f"`wme_async.models.{cls.__name__}`"}
 
     def __repr__(self) -> str:
         """Return the fields that are set, shortened so that a record fits a screen: `to_dict` has all of it."""
