@@ -1,102 +1,35 @@
 """A mirror of a simulated world: it equals the wiki after loads, streams, batches, holes and kills."""
 
 import asyncio
-import contextlib
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
-from wme_async import Client, Retry
-from wme_async.mirror import (
-    Mirror,
-    SQLiteStore,
+import pytest
+from mirror_world import (
+    IDENTIFIER,
+    START,
+    copy_of,
+    differences,
+    downloads,
+    index_of,
+    mirror_of,
+    requests_of,
+    running,
+    service,
+    titles_of,
+    until,
+    until_equal,
 )
-from wme_async.simulator import Simulator, World
 
-IDENTIFIER = "enwiki_namespace_0"
-START = datetime(2026, 3, 10, 12, 20, tzinfo=UTC)
-AT_ONCE = Retry(base=0, cap=0)
-QUICK = {"poll": 0.02}
-
-
-@contextlib.asynccontextmanager
-async def service(world=None, **options):
-    """A simulator of a world, and its client."""
-    world = world or World(seed=1, projects=["enwiki"], pages=24, past=60)
-    settings = {"start": START, "frozen": True, "stream": {"rate": None}} | options
-    async with Simulator(world=world, **settings) as sim, Client(**sim.client_options(), retry=AT_ONCE) as wme:
-        yield world, sim, wme
-
-
-def mirror_of(wme, path, *, identifiers=IDENTIFIER, **options):
-    return Mirror(wme, identifiers, SQLiteStore(path), **QUICK | options)
-
-
-async def copy_of(reader, project="enwiki"):
-    """Return the live pages of a mirror: title to page id and revision."""
-    copy = {}
-    async for keys in reader.keys():
-        copy |= {key[1]: (key[2], key[3]) for key in keys if key[0] == project}
-    return copy
-
-
-def differences(copy, world, *, since=START - timedelta(hours=47), missed=(), project="enwiki"):
-    """Return how a copy differs from the wiki, but for what it cannot know."""
-    state = world.truth(project)
-    truth = {title: (page.page_id, page.revision) for title, page in state.pages.items()}
-    excused = state.exceptions(since.timestamp(), missed)
-    return {
-        title: (copy.get(title), truth.get(title))
-        for title in copy.keys() | truth.keys()
-        if copy.get(title) != truth.get(title) and title not in excused
-    }
-
-
-@contextlib.asynccontextmanager
-async def running(mirror):
-    """Run a mirror in the background; its failure ends the block."""
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(mirror.run())
-        yield task
-        task.cancel()
-
-
-async def until(condition, seconds=20):
-    """Wait for a condition, which may be a coroutine function."""
-    async with asyncio.timeout(seconds):
-        while True:
-            result = condition()
-            if await result if asyncio.iscoroutine(result) else result:
-                return
-            await asyncio.sleep(0.005)
-
-
-async def until_equal(mirror, world, **options):
-    """Wait until a mirror equals the wiki."""
-    last = {}
-
-    async def equal():
-        last["differences"] = differences(await copy_of(mirror), world, **options)
-        return not last["differences"] and mirror.state == "following"
-
-    try:
-        await until(equal)
-    except TimeoutError:
-        raise AssertionError(f"{mirror.state}: {last}") from None
-
-
-async def index_of(mirror, consumer, index):
-    """Bring an index up to date by the feed."""
-    async for change in mirror.changes(consumer, wait=False):
-        if change.kind == "delete":
-            index.pop(change.page_id, None)
-        else:
-            index[change.page_id] = (change.title, change.revision, change.digest, change.hidden)
-        await change.ack()
-    return index
-
-
-async def titles_of(index):
-    return {title: (page_id, revision) for page_id, (title, revision, _, _) in index.items()}
-
+from wme_async import Forbidden, NotFound
+from wme_async.mirror import (
+    MirrorChunkLoaded,
+    MirrorHoleClosed,
+    MirrorHoleFound,
+    MirrorLoaded,
+    MirrorSourceChanged,
+    MirrorStateChanged,
+)
+from wme_async.simulator import World
 
 # One sync.
 
@@ -111,7 +44,7 @@ async def test_a_mirror_equals_the_wiki_after_one_sync_and_the_next_one_goes_on(
             statistics = await mirror.statistics()
             assert statistics.followed_until >= START - timedelta(minutes=6)
             assert (statistics.source, statistics.holes, statistics.degraded) == ("stream", (), {})
-        loads = len([request for request in sim.requests if "chunks" in request.path])
+        loads = requests_of(sim, "chunks")
         world.move("enwiki", next(iter(world.truth("enwiki").pages)), "Brand new title")
         world.advance(60)
         async with mirror_of(wme, tmp_path / "mirror.db") as mirror:
@@ -119,7 +52,7 @@ async def test_a_mirror_equals_the_wiki_after_one_sync_and_the_next_one_goes_on(
             await mirror.sync(quiet=1.0)
             assert not differences(await copy_of(mirror), world)
             assert (await mirror.get("Brand_new title")).name == "Brand new title"
-        assert len([request for request in sim.requests if "chunks" in request.path]) == loads
+        assert requests_of(sim, "chunks") == loads
 
 
 async def test_a_running_mirror_follows_everything_that_happens_to_pages(tmp_path):
@@ -150,9 +83,205 @@ async def test_a_running_mirror_follows_everything_that_happens_to_pages(tmp_pat
             world.advance(20)
             await until_equal(mirror, world)
             await until(lambda: shown(mirror, titles[8]))
-        assert await titles_of(await index_of(mirror, "index", index)) == await copy_of(mirror)
+        assert titles_of(await index_of(mirror, "index", index)) == await copy_of(mirror)
 
 
 async def shown(mirror, title):
     page = await mirror.get(title)
     return page.article_body is not None
+
+
+# Loading.
+
+
+@pytest.mark.parametrize("load", ["chunks", "archive"])
+async def test_a_load_that_is_interrupted_goes_on_where_it_was(tmp_path, load):
+    async with service() as (world, sim, wme):
+        seen = []
+
+        def interrupt(event):
+            if isinstance(event, MirrorChunkLoaded):
+                seen.append(event)
+                task.cancel()
+
+        async with mirror_of(wme, tmp_path / "mirror.db", load=load, on_event=interrupt) as mirror:
+            task = asyncio.ensure_future(mirror.run())
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            statistics = await mirror.statistics()
+            assert statistics.loading[IDENTIFIER] == (len(seen), 3 if load == "chunks" else 1)
+        async with mirror_of(wme, tmp_path / "mirror.db", load=load) as mirror, running(mirror):
+            await until_equal(mirror, world)
+        assert set(downloads(sim).values()) == {1}
+        assert len(downloads(sim)) == (3 if load == "chunks" else 1)
+
+
+async def test_a_snapshot_that_is_replaced_while_it_loads_counts_only_as_a_whole(tmp_path):
+    async with service() as (world, sim, wme):
+        loaded = []
+
+        def replace(event):
+            if isinstance(event, MirrorChunkLoaded) and event.done == 1 and not loaded:
+                loaded.append("replaced")
+                sim.export_snapshot(IDENTIFIER)
+            elif isinstance(event, MirrorLoaded):
+                loaded.append(event.loaded)
+
+        async with mirror_of(wme, tmp_path / "mirror.db", on_event=replace) as mirror, running(mirror):
+            await until_equal(mirror, world)
+        assert [entry if isinstance(entry, str) else entry.number for entry in loaded] == ["replaced", 2]
+        assert loaded[1].version == (await wme.snapshots.get(IDENTIFIER)).version
+
+
+async def test_a_snapshot_that_is_withdrawn_while_it_loads_is_waited_for_or_an_error(tmp_path):
+    async with service() as (world, sim, wme):
+
+        def withdraw(event):
+            if isinstance(event, MirrorChunkLoaded) and event.done == 1:
+                sim.withdraw_snapshot(IDENTIFIER)
+
+        async with mirror_of(wme, tmp_path / "mirror.db", on_event=withdraw) as mirror:
+            with pytest.raises(NotFound):
+                await mirror.run()
+            assert mirror.state == "loading"
+        sim.export_snapshot(IDENTIFIER)
+        async with mirror_of(wme, tmp_path / "mirror.db") as mirror, running(mirror):
+            await until_equal(mirror, world)
+
+
+async def test_an_incomplete_export_removes_nothing_and_says_so(tmp_path):
+    world = World(seed=3, projects=["enwiki"], pages=60, past=0)
+    async with service(world) as (_, sim, wme):
+        async with mirror_of(wme, tmp_path / "mirror.db", source="snapshots") as mirror:
+            await mirror.sync()
+            count = (await mirror.statistics()).pages
+            world.advance(3600)
+            sim.export_snapshot(IDENTIFIER, share=0.4)
+            await mirror.sync()
+            statistics = await mirror.statistics()
+            assert statistics.pages == count
+            assert "max_removed" in statistics.degraded[f"snapshot of {IDENTIFIER}"]
+            assert statistics.loaded[IDENTIFIER].missing > 10
+            world.advance(3600)
+            sim.export_snapshot(IDENTIFIER)
+            await mirror.sync()
+            statistics = await mirror.statistics()
+            assert (statistics.pages, statistics.degraded) == (count, {})
+        world.advance(3600)
+        sim.export_snapshot(IDENTIFIER, share=0.4)
+        async with mirror_of(wme, tmp_path / "mirror.db", source="snapshots", max_removed=1.0) as mirror:
+            await mirror.sync()
+            statistics = await mirror.statistics()
+            assert statistics.pages == count - statistics.loaded[IDENTIFIER].removed < count / 2
+
+
+# Sources.
+
+
+async def test_snapshots_alone_follow_the_wiki_day_by_day(tmp_path):
+    world = World(seed=4, projects=["enwiki"], pages=30, past=0)
+    async with service(world) as (_, sim, wme):
+        async with mirror_of(wme, tmp_path / "mirror.db", source="snapshots") as mirror:
+            await mirror.sync()
+            index = await index_of(mirror, "index", {})
+            titles = sorted(world.truth("enwiki").pages)
+            world.delete("enwiki", titles[0])
+            world.edit("enwiki", titles[1])
+            world.move("enwiki", titles[2], "Moved")
+            world.create("enwiki", "New")
+            world.advance(3600)
+            sim.export_snapshot(IDENTIFIER)
+            loads = len(downloads(sim))
+            await mirror.sync()
+            assert len(downloads(sim)) == loads
+            assert not differences(await copy_of(mirror), world, since=START + timedelta(days=1))
+            assert titles_of(await index_of(mirror, "index", index)) == await copy_of(mirror)
+            before = sum(downloads(sim).values())
+            await mirror.sync()
+            assert sum(downloads(sim).values()) == before
+
+
+@pytest.mark.parametrize(("groups", "source"), [(["group_2"], "batches"), (["group_1"], "snapshots")])
+async def test_an_account_without_the_stream_gets_the_next_best(tmp_path, groups, source):
+    async with service(groups=groups) as (_, _, wme):
+        events = []
+        async with mirror_of(wme, tmp_path / "mirror.db", on_event=events.append) as mirror:
+            await mirror.sync()
+            statistics = await mirror.statistics()
+        changes = [event.source for event in events if isinstance(event, MirrorSourceChanged)]
+        assert changes == ["stream", "batches", "snapshots"][: 2 if source == "batches" else 3]
+        assert (statistics.source, statistics.state) == (source, "following")
+        assert "no stream" in statistics.degraded["source"] or "neither" in statistics.degraded["source"]
+        async with mirror_of(wme, tmp_path / "mirror.db", source="stream") as mirror:
+            with pytest.raises(Forbidden):
+                await mirror.sync()
+
+
+async def test_a_mirror_from_batches_equals_the_wiki_but_for_suppressions(tmp_path):
+    async with service() as (world, _, wme):
+        async with mirror_of(wme, tmp_path / "mirror.db", source="batches") as mirror:
+            await mirror.sync()
+            index = await index_of(mirror, "index", {})
+            titles = sorted(world.truth("enwiki").pages)
+            world.delete("enwiki", titles[0])
+            world.edit("enwiki", titles[1])
+            world.move("enwiki", titles[2], "Moved")
+            world.advance(2 * 3600)
+            await mirror.sync()
+            assert not differences(await copy_of(mirror), world)
+            assert mirror.state == "following"
+            assert titles_of(await index_of(mirror, "index", index)) == await copy_of(mirror)
+            statistics = await mirror.statistics()
+            assert statistics.followed_until == START.replace(hour=13, minute=0)
+        async with mirror_of(wme, tmp_path / "mirror.db") as mirror, running(mirror):
+            await until_equal(mirror, world)
+            assert (await mirror.statistics()).holes == ()
+
+
+async def test_an_hour_whose_export_failed_makes_it_stale_until_the_next_snapshot(tmp_path):
+    world = World(seed=5, projects=["enwiki"], pages=24, past=60)
+    async with service(world) as (_, sim, wme):
+        events = []
+        async with mirror_of(wme, tmp_path / "mirror.db", source="batches", on_event=events.append) as mirror:
+            await mirror.sync()
+            world.edit("enwiki", min(world.truth("enwiki").pages))
+            world.advance(60)
+            hour = START.replace(minute=0)
+            sim.delete_object(f"batches/{hour:%Y-%m-%d/%H}/{IDENTIFIER}.tar.gz")
+            world.advance(2 * 3600)
+            await mirror.sync()
+            statistics = await mirror.statistics()
+            assert (statistics.state, [hole.begin for hole in statistics.holes]) == ("stale", [hour])
+            assert any(isinstance(event, MirrorHoleFound) for event in events)
+            assert differences(await copy_of(mirror), world)
+            world.edit("enwiki", sorted(world.truth("enwiki").pages)[1])
+            world.advance(3600)
+            sim.export_snapshot(IDENTIFIER)
+            await mirror.sync()
+            assert mirror.state == "following"
+            assert not differences(await copy_of(mirror), world)
+            assert [event.by for event in events if isinstance(event, MirrorHoleClosed)] == ["snapshot"]
+
+
+async def test_a_mirror_that_was_off_for_three_days_is_stale_until_the_next_snapshot(tmp_path):
+    async with service() as (world, _, wme):
+        async with mirror_of(wme, tmp_path / "mirror.db") as mirror, running(mirror):
+            await until_equal(mirror, world)
+        titles = sorted(world.truth("enwiki").pages)
+        world.delete("enwiki", titles[0])
+        world.edit("enwiki", titles[1])
+        world.advance(72 * 3600)
+        world.edit("enwiki", titles[2])
+        world.advance(60)
+        away = [(START.timestamp(), (START + timedelta(hours=72)).timestamp())]
+        states = []
+
+        def note(event):
+            if isinstance(event, MirrorStateChanged):
+                states.append(event.new)
+
+        async with mirror_of(wme, tmp_path / "mirror.db", on_event=note) as mirror, running(mirror):
+            await until(lambda: "following" in states and len(states) > 1)
+            await until_equal(mirror, world, missed=away)
+        assert states[0] in {"stale", "healing"}
+        assert "loading" in states

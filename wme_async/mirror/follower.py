@@ -33,7 +33,8 @@ _WAIT: Final = 0.2  # seconds to collect records
 _SAVE: Final = 10.0  # seconds between two saves of positions that progress without events
 _BEHIND: Final = timedelta(minutes=5)
 _FIRST: Final = 4  # times longer than any other event the first one may take
-_QUIET: Final = 5.0  # seconds of silence after which all that was there is taken to be read
+_QUIET: Final = 5.0  # seconds of silence, at most, after which all that was there is taken to be read
+_QUIET_POLLS: Final = 20  # polls that are as long
 
 
 class Follower:
@@ -46,6 +47,7 @@ class Follower:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._reader = RecordReader(work.options.keep)
+        self._quiet = min(_QUIET, _QUIET_POLLS * work.options.poll)
         self._saved: dict[int, Position] = {}
         self._lock = asyncio.Lock()  # positions are read and written together with their rows
         self._size = 0.0  # of a record, on average
@@ -85,7 +87,7 @@ class Follower:
             self._caught_up, self._work.behind = True, False
             await self._save(stream, complete=True)
 
-    def _stream(self, positions: dict[int, Position], since: datetime | None) -> Stream[msgspec.Raw]:
+    def _stream(self, positions: dict[int, Position], since: datetime) -> Stream[msgspec.Raw]:
         work = self._work
         options: dict[str, Any] = {"fields": work.fields, "filters": _filters(work), "since": since}
         return work.client.realtime.articles(
@@ -101,7 +103,7 @@ class Follower:
 
     # Beginning
 
-    async def _prepare(self) -> tuple[dict[int, Position], datetime | None]:
+    async def _prepare(self) -> tuple[dict[int, Position], datetime]:
         """Return where to begin, and note the time that the service does not have any more as a hole."""
         work = self._work
         positions = work.progress.positions
@@ -119,7 +121,8 @@ class Follower:
             moved = {number: Position(-1, oldest) for number in old}
             await work.apply(values={"holes": holes, "positions": _position_marks(moved)})
             await work.update_state()
-        return work.progress.positions, None
+        # A time makes the stream ask for the clock of its host, which may have gone on while this process slept.
+        return work.progress.positions, oldest
 
     async def _beginning(self) -> datetime:
         """Return the time from which to follow without positions."""
@@ -161,15 +164,12 @@ class Follower:
             finishing = until is not None and until.is_set()
             if finishing and silence >= quiet * self._patience(stream):
                 return
-            wait = (
-                quiet * self._patience(stream) - silence
-                if finishing
-                else _QUIET - silence
-                if silence < _QUIET
-                else _QUIET
-            )
-            if until is not None and not finishing:
-                wait = min(wait, max(quiet, 0.05))
+            if finishing:
+                wait = quiet * self._patience(stream) - silence
+            elif until is not None:
+                wait = max(quiet, 0.05)
+            else:
+                wait = self._quiet - silence if silence < self._quiet else self._quiet
             wait = max(wait, 0.001)
             try:
                 async with asyncio.timeout(wait) as timer:
@@ -211,7 +211,7 @@ class Follower:
 
     async def _note_silence(self, stream: Stream[Any]) -> None:
         loop = asyncio.get_running_loop()
-        if loop.time() - self._active >= _QUIET:
+        if loop.time() - self._active >= self._quiet:
             self._caught_up, self._work.behind = True, False
             await self._work.update_state()
             if self._gaps or self._doubts:

@@ -107,7 +107,7 @@ class HourFollower:
             values={
                 "holes": work.hole_marks(holes),
                 "state": {"hour": encode(hour)},
-                "batches_done": self._done(hour),
+                "batches_done": {} if holes else self._done(hour),
             },
             settled=hour + _HOUR - HOLD,
         )
@@ -151,30 +151,28 @@ class HourFollower:
 
     # Healing
 
-    async def heal(self, holes: Sequence[Hole]) -> bool:
-        """Read the batches of holes as far as the service has them, and close those that are read completely.
-
-        Returns:
-            Whether a hole remains that later batches may close.
+    async def heal(self, holes: Sequence[Hole]) -> None:
+        """Read the batches of the holes for which the service has them all, and close those that are read completely.
 
         Raises:
             WMEError: A request failed.
             OSError: The store cannot be written.
         """
         work = self._work
-        pending = False
+        now = work.now()
+        due = []
+        for hole in holes:
+            hours = hours_between(hole.begin - _HOUR, hole.end)
+            if hours[0] >= now - KEPT and hours[-1] + _HOUR + _READY <= now:
+                due.append((hole, hours))
+        if not due:
+            return
         with work.heal():
             await work.update_state()
-            for hole in holes:
-                hours = hours_between(hole.begin - _HOUR, hole.end)
-                if any(hour < work.now() - KEPT for hour in hours):
-                    continue
-                if hours[-1] + _HOUR + _READY > work.now():
-                    pending = True
-                elif all([await self._heal_hour(hour, hole) for hour in hours]):
+            for hole, hours in due:
+                if all([await self._heal_hour(hour, hole) for hour in hours]):
                     await work.apply(values={"holes": work.closed_holes([hole], "batches")})
         await work.update_state()
-        return pending
 
     async def _heal_hour(self, hour: datetime, hole: Hole) -> bool:
         """Merge the batches of an hour; return whether all of them exist."""

@@ -237,9 +237,9 @@ class Loader:
         loaded = work.progress.loaded(scope)
         since = work.progress.since
         marks: dict[str, str | None] = {}
-        if loaded is not None and since is not None and loaded.cut < since:
+        if loaded is not None and since is not None and loaded.until < since:
             reason = "the snapshot is older than what the stream and the batches still have"
-            hole = Hole(begin=loaded.cut, end=since, reason=reason, identifier=scope.identifier)
+            hole = Hole(begin=loaded.until, end=since, reason=reason, identifier=scope.identifier)
             marks |= work.hole_marks([hole])
         closed = [hole for hole in work.progress.holes if work.progress.covers(hole, work.scopes)]
         marks |= work.closed_holes(closed, "snapshot")

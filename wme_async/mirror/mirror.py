@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -17,7 +17,7 @@ from wme_async.mirror.follower import Follower
 from wme_async.mirror.hourly import HourFollower
 from wme_async.mirror.loader import Loader
 from wme_async.mirror.progress import MirrorState, Progress, Source, Verification, parse_identifiers
-from wme_async.mirror.protocol import State, Store
+from wme_async.mirror.protocol import Kind, State, Store
 from wme_async.mirror.reader import MirrorReader
 from wme_async.mirror.records import RecordReader
 from wme_async.mirror.upkeep import Upkeep
@@ -235,7 +235,14 @@ class Mirror(MirrorReader):
     async def _use(self, source: Source, *, best: bool) -> None:
         work = self._opened()
         reason = "" if best else _REASONS[source]
-        await work.apply(values={"state": {"source": encode(source)}})
+        values: dict[Kind, Mapping[str, str | None]] = {"state": {"source": encode(source)}}
+        if source == "snapshots":
+            # Nothing is followed, so there is no time from which on it is.
+            values = {
+                "state": {"source": encode(source), "since": None, "hour": None},
+                "positions": dict.fromkeys(work.progress.keys("positions")),
+            }
+        await work.apply(values=values)
         await work.degrade("source", reason or None)
         work.notify(MirrorSourceChanged(source=source, reason=reason))
         await work.update_state()

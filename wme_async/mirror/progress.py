@@ -172,6 +172,11 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     removed: int = 0
     missed: int = 0
 
+    @property
+    def until(self) -> datetime:
+        """The time up to which it has all that was published; the export began then or later."""
+        return max(self.cut, self.date_modified - EXPORT)
+
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a comparison with the service.
@@ -314,8 +319,8 @@ class Progress:
     def covers(self, hole: Hole, scopes: Iterable[Scope]) -> bool:
         """Return whether complete snapshots are later than a hole, which closes it."""
         concerned = [scope for scope in scopes if hole.identifier in {None, scope.identifier}]
-        cuts = [loaded.cut for scope in concerned if (loaded := self.loaded(scope)) is not None]
-        return len(cuts) == len(concerned) and all(cut >= hole.end for cut in cuts)
+        times = [loaded.until for scope in concerned if (loaded := self.loaded(scope)) is not None]
+        return len(times) == len(concerned) and all(time >= hole.end for time in times)
 
 
 def hour_key(hour: datetime) -> str:
