@@ -65,7 +65,7 @@ OF_EXTRA: dict[str, list[str]] = {
     "cloud": ["test_cloud", "test_bulk_objects"],
     "media": ["test_jobs_media", "test_media_guard"],
     "html": ["test_html_text"],
-    "mirror": ["test_mirror", "test_mirror_rule", "test_mirror_store"],
+    "mirror": ["test_mirror", "test_mirror_operation", "test_mirror_rule", "test_mirror_store"],
     "postgres": ["test_lease_stores"],
     "redis": ["test_lease_stores"],
     "kafka": ["test_bridges"],

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from wme_async import Client, Retry
 from wme_async.mirror import Mirror, SQLiteStore
@@ -19,7 +20,7 @@ QUICK = {"poll": 0.02}
 async def service(world=None, **options):
     """A simulator of a world, and its client."""
     world = world or World(seed=1, projects=["enwiki"], pages=24, past=60)
-    settings = {"start": START, "frozen": True, "stream": {"rate": None}} | options
+    settings: dict[str, Any] = {"start": START, "frozen": True, "stream": {"rate": None}} | options
     async with Simulator(world=world, **settings) as sim, Client(**sim.client_options(), retry=AT_ONCE) as wme:
         yield world, sim, wme
 
@@ -30,7 +31,7 @@ def mirror_of(wme, path, *, identifiers=IDENTIFIER, **options):
 
 async def copy_of(reader, project="enwiki"):
     """Return the live pages of a mirror: title to page id and revision."""
-    copy = {}
+    copy: dict[str, tuple[int, int]] = {}
     async for keys in reader.keys():
         copy |= {key[1]: (key[2], key[3]) for key in keys if key[0] == project}
     return copy
@@ -67,12 +68,12 @@ async def until(condition, seconds=20):
             await asyncio.sleep(0.005)
 
 
-async def until_equal(mirror, world, **options):
+async def until_equal(mirror, world, project="enwiki", **options):
     """Wait until a mirror equals the wiki."""
     last = {}
 
     async def equal():
-        last["differences"] = differences(await copy_of(mirror), world, **options)
+        last["differences"] = differences(await copy_of(mirror, project), world, project=project, **options)
         return not last["differences"] and mirror.state == "following"
 
     try:

@@ -22,7 +22,9 @@ from mirror_world import (
 
 from wme_async import Forbidden, NotFound
 from wme_async.mirror import (
+    Loaded,
     MirrorChunkLoaded,
+    MirrorEvent,
     MirrorHoleClosed,
     MirrorHoleFound,
     MirrorLoaded,
@@ -118,19 +120,22 @@ async def test_a_load_that_is_interrupted_goes_on_where_it_was(tmp_path, load):
 
 async def test_a_snapshot_that_is_replaced_while_it_loads_counts_only_as_a_whole(tmp_path):
     async with service() as (world, sim, wme):
-        loaded = []
+        loaded: list[Loaded] = []
+        replaced = asyncio.Event()
 
         def replace(event):
-            if isinstance(event, MirrorChunkLoaded) and event.done == 1 and not loaded:
-                loaded.append("replaced")
+            if isinstance(event, MirrorChunkLoaded) and event.done == 1 and not replaced.is_set():
+                replaced.set()
                 sim.export_snapshot(IDENTIFIER)
             elif isinstance(event, MirrorLoaded):
                 loaded.append(event.loaded)
 
         async with mirror_of(wme, tmp_path / "mirror.db", on_event=replace) as mirror, running(mirror):
             await until_equal(mirror, world)
-        assert [entry if isinstance(entry, str) else entry.number for entry in loaded] == ["replaced", 2]
-        assert loaded[1].version == (await wme.snapshots.get(IDENTIFIER)).version
+        assert replaced.is_set()
+        assert [(entry.number, entry.version) for entry in loaded] == [
+            (2, (await wme.snapshots.get(IDENTIFIER)).version)
+        ]
 
 
 async def test_a_snapshot_that_is_withdrawn_while_it_loads_is_waited_for_or_an_error(tmp_path):
@@ -204,7 +209,7 @@ async def test_snapshots_alone_follow_the_wiki_day_by_day(tmp_path):
 @pytest.mark.parametrize(("groups", "source"), [(["group_2"], "batches"), (["group_1"], "snapshots")])
 async def test_an_account_without_the_stream_gets_the_next_best(tmp_path, groups, source):
     async with service(groups=groups) as (_, _, wme):
-        events = []
+        events: list[MirrorEvent] = []
         async with mirror_of(wme, tmp_path / "mirror.db", on_event=events.append) as mirror:
             await mirror.sync()
             statistics = await mirror.statistics()
@@ -241,7 +246,7 @@ async def test_a_mirror_from_batches_equals_the_wiki_but_for_suppressions(tmp_pa
 async def test_an_hour_whose_export_failed_makes_it_stale_until_the_next_snapshot(tmp_path):
     world = World(seed=5, projects=["enwiki"], pages=24, past=60)
     async with service(world) as (_, sim, wme):
-        events = []
+        events: list[MirrorEvent] = []
         async with mirror_of(wme, tmp_path / "mirror.db", source="batches", on_event=events.append) as mirror:
             await mirror.sync()
             world.edit("enwiki", min(world.truth("enwiki").pages))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from wme_async._arguments import check_choice, check_functions, check_instances, check_numbers
+from wme_async._arguments import check_choice, check_functions, check_numbers
 from wme_async._client.client import Client
 from wme_async._tasks import WorkGroup, raise_first_cause
 from wme_async._transport.retry import is_transient
@@ -91,7 +91,8 @@ class Mirror(MirrorReader):
         on_event: Callable[[MirrorEvent], None] | None = None,
     ) -> None:
         super().__init__(store)
-        check_instances(client=(client, Client))
+        if not isinstance(client, Client):
+            raise TypeError(f"client must be a Client, not {client!r}")
         check_choice("source", source, ("auto", *_SOURCES))
         check_choice("load", load, ("chunks", "archive"))
         check_choice("verify", verify, ("sample", "full", "off"))
