@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from world_copy import Rule, everything, records_of
 
 from wme_async import Client
 from wme_async.simulator import Simulator, build_archive
@@ -14,11 +15,6 @@ START = datetime(2026, 3, 14, 12, 40, tzinfo=UTC)
 
 def a_simulator(**options: Any) -> Simulator:
     return Simulator(**{"start": START, "frozen": True, **options})
-
-
-async def records_of(archive: Any) -> list[dict[str, Any]]:
-    async with archive as records:
-        return [record async for record in records]
 
 
 def revision_of(record: dict[str, Any]) -> int:
@@ -157,3 +153,73 @@ async def test_an_object_that_a_test_stored_stays_on_a_new_day_and_ends_with_an_
         assert await records_of(wme.snapshots.read("simplewiki_namespace_0", type=dict)) == [{"name": "Own"}]
         sim.export_snapshot("simplewiki_namespace_0")
         assert len(await records_of(wme.snapshots.read("simplewiki_namespace_0", type=dict))) > 20
+
+
+# Changes of the built-in world
+
+
+async def test_the_built_in_world_can_be_changed_and_all_views_follow() -> None:
+    async with a_simulator() as sim, Client(**sim.client_options()) as wme:
+        (first, second, *_) = [title for title in sim.pages.titles("simplewiki") if ":" not in title]
+        before = sim.world.truth("simplewiki").pages
+        assert before.keys() == set(sim.pages.titles("simplewiki"))
+        assert await revision_found(wme, "simplewiki", first) == before[first].revision
+        edited = sim.world.edit("simplewiki", first)
+        sim.world.delete("simplewiki", second)
+        sim.world.advance(60)
+        assert edited.revision > before[first].revision
+        assert await revision_found(wme, "simplewiki", first) == edited.revision
+        assert await found(wme, "simplewiki", second) is None
+        assert second not in sim.pages.titles("simplewiki")
+        async with wme.realtime.articles(type=dict, since=START - timedelta(hours=1)) as stream:
+            events = [await anext(stream) for _ in range(2)]
+        assert {event["event"]["type"] for event in events} == {"update", "delete"}
+        sim.world.advance(3600)
+        batch = await records_of(wme.batches(START).read("simplewiki_namespace_0", type=dict))
+        revisions = [revision_of(record) for record in batch if record["name"] == first]
+        assert revisions[-1] == edited.revision
+        assert len(batch) > 10  # what was edited before the change
+        sim.world.advance(2 * 86_400)  # by then the delete is compacted too
+        snapshot = await records_of(wme.snapshots.read("simplewiki_namespace_0", type=dict))
+        names = {record["name"]: revision_of(record) for record in snapshot}
+        assert names[first] == edited.revision
+        assert second not in names
+        truth = sim.world.truth("simplewiki")
+        assert names.keys() == {title for title, page in truth.pages.items() if page.namespace == 0}
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_all_views_of_a_built_in_world_that_changes_at_random_are_the_wiki(seed: int) -> None:
+    async with a_simulator(seed=seed, articles=6) as sim:
+        sim.clock.advance(3600)
+        sim.world.rate = 0.05
+        sim.clock.advance(2 * 3600)
+        sim.world.rate = 0
+        sim.clock.advance(86_400)
+        copy = Rule()
+        for record in await everything(sim, "enwiki"):
+            copy.apply(record)
+        truth = sim.world.truth("enwiki")
+        assert {change.kind for project, change in sim.world.changes} >= {"create", "edit", "move", "delete"}
+    shown = {title: page.revision for title, page in truth.pages.items() if page.namespace == 0}
+    copied = {title: revision for title, (_, revision, _) in copy.live().items() if ":" not in title}
+    assert copied == shown
+
+
+async def test_the_stream_of_a_changed_project_has_made_events_of_the_world() -> None:
+    async with a_simulator() as sim, Client(**sim.client_options()) as wme:
+        page = sim.world.create("enwiki", "Lake")
+        sim.world.advance(60)
+        async with wme.realtime.articles(type=dict, since=sim.clock.utc()) as stream:
+            sim.firehose.publish_many(3)
+            sim.firehose.publish(kind="delete")
+            sim.firehose.publish(kind="visibility-change")
+            events = [await anext(stream) for _ in range(5)]
+        truth = sim.world.truth("enwiki").pages
+        assert {event["event"]["type"] for event in events} == {"update", "delete", "visibility-change"}
+        for event in events:
+            name = event["name"].replace("_", " ")
+            if event["event"]["type"] == "update":
+                assert truth[name].revision == revision_of(event) > page.revision
+            else:
+                assert (name in truth) == (event["event"]["type"] == "visibility-change")

@@ -1,6 +1,5 @@
 """One world behind snapshots, batches, the stream and look-ups."""
 
-import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from world_copy import Rule, everything, records_of, stream_of
 
 from wme_async import Client, NotFound
 from wme_async.simulator import Simulator, World
@@ -22,19 +22,6 @@ def a_world(seed: int = 0, **options: Any) -> World:
 
 def a_simulator(world: World, **options: Any) -> Simulator:
     return Simulator(**{"world": world, "start": START, "frozen": True, **options})
-
-
-async def stream_of(sim: Simulator, count: int, since: datetime = START) -> list[dict[str, Any]]:
-    """Return the events of the stream in the order of their publication."""
-    async with Client(**sim.client_options()) as wme, asyncio.timeout(10):
-        async with wme.realtime.articles(type=dict, since=since) as stream:
-            events = [await anext(stream) for _ in range(count)]
-    return sorted(events, key=lambda event: event["event"]["date_published"])
-
-
-async def records_of(archive: Any) -> list[dict[str, Any]]:
-    async with archive as records:
-        return [record async for record in records]
 
 
 def kinds(events: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -55,7 +42,7 @@ async def test_an_update_comes_with_the_content_of_the_moment_when_it_is_fetched
         world.advance(1)
         second = world.edit("enwiki", "Lake")
         world.advance(20)
-        events = await stream_of(sim, 2)
+        events = await stream_of(sim, 2, START)
     assert first.revision < second.revision
     assert [event["version"]["identifier"] for event in events] == [second.revision] * 2
     assert [moment(event, "date_published") - moment(event, "date_created") for event in events] == [
@@ -72,7 +59,7 @@ async def test_a_delete_overtakes_the_edit_before_it_and_a_page_that_is_gone_is_
         page = world.edit("enwiki", "New Lake")
         world.delete("enwiki", "New Lake")
         world.advance(1)
-        events = await stream_of(sim, 2)
+        events = await stream_of(sim, 2, START)
         world.advance(60)
         assert sim.firehose.published == 2
     assert kinds(events) == [("update", "New Lake"), ("delete", "New_Lake")]
@@ -87,7 +74,7 @@ async def test_an_update_that_was_fetched_before_a_delete_is_published_after_it(
         world.advance(15.3)  # the page is fetched, but not published
         world.delete("enwiki", "Lake")
         world.advance(60)
-        delete, update = await stream_of(sim, 2)
+        delete, update = await stream_of(sim, 2, START)
     assert kinds([delete, update]) == [("delete", "Lake"), ("update", "Lake")]
     assert moment(update, "date_created") < moment(delete, "date_created")
 
@@ -98,7 +85,7 @@ async def test_a_move_is_a_delete_of_the_old_title_with_all_marks_of_the_update(
         title = next(iter(world.truth("enwiki").pages))
         world.move("enwiki", title, "New name")
         world.advance(60)
-        delete, update = await stream_of(sim, 2)
+        delete, update = await stream_of(sim, 2, START)
         assert "New name" in sim.pages.titles("enwiki")
         assert title not in sim.pages.titles("enwiki")
     assert kinds([delete, update]) == [("delete", title.replace(" ", "_")), ("update", "New name")]
@@ -119,7 +106,7 @@ async def test_a_move_out_of_the_supported_namespaces_is_a_delete_alone_and_the_
         assert "Draft:Lake" not in world.truth("enwiki").pages
         world.move("enwiki", "Draft:Lake", "Lake")
         world.advance(60)
-        events = await stream_of(sim, 3)
+        events = await stream_of(sim, 3, START)
         assert sim.firehose.published == 3
     assert kinds(events) == [("update", "Lake"), ("delete", "Lake"), ("update", "Lake")]
 
@@ -132,7 +119,7 @@ async def test_a_page_that_becomes_a_redirect_is_deleted_and_an_update_in_flight
         world.advance(1)
         world.redirect("enwiki", "Lake", "Target")
         world.advance(60)
-        events = await stream_of(sim, 3)
+        events = await stream_of(sim, 3, START)
         assert "Lake" not in world.truth("enwiki").pages
         place = sim.firehose.partition_of({"name": "Lake", "is_part_of": {"identifier": "enwiki"}})
     assert kinds(events) == [("delete", "Lake"), ("update", "Target"), ("update", "Target")]
@@ -150,7 +137,7 @@ async def test_a_restored_page_has_the_same_or_a_lower_revision():
             world.advance(60)
             world.restore("enwiki", "Lake", without_last=without_last)
         world.advance(60)
-        events = await stream_of(sim, 6)
+        events = await stream_of(sim, 6, START)
     restored = [event["version"]["identifier"] for event in events[3::2]]
     assert restored == [edited.revision, created.revision]
 
@@ -166,7 +153,7 @@ async def test_suppression_is_on_the_stream_alone_and_hides_the_text_of_later_re
         world.advance(60)
         world.restore("enwiki", "Old Lake")
         world.advance(60)
-        _, hidden, _, restored = await stream_of(sim, 4)
+        _, hidden, _, restored = await stream_of(sim, 4, START)
         (page,) = await wme.articles.lookup("Old Lake")
     assert kinds([hidden]) == [("visibility-change", "Old_Lake")]
     assert hidden["visibility"] == {"text": False, "editor": False, "comment": True}
@@ -334,62 +321,6 @@ async def test_the_oldest_records_of_a_snapshot_have_no_event():
 # All views together
 
 
-class Rule:
-    """The rule by which a copy merges records in any order: by title, the event that was created last."""
-
-    def __init__(self) -> None:
-        self.pages: dict[str, tuple[Any, dict[str, Any]]] = {}
-        self.places: dict[int, tuple[Any, str]] = {}
-        self.masks: dict[int, tuple[int, datetime, dict[str, bool]]] = {}
-
-    def apply(self, record: dict[str, Any]) -> None:
-        event = record.get("event", {})
-        title = record["name"].replace("_", " ")
-        revision = record["version"]["identifier"]
-        published = datetime.fromisoformat(event.get("date_published", "2000-01-01T00:00:00Z"))
-        created = datetime.fromisoformat(event.get("date_created") or record["date_modified"])
-        kind = event.get("type", "update")
-        if kind == "visibility-change":
-            mask = (revision, created, record["visibility"])
-            self.masks[record["identifier"]] = max(
-                self.masks.get(record["identifier"], mask), mask, key=lambda m: m[:2]
-            )
-            return
-        if created == published:
-            created -= timedelta(seconds=QUARTER)
-        order = (created, revision, published, kind == "delete")
-        if title not in self.pages or order > self.pages[title][0]:
-            self.pages[title] = (order, record)
-        if kind == "update":
-            self.places[record["identifier"]] = max(
-                self.places.get(record["identifier"], (order, title)), (order, title)
-            )
-
-    def live(self) -> dict[str, tuple[int, int, bool]]:
-        """Return page id, revision and whether the text is shown by title."""
-        out = {}
-        for title, ((created, revision, _, gone), record) in self.pages.items():
-            page_id = record["identifier"]
-            if gone or self.places[page_id][1] != title:
-                continue
-            mask = self.masks.get(page_id)
-            hidden = mask is not None and mask[0] == revision and mask[1] > created and not mask[2]["text"]
-            out[title] = (page_id, revision, "article_body" in record and not hidden)
-        return out
-
-
-async def everything(sim: Simulator, project: str = "enwiki") -> list[dict[str, Any]]:
-    """Return all records of all archives that exist, and of the stream."""
-    records = []
-    async with Client(**sim.client_options()) as wme:
-        identifier = f"{project}_namespace_0"
-        records += await records_of(wme.snapshots.read(identifier, type=dict))
-        for hour in sim.hours:
-            records += await records_of(wme.batches(hour).read(identifier, type=dict))
-    sim.firehose.expire()
-    return records + await stream_of(sim, sum(map(len, sim.firehose.log)), sim.clock.utc() - timedelta(hours=48))
-
-
 @pytest.mark.parametrize("seed", range(4))
 async def test_all_views_together_are_the_wiki(seed: int):
     """Snapshot, batches and stream of a random history merge into the state of the wiki itself."""
@@ -500,6 +431,15 @@ def test_changes_of_pages_that_do_not_exist_are_errors():
     with pytest.raises(ValueError, match="cannot redirect to itself"):
         world.redirect("enwiki", "Lake", "Lake")
     assert world.truth("enwiki").pages["Lake"] == page
+
+
+def test_a_world_may_be_a_dict_of_its_arguments():
+    options = {"projects": ["dewiki"], "pages": 3}
+    worlds = [Simulator(world=options).world for _ in range(2)]
+    assert worlds[0] is not worlds[1]
+    assert worlds[0].projects == ("dewiki",)
+    with pytest.raises(TypeError, match="world must be a World"):
+        Simulator(world="dewiki")  # type: ignore[arg-type]
 
 
 def test_sizes_of_archives_are_not_for_a_world():

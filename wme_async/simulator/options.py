@@ -25,7 +25,7 @@ _MAPPINGS: Final = {
 
 
 class SimulatorOptions(TypedDict, total=False):
-    """The keyword arguments of `Simulator`, which documents them."""
+    """The keyword arguments of `Simulator`, which documents them; resolved, a world is None or a `World`."""
 
     seed: int
     username: str
@@ -38,7 +38,7 @@ class SimulatorOptions(TypedDict, total=False):
     rate_limits: Mapping[str, float] | None
     expires_in: int
     max_access_tokens: int
-    world: World | None
+    world: World | Mapping[str, Any] | None
     data: str | PathLike[str] | None
     articles: int
     article_size: int | Literal["small"] | None
@@ -104,6 +104,10 @@ def resolve(options: SimulatorOptions) -> SimulatorOptions:
         check_mapping(name, values[name], contents)
     for group, allowances in caps.items():
         check_mapping(f"caps of {group}", allowances, "pool and number")
+    if isinstance(resolved["world"], Mapping):
+        resolved["world"] = World(**resolved["world"])
+    elif resolved["world"] is not None and not isinstance(resolved["world"], World):
+        raise TypeError(f"world must be a World, or a dict of its arguments, not {resolved['world']!r}")
     if resolved["world"] is not None and resolved["archive_bytes"]:
         raise ValueError("a world decides the sizes of its archives: use pages= of World in place of archive_bytes=")
     _check_names("pool", {pool for allowances in caps.values() for pool in allowances}, _POOLS)

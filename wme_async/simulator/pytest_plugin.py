@@ -3,8 +3,10 @@
 `wme_simulator` is a simulator in a thread of its own, fresh for each test that uses it. It works for synchronous and
 asynchronous tests alike, whatever their plugin. Options come from a marker:
 
-    @pytest.mark.wme_simulator(groups=["group_1"], expires_in=300)
+    @pytest.mark.wme_simulator(groups=["group_1"], expires_in=300, world={"projects": ["enwiki"], "pages": 40})
     def test_free_plan(wme_simulator): ...
+
+A `world` is a dict of the arguments of `World`, as each test has a world of its own: `wme_simulator.world`.
 
 `wme_environment` is the same simulator, and for the time of the test the environment leads to it: `Client.from_env()`
 and the command line use it, and retry without waiting.

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import inspect
+import math
 import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
@@ -31,6 +32,7 @@ from wme_async.simulator.hosts.store import ObjectStore, StoredObject, stored
 from wme_async.simulator.hosts.wikidata import Entities
 from wme_async.simulator.options import ROLES, SimulatorOptions, policy, resolve
 from wme_async.simulator.record import BODY_LIMIT, Request, Requests
+from wme_async.simulator.world.articles import Kind
 from wme_async.simulator.world.catalog import Catalog
 from wme_async.simulator.world.pipeline import PublishedRecord
 from wme_async.simulator.world.records import encode_record
@@ -62,7 +64,8 @@ class Simulator:
             - rate_limits (None): Requests per second by group; None for no limits.
             - expires_in (86,400): Lifetime of an access token in seconds.
             - max_access_tokens (90): Uses of one refresh token in 90 days.
-            - world (None): A `World`, from which archives, the stream and look-ups of articles then follow.
+            - world (None): A `World`, or a dict of its arguments: archives, the stream and look-ups of articles follow
+              from it.
             - data (None): A folder with real files to serve instead of the built-in data: `articles.ndjson`,
               `batches.json`, `projects.json`, `languages.json`, `namespaces.json`, `codes.json`; each may be absent.
             - articles (12): Records in each archive.
@@ -91,7 +94,7 @@ class Simulator:
         pages: The pages of look-ups by title: `add`, `add_structured`, `remove`, `titles`.
         entities: The entities of Wikidata look-ups: `add`, `shape`, `labels_as_list`.
         commons: Files: `add`.
-        world: The world, or None.
+        world: The wikis behind it all: the option `world`, or the built-in world, whose pages it can change.
         firehose: The stream of articles.
         wikidata: The stream of entities.
         errors: Exceptions of the simulator itself; leaving the block raises them.
@@ -126,18 +129,18 @@ class Simulator:
         )
         self.auth: AuthHost = AuthHost(self.accounts, self.caps, self._access)
         self.api: Api = Api(self.accounts, self.catalog, self.store, self.limiter, self.caps, self._access)
-        self.pages: Pages = Pages(self.catalog, settings["world"], settings["article_size"])
+        self.world: World = self.catalog.world
+        own = settings["world"] is not None
+        # Look-ups of the built-in world have articles of natural size.
+        self.pages: Pages = Pages(self.catalog, self.world, settings["article_size"] if own else None)
         self.commons: Commons = Commons(self.store, seed)
         self.entities: Entities = Entities(self.catalog.entities, Random(seed))
         self._add_lookups(Lookups(self.pages, Random(seed)))
         stream = settings["stream"] or {}
-        articles = {"make": self.catalog.generated.pages.edit, "options": {"size": "small"}, "seed": seed, **stream}
-        world = settings["world"]
-        update = None if world is None else world.catch_up
-        self.firehose: Firehose = Firehose(self.clock, update=update, **articles)
-        if world is not None:
-            world.attach(self.clock, self._publish, self.catalog.real)
-        self.world: World | None = world
+        articles = {"make": self._make_event, "options": {"size": "small"}, "seed": seed, **stream}
+        self.firehose: Firehose = Firehose(self.clock, update=self.world.catch_up, **articles)
+        built_in = None if own else self.catalog.generated.pages.pages
+        self.world.attach(self.clock, self._publish, articles=self.catalog.real, built_in=built_in)
         entities = {name: stream[name] for name in _SHARED_STREAM_OPTIONS if name in stream}
         self.wikidata: Firehose = Firehose.wikidata(self.clock, seed=seed, **entities)
         streams = {"/v2/articles": self.firehose, "/v2/wikidata": self.wikidata}
@@ -156,13 +159,26 @@ class Simulator:
 
     def _publish(self, record: PublishedRecord) -> None:
         """Put a record of the world on the stream, which has no bulk records."""
-        assert self.world is not None
         moment = record.published / 1_000_000
         if record.bulk or moment < self.clock.now() - self.firehose.retention:
             return
         fields = encode_record(record, self.world.generator, self.firehose.size)
         partition = self.firehose.partition_of({**fields, "name": record.key})
         self.firehose.publish(fields, partition=partition, published=moment)
+
+    def _make_event(
+        self, number: int, *, kind: Kind, published: float, project: str | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Make an event of the stream: an edit of a page of the world, which archives and look-ups then have too."""
+        project = self.world.projects[0] if project is None else project
+        if self.world.opened_at(project) == math.inf:
+            return self.catalog.generated.pages.edit(number, kind=kind, published=published, project=project, **options)
+        record, now = None, abs(published - self.clock.now()) < 1
+        if now and options.keys() <= {"size"} and project in self.world.projects:
+            record = self.world.publish_at_once(project, number, kind)
+        if record is None:
+            return self.catalog.generator.article(number, kind=kind, published=published, project=project, **options)
+        return encode_record(record, self.world.generator, options.get("size"))
 
     def _add_lookups(self, lookups: Lookups) -> None:
         self.api.add("/v2/articles/{name*}", lookups.articles, pool="ondemand")
@@ -236,7 +252,7 @@ class Simulator:
     def run_in_thread(cls, **options: Unpack[SimulatorOptions]) -> "Generator[Simulator]":
         """Run a simulator in a thread of its own, for synchronous code.
 
-        `faults`, `requests`, `users` and the clock may be used from any thread; everything else goes
+        `faults`, `requests`, `users`, `world` and the clock may be used from any thread; everything else goes
         through `call`.
 
         Args:

@@ -1,6 +1,7 @@
 """Look-ups by title: articles and structured contents, over all projects at once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from random import Random
 from typing import Any, Final
@@ -12,16 +13,13 @@ from wme_async.simulator.protocol.gjson import matches, project
 from wme_async.simulator.protocol.query import Query, encode_list
 from wme_async.simulator.world.articles import dumps
 from wme_async.simulator.world.catalog import Catalog
-from wme_async.simulator.world.generated_pages import PageState, Section
-from wme_async.simulator.world.metadata import NAMESPACES, PROJECTS
+from wme_async.simulator.world.generated_pages import PageState
 from wme_async.simulator.world.records import Size, encode_record
 from wme_async.simulator.world.wiki import namespace_of
 from wme_async.simulator.world.world import World
 
 __all__ = ["Lookups", "Pages"]
 
-_COMMON: Final = ("Squirrel", "Marie Curie", "NATO", "Earth", "Josephine Baker", "AC/DC", "C++", "What Is Life?", "42%")
-_COMMON_PAGE: Final = 19_000  # the index of the first common title above the first page of a project
 _BASE: Final = (
     "name", "identifier", "abstract", "version", "url", "date_created", "date_modified", "main_entity", "is_part_of",
     "additional_entities", "in_language", "image", "license",
@@ -36,11 +34,11 @@ class Pages:
 
     Args:
         catalog: Projects and the generator.
-        world: The world, if it decides which pages there are.
+        world: The world.
         size: The size of its articles, as in `ArticleGenerator.article`.
     """
 
-    def __init__(self, catalog: Catalog, world: World | None = None, size: Size = "small") -> None:
+    def __init__(self, catalog: Catalog, world: World, size: Size) -> None:
         self._catalog = catalog
         self._world = world
         self._size = size
@@ -49,7 +47,7 @@ class Pages:
         self._articles: dict[tuple[str, str], dict[str, Any]] = {}
         self._structured: dict[tuple[str, str], dict[str, Any]] = {}
         self._removed: set[tuple[str, str]] = set()
-        for record in catalog.real if world is None else ():
+        for record in catalog.own_articles:
             self.add(record)
 
     @property
@@ -63,23 +61,16 @@ class Pages:
 
     def titles(self, project_name: str) -> list[str]:
         """Return the titles of a project, with spaces."""
-        own = self._generated_titles(project_name) if self._world is None else self._world.current(project_name)
+        if self._world.opened_at(project_name) < math.inf:
+            own: Iterable[str] = self._world.current(project_name)
+        else:
+            own = (page.title for page in self._built_in.pages(project_name, self._catalog.clock.now()))
         added = (title.replace("_", " ") for project, title in self._articles if project == project_name)
         return [
             title
             for title in dict.fromkeys([*own, *added])
             if (project_name, title.replace(" ", "_")) not in self._removed
         ]
-
-    def _generated_titles(self, project_name: str) -> Iterator[str]:
-        if project_name in PROJECTS:
-            now = self._catalog.clock.now()
-            for namespace, _, _ in NAMESPACES:
-                section = self._built_in.section(project_name, namespace)
-                for position in range(section.pages):
-                    if self._built_in.state(section, position, now) is not None:
-                        yield self._built_in.title(section, position)
-            yield from _COMMON
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add or replace an article under its project and name.
@@ -105,14 +96,6 @@ class Pages:
         self._articles.pop(key, None)
         self._removed.add(key)
 
-    def _position(self, section: Section, title: str) -> int | None:
-        """Return the page of the built-in world that has a title with spaces, or None."""
-        if section.project not in PROJECTS:
-            return None
-        if section.namespace == 0 and title in _COMMON:
-            return _COMMON_PAGE + _COMMON.index(title)
-        return self._built_in.position(section, title)
-
     def article(self, project_name: str, title: str) -> Mapping[str, Any] | None:
         """Return the stored article of an exact title with underscores, or None."""
         key, name = (project_name, title), title.replace("_", " ")
@@ -120,11 +103,11 @@ class Pages:
             return None
         if key in self._articles:
             return self._articles[key]
-        if self._world is not None:
+        if self._world.opened_at(project_name) < math.inf:
             record = self._world.current(project_name).get(name)
             return None if record is None else encode_record(record, self._world.generator, self._size)
         section = self._built_in.section(project_name, namespace_of(name))
-        position = self._position(section, name)
+        position = self._built_in.position(section, name)
         state = None if position is None else self._built_in.state(section, position, self._catalog.clock.now())
         if state is None:
             return None
@@ -139,7 +122,7 @@ class Pages:
             return self._structured[key]
         project_name, title = key
         section = self._built_in.section(project_name, 0)
-        position = self._position(section, title.replace("_", " "))
+        position = self._built_in.position(section, title.replace("_", " "))
         index = int(article.get("identifier", 0)) if position is None else section.first + position
         record = self._catalog.generator.structured(index, project=project_name)
         record["description"] = str(record.get("description", "")).replace(str(record["name"]), str(article["name"]))

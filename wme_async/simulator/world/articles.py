@@ -25,6 +25,7 @@ __all__ = [
     "Kind",
     "build_archive",
     "dumps",
+    "page_id_of",
     "site_of",
     "timestamp",
 ]
@@ -269,7 +270,7 @@ class ArticleGenerator:
         encoded = quote(name.replace(" ", "_"), safe="/:@!$*(),;'")
         first = rnd.random() < 0.05
         bulk = rnd.random() < 0.04  # bulk-ingested: never edited while the service watched, so much is missing
-        record: dict[str, Any] = {"name": name, "identifier": _page_id(index)}
+        record: dict[str, Any] = {"name": name, "identifier": page_id_of(index)}
         if namespace == 0:
             record["abstract"] = self._texts.abstracts[rnd.randrange(len(self._texts.abstracts))]
         if not bulk:
@@ -313,7 +314,8 @@ class ArticleGenerator:
         return record
 
 
-def _page_id(index: int) -> int:
+def page_id_of(index: int) -> int:
+    """Return the page id of the page of an index."""
     return 1000 + index * 31
 
 
@@ -338,7 +340,7 @@ def _removal(page: _Page, kind: Kind) -> dict[str, Any]:
     underscored = name.replace(" ", "_")
     record: dict[str, Any] = {
         "name": underscored,
-        "identifier": _page_id(index),
+        "identifier": page_id_of(index),
         "date_modified": stamp(when, 0),
         "version": {"identifier": revision, "comment": _comment(rnd), "editor": _editor(rnd)},
         "previous_version": {"identifier": revision - 1 - rnd.randrange(90_000)},
@@ -357,7 +359,7 @@ def _removal(page: _Page, kind: Kind) -> dict[str, Any]:
 def _small(page: _Page) -> dict[str, Any]:
     return {
         "name": page.name,
-        "identifier": _page_id(page.number),
+        "identifier": page_id_of(page.number),
         "version": {"identifier": page.revision},
         "namespace": {"identifier": page.namespace},
         "is_part_of": {"identifier": page.project},

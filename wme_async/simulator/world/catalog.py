@@ -5,6 +5,7 @@ being stored beforehand. A list builds all its archives, since it states the MD5
 """
 
 import asyncio
+import math
 import re
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -20,8 +21,10 @@ from wme_async.simulator.hosts.store import StoredObject, stored
 from wme_async.simulator.world.archive_spec import ArchiveSpec
 from wme_async.simulator.world.articles import ArticleGenerator, build_archive, site_of, timestamp
 from wme_async.simulator.world.entities import EntityGenerator
-from wme_async.simulator.world.generated import GeneratedArchives
+from wme_async.simulator.world.generated import OTHERS, GeneratedArchives
 from wme_async.simulator.world.metadata import NAMESPACES, PROJECTS, batch_sizes, real_articles, static_world
+from wme_async.simulator.world.wiki import SUPPORTED
+from wme_async.simulator.world.world import World
 from wme_async.simulator.world.world_archives import WorldArchives
 
 if TYPE_CHECKING:
@@ -92,9 +95,14 @@ class Catalog:
         self.generated: GeneratedArchives = GeneratedArchives(options, batch_sizes(folder), self.real)
         self.generator: ArticleGenerator = self.generated.generator
         self.entities: EntityGenerator = self.generated.entities
-        self._world = world = options["world"]
-        self._archives = self.generated if world is None else WorldArchives(world, options["article_size"])
-        self.static: dict[str, list[dict[str, Any]]] = static_world(folder, () if world is None else world.projects)
+        # A world of the caller's own decides everything; the built-in one takes over what it changes.
+        own = options["world"]
+        assert own is None or isinstance(own, World)
+        self.world: World = own or World(options["seed"], PROJECTS, pages=0, namespaces=SUPPORTED)
+        self.own_articles: list[dict[str, Any]] = [] if own else self.real
+        self._world_archives = WorldArchives(self.world, options["article_size"])
+        self._archives = self._world_archives if own else self.generated
+        self.static: dict[str, list[dict[str, Any]]] = static_world(folder, self.world.projects)
         self.languages: dict[str, str] = {
             str(row["identifier"]): str(row.get("in_language", {}).get("identifier", ""))
             for row in self.static["projects"]
@@ -262,7 +270,7 @@ class Catalog:
                 begin=begin,
             )
             for name in names
-            if self._world is None or not self._world.export_fails(f"{collection}/{name}")
+            if not self.world.export_fails(f"{collection}/{name}")
         }
 
     def _forget_old(self) -> None:
@@ -347,15 +355,10 @@ class Catalog:
 
     def _build(self, spec: ArchiveSpec) -> None:
         if spec.key not in self._rows:
-            key = self.generated.cache_key(spec) if self._source(spec) is self.generated else None
+            key = self.generated.cache_key(spec) if spec.asof <= self._opened_at(spec) else None
             archive = self._pack(spec) if key is None else _built.get((spec, key), lambda: self._pack(spec))
             self.objects.setdefault(f"{spec.key}.tar.gz", archive)
             self._rows[spec.key] = self._describe(spec, archive)
-
-    def _source(self, spec: ArchiveSpec) -> GeneratedArchives | WorldArchives:
-        """Return the source of the lines of an archive: those of Wikidata and Commons are always generated."""
-        generated = spec.project in {"commonswiki", "wikidatawiki"}
-        return self.generated if generated else self._archives
 
     def _pack(self, spec: ArchiveSpec) -> StoredObject:
         mode = 0o644 if spec.kind == "chunk" else 0o766
@@ -393,10 +396,26 @@ class Catalog:
 
     def _lines(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
         """Make the lines of a member, unless the simulator is ending: a thread cannot be cancelled."""
-        for line in self._source(spec).lines(spec, member):
+        for line in self._all_lines(spec, member):
             if self.stopping.is_set():
                 raise InterruptedError("the simulator is ending")
             yield line
+
+    def _opened_at(self, spec: ArchiveSpec) -> float:
+        """Return the time from which on the world decides an archive; never those of Wikidata and Commons."""
+        return math.inf if spec.project in OTHERS else self.world.opened_at(spec.project)
+
+    def _all_lines(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
+        opened = self._opened_at(spec)
+        if spec.asof <= opened:
+            yield from self.generated.lines(spec, member)
+        elif spec.kind == "batch" and spec.begin < opened:
+            yield from self.generated.lines(replace(spec, asof=opened), member)
+            yield from self._world_archives.lines(replace(spec, begin=opened), member)
+        else:
+            if self.own_articles:
+                yield from self.generated.real_lines(spec, member)
+            yield from self._world_archives.lines(spec, member)
 
     def put(self, object_key: str, replacement: StoredObject, *, update_metadata: bool) -> None:
         """Store an object under a key; its metadata follow, or stay as they are."""

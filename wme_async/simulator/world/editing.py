@@ -1,18 +1,17 @@
 """Changes of all wikis of a world: each gets its revision, its page id and its event, and goes to the pipeline."""
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Final
 
-from wme_async.simulator.world.articles import ArticleGenerator
-from wme_async.simulator.world.pipeline import Pipeline
+from wme_async.simulator.world.articles import ArticleGenerator, Kind, page_id_of
+from wme_async.simulator.world.pipeline import Pipeline, PublishedRecord
 from wme_async.simulator.world.wiki import Change, ChangeKind, Revision, Wiki, WikiPage
 
 __all__ = ["PARTS", "Editor"]
 
 PARTS: Final = frozenset({"text", "editor", "comment"})
-_FIRST_PAGE_ID: Final = 1000
 _FIRST_REVISION: Final = 1_200_000_000
 _NUMBERS_OF_A_WIKI: Final = 300_000
 
@@ -29,6 +28,7 @@ class Editor:
 
     Attributes:
         changes: Project and change, oldest first.
+        before: Called with the project before its wiki is used.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Editor:
         self.wikis = wikis
         self.namespaces = namespaces
         self.changes: list[tuple[str, Change]] = []
+        self.before: Callable[[str], None] | None = None
         self._pipeline = pipeline
         self.generator = generator
         self._random = Random(f"editor {seed}")
@@ -56,6 +57,8 @@ class Editor:
         """
         if project not in self.wikis:
             raise ValueError(f"this world has no project {project!r}; it has {', '.join(self.wikis)}")
+        if self.before is not None:
+            self.before(project)
         return self.wikis[project]
 
     def free_title(self, project: str, namespace: int = 0) -> str:
@@ -68,10 +71,17 @@ class Editor:
     def new_page(self, time: int, project: str, title: str, redirect: str | None = None) -> WikiPage:
         """Add a page, and return it, without a change that the service takes note of."""
         number = self._numbers[project]
-        page = WikiPage(title, _FIRST_PAGE_ID + number * 31, number, (self._next_revision(time),), redirect)
+        page = WikiPage(title, page_id_of(number), number, (self._next_revision(time),), redirect)
         self.wiki(project).create(time, page)
         self._numbers[project] += 1
         return page
+
+    def adopt(self, project: str, pages: Iterable[WikiPage], numbers: int) -> None:
+        """Add existing pages to a wiki; new ones get numbers from `numbers` on, and higher revisions."""
+        for page in pages:
+            self.wikis[project].create(page.modified, page)
+            self._revision = max(self._revision, page.revision)
+        self._numbers[project] = numbers
 
     def _next_revision(self, time: int) -> Revision:
         self._revision += self._random.randrange(1, 200)
@@ -127,6 +137,18 @@ class Editor:
         """Suppress exactly these parts of the newest revision of a page."""
         parts = frozenset(hidden)
         return self._take(project, "hide", time, self.wiki(project).hide(time, title, parts))
+
+    def at_once(self, time: int, project: str, title: str, kind: Kind) -> PublishedRecord:
+        """Change a page, and return the record, published in the same moment."""
+        wiki = self.wiki(project)
+        if kind == "update":
+            change = self.change("edit", time, wiki.edit(time, title, self._next_revision(time)))
+        elif kind == "delete":
+            change = self.change("delete", time, wiki.delete(time, title))
+        else:
+            change = self.change("hide", time, wiki.hide(time, title, frozenset({"text"})))
+        self.changes.append((project, change))
+        return self._pipeline.finish(project, change, kind)
 
     def bulk(self, time: int, project: str, titles: Iterable[str]) -> None:
         """Ingest pages again."""

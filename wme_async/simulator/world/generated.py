@@ -15,9 +15,9 @@ from wme_async.simulator.world.metadata import EMPTY, NAMESPACES, PROJECTS, STRU
 if TYPE_CHECKING:
     from wme_async.simulator.options import SimulatorOptions
 
-__all__ = ["GeneratedArchives"]
+__all__ = ["OTHERS", "GeneratedArchives"]
 
-_OTHERS: Final = ("commonswiki", "wikidatawiki")  # projects without pages of the built-in world
+OTHERS: Final = ("commonswiki", "wikidatawiki")  # projects without pages of the built-in world
 _SHIFT: Final = 5  # pages that a new export begins later
 
 
@@ -78,19 +78,23 @@ class GeneratedArchives:
         if spec.identifier == EMPTY:
             return
         target = self.target(spec)
+        for line in self.real_lines(spec, member):
+            target -= len(zlib.compress(line, 1)) if target else 0
+            yield line
+        if target > 0:
+            yield from self._until(self._generated(spec, itertools.count(member, spec.members)), target)
+            return
+        start = member * self.articles
+        yield from self._generated(spec, range(start, start + round(self._count(spec) * spec.share)))
+        if spec.kind == "batch":
+            yield from self._published_by_hand(spec)
+
+    def real_lines(self, spec: ArchiveSpec, member: int) -> Iterator[bytes]:
+        """Make the lines of real articles, which are in the first member of the archives of their project."""
         if member == 0 and spec.kind != "structured" and spec.namespace == 0:
             for record in self._real:
                 if record["is_part_of"]["identifier"] == spec.project:
-                    line = dumps(record) + b"\n"
-                    target -= len(zlib.compress(line, 1)) if target else 0
-                    yield line
-        if target > 0:
-            yield from self._until(self._generated(spec, itertools.count(member, spec.members)), target)
-        else:
-            start = member * self.articles
-            yield from self._generated(spec, range(start, start + round(self._count(spec) * spec.share)))
-            if spec.kind == "batch":
-                yield from self._published_by_hand(spec)
+                    yield dumps(record) + b"\n"
 
     def target(self, spec: ArchiveSpec) -> int:
         """Return the compressed bytes that each member reaches, or 0 if a number of records decides."""
@@ -115,12 +119,14 @@ class GeneratedArchives:
 
     def _record(self, spec: ArchiveSpec, number: int) -> dict[str, Any] | None:
         """Return a record of an archive, or None if its page is deleted."""
-        if spec.project in _OTHERS:
+        if spec.project in OTHERS:
             return self._other_record(spec, number)
         section, size = self.pages.section(spec.project, spec.namespace), self._options["article_size"]
         if spec.kind == "batch":
             hour = int(spec.begin // 3600)
             position = section.updated_page(hour, number)
+            if section.edited(hour, number) >= spec.asof:
+                return None  # the world decides the rest of this hour
             if position is None:
                 return self.pages.brief_delete(section, hour, number)
             if number < section.updates + section.deletes:
@@ -140,7 +146,8 @@ class GeneratedArchives:
     def _published_by_hand(self, spec: ArchiveSpec) -> Iterator[bytes]:
         """Make the lines of pages that a test has edited on the stream and that did not have their turn."""
         section, hour = self.pages.section(spec.project, spec.namespace), int(spec.begin // 3600)
-        regular = {section.updated_page(hour, number) for number in range(section.updates + section.deletes)}
+        numbers = range(section.updates + section.deletes)
+        regular = {section.updated_page(hour, number) for number in numbers if section.edited(hour, number) < spec.asof}
         for position in self.pages.edited_between(section, spec.begin, spec.asof):
             if position not in regular:
                 record = self.pages.newest_record(section, position, spec.asof, self._options["article_size"])

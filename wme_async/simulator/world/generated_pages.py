@@ -8,14 +8,15 @@ import math
 import uuid
 import zlib
 from bisect import bisect_right, insort
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from wme_async.simulator.world.articles import ArticleGenerator, Kind
+from wme_async.simulator.world.articles import ArticleGenerator, Kind, page_id_of
 from wme_async.simulator.world.encoding import timestamp
-from wme_async.simulator.world.metadata import EMPTY
+from wme_async.simulator.world.metadata import EMPTY, NAMESPACES, PROJECTS
+from wme_async.simulator.world.wiki import Revision, WikiPage
 
 if TYPE_CHECKING:
     from wme_async.simulator.options import SimulatorOptions
@@ -32,6 +33,8 @@ _EVERY: Final = 0.9  # of an hour, over which its edits are spread
 _OLD: Final = 1_420_000_000.0  # 2015: pages that are never edited are from the years after
 _OLD_REVISION: Final = 500_000_000
 _FIRST_REVISION: Final = 1_000_000_000
+_COMMON: Final = ("Squirrel", "Marie Curie", "NATO", "Earth", "Josephine Baker", "AC/DC", "C++", "What Is Life?", "42%")
+_COMMON_PAGE: Final = 19_000  # the position of the first of them, which look-ups alone know
 _DELETE_LATENCY: Final = 0.2  # seconds
 
 Size = int | Literal["small"] | None
@@ -198,8 +201,24 @@ class GeneratedPages:
         edits = self._edits.get((section.project, section.namespace), {})
         return [page for page, own in edits.items() if any(begin <= edit.published < end for edit in own)]
 
+    def pages(self, project: str, time: float) -> Iterator[WikiPage]:
+        """Yield the pages of a project that exist at a time."""
+        for namespace, _, _ in NAMESPACES if project in PROJECTS else ():
+            section = self.section(project, namespace)
+            titles = ((position, self.title(section, position)) for position in range(section.pages))
+            for position, title in (*titles, *(enumerate(_COMMON, _COMMON_PAGE) if namespace == 0 else ())):
+                state = self.state(section, position, time)
+                if state is not None:
+                    index = section.first + position
+                    revision = Revision(state.revision, round(state.published * 1_000_000))
+                    yield WikiPage(title, page_id_of(index), index, (revision,))
+
     def position(self, section: Section, title: str) -> int | None:
-        """Return the page of a title with spaces, or None; each title ends in the index of its page."""
+        """Return the page of a title with spaces, or None; most titles end in the index of their page."""
+        if section.project not in PROJECTS:
+            return None
+        if section.namespace == 0 and title in _COMMON:
+            return _COMMON_PAGE + _COMMON.index(title)
         number = title.rpartition(" ")[2]
         if not (number.isascii() and number.isdecimal()):
             return None

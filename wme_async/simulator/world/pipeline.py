@@ -109,6 +109,12 @@ class Pipeline:
             # The second message of a move is created microseconds later.
             created = self._last_created = created + self.random.randrange(1, 6)
 
+    def finish(self, project: str, change: Change, kind: Kind) -> PublishedRecord:
+        """Take a change, and publish it at once."""
+        message = Message(kind, project, change.title, change, self._next_time(change.time))
+        self.messages.append(message)
+        return PublishedRecord(message, change.page, message.created)
+
     def _next_time(self, time: int) -> int:
         self._last_created = max(time, self._last_created + 1)
         return self._last_created

@@ -21,7 +21,7 @@ def make_random_change(editor: Editor, rnd: Random, time: int) -> None:
     If the project has no page for this kind, the change is another creation.
     """
     project = rnd.choice(tuple(editor.wikis))
-    wiki = editor.wikis[project]
+    wiki = editor.wiki(project)
     kind = rnd.choices(_KINDS, tuple(_WEIGHTS.values()))[0]
     if kind == "restore" and (title := _restorable(wiki, rnd)) is not None:
         editor.restore(time, project, title, without_last=rnd.random() < 0.3)

@@ -4,6 +4,8 @@ Snapshots, hourly batches, the stream and look-ups of a simulator are views of o
 the service do, and disagree where those do.
 """
 
+import asyncio
+import math
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +15,7 @@ from typing import Any, Final
 
 from wme_async.simulator.arguments import check_numbers, check_texts
 from wme_async.simulator.clock import Clock
-from wme_async.simulator.world.articles import ArticleGenerator
+from wme_async.simulator.world.articles import ArticleGenerator, Kind
 from wme_async.simulator.world.editing import Editor
 from wme_async.simulator.world.exports import Export, batch_rows, deal, snapshot_rows
 from wme_async.simulator.world.metadata import PROJECTS
@@ -29,7 +31,12 @@ _PAST: Final = 3 * _DAY  # seconds of history before the start
 _MOST_PAST: Final = 2_000  # random changes in it, unless asked for more
 _OLDEST: Final = 40 * _DAY  # seconds: the pages at the beginning were last edited so long before
 
+_STEP: Final = 0.2  # seconds
+_ADOPTED: Final = 30_000_000  # the first number of pages beside the built-in ones
+_NUMBERS_OF_A_PROJECT: Final = 300_000
+
 Listener = Callable[[PublishedRecord], None]
+BuiltInPages = Callable[[str, float], Iterable[WikiPage]]
 
 
 class World:
@@ -112,6 +119,8 @@ class World:
         }
         self._current: dict[str, dict[str, PublishedRecord]] = {project: {} for project in self.projects}
         self._published: dict[int, int] = {}
+        self._built_in: BuiltInPages | None = None
+        self._opened: dict[str, float] = {}
         self._now = 0  # microseconds: everything before has happened
         self._next_random: float | None = None
         self._lock = threading.RLock()
@@ -132,13 +141,22 @@ class World:
         self._clock.advance(seconds)
         self.catch_up()
 
-    def attach(self, clock: Clock, listener: Listener, articles: Sequence[Mapping[str, Any]] = ()) -> None:
+    def attach(
+        self,
+        clock: Clock,
+        listener: Listener,
+        *,
+        articles: Sequence[Mapping[str, Any]] = (),
+        built_in: BuiltInPages | None = None,
+    ) -> None:
         """Go by the clock of a simulator, and pass it each record; the simulator does this.
 
         Args:
             clock: The clock.
             listener: Called with each record that is published, in this order.
             articles: Real articles to take titles and text from; by default they are made up.
+            built_in: Returns the pages of a project that exist at a time without being stored; the world takes them
+                over before it changes any of them.
 
         Raises:
             RuntimeError: The world belongs to a simulator, or has a history, already.
@@ -149,7 +167,35 @@ class World:
         self._listeners.append(listener)
         if articles:
             self.generator = self._editor.generator = ArticleGenerator(self.seed, base=articles)
+        if built_in is not None:
+            self._built_in = built_in
+            self._editor.before = self._open
         clock.listeners.append(self.catch_up)
+
+    def _open(self, project: str) -> None:
+        """Take over the pages that exist without being stored; they are as they are published."""
+        if self._built_in is None or project in self._opened:
+            return
+        self._opened[project] = self._now / SECOND
+        pages = sorted(self._built_in(project, self._now / SECOND), key=lambda page: page.modified)
+        self._editor.adopt(project, pages, _ADOPTED + self.projects.index(project) * _NUMBERS_OF_A_PROJECT)
+        for page in pages:
+            change = self._editor.change("create", page.modified, page)
+            message = Message("update", project, page.title, change, page.modified - SECOND)
+            self._take(PublishedRecord(message, page, page.modified))
+
+    def opened_at(self, project: str) -> float:
+        """Return the time from which on the world has the history of a project: infinite if it has none yet."""
+        self.catch_up()
+        if self._built_in is None:
+            return -math.inf
+        return self._opened.get(project, math.inf)
+
+    async def run(self) -> None:
+        """Let the world go on with its clock until cancelled, also while nobody reads it."""
+        while True:
+            self.catch_up()
+            await asyncio.sleep(_STEP)
 
     def catch_up(self) -> None:
         """Let happen what is due by now; everything that reads the world does this first."""
@@ -169,8 +215,11 @@ class World:
 
     def _begin(self, now: int) -> None:
         beginning = now - _PAST * SECOND
-        self._populate(beginning)
+        if self._built_in is None:
+            self._populate(beginning)
         past = min(_MOST_PAST, int(self.rate * _PAST)) if self._past is None else self._past
+        if self._built_in is not None:
+            past = 0  # the built-in pages have a past of their own
         for time in sorted(beginning + self._random.randrange(_PAST * SECOND) for _ in range(past)):
             self._change_at_random(time)
         self._proceed(now)
@@ -334,6 +383,27 @@ class World:
             names = [page.title for page in self._editor.wiki(project).live()] if titles is None else titles
             self._editor.bulk(time, project, map(_spaced, names))
 
+    def publish_at_once(self, project: str, number: int, kind: Kind) -> PublishedRecord | None:
+        """Change a page of namespace 0, and return its record, published in the same moment.
+
+        Args:
+            project: Database name.
+            number: Of the change: the pages have their turn.
+            kind: The event type.
+
+        Returns:
+            The record, or None if there is no page.
+        """
+        with self._lock:
+            time = self._present()
+            titles = [page.title for page in self._editor.wiki(project).live() if not page.namespace]
+            if not titles:
+                return None
+            record = self._editor.at_once(time, project, titles[number % len(titles)], kind)
+            self._published[record.message.created] = record.published
+            self._take(record)
+            return record
+
     # Views
 
     @property
@@ -351,11 +421,14 @@ class World:
         """
         with self._lock:
             self.catch_up()
-            wiki = self._editor.wiki(project)
+            if self._built_in is not None and project in self.projects and project not in self._opened:
+                pages = self._built_in(project, self._now / SECOND)
+            else:
+                pages = self._editor.wiki(project).live()
             messages = [message for message in self._pipeline.messages if message.project == project]
             return Truth(
                 project=project,
-                pages={page.title: page for page in wiki.live()},
+                pages={page.title: page for page in pages},
                 messages=messages,
                 published={
                     message.created: self._published[message.created]
