@@ -1,14 +1,16 @@
 """`wme-async simulate`: the WME services on this machine, for trying things out with any client."""
 
-import asyncio
 import shlex
 
 import click
 
 from wme_async.cli import base
 from wme_async.simulator import Simulator
+from wme_async.simulator.faults import KINDS, STREAM_KINDS
 
 __all__ = ["command"]
+
+_GROUPS = ("group_1", "group_2", "group_3")
 
 
 @click.command("simulate")
@@ -16,24 +18,84 @@ __all__ = ["command"]
     "--data", type=click.Path(exists=True, file_okay=False), help="Folder of real lists and articles to serve."
 )
 @click.option("--articles", type=click.IntRange(0), default=100, show_default=True, help="Records in each archive.")
+@click.option(
+    "--archive-bytes",
+    multiple=True,
+    metavar="ARCHIVE=BYTES",
+    help="Compressed size of an archive, such as enwiki_namespace_0=50000000; may be repeated.",
+)
 @click.option("--port", type=click.IntRange(1, 65532), help="First of four ports; free ones by default.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Events published each second on the stream.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="Changes of pages each second, which the stream publishes.",
+)
+@click.option(
+    "--groups",
+    type=click.Choice(_GROUPS),
+    multiple=True,
+    default=("group_3",),
+    show_default=True,
+    help="Plan of the account: group_1 is the free one, group_3 has everything; may be repeated.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    type=click.Choice(sorted(KINDS | STREAM_KINDS)),
+    multiple=True,
+    metavar="NAME",
+    help="Fault of the simulator, such as slow, drop or cut; may be repeated. docs/testing.md lists them.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed makes the same world.")
-def command(data: str | None, articles: int, port: int | None, rate: float | None, seed: int) -> None:
+def command(
+    *,
+    data: str | None,
+    articles: int,
+    archive_bytes: tuple[str, ...],
+    port: int | None,
+    rate: float,
+    groups: tuple[str, ...],
+    faults: tuple[str, ...],
+    seed: int,
+) -> None:
     """Run a simulator of all WME services on this machine, until interrupted.
 
-    It prints the environment variables with which any WME client connects to it.
+    It prints the environment variables with which any WME client connects to it. Pages change all the time: the
+    stream, look-ups, the batches of each hour and new snapshots follow.
     """
     roles = ("auth", "api", "realtime", "store")
     ports = {role: port + number for number, role in enumerate(roles)} if port is not None else None
+    sizes = dict(map(_size, archive_bytes))
 
     async def serve() -> None:
-        async with Simulator(seed=seed, data=data, articles=articles, article_size=None, ports=ports) as simulator:
+        simulator = Simulator(
+            seed=seed,
+            data=data,
+            articles=articles,
+            article_size=None,
+            archive_bytes=sizes,
+            ports=ports,
+            groups=groups,
+        )
+        for name in faults:
+            simulator.faults.inject_default(name)
+        async with simulator:
             for name, value in simulator.environment().items():
                 base.echo(f"export {name}={shlex.quote(value)}")
-            if rate is None:
-                await asyncio.Event().wait()
-            else:
-                await simulator.firehose.run(rate)
+            hours = simulator.hours
+            base.stderr.print(f"The hours from {hours[0]} to {hours[-1]} have batches. Ctrl-C stops.", highlight=False)
+            simulator.world.rate = rate
+            await simulator.world.run()
 
     base.run(serve())
+
+
+def _size(value: str) -> tuple[str, int]:
+    name, _, size = value.rpartition("=")
+    if not name or not size.isascii() or not size.isdecimal():
+        raise click.BadParameter(
+            f"{value!r} is not ARCHIVE=BYTES, such as enwiki_namespace_0=50000000", param_hint="--archive-bytes"
+        )
+    return name, int(size)

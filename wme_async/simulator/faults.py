@@ -102,6 +102,8 @@ STREAM_KINDS: Final = _BEFORE_HEAD | _table(
     error_line="at",
     older_framing="",
 )
+_FOR_ALL: Final = ("slow", "delay", "cut", "older_framing")
+_OF_LOOKUPS: Final = ("not_there", "raw", "malformed")
 _ROLES: Final = ("auth", "api", "realtime", "store")
 
 
@@ -218,6 +220,25 @@ class Faults:
         fault = Fault(kind, role, pattern, method, times, skip, dict(details), _registry=self)
         self._active.append(fault)
         return fault
+
+    def inject_default(self, kind: str) -> Fault:
+        """Inject a fault where it belongs, for a simulator that is watched from outside.
+
+        Faults of streams go to the realtime host, those of look-ups and those before the head to the API, others to
+        the object store. `slow`, `delay`, `cut` and `older_framing` apply to all requests there, others to the first
+        two, so that a client that goes on gets to the end.
+
+        Args:
+            kind: A kind of any host.
+
+        Returns:
+            The fault.
+
+        Raises:
+            ValueError: The kind does not exist.
+        """
+        role = "api" if kind in _BEFORE_HEAD or kind in _OF_LOOKUPS else "store" if kind in KINDS else "realtime"
+        return self.inject(kind, role=role, times=None if kind in _FOR_ALL else 2)
 
     def script(
         self,
