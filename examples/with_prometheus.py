@@ -22,6 +22,7 @@ REQUESTS = Histogram("wme_request_seconds", "Requests, until the head of the res
 EVENTS = Gauge("wme_stream_events", "Events of the stream", ["stream"])
 GAPS = Gauge("wme_stream_gaps", "Times that events were missing", ["stream"])
 LAG = Gauge("wme_stream_lag_seconds", "Age of the last event of a partition", ["stream", "partition"])
+LOST = Counter("wme_lease_lost", "Parts of a shared stream that another member took", ["stream"])
 BYTES = Counter("wme_download_bytes", "Bytes of downloads and reads")
 
 
@@ -59,6 +60,10 @@ class Prometheus:
                     LAG.labels(name, partition.partition).set(partition.age)
 
         return take
+
+    def lease_lost(self, stream: str, part: int) -> None:  # noqa: ARG002  # as above
+        """Count the parts that another member took."""
+        LOST.labels(stream).inc()
 
 
 async def main(count: int) -> None:

@@ -146,6 +146,11 @@ async def test_a_stream_counts_its_records_and_tells_the_lag_of_its_partitions(s
     assert world.points("wme.stream.gaps") == [(name, 0)]
 
 
+def test_a_lost_lease_is_counted(world):
+    world.telemetry.lease_lost("default/articles", 4)
+    assert world.points("wme.lease.lost") == [({"wme.stream.name": "default/articles", "wme.stream.part": 4}, 1)]
+
+
 async def test_not_found_is_the_error_of_its_span(sim, wme, world):
     with pytest.raises(NotFound):
         await wme.projects.get("nowiki")

@@ -8,9 +8,9 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-from stream_world import PATIENT
+from stream_world import PATIENT, until
 
-from wme_async import Client, NotFound, Retry, ServerError
+from wme_async import Client, MemoryOffsets, NotFound, Position, Retry, ServerError
 from wme_async.simulator import Simulator
 
 
@@ -20,6 +20,7 @@ class Recorder:
     def __init__(self) -> None:
         self.attempts: list[dict[str, Any]] = []
         self.operations: list[dict[str, Any]] = []
+        self.leases: list[tuple[str, int]] = []
         self.streams: dict[str, list[Any]] = defaultdict(list)
 
     @contextlib.contextmanager
@@ -40,6 +41,9 @@ class Recorder:
 
     def stream(self, name):
         return self.streams[name].append
+
+    def lease_lost(self, stream, part):
+        self.leases.append((stream, part))
 
     def of(self, path):
         return [attempt for attempt in self.attempts if attempt["url"].endswith(path)]
@@ -130,6 +134,18 @@ async def test_the_statistics_of_a_stream_come_while_it_runs_and_at_its_end(sim,
         for _ in range(2):
             await anext(stream)
     assert recorder.streams["default/articles"][-1].events == 7
+
+
+async def test_a_part_that_another_member_took_is_reported(sim, wme, recorder):
+    store = MemoryOffsets()
+    async with wme.realtime.articles(offsets=store, share="group", commit_interval=0.01, retry=PATIENT) as stream:
+        await until(lambda: len(stream.parts) == 10)
+        # As a store does that lost its last changes: somebody else has the part.
+        await store.give(stream.key, stream.owner, [4])
+        token = (await store.take(stream.key, "another", 10, 600.0))[4]
+        await store.save_held(stream.key, 4, "another", token, {20: Position(7)})
+        await until(lambda: recorder.leases)
+    assert recorder.leases == [("default/articles", 4)]
 
 
 async def test_without_telemetry_nothing_is_called(sim):

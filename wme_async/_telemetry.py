@@ -59,6 +59,15 @@ class Telemetry(Protocol):
         """
         ...
 
+    def lease_lost(self, stream: str, part: int) -> None:
+        """Note that a member of a group lost a part to another one, which it did not give back itself.
+
+        Args:
+            stream: The name of the stream's positions.
+            part: The part.
+        """
+        ...
+
 
 @contextlib.contextmanager
 def operation(telemetry: Telemetry | None, name: str, **facts: Any) -> Iterator[Report]:

@@ -256,6 +256,7 @@ class Realtime:
                 open_stream=open_stream,
                 group=sharing,
                 sleep=self._transport.sleep,
+                telemetry=self._transport.telemetry,
             )
         return open_stream(options=settings, claims=sharing)
 

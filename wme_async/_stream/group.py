@@ -20,7 +20,7 @@ from wme_async._stream.sharing import Group
 from wme_async._stream.statistics import NOTHING_READ, added, past
 from wme_async._stream.stream import Batches, Stream
 from wme_async._tasks import WorkGroup, first_cause, wait_done
-from wme_async._telemetry import log_fields
+from wme_async._telemetry import Telemetry, log_fields
 from wme_async.errors import StreamError
 from wme_async.offsets import Position
 
@@ -63,6 +63,7 @@ class GroupStream(Generic[T]):
         open_stream: Returns a stream with these options.
         group: The options of the group.
         sleep: Waits for some seconds.
+        telemetry: Observes parts that are lost.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class GroupStream(Generic[T]):
         open_stream: Callable[..., Stream[T]],
         group: Group,
         sleep: Callable[[float], Awaitable[None]],
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.resource = resource
         self.owner: str = group.owner
@@ -86,6 +88,7 @@ class GroupStream(Generic[T]):
         self._record_type = RecordType(type)
         self._store = group.store
         self._sleep = sleep
+        self._telemetry = telemetry
         self._lease = group.lease
         self._clock = _clock.uptime
         self.key: str = f"{options['name']}/{resource.name}"
@@ -311,6 +314,8 @@ class GroupStream(Generic[T]):
             self._past = added([self._past, past(reader.final)])
         facts = log_fields(stream=self.key, part=holding.part, token=holding.token)
         logger.info("part %d of %r is %s", holding.part, self.key, "lost" if reader.lost else "given back", extra=facts)
+        if self._telemetry is not None and reader.lost:
+            self._telemetry.lease_lost(self.key, holding.part)
         self._notify(StreamLost(part=holding.part, token=holding.token, given_back=not reader.lost))
 
     def _notify(self, event: StreamEvent) -> None:

@@ -12,7 +12,8 @@ Spans: one of kind CLIENT for each attempt of a request, from its start to the h
 sees a trace.
 
 Metrics: `http.client.request.duration`, `wme.task.duration`, and for each stream `wme.stream.records`,
-`wme.stream.reconnects`, `wme.stream.gaps`, and `wme.stream.lag` of each partition, in seconds.
+`wme.stream.reconnects`, `wme.stream.gaps`, and `wme.stream.lag` of each partition, in seconds; `wme.lease.lost` of
+streams that several members share.
 """
 
 import asyncio
@@ -69,6 +70,9 @@ class OpenTelemetry:
         )
         self._gaps = meter.create_counter(
             "wme.stream.gaps", unit="{gap}", description="Times that events were missing."
+        )
+        self._leases = meter.create_counter(
+            "wme.lease.lost", unit="{lease}", description="Parts of a shared stream that were lost to another member."
         )
         self._lag = meter.create_gauge(
             "wme.stream.lag", unit="s", description="Age of the last event that was read from a partition."
@@ -139,6 +143,10 @@ class OpenTelemetry:
                     self._lag.set(partition.age, {**attributes, "wme.stream.partition": partition.partition})
 
         return take
+
+    def lease_lost(self, stream: str, part: int) -> None:
+        """Count a part of a shared stream that another member took."""
+        self._leases.add(1, {"wme.stream.name": stream, "wme.stream.part": part})
 
 
 def _attributes(facts: dict[str, Any]) -> dict[str, Any]:
