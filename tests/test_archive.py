@@ -398,6 +398,10 @@ async def test_what_is_no_whole_archive_is_an_error_that_says_so(data: bytes, wo
             await collect(Source(data, size), label="x", use_isal=use_isal)
         assert caught.value.offset is not None
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+        cause = caught.value.__cause__
+        while cause is not None:
+            assert type(pickle.loads(pickle.dumps(cause))) is type(cause)
+            cause = cause.__cause__
         assert_nothing_is_left()
 
 

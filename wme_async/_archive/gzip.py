@@ -140,7 +140,9 @@ class _IsalInflater:
         try:
             block: bytes = self._engine.decompress(piece, MAX_BLOCK)
         except self._lib.error as error:
-            raise zlib.error(str(error)) from error
+            # isal gives its error the name of a module that does not exist; the errors that lead to ours are pickled with
+            # it where Dask is loaded.
+            raise zlib.error(str(error)) from None
         return block
 
     def _hold(self, block: bytes) -> None:
