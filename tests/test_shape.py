@@ -90,7 +90,7 @@ PURE = [
     "mirror/records.py",
     "mirror/rule.py",
     "models/decoding.py",
-    "models/passages.py",
+    "models/_reading.py",
     "offsets/lease_table.py",
     "settings.py",
 ]

@@ -140,8 +140,7 @@ class _IsalInflater:
         try:
             block: bytes = self._engine.decompress(piece, MAX_BLOCK)
         except self._lib.error as error:
-            # isal gives its error the name of a module that does not exist; the errors that lead to ours are pickled with
-            # it where Dask is loaded.
+            # Where Dask is loaded, an error is pickled with its causes, and that of isal names a module that is not there.
             raise zlib.error(str(error)) from None
         return block
 
