@@ -140,7 +140,7 @@ class _IsalInflater:
         try:
             block: bytes = self._engine.decompress(piece, MAX_BLOCK)
         except self._lib.error as error:
-            # Where Dask is loaded, an error is pickled with its causes, and that of isal names a module that is not there.
+            # Where Dask is loaded, errors are pickled with their causes, and isal names a module that does not exist.
             raise zlib.error(str(error)) from None
         return block
 
