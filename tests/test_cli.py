@@ -140,6 +140,16 @@ def test_snapshots_and_their_chunks(run, tmp_path):
         (("stream", "--since", "²h"), 2, "neither a time"),
         (("stream", "--parts", "a"), 2, "not a list of numbers"),
         (("stream", "--parts", "10"), 2, "part"),
+        (("stream", "--share", "groups"), 2, "neither the word group, nor a number"),
+        (("stream", "--share", "3/3"), 2, "neither the word group, nor a number"),
+        (("stream", "--share", "group", "--offsets", "file.db"), 2, "which have leases"),
+        (
+            ("stream", "--share", "group", "--offsets", "redis://host", "--to", "kafka://host/topic"),
+            2,
+            "--to needs a fixed plan",
+        ),
+        (("stream", "--share", "0/2", "--lease", "3"), 2, "lease can be used with share='group' alone"),
+        (("stream", "--offsets", "mysql://host/db"), 2, "neither a file nor a URL"),
         (("nonsense",), 2, "nonsense"),
     ],
 )
@@ -226,6 +236,36 @@ def test_the_stream_is_json_lines_and_resumes_from_its_offsets(run, world, tmp_p
     assert len(set(places)) == 60
     assert sorted(places) == sorted(published)
     assert start
+
+
+def publish_for(world, wiki, partitions):
+    """Publish events of a wiki that no other test reads."""
+    record = {"name": "x", "is_part_of": {"identifier": wiki}, "event": {"type": "update"}}
+    return [world.call(world.firehose.publish, record, partition=partition) for partition in partitions]
+
+
+def places(rows):
+    return sorted((row["event"]["partition"], row["event"]["offset"]) for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["postgres", "redis"])
+def test_the_stream_is_shared_by_leases_on_a_server(run, world, request, kind):
+    pytest.importorskip("asyncpg" if kind == "postgres" else "redis")
+    offsets = request.getfixturevalue("postgres_dsn" if kind == "postgres" else "redis_url")
+    wiki = f"{kind}wiki"
+    published = publish_for(world, wiki, [number % 50 for number in range(60)])
+    options = ("--offsets", offsets, "--share", "group", "--since", "1m", "--where", f"is_part_of.identifier={wiki}")
+    rows = [row for limit in ("25", "35") for row in lines(run("stream", *options, "--limit", limit))]
+    assert places(rows) == sorted(published)
+
+
+def test_the_stream_is_shared_by_a_fixed_plan(run, world):
+    published = publish_for(world, "planwiki", range(50))
+    rows = []
+    for ordinal in range(3):
+        options = ("--share", f"{ordinal}/3", "--since", "1m", "--where", "is_part_of.identifier=planwiki")
+        rows += lines(run("stream", *options, "--limit", str(5 * len(range(ordinal, 10, 3)))))
+    assert places(rows) == sorted(published)
 
 
 def test_the_stream_can_be_watched_as_a_table(run, world):

@@ -153,7 +153,7 @@ def test_the_code_of_a_page_runs_and_prints_its_output(
         runner = stack.enter_context(asyncio.Runner())
         for name, value in simulator.environment().items():
             monkeypatch.setenv(name, value)
-        if page.stem in {"README", "realtime", "relay"}:
+        if page.stem in {"README", "realtime", "relay", "sharing"}:
             stack.enter_context(publishing(simulator.firehose))
         try:
             run_page(page, namespace, runner)

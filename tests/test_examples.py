@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -76,7 +77,8 @@ NEEDS = {
     "polars_over_wme": ("pyarrow", "polars"),
     "with_opentelemetry": ("opentelemetry.sdk",),
 }
-STREAMS = {"follow_stream", "with_prometheus", "exactly_once"}  # the latter is killed at random in test_stream_torture
+STREAMS = {"follow_stream", "with_prometheus", "shared_stream"}
+STREAMS |= {"exactly_once"}  # it is killed at random in test_stream_torture
 BRIDGES = {"stream_to_kafka", "stream_to_nats"}
 SERVICES = {
     "web_service",
@@ -203,6 +205,31 @@ def test_the_scripts_that_copy_the_stream_into_brokers_go_on_where_the_messages_
     for partition, first in published.connections[0].start.items():
         offsets = [offset for number, offset in events if number == partition]
         assert offsets == list(range(first, first + len(offsets)))
+
+
+def test_the_script_that_hosts_share_copies_each_event_once(
+    environment: Simulator, published: Firehose, postgres_dsn: str, tmp_path: Path
+) -> None:
+    asyncpg = pytest.importorskip("asyncpg", reason="the example uses asyncpg, which is not installed")
+    with ThreadPoolExecutor(2) as hosts:
+        printed = list(hosts.map(lambda _: run("shared_stream", postgres_dsn, "100", cwd=tmp_path), range(2)))
+    for text in printed:
+        match = re.fullmatch(r"(\d+) rows; this host reads (\d+) parts\n", text)
+        assert match is not None, text
+        assert int(match[1]) >= 100
+
+    async def copied() -> list[tuple[int, int]]:
+        connection = await asyncpg.connect(postgres_dsn)
+        try:
+            return [tuple(row) for row in await connection.fetch('SELECT partition, "offset" FROM edits')]
+        finally:
+            await connection.close()
+
+    by_partition: dict[int, list[int]] = {}
+    for partition, offset in sorted(asyncio.run(copied())):
+        by_partition.setdefault(partition, []).append(offset)
+    for offsets in by_partition.values():
+        assert offsets == list(range(offsets[0], offsets[0] + len(offsets)))
 
 
 def loaded(name: str) -> Any:

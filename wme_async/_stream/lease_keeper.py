@@ -9,7 +9,8 @@ from wme_async.offsets import LeaseStore
 from wme_async.offsets.lease_table import share_of
 
 _RENEWALS: Final = 3  # within a lease, so that it survives two that fail
-_TAKES: Final = 10  # within a lease, while parts are to be had
+_TAKES: Final = 10  # within a lease, while it has less than its share
+_LONGEST_PAUSE: Final = 1.0  # seconds between those
 
 
 class LeaseKeeper:
@@ -61,7 +62,7 @@ class LeaseKeeper:
     @property
     def pause(self) -> float:
         """Seconds until the next attempt after one that failed."""
-        return self._ttl / _TAKES
+        return min(self._ttl / _TAKES, _LONGEST_PAUSE)
 
     async def beat(self) -> float:
         """Do one heartbeat, and return the seconds until the next.

@@ -15,10 +15,10 @@ from rich.text import Text
 
 from wme_async import _clock
 from wme_async._client.resources import RESOURCES
-from wme_async._stream import Stream, StreamStatistics
+from wme_async._stream import GroupStream, Static, Stream, StreamStatistics
 from wme_async._text import size_text
 from wme_async.cli import base, brokers
-from wme_async.offsets import MemoryOffsets, SQLiteOffsets
+from wme_async.offsets import LeaseStore, OffsetStore, PostgresOffsets, RedisOffsets, SQLiteOffsets
 
 __all__ = ["command"]
 
@@ -47,9 +47,31 @@ def _parse_numbers(_context: click.Context, _option: click.Parameter, text: str 
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 0,1,2") from None
 
 
+def _parse_share(_context: click.Context, _option: click.Parameter, text: str | None) -> str | Static | None:
+    if text is None or text == "group":
+        return text
+    try:
+        ordinal, of = text.split("/")
+        return Static(int(ordinal), int(of))
+    except ValueError:
+        message = f"{text!r} is neither the word group, nor a number from 0 and the number of processes, such as 0/3"
+        raise click.BadParameter(message) from None
+
+
 @click.command("stream")
-@click.option("--offsets", metavar="FILE.db", help="Keep positions in this SQLite file, and resume from them.")
-@click.option("--name", default="default", show_default=True, help="Of this reader, within the file of offsets.")
+@click.option(
+    "--offsets",
+    metavar="FILE.db|postgresql://…|redis://…",
+    help="Keep positions in this SQLite file, or on this server, and resume from them.",
+)
+@click.option("--name", default="default", show_default=True, help="Of this reader, within the offsets.")
+@click.option(
+    "--share",
+    metavar="group|0/3",
+    callback=_parse_share,
+    help="Share the stream with others of this name: by leases on the server of the offsets, or by a fixed plan.",
+)
+@click.option("--lease", type=float, help="Seconds after which others read on for one that died.  [default: 30]")
 @click.option(
     "--since",
     metavar="TIME|2h|oldest",
@@ -72,9 +94,28 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     It reconnects by itself. With --offsets nothing is lost between two runs: Ctrl-C saves the positions, and after a
     crash the events since the last save come again. With --to nothing is lost and nothing doubled, also after a crash.
+    With --share several processes, on any number of hosts, divide the stream among them.
     """
     brokers.check_options(options)
     base.run(_follow(context, **options))
+
+
+def _open_store(text: str | None) -> OffsetStore | None:
+    """Return the store of positions at a path or a URL.
+
+    Raises:
+        ValueError: It is the URL of something else.
+        ImportError: The extra of the server is not installed.
+    """
+    if text is None:
+        return None
+    if text.startswith(("postgresql://", "postgres://")):
+        return PostgresOffsets(text)
+    if text.startswith(("redis://", "rediss://", "unix://")):
+        return RedisOffsets(text)
+    if "://" in text:
+        raise ValueError("--offsets is neither a file nor a URL that begins with postgresql:// or redis://")
+    return SQLiteOffsets(text)
 
 
 async def _follow(
@@ -83,6 +124,8 @@ async def _follow(
     wikidata: bool,
     filters: tuple[str, ...],
     offsets: str | None,
+    share: str | Static | None,
+    lease: float | None,
     limit: int | None,
     table: bool,
     to: brokers.BrokerURL | None,
@@ -95,11 +138,17 @@ async def _follow(
         base.when_stopped(f"the positions are saved, and {base.CONTINUES}")
     resource = RESOURCES["realtime.wikidata" if wikidata else "realtime.articles"]
     options["filters"] = base.parse_filters(filters, resource)
-    options["offsets"] = MemoryOffsets() if offsets is None else SQLiteOffsets(offsets)
+    options["offsets"] = _open_store(offsets)
+    if share == "group" and not isinstance(options["offsets"], LeaseStore):
+        raise click.UsageError("--share group needs --offsets postgresql://… or redis://…, which have leases")
+    if share == "group" and to is not None:
+        raise click.UsageError("--to needs a fixed plan, such as --share 0/3: the broker keeps the positions")
+    if lease is not None:
+        options["lease"] = lease
     async with base.connect(context) as client:
         open_stream: Any = client.realtime.wikidata if wikidata else client.realtime.articles
         # The bytes are passed on as they came: with fields that no model names.
-        events = open_stream(type=msgspec.Raw, **options)
+        events = open_stream(type=msgspec.Raw, share=share, **options)
         if to is not None:
             bridge = {"dead_letter": dead_letter, "max_message": max_message, "tombstones": tombstones}
             await brokers.copy(events, to, limit=limit, **bridge)
@@ -114,7 +163,7 @@ async def _follow(
                     base.stderr.print(_summary(statistics, speed.of(statistics)), style="dim", highlight=False)
 
 
-async def _print(stream: Stream[Any], limit: int | None, speed: "_Speed") -> None:
+async def _print(stream: Stream[Any] | GroupStream[Any], limit: int | None, speed: "_Speed") -> None:
     number = 0
     async for event in stream:
         speed.first()
@@ -126,7 +175,7 @@ async def _print(stream: Stream[Any], limit: int | None, speed: "_Speed") -> Non
             return
 
 
-async def _watch(stream: Stream[Any], limit: int | None, speed: "_Speed") -> None:
+async def _watch(stream: Stream[Any] | GroupStream[Any], limit: int | None, speed: "_Speed") -> None:
     async def consume() -> None:
         number = 0
         async for events in stream.batches():
