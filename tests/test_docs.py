@@ -36,6 +36,7 @@ _FENCE = re.compile(
     r"^(?P<fence>`{3,})(?P<language>[\w{}-]*)[^\n]*\n(?P<body>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL
 )
 _NOT_RUN = "# not run: "
+_EXAMPLE = re.compile(r"# examples/(\w+\.py)\n")
 
 # What the code of a page needs beside the package.
 NEEDS = {
@@ -94,6 +95,8 @@ def run_page(page: Path, namespace: dict[str, Any], runner: asyncio.Runner) -> N
         if block.language == "python" and re.search(r"def test_\w+\(wme_(simulator|environment)", block.body):
             printed = None
             run_with_pytest(block)
+        elif block.language == "python" and _EXAMPLE.match(block.body):
+            printed = None  # `test_examples` runs the file
         elif block.language == "python":
             printed = None if block.body.startswith(_NOT_RUN) else run(block, page, namespace, runner)
         elif block.language == "text" and printed is not None and not block.gap.strip():
@@ -169,6 +172,27 @@ def test_code_that_is_not_run_has_a_reason() -> None:
             if block.language == "python" and block.body.startswith("# not run"):
                 reason = block.body.partition("\n")[0].removeprefix(_NOT_RUN)
                 assert len(reason.split()) >= 3, f"{page.name}, line {block.line + 1}"
+
+
+def test_examples_on_pages_are_those_of_the_files() -> None:
+    shown = set()
+    for page in PAGES:
+        for block in blocks(page):
+            if match := _EXAMPLE.match(block.body):
+                code, file = block.body[match.end() :], (ROOT / "examples" / match[1]).read_text()
+                assert code.count("\n") > 5
+                assert code in file, f"{page.name}, line {block.line + 1}: copy it from {match[1]} again"
+                shown.add(match[1])
+    assert len(shown) >= 6
+
+
+def test_code_hosts_show_all_of_a_page() -> None:
+    """They ignore directives, so that only the page of the API, which is made of docstrings, may depend on them."""
+    allowed = {"toctree", "include"}
+    for page in PAGES:
+        if page.stem != "api":
+            directives = {block.language.strip("{}") for block in blocks(page) if block.language.startswith("{")}
+            assert directives <= allowed, page.name
 
 
 def test_every_fence_has_a_language() -> None:
@@ -271,9 +295,9 @@ def test_every_error_is_explained() -> None:
 
 
 def test_every_fault_is_in_the_catalogue() -> None:
-    text = " ".join((faults.__doc__, (DOCS / "testing.md").read_text()))
     kinds = {*faults.KINDS, *faults.STREAM_KINDS}
-    assert sorted(kind for kind in kinds if f"`{kind}`" not in text) == []
+    for text in (faults.__doc__ + (DOCS / "testing.md").read_text(), (DOCS / "testing.md").read_text()):
+        assert sorted(kind for kind in kinds if f"`{kind}`" not in text) == []
 
 
 def test_the_tests_that_are_named_as_proofs_are_there() -> None:
