@@ -18,6 +18,7 @@ from wme_async.mirror.events import (
 )
 from wme_async.mirror.feed import FeedChange
 from wme_async.mirror.mirror import Mirror
+from wme_async.mirror.plan import MirrorPlan, measure_rate
 from wme_async.mirror.progress import Hole, Loaded, MirrorState, Source, Verification
 from wme_async.mirror.protocol import Applied, Change, Counts, Entry, Marks, State, Store, Sweep
 from wme_async.mirror.reader import MirrorReader, MirrorStatistics
@@ -39,6 +40,7 @@ __all__ = [
     "MirrorHoleClosed",
     "MirrorHoleFound",
     "MirrorLoaded",
+    "MirrorPlan",
     "MirrorReader",
     "MirrorSourceChanged",
     "MirrorState",
@@ -52,4 +54,5 @@ __all__ = [
     "Store",
     "Sweep",
     "Verification",
+    "measure_rate",
 ]

@@ -1,7 +1,8 @@
 """The change feed of a mirror, read by consumers that have a position each."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections import deque
+from collections.abc import AsyncIterator
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -41,8 +42,8 @@ class FeedChange(Change, frozen=True, kw_only=True):
     async def ack(self) -> None:
         """Count this change, and those before it, as processed.
 
-        The position is saved within half a second, and when the consumer waits for more or ends; after a crash, changes
-        that were acknowledged later come again.
+        The position is saved within half a second, and when the consumer waits for more or closes; after a crash,
+        changes that were acknowledged later come again.
         """
         await self._feed.acknowledge(self.seq)
 
@@ -62,8 +63,8 @@ class Watch(Protocol):
         ...
 
 
-class Feed:
-    """Yields the changes of a store to one consumer.
+class Feed(AsyncIterator[FeedChange]):
+    """The changes of a store for one consumer, as an async iterator.
 
     Args:
         store: The store, open.
@@ -77,44 +78,56 @@ class Feed:
         self._consumer = consumer
         self._wait = wait
         self._watch = watch
+        self._changes: deque[Change] = deque()
+        self._after: int | None = None
         self._acknowledged = 0
         self._saved = 0
         self._saved_at = 0.0
 
-    async def run(self) -> AsyncGenerator[FeedChange]:
-        """Yield the changes after the position; the position is saved when it ends."""
-        text = await self._store.value("consumers", self._consumer)
-        after = 0 if text is None else position_of(text)
-        self._acknowledged = self._saved = after
-        try:
-            while True:
-                seen = 0 if self._watch is None else self._watch.seq
-                changes = await self._store.changes(after, _PAGE)
-                for change in changes:
-                    yield FeedChange(_feed=self, **{name: getattr(change, name) for name in _FIELDS})
-                    after = change.seq
-                if len(changes) < _PAGE:
-                    await self._save()
-                if changes:
-                    continue
-                if not self._wait:
-                    return
-                await (asyncio.sleep(_POLL) if self._watch is None else self._watch.changed(seen))
-        finally:
-            await self._save()
+    def __repr__(self) -> str:
+        return f"<Feed {self._consumer!r} after {self._after}>"
+
+    async def __anext__(self) -> FeedChange:
+        """Return the next change; with `wait`, wait for it.
+
+        Raises:
+            DataError: The store is damaged.
+            OSError: It cannot be read or written.
+            RuntimeError: It is closed.
+        """
+        if self._after is None:
+            text = await self._store.value("consumers", self._consumer)
+            self._after = self._acknowledged = self._saved = 0 if text is None else position_of(text)
+        while not self._changes:
+            seen = 0 if self._watch is None else self._watch.seq
+            self._changes.extend(await self._store.changes(self._after, _PAGE))
+            if self._changes:
+                break
+            await self.save()
+            if not self._wait:
+                raise StopAsyncIteration
+            await (asyncio.sleep(_POLL) if self._watch is None else self._watch.changed(seen))
+        change = self._changes.popleft()
+        self._after = change.seq
+        return FeedChange(_feed=self, **{name: getattr(change, name) for name in _FIELDS})
 
     async def acknowledge(self, seq: int) -> None:
         """Count changes up to a number as processed."""
         self._acknowledged = max(self._acknowledged, seq)
         if asyncio.get_running_loop().time() - self._saved_at >= _SAVE:
-            await self._save()
+            await self.save()
 
-    async def _save(self) -> None:
+    async def save(self) -> None:
+        """Save the position of what was acknowledged."""
         if self._acknowledged > self._saved:
             seq = self._acknowledged
             value = msgspec.json.encode(_Position(seq)).decode()
             await self._store.apply(Picture(), Marks(values={"consumers": {self._consumer: value}}))
             self._saved, self._saved_at = seq, asyncio.get_running_loop().time()
+
+    async def aclose(self) -> None:
+        """Save the position. Closing the mirror, or its reader, does the same."""
+        await self.save()
 
 
 _FIELDS: Final = Change.__struct_fields__

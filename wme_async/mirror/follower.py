@@ -90,7 +90,7 @@ class Follower:
     def _stream(self, positions: dict[int, Position], since: datetime) -> Stream[msgspec.Raw]:
         work = self._work
         options: dict[str, Any] = {"fields": work.fields, "filters": _filters(work), "since": since}
-        return work.client.realtime.articles(
+        stream: Stream[msgspec.Raw] = work.client.realtime.articles(
             type=msgspec.Raw,
             offsets=MemoryOffsets({f"{_NAME}/articles": positions}),
             name=_NAME,
@@ -100,6 +100,7 @@ class Follower:
             on_event=self._note_event,
             **options,
         )
+        return stream
 
     # Beginning
 

@@ -16,6 +16,7 @@ from wme_async.mirror.feed import Watch
 from wme_async.mirror.follower import Follower
 from wme_async.mirror.hourly import HourFollower
 from wme_async.mirror.loader import Loader
+from wme_async.mirror.plan import MirrorPlan, plan_load
 from wme_async.mirror.progress import MirrorState, Progress, Source, Verification, parse_identifiers
 from wme_async.mirror.protocol import Kind, State, Store
 from wme_async.mirror.reader import MirrorReader
@@ -153,7 +154,7 @@ class Mirror(MirrorReader):
         return {name: encode(value) for name, value in identity.items()}
 
     async def aclose(self) -> None:
-        """Close the store. A second call does nothing."""
+        """Save the positions of consumers, and close the store. A second call does nothing."""
         self._work = None
         await super().aclose()
 
@@ -341,6 +342,16 @@ class Mirror(MirrorReader):
         if any(work.progress.loaded(scope) is None for scope in self._scopes):
             raise ValueError("nothing is loaded yet: call sync() first")
         return await self._upkeep.verify(kind)
+
+    async def plan(self) -> MirrorPlan:
+        """Return what loading the snapshots costs: bytes, metered requests, disk; free of charge.
+
+        Raises:
+            NotFound: A snapshot does not exist.
+            WMEError: A request failed.
+        """
+        path = getattr(self._store, "path", None)
+        return await plan_load(self._client, self._scopes, load=self._options.load, path=path)
 
     async def forget(self, title: str | None = None, *, page_id: int | None = None, project: str | None = None) -> None:
         """Take a page down: its record is deleted, consumers get a `delete`, and no later record of it is stored.

@@ -1,6 +1,7 @@
 """Reading a mirror: pages, changes, export. It needs no account, and works beside the process that keeps the mirror."""
 
 import os
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import datetime
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Any, Self, TypeVar, overload
 import msgspec
 
 from wme_async._arguments import check_flags, check_record_type, check_text
-from wme_async.mirror.feed import Feed, FeedChange, Watch, position_of
+from wme_async.mirror.feed import Feed, Watch, position_of
 from wme_async.mirror.progress import (
     Hole,
     Loaded,
@@ -38,6 +39,7 @@ class MirrorStatistics(msgspec.Struct, frozen=True, kw_only=True):
         degraded: Why the mirror keeps less than it promises, by subject; empty if it does not.
         source: Where changes come from; None before the first start.
         identifiers: What is mirrored.
+        keep: The fields that are kept; None for whole records.
         pages: Live pages.
         tombstones: Titles whose page is gone.
         held: Removals that wait for the other half of a move.
@@ -56,6 +58,7 @@ class MirrorStatistics(msgspec.Struct, frozen=True, kw_only=True):
     degraded: dict[str, str]
     source: Source | None
     identifiers: tuple[str, ...]
+    keep: tuple[str, ...] | None
     pages: int
     tombstones: int
     held: int
@@ -90,6 +93,7 @@ class MirrorReader:
         self._store = store
         self._scopes: tuple[Scope, ...] = ()
         self._decoders: dict[Any, Decoder[Any]] = {}
+        self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._store!r}>"
@@ -115,8 +119,13 @@ class MirrorReader:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the store. A second call does nothing."""
-        await self._store.close()
+        """Save the positions of consumers, and close the store. A second call does nothing."""
+        try:
+            for feed in tuple(self._feeds):
+                await feed.save()
+            self._feeds.clear()
+        finally:
+            await self._store.close()
 
     # Pages
 
@@ -218,7 +227,7 @@ class MirrorReader:
 
     # Changes
 
-    def changes(self, consumer: str, *, wait: bool = True) -> AsyncGenerator[FeedChange]:
+    def changes(self, consumer: str, *, wait: bool = True) -> Feed:
         """Iterate over the changes since the position of a consumer.
 
         Each page comes once, in its latest state, at least once for each change of it. An index that applies `upsert`,
@@ -243,7 +252,9 @@ class MirrorReader:
         """
         check_text(consumer=consumer)
         check_flags(wait=wait)
-        return Feed(self._store, consumer, wait=wait, watch=self._watch()).run()
+        feed = Feed(self._store, consumer, wait=wait, watch=self._watch())
+        self._feeds.add(feed)
+        return feed
 
     def _watch(self) -> Watch | None:
         return None
@@ -266,6 +277,7 @@ class MirrorReader:
             degraded=progress.degraded,
             source=progress.get("state", "source", Source),
             identifiers=tuple(scope.identifier for scope in self._scopes),
+            keep=progress.get("state", "keep", tuple[str, ...] | None),
             pages=counts.pages,
             tombstones=counts.tombstones,
             held=counts.held,

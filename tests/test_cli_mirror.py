@@ -1,0 +1,114 @@
+"""`wme-async mirror`: costs, progress, status with exit codes, verification, and changes as lines."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wme_async.simulator import Simulator, World
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from click.testing import CliRunner, Result  # behind its extra
+
+from wme_async.cli.root import root  # same
+
+IDENTIFIER = "enwiki_namespace_0"
+NOON = datetime(2026, 7, 15, 12, 40, tzinfo=UTC)
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def world() -> World:
+    return World(seed=2, projects=["enwiki"], pages=24, past=0)
+
+
+@pytest.fixture
+def sim(world: World) -> Iterator[Simulator]:
+    with Simulator.run_in_thread(world=world, start=NOON, frozen=True, groups=["group_2"]) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def run(sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: Any) -> Run:
+    monkeypatch.setenv("WME_TOKEN_FILE", str(tmp_path / "tokens.json"))
+    for name, value in sim.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def call(*arguments: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(root, ["mirror", *arguments], catch_exceptions=False)
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+def rows(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_it_tells_the_costs_loads_and_goes_on(run: Run, world: World, sim: Simulator, tmp_path: Path) -> None:
+    path = str(tmp_path / "mirror.db")
+    arguments = (IDENTIFIER, "--to", path, "--once", "--source", "snapshots")
+    first = run(*arguments)
+    assert "3 metered requests of any number left in the pool chunk" in first.stderr
+    assert "of disk" in first.stderr
+    assert "of JSON a second, as measured here" in first.stderr
+    assert f"{IDENTIFIER}: 3 of 3 parts" in first.stderr
+    assert first.stdout.startswith("following: 24 pages, ")
+    assert "to load" not in run(*arguments).stderr
+    assert run(*arguments, "--quiet").output == ""
+    world.create("enwiki", "New")
+    world.advance(3600)
+    sim.call(sim.export_snapshot, IDENTIFIER)
+    assert run(*arguments).stdout.startswith("following: 25 pages, ")
+
+
+def test_status_is_words_or_json_and_the_exit_code_tells_trouble(run: Run, tmp_path: Path) -> None:
+    path = str(tmp_path / "mirror.db")
+    assert "does not exist" in run("status", path, code=1).stderr
+    # The account has no stream, so an automatic choice is degraded.
+    assert "degraded: the account has no stream" in run(IDENTIFIER, "--to", path, "--once", code=1).stderr
+    result = run("status", path, code=1)
+    assert "degraded: the account has neither" in result.stdout
+    assert f"{IDENTIFIER}: snapshot of 2026-07-" in result.stdout
+    assert rows(run("status", path, "--json", code=1))[0]["source"] == "batches"
+    run(IDENTIFIER, "--to", path, "--once", "--source", "snapshots")
+    assert "following: 24 pages" in run("status", path).stdout
+
+
+def test_a_mirror_is_verified(run: Run, world: World, sim: Simulator, tmp_path: Path) -> None:
+    path = str(tmp_path / "mirror.db")
+    run(IDENTIFIER, "--to", path, "--once", "--source", "snapshots", "--keep", "wikitext,abstract")
+    assert "0 changes had been missed" in run("verify", path).stdout
+    world.edit("enwiki", min(world.truth("enwiki").pages))
+    world.advance(3600)
+    sim.call(sim.export_snapshot, IDENTIFIER)
+    assert "verified (full): 24 records, 1 changes had been missed" in run("verify", path).stdout
+    assert "verified (sample)" in run("verify", path, "--sample").stdout
+    assert "verified (sample)" in run("status", path).stdout
+
+
+def test_changes_are_lines_of_json_and_each_consumer_goes_on(run: Run, world: World, tmp_path: Path) -> None:
+    path = str(tmp_path / "mirror.db")
+    run(IDENTIFIER, "--to", path, "--once", "--source", "snapshots")
+    first = rows(run("changes", path, "--limit", "5"))
+    rest = rows(run("changes", path))
+    assert [change["kind"] for change in (*first, *rest)] == ["upsert"] * 24
+    assert {change["title"] for change in (*first, *rest)} == world.truth("enwiki").pages.keys()
+    assert len(bytes.fromhex(first[0]["digest"])) == 8
+    assert run("changes", path).stdout == ""
+    assert len(rows(run("changes", path, "--consumer", "other"))) == 24
+    assert "consumer cli: 0 changes behind" in run("status", path).stdout
+
+
+def test_wrong_usage_is_told_before_anything_is_loaded(run: Run, tmp_path: Path) -> None:
+    assert "project and a namespace" in run("enwiki", "--to", str(tmp_path / "mirror.db"), code=2).stderr
+    assert "--to" in run(IDENTIFIER, code=2).stderr
+    assert "wikitexts" in run(IDENTIFIER, "--to", str(tmp_path / "m.db"), "--keep", "wikitexts", code=2).stderr
+    assert "IDENTIFIER" in run("--help").stdout
+    assert not (tmp_path / "mirror.db").exists()
