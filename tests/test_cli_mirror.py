@@ -74,7 +74,7 @@ def test_status_is_words_or_json_and_the_exit_code_tells_trouble(run: Run, tmp_p
     # The account has no stream, so an automatic choice is degraded.
     assert "degraded: the account has no stream" in run(IDENTIFIER, "--to", path, "--once", code=1).stderr
     result = run("status", path, code=1)
-    assert "degraded: the account has neither" in result.stdout
+    assert "degraded: the account has no stream" in result.stdout
     assert f"{IDENTIFIER}: snapshot of 2026-07-" in result.stdout
     assert rows(run("status", path, "--json", code=1))[0]["source"] == "batches"
     run(IDENTIFIER, "--to", path, "--once", "--source", "snapshots")
