@@ -261,6 +261,8 @@ class Sync:
                 self._outcomes["unchanged"].append(_file_of(item))
             else:
                 work.append(item)
+        # Where the month's allowance ends a sync, files that change daily must not keep it from those that are missing.
+        work.sort(key=lambda item: item.kind == "changed")
         self._totals = (len(work), sum(item.entry.size or 0 for item in work))
         unclaimed = {item.entry.name for item in self._items if item.kind == "unchanged"}
         if unclaimed:
