@@ -61,6 +61,14 @@ class KafkaTarget:
     def place_of(self, partition: int) -> Any:
         return partition
 
+    async def count(self) -> int:
+        """Return the number of messages."""
+        import aiokafka
+
+        async with aiokafka.AIOKafkaConsumer(bootstrap_servers=self.bootstrap) as consumer:
+            partitions = [aiokafka.TopicPartition(self.topic, number) for number in range(self.partitions)]
+            return sum((await consumer.end_offsets(partitions)).values())
+
     async def messages(self) -> list[Stored]:
         """Return all messages, those of one place in their order."""
         import aiokafka
@@ -97,6 +105,8 @@ class NATSTarget:
         name: Its name.
         subject: The template of the subjects.
         created: Whether it is there; the first connection creates it.
+        duplicate_window: Seconds for which it detects duplicates by their identity.
+        settings: Its other settings.
         own: As for `KafkaTarget`.
         batch: As for `KafkaTarget`.
     """
@@ -109,6 +119,8 @@ class NATSTarget:
         self.name = f"articles{os.getpid()}-{next(_numbers)}"
         self.subject = f"{self.name}.{{partition}}"
         self.created = False
+        self.duplicate_window = 120.0
+        self.settings: dict[str, Any] = {}
 
     @contextlib.asynccontextmanager
     async def connect(self, **options: Any) -> AsyncIterator[Any]:
@@ -120,7 +132,10 @@ class NATSTarget:
         try:
             jetstream = connection.jetstream()
             if not self.created:
-                await jetstream.add_stream(name=self.name, subjects=[f"{self.name}.*"])
+                subjects = [f"{self.name}.*"]
+                await jetstream.add_stream(
+                    name=self.name, subjects=subjects, duplicate_window=self.duplicate_window, **self.settings
+                )
                 self.created = True
             yield jetstream
         finally:
@@ -133,6 +148,12 @@ class NATSTarget:
 
     def place_of(self, partition: int) -> Any:
         return self.subject.format(partition=partition)
+
+    async def count(self) -> int:
+        """Return the number of messages."""
+        async with self.connect() as jetstream:
+            count: int = (await jetstream.stream_info(self.name)).state.messages
+            return count
 
     async def messages(self) -> list[Stored]:
         """Return all messages in the order of the stream."""

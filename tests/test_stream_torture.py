@@ -6,7 +6,6 @@ The long runs are those of `nox -s torture`; the short ones are the same with sm
 import json
 import os
 import random
-import select
 import signal
 import sqlite3
 import subprocess
@@ -19,42 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stream_server import CHILD, server
 
-CHILD = Path(__file__).with_name("stream_child.py")
 FILTERED = {"fields": ["name", "event.type"], "filters": {"event.type": "delete"}}
-
-
-class Server:
-    """The process that publishes."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self._process = process
-        self.client: dict[str, Any] = self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], 60)
-        assert ready, "the server does not answer"
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
-
-    def ask(self, question: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{question}\n".encode())
-        self._process.stdin.flush()
-        return self._answer()
-
-
-@contextmanager
-def server(**options: Any) -> Iterator[Server]:
-    options = {"seed": 1, "rate": 1e9, "cuts": [], "bytes": 1, **options}
-    with subprocess.Popen(
-        [sys.executable, str(CHILD), "serve", json.dumps(options)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        try:
-            yield Server(process)
-        finally:
-            process.kill()
 
 
 @contextmanager

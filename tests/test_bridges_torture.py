@@ -1,0 +1,94 @@
+"""Bridges in real processes that are killed at random moments, and then the target is counted.
+
+The long runs are those of `nox -s torture`; the short ones are the same with smaller numbers.
+"""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broker_targets import KafkaTarget, NATSTarget, Target, check_once_and_in_order, events_in
+from stream_server import server
+
+CHILD = Path(__file__).with_name("bridge_child.py")
+
+
+@contextmanager
+def bridge(options: dict[str, Any]) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, str(CHILD), json.dumps(options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def broker_of(target: Target) -> dict[str, str]:
+    if isinstance(target, KafkaTarget):
+        return {"kafka": target.bootstrap, "topic": target.topic}
+    return {"nats": target.url, "subject": target.subject}
+
+
+async def create(target: Target) -> None:
+    """Create the stream of NATS; its window for duplicates is shorter than any outage."""
+    if isinstance(target, NATSTarget):
+        target.duplicate_window = 0.1
+        async with target.connect():
+            pass
+
+
+def wait_for(process: "subprocess.Popen[bytes]", target: Target, count: int, patience: float) -> None:
+    """Wait until so many messages are in the target; progress begins the patience anew."""
+    seen, since = -1, time.monotonic()
+    while seen < count:
+        size = asyncio.run(target.count())
+        if size > seen:
+            seen, since = size, time.monotonic()
+        assert process.poll() is None, (process.stderr.read() if process.stderr else b"").decode()[-3000:]
+        assert time.monotonic() - since < patience, f"{seen} of {count} messages, and then no more"
+        time.sleep(0.02)
+
+
+def kill_at_random(tmp_path: Path, target: Target, *, kills: int, events: int, rate: float, patience: float) -> None:
+    """Kill the bridge so often, and count: every event once, and in order within its partition."""
+    chance = random.Random(11)
+    asyncio.run(create(target))
+    with server(events=events, rate=rate, cuts=["reset", "clean"], bytes=50_000) as serving:
+        options = {**serving.client, "tokens": str(tmp_path / "tokens.json"), "broker": broker_of(target), "batch": 10}
+        for number in range(kills):
+            with bridge(options) as copying:
+                assert copying.stdout is not None
+                assert copying.stdout.readline() == b"open\n"
+                # The others are killed while they read positions, or open the stream.
+                if number % 3 and not serving.ask("status")["done"]:
+                    wait_for(copying, target, asyncio.run(target.count()) + 1, patience)
+                time.sleep(chance.uniform(0, 0.2))
+                os.kill(copying.pid, signal.SIGKILL)
+                copying.wait()
+        with bridge(options) as copying:
+            while not serving.ask("status")["done"]:
+                wait_for(copying, target, 1, patience)
+            answer = serving.ask("expected")
+            expected = [tuple(event) for events in answer["expected"].values() for event in events]
+            wait_for(copying, target, len(expected), patience)
+    assert answer["refused"] == []
+    check_once_and_in_order(asyncio.run(events_in(target)), expected)
+
+
+def test_a_short_run_of_kills_loses_and_doubles_nothing(tmp_path: Path, target: Target) -> None:
+    kill_at_random(tmp_path, target, kills=3, events=300, rate=150, patience=20)
+
+
+@pytest.mark.torture
+def test_fifty_kills_lose_and_double_nothing(tmp_path: Path, target: Target) -> None:
+    kill_at_random(tmp_path, target, kills=50, events=8_000, rate=90, patience=60)
