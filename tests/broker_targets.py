@@ -31,6 +31,10 @@ class KafkaTarget:
     """A topic.
 
     Attributes:
+        kafka: The broker.
+        bootstrap: Its address.
+        topic: The name of the topic.
+        partitions: The number of its partitions.
         own: The value of `positions` with which the target holds them.
         batch: The name of the option that bounds the events on their way.
     """
@@ -39,6 +43,7 @@ class KafkaTarget:
     batch = "batch"
 
     def __init__(self, kafka: KafkaMock, partitions: int = 50) -> None:
+        self.kafka = kafka
         self.bootstrap = kafka.bootstrap
         self.topic = f"articles{next(_numbers)}"
         self.partitions = partitions
@@ -57,6 +62,18 @@ class KafkaTarget:
         from wme_async.integrations.kafka import to_kafka
 
         return to_kafka(stream, client, self.topic, **options)
+
+    def another(self) -> "KafkaTarget":
+        """Return a new topic."""
+        return KafkaTarget(self.kafka, self.partitions)
+
+    def shared(self) -> dict[str, Any]:
+        """Return options with which all partitions share one place."""
+        return {"partition": lambda _: 0}
+
+    def limited(self, size: int) -> dict[str, Any]:
+        """Limit the bytes of a message, before the first connection; return options of the bridge for it."""
+        return {"max_message": size}
 
     def place_of(self, partition: int) -> Any:
         return partition
@@ -144,7 +161,20 @@ class NATSTarget:
     def bridge(self, client: Any, stream: Any, **options: Any) -> Any:
         from wme_async.integrations.nats import to_nats
 
-        return to_nats(stream, client, self.subject, **options)
+        return to_nats(stream, client, **{"subject": self.subject, **options})
+
+    def another(self) -> "NATSTarget":
+        """Return a new stream."""
+        return NATSTarget(self.url)
+
+    def shared(self) -> dict[str, Any]:
+        """Return options with which all partitions share one place."""
+        return {"subject": f"{self.name}.all"}
+
+    def limited(self, size: int) -> dict[str, Any]:
+        """Limit the bytes of a message, before the first connection; return options of the bridge for it."""
+        self.settings["max_msg_size"] = size
+        return {}
 
     def place_of(self, partition: int) -> Any:
         return self.subject.format(partition=partition)

@@ -8,9 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 from broker_targets import Target, check_once_and_in_order, events_in
-from stream_world import World, articles, until
+from stream_world import WIKI, World, articles, batch_record, hour_of, learn_the_time, publish_wiki, put_batches, until
 
-from wme_async import Client, MemoryOffsets
+from wme_async import Client, MemoryOffsets, Position
+from wme_async.errors import DecodeError, StreamError
+from wme_async.models import Article
 from wme_async.simulator import Simulator
 
 
@@ -131,3 +133,226 @@ async def test_deletions_are_tombstones_if_asked(world: World, target: Target) -
     assert deletion.key is not None
     assert "/" in deletion.key
     assert deletion.headers["wme-type"] == "delete"
+
+
+# What a stream yields
+
+
+class Title(msgspec.Struct):
+    """A type without an event."""
+
+    name: str
+
+
+@pytest.mark.parametrize("type", [dict, Article, Title])
+async def test_values_of_any_type_are_sent_as_json(world: World, target: Target, type: Any) -> None:
+    sim, wme = world
+    published = sim.firehose.publish_many(20)
+    async with target.connect() as client:
+        await target.bridge(client, stream_of(sim, wme, type=type), limit=20)
+    messages = await target.messages()
+    check_once_and_in_order((message.event for message in messages), published)
+    for message in messages:
+        record = msgspec.json.decode(message.value or b"")
+        assert record.keys() == {"name"} if type is Title else "event" in record
+        assert message.key is not None
+        assert message.key.endswith(record["name"].replace("_", " "))
+
+
+@pytest.mark.parametrize("commit", ["ack", "manual"])
+async def test_each_way_of_counting_events_as_processed_works(world: World, target: Target, commit: str) -> None:
+    sim, wme = world
+    store = MemoryOffsets()
+    published = sim.firehose.publish_many(30)
+    async with target.connect() as client:
+        for count in (10, 20):
+            stream = stream_of(sim, wme, offsets=store, commit=commit)
+            await target.bridge(client, stream, limit=count)
+    check_once_and_in_order(await events_in(target), published)
+    saved = await store.load("default/articles")
+    assert sum(position.offset + 1 for position in saved.values()) == (30 if commit == "ack" else 10)
+
+
+async def test_filtered_and_bad_records_are_passed(world: World, target: Target) -> None:
+    sim, wme = world
+    letters: list[Any] = []
+    wiki = {"is_part_of": {"identifier": "abwiki"}, "name": "A"}
+    sim.firehose.publish({**wiki, "event": {"type": "update"}}, partition=3)
+    sim.firehose.publish({**wiki, "event": {"type": "delete"}}, partition=3)
+    sim.firehose.publish({**wiki, "event": {"type": "update"}, "name": 7}, partition=3)
+    sim.firehose.publish({**wiki, "event": {"type": "update"}}, partition=3)
+    async with target.connect() as client:
+        stream = stream_of(sim, wme, type=Article, filters={"event.type": "update"})
+        bridged = await target.bridge(client, stream, dead_letter=letters.append, limit=2)
+        assert (bridged.sent, bridged.dead_letters) == (2, 1)
+    assert await events_in(target) == [(3, 0), (3, 3)]
+    other = target.another()
+    async with other.connect() as client:
+        with pytest.raises(DecodeError):
+            await other.bridge(client, stream_of(sim, wme, type=Article), limit=4)
+    assert await events_in(other) == [(3, 0), (3, 1)]
+    (letter,) = letters
+    assert (letter.partition, letter.offset) == (3, 2)
+    assert msgspec.json.decode(letter.record)["name"] == 7
+
+
+async def test_a_partition_that_is_numbered_anew_is_copied_from_its_new_beginning(world: World, target: Target) -> None:
+    sim, wme = world
+    sim.firehose.publish_many(20, partition=7)
+    async with target.connect() as client:
+        await target.bridge(client, stream_of(sim, wme, parts=[1]), limit=20)
+        sim.clock.advance(3600)
+        sim.firehose.log[7] = type(sim.firehose.log[7])()
+        sim.firehose.publish_many(3, partition=7)
+        sim.clock.advance(600)
+        await learn_the_time(sim, wme)
+        running = asyncio.ensure_future(target.bridge(client, stream_of(sim, wme, parts=[1], since=None), limit=4))
+        await sim.firehose.wait_open(1)
+        sim.firehose.publish(partition=7)
+        await asyncio.wait_for(running, 20)
+        # After a restart the new numbers count, although they are lower.
+        sim.firehose.publish(partition=7)
+        await target.bridge(client, stream_of(sim, wme, parts=[1], since=None), limit=1)
+    assert [offset for _, offset in await events_in(target)] == [*range(20), *range(5)]
+
+
+async def test_records_of_a_backfill_are_marked_and_positions_stay_right(world: World, target: Target) -> None:
+    sim, wme = world
+    options = {"parts": [1], "filters": WIKI, "backfill": True}
+    publish_wiki(sim)
+    async with target.connect() as client:
+        await target.bridge(client, stream_of(sim, wme, **options), limit=1)
+        sim.clock.advance(60)
+        publish_wiki(sim, name="in the gap")
+        sim.clock.advance(49 * 3600)
+        publish_wiki(sim, name="after the gap")
+        await learn_the_time(sim, wme)
+        hour = hour_of(sim) - timedelta(hours=5)
+        put_batches(sim, {hour: [batch_record(number, hour) for number in range(3)]})
+        await target.bridge(client, stream_of(sim, wme, **options, since=None), limit=4)
+        publish_wiki(sim)
+        await target.bridge(client, stream_of(sim, wme, **options, since=None), limit=1)
+    messages = await target.messages()
+    filled = [message for message in messages if "wme-backfilled" in message.headers]
+    assert sorted(message.key or "" for message in filled) == [f"abwiki/Batch {number}" for number in range(3)]
+    assert {message.place for message in filled} <= {target.place_of(number) for number in range(5, 10)}
+    events = [message.event for message in messages if "wme-backfilled" not in message.headers]
+    assert events == [(7, 0), (7, 2), (7, 3)]
+
+
+# Who holds the positions
+
+
+async def test_what_the_target_lacks_is_sent_again_although_it_was_saved(world: World, target: Target) -> None:
+    sim, wme = world
+    store = MemoryOffsets()
+    published = sim.firehose.publish_many(30, partition=1)
+    async with target.connect() as client:
+        await target.bridge(client, stream_of(sim, wme, offsets=store), limit=10)
+        saved = await store.load("default/articles")
+        await store.save("default/articles", {1: Position(19, saved[1].published)})
+        await target.bridge(client, stream_of(sim, wme, offsets=store), limit=20)
+        # And what it has is not, although it was not saved.
+        await store.save("default/articles", {1: Position(4, saved[1].published)})
+        sim.firehose.publish_many(1, partition=1)
+        await target.bridge(client, stream_of(sim, wme, offsets=store), limit=1)
+    check_once_and_in_order(await events_in(target), [*published, (1, 30)])
+
+
+async def test_where_the_last_message_is_gone_the_store_counts(world: World, target: Target) -> None:
+    sim, wme = world
+    store = MemoryOffsets()
+    published = sim.firehose.publish_many(30)
+    async with target.connect() as client:
+        await target.bridge(client, stream_of(sim, wme, offsets=store), limit=10)
+    first = await events_in(target)
+    empty = target.another()
+    async with empty.connect() as client:
+        await empty.bridge(client, stream_of(sim, wme, offsets=store), limit=20)
+    check_once_and_in_order([*first, *await events_in(empty)], published)
+
+
+async def test_a_bridge_is_complete_only_in_the_parts_that_it_reads(world: World, target: Target) -> None:
+    sim, wme = world
+    sim.firehose.publish(partition=7)  # in part 1, which the first bridge does not read
+    sim.clock.advance(60)
+    sim.firehose.publish(partition=3)
+    async with target.connect() as client:
+        await target.bridge(client, stream_of(sim, wme, parts=[0]), limit=1)
+        await target.bridge(client, stream_of(sim, wme, parts=[0, 1]), limit=1)
+    assert sorted(await events_in(target)) == [(3, 0), (7, 0)]
+
+
+async def test_partitions_may_share_a_place(world: World, target: Target) -> None:
+    sim, wme = world
+    published: list[tuple[int, int]] = []
+    async with target.connect() as client:
+        for _ in range(3):
+            published += sim.firehose.publish_many(100)
+            await target.bridge(client, stream_of(sim, wme), **target.shared(), limit=100)
+    messages = await target.messages()
+    assert len({message.place for message in messages}) == 1
+    check_once_and_in_order((message.event for message in messages), published)
+
+
+# Two bridges, and other writers
+
+
+async def test_two_bridges_of_different_names_do_not_disturb_each_other(world: World, target: Target) -> None:
+    sim, wme = world
+    published = sim.firehose.publish_many(60, partition=1)
+    other = target if target.own == "topic" else target.another()
+    async with target.connect() as client, other.connect() as other_client:
+        for _ in range(3):
+            await target.bridge(client, stream_of(sim, wme, name="one"), limit=20)
+            await other.bridge(other_client, stream_of(sim, wme, name="two"), limit=10)
+    both = [*await target.messages(), *([] if other is target else await other.messages())]
+    for name, count in (("one", 60), ("two", 30)):
+        events = [message.event for message in both if message.headers["wme-stream"] == f"{name}/articles"]
+        check_once_and_in_order(events, published[:count])
+
+
+async def test_a_second_bridge_of_the_stream_is_noticed(world: World, target: Target) -> None:
+    sim, wme = world
+    async with target.connect() as client, target.connect() as other_client:
+        first = asyncio.ensure_future(target.bridge(client, stream_of(sim, wme, parts=[0])))
+        await sim.firehose.wait_open(1)
+        sim.firehose.publish_many(3, partition=1)
+        second = asyncio.ensure_future(target.bridge(other_client, stream_of(sim, wme, parts=[0])))
+        await sim.firehose.wait_open(2)
+        both = {first, second}
+        for _ in range(200):
+            sim.firehose.publish_many(5, partition=1)
+            done, _pending = await asyncio.wait(both, timeout=0.005, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                break
+        failures = [bridge.exception() for bridge in both if bridge.done()]
+        for bridge in both:
+            bridge.cancel()
+        await asyncio.wait(both)
+    assert all(isinstance(failure, StreamError) and "another" in str(failure) for failure in failures), failures
+    if target.own == "topic":
+        assert failures
+    else:  # the server stores each event once, and the second may even keep up
+        offsets = [offset for _, offset in await events_in(target)]
+        assert offsets == list(range(len(offsets)))
+
+
+# Failures
+
+
+async def test_a_failure_is_kept_for_the_health_check(world: World, target: Target) -> None:
+    sim, wme = world
+    sim.firehose.publish(partition=1, size=300_000)
+
+    async def fail(_letter: Any) -> None:
+        raise OSError("the disk is full")
+
+    options = target.limited(100_000)
+    async with target.connect() as client:
+        bridge = target.bridge(client, stream_of(sim, wme), dead_letter=fail, **options)
+        with pytest.raises(OSError, match="the disk is full"):
+            await bridge
+        assert isinstance(bridge.failure, OSError)
+        assert not bridge.statistics().running
+        assert bridge.statistics().stalled == 0.0

@@ -88,6 +88,8 @@ class Stream(Generic[T]):
         claims: Iterable[str] | None = None,
     ) -> None:
         self.resource = resource
+        self.partitions: tuple[int, ...] = tuple(partitions_of(resource, options["parts"] or ()))
+        """The partitions that it reads, in order."""
         self._transport = transport
         self._options = options
         self._fields = None if fields is None else tuple(fields)
@@ -148,9 +150,9 @@ class Stream(Generic[T]):
         """Load the positions, and make the parts through which events pass."""
         options = self._options
         parts = tuple(options["parts"] or ())
+        numbers = self.partitions
         saved = await self._store.load(self.key)
         positions = saved if self._choose is None else await self._choose(saved)
-        numbers = partitions_of(self.resource, parts)
         resumed = any(number in positions for number in numbers)
         start = await start_time(self._transport, self.resource, options["since"], resumed=resumed)
         self._partitions = Partitions(

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 import msgspec
 
 from wme_async._arguments import check_flags, check_numbers
-from wme_async._stream import Stream
+from wme_async._stream import GroupStream, Stream
 from wme_async._tasks import is_cancelling, raise_first_cause, wait_done
 from wme_async.errors import DecodeError, StreamError
 from wme_async.integrations._bridge_messages import (
@@ -25,7 +25,7 @@ from wme_async.integrations._bridge_messages import (
 )
 from wme_async.offsets import Position
 
-__all__ = ["Bridge", "Bridged", "DeadLetter", "DeadLetters", "Target"]
+__all__ = ["Bridge", "Bridged", "DeadLetter", "DeadLetters", "Target", "check_stream"]
 
 logger = logging.getLogger("wme_async.bridge")
 
@@ -112,6 +112,18 @@ class Target(Protocol[Place_contra]):
         ...
 
 
+def check_stream(stream: object) -> None:
+    """Raise if an argument is not a stream.
+
+    Raises:
+        TypeError: It is not one, or is shared by leases, which the target could not tell apart.
+    """
+    if isinstance(stream, GroupStream):
+        raise TypeError('a bridge reads a stream without share="group": give each host its own parts=')
+    if not isinstance(stream, Stream):
+        raise TypeError(f"stream must be a stream, such as wme.realtime.articles(), not {stream!r}")
+
+
 class Bridge(Generic[T, Place]):
     """Copies a stream into a broker. Awaited, it runs until it is cancelled or stopped, or fails.
 
@@ -151,8 +163,6 @@ class Bridge(Generic[T, Place]):
         check_numbers(whole=True, minimum=1, limit=limit)
         check_numbers(optional=False, minimum=0, unit="seconds", grace=grace)
         check_flags(tombstones=tombstones)
-        if not isinstance(stream, Stream):
-            raise TypeError(f"stream must be a stream, such as wme.realtime.articles(), not {stream!r}")
         if dead_letter is not None and not isinstance(dead_letter, str) and not callable(dead_letter):
             raise TypeError(f"dead_letter must be a function, or the name of a topic or subject, not {dead_letter!r}")
         self._stream = stream
@@ -163,7 +173,7 @@ class Bridge(Generic[T, Place]):
         self._dead_letter = dead_letter
         self._left = limit
         self._grace = grace
-        self._maker = MessageMaker(stream.key, stream.resource.partitions, place_of, tombstones=tombstones)
+        self._maker = MessageMaker(stream.key, stream.partitions, place_of, tombstones=tombstones)
         self._state: Literal["new", "running", "ended"] = "new"
         self._stopping = False
         self._reading: asyncio.Future[list[T]] | None = None
@@ -236,7 +246,7 @@ class Bridge(Generic[T, Place]):
             skipped=self._maker.skipped,
             dead_letters=self._dead_letters,
             pending=self._pending,
-            stalled=time.monotonic() - self._waiting_since if self._pending else 0.0,
+            stalled=time.monotonic() - self._waiting_since if self._pending and self._open else 0.0,
             connected=self._connected if self._open else 0,
             lag=self._lag,
             positions=dict(self._confirmed),
@@ -252,7 +262,7 @@ class Bridge(Generic[T, Place]):
             return saved
         self._maker.sent.update(target.positions)
         self._confirmed.update({number: sent.offset for number, sent in target.positions.items()})
-        positions = choose_positions(target, saved, self._stream.resource.partitions)
+        positions = choose_positions(target, saved)
         logger.info(
             "%s has the positions of %d partitions of %r; %d others are saved, or begin where it is complete",
             self._target.name,
@@ -297,11 +307,11 @@ class Bridge(Generic[T, Place]):
 
     async def _deliver(self, items: Sequence[T]) -> None:
         """Send events, and count them as processed once the broker has confirmed all of them."""
-        until = complete_until(self._stream.positions)
+        complete = complete_until(self._stream.positions)
         by_place: dict[Place, list[Message]] = {}
         for item in items:
             record = bytes(item) if isinstance(item, msgspec.Raw) else msgspec.json.encode(item)
-            made = self._maker.make(record, self._stream.event_of(item), until)
+            made = self._maker.make(record, self._stream.event_of(item), complete)
             if made is not None:
                 place, message = made
                 by_place.setdefault(place, []).append(message)

@@ -1,6 +1,6 @@
 """The messages of a bridge into a broker: key, value, headers, and the positions that they carry. Pure."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -16,6 +16,7 @@ from wme_async.offsets.protocol import Position
 
 __all__ = [
     "Checkpoint",
+    "Complete",
     "Message",
     "MessageMaker",
     "Place",
@@ -35,6 +36,7 @@ _OFFSET: Final = "wme-offset"
 _PUBLISHED: Final = "wme-published"
 _TYPE: Final = "wme-type"
 _COMPLETE: Final = "wme-complete-until"
+_PARTITIONS: Final = "wme-partitions"  # those of which that is so
 _POSITIONS: Final = "wme-positions"  # partition:offset:milliseconds, of all partitions that share the place
 _BACKFILLED: Final = "wme-backfilled"
 
@@ -135,11 +137,23 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
     Attributes:
         positions: The last event of each partition that is in the target up to this message.
-        complete_until: No event published before is missing from the target, of any partition.
+        complete: For each partition that its bridge read, the time before which no event is missing from the target.
     """
 
     positions: dict[int, Sent]
-    complete_until: datetime | None = None
+    complete: dict[int, datetime]
+
+
+class Complete(NamedTuple):
+    """How far a target is complete, as the headers of messages say it.
+
+    Attributes:
+        until: No event published before is missing; None if that is not known.
+        partitions: The partitions of which this is so, such as `0-4,10-14`.
+    """
+
+    until: datetime | None
+    partitions: str
 
 
 def _headers_of(
@@ -147,7 +161,7 @@ def _headers_of(
     event: EventLike | None,
     *,
     kind: str | None,
-    complete_until: datetime | None,
+    complete: Complete,
     shared: Mapping[int, Sent] | None,
 ) -> tuple[tuple[str, str], ...]:
     """Return the headers of a message.
@@ -156,7 +170,7 @@ def _headers_of(
         stream: The name of the stream and its resource.
         event: The event; None for a record without an offset.
         kind: The type of the event.
-        complete_until: No event published before is missing.
+        complete: How far the target is complete.
         shared: The positions up to this message of all partitions that share its place; None if the event says it all.
     """
     headers = [(_STREAM, quote(stream))]
@@ -169,8 +183,8 @@ def _headers_of(
             headers.append((_PUBLISHED, published.isoformat()))
     if kind is not None and kind.isascii() and kind.isprintable():
         headers.append((_TYPE, kind))
-    if complete_until is not None:
-        headers.append((_COMPLETE, complete_until.isoformat()))
+    if complete.until is not None:
+        headers += [(_COMPLETE, complete.until.isoformat()), (_PARTITIONS, complete.partitions)]
     if shared is not None:
         texts = (f"{number}:{sent.offset}:{_milliseconds(sent.published)}" for number, sent in sorted(shared.items()))
         headers.append((_POSITIONS, ",".join(texts)))
@@ -190,14 +204,15 @@ def read_checkpoint(headers: Mapping[str, str], stream: str) -> Checkpoint | Non
     if headers.get(_STREAM) != quote(stream):
         return None
     try:
-        until = headers.get(_COMPLETE)
+        until = _time(headers.get(_COMPLETE))
+        complete = {} if until is None else dict.fromkeys(_numbers_in(headers[_PARTITIONS]), until)
         positions = {}
         if _OFFSET in headers:
             positions[int(headers[_PARTITION])] = Sent(int(headers[_OFFSET]), _time(headers.get(_PUBLISHED)))
         for text in filter(None, headers.get(_POSITIONS, "").split(",")):
             number, offset, time = text.split(":")
             positions[int(number)] = Sent(int(offset), _from_milliseconds(time))
-        return Checkpoint(positions, _time(until))
+        return Checkpoint(positions, complete)
     except (KeyError, ValueError, OverflowError) as error:
         raise StreamError(
             f"a message of the bridge {stream!r} has damaged headers: {dict(headers)}; use another target, or "
@@ -225,6 +240,22 @@ def _from_milliseconds(text: str) -> datetime | None:
     return _EPOCH + timedelta(milliseconds=int(text)) if text else None
 
 
+def _ranges_of(numbers: Iterable[int]) -> str:
+    """Return numbers as text: `0-4,10-14`."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ",".join(f"{first}-{last}" for first, last in ranges)
+
+
+def _numbers_in(text: str) -> list[int]:
+    ends = [part.split("-") for part in text.split(",")]
+    return [number for first, last in ends for number in range(int(first), int(last) + 1)]
+
+
 # Decisions
 
 
@@ -235,21 +266,29 @@ def _is_sent(event: EventLike, last: Sent | None) -> bool:
     return not is_renumbered(event, EventPosition(event.partition, last.offset, last.published))
 
 
+def _is_later(one: Sent, other: Sent) -> bool:
+    """Return whether one event of a partition is behind another, also if the partition was numbered anew in between."""
+    if is_renumbered(EventPosition(0, one.offset, one.published), EventPosition(0, other.offset, other.published)):
+        return True
+    if is_renumbered(EventPosition(0, other.offset, other.published), EventPosition(0, one.offset, one.published)):
+        return False
+    return one.offset > other.offset
+
+
 def latest(checkpoints: Iterable[Checkpoint]) -> Checkpoint:
     """Return the latest position of each partition in several places of a target, such as partitions of a topic."""
-    positions: dict[int, Sent] = {}
-    untils = []
+    result = Checkpoint({}, {})
     for checkpoint in checkpoints:
-        if checkpoint.complete_until is not None:
-            untils.append(checkpoint.complete_until)
+        for number, time in checkpoint.complete.items():
+            result.complete[number] = max(time, result.complete.get(number, time))
         for number, sent in checkpoint.positions.items():
-            event = EventPosition(number, sent.offset, sent.published)
-            if not _is_sent(event, positions.get(number)):
-                positions[number] = sent
-    return Checkpoint(positions, max(untils, default=None))
+            known = result.positions.get(number)
+            if known is None or _is_later(sent, known):
+                result.positions[number] = sent
+    return result
 
 
-def choose_positions(target: Checkpoint, saved: Mapping[int, Position], partitions: int) -> dict[int, Position]:
+def choose_positions(target: Checkpoint, saved: Mapping[int, Position]) -> dict[int, Position]:
     """Return the positions to begin with.
 
     Those of the target come first, also where the saved one is ahead: what the target lacks is then delivered again.
@@ -258,32 +297,36 @@ def choose_positions(target: Checkpoint, saved: Mapping[int, Position], partitio
     Args:
         target: The positions in the target.
         saved: Those in the store of the stream.
-        partitions: The number of partitions of the stream.
     """
-    positions = dict(saved)
-    if target.complete_until is not None:
-        for number in range(partitions):
-            positions.setdefault(number, Position(-1, target.complete_until))
-    for number, sent in target.positions.items():
-        known = saved.get(number)
-        reached = known.reached if known is not None and known.offset == sent.offset else None
-        times = [time for time in (reached, target.complete_until) if time is not None]
-        positions[number] = Position(sent.offset, sent.published, max(times, default=None))
+    positions = {}
+    for number in {*saved, *target.positions, *target.complete}:
+        known, sent, complete = saved.get(number), target.positions.get(number), target.complete.get(number)
+        if sent is not None:
+            reached = known.reached if known is not None and known.offset == sent.offset else None
+            positions[number] = Position(sent.offset, sent.published, _later(reached, complete))
+        elif known is not None and known.offset >= 0:
+            positions[number] = Position(known.offset, known.published, _later(known.reached, complete))
+        else:
+            begin = None if known is None else _later(known.published, known.reached)
+            positions[number] = Position(-1, _later(begin, complete))
     return positions
 
 
-def complete_until(positions: Mapping[int, Position]) -> datetime | None:
-    """Return a time before which no event is missing, from positions up to which everything is in the target."""
+def _later(one: datetime | None, other: datetime | None) -> datetime | None:
+    times = [time for time in (one, other) if time is not None]
+    return max(times, default=None)
+
+
+def complete_until(positions: Mapping[int, Position]) -> Complete:
+    """Return how far the target is complete, from positions up to which everything is in it."""
     times = []
     for position in positions.values():
         time = position.published
         if time is not None and position.offset >= 0:
             time -= SKEW  # the clocks of the machines that publish events differ
-        known = [moment for moment in (time, position.reached) if moment is not None]
-        if not known:
-            return None
-        times.append(max(known))
-    return min(times, default=None)
+        times.append(_later(time, position.reached))
+    until = None if None in times else min((time for time in times if time is not None), default=None)
+    return Complete(until, _ranges_of(positions))
 
 
 class MessageMaker(Generic[Place]):
@@ -295,13 +338,13 @@ class MessageMaker(Generic[Place]):
 
     Args:
         stream: The name of the stream and its resource.
-        partitions: The number of partitions of the stream.
+        partitions: The partitions that it reads.
         place_of: Returns the place in the target of a partition, such as a partition of a topic.
         tombstones: Whether a deletion has no value.
     """
 
     def __init__(
-        self, stream: str, partitions: int, place_of: Callable[[int], Place], *, tombstones: bool = False
+        self, stream: str, partitions: Sequence[int], place_of: Callable[[int], Place], *, tombstones: bool = False
     ) -> None:
         self.sent: dict[int, Sent] = {}
         self.skipped = 0
@@ -310,7 +353,7 @@ class MessageMaker(Generic[Place]):
         self._place_of = place_of
         self._tombstones = tombstones
         self._sharing: dict[Place, list[int]] = {}
-        for number in range(partitions):
+        for number in partitions:
             self._sharing.setdefault(place_of(number), []).append(number)
 
     @property
@@ -318,17 +361,23 @@ class MessageMaker(Generic[Place]):
         """All places, each once."""
         return list(self._sharing)
 
-    def make(self, record: bytes, event: EventLike | None, until: datetime | None) -> tuple[Place, Message] | None:
+    def make(self, record: bytes, event: EventLike | None, complete: Complete) -> tuple[Place, Message] | None:
         """Return the message of a record and its place; None if the target has it already.
 
         Args:
             record: Its JSON.
             event: Its event; None for a record from an hourly batch, which has no offset.
-            until: No event published before is missing from the target.
+            complete: How far the target is complete.
+
+        Raises:
+            StreamError: It is of a partition that the stream does not have.
         """
         head = _read_head(record)
         if event is None:
-            number = crc32((head.key or "").encode(errors="surrogatepass")) % self._partitions
+            digest = crc32((head.key or "").encode(errors="surrogatepass"))
+            number = self._partitions[digest % len(self._partitions)]
+        elif event.partition not in self._partitions:
+            raise StreamError(f"the stream delivered an event of partition {event.partition}, which it should not have")
         elif _is_sent(event, self.sent.get(event.partition)):
             self.skipped += 1
             return None
@@ -336,11 +385,11 @@ class MessageMaker(Generic[Place]):
             number = event.partition
             self.sent[number] = Sent(event.offset, published_of(event))
         place = self._place_of(number)
-        sharing = self._sharing.get(place, [number])
+        sharing = self._sharing[place]
         shared = None
         if event is None or len(sharing) > 1:
             shared = {other: self.sent[other] for other in sharing if other in self.sent}
-        headers = _headers_of(self._stream, event, kind=head.type, complete_until=until, shared=shared)
+        headers = _headers_of(self._stream, event, kind=head.type, complete=complete, shared=shared)
         deleted = self._tombstones and head.type == "delete" and head.key is not None
         return place, Message(
             partition=number,

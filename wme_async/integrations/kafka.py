@@ -16,13 +16,13 @@ the last message of each partition. Neither a store nor a transaction is needed.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 
 from wme_async._arguments import check_choice, check_functions, check_numbers, check_text
 from wme_async._stream import Stream
 from wme_async.errors import StreamError
-from wme_async.integrations._bridge import Bridge, Bridged, DeadLetter, DeadLetters
+from wme_async.integrations._bridge import Bridge, Bridged, DeadLetter, DeadLetters, check_stream
 from wme_async.integrations._bridge_messages import Checkpoint, Message, news_of, read_checkpoint
 
 try:
@@ -99,6 +99,7 @@ def to_kafka(
         TypeError: An argument of another type.
         ValueError: An argument out of range, or a producer that could write an event twice.
     """
+    check_stream(stream)
     check_text(topic=topic)
     check_functions(partition=partition)
     check_choice("positions", positions, ("topic", "store"))
@@ -106,6 +107,8 @@ def to_kafka(
     if not isinstance(producer, AIOKafkaProducer):
         raise TypeError(f"producer must be a started AIOKafkaProducer, not {producer!r}")
     _check_producer(producer)
+    if partition is not None:
+        _check_partition(partition, stream.partitions)
     return Bridge(
         stream,
         _Topic(producer, topic, stream.key, max_message),
@@ -120,6 +123,13 @@ def to_kafka(
     )
 
 
+def _check_partition(partition: Callable[[int], int], numbers: Iterable[int]) -> None:
+    for number in numbers:
+        place = partition(number)
+        if isinstance(place, bool) or not isinstance(place, int):
+            raise TypeError(f"partition must return the number of a partition of the topic, not {place!r}")
+
+
 def _check_producer(producer: "AIOKafkaProducer") -> None:
     manager = getattr(producer, "_txn_manager", producer)  # there is no public way to ask
     if manager is None:
@@ -129,6 +139,9 @@ def _check_producer(producer: "AIOKafkaProducer") -> None:
             "the producer has a transactional_id, and the bridge uses no transactions: leave it out, and pass "
             "enable_idempotence=True"
         )
+    serializers = [name for name in ("key_serializer", "value_serializer") if getattr(producer, f"_{name}", None)]
+    if serializers:
+        raise ValueError(f"the producer has a {serializers[0]}, and the bridge sends bytes: leave it out")
 
 
 class _Topic:
@@ -150,10 +163,12 @@ class _Topic:
         self._next: dict[int, int] = {}  # the offset that the next message of each partition gets
 
     async def open(self, places: Sequence[int], *, read: bool, dead_letter: str | None) -> list[Checkpoint]:
+        # A bridge before this one may have been cancelled while a batch of it waited for a broker.
+        await self._producer.flush()
         if dead_letter is not None:
             await self._producer.partitions_for(dead_letter)
         count = len(await self._producer.partitions_for(self._topic))
-        outside = [place for place in places if isinstance(place, bool) or not 0 <= place < count]
+        outside = [place for place in places if not 0 <= place < count]
         if outside:
             raise StreamError(
                 f"{self.name} has {count} partitions, and events would go to partition {max(outside)}: create it with "

@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import logging
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
@@ -24,7 +24,7 @@ from wme_async._arguments import check_choice, check_text
 from wme_async._stream import Stream
 from wme_async._tasks import raise_first_cause
 from wme_async.errors import StreamError
-from wme_async.integrations._bridge import Bridge, Bridged, DeadLetter, DeadLetters
+from wme_async.integrations._bridge import Bridge, Bridged, DeadLetter, DeadLetters, check_stream
 from wme_async.integrations._bridge_messages import Checkpoint, Message, news_of, read_checkpoint
 
 try:
@@ -47,6 +47,7 @@ __all__ = ["Bridge", "Bridged", "DeadLetter", "to_nats"]
 logger = logging.getLogger("wme_async.bridge")
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _MIB: Final = 1024 * 1024
 _WRONG_SEQUENCE: Final = frozenset({10071, 10164})  # another message is the last one
@@ -106,6 +107,7 @@ def to_nats(
         TypeError: An argument of another type.
         ValueError: An argument out of range, or a subject that is not one.
     """
+    check_stream(stream)
     check_text(subject=subject)
     check_choice("positions", positions, ("subject", "store"))
     if not isinstance(jetstream, JetStreamContext):
@@ -195,8 +197,9 @@ class _Subjects:
 
     async def _last_message(self, subject: str) -> tuple[int, Mapping[str, str]]:
         """Return sequence number and headers of the last message of a subject; 0 if there is none."""
+        stream = self._streams[subject]
         try:
-            message = await self._jetstream.get_last_msg(self._streams[subject], subject)
+            message = await self._persist(stream, lambda: self._jetstream.get_last_msg(stream, subject))
         except NotFoundError:
             return 0, {}
         return message.seq or 0, message.headers or {}
@@ -244,22 +247,34 @@ class _Subjects:
             nats.errors.Error: The connection is closed, or the server does not accept the message.
         """
         stream = self._streams[subject]
+        result = await self._persist(
+            stream, lambda: self._jetstream.publish(subject, body, stream=stream, headers=dict(headers))
+        )
+        return result.seq
+
+    async def _persist(self, stream: str, request: Callable[[], Awaitable[U]]) -> U:
+        """Make a request until the server answers it.
+
+        Raises:
+            StreamError: The stream of JetStream no longer exists.
+            nats.errors.Error: The connection is closed, or the answer is an error.
+        """
         away = False
         while True:
             try:
-                result = await self._jetstream.publish(subject, body, stream=stream, headers=dict(headers))
+                result = await request()
             except _AWAY as error:
                 if self._connection.is_closed:
                     raise
                 if not away:
-                    logger.warning("%s does not confirm messages, retrying: %s", self.name, str(error) or "no answer")
+                    logger.warning("%s does not answer, retrying: %s", self.name, str(error) or "no answer")
                     away = True
                 await self._check_stream(stream)
                 await asyncio.sleep(_RETRY)
             else:
                 if away:
-                    logger.warning("%s confirms messages again", self.name)
-                return result.seq
+                    logger.warning("%s answers again", self.name)
+                return result
 
     async def _check_stream(self, name: str) -> None:
         try:
