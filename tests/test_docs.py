@@ -40,6 +40,9 @@ _EXAMPLE = re.compile(r"# examples/(\w+\.py)\n")
 
 # What the code of a page needs beside the package.
 NEEDS = {
+    "tutorial-data": ("pyarrow", "duckdb"),
+    "tutorial-web": ("fastapi",),
+    "tutorial-notebook": ("pandas",),
     "relay": ("starlette", "fastapi", "litestar"),
     "retrieval": ("selectolax", "duckdb"),
     "tasks": ("pyarrow",),
@@ -91,10 +94,11 @@ def run(block: Block, page: Path, namespace: dict[str, Any], runner: asyncio.Run
 def run_page(page: Path, namespace: dict[str, Any], runner: asyncio.Runner) -> None:
     """Run the blocks of a page in turn; a block of text right behind one is what it prints."""
     checker, printed = doctest.OutputChecker(), None
+    tests: list[Block] = []
     for block in blocks(page):
         if block.language == "python" and re.search(r"def test_\w+\(wme_(simulator|environment)", block.body):
             printed = None
-            run_with_pytest(block)
+            tests.append(block)
         elif block.language == "python" and _EXAMPLE.match(block.body):
             printed = None  # `test_examples` runs the file
         elif block.language == "python":
@@ -105,21 +109,51 @@ def run_page(page: Path, namespace: dict[str, Any], runner: asyncio.Runner) -> N
             printed = None
         else:
             printed = None
+    if tests:
+        run_with_pytest(tests)
 
 
-def run_with_pytest(block: Block) -> None:
+def run_with_pytest(tests: list[Block]) -> None:
     """Run tests that are shown, away from our own configuration."""
-    Path("test_shown.py").write_text(block.body)
+    names = [f"test_shown_{number}.py" for number in range(len(tests))]
+    for name, block in zip(names, tests, strict=True):
+        Path(name).write_text(block.body)
     Path("pytest.ini").write_text("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
     # Two plugins by name: to load all that are installed here takes longer than the rest.
     plugins = [
         f"-p{name}" for name in ("no:cacheprovider", "pytest_asyncio.plugin", "wme_async.simulator.pytest_plugin")
     ]
-    command = [sys.executable, "-m", "pytest", "-q", *plugins, "test_shown.py"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, *names]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
     assert result.returncode == 0, result.stdout
-    assert f"{block.body.count('def test_')} passed" in result.stdout
+    assert f"{sum(block.body.count('def test_') for block in tests)} passed" in result.stdout
+
+
+@contextlib.contextmanager
+def simulate(page: Path) -> Iterator[dict[str, str]]:
+    """Start `wme-async simulate` as a page says, and return the variables that it prints."""
+    [line] = [
+        line
+        for block in blocks(page)
+        if block.language == "sh"
+        for line in block.body.splitlines()
+        if line.startswith("wme-async simulate")
+    ]
+    command = [sys.executable, "-m", "wme_async", *shlex.split(line)[1:]]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    try:
+        variables = {}
+        while len(variables) < 5:
+            printed = process.stdout.readline()
+            assert printed, "the simulator has ended"
+            name, _, value = printed.removeprefix("export ").strip().partition("=")
+            variables[name] = shlex.split(value)[0]
+        yield variables
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
 
 
 @contextlib.contextmanager
@@ -152,9 +186,14 @@ def test_the_code_of_a_page_runs_and_prints_its_output(
     start = AT if "2025-07-16" in page.read_text() else None
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     with contextlib.ExitStack() as stack:
-        simulator = stack.enter_context(Simulator.run_in_thread(start=start))
+        if page.stem.startswith("tutorial"):
+            pytest.importorskip("click")
+            environment = stack.enter_context(simulate(page))
+        else:
+            simulator = stack.enter_context(Simulator.run_in_thread(start=start))
+            environment = simulator.environment()
         runner = stack.enter_context(asyncio.Runner())
-        for name, value in simulator.environment().items():
+        for name, value in environment.items():
             monkeypatch.setenv(name, value)
         if page.stem in {"README", "realtime", "relay", "sharing"}:
             stack.enter_context(publishing(simulator.firehose))

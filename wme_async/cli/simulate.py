@@ -17,7 +17,7 @@ _GROUPS = ("group_1", "group_2", "group_3")
 @click.option(
     "--data", type=click.Path(exists=True, file_okay=False), help="Folder of real lists and articles to serve."
 )
-@click.option("--articles", type=click.IntRange(0), default=100, show_default=True, help="Records in each archive.")
+@click.option("--articles", type=click.IntRange(0), default=20, show_default=True, help="Records in each archive.")
 @click.option(
     "--archive-bytes",
     multiple=True,
