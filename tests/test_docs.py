@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -247,6 +248,16 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_links_of_the_readme_work_on_the_package_index_too() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    repository = project["urls"]["Source"]
+    targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text())
+    for target in [*targets, *project["urls"].values()]:
+        assert target.startswith("https://"), f"{target} is dead where the README is shown without the repository"
+        match = re.fullmatch(rf"{re.escape(repository)}/(?:blob|tree)/main/(.+)", target)
+        assert match is None or (ROOT / match[1]).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -160,7 +160,9 @@ def batch(context: click.Context, /, **options: Any) -> None:
 @click.option("-i", "--input", "source", metavar="FILE", help="Take the URLs from a file, one a line; - for a pipe.")
 @click.option("--csv", type=click.Path(exists=True, dir_okay=False), help="Take the URLs from a CSV file.")
 @click.option("--column", default="url", show_default=True, help="Its column.")
-@click.option("--concurrent-limit", type=click.IntRange(1, 10), default=3, show_default=True)
+@click.option(
+    "--concurrent-limit", type=click.IntRange(1, 10), default=3, show_default=True, help="Jobs at once at most."
+)
 @click.option("--stop-on-error", is_flag=True, help="The first failure cancels the rest.")
 @click.option("--fail-on-error", is_flag=True, help="A failed job makes the batch failed.")
 @click.option(
@@ -354,8 +356,8 @@ def _print_failures(batch: Batch) -> None:
 
 @click.command("serve")
 @click.option("--directory", default=_DIRECTORY, show_default=True, help="Where files go.")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option(
     "--api-key",
     "keys",

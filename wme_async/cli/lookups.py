@@ -37,7 +37,9 @@ def _look_up(name: str, attribute: str, description: str) -> click.Command:
     @base.where_option
     @_values
     @_limit
-    @click.option("--concurrency", type=click.IntRange(1, 100), default=10, show_default=True)
+    @click.option(
+        "--concurrency", type=click.IntRange(1, 100), default=10, show_default=True, help="Requests at once at most."
+    )
     @base.json_option
     @click.pass_context
     def command(

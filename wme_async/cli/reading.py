@@ -185,7 +185,7 @@ def read(context: click.Context, /, *, file: str, kind: str | None, **options: A
     base.run(read_records(open_archive, model, **options))
 
 
-for _option in reversed(OPTIONS):
+for _option in OPTIONS:
     read = _option(read)
 
 

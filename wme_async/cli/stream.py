@@ -25,7 +25,7 @@ __all__ = ["command"]
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _REFRESH = 0.5
 _OTHER_LINES = 6  # of a screen with the table: the total, which may be folded, headings, the last line
-_LEAST_SECONDS = 0.001
+_LEAST_SECONDS = 1.0
 
 
 def _parse_time(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | str | None:
@@ -81,8 +81,16 @@ def _parse_share(_context: click.Context, _option: click.Parameter, text: str | 
 @base.where_option
 @base.fields_option
 @click.option("--parts", metavar="0,1,…", callback=_parse_numbers, help="Only these tenths of the stream.")
-@click.option("--connections", type=click.IntRange(1, 10), default=1, show_default=True)
-@click.option("--framing", type=click.Choice(["ndjson", "sse"]), default="ndjson", show_default=True)
+@click.option(
+    "--connections", type=click.IntRange(1, 10), default=1, show_default=True, help="They share the parts among them."
+)
+@click.option(
+    "--framing",
+    type=click.Choice(["ndjson", "sse"]),
+    default="ndjson",
+    show_default=True,
+    help="What the server sends.",
+)
 @click.option("--wikidata", is_flag=True, help="Follow Wikidata entities instead of articles (beta).")
 @click.option("--limit", type=click.IntRange(1), help="Stop after this number of events.")
 @base.skip_bad_option
@@ -156,17 +164,16 @@ async def _follow(
         async with events as stream:
             speed = _Speed()
             try:
-                await (_watch if table else _print)(stream, limit, speed)
+                await (_watch(stream, limit, speed) if table else _print(stream, limit))
             finally:
                 statistics = stream.statistics()
                 with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
                     base.stderr.print(_summary(statistics, speed.of(statistics)), style="dim", highlight=False)
 
 
-async def _print(stream: Stream[Any] | GroupStream[Any], limit: int | None, speed: "_Speed") -> None:
+async def _print(stream: Stream[Any] | GroupStream[Any], limit: int | None) -> None:
     number = 0
     async for event in stream:
-        speed.first()
         base.line(event)
         # An event is processed once it is printed, even if the command is stopped now.
         stream.ack(event)
@@ -179,7 +186,6 @@ async def _watch(stream: Stream[Any] | GroupStream[Any], limit: int | None, spee
     async def consume() -> None:
         number = 0
         async for events in stream.batches():
-            speed.first()
             number += len(events)
             if limit is not None and number >= limit:
                 return
@@ -202,7 +208,7 @@ async def _watch(stream: Stream[Any] | GroupStream[Any], limit: int | None, spee
         base.stderr.line()  # the table ends without one
 
 
-def _table(statistics: StreamStatistics, height: int, rate: float) -> Group:
+def _table(statistics: StreamStatistics, height: int, rate: float | None) -> Group:
     """Return a total and the partitions that lag most, as many as fit on the screen."""
     table = Table(header_style="bold", box=None, pad_edge=False)
     for column in ("partition", "offset", "processed", "published", "age"):
@@ -223,7 +229,7 @@ def _table(statistics: StreamStatistics, height: int, rate: float) -> Group:
     return Group(Text(_summary(statistics, rate)), table, more)
 
 
-def _summary(now: StreamStatistics, rate: float) -> str:
+def _summary(now: StreamStatistics, rate: float | None) -> str:
     lag = "" if now.lag is None else f", {now.lag:.0f} s behind"
     catch_up = "" if not now.catch_up else f", caught up in {now.catch_up:.0f} s"
     counts = (
@@ -234,25 +240,17 @@ def _summary(now: StreamStatistics, rate: float) -> str:
         (now.bad_records, "bad records"),
     )
     words = "".join(f", {count:,} {word}" for count, word in counts if count)
-    return f"{now.events:,} events, {rate:.1f}/s, {size_text(now.bytes)}{lag}{catch_up}{words}"
+    speed = "" if rate is None else f", {rate:.1f}/s"
+    return f"{now.events:,} events{speed}, {size_text(now.bytes)}{lag}{catch_up}{words}"
 
 
 class _Speed:
-    """Events a second since the first, for a summary that is right after a second as well as after a day."""
+    """The average rate of a run, for a summary that is right after some seconds as well as after a day."""
 
     def __init__(self) -> None:
-        self._began: float | None = None
+        self._began = time.monotonic()
 
-    def of(self, statistics: StreamStatistics) -> float:
-        """Return the average."""
-        if not statistics.events:
-            return 0.0
-        now = time.monotonic()
-        if self._began is None:
-            self._began = now
-        return statistics.events / max(now - self._began, _LEAST_SECONDS)
-
-    def first(self) -> None:
-        """Note the first event."""
-        if self._began is None:
-            self._began = time.monotonic()
+    def of(self, statistics: StreamStatistics) -> float | None:
+        """Return events a second since the stream was opened; None in the first second, which says nothing yet."""
+        seconds = time.monotonic() - self._began
+        return statistics.events / seconds if seconds >= _LEAST_SECONDS else None

@@ -43,7 +43,9 @@ def command() -> None:
 @click.option(
     "--type", "record_type", metavar="MODULE:NAME", help="The msgspec Struct of the records; all fields by default."
 )
-@click.option("--format", "file_format", type=click.Choice(FORMATS), default="parquet", show_default=True)
+@click.option(
+    "--format", "file_format", type=click.Choice(FORMATS), default="parquet", show_default=True, help="Of the files."
+)
 @click.option("--wikidata", is_flag=True, help="A snapshot of Wikidata (beta).")
 @click.option("--out", metavar="PLAN", help="Write the plan to this file; by default to standard output.")
 @click.pass_context
