@@ -344,6 +344,40 @@ def test_every_error_is_explained() -> None:
     assert [name for name in leaves if f"`{name}`" not in text] == []
 
 
+def constants() -> str:
+    """Return all literal texts of the package, the page included."""
+    texts = [(ROOT / "wme_async" / "web" / "page.html").read_text()]
+    for path in (ROOT / "wme_async").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        texts += [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return "\n".join(texts)
+
+
+def test_messages_that_are_explained_are_those_of_the_package() -> None:
+    page, texts = (DOCS / "troubleshooting.md").read_text(), constants()
+    explained = [
+        row.split("|")[1] for row in page.splitlines() if row.startswith("| ") and not row.startswith("| message")
+    ]
+    quoted = [text for cell in explained for text in re.findall(r"`([^`]+)`", cell)]
+    messages = [text for text in quoted if text not in {*errors.__all__, "OSError", "NO ANSWER", "No space left"}]
+    assert len(messages) > 25
+    for message in messages:
+        # What is put into a message is written {} here.
+        assert all(part in texts for part in message.split("{}")), message
+    leaves = {name for name in errors.__all__ if name[0].isupper()} - {
+        "WMEError",
+        "TransportError",
+        "StatusError",
+        "DataError",
+    }
+    assert sorted(leaves - set(quoted)) == []
+
+
+def test_the_page_for_programs_names_every_page() -> None:
+    linked = re.findall(r"^- \[[^\]]+\]\(([\w-]+)\.md\): \w", (DOCS / "llms.txt").read_text(), re.MULTILINE)
+    assert sorted(linked) == sorted({page.stem for page in DOCS.glob("*.md")} - {"index"})
+
+
 def test_every_fault_is_in_the_catalogue() -> None:
     kinds = {*faults.KINDS, *faults.STREAM_KINDS}
     for text in (faults.__doc__ + (DOCS / "testing.md").read_text(), (DOCS / "testing.md").read_text()):
