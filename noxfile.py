@@ -68,8 +68,8 @@ OF_EXTRA: dict[str, list[str]] = {
     "mirror": ["test_mirror", "test_mirror_operation", "test_mirror_rule", "test_mirror_store"],
     "postgres": ["test_lease_stores"],
     "redis": ["test_lease_stores"],
-    "kafka": ["test_bridges"],
-    "nats": ["test_bridges"],
+    "kafka": ["test_bridges", "test_bridge_messages", "test_kafka"],
+    "nats": ["test_bridges", "test_bridge_messages", "test_nats"],
     "dask": ["test_dask"],
     "otel": ["test_otel"],
 }

@@ -4,11 +4,17 @@ import contextlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+import msgspec
 import pytest
 from kafka_mock import KafkaMock
+from stream_world import articles
+
+from wme_async import Client
+from wme_async.simulator import Simulator
 
 _numbers = itertools.count(1)
 
@@ -147,7 +153,7 @@ class NATSTarget:
         options = {"reconnect_time_wait": 0.01, "max_reconnect_attempts": -1, **options}
         connection = await nats.connect(self.url, **options)
         try:
-            jetstream = connection.jetstream()
+            jetstream = connection.jetstream(timeout=1)
             if not self.created:
                 subjects = [f"{self.name}.*"]
                 await jetstream.add_stream(
@@ -193,7 +199,7 @@ class NATSTarget:
             reader = await jetstream.pull_subscribe(f"{self.name}.*")
             while len(messages) < count:
                 for message in await reader.fetch(500, timeout=10):
-                    headers = dict(message.headers)
+                    headers = dict(message.headers or {})
                     key = headers.get("wme-key")
                     key = None if key is None else unquote(key)
                     messages.append(Stored(message.subject, key, message.data or None, headers))
@@ -204,9 +210,8 @@ class NATSTarget:
 Target = KafkaTarget | NATSTarget
 
 
-@pytest.fixture(params=["kafka", "nats"])
-def target(request: pytest.FixtureRequest) -> Target:
-    """A new place for one test in each broker."""
+def new_target(request: pytest.FixtureRequest) -> Target:
+    """Return a new place in the broker that the parameter of a fixture names; skip the test where it is missing."""
     if request.param == "kafka":
         pytest.importorskip("aiokafka", reason="needs the extra `kafka`")
         return KafkaTarget(request.getfixturevalue("kafka"))
@@ -227,3 +232,13 @@ def check_once_and_in_order(events: Iterable[tuple[int, int]], expected: Iterabl
         assert offset > last.get(partition, -1), f"partition {partition}: {offset} after {last[partition]}"
         last[partition] = offset
     assert sorted(events) == sorted(expected)
+
+
+def stream_of(sim: Simulator, wme: Client, **options: Any) -> Any:
+    """A stream that begins an hour ago."""
+    since = datetime.fromtimestamp(sim.clock.now(), UTC) - timedelta(hours=1)
+    return articles(wme, **{"since": since, "type": msgspec.Raw, **options})
+
+
+def has_sent(bridge: Any, count: int) -> bool:
+    return bool(bridge.statistics().sent >= count)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from broker_targets import target  # noqa: F401  # a fixture
 from hypothesis import HealthCheck, settings
 from kafka_mock import kafka  # noqa: F401  # a fixture
 from real_servers import (  # noqa: F401  # fixtures
@@ -32,6 +31,7 @@ from real_servers import (  # noqa: F401  # fixtures
 from wall_clock import MIDDLE_OF_A_MONTH, clock, set_moment
 
 if TYPE_CHECKING:
+    from broker_targets import Target
     from jobs_server import FileServer
     from stream_world import World
     from transports import Transport
@@ -242,6 +242,14 @@ async def world() -> AsyncIterator["World"]:
 
     async with new_world() as pair:
         yield pair
+
+
+@pytest.fixture(params=["kafka", "nats"])
+def target(request: pytest.FixtureRequest) -> "Target":
+    """A new place for one test in each broker."""
+    from broker_targets import new_target
+
+    return new_target(request)
 
 
 class ClientClock:

@@ -2,28 +2,17 @@
 
 import asyncio
 import functools
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
-from broker_targets import Target, check_once_and_in_order, events_in
-from stream_world import WIKI, World, articles, batch_record, hour_of, learn_the_time, publish_wiki, put_batches, until
+from broker_targets import Target, check_once_and_in_order, events_in, has_sent, stream_of
+from stream_world import WIKI, World, batch_record, hour_of, learn_the_time, publish_wiki, put_batches, until
 
-from wme_async import Client, MemoryOffsets, Position
+from wme_async import MemoryOffsets, Position
 from wme_async.errors import DecodeError, StreamError
 from wme_async.models import Article
-from wme_async.simulator import Simulator
-
-
-def stream_of(sim: Simulator, wme: Client, **options: Any) -> Any:
-    """A stream that begins an hour ago."""
-    since = datetime.fromtimestamp(sim.clock.now(), UTC) - timedelta(hours=1)
-    return articles(wme, **{"since": since, "type": msgspec.Raw, **options})
-
-
-def has_sent(bridge: Any, count: int) -> bool:
-    return bool(bridge.statistics().sent >= count)
 
 
 async def test_each_event_arrives_once_in_its_place_as_it_came(world: World, target: Target) -> None:

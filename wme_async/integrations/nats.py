@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
-from wme_async._arguments import check_choice, check_text
+from wme_async._arguments import check_choice, check_numbers, check_text
 from wme_async._stream import Stream
 from wme_async._tasks import raise_first_cause
 from wme_async.errors import StreamError
@@ -110,6 +110,7 @@ def to_nats(
     check_stream(stream)
     check_text(subject=subject)
     check_choice("positions", positions, ("subject", "store"))
+    check_numbers(whole=True, optional=False, minimum=1, in_flight=in_flight)
     if not isinstance(jetstream, JetStreamContext):
         raise TypeError(f"jetstream must be connection.jetstream(), not {jetstream!r}")
     return Bridge(
@@ -288,12 +289,18 @@ class _Subjects:
         """Return whether a message is the last one of its subject after all, when another one was expected there.
 
         Raises:
-            StreamError: Another writer has written to the subject.
+            StreamError: Another writer has written to the subject, or the server has lost messages.
         """
-        before = self._last[subject]
+        before, stream = self._last[subject], self._streams[subject]
         self._last[subject], headers = await self._last_message(subject)
         if headers.get("Nats-Msg-Id") == identity:
             return True
+        info = await self._persist(stream, lambda: self._jetstream.stream_info(stream))
+        if info.state.last_seq < before:
+            raise StreamError(
+                f"the stream {stream!r} of JetStream has lost messages that it had confirmed: start the bridge again, "
+                "which goes on behind those that it has"
+            )
         if self._last[subject] not in {0, before}:
             raise StreamError(
                 f"another writer has written to {subject!r}: run one bridge for a subject, or give each its own parts= "
