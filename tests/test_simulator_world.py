@@ -333,9 +333,15 @@ async def test_all_views_together_are_the_wiki(seed: int):
         truth = world.truth("enwiki")
         exceptions = truth.exceptions(START.timestamp() - 48 * 3600)
         titles = {title for title in sim.pages.titles("enwiki") if ":" not in title}
-    shown = {title: (page.page_id, page.revision, "text" not in page.hidden) for title, page in truth.pages.items()}
-    copied = copy.live()
+    shown = {title: (page.page_id, page.revision) for title, page in truth.pages.items()}
+    copied = {title: (page_id, revision) for title, (page_id, revision, _) in copy.live().items()}
     different = {title for title in shown.keys() | copied.keys() if shown.get(title) != copied.get(title)}
+    # A text that is shown again may have been fetched while it was hidden: that takes a look-up.
+    different |= {
+        title
+        for title, (_, _, with_text) in copy.live().items()
+        if with_text and title in shown and "text" in truth.pages[title].hidden
+    }
     assert different <= exceptions.keys()
     assert len(exceptions) < 15
     assert len(shown) > 20

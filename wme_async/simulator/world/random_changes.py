@@ -28,7 +28,7 @@ def make_random_change(editor: Editor, rnd: Random, time: int) -> None:
     elif kind in {"create", "restore"} or not wiki.pages:
         _create(editor, project, rnd, time)
     elif kind == "bulk":
-        titles = list(wiki.pages)
+        titles = [page.title for page in wiki.live()]
         editor.bulk(time, project, rnd.sample(titles, min(_BULK_PAGES, len(titles))))
     else:
         _change_page(editor, project, kind, rnd, time)

@@ -45,16 +45,15 @@ class Truth:
 
         Returns:
             "never published": the newest event of a title, or of its visibility, was lost; "deleted before": the page
-            was deleted before `since` and a snapshot still has it; "suppressed before": its visibility was changed
-            before `since`, or in a missed time.
+            was deleted before `since` or in a missed time, and a snapshot that was exported later still has it;
+            "suppressed before": its visibility was changed before `since`, or in a missed time.
         """
         out: dict[str, Exemption] = {}
         gaps = [(0.0, since), *missed]
-        exported = frozenset().union(*(export.titles for export in self.exports))
         for title, message in _newest(self.messages).items():
             if message.lost:
                 out[title] = "never published"
-            elif message.kind == "delete" and title in exported and self._published_in(message, gaps[:1]):
+            elif message.kind == "delete" and self._published_in(message, gaps) and self._is_still_exported(message):
                 out[title] = "deleted before"
         changes = {message.change.page.page_id: message for message in self.messages if _suppresses(message)}
         for title, page in self.pages.items():
@@ -66,6 +65,11 @@ class Truth:
             elif self._published_in(change, gaps):
                 out.setdefault(title, "suppressed before")
         return out
+
+    def _is_still_exported(self, message: Message) -> bool:
+        """Return whether a snapshot has the page of a delete, although the delete was published before its export."""
+        published = self.published[message.created]
+        return any(export.cut * SECOND >= published and message.title in export.titles for export in self.exports)
 
     def _published_in(self, message: Message, gaps: Iterable[tuple[float, float]]) -> bool:
         published = self.published.get(message.created)
