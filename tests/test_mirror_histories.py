@@ -25,15 +25,17 @@ from wme_async.simulator import Simulator, World
 
 HOUR = 3600.0
 STREAM = timedelta(hours=47)  # how far back a mirror begins to read the stream
+SHARE = 0.25  # of a hundred pages, which change quickly; an incomplete export lacks more
 CHILD = f"""
 import asyncio, sys
 from wme_async import Client
 from wme_async.mirror import Mirror, SQLiteStore
 
 async def main():
-    async with Client.from_env() as wme, Mirror(wme, "{IDENTIFIER}", SQLiteStore(sys.argv[1]), poll=0.02) as mirror:
-        print("ready", flush=True)
-        await mirror.run()
+    async with Client.from_env() as wme:
+        async with Mirror(wme, "{IDENTIFIER}", SQLiteStore(sys.argv[1]), poll=0.02, max_removed={SHARE}) as mirror:
+            print("ready", flush=True)
+            await mirror.run()
 
 asyncio.run(main())
 """
@@ -111,7 +113,7 @@ class History:
 
     async def _catch_up(self) -> None:
         self.world.advance(20)
-        async with mirror_of(self.wme, self.path, on_event=self._note) as mirror:
+        async with self._mirror() as mirror:
             await mirror.sync(quiet=1.0)
 
     async def pause(self) -> None:
@@ -126,8 +128,11 @@ class History:
             async with self._process():
                 yield
         else:
-            async with mirror_of(self.wme, self.path, on_event=self._note) as mirror, running(mirror):
+            async with self._mirror() as mirror, running(mirror):
                 yield
+
+    def _mirror(self) -> Mirror:
+        return mirror_of(self.wme, self.path, on_event=self._note, max_removed=SHARE)
 
     def _note(self, event: MirrorEvent) -> None:
         if isinstance(event, MirrorChunkLoaded) and self.chance.random() < 0.1:
@@ -157,7 +162,7 @@ class History:
         """Let all holes close, and return how the mirror differs from the wiki beyond what it cannot know."""
         self.world.rate = 0
         self.world.advance(60)
-        async with mirror_of(self.wme, self.path, on_event=self._note) as mirror, running(mirror):
+        async with self._mirror() as mirror, running(mirror):
             for _ in range(3):
                 await self._wait_for_calm(mirror)
                 self.world.advance(24 * HOUR)

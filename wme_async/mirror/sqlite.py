@@ -42,7 +42,7 @@ from wme_async.mirror.sqlite_rows import (
 )
 from wme_async.mirror.tables import Database, open_database
 
-__all__ = ["SQLiteStore", "hidden_parts"]
+__all__ = ["SQLiteStore", "change_of", "hidden_parts"]
 
 T = TypeVar("T")
 
@@ -413,7 +413,7 @@ class SQLiteStore:
             limit: Changes at most.
         """
         rows = await self._in_reader(lambda connection: connection.execute(_CHANGES, (after, limit)).fetchall())
-        return [_change(row, after) for row in rows]
+        return [change_of(row, after) for row in rows]
 
     async def counts(self) -> Counts:
         """Return the size of the store."""
@@ -473,7 +473,13 @@ def hidden_parts(hidden: int) -> tuple[str, ...]:
     return tuple(name for bit, name in parts if hidden & bit)
 
 
-def _change(row: Sequence[Any], after: int) -> Change:
+def change_of(row: Sequence[Any], after: int) -> Change:
+    """Return the change of a row: its number and page, its last move, and its record unless it is gone.
+
+    Args:
+        row: Columns of `whereabouts` and, where they are not null, of `pages`.
+        after: The position of the consumer.
+    """
     seq, project, page_id, title, old_title, moved, revision, digest, hidden = row
     if revision is None:
         return Change(seq=seq, kind="delete", project=project, page_id=page_id, title=title)
