@@ -13,7 +13,6 @@ batches of downloads.
 A public name is written once: an error in `wme_async.errors`, any other in `wme_async._exports`.
 """
 
-import ast
 import functools
 import importlib
 from typing import TYPE_CHECKING
@@ -29,6 +28,8 @@ else:
     @functools.cache
     def _modules() -> dict[str, str]:
         """Return the module of each public name but the errors, from the text of `_exports`, which is not run."""
+        import ast  # noqa: PLC0415  # not for the errors
+
         try:
             source = __spec__.loader.get_data(__file__.replace("__init__", "_exports"))
         except (AttributeError, OSError):  # only bytecode is installed
