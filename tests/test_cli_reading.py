@@ -1,6 +1,7 @@
 """The commands `read` and `download`: archives of the disk and the service, chosen records, fields and archives."""
 
 import json
+import re
 
 import pytest
 
@@ -130,6 +131,29 @@ def test_downloads_are_chosen_by_filter_by_file_or_all(run, world, tmp_path):
     assert there("all") == everything
     assert "--all" in run("batches", "download", hour, code=2).stderr
     assert "one archive" in run("batches", "download", hour, "--all", "--to", "-", code=2).stderr
+
+
+def test_a_target_without_an_extension_is_a_folder(run, world, tmp_path):
+    run("batches", "download", world.hours[-1], ARCHIVE, "--to", "data", "--quiet")
+    assert list((tmp_path / "data").rglob(f"{ARCHIVE}.tar.gz"))
+    run("batches", "download", world.hours[-1], ARCHIVE, "--to", "x.tar.gz", "--quiet")
+    assert (tmp_path / "x.tar.gz").is_file()
+
+
+def test_errors_name_options_and_no_arguments_of_functions(run, world, tmp_path):
+    command = ("batches", "download", world.hours[-1], ARCHIVE, "--to", "x.tar.gz")
+    (tmp_path / "x.tar.gz").write_bytes(b"mine")
+    errors = [
+        run(*command, code=1).stderr,
+        run(*command[:4], "--to", "data/", "--name", "{title}", code=2).stderr,
+        run("batch", "submit", "https://127.0.0.1/x", code=2).stderr,
+        run("wikidata", "items", "P31", code=2).stderr,
+    ]
+    for error, option in zip(
+        errors, ("--force", "--name", "--allow-host 127.0.0.1", "wikidata properties"), strict=True
+    ):
+        assert option in error
+        assert not re.search(r"\w=(True|'|\{)|wme\.|`name`|\(--", error), error
 
 
 def test_the_failure_of_one_download_does_not_stop_the_others(run, world, tmp_path):

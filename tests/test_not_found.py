@@ -55,6 +55,7 @@ async def test_a_misspelled_identifier_is_followed_by_the_one_that_exists(sim, w
 
     assert meant in await message_of(read())
     assert meant in await message_of(wme.snapshots.chunks("enwik_namespace_0").list())
+    assert meant in await message_of(wme.snapshots.chunks("enwiki").list())
 
 
 async def test_looking_for_similar_names_is_not_metered_and_its_failure_is_not_seen(sim, wme, tmp_path):

@@ -60,7 +60,10 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
         name: The unknown name.
         names: All that exist.
     """
-    similar = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
+    every = list(names)
+    similar = difflib.get_close_matches(name, every, n=2, cutoff=0.6)
+    if not similar and len(name) > 1:  # the beginning of a longer name, such as the project of an archive
+        similar = [longer for longer in every if longer.startswith(name)][:2]
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 

@@ -26,7 +26,7 @@ OPTIONS: Final = (
     click.option("--all", "everything", is_flag=True, help="All archives of the list."),
     click.option("-i", "--input", "source", metavar="FILE", help="Identifiers from a file, one a line; - for a pipe."),
     click.option(
-        "--to", default=".", show_default=True, help="Folder, or path of the file; - writes to standard output."
+        "--to", default=".", show_default=True, help="Folder, or a file with an extension; - writes to standard output."
     ),
     click.option(
         "--name",
@@ -93,10 +93,15 @@ async def download_archives(
     check_names(resource, options["name"], names)
     if len(names) == 1 and not listed and source is None:
         with base.progress_bar(names[0], quiet=quiet) as progress:
-            download = await files.download(names[0], to, progress=progress, **options)
+            download = await files.download(names[0], _target(to), progress=progress, **options)
         base.echo(describe_download(download))
     else:
         await _download_many(files, names, to if to.endswith("/") else f"{to}/", quiet=quiet, **options)
+
+
+def _target(to: str) -> str:
+    """Return a path that the library takes for a folder unless it has an extension, or is a file already."""
+    return to if to.endswith("/") or Path(to).suffix or Path(to).is_file() else f"{to}/"
 
 
 async def _download_many(files: Any, names: Sequence[str], folder: str, *, quiet: bool, **options: Any) -> None:

@@ -250,7 +250,7 @@ def quota(context: click.Context, /, as_json: bool) -> None:
         }
         for pool in (usage.ondemand, usage.snapshot, usage.chunk)
     ]
-    base.show(rows, as_json=False, columns=("pool", "used", "limit", "left"), title=usage.month)
+    base.show(rows, as_json=False, columns=("pool", "used", "limit", "left"), title=usage.month, note="")
 
 
 _EXPLAINED: Mapping[str, Resource] = {

@@ -1,19 +1,26 @@
 """Errors in the words of the command line: options and variables in place of the names of Python."""
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
-from wme_async.errors import Forbidden, VersionConflict
+from wme_async.errors import VersionConflict
 
+__all__ = ["message_of"]
+
+# The library names an argument, and in brackets its option: `overwrite=True (--force)`.
+_BOTH: Final = re.compile(r"\w+(?:=\w+)? \((--[a-z-]+)\)")
+_REFUSED: Final = re.compile(r"(\S+) is refused: ")
 _WORDS: Final[Sequence[tuple[str, str]]] = (
-    ("overwrite=True (--force)", "--force"),
     ("if_changed=True", "--if-changed"),
     ("another `name`", "another --name"),
+    ("another name keeps both", "another --name keeps both"),
+    ("another token_file", "another --token-file"),
     ("name='", "--name '"),
     ("use wme.wikidata.", "use wme-async wikidata "),
-    ("another token_file", "another --token-file"),
+    ("`auth.user()` lists its groups", "`wme-async login` shows its groups"),
 )
-"""What the library calls an argument, and its option."""
+"""What else the library says, and the same for a shell."""
 
 
 def message_of(error: BaseException) -> str:
@@ -24,9 +31,8 @@ def message_of(error: BaseException) -> str:
     """
     if isinstance(error, OSError) and not isinstance(error, VersionConflict) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
-    text = str(error)
-    if isinstance(error, Forbidden):
-        text = text.replace("`auth.user()` lists its groups", "`wme-async login` shows its groups")
+    text = _BOTH.sub(r"\1", str(error))
     for argument, option in _WORDS:
         text = text.replace(argument, option)
-    return text
+    refused = _REFUSED.search(text)
+    return text if refused is None else f"{text}; --allow-host {refused[1]} lets it be fetched"

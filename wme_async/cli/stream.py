@@ -233,13 +233,13 @@ def _summary(now: StreamStatistics, rate: float | None) -> str:
     lag = "" if now.lag is None else f", {now.lag:.0f} s behind"
     catch_up = "" if not now.catch_up else f", caught up in {now.catch_up:.0f} s"
     counts = (
-        (now.connected, "connections"),
-        (now.reconnects, "reconnects"),
-        (now.duplicates, "duplicates dropped"),
-        (now.gaps, "gaps"),
-        (now.bad_records, "bad records"),
+        (now.connected, "connection"),
+        (now.reconnects, "reconnect"),
+        (now.duplicates, "dropped duplicate"),
+        (now.gaps, "gap"),
+        (now.bad_records, "bad record"),
     )
-    words = "".join(f", {count:,} {word}" for count, word in counts if count)
+    words = "".join(f", {count:,} {word}{'s' if count > 1 else ''}" for count, word in counts if count)
     speed = "" if rate is None else f", {rate:.1f}/s"
     return f"{now.events:,} events{speed}, {size_text(now.bytes)}{lag}{catch_up}{words}"
 

@@ -35,7 +35,13 @@ _HEADINGS: Final = {
 
 
 def show(
-    records: Iterable[Any], *, as_json: bool, columns: Sequence[str], title: str, chosen: bool = False, note: str = ""
+    records: Iterable[Any],
+    *,
+    as_json: bool,
+    columns: Sequence[str],
+    title: str,
+    chosen: bool = False,
+    note: str | None = None,
 ) -> None:
     """Show records: a table on a terminal, JSON lines into a pipe.
 
@@ -45,7 +51,7 @@ def show(
         columns: Dotted names of the fields, the most important first. From the end, those that do not fit are left out.
         title: Stands above the table.
         chosen: Whether the user chose the columns, so that none may be left out.
-        note: Stands below the table in place of the number of records.
+        note: Stands below the table in place of the number of records; empty for nothing.
     """
     stdout = terminal.stdout
     if as_json or not stdout.is_terminal:
@@ -64,7 +70,9 @@ def show(
     else:
         for number, text in enumerate(_table_lines(headings, rows, shown, stdout.width)):
             _print(text, style="dim" if number == 0 else None)
-    _print(note or f"{len(rows):,} in all", style="dim")
+    note = f"{len(rows):,} in all" if note is None else note
+    if note:
+        _print(note, style="dim")
     if 0 < shown < len(columns):
         _print(f"not shown here: {', '.join(headings[shown:])}; --json shows all", style="dim")
 
