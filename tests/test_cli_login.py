@@ -134,6 +134,17 @@ def test_a_user_name_of_the_environment_uses_the_stored_sign_in(run, world, monk
     assert "the sign-in of second has ended" in run("codes", "ls", code=4).stderr
 
 
+def test_commands_that_need_no_account_do_not_ask_for_one(run, world, tmp_path):
+    sign_in(run, world)
+    (tmp_path / "state" / "wme-async" / "tokens.json").unlink()  # the sign-in has ended
+    before = len(world.requests)
+    folder = ("batch", "--directory", str(tmp_path / "jobs"))
+    run(*folder, "status")
+    run(*folder, "watch", "nothing", code=4)
+    run("explain", "projects")
+    assert [request.path for request in list(world.requests)[before:]] == []
+
+
 @pytest.mark.parametrize("reason", ["time", "refreshes"])
 def test_when_the_sign_in_has_ended_the_next_command_says_how_to_renew_it(tmp_path, monkeypatch, stopped_clock, reason):
     with Simulator.run_in_thread(articles=1, start=stopped_clock.seconds, frozen=True, expires_in=86_400) as simulator:

@@ -56,6 +56,12 @@ SCRIPTS = {
             r"\d{4}-\d\d-\d\dT\d\d: \d+ new, 0 unchanged, [\d.]+ MB\n",
         ),
     ],
+    "progress_bars": [
+        (
+            ["{hour}", "enwiki_namespace_0", "dewiki_namespace_0"],
+            r"(data/batches/\S+_namespace_0\.tar\.gz \d+ bytes\n){2}[1-9]\d* new files\n",
+        ),
+    ],
     "resume_download": [
         (
             ["simplewiki_namespace_0", "data"],

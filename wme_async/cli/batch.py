@@ -98,7 +98,9 @@ class _Service:
 
 
 @contextlib.asynccontextmanager
-async def _open(context: click.Context, *, jobs: bool = False) -> AsyncIterator["BatchManager | _Service"]:
+async def _open(
+    context: click.Context, *, jobs: bool = False, account: bool = False
+) -> AsyncIterator["BatchManager | _Service"]:
     """Connect to the service, or open the manager of a folder.
 
     Only a command that waits for jobs runs them. Another one could not finish them, or would let them fail without the
@@ -111,7 +113,7 @@ async def _open(context: click.Context, *, jobs: bool = False) -> AsyncIterator[
         ) as service:
             yield service
         return
-    async with _manager(context, options["directory"], options["hosts"], jobs=jobs) as manager:
+    async with _manager(context, options["directory"], options["hosts"], jobs=jobs, account=jobs or account) as manager:
         try:
             yield manager
         except UnknownBatch as error:
@@ -122,11 +124,13 @@ async def _open(context: click.Context, *, jobs: bool = False) -> AsyncIterator[
 
 @contextlib.asynccontextmanager
 async def _manager(
-    context: click.Context, directory: str, hosts: Sequence[str], *, jobs: bool = True
+    context: click.Context, directory: str, hosts: Sequence[str], *, jobs: bool = True, account: bool = True
 ) -> AsyncIterator[BatchManager]:
-    """Open the manager of a folder, with a client for `wme:` URLs where there are credentials."""
+    """Open the manager of a folder, with a client for `wme:` URLs if it is needed and there are credentials."""
     async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(base.connect(context)) if base.has_account(context) else None
+        client = None
+        if account and base.has_account(context):
+            client = await stack.enter_async_context(base.connect(context))
         proxy = context.find_root().params.get("proxy")
         manager = BatchManager(directory, client=client, allow_hosts=hosts, proxy=proxy)
         try:
@@ -202,7 +206,7 @@ def submit(
     options = {name: value for name, value in options.items() if value is not None}
 
     async def run() -> Batch:
-        async with _open(context, jobs=not detach) as batches:
+        async with _open(context, jobs=not detach, account=True) as batches:
             batch = await batches.submit(urls, ignore_errors=not fail_on_error, **options)
             base.echo(batch.batch_id)
             if not detach:
