@@ -24,7 +24,7 @@ from wme_async._client.lookup import Lookup as Lookup
 from wme_async._client.quota import Allowances as Allowances, Cost as Cost, Quota as Quota
 from wme_async._client.sync_report import SyncFile as SyncFile, SyncProgress as SyncProgress, SyncReport as SyncReport
 from wme_async._download import Budget as Budget, Download as Download, FileInfo as FileInfo, Progress as Progress
-from wme_async._stream.events import (
+from wme_async._stream.reports import (
     PartitionStatistics as PartitionStatistics,
     StreamBadRecord as StreamBadRecord,
     StreamCommitFailed as StreamCommitFailed,

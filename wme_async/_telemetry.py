@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wme_async.errors import WMEError
 
 if TYPE_CHECKING:
-    from wme_async._stream.events import StreamStatistics
+    from wme_async._stream.reports import StreamStatistics
 
 
 class Report(Protocol):

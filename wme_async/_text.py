@@ -5,8 +5,6 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["ShownText", "decode_text", "did_you_mean", "size_text"]
-
 _MARKS: Final = (
     # The mark of UTF-32 begins with that of UTF-16.
     (codecs.BOM_UTF8, "utf-8-sig"),

@@ -19,8 +19,6 @@ from wme_async.errors import DecodeError, NotFound, WMEError
 from wme_async.models._tolerant import decode_record
 from wme_async.models.decoding import decoding
 
-__all__ = ["Collection", "Value", "decode_response"]
-
 logger = logging.getLogger("wme_async.client")
 
 T = TypeVar("T", bound=msgspec.Struct)

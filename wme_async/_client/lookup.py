@@ -18,8 +18,6 @@ from wme_async._transport import Request, Response, Transport
 from wme_async._transport.error_responses import bare_url
 from wme_async.errors import NotFound
 
-__all__ = ["BulkHint", "Lookup", "LookupOptions", "check_recheck", "cost_of", "not_found", "send_lookup"]
-
 logger = logging.getLogger("wme_async.lookup")
 
 T = TypeVar("T")

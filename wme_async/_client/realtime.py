@@ -23,8 +23,6 @@ from wme_async.errors import DecodeError, NotFound
 from wme_async.models import Article, WikidataArticle
 from wme_async.models.decoding import Buffer, decode_json, decoding
 
-__all__ = ["Realtime"]
-
 logger = logging.getLogger("wme_async.stream")
 
 U = TypeVar("U")

@@ -1,7 +1,9 @@
 """The realtime stream, read for ever: nothing lost, nothing twice, and in order within a partition."""
 
 from wme_async._stream.backfill import Backfill
-from wme_async._stream.events import (
+from wme_async._stream.group import GroupStream
+from wme_async._stream.options import Commit, OnBadRecord, OnGap, StreamOptions, checked_options
+from wme_async._stream.reports import (
     PartitionStatistics,
     StreamBadRecord,
     StreamCommitFailed,
@@ -15,8 +17,6 @@ from wme_async._stream.events import (
     StreamStatistics,
     StreamTaken,
 )
-from wme_async._stream.group import GroupStream
-from wme_async._stream.options import Commit, OnBadRecord, OnGap, StreamOptions, checked_options
 from wme_async._stream.sharing import Static
 from wme_async._stream.stream import Stream
 

@@ -4,8 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from wme_async._stream.events import StreamCommitFailed, StreamCommitted, StreamEvent
 from wme_async._stream.partitions import Partitions
+from wme_async._stream.reports import StreamCommitFailed, StreamCommitted, StreamEvent
 from wme_async._telemetry import log_fields
 from wme_async.errors import StreamError
 from wme_async.offsets import OffsetStore

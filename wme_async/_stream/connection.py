@@ -9,11 +9,11 @@ from typing import Any, Literal, cast
 import msgspec
 
 from wme_async._stream.buffer import BlockQueue, RecordBlock, Session
-from wme_async._stream.events import StreamConnected, StreamDisconnected, StreamEvent, StreamRetrying
 from wme_async._stream.framing import Framing, framer_for
 from wme_async._stream.options import StreamOptions
 from wme_async._stream.outage import Outage
 from wme_async._stream.partitions import UNREAD, Partitions
+from wme_async._stream.reports import StreamConnected, StreamDisconnected, StreamEvent, StreamRetrying
 from wme_async._stream.resume import SKEW, StreamRequest, StreamResource, check_since, partitions_of, plan_request
 from wme_async._telemetry import log_fields
 from wme_async._transport import Body, Request, Transport

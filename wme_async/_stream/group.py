@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 
 from wme_async import _clock
-from wme_async._stream.events import StreamEvent, StreamLost, StreamStatistics, StreamTaken
 from wme_async._stream.holdings import Holding
 from wme_async._stream.lease_keeper import LeaseKeeper
 from wme_async._stream.options import StreamOptions, check_batch_limits
 from wme_async._stream.part_reader import FencedStore, PartReader
 from wme_async._stream.record_types import RecordType
+from wme_async._stream.reports import StreamEvent, StreamLost, StreamStatistics, StreamTaken
 from wme_async._stream.resume import StreamResource
 from wme_async._stream.sharing import Group
 from wme_async._stream.statistics import NOTHING_READ, added, past

@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from wme_async._stream.backfill import GapFiller
 from wme_async._stream.decoder import BadRecord, Gap, RunDecoder
-from wme_async._stream.events import StreamEvent, StreamGap
 from wme_async._stream.options import OnBadRecord, OnGap
+from wme_async._stream.reports import StreamEvent, StreamGap
 from wme_async._telemetry import log_fields
 from wme_async.errors import DecodeError
 

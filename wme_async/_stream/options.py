@@ -15,8 +15,8 @@ from wme_async._arguments import (
     check_type,
 )
 from wme_async._query.query import Value
-from wme_async._stream.events import StreamEvent
 from wme_async._stream.framing import MAX_RECORD, Framing
+from wme_async._stream.reports import StreamEvent
 from wme_async._stream.resume import StreamResource
 from wme_async._transport.retry import FOR_EVER
 from wme_async.errors import DecodeError, OffsetGap

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
-from wme_async._stream.events import StreamStatistics
 from wme_async._stream.holdings import Holding
+from wme_async._stream.reports import StreamStatistics
 from wme_async._stream.stream import Stream
 from wme_async.offsets import LeaseStore, Position
 

@@ -9,9 +9,9 @@ import msgspec
 
 from wme_async._stream.connection import Connection
 from wme_async._stream.decoder import RunDecoder
-from wme_async._stream.events import PartitionStatistics, StreamStatistics
 from wme_async._stream.partitions import Partition, Partitions
 from wme_async._stream.record_types import published_of
+from wme_async._stream.reports import PartitionStatistics, StreamStatistics
 
 _WINDOW = 60.0  # seconds over which speeds are measured
 _STEP = 1.0

@@ -13,12 +13,12 @@ from wme_async._stream.committer import Committer
 from wme_async._stream.connection import Settings, start_time
 from wme_async._stream.decoder import SKIP, RunDecoder
 from wme_async._stream.deliveries import Deliveries
-from wme_async._stream.events import StreamBadRecord, StreamEvent, StreamStatistics
 from wme_async._stream.interruptions import InterruptionHandler
 from wme_async._stream.options import StreamOptions, check_batch_limits
 from wme_async._stream.partitions import Partitions
 from wme_async._stream.receiver import Receiver
 from wme_async._stream.record_types import EventLike, RecordType
+from wme_async._stream.reports import StreamBadRecord, StreamEvent, StreamStatistics
 from wme_async._stream.resume import StreamResource, partitions_of
 from wme_async._stream.statistics import StatisticsCollector
 from wme_async._tasks import wait_done

@@ -23,8 +23,6 @@ from wme_async.jobs import Batch, BatchManager, DatabaseError, Listing, Status, 
 from wme_async.models.decoding import decode_json
 from wme_async.web.key_file import create_key, stored_key
 
-__all__ = ["batch", "serve"]
-
 _T = TypeVar("_T")
 
 _DIRECTORY = "downloads"

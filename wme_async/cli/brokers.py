@@ -12,8 +12,6 @@ from wme_async._stream import Stream
 from wme_async.cli import base
 from wme_async.errors import ConnectFailed, StreamError
 
-__all__ = ["BrokerURL", "check_options", "copy", "options", "parse_url"]
-
 _PATIENCE = 10.0  # seconds to reach the broker, and to take leave of it
 _PORTS = {"kafka": 9092, "nats": 4222}
 _SUBJECT = "wme.articles.{partition}"

@@ -17,8 +17,6 @@ from wme_async.cli.downloads import describe_download, lines_of
 from wme_async.errors import NotFound
 from wme_async.models import Article
 
-__all__ = ["explain", "files", "lookup", "quota", "structured", "wikidata"]
-
 _limit = click.option("--limit", type=click.IntRange(1, 10), help="Records of each title; the server's default is 3.")
 _COLUMNS = ("name", "is_part_of.identifier", "identifier", "date_modified", "url")
 

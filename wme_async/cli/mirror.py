@@ -28,8 +28,6 @@ from wme_async.mirror import (
     measure_rate,
 )
 
-__all__ = ["command"]
-
 
 class _Mirrors(base.Group):
     """A group whose default command takes identifiers."""

@@ -17,8 +17,6 @@ from wme_async.errors import DecodeError
 from wme_async.models import Article, StructuredContent, WikidataArticle
 from wme_async.models.decoding import make_decoder
 
-__all__ = ["OPTIONS", "Selection", "read", "read_records"]
-
 # Opens the archive for records of a type; the second argument chooses members.
 Open = Callable[..., "ArchiveReader[Any]"]
 

@@ -8,8 +8,6 @@ from wme_async.cli import base
 from wme_async.simulator import Simulator
 from wme_async.simulator.faults import KINDS, STREAM_KINDS
 
-__all__ = ["command"]
-
 _GROUPS = ("group_1", "group_2", "group_3")
 
 

@@ -20,8 +20,6 @@ from wme_async._text import size_text
 from wme_async.cli import base, brokers
 from wme_async.offsets import LeaseStore, OffsetStore, PostgresOffsets, RedisOffsets, SQLiteOffsets
 
-__all__ = ["command"]
-
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _REFRESH = 0.5
 _OTHER_LINES = 6  # of a screen with the table: the total, which may be folded, headings, the last line

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from wme_async._stream.events import StreamStatistics
+from wme_async._stream.reports import StreamStatistics
 from wme_async._telemetry import Report, StreamTelemetry
 from wme_async._version import __version__
 from wme_async.errors import StatusError

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from wme_async._stream import Stream
-from wme_async._stream.events import StreamEvent, StreamRetrying
+from wme_async._stream.reports import StreamEvent, StreamRetrying
 from wme_async._tasks import WorkGroup, raise_first_cause
 from wme_async.errors import DecodeError, OffsetGap
 from wme_async.mirror.events import MirrorTrouble

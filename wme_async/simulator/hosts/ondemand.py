@@ -18,8 +18,6 @@ from wme_async.simulator.world.records import Size, encode_record
 from wme_async.simulator.world.wiki import namespace_of
 from wme_async.simulator.world.world import World
 
-__all__ = ["Lookups", "Pages"]
-
 _BASE: Final = (
     "name", "identifier", "abstract", "version", "url", "date_created", "date_modified", "main_entity", "is_part_of",
     "additional_entities", "in_language", "image", "license",

@@ -30,8 +30,6 @@ from wme_async.simulator.world.world_archives import WorldArchives
 if TYPE_CHECKING:
     from wme_async.simulator.options import SimulatorOptions
 
-__all__ = ["Catalog"]
-
 _IDENTIFIER = re.compile(r"^(?P<project>.+)_namespace_(?P<namespace>\d+)$")
 _WIKIDATA: Final = "batches/wikidata/"
 _WIKIDATA_CHUNKS: Final[Mapping[str, int]] = {"wikidatawiki_namespace_0": 3, "wikidatawiki_namespace_120": 0}

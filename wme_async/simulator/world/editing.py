@@ -9,8 +9,6 @@ from wme_async.simulator.world.articles import ArticleGenerator, Kind, page_id_o
 from wme_async.simulator.world.pipeline import Pipeline, PublishedRecord
 from wme_async.simulator.world.wiki import Change, ChangeKind, Revision, Wiki, WikiPage
 
-__all__ = ["PARTS", "Editor"]
-
 PARTS: Final = frozenset({"text", "editor", "comment"})
 _FIRST_REVISION: Final = 1_200_000_000
 _NUMBERS_OF_A_WIKI: Final = 300_000

@@ -15,8 +15,6 @@ from wme_async.simulator.world.metadata import EMPTY, NAMESPACES, PROJECTS, STRU
 if TYPE_CHECKING:
     from wme_async.simulator.options import SimulatorOptions
 
-__all__ = ["OTHERS", "GeneratedArchives"]
-
 OTHERS: Final = ("commonswiki", "wikidatawiki")  # projects without pages of the built-in world
 _SHIFT: Final = 5  # pages that a new export begins later
 

@@ -21,8 +21,6 @@ from wme_async.simulator.world.wiki import Revision, WikiPage
 if TYPE_CHECKING:
     from wme_async.simulator.options import SimulatorOptions
 
-__all__ = ["GeneratedPages", "PageState", "Section"]
-
 _CHUNKED: Final[Mapping[str, int]] = {"enwiki_namespace_0": 12, "simplewiki_namespace_0": 2}
 _HOUR: Final = 3600
 _OF_A_NAMESPACE: Final = 20_000  # pages for which a namespace has room

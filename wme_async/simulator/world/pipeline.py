@@ -13,8 +13,6 @@ from typing import Final, NamedTuple
 from wme_async.simulator.world.articles import Kind
 from wme_async.simulator.world.wiki import SUPPORTED, Change, Wiki, WikiPage, namespace_of
 
-__all__ = ["SECOND", "Message", "Pipeline", "PublishedRecord"]
-
 SECOND: Final = 1_000_000  # microseconds
 _BULK_AGE: Final = 900 * SECOND  # the content of a bulk record is at most so much older than the record
 

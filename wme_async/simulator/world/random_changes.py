@@ -6,8 +6,6 @@ from typing import Final
 from wme_async.simulator.world.editing import PARTS, Editor
 from wme_async.simulator.world.wiki import SUPPORTED, Wiki, namespace_of
 
-__all__ = ["make_random_change"]
-
 _WEIGHTS: Final = {
     "create": 5, "edit": 20, "redirect": 3, "move": 6, "delete": 4, "restore": 4, "hide": 3, "bulk": 1,
 }  # fmt: skip

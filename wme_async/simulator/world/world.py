@@ -24,8 +24,6 @@ from wme_async.simulator.world.random_changes import make_random_change
 from wme_async.simulator.world.truth import Truth
 from wme_async.simulator.world.wiki import SUPPORTED, Change, Wiki, WikiPage
 
-__all__ = ["World"]
-
 _DAY: Final = 86_400
 _PAST: Final = 3 * _DAY  # seconds of history before the start
 _MOST_PAST: Final = 2_000  # random changes in it, unless asked for more

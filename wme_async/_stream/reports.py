@@ -1,4 +1,4 @@
-"""The events of a stream for the hook `on_event`, and its statistics."""
+"""The reports of a stream: the records that `on_event` receives, and the statistics."""
 
 from datetime import datetime
 from typing import TypeAlias
