@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,7 +66,7 @@ def official(case: str, options: dict[str, Any]) -> dict[str, Any]:
     client = Client(access_token=options["token"], base_url=f"{hosts['api']}/", realtime_url=f"{hosts['realtime']}/")
     began, first, count = time.perf_counter(), 0.0, 0
 
-    def take(record: Any) -> bool:
+    def take(_record: Any) -> bool:
         nonlocal first, count
         first, count = first or time.perf_counter() - began, count + 1
         COUNTER["records"] = count
@@ -144,10 +145,9 @@ def measure(case: str, name: str, options: argparse.Namespace) -> dict[str, Any]
     with simulator(options.size) as sim, tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "archive.tar.gz"
         login = json.dumps({"username": "simulated", "password": "simulated-password"}).encode()
-        import urllib.request
-
-        request = urllib.request.Request(f"{sim.auth_url}/v1/login", login, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request) as response:  # noqa: S310  # loopback
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{sim.auth_url}/v1/login", login, headers)  # noqa: S310  # loopback
+        with urllib.request.urlopen(request) as response:  # noqa: S310  # as above
             token = json.load(response)["access_token"]
         settings: dict[str, Any] = {
             "sdk": str(Path(options.sdk).resolve()),
