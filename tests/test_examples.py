@@ -44,6 +44,10 @@ SCRIPTS = {
     "articles_to_parquet": [
         (["simplewiki_namespace_0", "pages.parquet"], r"20 rows, \d+ bytes in pages\.parquet\n"),
     ],
+    "snapshot_on_processes": [
+        (["simplewiki_namespace_0", "data"], r"20 rows in 2 files of data/manifest\.json\n"),
+        (["simplewiki_namespace_0", "data"], r"20 rows in 2 files of data/manifest\.json\n"),
+    ],
     "duckdb_over_wme": [
         (["simplewiki_namespace_0"], r"\d+ changes, \d+ of them by bots \(0 metered requests a scan\)\n"),
     ],
@@ -79,6 +83,7 @@ SCRIPTS = {
 FILES = {"short_pages"}
 NEEDS = {
     "articles_to_parquet": ("pyarrow",),
+    "snapshot_on_processes": ("pyarrow",),
     "duckdb_over_wme": ("pyarrow", "duckdb"),
     "polars_over_wme": ("pyarrow", "polars"),
     "with_opentelemetry": ("opentelemetry.sdk",),

@@ -6,7 +6,7 @@ import os
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Collection
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection
@@ -23,7 +23,7 @@ __all__ = ["run_plan"]
 
 _RETRIES: Final = 3
 _MOST: Final = 4  # workers by default: each takes up to some hundred MB
-_BREAKS: Final = 5  # times in a row that workers may die without any task done
+_KILLS: Final = 5  # times that a worker may be killed while it runs the same task
 
 
 async def run_plan(
@@ -54,7 +54,7 @@ async def run_plan(
         Replaced: The snapshot was exported anew too often, or at all with `on_replaced="raise"`.
         QuotaExceeded: The remaining tasks do not fit into the month's allowance. Nothing was spent.
         VersionConflict: The output is there with another type, or the folder is of another snapshot.
-        BrokenProcessPool: Workers were killed again and again without getting anything done, as for lack of memory.
+        BrokenProcessPool: Workers were killed five times while they ran the same task, as for lack of memory.
         TypeError: An argument is of another type.
         ValueError: An argument is out of range, or the type cannot be imported.
         WMEError: A chunk cannot be read, also after some attempts.
@@ -66,66 +66,86 @@ async def run_plan(
 
 
 class _Processes:
-    """The engine: a pool of processes, made anew when one of them was killed, which breaks all of it."""
+    """The engine: workers, each with a pool of one process, since a pool breaks as a whole if a process is killed."""
 
     retries = _RETRIES
 
     def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._pool: _Pool | None = None
-        self._token_file: str | None = None
-        self._breaks = 0
+        self._number = workers
+        self._idle: list[_Worker] = []
 
     def admits(self, _task: ChunkTask, active: Collection[ChunkTask]) -> bool:
-        return len(active) < self._workers
+        return len(active) < self._number
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Run]:
         with tempfile.TemporaryDirectory(prefix="wme-tasks-") as folder:
-            if os.environ.get("WME_USERNAME") and not os.environ.get("WME_TOKEN_FILE"):
-                self._token_file = str(Path(folder, "tokens.json"))
+            shares_tokens = os.environ.get("WME_USERNAME") and not os.environ.get("WME_TOKEN_FILE")
+            token_file = str(Path(folder, "tokens.json")) if shares_tokens else None
+            workers = [_Worker(token_file) for _ in range(self._number)]
+            self._idle = list(workers)
             try:
                 yield self._run
             finally:
-                pool, self._pool = self._pool, None
-                if pool is not None:
-                    await in_thread(pool.close)
+                for worker in workers:
+                    worker.stop()
+                for worker in workers:
+                    await in_thread(worker.join)
 
     async def _run(self, task: ChunkTask) -> TaskResult:
-        while True:
-            pool = self._pool
-            if pool is None:
-                pool = self._pool = _Pool(self._workers, self._token_file)
-            try:
-                result = await asyncio.wrap_future(pool.executor.submit(run_task, task))
-            except BrokenProcessPool:
-                if self._pool is pool:
-                    self._pool = None
-                    await in_thread(pool.close)
-                    self._breaks += 1
-                if self._breaks >= _BREAKS:
-                    raise
-            else:
-                self._breaks = 0
-                return result
+        worker = self._idle.pop()
+        kills = 0
+        try:
+            while True:
+                try:
+                    return await asyncio.wrap_future(worker.submit(task))
+                except BrokenProcessPool:
+                    kills += 1
+                    worker.stop()
+                    await in_thread(worker.join)
+                    if kills >= _KILLS:
+                        raise
+        finally:
+            self._idle.append(worker)
 
 
-class _Pool:
-    """A pool of processes that end at once when it is closed, and when the process that made it dies."""
+class _Worker:
+    """A process that runs one task after the other.
 
-    def __init__(self, workers: int, token_file: str | None) -> None:
-        context = multiprocessing.get_context("spawn")
-        # Nothing is sent. Closing the other end, which the system does for a process that dies, ends the workers.
-        self._reader, self._writer = context.Pipe(duplex=False)
-        self.executor = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_begin, initargs=(self._reader, token_file)
-        )
+    It ends at once when it is stopped, and when the process that made it dies.
 
-    def close(self) -> None:
-        """End the workers, whatever they do."""
-        self._writer.close()
-        self.executor.shutdown(wait=True, cancel_futures=True)
-        self._reader.close()
+    Args:
+        token_file: Where it shares its sign-in.
+    """
+
+    def __init__(self, token_file: str | None) -> None:
+        self._token_file = token_file
+        self._pool: ProcessPoolExecutor | None = None
+        self._pipe: tuple[Connection, Connection] | None = None
+
+    def submit(self, task: ChunkTask) -> Future[TaskResult]:
+        """Begin a task, in a new process if there is none."""
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            # Nothing is sent. Closing the other end, which the system does for a process that dies, ends the worker.
+            self._pipe = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(
+                1, mp_context=context, initializer=_begin, initargs=(self._pipe[0], self._token_file)
+            )
+        return self._pool.submit(run_task, task)
+
+    def stop(self) -> None:
+        """Let the process end, whatever it does. A new one may be started afterwards."""
+        if self._pipe is not None:
+            self._pipe[1].close()
+
+    def join(self) -> None:
+        """Wait for the end of the process."""
+        pool, pipe, self._pool, self._pipe = self._pool, self._pipe, None, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+        if pipe is not None:
+            pipe[0].close()
 
 
 def _begin(lifeline: Connection, token_file: str | None) -> None:
