@@ -8,6 +8,8 @@
 The workers need this package, the module of the type, and the credentials in their environment.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
@@ -24,7 +26,10 @@ except ImportError as _error:
 
 __all__ = ["run_plan"]
 
+logger = logging.getLogger("wme_async.tasks")
+
 _GIB: Final = 1 << 30
+_WATCH: Final = 30.0  # seconds
 
 
 async def run_plan(
@@ -37,7 +42,8 @@ async def run_plan(
 ) -> Manifest:
     """Run all tasks of a plan on a Dask cluster, and write the manifest; otherwise as `wme_async.tasks.run_plan`.
 
-    A worker that is lost is replaced by its nanny, and its task runs again. Results are taken from the cluster as soon
+    A worker that is lost is replaced by its nanny, and its task runs again. As long as the cluster has no worker the
+    tasks wait, which is logged. Results are taken from the cluster as soon
     as they are there, so that none is lost with a worker. The process of the caller needs credentials, too: it checks
     the allowance and plans a new export.
 
@@ -86,7 +92,19 @@ class _Cluster:
                         set_as_default=False,
                     )
                 )  # fmt: skip
-            yield self._run
+            watching = asyncio.create_task(self._watch(), name="watch the workers of a Dask cluster")
+            try:
+                yield self._run
+            finally:
+                watching.cancel()
+                await asyncio.wait([watching])
+
+    async def _watch(self) -> None:
+        """Log that the cluster has no worker, since tasks then wait for as long as it takes."""
+        while True:
+            await asyncio.sleep(_WATCH)
+            if not self._client.scheduler_info()["workers"]:
+                logger.warning("the Dask cluster has no worker, and the tasks wait for one")
 
     async def _run(self, task: ChunkTask) -> TaskResult:
         lost = 0
