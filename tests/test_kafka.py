@@ -307,6 +307,28 @@ async def test_a_damaged_header_is_an_error_and_not_a_position(world: World, top
             await topic.bridge(producer, stream_of(sim, wme), limit=1)
 
 
+class Compacted(aiokafka.AIOKafkaConsumer):  # type: ignore[misc]
+    """A consumer of a topic whose partition 1 ends with an offset of which compaction has removed the message."""
+
+    async def end_offsets(self, partitions: Any) -> Any:
+        ends = await super().end_offsets(partitions)
+        return {partition: end + (partition.partition == 1) for partition, end in ends.items()}
+
+
+async def test_a_partition_may_end_with_a_removed_message(
+    world: World, topic: KafkaTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim, wme = world
+    published = sim.firehose.publish_many(5, partition=1)
+    async with topic.connect() as producer:
+        await topic.bridge(producer, stream_of(sim, wme), limit=5)
+        monkeypatch.setattr("wme_async.integrations.kafka.AIOKafkaConsumer", Compacted)
+        published.append(sim.firehose.publish(partition=2))
+        await topic.bridge(producer, stream_of(sim, wme), limit=1)
+    monkeypatch.undo()
+    check_once_and_in_order(await events_in(topic), published)
+
+
 # Large records
 
 

@@ -13,6 +13,7 @@ import msgspec
 from wme_async._arguments import check_flags, check_numbers
 from wme_async._stream import GroupStream, Stream
 from wme_async._tasks import is_cancelling, raise_first_cause, wait_done
+from wme_async._telemetry import log_fields
 from wme_async.errors import DecodeError, StreamError
 from wme_async.integrations._bridge_messages import (
     Checkpoint,
@@ -33,7 +34,7 @@ T = TypeVar("T")
 Place_contra = TypeVar("Place_contra", contravariant=True)
 
 _LINGER: Final = 0.02  # seconds to wait for more events; while the broker confirms, more of them gather anyway
-_MIB: Final = 1024 * 1024
+_REPORT: Final = 60.0  # seconds between two reports in the log
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +185,7 @@ class Bridge(Generic[T, Place]):
         self._connected = 0
         self._open = False
         self._waiting_since = 0.0
+        self._reported = time.monotonic()
         self.failure: BaseException | None = None
         """The exception that ended the bridge, for the health check of a service; None while it runs."""
 
@@ -220,11 +222,12 @@ class Bridge(Generic[T, Place]):
                     self._open = False
         except Exception as error:
             self.failure = error
-            logger.error("%r ended: %s", self, error)  # noqa: TRY400  # whoever awaits it gets the traceback
+            # Whoever awaits it gets the traceback.
+            logger.error("%r ended: %s", self, error, extra=log_fields(error, **self._facts()))  # noqa: TRY400
             raise
         finally:
             self._state = "ended"
-            logger.info("%s", self)
+            logger.info("%r", self, extra=log_fields(**self._facts()))
         return self.statistics()
 
     def stop(self) -> None:
@@ -252,6 +255,17 @@ class Bridge(Generic[T, Place]):
             positions=dict(self._confirmed),
         )
 
+    def _facts(self) -> dict[str, Any]:
+        """Return the fields of log records."""
+        now = self.statistics()
+        return {
+            "stream": self._stream.key,
+            "target": self._target.name,
+            "sent": now.sent,
+            "pending": now.pending,
+            "lag": now.lag,
+        }
+
     # Reading
 
     async def _begin(self, saved: Mapping[int, Position]) -> Mapping[int, Position]:
@@ -269,6 +283,7 @@ class Bridge(Generic[T, Place]):
             len(target.positions),
             self._stream.key,
             len(positions) - len(target.positions),
+            extra=log_fields(stream=self._stream.key, target=self._target.name),
         )
         return positions
 
@@ -323,6 +338,9 @@ class Bridge(Generic[T, Place]):
                     places.create_task(self._send(place, messages))
         for item in items:
             self._stream.ack(item)
+        if time.monotonic() - self._reported >= _REPORT:
+            self._reported = time.monotonic()
+            logger.info("%r", self, extra=log_fields(**self._facts()))
 
     async def _send(self, place: Place, messages: list[Message]) -> None:
         """Send the messages of one place, and those that do not fit to the dead letters, in their order."""
@@ -385,8 +403,12 @@ class Bridge(Generic[T, Place]):
         await self._send_letter(letter, message)
 
     async def _send_letter(self, letter: DeadLetter, message: Message) -> None:
+        facts = {"partition": letter.partition, "offset": letter.offset, "key": letter.key}
         logger.warning(
-            "dead letter: partition %s, offset %s, %r: %s", letter.partition, letter.offset, letter.key, letter.reason
+            "dead letter: partition %s, offset %s, %r: %s",
+            *facts.values(),
+            letter.reason,
+            extra=log_fields(stream=self._stream.key, target=self._target.name, **facts),
         )
         assert self._dead_letter is not None
         if isinstance(self._dead_letter, str):

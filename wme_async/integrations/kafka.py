@@ -16,7 +16,7 @@ the last message of each partition. Neither a store nor a transaction is needed.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 
 from wme_async._arguments import check_choice, check_functions, check_numbers, check_text
@@ -42,6 +42,8 @@ MAX_MESSAGE: Final = _MIB + 12
 """The default of `message.max.bytes` of a broker, in bytes."""
 
 _PATIENCE: Final = 30.0  # seconds to wait for the last messages of a topic
+_WAIT: Final = 100  # milliseconds that the brokers may wait for messages
+_EMPTY: Final = 5  # answers without messages after which there are none
 _WINDOWS: Final = (1, 10, 100, 1000)  # messages from the end of a partition to look for one of the bridge in
 _OVERHEAD: Final = 70  # bytes of a batch beside its messages
 # What a consumer needs to know to reach the brokers of a producer.
@@ -175,8 +177,8 @@ class _Topic:
                 f"{max(places) + 1}, or let them share those, such as with partition=lambda number: number % {count}"
             )
         # All partitions, not only those in use: with another `partition=` the last bridge wrote to others.
-        async with self._consumer() as consumer:
-            partitions = [TopicPartition(self._topic, number) for number in range(count)]
+        partitions = [TopicPartition(self._topic, number) for number in range(count)]
+        async with self._consumer(partitions) as consumer:
             ends = await consumer.end_offsets(partitions)
             self._next = {partition.partition: end for partition, end in ends.items()}
             if not read:
@@ -185,11 +187,19 @@ class _Topic:
             return await self._last_checkpoints(consumer, begins, ends)
 
     @contextlib.asynccontextmanager
-    async def _consumer(self) -> Any:
+    async def _consumer(self, partitions: Sequence[Any]) -> AsyncIterator[Any]:
+        """Connect a consumer of some partitions, all of which are paused."""
         settings = {name: getattr(self._producer.client, f"_{name}") for name in _CONNECTION}
-        consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="none", **settings)
+        consumer = AIOKafkaConsumer(
+            enable_auto_commit=False, auto_offset_reset="none", fetch_max_wait_ms=_WAIT, **settings
+        )
         await consumer.start()
         try:
+            # Once and for all: a consumer that is stopped soon after another assignment may not end.
+            consumer.assign(partitions)
+            for partition in partitions:
+                consumer.seek(partition, 0)
+            consumer.pause(*partitions)
             yield consumer
         finally:
             await consumer.stop()
@@ -267,7 +277,7 @@ class _Topic:
     async def _check_others(self, place: int, begin: int, end: int) -> None:
         """Raise if another bridge of the stream has written to a partition."""
         partition = TopicPartition(self._topic, place)
-        async with self._consumer() as consumer:
+        async with self._consumer([partition]) as consumer:
             async for _, messages in _read(consumer, {partition: begin}, {partition: end}):
                 if any(self._checkpoint(message) is not None for message in messages):
                     raise StreamError(
@@ -304,30 +314,40 @@ def _append(batch: Any, message: Message) -> bool:
 
 
 async def _read(consumer: Any, starts: Mapping[Any, int], ends: Mapping[Any, int]) -> Any:
-    """Yield the messages between two offsets of each partition.
+    """Yield each partition with its messages between two offsets.
+
+    Args:
+        consumer: A consumer of these partitions, which are paused.
+        starts: The first offset of each partition.
+        ends: The offset behind the last one.
 
     Raises:
-        StreamError: Nothing came for some time.
+        StreamError: The brokers did not answer for some time.
     """
     messages: dict[Any, list[Any]] = {partition: [] for partition in starts}
-    pending = set(starts)
-    consumer.assign(list(starts))
     for partition, start in starts.items():
         consumer.seek(partition, start)
-    deadline = asyncio.get_running_loop().time() + _PATIENCE
-    while pending:
-        fetched = await consumer.getmany(*pending, timeout_ms=200)
+        consumer.resume(partition)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _PATIENCE
+    answers: dict[Any, set[Any]] = {}  # the times of answers since there was a message
+    while messages:
+        fetched = await consumer.getmany(*messages, timeout_ms=_WAIT)
+        if fetched:
+            answers.clear()
+            deadline = loop.time() + _PATIENCE
         for partition, some in fetched.items():
             messages[partition] += [message for message in some if message.offset < ends[partition]]
-        for partition in list(pending):
-            if await consumer.position(partition) >= ends[partition]:
-                pending.discard(partition)
+        for partition in list(messages):
+            times = answers.setdefault(partition, set())
+            times.add(consumer.last_poll_timestamp(partition))
+            # Compaction removes messages, and a partition may end with such a hole. One empty answer is no proof: the
+            # messages of others may have filled it.
+            if await consumer.position(partition) >= ends[partition] or len(times) > _EMPTY:
                 consumer.pause(partition)
                 yield partition, messages.pop(partition)
-        if fetched:
-            deadline = asyncio.get_running_loop().time() + _PATIENCE
-        elif asyncio.get_running_loop().time() > deadline:
-            names = ", ".join(f"{partition.topic} {partition.partition}" for partition in sorted(pending))
+        if loop.time() > deadline:
+            names = ", ".join(str(partition.partition) for partition in sorted(messages))
             raise StreamError(
-                f"the last messages of these partitions could not be read within {_PATIENCE:g} s: {names}"
+                f"the last messages of partitions {names} could not be read: no answer for {_PATIENCE:g} s"
             )

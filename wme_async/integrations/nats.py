@@ -23,6 +23,7 @@ from urllib.parse import quote
 from wme_async._arguments import check_choice, check_numbers, check_text
 from wme_async._stream import Stream
 from wme_async._tasks import raise_first_cause
+from wme_async._telemetry import log_fields
 from wme_async.errors import StreamError
 from wme_async.integrations._bridge import Bridge, Bridged, DeadLetter, DeadLetters, check_stream
 from wme_async.integrations._bridge_messages import Checkpoint, Message, news_of, read_checkpoint
@@ -261,6 +262,7 @@ class _Subjects:
             nats.errors.Error: The connection is closed, or the answer is an error.
         """
         away = False
+        facts = {"stream": self._stream, "target": self.name}
         while True:
             try:
                 result = await request()
@@ -268,13 +270,14 @@ class _Subjects:
                 if self._connection.is_closed:
                     raise
                 if not away:
-                    logger.warning("%s does not answer, retrying: %s", self.name, str(error) or "no answer")
+                    message = "%s does not answer, retrying: %s"
+                    logger.warning(message, self.name, str(error) or "no answer", extra=log_fields(error, **facts))
                     away = True
                 await self._check_stream(stream)
                 await asyncio.sleep(_RETRY)
             else:
                 if away:
-                    logger.warning("%s answers again", self.name)
+                    logger.warning("%s answers again", self.name, extra=log_fields(**facts))
                 return result
 
     async def _check_stream(self, name: str) -> None:
