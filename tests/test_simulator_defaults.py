@@ -1,5 +1,7 @@
 """The built-in world: what a simulator serves without options fits together."""
 
+import asyncio
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -223,3 +225,25 @@ async def test_the_stream_of_a_changed_project_has_made_events_of_the_world() ->
                 assert truth[name].revision == revision_of(event) > page.revision
             else:
                 assert (name in truth) == (event["event"]["type"] == "visibility-change")
+
+
+async def test_events_can_be_made_while_the_world_publishes_others() -> None:
+    """Neither waits for the other, in one thread or in two."""
+    async with a_simulator(frozen=False, articles=2) as sim:
+        sim.world.create("enwiki", "Lake")
+        sim.world.rate = 500
+        over = threading.Event()
+
+        def publish() -> None:
+            while not over.is_set():
+                sim.firehose.publish_many(5)
+
+        async with asyncio.timeout(20):
+            task = asyncio.create_task(asyncio.to_thread(publish))
+            for _ in range(40):
+                sim.world.advance(0.5)
+                sim.firehose.publish()
+            over.set()
+            await task
+        sim.world.rate = 0
+    assert sim.firehose.published > 40

@@ -42,6 +42,7 @@ __all__ = ["Simulator"]
 
 _T = TypeVar("_T")
 _RECORD: Final = web.RequestKey("wme_simulator_record", Request)
+_EXPIRE_EVERY: Final = 1000  # events, so that a simulator that runs for days stays small
 _SHARED_STREAM_OPTIONS: Final = ("partitions", "parts", "retention", "rate", "flush_each", "burst")
 
 
@@ -165,6 +166,8 @@ class Simulator:
         fields = encode_record(record, self.world.generator, self.firehose.size)
         partition = self.firehose.partition_of({**fields, "name": record.key})
         self.firehose.publish(fields, partition=partition, published=moment)
+        if self.firehose.published % _EXPIRE_EVERY == 0:
+            self.firehose.expire()
 
     def _make_event(
         self, number: int, *, kind: Kind, published: float, project: str | None = None, **options: Any

@@ -1,6 +1,7 @@
 """The realtime host: the retained events of each stream in partitioned logs, and the route to the streams."""
 
 import asyncio
+import itertools
 import threading
 import zlib
 from collections import deque
@@ -117,7 +118,7 @@ class Firehose:
         self.published: int = 0
         self._options = {"size": "small"} if options is None and make is None else dict(options or {})
         self._make: Callable[..., dict[str, Any]] = make or ArticleGenerator(seed).article
-        self._index = 0
+        self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._readers: set[Reader] = set()
         self._open_changed = asyncio.Event()
@@ -212,20 +213,21 @@ class Firehose:
         if partition is not None and (type(partition) is not int or not 0 <= partition < len(self.log)):
             raise ValueError(f"partition is 0 to {len(self.log) - 1}, not {partition!r}")
         positions = []
-        with self._lock:
-            for _ in range(count):
-                moment = self.clock() if published is None else published
-                event = record
-                if event is None:
-                    event = self._make(self._index, kind=kind, published=moment, **{**self._options, **options})
-                    self._index += 1
-                elif published is None:
-                    moment = _published(event, moment)
-                number = partition
-                if number is None:
-                    number = 0 if isinstance(event, bytes) else self.partition_of(event)
-                positions.append((number, self.log[number].append(int(moment * 1000), *split_line(event))))
-            self.published += count
+        for _ in range(count):
+            moment = self.clock() if published is None else published
+            event = record
+            if event is None:
+                # A world that makes the event may publish others meanwhile.
+                event = self._make(next(self._numbers), kind=kind, published=moment, **{**self._options, **options})
+            elif published is None:
+                moment = _published(event, moment)
+            number = partition
+            if number is None:
+                number = 0 if isinstance(event, bytes) else self.partition_of(event)
+            line = split_line(event)
+            with self._lock:
+                positions.append((number, self.log[number].append(int(moment * 1000), *line)))
+                self.published += 1
         self._wake()
         return positions
 
@@ -239,7 +241,7 @@ class Firehose:
             rate: Events per second of their publication times.
             end: Time of publication of the last one, seconds since 1970; by default now.
         """
-        width, step, start = len(self.log), 1_000_000 / rate, self._index
+        width, step, start = len(self.log), 1_000_000 / rate, next(self._numbers)
         first = round(((self.clock() if end is None else end) - (count - 1) / rate) * 1_000_000)
 
         def microseconds(number: int) -> int:
@@ -252,7 +254,7 @@ class Firehose:
             numbers = range(partition, count, width)
             if numbers:
                 log.extend(numbers, lambda number: microseconds(number) // 1000, line)
-        self._index += count
+        self._numbers = itertools.count(start + count)
         self.published += count
         self._wake()
 

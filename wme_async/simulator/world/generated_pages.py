@@ -5,6 +5,7 @@ remain. Edits that a test publishes on the stream come on top.
 """
 
 import math
+import threading
 import uuid
 import zlib
 from bisect import bisect_right, insort
@@ -130,6 +131,7 @@ class GeneratedPages:
         spread = options["batch_delay"] * 0.95 / max(1, len(sizes))
         self.delays: dict[str, float] = {name: number * spread for number, name in enumerate(sizes)}
         self._sections: dict[tuple[str, int], Section] = {}
+        self._lock = threading.Lock()
         self._edits: dict[tuple[str, int], dict[int, list[Edit]]] = {}
         self._updates: dict[tuple[str, int], dict[int, list[float]]] = {}  # times of the edits that are updates
 
@@ -304,16 +306,17 @@ class GeneratedPages:
             return self.generator.article(
                 index, project=project, namespace=namespace, kind=kind, size=size, published=published, **options
             )
-        position = number % section.pages
-        state, _ = self._newest(section, position, published)
-        edit = Edit(published, kind, (1 << 32) + number)
-        if kind != "visibility-change":
-            edits = self._edits.setdefault((project, namespace), {}).setdefault(position, [])
-            edits.insert(bisect_right(edits, published, key=_published), edit)
-        if kind == "update":
-            insort(self._updates.setdefault((project, namespace), {}).setdefault(position, []), published)
-            state = state._replace(revision=state.revision + 1)
-        return self._record(section, state._replace(published=published, event=edit.event), kind, size=size)
+        with self._lock:
+            position = number % section.pages
+            state, _ = self._newest(section, position, published)
+            edit = Edit(published, kind, (1 << 32) + number)
+            if kind != "visibility-change":
+                edits = self._edits.setdefault((project, namespace), {}).setdefault(position, [])
+                edits.insert(bisect_right(edits, published, key=_published), edit)
+            if kind == "update":
+                insort(self._updates.setdefault((project, namespace), {}).setdefault(position, []), published)
+                state = state._replace(revision=state.revision + 1)
+            return self._record(section, state._replace(published=published, event=edit.event), kind, size=size)
 
 
 def _published(edit: Edit) -> float:

@@ -13,6 +13,11 @@ SUPPORTED: Final = (0, 6, 10, 14)
 NAMESPACE_NUMBERS: Final = {"File": 6, "Template": 10, "Category": 14, "Talk": 1, "User": 2, "Draft": 118}
 
 
+_MOST_VERSIONS: Final = 50  # of one title, before those that nobody fetches any more are forgotten
+_FETCHED_WITHIN: Final = 3600 * 1_000_000  # microseconds
+_LAST_REVISIONS: Final = 5
+
+
 def namespace_of(title: str) -> int:
     """Return the number of a title's namespace, by its prefix."""
     prefix, colon, name = title.partition(":")
@@ -34,7 +39,7 @@ class WikiPage:
         title: With spaces.
         page_id: The page id, which a move keeps.
         number: The number from which its text is generated.
-        revisions: All revisions, oldest first.
+        revisions: The first revision and the last ones, oldest first.
         redirect: The title that it redirects to, or None.
         hidden: The suppressed parts of the newest revision: of "text", "editor" and "comment".
     """
@@ -107,7 +112,12 @@ class Wiki:
 
     def _store(self, time: int, page: WikiPage) -> WikiPage:
         self.pages[page.title] = page
-        self._versions.setdefault(page.title, []).append((time, page))
+        versions = self._versions.setdefault(page.title, [])
+        versions.append((time, page))
+        if len(versions) > _MOST_VERSIONS:
+            # Nothing is fetched as it was long ago; the oldest version counts for all times before.
+            old = bisect_right(versions, time - _FETCHED_WITHIN, key=_time)
+            del versions[: max(0, old - 1)]
         return page
 
     def _drop(self, time: int, title: str) -> WikiPage:
@@ -130,7 +140,7 @@ class Wiki:
     def at(self, title: str, time: int) -> WikiPage | None:
         """Return the page that had a title at a time, or None."""
         versions = self._versions.get(title, [])
-        position = bisect_right(versions, time, key=lambda version: version[0])
+        position = bisect_right(versions, time, key=_time)
         return versions[position - 1][1] if position else None
 
     def fetch(self, title: str, time: int) -> WikiPage | None:
@@ -164,7 +174,7 @@ class Wiki:
         page = self.get(title)
         if redirect == title:
             raise ValueError(f"{title!r} cannot redirect to itself")
-        revisions = (*page.revisions, revision)
+        revisions = _with(page.revisions, revision)
         return self._store(time, replace(page, revisions=revisions, redirect=redirect, hidden=frozenset()))
 
     def move(self, time: int, title: str, new_title: str, revision: Revision) -> WikiPage:
@@ -172,7 +182,7 @@ class Wiki:
         if new_title in self.pages:
             raise ValueError(f"{self.project} has a page {new_title!r} already: delete it first")
         page = self._drop(time, title)
-        revisions = (*page.revisions, revision)
+        revisions = _with(page.revisions, revision)
         return self._store(time, replace(page, title=new_title, revisions=revisions, hidden=frozenset()))
 
     def delete(self, time: int, title: str) -> WikiPage:
@@ -202,3 +212,12 @@ class Wiki:
     def hide(self, time: int, title: str, hidden: frozenset[str]) -> WikiPage:
         """Suppress parts of the newest revision, and show the others."""
         return self._store(time, replace(self.get(title), hidden=hidden))
+
+
+def _time(version: tuple[int, WikiPage | None]) -> int:
+    return version[0]
+
+
+def _with(revisions: tuple[Revision, ...], revision: Revision) -> tuple[Revision, ...]:
+    """Add a revision; of many the first and the last ones stay."""
+    return (*revisions[:1], *revisions[1:][-_LAST_REVISIONS:], revision)
