@@ -132,7 +132,8 @@ class History:
                 yield
 
     def _mirror(self) -> Mirror:
-        return mirror_of(self.wme, self.path, on_event=self._note, max_removed=SHARE)
+        mirror: Mirror = mirror_of(self.wme, self.path, on_event=self._note, max_removed=SHARE)
+        return mirror
 
     def _note(self, event: MirrorEvent) -> None:
         if isinstance(event, MirrorChunkLoaded) and self.chance.random() < 0.1:
@@ -210,8 +211,25 @@ async def live_through(seed: int, path: Path, *, steps: int, processes: bool = F
         differences = await history.settle(since)
         assert not differences, f"seed {seed}: {differences}"
         async with MirrorReader(SQLiteStore(path)) as reader:
-            copy = await copy_of(reader)
+            copy: dict[str, tuple[int, int]] = await copy_of(reader)
         return copy == {title: (page.page_id, page.revision) for title, page in world.truth("enwiki").pages.items()}
+
+
+async def test_a_snapshot_that_is_taken_for_incomplete_closes_no_hole(tmp_path: Path) -> None:
+    async with service(World(seed=3, projects=["enwiki"], pages=40, past=0)) as (world, sim, wme):
+        async with mirror_of(wme, tmp_path / "mirror.db") as mirror:
+            await mirror.sync(quiet=1.0)
+            for title in world.truth("enwiki").pages:
+                world.edit("enwiki", title)
+            world.advance(72 * HOUR)
+            sim.export_snapshot(IDENTIFIER, share=0.3)
+            await mirror.sync(quiet=1.0)
+            assert (mirror.state, "max_removed" in str((await mirror.statistics()).degraded)) == ("stale", True)
+            world.advance(HOUR)
+            sim.export_snapshot(IDENTIFIER)
+            await mirror.sync(quiet=1.0)
+            assert (mirror.state, (await mirror.statistics()).degraded) == ("following", {})
+            assert not differences(await copy_of(mirror), world)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

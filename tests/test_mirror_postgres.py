@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("asyncpg")
 
-from mirror_world import IDENTIFIER, QUICK, copy_of, differences, index_of, running, service, titles_of, until_equal
+from mirror_world import IDENTIFIER, copy_of, differences, index_of, running, service, titles_of, until_equal
 from real_servers import Postgres
 
 from wme_async import DataError
@@ -100,7 +100,7 @@ async def test_a_mirror_in_postgresql_equals_the_wiki_over_a_restart(
     postgres: Postgres, database: str, schema: str
 ) -> None:
     def mirror(wme) -> Mirror:
-        return Mirror(wme, IDENTIFIER, PostgresStore(database, schema=schema), **QUICK)
+        return Mirror(wme, IDENTIFIER, PostgresStore(database, schema=schema), poll=0.02)
 
     async with service() as (world, _, wme):
         async with mirror(wme) as first, running(first):

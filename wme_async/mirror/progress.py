@@ -317,9 +317,13 @@ class Progress:
         return "behind" if behind else "following"
 
     def covers(self, hole: Hole, scopes: Iterable[Scope]) -> bool:
-        """Return whether complete snapshots are later than a hole, which closes it."""
+        """Return whether complete snapshots are later than a hole, which closes it.
+
+        One that lacks more pages than it may remove is taken for incomplete: it may lack changes as well.
+        """
         concerned = [scope for scope in scopes if hole.identifier in {None, scope.identifier}]
-        times = [loaded.until for scope in concerned if (loaded := self.loaded(scope)) is not None]
+        snapshots = [loaded for scope in concerned if (loaded := self.loaded(scope)) is not None]
+        times = [loaded.until for loaded in snapshots if loaded.removed == loaded.missing]
         return len(times) == len(concerned) and all(time >= hole.end for time in times)
 
 
