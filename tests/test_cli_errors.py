@@ -291,7 +291,7 @@ def serve_with(keys, directory, *options, **environment):
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        printed = []
+        printed: list[str] = []
         while not printed or "serving at" not in printed[-1]:
             printed.append(process.stdout.readline())
             assert printed[-1], printed

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import library_stand_ins
 import pytest
+from shell_pages import simulated, statements
 from wall_clock import utc_now
 
 from wme_async import Client, errors
@@ -131,30 +132,10 @@ def run_with_pytest(tests: list[Block]) -> None:
     assert f"{sum(block.body.count('def test_') for block in tests)} passed" in result.stdout
 
 
-@contextlib.contextmanager
-def simulate(page: Path) -> Iterator[dict[str, str]]:
-    """Start `wme-async simulate` as a page says, and return the variables that it prints."""
-    [line] = [
-        line
-        for block in blocks(page)
-        if block.language == "sh"
-        for line in block.body.splitlines()
-        if line.startswith("wme-async simulate")
-    ]
-    command = [sys.executable, "-m", "wme_async", *shlex.split(line)[1:]]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    try:
-        variables = {}
-        while len(variables) < 5:
-            printed = process.stdout.readline()
-            assert printed, "the simulator has ended"
-            name, _, value = printed.removeprefix("export ").strip().partition("=")
-            variables[name] = shlex.split(value)[0]
-        yield variables
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
+def simulate_line(page: Path) -> str:
+    """Return the line that starts the simulator of a page."""
+    lines = [line for block in blocks(page) if block.language == "sh" for line in statements(block.body)]
+    return next(line for line in lines if line.startswith("wme-async simulate"))
 
 
 @contextlib.contextmanager
@@ -189,7 +170,7 @@ def test_the_code_of_a_page_runs_and_prints_its_output(
     with contextlib.ExitStack() as stack:
         if page.stem.startswith("tutorial"):
             pytest.importorskip("click")
-            environment = stack.enter_context(simulate(page))
+            environment = stack.enter_context(simulated(simulate_line(page)))
         else:
             simulator = stack.enter_context(Simulator.run_in_thread(start=start))
             environment = simulator.environment()

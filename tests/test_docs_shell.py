@@ -16,7 +16,7 @@ pytest.importorskip("rich")
 pytest.importorskip("pyarrow")  # the pages write Parquet
 
 from shell_pages import Shell, simulated, statements
-from test_docs import DOCS, ROOT, Block, blocks
+from test_docs import DOCS, ROOT, Block, blocks, simulate_line
 
 pytestmark = pytest.mark.posix
 
@@ -33,12 +33,6 @@ def shown(page: Path) -> list[Block]:
         if block.language in {"sh", "text"}:
             listed.append(block)
     return listed
-
-
-def simulate_line(page: Path) -> str:
-    """Return the line that starts the simulator of a page."""
-    lines = [line for block in blocks(page) if block.language == "sh" for line in statements(block.body)]
-    return next(line.partition("  ")[0] for line in lines if line.startswith("wme-async simulate"))
 
 
 def _without_missing_tools(line: str) -> str:

@@ -126,6 +126,12 @@ def check_profile_name(_context: click.Context, _option: click.Parameter, name: 
     return name
 
 
+def complete_profile(context: click.Context, _option: click.Parameter, text: str) -> list[str]:
+    """Return the profiles whose names begin with a text, for the completion of a shell."""
+    profiles = profiles_of(context)
+    return [name for name in profiles.names() if name.startswith(text)] if profiles is not None else []
+
+
 def login_command(profile: str | None) -> str:
     """Return the command line that signs in to a profile."""
     option = "" if profile in {None, DEFAULT_PROFILE} else f" --profile {shlex.quote(str(profile))}"

@@ -11,7 +11,7 @@ import click
 
 from wme_async._client.archive_names import ArchiveName, uses_version
 from wme_async._client.resources import Resource
-from wme_async._download import Download
+from wme_async._download import Budget, Download
 from wme_async._tasks import in_thread
 from wme_async._text import decode_text, size_text
 from wme_async.cli import base
@@ -37,8 +37,10 @@ OPTIONS: Final = (
     click.option("--force", "overwrite", is_flag=True, help="Replace an existing file, of whatever version."),
     click.option("--verify/--no-verify", default=True, show_default=True, help="Check the MD5 of the metadata."),
     click.option("--if-changed", is_flag=True, help="Replace a file of another version; skip one of the same."),
-    click.option("--connections", type=click.IntRange(1, 64), help="Concurrent byte ranges at most."),
-    click.option("--max-rate", type=click.FloatRange(min=0, min_open=True), metavar="MB/S", help="Bandwidth limit."),
+    click.option("--connections", type=click.IntRange(1, 64), help="Concurrent byte ranges at most, of all together."),
+    click.option(
+        "--max-rate", type=click.FloatRange(min=0, min_open=True), metavar="MB/S", help="Bandwidth of all together."
+    ),
     click.option("--quiet", is_flag=True, help="No progress bar."),
 )
 
@@ -107,6 +109,8 @@ def _target(to: str) -> str:
 async def _download_many(files: Any, names: Sequence[str], folder: str, *, quiet: bool, **options: Any) -> None:
     """Download some at a time; the failure of one does not stop the others."""
     failures: list[Exception] = []
+    connections, max_rate = options.pop("connections"), options.pop("max_rate")
+    options["budget"] = Budget(max_rate=max_rate) if connections is None else Budget(connections, max_rate=max_rate)
     slots = asyncio.Semaphore(_CONCURRENCY)
     with base.progress_bar("", quiet=quiet) as bars:
 

@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from wme_async._version import __version__
 from wme_async.cli import archives, base, lookups
-from wme_async.cli.accounts import check_profile_name
+from wme_async.cli.accounts import check_profile_name, complete_profile
 
 # Imported when they are called: some need an extra, all take time to import.
 _LAZY = {
@@ -118,6 +118,7 @@ class _GlobalOption(click.Option):
     "--profile",
     metavar="NAME",
     callback=check_profile_name,
+    shell_complete=complete_profile,
     help="The account of `wme-async --profile NAME login`.",
 )
 @click.option("--env-file", metavar="PATH", help="File of NAME=value lines with WME_USERNAME and WME_PASSWORD.")
