@@ -193,7 +193,9 @@ def _watch(process: "subprocess.Popen[bytes]", leader: int, *, stop_at_output: b
         elif process.poll() is not None:
             break
     process.wait(timeout=20)
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode()).replace("\r\n", "\n")
+    # Of what a line showed in turn, the last stays.
+    lines = [line.rpartition("\x1b[2K")[2] for line in screen.decode().replace("\r\n", "\n").split("\n")]
+    return "\n".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", line).rstrip() for line in lines)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from wme_async.offsets import LeaseStore, OffsetStore, PostgresOffsets, RedisOff
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _REFRESH = 0.5
+_LIST = 1000  # events at once
 _OTHER_LINES = 6  # of a screen with the table: the total, which may be folded, headings, the last line
 _LEAST_SECONDS = 1.0
 
@@ -160,37 +161,33 @@ async def _follow(
             await brokers.copy(events, to, limit=limit, **bridge)
             return
         async with events as stream:
-            speed = _Speed()
+            run = _Run()
             try:
-                await (_watch(stream, limit, speed) if table else _print(stream, limit))
+                await (_watch if table else _print)(stream, limit, run)
             finally:
-                statistics = stream.statistics()
                 with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
-                    base.stderr.print(_summary(statistics, speed.of(statistics)), style="dim", highlight=False)
+                    base.stderr.print(_summary(stream.statistics(), run), style="dim", highlight=False)
 
 
-async def _print(stream: Stream[Any] | GroupStream[Any], limit: int | None) -> None:
-    number = 0
+async def _print(stream: Stream[Any] | GroupStream[Any], limit: int | None, run: "_Run") -> None:
     async for event in stream:
         base.line(event)
         # An event is processed once it is printed, even if the command is stopped now.
         stream.ack(event)
-        number += 1
-        if number == limit:
+        run.events += 1
+        if run.events == limit:
             return
 
 
-async def _watch(stream: Stream[Any] | GroupStream[Any], limit: int | None, speed: "_Speed") -> None:
+async def _watch(stream: Stream[Any] | GroupStream[Any], limit: int | None, run: "_Run") -> None:
     async def consume() -> None:
-        number = 0
-        async for events in stream.batches():
-            number += len(events)
-            if limit is not None and number >= limit:
+        async for events in stream.batches(max_items=_LIST if limit is None else min(limit, _LIST)):
+            run.events += len(events)
+            if limit is not None and run.events >= limit:
                 return
 
     def picture() -> Group:
-        statistics = stream.statistics()
-        return _table(statistics, base.stderr.height, speed.of(statistics))
+        return _table(stream.statistics(), base.stderr.height, run)
 
     with Live(picture(), console=base.stderr, auto_refresh=False) as live:
         consumer = asyncio.ensure_future(consume())
@@ -206,7 +203,7 @@ async def _watch(stream: Stream[Any] | GroupStream[Any], limit: int | None, spee
         base.stderr.line()  # the table ends without one
 
 
-def _table(statistics: StreamStatistics, height: int, rate: float | None) -> Group:
+def _table(statistics: StreamStatistics, height: int, run: "_Run") -> Group:
     """Return a total and the partitions that lag most, as many as fit on the screen."""
     table = Table(header_style="bold", box=None, pad_edge=False)
     for column in ("partition", "offset", "processed", "published", "age"):
@@ -224,10 +221,10 @@ def _table(statistics: StreamStatistics, height: int, rate: float | None) -> Gro
         )
     hidden = len(partitions) - room
     more = Text(f"and {hidden} partitions that lag less" if hidden > 0 else "", style="dim")
-    return Group(Text(_summary(statistics, rate)), table, more)
+    return Group(Text(_summary(statistics, run)), table, more)
 
 
-def _summary(now: StreamStatistics, rate: float | None) -> str:
+def _summary(now: StreamStatistics, run: "_Run") -> str:
     lag = "" if now.lag is None else f", {now.lag:.0f} s behind"
     catch_up = "" if not now.catch_up else f", caught up in {now.catch_up:.0f} s"
     counts = (
@@ -238,17 +235,19 @@ def _summary(now: StreamStatistics, rate: float | None) -> str:
         (now.bad_records, "bad record"),
     )
     words = "".join(f", {count:,} {word}{'s' if count > 1 else ''}" for count, word in counts if count)
-    speed = "" if rate is None else f", {rate:.1f}/s"
-    return f"{now.events:,} events{speed}, {size_text(now.bytes)}{lag}{catch_up}{words}"
+    rate = "" if run.rate is None else f", {run.rate:.1f}/s"
+    return f"{run.events:,} events{rate}, {size_text(now.bytes)}{lag}{catch_up}{words}"
 
 
-class _Speed:
-    """The average rate of a run, for a summary that is right after some seconds as well as after a day."""
+class _Run:
+    """The events that this run of the command has processed, of those that were read ahead."""
 
     def __init__(self) -> None:
+        self.events = 0
         self._began = time.monotonic()
 
-    def of(self, statistics: StreamStatistics) -> float | None:
-        """Return events a second since the stream was opened; None in the first second, which says nothing yet."""
+    @property
+    def rate(self) -> float | None:
+        """Events a second since the stream was opened; None in the first second, which says nothing yet."""
         seconds = time.monotonic() - self._began
-        return statistics.events / seconds if seconds >= _LEAST_SECONDS else None
+        return self.events / seconds if seconds >= _LEAST_SECONDS else None
