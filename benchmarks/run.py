@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import harness
 from inputs import Inputs, Sizes
-from parts import archive, download, lookups, loop, parquet, stream, sync
+from parts import archive, download, lookups, loop, mirror, parquet, stream, sync
 from parts.common import Bench
 from servers import Missing, Nginx, StreamServer
 
@@ -36,6 +36,7 @@ PARTS = {
     "loop": loop.groups,
     "sync": sync.groups,
     "parquet": parquet.groups,
+    "mirror": mirror.groups,
 }
 
 

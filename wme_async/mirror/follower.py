@@ -183,7 +183,7 @@ class Follower:
                 await self._note_silence(stream)
                 continue
             self._active = loop.time()
-            await self._take(stream, batch)
+            await self.take(stream, batch)
 
     def _patience(self, stream: Stream[Any]) -> int:
         """Return how many times longer to wait than for the next event: the first one takes its time."""
@@ -193,7 +193,16 @@ class Follower:
         """Return how many records to take at a time, so that their bytes are bounded."""
         return max(_LEAST, min(_MOST, int(_PART / max(1.0, self._size))))
 
-    async def _take(self, stream: Stream[msgspec.Raw], batch: Sequence[msgspec.Raw]) -> None:
+    async def take(self, stream: Stream[msgspec.Raw], batch: Sequence[msgspec.Raw]) -> None:
+        """Merge events, and store their positions with them.
+
+        Args:
+            stream: The stream that they come from.
+            batch: Their JSON.
+
+        Raises:
+            OSError: The store cannot be written.
+        """
         size = sum(memoryview(record).nbytes for record in batch) / len(batch)
         self._size = size if not self._size else max(size, 0.9 * self._size + 0.1 * size)
         picture, newest, errors = await self._work.read(self._reader, batch)

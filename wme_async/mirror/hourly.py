@@ -134,8 +134,8 @@ class HourFollower:
         bad: list[DecodeError] = []
         try:
             async with files.read(scope.identifier, type=msgspec.Raw, on_bad_record=bad.append) as records:
-                async for batch in records.batches(max_bytes=_BATCH):
-                    picture, _, _ = await work.read(self._reader, batch)
+                async for block in records.blocks(max_bytes=_BATCH):
+                    picture, _, _ = await work.read_block(self._reader, block)
                     await work.apply(picture)
         except NotFound:
             return False

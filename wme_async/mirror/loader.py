@@ -106,7 +106,7 @@ class Loader:
             identifier = scope.identifier if name == _WHOLE else name
             try:
                 version = snapshot.version if name == _WHOLE else (await files.get(name)).version
-                done = await self._read(files, identifier, version, load.number)
+                done = await self.read_files(files, identifier, version, load.number)
             except (Replaced, NotFound) as error:
                 # While it is exported again, a chunk is gone for a while, or newer than its metadata.
                 if attempt == _ATTEMPTS - 1:
@@ -136,10 +136,10 @@ class Loader:
         """
         files = self._work.client.snapshots.chunks(scope.identifier)
         self._missed = 0
-        done = await self._read(files, chunk, (await files.get(chunk)).version, number)
+        done = await self.read_files(files, chunk, (await files.get(chunk)).version, number)
         return done, self._missed
 
-    async def _read(self, files: Files[Any, Any], identifier: str, version: str, number: int) -> ChunkDone:
+    async def read_files(self, files: Files[Any, Any], identifier: str, version: str, number: int) -> ChunkDone:
         """Merge the records of an archive. While a batch is written, the next one is read."""
         work = self._work
         cut, records, bad = 0, 0, 0
@@ -151,9 +151,9 @@ class Loader:
                 WorkGroup() as group,
             ):
                 writing = None
-                async for batch in archive.batches(max_bytes=_BATCH):
-                    picture, newest, wrong = await work.read(self._reader, batch, load=number)
-                    cut, bad, records = max(cut, newest), bad + len(wrong), records + len(batch)
+                async for block in archive.blocks(max_bytes=_BATCH):
+                    picture, newest, wrong = await work.read_block(self._reader, block, load=number)
+                    cut, bad, records = max(cut, newest), bad + len(wrong), records + block.lines
                     if writing is not None:
                         await writing
                     writing = group.start(self._write(picture), name="write rows of a mirror")

@@ -62,6 +62,7 @@ class _Record(msgspec.Struct, gc=False):
 
 _NO_EVENT: Final = _Event()
 _NOTHING: Final = frozenset({b"", b"null", b"{}"})
+_LONGEST_NOTHING: Final = max(map(len, _NOTHING))
 
 
 def microseconds(time: datetime | None) -> int:
@@ -131,7 +132,7 @@ class RecordReader:
         Raises:
             DecodeError: It is not a record, or has no title or no project.
         """
-        data = bytes(record)
+        data = record if isinstance(record, bytes) else bytes(record)
         fields = self._decode(data)
         event_json = bytes(fields.event)
         event = _NO_EVENT if event_json in _NOTHING else self._decode_event(event_json)
@@ -166,7 +167,7 @@ class RecordReader:
             published=published,
             gone=gone,
             digest=_digest(kept, event_json),
-            body=bytes(fields.article_body) not in _NOTHING,
+            body=_has_content(fields.article_body),
             record=b"" if gone else kept,
             load=load,
         )
@@ -178,10 +179,20 @@ class RecordReader:
             return msgspec.json.encode(plain), msgspec.json.encode(plain.get("event", {}))
 
 
+def _has_content(value: msgspec.Raw) -> bool:
+    """Return whether a value is there, without a copy of a long one."""
+    return memoryview(value).nbytes > _LONGEST_NOTHING or bytes(value) not in _NOTHING
+
+
 def _digest(record: bytes, event: bytes) -> bytes:
     """Return a digest of a record without its event, which differs between the sources of one record."""
-    content = record.replace(event, b"", 1) if event else record
-    return hashlib.sha1(content, usedforsecurity=False).digest()[:_DIGEST]
+    begin = record.rfind(event) if event else -1
+    if begin < 0:
+        return hashlib.sha1(record, usedforsecurity=False).digest()[:_DIGEST]
+    content = memoryview(record)
+    digest = hashlib.sha1(content[:begin], usedforsecurity=False)
+    digest.update(content[begin + len(event) :])
+    return digest.digest()[:_DIGEST]
 
 
 def _hidden_parts(visibility: _Visibility) -> int:

@@ -60,7 +60,7 @@ _BY_TITLE: Final = _ENTRY.format("", "p.project = ? AND p.title = ?")
 _BY_PAGE: Final = _ENTRY.format("", "p.project = ? AND p.page_id = ?")
 _NEXT_ENTRIES: Final = _ENTRY.format(", p.id", "p.id > ? ORDER BY p.id")
 _NEXT_KEYS: Final = """
-    SELECT project, title, page_id, revision, digest, id FROM pages WHERE live AND id > ? ORDER BY id LIMIT ?
+    SELECT project, title, page_id, revision, digest FROM pages WHERE live AND id > ? AND id <= ?
 """
 _IN_SCOPE: Final = "project = ? AND namespace = ?"
 _REVIVED: Final = f"{_IN_SCOPE} AND load = ? AND swept < ?"
@@ -185,6 +185,7 @@ class SQLiteStore:
             reader.close()
         if self._writer is not None:
             self._writer.close()
+        self._compressor.close()
         self._release()
 
     # Writing
@@ -378,11 +379,12 @@ class SQLiteStore:
         """
         last = 0
         while True:
-            rows = await self._in_reader(partial(_next_keys, last))
-            if not rows:
+            rows, end = await self._in_reader(partial(_next_keys, last))
+            if rows:
+                yield rows
+            if last >= end:
                 return
-            last = rows[-1][5]
-            yield [row[:5] for row in rows]
+            last += _KEYS_AT_ONCE
 
     async def entries(self) -> AsyncIterator[list[Entry]]:
         """Iterate over all live pages with their records, in lists of some MiB."""
@@ -496,8 +498,10 @@ def change_of(row: Sequence[Any], after: int) -> Change:
     )
 
 
-def _next_keys(last: int, connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    return connection.execute(_NEXT_KEYS, (last, _KEYS_AT_ONCE)).fetchall()
+def _next_keys(last: int, connection: sqlite3.Connection) -> tuple[list[Key], int]:
+    """Return the keys of a range of rows, and the number of the last row of all."""
+    rows: list[Key] = connection.execute(_NEXT_KEYS, (last, last + _KEYS_AT_ONCE)).fetchall()
+    return rows, connection.execute("SELECT max(id) FROM pages").fetchone()[0] or 0
 
 
 def _page_key(text: str) -> PageKey:

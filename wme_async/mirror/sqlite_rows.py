@@ -155,7 +155,7 @@ def write_rows(
     ids: Mapping[TitleKey, int],
     *,
     next_id: int,
-    compress: Callable[[bytes], tuple[int, bytes]],
+    compress: Callable[[Sequence[bytes]], list[tuple[int, bytes]]],
 ) -> int:
     """Write the rows of a difference, and return the next free number.
 
@@ -164,9 +164,11 @@ def write_rows(
         difference: What to write.
         ids: The numbers of the rows that exist.
         next_id: The next free number.
-        compress: Returns the codec of a record, and the record compressed.
+        compress: Returns the codec and the bytes of each record.
     """
-    new, replaced, records, erased = [], [], [], []
+    new, replaced, erased = [], [], []
+    numbers: list[int] = []
+    records: list[bytes] = []
     for page in difference.pages:
         number = ids.get((page.project, page.title))
         values = _page_values(page)
@@ -176,12 +178,14 @@ def write_rows(
         else:
             replaced.append((*values[2:], number))
         if page.record:
-            records.append((number, *compress(page.record)))
+            numbers.append(number)
+            records.append(page.record)
         else:
             erased.append((number,))
     connection.executemany(_INSERT_PAGE, new)
     connection.executemany(_UPDATE_PAGE, replaced)
-    connection.executemany(_PUT_RECORD, records)
+    compressed = zip(numbers, compress(records), strict=True)
+    connection.executemany(_PUT_RECORD, ((number, codec, data) for number, (codec, data) in compressed))
     connection.executemany(_DELETE_RECORD, erased)
     flags = [(page.load, page.swept, page.live, page.hidden, ids[page.key]) for page in difference.flags]
     connection.executemany(_UPDATE_FLAGS, flags)

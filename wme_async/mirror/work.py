@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from wme_async._archive import Block
 from wme_async._client.client import Client
 from wme_async._tasks import in_thread
 from wme_async.errors import DecodeError
@@ -176,6 +177,24 @@ class Work:
         result = await in_thread(self._read, reader, records, load)
         for error in result[2]:
             self.report_bad(error, "a record")
+        return result
+
+    async def read_block(self, reader: RecordReader, block: Block, *, load: int = 0) -> Read:
+        """Read the lines of a block of an archive in a thread; as `read`.
+
+        Args:
+            reader: Reads them.
+            block: The block.
+            load: The number of the load.
+        """
+
+        def read() -> Read:
+            lines = [line for line in block.data.split(b"\n") if line.strip()]
+            return self._read(reader, lines, load)
+
+        result = await in_thread(read)
+        for error in result[2]:
+            self.report_bad(error, f"line {block.line} or later of {block.member}")
         return result
 
     def _read(self, reader: RecordReader, records: Sequence[Any], load: int) -> Read:
