@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, cast
 
 import pytest
@@ -87,6 +87,21 @@ async def test_a_restart_of_the_server_in_the_middle_is_waited_for(
         await restart
         assert await store.load(NAME) == {0: Position(number), 1: Position(number)}
         assert await store.renew(NAME, "a", 600.0) == {0: token}
+
+
+@pytest.mark.parametrize("open_store", KINDS, indirect=True)
+async def test_no_cancellation_is_lost_at_any_moment_and_the_store_works_on(open_store: OpenLeaseStore) -> None:
+    store: Any = open_store()
+    async with store if hasattr(store, "__aenter__") else nullcontext():
+        await store.take(NAME, "a", 1, 600.0)
+        for turns in range(60):
+            task = asyncio.create_task(store.renew(NAME, "a", 600.0))
+            for _ in range(turns // 3):
+                await asyncio.sleep(0)
+            if task.cancel():
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+        assert await store.renew(NAME, "a", 600.0) == {0: 1}
 
 
 @pytest.mark.parametrize("kind", ["postgres", "redis"])

@@ -120,6 +120,7 @@ class GroupStream(Generic[T]):
         self._store_failed = False
         self._past = NOTHING_READ
         self._closing = False
+        self._done = False
         self._part_tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -172,6 +173,7 @@ class GroupStream(Generic[T]):
             self._stop_reader(reader)
         if tasks:
             await asyncio.wait(tasks)
+        self._done = True
         self._task.cancel()
         await asyncio.wait({self._task})
         with contextlib.suppress(Exception):  # the leases end by themselves
@@ -195,7 +197,7 @@ class GroupStream(Generic[T]):
                     return
                 if not begun.done():
                     begun.set_result(None)
-                while True:
+                while not self._done:  # should its cancellation have been lost on the way
                     await self._sleep(pause)
                     pause = await self._beat()
         except BaseExceptionGroup as group:

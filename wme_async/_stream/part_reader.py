@@ -129,7 +129,7 @@ class PartReader(Generic[T]):
                 self.final = self.stream.statistics()
 
     async def _read(self, limit: Callable[[], int]) -> None:
-        while True:
+        while not self._stopping:  # should its cancellation have been lost on the way
             try:
                 items = await anext(self.stream.batches(limit(), 0.0))
             except Exception as error:

@@ -1,7 +1,9 @@
 """What the stores on a server have in common: connections while they are used, and patience with the server."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 from urllib.parse import SplitResult
@@ -65,7 +67,8 @@ class DatabaseStore(Generic[C]):
                     async with asyncio.timeout_at(deadline):
                         if self._client is None:
                             self._client = await self._open()
-                        return await work(self._client)
+                        with _unlost_cancellation():
+                            return await work(self._client)
                 except Exception as error:
                     problem = self._problem(error)
                     if problem is None:
@@ -90,6 +93,18 @@ class DatabaseStore(Generic[C]):
     def _problem(self, error: Exception) -> str | None:
         """Return an error of the server in words, to follow its name; None for an error of the program."""
         raise NotImplementedError
+
+
+@contextlib.contextmanager
+def _unlost_cancellation() -> Iterator[None]:
+    """Raise a cancellation that a library took for its own, as redis-py does if its sockets have a time limit."""
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before and not isinstance(sys.exception(), asyncio.CancelledError):
+            raise asyncio.CancelledError
 
 
 def server_name(kind: str, parts: SplitResult) -> str:

@@ -252,10 +252,11 @@ class RedisOffsets(DatabaseStore[Any]):
             )
 
     async def _open(self) -> Any:
+        # Calls have a time limit already; with one for sockets, redis-py loses cancellations.
         return self._redis.asyncio.from_url(
             self._url,
-            socket_timeout=self._timeout,
-            socket_connect_timeout=self._timeout,
+            socket_timeout=None,
+            socket_connect_timeout=None,
             retry=self._redis.asyncio.retry.Retry(self._redis.backoff.NoBackoff(), 0),
         )
 
