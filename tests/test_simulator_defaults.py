@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from world_copy import Rule, everything, records_of
 
-from wme_async import Client
+from wme_async import Client, NotFound
 from wme_async.simulator import Simulator, build_archive
 
 START = datetime(2026, 3, 14, 12, 40, tzinfo=UTC)
@@ -247,3 +247,20 @@ async def test_events_can_be_made_while_the_world_publishes_others() -> None:
             await task
         sim.world.rate = 0
     assert sim.firehose.published > 40
+
+
+async def test_a_batch_of_wikidata_deletes_entities_that_snapshots_and_look_ups_lack() -> None:
+    async with a_simulator(articles=20) as sim, Client(**sim.client_options()) as wme:
+        for identifier, lookup in (
+            ("wikidatawiki_namespace_0", wme.wikidata.items),
+            ("wikidatawiki_namespace_120", wme.wikidata.properties),
+        ):
+            batch = await records_of(wme.wikidata.batches(sim.hours[-1]).read(identifier, type=dict))
+            snapshot = await records_of(wme.wikidata.snapshots.read(identifier, type=dict))
+            names = {record["name"] for record in snapshot}
+            deleted = [record["name"] for record in batch if record["event"]["type"] == "delete"]
+            assert deleted
+            assert not names & {*deleted}
+            for name in deleted:
+                with pytest.raises(NotFound):
+                    await lookup.get(name)

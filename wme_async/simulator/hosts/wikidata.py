@@ -16,7 +16,8 @@ from wme_async.simulator.world.entities import EntityGenerator, Shape
 class Entities:
     """The three look-ups of the beta. They take fields, and neither filters nor a limit.
 
-    Every Q and P id exists, except the items of the scholarly graph, which the service leaves out.
+    Every Q and P id exists, except the items of the scholarly graph, which the service leaves out, and the deleted
+    ones (from Q900000000 and P900000 on).
 
     Args:
         generator: Makes the entities.

@@ -36,6 +36,9 @@ _PROJECT: Final = {"identifier": "wikidatawiki", "url": "https://www.wikidata.or
 _GREGORIAN: Final = "http://www.wikidata.org/entity/Q1985727"
 _JULIAN: Final = "http://www.wikidata.org/entity/Q1985786"
 _ENTITY_ID: Final = re.compile(r"([QP])([1-9]\d{0,11})", re.ASCII)
+FIRST_DELETED: Final = {"Q": 900_000_000, "P": 900_000}
+"""From these numbers on items and properties are deleted: batches say so, and look-ups do not find them."""
+
 _FIRST: Final = 100  # the number of the item that belongs to the article with index 0
 _FIRST_EVENT: Final = 1_780_000_000.0  # 2026-05-28: the default start of generated event times
 _PROPERTIES: Final = {
@@ -136,22 +139,23 @@ class EntityGenerator:
             shape: How ambiguous fields look.
 
         Returns:
-            The record, or None if it is not an id, and for scholarly items, which are not in the main graph.
+            The record, or None if it is not an id, for deleted entities, and for scholarly items, which are not in the
+            main graph.
         """
-        match = _ENTITY_ID.fullmatch(identifier)
-        if match is None:
+        if not self._exists(identifier):
             return None
-        number = int(match[2])
-        if match[1] == "P":
-            return self.property(number, shape=shape)
-        return None if self.is_scholarly(number) else self.item(number, shape=shape)
+        number = int(identifier[1:])
+        return self.property(number, shape=shape) if identifier[0] == "P" else self.item(number, shape=shape)
+
+    def _exists(self, identifier: str) -> bool:
+        match = _ENTITY_ID.fullmatch(identifier)
+        if match is None or int(match[2]) >= FIRST_DELETED[match[1]]:
+            return False
+        return match[1] == "P" or not self.is_scholarly(int(match[2]))
 
     def labels(self, identifier: str) -> dict[str, str] | None:
         """Look the labels of an entity up: language to label, or None as in `get`."""
-        match = _ENTITY_ID.fullmatch(identifier)
-        if match is None or (match[1] == "Q" and self.is_scholarly(int(match[2]))):
-            return None
-        return self._labels(match[1], int(match[2]))
+        return self._labels(identifier[0], int(identifier[1:])) if self._exists(identifier) else None
 
     def is_scholarly(self, number: int) -> bool:
         """Tell whether an item belongs to the scholarly graph, which the service leaves out: one in eleven."""

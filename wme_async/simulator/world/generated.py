@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wme_async.simulator.world.archive_spec import ArchiveSpec
 from wme_async.simulator.world.articles import ArticleGenerator, Kind, dumps
-from wme_async.simulator.world.entities import EntityGenerator
+from wme_async.simulator.world.entities import FIRST_DELETED, EntityGenerator
 from wme_async.simulator.world.generated_pages import GeneratedPages
 from wme_async.simulator.world.metadata import EMPTY, NAMESPACES, PROJECTS, STRUCTURED
 
@@ -163,7 +163,11 @@ class GeneratedArchives:
 
     def _entity(self, spec: ArchiveSpec, page: int, kind: Kind, published: float) -> dict[str, Any]:
         if spec.namespace:
-            return self.entities.property(1 + page % 10_000, shape="mixed", kind=kind, published=published)
+            first = FIRST_DELETED["P"] if kind == "delete" else 1
+            return self.entities.property(first + page % 10_000, shape="mixed", kind=kind, published=published)
+        if kind == "delete":
+            number = FIRST_DELETED["Q"] + page
+            return self.entities.item(number, shape="mixed", kind=kind, published=published)
         # One item in eleven belongs to the scholarly graph, which is not exported: count only the others.
         block, position = divmod(page % 1_000_000, 10)
         numbers = [
