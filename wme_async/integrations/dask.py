@@ -87,7 +87,7 @@ class _Cluster:
             if not self._given.asynchronous:
                 # One of another thread: its futures cannot be awaited here.
                 self._client = await stack.enter_async_context(
-                    distributed.Client(
+                    distributed.Client(  # type: ignore[no-untyped-call]  # dask has no types for it
                         self._given.scheduler.address, asynchronous=True, security=self._given.security,
                         set_as_default=False,
                     )
