@@ -54,7 +54,8 @@ class Checker:
 
 def articles(wme: Client, **options: Any) -> Stream[Any]:
     """The stream of articles with short waits, whose periodic saves do not come into the way."""
-    return wme.realtime.articles(**{"commit_interval": 60.0, "retry": PATIENT, **options})
+    stream: Stream[Any] = wme.realtime.articles(**{"commit_interval": 60.0, "retry": PATIENT, **options})
+    return stream
 
 
 async def take(stream: Stream[Any], count: int, seconds: float = 10.0) -> AsyncIterator[Any]:
