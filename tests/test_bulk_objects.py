@@ -14,13 +14,14 @@ from wme_async.simulator import Simulator
 from wme_async.tasks import Plan, arun_task, finish, read_manifest, run_plan
 
 pytest.importorskip("obstore", reason="needs the extra `cloud`")
-servers = pytest.importorskip("moto.server", reason="moto is not installed")
 
 REGION = "us-east-1"
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
+    # It takes seconds to import, and not each process of a run has these tests.
+    servers = pytest.importorskip("moto.server", reason="moto is not installed")
     server = servers.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
