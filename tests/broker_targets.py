@@ -77,6 +77,11 @@ class KafkaTarget:
         """Return options with which all partitions share one place."""
         return {"partition": lambda _: 0}
 
+    def letter_box(self) -> tuple[str, "KafkaTarget"]:
+        """Return the name of a place for dead letters, and the target that it belongs to."""
+        box = self.another()
+        return box.topic, box
+
     def limited(self, size: int) -> dict[str, Any]:
         """Limit the bytes of a message, before the first connection; return options of the bridge for it."""
         return {"max_message": size}
@@ -176,6 +181,11 @@ class NATSTarget:
     def shared(self) -> dict[str, Any]:
         """Return options with which all partitions share one place."""
         return {"subject": f"{self.name}.all"}
+
+    def letter_box(self) -> tuple[str, "NATSTarget"]:
+        """Return the name of a place for dead letters, and the target that it belongs to."""
+        box = self.another()
+        return f"{box.name}.letters", box
 
     def limited(self, size: int) -> dict[str, Any]:
         """Limit the bytes of a message, before the first connection; return options of the bridge for it."""

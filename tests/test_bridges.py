@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ from broker_targets import Target, check_once_and_in_order, events_in, has_sent,
 from stream_world import WIKI, World, batch_record, hour_of, learn_the_time, publish_wiki, put_batches, until
 
 from wme_async import MemoryOffsets, Position
-from wme_async.errors import DecodeError, StreamError
+from wme_async.errors import DecodeError, OffsetGap, StreamError
 from wme_async.models import Article
 
 
@@ -327,6 +327,58 @@ async def test_a_second_bridge_of_the_stream_is_noticed(world: World, target: Ta
         assert offsets == list(range(len(offsets)))
 
 
+# Dead letters
+
+
+async def test_dead_letters_go_to_another_place_whole_or_as_news(world: World, target: Target) -> None:
+    sim, wme = world
+    options = target.limited(100_000)
+    place, box = target.letter_box()
+    sim.firehose.publish(partition=1)
+    sim.firehose.publish({"name": 7, "event": {"type": "update"}}, partition=1)
+    sim.firehose.publish(partition=1, size=2_000_000)
+    sim.firehose.publish(partition=1)
+    async with target.connect() as client, box.connect():
+        stream = stream_of(sim, wme, type=Article)
+        bridged = await target.bridge(client, stream, dead_letter=place, limit=3, **options)
+    assert (bridged.sent, bridged.dead_letters, bridged.pending) == (2, 2, 0)
+    assert await events_in(target) == [(1, 0), (1, 3)]
+    letters = {message.event: message for message in await box.messages()}
+    assert letters.keys() == {(1, 1), (1, 2)}
+    assert msgspec.json.decode(letters[1, 1].value or b"")["name"] == 7
+    news = msgspec.json.decode(letters[1, 2].value or b"")
+    assert (news["partition"], news["offset"], news["key"]) == (1, 2, letters[1, 2].key)
+    assert news["bytes"] > 1_000_000
+    assert all("wme-reason" in letter.headers for letter in letters.values())
+
+
+async def test_a_dead_letter_comes_before_the_events_behind_it(world: World, target: Target) -> None:
+    sim, wme = world
+    options = target.limited(100_000)
+    published = [sim.firehose.publish(partition=1, size=size) for size in (1000, 200_000, 1000)]
+    letters: list[Any] = []
+    arrived = asyncio.Event()
+
+    async def keep(letter: Any) -> None:
+        letters.append(letter)
+        arrived.set()
+        await asyncio.Event().wait()
+
+    async with target.connect() as client:
+        running = asyncio.ensure_future(
+            target.bridge(client, stream_of(sim, wme), dead_letter=keep, grace=0.01, **options)
+        )
+        await asyncio.wait_for(arrived.wait(), 20)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert await events_in(target) == published[:1]
+        await target.bridge(client, stream_of(sim, wme), dead_letter=letters.append, limit=2, **options)
+    assert await events_in(target) == [published[0], published[2]]
+    assert [(letter.partition, letter.offset) for letter in letters] == [published[1], published[1]]
+    assert len(letters[0].record) > 100_000
+
+
 # Failures
 
 
@@ -345,3 +397,58 @@ async def test_a_failure_is_kept_for_the_health_check(world: World, target: Targ
         assert isinstance(bridge.failure, OSError)
         assert not bridge.statistics().running
         assert bridge.statistics().stalled == 0.0
+
+
+async def test_a_gap_that_is_to_be_raised_ends_the_bridge(world: World, target: Target) -> None:
+    sim, wme = world
+    sim.firehose.publish(partition=7)
+    async with target.connect() as client:
+        await target.bridge(client, stream_of(sim, wme, parts=[1]), limit=1)
+        sim.firehose.publish(partition=7)
+        sim.clock.advance(49 * 3600)
+        sim.firehose.publish(partition=7)
+        await learn_the_time(sim, wme)
+        bridge = target.bridge(client, stream_of(sim, wme, parts=[1], since=None, on_gap="raise"))
+        with pytest.raises(OffsetGap):
+            await bridge
+        assert isinstance(bridge.failure, OffsetGap)
+        await target.bridge(client, stream_of(sim, wme, parts=[1], since=None), limit=1)
+    assert await events_in(target) == [(7, 0), (7, 2)]
+
+
+async def test_a_bridge_that_is_stopped_before_it_runs_reads_nothing(world: World, target: Target) -> None:
+    sim, wme = world
+    sim.firehose.publish(partition=7)
+    async with target.connect() as client:
+        bridge = target.bridge(client, stream_of(sim, wme))
+        bridge.stop()
+        assert (await bridge).sent == 0
+    assert await target.messages() == []
+
+
+async def test_records_of_the_log_have_fields(world: World, target: Target, caplog: pytest.LogCaptureFixture) -> None:
+    sim, wme = world
+    options = target.limited(100_000)
+    sim.firehose.publish(partition=1, size=200_000)
+    caplog.set_level("INFO", "wme_async.bridge")
+    async with target.connect() as client:
+        letters: list[Any] = []
+        await target.bridge(client, stream_of(sim, wme), dead_letter=letters.append, limit=1, **options)
+        with pytest.raises(StreamError):
+            await target.bridge(client, stream_of(sim, wme), limit=1, **options)
+    fields = {record.levelname: record.__dict__["wme"] for record in caplog.records}
+    assert fields["INFO"]["stream"] == "default/articles"
+    assert (fields["WARNING"]["partition"], fields["WARNING"]["offset"]) == (1, 0)
+    assert fields["ERROR"]["error"] == "StreamError"
+
+
+async def test_entities_are_copied_as_articles_are(world: World, target: Target) -> None:
+    sim, wme = world
+    published = sim.wikidata.publish_many(20)
+    since = datetime.fromtimestamp(sim.clock.now(), UTC) - timedelta(hours=1)
+    async with target.connect() as client:
+        await target.bridge(client, wme.realtime.wikidata(since=since, type=msgspec.Raw), limit=20)
+    messages = await target.messages()
+    check_once_and_in_order((message.event for message in messages), published)
+    assert {message.headers["wme-stream"] for message in messages} == {"default/wikidata"}
+    assert all((message.key or "").startswith("wikidatawiki/") for message in messages)

@@ -11,13 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from broker_targets import KafkaTarget, NATSTarget, Target, check_once_and_in_order, events_in
+from kafka_mock import PRODUCE
+from real_servers import Server
 from stream_server import server
 
 CHILD = Path(__file__).with_name("bridge_child.py")
@@ -59,8 +61,27 @@ def wait_for(process: "subprocess.Popen[bytes]", target: Target, count: int, pat
         time.sleep(0.02)
 
 
-def kill_at_random(tmp_path: Path, target: Target, *, kills: int, events: int, rate: float, patience: float) -> None:
-    """Kill the bridge so often, and count: every event once, and in order within its partition."""
+def kill_at_random(
+    tmp_path: Path,
+    target: Target,
+    *,
+    kills: int,
+    events: int,
+    rate: float,
+    patience: float,
+    disturb: Callable[[random.Random], None] | None = None,
+) -> None:
+    """Kill the bridge so often, and count: every event once, and in order within its partition.
+
+    Args:
+        tmp_path: For the files of the bridge.
+        target: Where it writes.
+        kills: How often it is killed.
+        events: How many are published.
+        rate: Events a second.
+        patience: Seconds without a message after which it fails.
+        disturb: Makes the broker fail for a moment; called before each kill.
+    """
     chance = random.Random(11)
     asyncio.run(create(target))
     with server(events=events, rate=rate, cuts=["reset", "clean"], bytes=50_000) as serving:
@@ -73,6 +94,8 @@ def kill_at_random(tmp_path: Path, target: Target, *, kills: int, events: int, r
                 if number % 3 and not serving.ask("status")["done"]:
                     wait_for(copying, target, asyncio.run(target.count()) + 1, patience)
                 time.sleep(chance.uniform(0, 0.2))
+                if disturb is not None:
+                    disturb(chance)
                 os.kill(copying.pid, signal.SIGKILL)
                 copying.wait()
         with bridge(options) as copying:
@@ -85,10 +108,38 @@ def kill_at_random(tmp_path: Path, target: Target, *, kills: int, events: int, r
     check_once_and_in_order(asyncio.run(events_in(target)), expected)
 
 
-def test_a_short_run_of_kills_loses_and_doubles_nothing(tmp_path: Path, target: Target) -> None:
-    kill_at_random(tmp_path, target, kills=3, events=300, rate=150, patience=20)
-
-
 @pytest.mark.torture
 def test_fifty_kills_lose_and_double_nothing(tmp_path: Path, target: Target) -> None:
     kill_at_random(tmp_path, target, kills=50, events=8_000, rate=90, patience=60)
+
+
+@pytest.fixture
+def disturb(target: Target, request: pytest.FixtureRequest) -> Callable[[random.Random], None]:
+    """A function that makes a broker answer with errors, go away or die for a moment."""
+    if isinstance(target, NATSTarget):
+        server: Server = request.getfixturevalue("nats_server")
+        return lambda chance: server.restart(kill=chance.random() < 0.5)
+
+    def disturb_kafka(chance: random.Random) -> None:
+        # Not the leader, timed out, too few replicas, and too few after the message was stored.
+        target.kafka.fail(PRODUCE, *chance.choices([0, 6, 7, 19, 20], k=5))
+        if chance.random() < 0.3:
+            target.kafka.down()
+            time.sleep(chance.uniform(0, 0.2))
+            target.kafka.up()
+        time.sleep(chance.uniform(0, 0.2))
+
+    return disturb_kafka
+
+
+def test_a_short_run_of_kills_of_bridge_and_broker_loses_and_doubles_nothing(
+    tmp_path: Path, target: Target, disturb: Callable[[random.Random], None]
+) -> None:
+    kill_at_random(tmp_path, target, kills=2, events=120, rate=100, patience=20, disturb=disturb)
+
+
+@pytest.mark.torture
+def test_fifty_kills_of_bridge_and_broker_lose_and_double_nothing(
+    tmp_path: Path, target: Target, disturb: Callable[[random.Random], None]
+) -> None:
+    kill_at_random(tmp_path, target, kills=50, events=8_000, rate=70, patience=60, disturb=disturb)

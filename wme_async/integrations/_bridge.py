@@ -403,7 +403,7 @@ class Bridge(Generic[T, Place]):
         await self._send_letter(letter, message)
 
     async def _send_letter(self, letter: DeadLetter, message: Message) -> None:
-        facts = {"partition": letter.partition, "offset": letter.offset, "key": letter.key}
+        facts: dict[str, Any] = {"partition": letter.partition, "offset": letter.offset, "key": letter.key}
         logger.warning(
             "dead letter: partition %s, offset %s, %r: %s",
             *facts.values(),
