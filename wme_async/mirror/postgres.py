@@ -185,6 +185,7 @@ class PostgresStore:
     async def _disconnect(self) -> None:
         await self._writer.close()
         await self._reader.close()
+        self._compressor.close()
 
     def _check_open(self) -> None:
         if not self._open:
@@ -254,7 +255,9 @@ class PostgresStore:
         await write_rows(connection, difference, ids, schema=self._schema, next_id=next_id, records=records)
 
     def _compress(self, difference: Difference) -> dict[TitleKey, tuple[int, bytes]]:
-        return {page.key: self._compressor.compress(page.record) for page in difference.pages if page.record}
+        pages = [page for page in difference.pages if page.record]
+        compressed = self._compressor.compress([page.record for page in pages])
+        return {page.key: data for page, data in zip(pages, compressed, strict=True)}
 
     async def _forget(self, connection: Any, pages: Collection[PageKey]) -> None:
         await connection.executemany(_ERASE, pages)

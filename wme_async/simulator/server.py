@@ -131,16 +131,16 @@ class Simulator:
         self.auth: AuthHost = AuthHost(self.accounts, self.caps, self._access)
         self.api: Api = Api(self.accounts, self.catalog, self.store, self.limiter, self.caps, self._access)
         self.world: World = self.catalog.world
-        own = settings["world"] is not None
+        custom = settings["world"] is not None
         # Look-ups of the built-in world have articles of natural size.
-        self.pages: Pages = Pages(self.catalog, self.world, settings["article_size"] if own else None)
+        self.pages: Pages = Pages(self.catalog, self.world, settings["article_size"] if custom else None)
         self.commons: Commons = Commons(self.store, seed)
         self.entities: Entities = Entities(self.catalog.entities, Random(seed))
         self._add_lookups(Lookups(self.pages, Random(seed)))
         stream = settings["stream"] or {}
         articles = {"make": self._make_event, "options": {"size": "small"}, "seed": seed, **stream}
         self.firehose: Firehose = Firehose(self.clock, update=self.world.catch_up, **articles)
-        built_in = None if own else self.catalog.generated.pages.pages
+        built_in = None if custom else self.catalog.generated.pages.pages
         self.world.attach(self.clock, self._publish, articles=self.catalog.real, built_in=built_in)
         entities = {name: stream[name] for name in _SHARED_STREAM_OPTIONS if name in stream}
         self.wikidata: Firehose = Firehose.wikidata(self.clock, seed=seed, **entities)

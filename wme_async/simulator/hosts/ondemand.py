@@ -60,13 +60,13 @@ class Pages:
     def titles(self, project_name: str) -> list[str]:
         """Return the titles of a project, with spaces."""
         if self._world.opened_at(project_name) < math.inf:
-            own: Iterable[str] = self._world.current(project_name)
+            existing: Iterable[str] = self._world.current(project_name)
         else:
-            own = (page.title for page in self._built_in.pages(project_name, self._catalog.clock.now()))
+            existing = (page.title for page in self._built_in.pages(project_name, self._catalog.clock.now()))
         added = (title.replace("_", " ") for project, title in self._articles if project == project_name)
         return [
             title
-            for title in dict.fromkeys([*own, *added])
+            for title in dict.fromkeys([*existing, *added])
             if (project_name, title.replace(" ", "_")) not in self._removed
         ]
 

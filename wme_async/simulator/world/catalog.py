@@ -94,12 +94,12 @@ class Catalog:
         self.generator: ArticleGenerator = self.generated.generator
         self.entities: EntityGenerator = self.generated.entities
         # A world of the caller's own decides everything; the built-in one takes over what it changes.
-        own = options["world"]
-        assert own is None or isinstance(own, World)
-        self.world: World = own or World(options["seed"], PROJECTS, pages=0, namespaces=SUPPORTED)
-        self.own_articles: list[dict[str, Any]] = [] if own else self.real
+        custom = options["world"]
+        assert custom is None or isinstance(custom, World)
+        self.world: World = custom or World(options["seed"], PROJECTS, pages=0, namespaces=SUPPORTED)
+        self.own_articles: list[dict[str, Any]] = [] if custom else self.real
         self._world_archives = WorldArchives(self.world, options["article_size"])
-        self._archives = self._world_archives if own else self.generated
+        self._archives = self._world_archives if custom else self.generated
         self.static: dict[str, list[dict[str, Any]]] = static_world(folder, self.world.projects)
         self.languages: dict[str, str] = {
             str(row["identifier"]): str(row.get("in_language", {}).get("identifier", ""))

@@ -62,9 +62,9 @@ class GeneratedArchives:
         if self._real or self.pages.edited_by_hand(spec.project, spec.namespace):
             return None
         options: Mapping[str, Any] = self._options
-        own = [options[name] for name in ("seed", "article_size", "duplicates", "part_size")]
+        values = [options[name] for name in ("seed", "article_size", "duplicates", "part_size")]
         return (
-            *own,
+            *values,
             self.target(spec),
             self._count(spec),
             self.articles,

@@ -199,7 +199,7 @@ class GeneratedPages:
     def edited_between(self, section: Section, begin: float, end: float) -> list[int]:
         """Return the pages with edits on request that were published between two times, the end excluded."""
         edits = self._edits.get((section.project, section.namespace), {})
-        return [page for page, own in edits.items() if any(begin <= edit.published < end for edit in own)]
+        return [page for page, events in edits.items() if any(begin <= event.published < end for event in events)]
 
     def pages(self, project: str, time: float) -> Iterator[WikiPage]:
         """Yield the pages of a project that exist at a time."""

@@ -16,7 +16,7 @@ _ORDER: Final = (
     "visibility", "event", "image",
 )  # fmt: skip
 _SPARSE: Final = ("date_created", "date_previously_modified", "previous_version", "watchers_count")
-_STRUCTURED_OWN: Final = ("name", "identifier", "url", "version", "event", "date_created", "date_modified")
+_REPLACED: Final = ("name", "identifier", "url", "version", "event", "date_created", "date_modified")
 
 Size = int | Literal["small"] | None
 
@@ -92,5 +92,5 @@ def encode_structured(record: PublishedRecord, generator: ArticleGenerator) -> d
     """Return the structured contents of an update, as a snapshot has them."""
     article = encode_record(record, generator, None)
     structured = generator.structured(record.page.number, project=record.message.project, where="snapshot")
-    own: dict[str, Any] = {key: article[key] for key in _STRUCTURED_OWN if key in article}
-    return {key: own.get(key, value) for key, value in structured.items() if key in own or key not in _STRUCTURED_OWN}
+    fields: dict[str, Any] = {key: article[key] for key in _REPLACED if key in article}
+    return {key: fields.get(key, value) for key, value in structured.items() if key in fields or key not in _REPLACED}
