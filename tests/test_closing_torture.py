@@ -195,8 +195,8 @@ class History:
             disturbing.result()
             for task in tasks:
                 self.judge(task)
-        assert "0 open bodies" in repr(wme), wme
-        assert "0 requests waiting" in repr(wme), wme
+        assert "0 open bodies" in repr(wme), f"{wme}\n{stacks()}"
+        assert "0 requests waiting" in repr(wme), f"{wme}\n{stacks()}"
 
     async def client(self, stack: AsyncExitStack) -> Client:
         session = None

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import os
 import pathlib
@@ -848,3 +849,20 @@ async def test_a_finished_download_that_another_program_replaces_gets_no_name(tm
     assert states(finished) == ["failed"]
     assert "another program" in finished.jobs[0].error
     assert [path.name for path in (tmp_path / "files").iterdir()] == [".wme-jobs"]
+
+
+async def test_a_manager_that_is_closed_while_it_opens_ends_quietly(tmp_path):
+    problems = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    for turns in range(0, 60, 5):
+        manager = BatchManager(tmp_path)
+        opening = asyncio.ensure_future(manager.__aenter__())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await manager.aclose()
+        await asyncio.wait([opening])
+        assert opening.exception() is None
+        await manager.aclose()
+    del opening
+    gc.collect()
+    assert problems == []

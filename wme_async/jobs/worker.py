@@ -133,8 +133,10 @@ class JobRunner:
             self._changes.group = group
             helpers = [group.start(restarted(work, self._transport)) for work in (self.bus.run, self.webhooks.run)]
             try:
-                async with self._exclusive():
-                    pass
+                # Where it is closed already, there is nothing to start.
+                with contextlib.suppress(ManagerClosed):
+                    async with self._exclusive():
+                        pass
                 if not ready.done():
                     ready.set_result(None)
                 await self._changes.closed.wait()
