@@ -86,12 +86,11 @@ class _Cluster:
         async with AsyncExitStack() as stack:
             if not self._given.asynchronous:
                 # One of another thread: its futures cannot be awaited here.
+                connect: Any = distributed.Client
+                address, security = self._given.scheduler.address, self._given.security
                 self._client = await stack.enter_async_context(
-                    distributed.Client(  # type: ignore[no-untyped-call]  # dask has no types for it
-                        self._given.scheduler.address, asynchronous=True, security=self._given.security,
-                        set_as_default=False,
-                    )
-                )  # fmt: skip
+                    connect(address, asynchronous=True, security=security, set_as_default=False)
+                )
             watching = asyncio.create_task(self._watch(), name="watch the workers of a Dask cluster")
             try:
                 yield self._run
