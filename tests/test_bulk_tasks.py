@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import Allowances, Client, DataError, NotFound, QuotaExceeded, Replaced, Retry, VersionConflict
-from wme_async.simulator import Simulator
+from wme_async.simulator import Simulator, World
 from wme_async.tasks import (
     ChunkTask,
     Manifest,
@@ -586,3 +586,31 @@ async def test_a_new_export_is_an_error_where_it_should_be(sim: Simulator, wme: 
 async def test_invalid_arguments_are_misuse(wme: Client, tmp_path: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         await run_plan(await make_plan(wme, tmp_path), **arguments)
+
+
+# Exports of a whole service, which deals its pages anew
+
+
+async def test_an_export_in_the_middle_mixes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(projects=["simplewiki"], pages=40)
+    async with Simulator(world=world, article_size="small") as service:
+        for name, value in service.environment().items():
+            monkeypatch.setenv(name, value)
+        async with Client(**service.client_options(), retry=Retry(base=0, cap=0)) as client:
+            first = await client.snapshots.plan(
+                "simplewiki_namespace_0", to=tmp_path, type=msgspec.Raw, format="ndjson"
+            )
+            assert len(first.tasks) > 1
+            await arun_task(first.tasks[0], client)
+            service.export_snapshot("simplewiki_namespace_0")
+            with pytest.raises(Replaced):
+                await arun_task(first.tasks[1], client)
+            second = await client.snapshots.plan(
+                "simplewiki_namespace_0", to=tmp_path, type=msgspec.Raw, format="ndjson"
+            )
+            await run_all(second, client)
+        manifest = await finish(second)
+    lines = [line for path in manifest.paths(str(tmp_path)) for line in Path(path).read_bytes().splitlines()]
+    titles = [json.loads(line)["name"] for line in lines]
+    assert set(titles) == world.exports[-1].titles
+    assert len(titles) >= len(world.exports[-1].titles) > 0
