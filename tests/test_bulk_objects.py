@@ -10,7 +10,7 @@ from bulk_exports import CHUNKS, PAGES, SNAPSHOT, export, metered
 from bulk_types import Other, Page
 
 from wme_async import Client, DataError, Retry, VersionConflict
-from wme_async.simulator import Simulator
+from wme_async.simulator import Simulator, build_archive
 from wme_async.tasks import Plan, arun_task, finish, read_manifest, run_plan
 
 pytest.importorskip("obstore", reason="needs the extra `cloud`")
@@ -129,3 +129,12 @@ async def test_a_bucket_that_does_not_exist_is_an_error_before_anything_is_spent
     with pytest.raises(FileNotFoundError):
         await arun_task(plan.tasks[0], wme)
     assert metered(sim) == 0
+
+
+async def test_a_chunk_without_records_is_an_empty_object(sim: Simulator, wme: Client, bucket: Any) -> None:
+    sim.put_object(f"chunks/{SNAPSHOT}/chunk_0.tar.gz", build_archive([("chunk_0.ndjson", [])]))
+    task = (await make_plan(wme)).tasks[0]
+    result = await arun_task(task, wme)
+    assert (result.rows, result.bytes) == (0, 0)
+    assert (await arun_task(task, wme)).skipped
+    assert read(bucket, f"some folder/{task.output}") == b""

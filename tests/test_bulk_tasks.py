@@ -265,13 +265,14 @@ async def test_records_that_do_not_decode_are_counted_and_logged(
 ) -> None:
     from wme_async.simulator import build_archive
 
-    lines = [b'{"identifier": 1}\n', b'{"identifier": "x"}\n', b'{"identifier": 2}\n']
+    lines = [b'{"identifier": 1}\n', *[b'{"identifier": "x"}\n'] * 20, b'{"identifier": 2}\n']
     sim.put_object(f"chunks/{SNAPSHOT}/chunk_0.tar.gz", build_archive([("chunk_0.ndjson", lines)]))
     plan = await make_plan(wme, tmp_path)
     results = await run_all(plan, wme)
-    assert (results[0].rows, results[0].bad) == (2, 1)
+    assert (results[0].rows, results[0].bad) == (2, 20)
     assert "line 2 of chunk_0.ndjson" in caplog.text
-    assert (await finish(plan)).bad == 1
+    assert caplog.text.count("left out: ") == 5
+    assert (await finish(plan)).bad == 20
 
 
 async def test_a_task_that_fails_leaves_nothing(sim: Simulator, wme: Client, tmp_path: Path) -> None:
@@ -351,6 +352,13 @@ async def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_sp
     with pytest.raises(NotADirectoryError):
         await arun_task(plan.tasks[0], wme)
     assert metered(sim) == 0
+
+
+async def test_snapshots_of_wikidata_have_plans_too(wme: Client, tmp_path: Path) -> None:
+    plan = await wme.wikidata.snapshots.plan("wikidatawiki_namespace_0", to=tmp_path, format="ndjson")
+    assert {task.type for task in plan.tasks} == {"wme_async.models.wikidata:WikidataArticle"}
+    results = await run_all(Plan.from_json(plan.to_json()), wme)
+    assert (await finish(plan)).rows == sum(result.rows for result in results) > 0
 
 
 async def test_lines_can_be_kept_as_they_are(wme: Client, tmp_path: Path) -> None:
@@ -509,13 +517,13 @@ async def test_a_new_export_in_the_middle_begins_anew(sim: Simulator, wme: Clien
         if report.tasks == 5 and not report.restarts:
             export(sim, 2)
 
-    manifest = await run_plan(plan, workers=2, progress=progress)
+    manifest = await run_plan(plan, workers=1, progress=progress)
     copied = pages(manifest, tmp_path)
     assert sorted(page.identifier for page in copied) == list(PAGES)
     assert {page.export for page in copied} == {2}
     assert reports[-1].restarts == 1
     assert reports[-1].generation == manifest.generation != plan.generation
-    assert metered(sim) <= CHUNKS + 5 + 2
+    assert metered(sim) <= CHUNKS + 5 + 1
 
 
 async def test_a_run_that_is_cancelled_leaves_no_process(sim: Simulator, wme: Client, tmp_path: Path) -> None:
@@ -527,6 +535,26 @@ async def test_a_run_that_is_cancelled_leaves_no_process(sim: Simulator, wme: Cl
     with pytest.raises(asyncio.CancelledError):
         await running
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.posix
+async def test_an_interruption_from_the_terminal_ends_all_processes(
+    sim: Simulator, wme: Client, tmp_path: Path
+) -> None:
+    plan = await make_plan(wme, tmp_path)
+    sim.faults.inject("stall", role="store", after=20)
+    code = "import asyncio, sys\nfrom wme_async.tasks import *\nasyncio.run(run_plan(Plan.from_json(sys.argv[1]), 1))"
+    driver = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, plan.to_json()),
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    await sim.requests.wait(role="store", timeout=20)
+    os.killpg(driver.pid, signal.SIGINT)  # as Ctrl-C does: the workers receive it, too
+    _, errors = await asyncio.wait_for(driver.communicate(), 20)
+    assert errors.decode().splitlines()[-1] == "KeyboardInterrupt"
+    assert driver.returncode not in {0, None}
 
 
 @pytest.mark.posix

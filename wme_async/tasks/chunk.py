@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from wme_async._arguments import check_type
 from wme_async._client.bulk import ChunkTask, TaskResult
@@ -21,6 +21,8 @@ from wme_async.tasks.target import open_target
 __all__ = ["arun_task", "environment_client", "run_task"]
 
 logger = logging.getLogger("wme_async.tasks")
+
+_LOGGED: Final = 5
 
 
 def run_task(task: ChunkTask) -> TaskResult:
@@ -94,7 +96,7 @@ async def environment_client() -> AsyncIterator[Client]:
 async def _run(task: ChunkTask, output: Output, chunks: Any) -> TaskResult:
     begin = time.monotonic()
     try:
-        async with chunks.read(task.chunk, type=output.type, md5=task.md5, on_bad_record=_log_bad) as records:
+        async with chunks.read(task.chunk, type=output.type, md5=task.md5, on_bad_record=_BadRecordLog()) as records:
             await output.write(records)
             statistics = records.statistics()
     except (NotFound, IntegrityError) as error:
@@ -120,8 +122,18 @@ async def _check_version(task: ChunkTask, chunks: Any, error: Exception) -> None
     ) from error
 
 
-def _log_bad(error: DecodeError) -> None:
-    logger.warning("left out: %s", error)
+class _BadRecordLog:
+    """Logs the first records of a chunk that are left out; the result counts all of them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, error: DecodeError) -> None:
+        self._count += 1
+        if self._count <= _LOGGED:
+            logger.warning("left out: %s", error)
+        if self._count == _LOGGED:
+            logger.warning("further records of this chunk that do not decode are left out without a log line")
 
 
 def _detach(error: Exception) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Collection
@@ -86,9 +87,11 @@ class _Processes:
             self._idle = list(workers)
             try:
                 yield self._run
-            finally:
+            except BaseException:
                 for worker in workers:
                     worker.stop()
+                raise
+            finally:
                 for worker in workers:
                     await in_thread(worker.join)
 
@@ -140,7 +143,7 @@ class _Worker:
             self._pipe[1].close()
 
     def join(self) -> None:
-        """Wait for the end of the process."""
+        """Wait for the end of the process, once its task has ended if it was not stopped."""
         pool, pipe, self._pool, self._pipe = self._pool, self._pipe, None, None
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -149,7 +152,8 @@ class _Worker:
 
 
 def _begin(lifeline: Connection, token_file: str | None) -> None:
-    """Prepare a worker."""
+    """Prepare a worker. Ctrl-C of a terminal reaches it, too, and is for the process that made it to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if token_file is not None:
         os.environ["WME_TOKEN_FILE"] = token_file
     threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
