@@ -5,6 +5,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,29 @@ async def test_a_head_that_does_not_end_ends_its_connection(tmp_path, data):
         reader, writer = await connect(port, data)
         await closed(reader)
         writer.close()
+
+
+async def test_a_connection_that_is_accepted_while_the_service_ends_is_closed(tmp_path, monkeypatch):
+    accept = socket.socket.accept
+
+    def ending(listening):
+        """Accept a connection, and cancel the service before its task hears of it."""
+        accepted = accept(listening)
+        [service] = [task for task in asyncio.all_tasks() if task.get_name() == "service"]
+        [listener] = [task for task in asyncio.all_tasks() if task.get_name() == "wme_async listener"]
+        for task in (listener, service):
+            asyncio.get_running_loop().call_soon(task.cancel)
+        return accepted
+
+    async with serving(tmp_path) as (_, port):
+        monkeypatch.setattr(socket.socket, "accept", ending)
+        with monkeypatch.context() as warned:
+            unclosed: list[Any] = []
+            warned.setattr(sys, "unraisablehook", unclosed.append)
+            reader, writer = await connect(port)
+            await closed(reader)
+            writer.close()
+        assert unclosed == []
 
 
 async def test_the_head_of_a_second_request_has_a_timeout_too(tmp_path):

@@ -6,7 +6,7 @@ import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 from wme_async import _platform
 
@@ -87,6 +87,20 @@ class _Connection(asyncio.Protocol):
             self._timer = None
 
 
+class _ListeningSocket(socket.socket):
+    """Holds on to an accepted connection, which asyncio drops if the task is cancelled before it resumes.
+
+    Attributes:
+        accepted: The connection that nobody has taken yet.
+    """
+
+    accepted: socket.socket | None = None
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.accepted, address = super().accept()
+        return self.accepted, address
+
+
 class Listener:
     """Accepts connections on one address.
 
@@ -151,13 +165,13 @@ class Listener:
         protocol = transport.get_protocol() if transport is not None else None
         return protocol.request_in_progress() if isinstance(protocol, _Connection) else contextlib.nullcontext()
 
-    async def _bind(self) -> list[socket.socket]:
+    async def _bind(self) -> list[_ListeningSocket]:
         loop = asyncio.get_running_loop()
         addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         with contextlib.ExitStack() as stack:
             sockets = []
             for family, kind, number, _, address in dict.fromkeys(addresses):
-                sock = stack.enter_context(socket.socket(family, kind, number))
+                sock = stack.enter_context(_ListeningSocket(family, kind, number))
                 sock.settimeout(0)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
@@ -172,7 +186,7 @@ class Listener:
             stack.pop_all()
         return sockets
 
-    async def _accept(self, listening: socket.socket) -> None:
+    async def _accept(self, listening: _ListeningSocket) -> None:
         loop = asyncio.get_running_loop()
         shortage = False
         while True:
@@ -187,6 +201,11 @@ class Listener:
                     await asyncio.sleep(_SHORTAGE_PAUSE)
                 # Other errors concern the one connection, which has ended already.
                 continue
+            except asyncio.CancelledError:
+                if listening.accepted is not None:
+                    listening.accepted.close()
+                raise
+            listening.accepted = None
             if shortage:
                 logger.info("connections are accepted again")
                 shortage = False
