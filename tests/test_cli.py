@@ -142,7 +142,7 @@ def test_snapshots_and_their_chunks(run, tmp_path):
         (("stream", "--parts", "10"), 2, "part"),
         (("stream", "--share", "groups"), 2, "neither the word group, nor a number"),
         (("stream", "--share", "3/3"), 2, "neither the word group, nor a number"),
-        (("stream", "--share", "group", "--offsets", "file.db"), 2, "which have leases"),
+        (("stream", "--share", "group"), 2, "needs --offsets"),
         (
             ("stream", "--share", "group", "--offsets", "redis://host", "--to", "kafka://host/topic"),
             2,
@@ -248,10 +248,13 @@ def places(rows):
     return sorted((row["event"]["partition"], row["event"]["offset"]) for row in rows)
 
 
-@pytest.mark.parametrize("kind", ["postgres", "redis"])
-def test_the_stream_is_shared_by_leases_on_a_server(run, world, request, kind):
-    pytest.importorskip("asyncpg" if kind == "postgres" else "redis")
-    offsets = request.getfixturevalue("postgres_dsn" if kind == "postgres" else "redis_url")
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis"])
+def test_the_stream_is_shared_by_leases(run, world, request, kind, tmp_path):
+    if kind == "sqlite":
+        offsets = str(tmp_path / "offsets.db")
+    else:
+        pytest.importorskip("asyncpg" if kind == "postgres" else "redis")
+        offsets = request.getfixturevalue("postgres_dsn" if kind == "postgres" else "redis_url")
     wiki = f"{kind}wiki"
     published = publish_for(world, wiki, [number % 50 for number in range(60)])
     options = ("--offsets", offsets, "--share", "group", "--since", "1m", "--where", f"is_part_of.identifier={wiki}")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -12,12 +13,12 @@ from real_servers import Postgres, Server
 
 from wme_async import Client
 from wme_async.errors import DataError, StreamError
-from wme_async.offsets import MemoryOffsets, Position, PostgresOffsets, RedisOffsets
+from wme_async.offsets import MemoryOffsets, Position, PostgresOffsets, RedisOffsets, SQLiteOffsets
 from wme_async.offsets.conformance import CHECKS, LEASE_CHECKS, LeaseCheck, OpenLeaseStore, check_all
 from wme_async.simulator import Simulator
 
 NAME = "default/articles"
-KINDS = ["memory", "postgres", "pgbouncer", "pool", "redis", "redis_client"]
+KINDS = ["memory", "sqlite", "postgres", "pgbouncer", "pool", "redis", "redis_client"]
 
 
 @pytest.fixture
@@ -32,6 +33,9 @@ async def opened(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[Ope
     if kind == "memory":
         memory = MemoryOffsets()
         yield lambda: memory
+    elif kind == "sqlite":
+        path = request.getfixturevalue("tmp_path") / "deep" / "offsets.db"
+        yield lambda: SQLiteOffsets(path)
     elif kind in {"postgres", "pgbouncer"}:
         pytest.importorskip("asyncpg")
         dsn = request.getfixturevalue("postgres_dsn" if kind == "postgres" else "pgbouncer_dsn")
@@ -52,7 +56,7 @@ async def opened(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[Ope
                 yield lambda: RedisOffsets(client)
 
 
-@pytest.mark.parametrize("open_store", KINDS[1:], indirect=True)
+@pytest.mark.parametrize("open_store", KINDS[2:], indirect=True)
 async def test_every_server_keeps_the_promises_of_positions(open_store: OpenLeaseStore) -> None:
     for check in CHECKS:
         await check(open_store)
@@ -228,6 +232,17 @@ async def test_redis_that_may_forget_positions_is_warned_of(
     assert len(messages) == 2
     assert "maxmemory-policy allkeys-lru" in messages[0]
     assert "set appendonly yes" in messages[1]
+
+
+async def test_leases_in_a_file_end_with_the_boot_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLiteOffsets(tmp_path / "offsets.db")
+    for boot, token in (("one", 1), ("two", 2), (None, 3), (None, None)):
+        monkeypatch.setattr("wme_async.offsets.sqlite.boot_id", lambda boot=boot: boot)
+        taken = await store.take(NAME, "a", 1, 600.0)
+        assert taken == ({} if token is None else {0: token})
+    assert await store.members(NAME) == ["a"]
 
 
 async def test_keys_of_a_name_lie_in_one_slot_and_something_else_there_is_an_error(redis_url: str) -> None:

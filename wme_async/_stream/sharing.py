@@ -103,8 +103,8 @@ def checked_sharing(
 def _checked_group(store: object, settings: StreamOptions, *, lease: float = 30.0, member: str | None = None) -> Group:
     if not isinstance(store, LeaseStore):
         raise TypeError(
-            "share='group' needs a store of leases as offsets=, such as PostgresOffsets('postgresql://…') or "
-            f"RedisOffsets('redis://…'), not {store!r}"
+            "share='group' needs a store of leases as offsets=, such as PostgresOffsets('postgresql://…') or, on one "
+            f"machine, SQLiteOffsets('offsets.db'), not {store!r}"
         )
     if settings["connections"] != 1:
         raise ValueError("share='group' makes one connection for each part that it reads: leave connections out")

@@ -147,7 +147,7 @@ async def _follow(
     options["filters"] = base.parse_filters(filters, resource)
     options["offsets"] = _open_store(offsets)
     if share == "group" and not isinstance(options["offsets"], LeaseStore):
-        raise click.UsageError("--share group needs --offsets postgresql://… or redis://…, which have leases")
+        raise click.UsageError("--share group needs --offsets: the others find there who reads what")
     if share == "group" and to is not None:
         raise click.UsageError("--to needs a fixed plan, such as --share 0/3: the broker keeps the positions")
     if lease is not None:

@@ -1,12 +1,13 @@
 """Positions in an SQLite database."""
 
 import contextlib
+import math
 import os
 import secrets
 import sqlite3
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,16 @@ from typing import Any, Final, TypeVar
 import anyio
 import msgspec
 
+from wme_async import _clock
 from wme_async._arguments import check_path
 from wme_async._files import private_file, private_folder, sync_folder
+from wme_async._platform import boot_id
 from wme_async._sqlite import database_error, is_busy, primary_code
 from wme_async._tasks import long_in_thread
 from wme_async.errors import DataError
 from wme_async.offsets._lock import file_name, locked
-from wme_async.offsets.protocol import Position, check_name, check_positions
+from wme_async.offsets.lease_table import Lease, LeaseTable
+from wme_async.offsets.protocol import Position, check_lease, check_name, check_positions
 
 __all__ = ["SQLiteOffsets"]
 
@@ -70,6 +74,16 @@ _OBJECTS: Final = {
         UPDATE wme_offsets SET checksum = NULL WHERE name = NEW.name AND partition = NEW.partition;
     END""",
 }
+# The leases of groups, and their members. Times are seconds since a boot of this machine, which no clock change moves.
+_LEASE_TABLES: Final = (
+    """CREATE TABLE IF NOT EXISTS wme_leases (
+        name TEXT NOT NULL, part INTEGER NOT NULL, owner TEXT, token INTEGER NOT NULL, until REAL NOT NULL, boot TEXT,
+        PRIMARY KEY (name, part)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS wme_members (
+        name TEXT NOT NULL, owner TEXT NOT NULL, until REAL NOT NULL, boot TEXT, PRIMARY KEY (name, owner)
+    ) WITHOUT ROWID""",
+)
 _FIND: Final = "SELECT name FROM sqlite_master WHERE name IN (?, ?, ?, ?, ?, ?)"
 _LOAD: Final = 'SELECT partition, "offset", published, reached, {} FROM wme_offsets WHERE name = ?'
 _SAVE: Final = """
@@ -88,6 +102,8 @@ class SQLiteOffsets:
     positions that do not match theirs are not used. A lock file beside the database keeps a second reader of the same
     name away; the kernel ends the lock with the process. A new database is readable by its owner alone; an existing one
     keeps its permissions.
+
+    It has leases too: processes of this machine can share parts through one file (`share="group"`).
 
     Args:
         path: The database file; it is created at the first save if it does not exist.
@@ -144,6 +160,68 @@ class SQLiteOffsets:
         with locked(self.path.with_name(f"{self.path.name}.{file_name(name)}.lock"), name):
             yield
 
+    async def take(self, name: str, owner: str, parts: int, ttl: float) -> Mapping[int, int]:
+        """Join a group, and take free parts up to this member's share.
+
+        Raises:
+            DataError: The file is not a database, is damaged, or is from a later version.
+            OSError: It cannot be written, or another process has it locked for half a minute.
+        """
+        check_name(name)
+        check_lease(owner, ttl, parts)
+        return await self._with_leases(name, lambda table, now, _: table.take(owner, parts, ttl, now))
+
+    async def renew(self, name: str, owner: str, ttl: float) -> Mapping[int, int]:
+        """Extend the leases that a member still has.
+
+        Raises:
+            DataError: The file is not a database, is damaged, or is from a later version.
+            OSError: It cannot be written, or another process has it locked for half a minute.
+        """
+        check_name(name)
+        check_lease(owner, ttl)
+        return await self._with_leases(name, lambda table, now, _: table.renew(owner, ttl, now))
+
+    async def members(self, name: str) -> Sequence[str]:
+        """Return the live members of a group, in order.
+
+        Raises:
+            DataError: The file is not a database, is damaged, or is from a later version.
+            OSError: It cannot be written, or another process has it locked for half a minute.
+        """
+        check_name(name)
+        return await self._with_leases(name, lambda table, now, _: table.members(now))
+
+    async def save_held(self, name: str, part: int, owner: str, token: int, positions: Mapping[int, Position]) -> bool:
+        """Save positions, if this is the last lease of the part, in one transaction.
+
+        Raises:
+            DataError: The file is not a database, is damaged, or is from a later version.
+            OSError: It cannot be written, or another process has it locked for half a minute.
+        """
+        check_positions(name, positions)
+        check_lease(owner)
+        rows = _rows(name, positions)
+
+        def work(table: LeaseTable, _now: float, connection: sqlite3.Connection) -> bool:
+            held = table.holds(owner, part, token)
+            if held:
+                connection.executemany(_SAVE, rows)
+            return held
+
+        return await self._with_leases(name, work)
+
+    async def give(self, name: str, owner: str, parts: Collection[int] | None = None) -> None:
+        """Give parts back; with None all of them, and leave the group.
+
+        Raises:
+            DataError: The file is not a database, is damaged, or is from a later version.
+            OSError: It cannot be written, or another process has it locked for half a minute.
+        """
+        check_name(name)
+        check_lease(owner)
+        await self._with_leases(name, lambda table, _now, _connection: table.give(owner, parts))
+
     def _load(self, name: str, cancelled: Callable[[], bool]) -> dict[int, Position]:
         try:
             if self.path.stat().st_size < _SMALLEST:
@@ -192,12 +270,13 @@ class SQLiteOffsets:
         return positions
 
     def _save(self, name: str, positions: dict[int, Position], cancelled: Callable[[], bool]) -> None:
-        rows: list[tuple[Any, ...]] = []
-        for partition, position in positions.items():
-            row = (name, partition, position.offset, _text(position.published), _text(position.reached))
-            rows.append((*row, _checksum(*row)))
+        rows = _rows(name, positions)
+        self._write(lambda connection: connection.executemany(_SAVE, rows), cancelled)
 
-        def work() -> None:
+    def _write(self, work: Callable[[sqlite3.Connection], R], cancelled: Callable[[], bool]) -> R:
+        """Do something within one transaction, on the disk when this returns."""
+
+        def transaction() -> R:
             if not self.path.exists():
                 _create(self.path)
             with _connected(self.path, "mode=rw") as connection:
@@ -208,10 +287,27 @@ class SQLiteOffsets:
                 connection.execute("BEGIN IMMEDIATE")
                 _prepare(connection)
                 self._check_version(connection)
-                connection.executemany(_SAVE, rows)
+                result = work(connection)
                 connection.execute("COMMIT")
+                return result
 
-        self._when_unlocked(work, cancelled)
+        return self._when_unlocked(transaction, cancelled)
+
+    async def _with_leases(self, name: str, work: Callable[[LeaseTable, float, sqlite3.Connection], R]) -> R:
+        """Do something with the leases of a group, within one transaction."""
+
+        def transaction(connection: sqlite3.Connection) -> R:
+            for statement in _LEASE_TABLES:
+                connection.execute(statement)
+            table = _load_leases(connection, name)
+            # Without a boot to count from, only the date means the same after a restart of the machine.
+            now = _clock.now() if boot_id() is None else _clock.uptime()
+            result = work(table, now, connection)
+            _save_leases(connection, name, table)
+            return result
+
+        async with self._limiter:
+            return await long_in_thread(lambda cancelled: self._write(transaction, cancelled))
 
     def _when_unlocked(self, work: Callable[[], R], cancelled: Callable[[], bool]) -> R:
         """Do something with the database, again and again while another process has it locked."""
@@ -298,6 +394,34 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM wme_offsets_names")
     count = "INSERT INTO wme_offsets_names SELECT name, count(*), ? FROM wme_offsets GROUP BY name"
     connection.execute(count, (_VERSION,))
+
+
+def _rows(name: str, positions: Mapping[int, Position]) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for partition, position in positions.items():
+        row = (name, partition, position.offset, _text(position.published), _text(position.reached))
+        rows.append((*row, _checksum(*row)))
+    return rows
+
+
+def _load_leases(connection: sqlite3.Connection, name: str) -> LeaseTable:
+    """Return the leases of a group; those of another boot have ended."""
+    table, boot = LeaseTable(), boot_id()
+    leases = connection.execute("SELECT part, owner, token, until, boot FROM wme_leases WHERE name = ?", (name,))
+    for part, owner, token, until, of_boot in leases:
+        table.leases[part] = Lease(owner, token, until if of_boot == boot else -math.inf)
+    members = connection.execute("SELECT owner, until, boot FROM wme_members WHERE name = ?", (name,))
+    table.live_until = {owner: until for owner, until, of_boot in members if of_boot == boot}
+    return table
+
+
+def _save_leases(connection: sqlite3.Connection, name: str, table: LeaseTable) -> None:
+    boot = boot_id()
+    leases = [(name, part, lease.owner, lease.token, lease.until, boot) for part, lease in table.leases.items()]
+    connection.executemany("INSERT OR REPLACE INTO wme_leases VALUES (?, ?, ?, ?, ?, ?)", leases)
+    connection.execute("DELETE FROM wme_members WHERE name = ?", (name,))
+    members = [(name, owner, until, boot) for owner, until in table.live_until.items()]
+    connection.executemany("INSERT INTO wme_members VALUES (?, ?, ?, ?)", members)
 
 
 def _checksum(name: str, partition: int, offset: int, published: str | None, reached: str | None) -> int:
