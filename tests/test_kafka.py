@@ -283,6 +283,19 @@ async def test_too_many_messages_of_others_are_an_error_and_not_a_guess(world: W
             await topic.bridge(producer, stream_of(sim, wme), limit=1)
 
 
+async def test_a_topic_may_have_the_parts_of_several_bridges(world: World, topic: KafkaTarget) -> None:
+    sim, wme = world
+    published: list[tuple[int, int]] = []
+    async with topic.connect() as producer, other_writer(topic) as write:
+        for _ in range(2):
+            for name, part in (("one", 0), ("two", 1)):
+                published += sim.firehose.publish_many(30, partition=5 * part)
+                await topic.bridge(producer, stream_of(sim, wme, name=name, parts=[part]), limit=30)
+            await write(20, 1001)
+    events = [message.event for message in await topic.messages() if message.headers]
+    check_once_and_in_order(events, published)
+
+
 async def test_others_may_write_between_ours(world: World, topic: KafkaTarget) -> None:
     sim, wme = world
     published: list[tuple[int, int]] = []

@@ -20,11 +20,14 @@ from wme_async._stream.reports import StreamEvent
 from wme_async._stream.resume import StreamResource
 from wme_async._transport.retry import FOR_EVER
 from wme_async.errors import DecodeError, OffsetGap
-from wme_async.offsets import MemoryOffsets, OffsetStore
+from wme_async.offsets import MemoryOffsets, OffsetStore, Position
 from wme_async.settings import Retry
 
 Commit: TypeAlias = Literal["auto", "ack", "manual"]
 """When an event counts as processed, and when positions are saved."""
+
+Choose: TypeAlias = Callable[[Sequence[int], Mapping[int, Position]], Awaitable[Mapping[int, Position]]]
+"""Chooses the positions to begin with, from partitions and their saved positions."""
 
 OnBadRecord: TypeAlias = Literal["raise", "skip"] | Callable[[DecodeError], Awaitable[None] | None]
 """The treatment of a record that does not decode."""

@@ -14,7 +14,7 @@ from wme_async._stream.connection import Settings, start_time
 from wme_async._stream.decoder import SKIP, RunDecoder
 from wme_async._stream.deliveries import Deliveries
 from wme_async._stream.interruptions import InterruptionHandler
-from wme_async._stream.options import StreamOptions, check_batch_limits
+from wme_async._stream.options import Choose, StreamOptions, check_batch_limits
 from wme_async._stream.partitions import Partitions
 from wme_async._stream.receiver import Receiver
 from wme_async._stream.record_types import EventLike, RecordType
@@ -100,7 +100,7 @@ class Stream(Generic[T]):
         self._store = options["offsets"] or MemoryOffsets()
         self.key: str = f"{options['name']}/{resource.name}"
         """The name of its positions: that of the stream and of the resource, such as `default/articles`."""
-        self._choose: Callable[[Mapping[int, Position]], Awaitable[Mapping[int, Position]]] | None = None
+        self._choose: Choose | None = None
         self._claims = [self.key] if claims is None else [f"{self.key}/{claim}" for claim in claims]
         self._generator: AsyncGenerator[T] | None = None
         self._collecting = False
@@ -111,12 +111,12 @@ class Stream(Generic[T]):
     def __repr__(self) -> str:
         return f"<Stream {self.key!r} {self._state}, {self._options['connections']} connections>"
 
-    def begin_with(self, choose: Callable[[Mapping[int, Position]], Awaitable[Mapping[int, Position]]]) -> None:
+    def begin_with(self, choose: Choose) -> None:
         """Let a function choose the positions to begin with, for a sink that knows better how far it has got.
 
         Args:
-            choose: Called once, with the saved positions, when the stream opens and its name is claimed. It returns the
-                positions; partitions without one are read from `since`.
+            choose: Called with the partitions and the saved positions when the stream opens and its name is claimed. It
+                returns the positions; partitions without one are read from `since`.
 
         Raises:
             RuntimeError: The stream was opened before.
@@ -152,7 +152,7 @@ class Stream(Generic[T]):
         parts = tuple(options["parts"] or ())
         numbers = self.partitions
         saved = await self._store.load(self.key)
-        positions = saved if self._choose is None else await self._choose(saved)
+        positions = saved if self._choose is None else await self._choose(self.partitions, saved)
         resumed = any(number in positions for number in numbers)
         start = await start_time(self._transport, self.resource, options["since"], resumed=resumed)
         self._partitions = Partitions(

@@ -268,7 +268,7 @@ class Bridge(Generic[T, Place]):
 
     # Reading
 
-    async def _begin(self, saved: Mapping[int, Position]) -> Mapping[int, Position]:
+    async def _begin(self, _partitions: Sequence[int], saved: Mapping[int, Position]) -> Mapping[int, Position]:
         """Open the target and return the positions to begin with."""
         letters = self._dead_letter if isinstance(self._dead_letter, str) else None
         target = latest(await self._target.open(self._maker.places, read=self._read, dead_letter=letters))

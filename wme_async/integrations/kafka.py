@@ -16,7 +16,7 @@ the last message of each partition. Neither a store nor a transaction is needed.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 
 from wme_async._arguments import check_choice, check_functions, check_numbers, check_text
@@ -45,6 +45,7 @@ _PATIENCE: Final = 30.0  # seconds to wait for the last messages of a topic
 _WAIT: Final = 100  # milliseconds that the brokers may wait for messages
 _EMPTY: Final = 5  # answers without messages after which there are none
 _WINDOWS: Final = (1, 10, 100, 1000)  # messages from the end of a partition to look for one of the bridge in
+_WINDOWS_OF_OTHERS: Final = 10  # messages to look at in partitions that are not in use
 _OVERHEAD: Final = 70  # bytes of a batch beside its messages
 # What a consumer needs to know to reach the brokers of a producer.
 _CONNECTION: Final = (
@@ -180,11 +181,12 @@ class _Topic:
         partitions = [TopicPartition(self._topic, number) for number in range(count)]
         async with self._consumer(partitions) as consumer:
             ends = await consumer.end_offsets(partitions)
-            self._next = {partition.partition: end for partition, end in ends.items()}
+            self._next.update((place, ends[partitions[place]]) for place in places)
             if not read:
                 return []
             begins = await consumer.beginning_offsets(partitions)
-            return await self._last_checkpoints(consumer, begins, ends)
+            filled = [partition for partition in partitions if ends[partition] > begins[partition]]
+            return await self._last_checkpoints(consumer, filled, begins, ends, {*places})
 
     @contextlib.asynccontextmanager
     async def _consumer(self, partitions: Sequence[Any]) -> AsyncIterator[Any]:
@@ -205,26 +207,32 @@ class _Topic:
             await consumer.stop()
 
     async def _last_checkpoints(
-        self, consumer: Any, begins: Mapping[Any, int], ends: Mapping[Any, int]
+        self,
+        consumer: Any,
+        partitions: Iterable[Any],
+        begins: Mapping[Any, int],
+        ends: Mapping[Any, int],
+        places: Collection[int],
     ) -> list[Checkpoint]:
         """Return the positions in the last message of each partition that this stream's bridge has written."""
         checkpoints = []
-        open_partitions = [partition for partition, end in ends.items() if end > begins[partition]]
         for window in _WINDOWS:
-            starts = {partition: max(begins[partition], ends[partition] - window) for partition in open_partitions}
+            starts = {partition: max(begins[partition], ends[partition] - window) for partition in partitions}
             missing = []
             async for partition, messages in _read(consumer, starts, ends):
-                found = filter(None, (self._checkpoint(message) for message in reversed(messages)))
-                checkpoint = next(found, None)
+                own = filter(None, (self._checkpoint(message) for message in reversed(messages)))
+                checkpoint = next(own, None)
+                # The other partitions probably belong to others.
+                in_question = partition.partition in places or window < _WINDOWS_OF_OTHERS
                 if checkpoint is not None:
                     checkpoints.append(checkpoint)
-                elif starts[partition] > begins[partition]:
+                elif starts[partition] > begins[partition] and in_question:
                     missing.append(partition)
-            open_partitions = missing
-        if open_partitions:
+            partitions = missing
+        for partition in partitions:
             raise StreamError(
-                f"the last {_WINDOWS[-1]} messages of partition {open_partitions[0].partition} of {self.name} are not "
-                f'from a bridge of the stream {self._stream!r}: give it a topic of its own, or pass positions="store"'
+                f"the last {_WINDOWS[-1]} messages of partition {partition.partition} of {self.name} are not from a "
+                f'bridge of the stream {self._stream!r}: give it a topic of its own, or pass positions="store"'
             )
         return checkpoints
 
