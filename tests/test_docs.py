@@ -287,6 +287,8 @@ def _unknown_words(words: list[str]) -> str | None:
                 next(rest, None)
         elif isinstance(command, click.Group):
             subcommand = command.get_command(context, word)
+            if subcommand is None and hasattr(command, "default"):
+                subcommand = command.get_command(context, command.default)
             if subcommand is None:
                 return word
             command, context = subcommand, click.Context(subcommand, parent=context)

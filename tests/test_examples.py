@@ -16,9 +16,12 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from broker_targets import KafkaTarget, Target, events_in
 
+from wme_async import Client
+from wme_async.mirror import Mirror, SQLiteStore
 from wme_async.simulator import Firehose, Simulator, build_archive
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -60,6 +63,10 @@ SCRIPTS = {
             r"\d{4}-\d\d-\d\dT\d\d: \d+ new, 0 unchanged, [\d.]+ MB\n",
         ),
     ],
+    "mirror_search": [
+        (["simplewiki_namespace_0", "mountain falcon glacier telescope comet plateau"], r"^20 changes\n(\S.*\n){1,5}$"),
+        (["simplewiki_namespace_0", "mountain falcon glacier telescope comet plateau"], r"^0 changes\n(\S.*\n){1,5}"),
+    ],
     "progress_bars": [
         (
             ["{hour}", "enwiki_namespace_0", "dewiki_namespace_0"],
@@ -90,6 +97,7 @@ NEEDS = {
 }
 STREAMS = {"follow_stream", "with_prometheus", "shared_stream"}
 STREAMS |= {"exactly_once"}  # it is killed at random in test_stream_torture
+MIRRORS = {"mirror_in_fastapi", "mirror_vectors", "mirror_webhooks"}
 BRIDGES = {"stream_to_kafka", "stream_to_nats"}
 SERVICES = {
     "web_service",
@@ -103,7 +111,7 @@ SERVICES = {
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *FILES, *STREAMS, *BRIDGES, *SERVICES}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *FILES, *STREAMS, *MIRRORS, *BRIDGES, *SERVICES}
 
 
 @pytest.fixture
@@ -360,6 +368,87 @@ async def test_a_service_looks_up_copies_and_relays(
         wait = environment.requests.wait
         await asyncio.to_thread(environment.call, wait, role="store", path="simplewiki", timeout=20)
     assert environment.requests.count("api", path="Marie") == 1
+
+
+def test_the_script_with_a_vector_store_finds_the_page_whose_title_is_given(
+    environment: Simulator, tmp_path: Path
+) -> None:
+    pytest.importorskip("sqlite_vec", reason="the example uses sqlite_vec, which is not installed")
+    # Python may be built without `enable_load_extension`; the library of SQLite takes extensions from C all the same.
+    code = """
+import ctypes, ctypes.util, runpy, sqlite3, sys
+if not hasattr(sqlite3.Connection, "enable_load_extension"):
+    import sqlite_vec
+    library = ctypes.CDLL(ctypes.util.find_library("sqlite3"))
+    library.sqlite3_auto_extension(ctypes.CDLL(sqlite_vec.loadable_path() + ".so").sqlite3_vec_init)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+    def find(text: str) -> list[str]:
+        command = [sys.executable, "-c", code, str(EXAMPLES / "mirror_vectors.py"), "simplewiki_namespace_0", text]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=50)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()
+
+    count, *first = find("anything")
+    assert re.fullmatch(r"[1-9]\d* changes", count)
+    assert len(first) == 3
+    title = first[-1].partition("\t")[2]
+    count, nearest, *_ = find(title)
+    assert (count, nearest.partition("\t")[2]) == ("0 changes", title)
+
+
+async def test_the_script_with_webhooks_sends_each_change_until_it_is_accepted(
+    environment: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bodies: list[dict[str, Any]] = []
+    enough = asyncio.Event()
+
+    async def receive(request: web.Request) -> web.Response:
+        bodies.append(await request.json())
+        if len(bodies) == 12:
+            enough.set()
+        return web.Response(status=503 if len(bodies) == 2 else 200)
+
+    receiver = web.Application()
+    receiver.router.add_post("/hook", receive)
+    example = loaded("mirror_webhooks")
+    async with (
+        TestServer(receiver) as server,
+        Client.from_env() as wme,
+        Mirror(wme, "simplewiki_namespace_0", SQLiteStore("mirror.db"), source="snapshots") as mirror,
+    ):
+        await mirror.sync()
+        publishing = asyncio.create_task(example.publish(mirror, str(server.make_url("/hook")), pause=0.01))
+        async with asyncio.timeout(20):
+            await enough.wait()
+        publishing.cancel()
+        await asyncio.wait([publishing])
+    numbers = [body["id"] for body in bodies]
+    assert numbers[1] == numbers[2], "the change that was not accepted comes again"
+    assert sorted(numbers) == numbers
+    assert len(set(numbers)) == 11
+    assert {body["kind"] for body in bodies} == {"upsert"}
+
+
+@pytest.mark.filterwarnings("default")  # as above
+async def test_an_application_keeps_a_mirror_and_answers_searches_from_it(
+    environment: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastapi")
+    monkeypatch.chdir(tmp_path)
+    example = loaded("mirror_in_fastapi")
+    with contextlib.closing(example.index):
+        async with Asgi(example.app) as served, asyncio.timeout(20):
+            while not (rows := example.index.execute("SELECT title FROM pages").fetchall()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            title = rows[0][0]
+            word = re.findall(r"[^\W_]+", title)[0]
+            status, body = await served.get(f"/search/{word}")
+            assert status == 200, body
+            assert json.loads(body)
 
 
 async def test_an_aiohttp_service_looks_pages_up_with_one_client(environment: Simulator) -> None:

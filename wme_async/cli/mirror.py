@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import click
 
@@ -32,6 +32,9 @@ from wme_async.mirror import (
 class _Mirrors(base.Group):
     """A group whose default command takes identifiers."""
 
+    default: ClassVar[str] = "keep"
+    """Its name, which may be left out."""
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the default command before identifiers.
 
@@ -40,7 +43,7 @@ class _Mirrors(base.Group):
             args: As for `click.Group`.
         """
         if args and args[0] not in {*self.commands, "-h", "--help"}:
-            args = ["keep", *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
 
