@@ -503,8 +503,9 @@ async def test_a_worker_that_is_killed_is_replaced_and_its_task_run_again(
 @pytest.mark.posix
 async def test_workers_that_are_killed_again_and_again_end_the_run(sim: Simulator, wme: Client, tmp_path: Path) -> None:
     plan = await make_plan(wme, tmp_path, type="bulk_suicide:Page")
-    with pytest.raises(BrokenProcessPool):
+    with pytest.raises(BrokenProcessPool) as caught:
         await run_plan(plan, workers=1)
+    assert "for lack of memory" in caught.value.__notes__[0]
     assert metered(sim) == 0
 
 
@@ -523,7 +524,11 @@ async def test_a_new_export_in_the_middle_begins_anew(sim: Simulator, wme: Clien
     assert {page.export for page in copied} == {2}
     assert reports[-1].restarts == 1
     assert reports[-1].generation == manifest.generation != plan.generation
-    assert metered(sim) <= CHUNKS + 5 + 1
+    spent = metered(sim)
+    assert spent <= CHUNKS + 5 + 1
+    # The plan of the abandoned export leads to the new one, for nothing.
+    assert await run_plan(plan, workers=1) == manifest
+    assert metered(sim) == spent
 
 
 async def test_a_run_that_is_cancelled_leaves_no_process(sim: Simulator, wme: Client, tmp_path: Path) -> None:

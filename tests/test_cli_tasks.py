@@ -115,3 +115,17 @@ def test_a_file_that_is_not_a_plan_is_wrong_usage(run: Run) -> None:
     Path("plan.json").write_text("[]")
     for verb in ("run", "status", "finish"):
         assert "not the JSON of a Plan" in run(verb, "plan.json", code=2).stderr
+
+
+def test_workers_use_the_sign_in_of_a_profile(
+    sim: Simulator, run: Run, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = sim.client_options()
+    login = ["login", "--profile", "work", "--username", options["username"], "--password-stdin"]
+    assert CliRunner().invoke(root, login, input=options["password"], catch_exceptions=False).exit_code == 0
+    for name in sim.environment():
+        monkeypatch.delenv(name)
+    before = sim.requests.count("auth", path="login")
+    run("run", "plan.json", "--workers", "1", "--profile", "work")
+    assert sim.requests.count("auth", path="login") == before
+    assert metered(sim) == CHUNKS

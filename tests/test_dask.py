@@ -96,6 +96,22 @@ async def test_the_bytes_in_flight_are_bounded_and_a_new_export_can_be_an_error(
             await running
 
 
+async def test_a_snapshot_that_is_exported_again_and_again_is_given_up(sim: Simulator, plan: Plan) -> None:
+    reports: list[PlanProgress] = []
+
+    async def progress(report: PlanProgress) -> None:
+        reports.append(report)
+        if report.tasks == 1:
+            export(sim, len(reports) + 1)
+
+    async with cluster(processes=False) as local, distributed.Client(local, asynchronous=True) as dask:
+        with pytest.raises(Replaced) as caught:
+            await run_plan(plan, dask, in_flight_bytes=1, progress=progress)
+    assert "exported anew 4 times" in caught.value.__notes__[-1]
+    assert {report.restarts for report in reports} == {0, 1, 2, 3}
+    assert metered(sim) <= 2 * 4
+
+
 @pytest.mark.parametrize("arguments", [{"in_flight_bytes": 0}, {"retries": -1}])
 async def test_invalid_arguments_are_misuse(plan: Plan, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):

@@ -24,7 +24,7 @@ _CONCURRENCY: Final = 8
 
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan has beside its chunks."""
+    """The values that all tasks of a plan have in common."""
 
     snapshot: str
     to: str

@@ -74,7 +74,7 @@ class _Cluster:
 
     def __init__(self, client: Any, in_flight_bytes: int, retries: int) -> None:
         self.retries = retries
-        self._given = client
+        self._caller_client = client
         self._client = client
         self._in_flight_bytes = in_flight_bytes
 
@@ -84,10 +84,10 @@ class _Cluster:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Run]:
         async with AsyncExitStack() as stack:
-            if not self._given.asynchronous:
+            if not self._caller_client.asynchronous:
                 # One of another thread: its futures cannot be awaited here.
                 connect: Any = distributed.Client
-                address, security = self._given.scheduler.address, self._given.security
+                address, security = self._caller_client.scheduler.address, self._caller_client.security
                 self._client = await stack.enter_async_context(
                     connect(address, asynchronous=True, security=security, set_as_default=False)
                 )

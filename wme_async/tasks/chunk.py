@@ -80,7 +80,7 @@ async def arun_task(task: ChunkTask, wme: Client | None = None) -> TaskResult:
 
 @asynccontextmanager
 async def environment_client() -> AsyncIterator[Client]:
-    """Open a client of the environment, with what the command line takes from there, too.
+    """Open a client of the environment, with the settings that the command line takes from there, too.
 
     That is the file of tokens, `WME_TOKEN_FILE`, and the proxy: `WME_PROXY`, or else those of `HTTPS_PROXY` and so on.
     """
@@ -139,8 +139,8 @@ class _BadRecordLog:
 def _detach(error: Exception) -> None:
     """Replace the chain of an error by a note.
 
-    Dask pickles an error with its chain, which may hold what cannot be pickled, such as a group that holds the error
-    itself; it would arrive as a plain `Exception`.
+    Dask pickles an error with its chain. A chain may not be picklable, such as a group that holds the error itself, and
+    then the error arrives as a plain `Exception`.
     """
     if error.__cause__ is not None:
         error.add_note(f"caused by {error.__cause__!r}")

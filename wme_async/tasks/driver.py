@@ -1,4 +1,4 @@
-"""What every engine does with a plan: run what is not done, retry, begin again with a new export, finish."""
+"""The loop of every engine: run the tasks that are not done, retry, begin again with a new export, finish."""
 
 import asyncio
 import inspect
@@ -169,8 +169,8 @@ class _Generation:
         finally:
             for future in active:
                 future.cancel()
-            if active:
-                await asyncio.wait(active)
+            # Their errors are of no use any more, and count as retrieved.
+            await asyncio.gather(*active, return_exceptions=True)
 
     async def _report(self) -> None:
         if self._progress is None:

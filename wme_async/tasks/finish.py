@@ -1,4 +1,4 @@
-"""What of a plan is done, and the manifest of a finished one."""
+"""The tasks of a plan that are done, and the manifest of a finished plan."""
 
 import asyncio
 from typing import Final
@@ -78,7 +78,7 @@ async def find_results(plan: Plan) -> dict[str, TaskResult | None]:
         OSError: The folder cannot be read.
     """
     completions = await _find_completions(plan, open_target(plan.to))
-    return {chunk: None if found is None else found.result for chunk, found in completions.items()}
+    return {chunk: None if completion is None else completion.result for chunk, completion in completions.items()}
 
 
 async def _find_completions(plan: Plan, target: Target) -> dict[str, Completion | None]:

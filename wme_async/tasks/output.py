@@ -1,5 +1,6 @@
 """The output of one task: whether it is there, writing it, and the record that it is complete."""
 
+import functools
 import hashlib
 import importlib
 from collections.abc import AsyncGenerator
@@ -171,6 +172,7 @@ def load_type(name: str) -> Any:
     return value
 
 
+@functools.lru_cache(maxsize=16)
 def _digest(type: Any) -> str:
     """Return a digest of the fields of a type."""
     try:

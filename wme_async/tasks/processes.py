@@ -102,11 +102,15 @@ class _Processes:
             while True:
                 try:
                     return await asyncio.wrap_future(worker.submit(task))
-                except BrokenProcessPool:
+                except BrokenProcessPool as error:
                     kills += 1
                     worker.stop()
                     await in_thread(worker.join)
                     if kills >= _KILLS:
+                        error.add_note(
+                            f"{kills} workers ended while they ran {task.chunk}: for lack of memory, or because the "
+                            'script calls run_plan without `if __name__ == "__main__":`'
+                        )
                         raise
         finally:
             self._idle.append(worker)

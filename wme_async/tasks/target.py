@@ -132,7 +132,7 @@ class _Folder:
 
 
 class _File(Protocol):
-    """What is used of a file that is open for writing."""
+    """A file that is open for writing."""
 
     def flush(self) -> None: ...
     def fileno(self) -> int: ...
