@@ -27,7 +27,7 @@ autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 # The integrations are described without their extras.
-autodoc_mock_imports = ["obstore", "pyarrow"]
+autodoc_mock_imports = ["aiokafka", "distributed", "nats", "obstore", "opentelemetry", "pyarrow"]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True

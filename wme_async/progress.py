@@ -22,13 +22,15 @@ from wme_async._text import size_text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    import wme_async.jobs
     from wme_async._client.concurrent_lookups import LookupProgress
-    from wme_async.jobs import Batch
     from wme_async.tasks import PlanProgress
 
 __all__ = ["Bar", "ProgressReport", "bar"]
 
-ProgressReport: TypeAlias = Union[Progress, SyncProgress, "LookupProgress", "Batch", "PlanProgress"]  # names in quotes
+ProgressReport: TypeAlias = Union[  # names in quotes, of modules that are not imported for them
+    Progress, SyncProgress, "LookupProgress", "wme_async.jobs.Batch", "PlanProgress"
+]
 """What a bar can show: the progress of a download, a sync, look-ups, a batch of jobs, or a plan of bulk work."""
 
 _BAR_WIDTH: Final = 24

@@ -30,8 +30,8 @@ class Passage(Model):
     """A piece of the text of one section.
 
     Attributes:
-        text: Its text: paragraphs with a blank line between them, items of lists with `- ` before them, rows of tables
-            with ` | ` between their cells.
+        text: Its text: paragraphs with a blank line between them, items of lists with a dash before them, rows of
+            tables with a bar between their cells.
         headings: The headings above it, the outermost first; empty in the introduction.
         citations: References cited in it, each once. Their identifiers are those of `StructuredContent.references`.
         number: Its place in the article, from 0.
