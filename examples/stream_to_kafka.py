@@ -9,7 +9,6 @@ stopped. Records that are larger than the topic allows go into files.
 import asyncio
 import signal
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -29,9 +28,8 @@ async def main(bootstrap: str, topic: str, limit: int | None) -> Bridged:
     """Copy until the limit, or until SIGTERM."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, max_batch_size=1 << 20)
     async with Client.from_env() as wme, producer:
-        # Where the topic has no message yet, it begins a minute ago.
-        since = datetime.now(UTC) - timedelta(minutes=1)
-        stream = wme.realtime.articles(type=msgspec.Raw, since=since)
+        # Where the topic has no message yet, it begins with the oldest event that the service keeps.
+        stream = wme.realtime.articles(type=msgspec.Raw, since="oldest")
         bridge = to_kafka(stream, producer, topic, dead_letter=keep, limit=limit)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, bridge.stop)
         return await bridge

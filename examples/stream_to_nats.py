@@ -9,7 +9,6 @@ the number of events; without it the script runs until it is stopped.
 import asyncio
 import signal
 import sys
-from datetime import UTC, datetime, timedelta
 
 import msgspec
 import nats
@@ -28,9 +27,8 @@ async def main(url: str, name: str, limit: int | None) -> Bridged:
         # It is no error if the stream is there already, and the same.
         await jetstream.add_stream(name=name, subjects=[f"{name}.*"], max_age=WEEK)
         async with Client.from_env() as wme:
-            # Where the stream has no message yet, it begins a minute ago.
-            since = datetime.now(UTC) - timedelta(minutes=1)
-            stream = wme.realtime.articles(type=msgspec.Raw, since=since)
+            # Where the stream has no message yet, it begins with the oldest event that the service keeps.
+            stream = wme.realtime.articles(type=msgspec.Raw, since="oldest")
             bridge = to_nats(stream, jetstream, f"{name}.{{partition}}", limit=limit)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, bridge.stop)
             return await bridge

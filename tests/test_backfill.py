@@ -221,7 +221,9 @@ async def test_a_gap_whose_telling_did_not_come_to_an_end_is_told_again(how: str
 async def test_a_gap_longer_than_retention_is_filled_through_the_client_without_duplicates() -> None:
     english: dict[str, str | int | float | bool] = {"is_part_of.identifier": "enwiki", "namespace.identifier": 14}
     shared = {"is_part_of": {"identifier": "enwiki"}, "namespace": {"identifier": 14}}
-    async with Simulator(articles=3) as sim, Client(**sim.client_options()) as wme:
+    # Not at the turn of an hour, with which the oldest hour goes.
+    start = datetime(2026, 7, 15, 12, 10, tzinfo=UTC)
+    async with Simulator(start=start, articles=3) as sim, Client(**sim.client_options()) as wme:
         store = MemoryOffsets()
 
         def publish() -> None:
