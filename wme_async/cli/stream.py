@@ -145,11 +145,13 @@ async def _follow(
         base.when_stopped(f"the positions are saved, and {base.CONTINUES}")
     resource = RESOURCES["realtime.wikidata" if wikidata else "realtime.articles"]
     options["filters"] = base.parse_filters(filters, resource)
-    options["offsets"] = _open_store(offsets)
-    if share == "group" and not isinstance(options["offsets"], LeaseStore):
+    if share == "group" and offsets is None:
         raise click.UsageError("--share group needs --offsets: the others find there who reads what")
     if share == "group" and to is not None:
         raise click.UsageError("--to needs a fixed plan, such as --share 0/3: the broker keeps the positions")
+    options["offsets"] = _open_store(offsets)
+    if share == "group" and not isinstance(options["offsets"], LeaseStore):
+        raise click.UsageError("--share group needs --offsets postgresql://… or redis://…, which have leases")
     if lease is not None:
         options["lease"] = lease
     async with base.connect(context) as client:
