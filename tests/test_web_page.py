@@ -309,6 +309,13 @@ async def test_batches_are_named_found_retried_and_forgotten_at_any_width(tmp_pa
             notes = sorted(await page.run("notes"))
             assert notes[0] == ["Batch completed", f"{files.url}/f/other.bin and 1 more"]
             assert notes[1] == ["Batch completed, 3 failed", "Pictures <of> an exhibition"]
+            # The event of an end may overtake the response to an earlier request, and that the response to a later one.
+            batch = f"...batches.get('{named}')"
+            await page.run(f"ended.add('{named}'), take({{{batch}, status: 'running'}}, turns += 1)")
+            await page.run(f"take({{{batch}, status: 'completed'}}, turns += 1)")
+            assert await page.run("notes.length") == 3
+            await page.run(f"take({{{batch}, status: 'running'}}, 0)")
+            assert await page.run(f"batches.get('{named}').status") == "completed"
 
             # All of it fits, and can be touched.
             await page.until(f"document.querySelectorAll('#{named} tbody tr').length === 4")
@@ -357,10 +364,14 @@ async def test_batches_are_named_found_retried_and_forgotten_at_any_width(tmp_pa
             await page.press("Enter", "\r", code="Enter", windowsVirtualKeyCode=13)
             await page.until("!document.getElementById('question').open")
             assert await page.run("ids().length") == 4
+            # The button works again once the page has heard of the answer.
+            await page.until("document.activeElement.querySelector('[data-action=forget]')?.disabled === false")
             await page.press("f", "f")
             await page.until("document.getElementById('question').open")
             await page.run("document.getElementById('question-yes').click()")
             await page.until("ids().length === 3")
+            statuses = "[...document.querySelectorAll('article .status')].map(status => status.textContent)"
+            await page.until(f"{statuses}.every(status => /completed|failed|cancelled/.test(status))")
             await page.run("document.getElementById('clear').click()")
             await page.until("document.getElementById('question').open")
             assert "Forget 3 finished batches?" in await page.run("document.getElementById('question').innerText")
