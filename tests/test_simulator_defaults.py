@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from world_copy import Rule, everything, records_of
+from world_copy import Rule, everything, records_of, stream_of
 
 from wme_async import Client, NotFound
 from wme_async.simulator import Simulator, build_archive
@@ -264,3 +264,27 @@ async def test_a_batch_of_wikidata_deletes_entities_that_snapshots_and_look_ups_
             for name in deleted:
                 with pytest.raises(NotFound):
                     await lookup.get(name)
+
+
+async def test_snapshot_and_stream_alone_are_the_wiki_once_the_history_is_published() -> None:
+    async with a_simulator() as sim, Client(**sim.client_options()) as wme:
+        sim.publish_history()
+        sim.world.rate = 0.05
+        sim.clock.advance(3600)
+        sim.world.rate = 0
+        sim.clock.advance(60)
+        for project in ("enwiki", "simplewiki"):
+            copy = Rule()
+            for record in await records_of(wme.snapshots.read(f"{project}_namespace_0", type=dict)):
+                copy.apply(record)
+            since = sim.clock.utc() - timedelta(hours=47)
+            count = sum(map(len, sim.firehose.log))
+            for event in await stream_of(sim, count, since):
+                if event["is_part_of"]["identifier"] == project:
+                    copy.apply(event)
+            pages = sim.world.truth(project).pages
+            shown = {title: page.revision for title, page in pages.items() if page.namespace == 0}
+            copied = {title: revision for title, (_, revision, _) in copy.live().items() if ":" not in title}
+            assert copied == shown
+        with pytest.raises(RuntimeError, match="only an empty stream"):
+            sim.publish_history()

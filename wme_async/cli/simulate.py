@@ -84,6 +84,7 @@ def command(
                 base.echo(f"export {name}={shlex.quote(value)}")
             hours = simulator.hours
             base.stderr.print(f"The hours from {hours[0]} to {hours[-1]} have batches. Ctrl-C stops.", highlight=False)
+            simulator.publish_history()
             simulator.world.rate = rate
             await simulator.world.run()
 

@@ -58,7 +58,7 @@ class _Virtual:
     """Events that reading makes: offset `first` + n holds the event `numbers[n]`."""
 
     def __init__(
-        self, first: int, numbers: range, time: Callable[[int], int], make: Callable[[int], tuple[bytes, bytes]]
+        self, first: int, numbers: range, time: Callable[[int], int], make: Callable[[int], tuple[bytes, bytes | None]]
     ) -> None:
         self._first = first
         self._dropped = 0
@@ -122,7 +122,9 @@ class PartitionLog:
         self.end = offset + 1
         return offset
 
-    def extend(self, numbers: range, time: Callable[[int], int], make: Callable[[int], tuple[bytes, bytes]]) -> None:
+    def extend(
+        self, numbers: range, time: Callable[[int], int], make: Callable[[int], tuple[bytes, bytes | None]]
+    ) -> None:
         """Add an event for each number, made when it is read.
 
         Args:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import inspect
-import math
 import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
@@ -20,6 +19,7 @@ from wme_async.simulator.arguments import check_numbers, check_texts
 from wme_async.simulator.clock import Clock
 from wme_async.simulator.errors import Panic
 from wme_async.simulator.faults import Fault, Faults
+from wme_async.simulator.feed import WorldFeed
 from wme_async.simulator.hosts.access import AccessRow, Caps, Limiter
 from wme_async.simulator.hosts.accounts import Accounts, User
 from wme_async.simulator.hosts.api import Api
@@ -32,17 +32,13 @@ from wme_async.simulator.hosts.store import ObjectStore, StoredObject, stored
 from wme_async.simulator.hosts.wikidata import Entities
 from wme_async.simulator.options import ROLES, SimulatorOptions, policy, resolve
 from wme_async.simulator.record import BODY_LIMIT, Request, Requests
-from wme_async.simulator.world.articles import Kind
 from wme_async.simulator.world.catalog import Catalog
-from wme_async.simulator.world.pipeline import PublishedRecord
-from wme_async.simulator.world.records import encode_record
 from wme_async.simulator.world.world import World
 
 __all__ = ["Simulator"]
 
 _T = TypeVar("_T")
 _RECORD: Final = web.RequestKey("wme_simulator_record", Request)
-_EXPIRE_EVERY: Final = 1000  # events, so that a simulator that runs for days stays small
 _SHARED_STREAM_OPTIONS: Final = ("partitions", "parts", "retention", "rate", "flush_each", "burst")
 
 
@@ -131,17 +127,15 @@ class Simulator:
         self.auth: AuthHost = AuthHost(self.accounts, self.caps, self._access)
         self.api: Api = Api(self.accounts, self.catalog, self.store, self.limiter, self.caps, self._access)
         self.world: World = self.catalog.world
-        custom = settings["world"] is not None
         # Look-ups of the built-in world have articles of natural size.
-        self.pages: Pages = Pages(self.catalog, self.world, settings["article_size"] if custom else None)
+        size = None if self.catalog.has_built_in_world else settings["article_size"]
+        self.pages: Pages = Pages(self.catalog, self.world, size)
         self.commons: Commons = Commons(self.store, seed)
         self.entities: Entities = Entities(self.catalog.entities, Random(seed))
         self._add_lookups(Lookups(self.pages, Random(seed)))
         stream = settings["stream"] or {}
-        articles = {"make": self._make_event, "options": {"size": "small"}, "seed": seed, **stream}
-        self.firehose: Firehose = Firehose(self.clock, update=self.world.catch_up, **articles)
-        built_in = None if custom else self.catalog.generated.pages.pages
-        self.world.attach(self.clock, self._publish, articles=self.catalog.real, built_in=built_in)
+        self._feed = WorldFeed(self.clock, self.catalog, {"seed": seed, **stream})
+        self.firehose: Firehose = self._feed.firehose
         entities = {name: stream[name] for name in _SHARED_STREAM_OPTIONS if name in stream}
         self.wikidata: Firehose = Firehose.wikidata(self.clock, seed=seed, **entities)
         streams = {"/v2/articles": self.firehose, "/v2/wikidata": self.wikidata}
@@ -157,31 +151,6 @@ class Simulator:
 
     def _access(self) -> Sequence[AccessRow]:
         return self.access
-
-    def _publish(self, record: PublishedRecord) -> None:
-        """Put a record of the world on the stream, which has no bulk records."""
-        moment = record.published / 1_000_000
-        if record.bulk or moment < self.clock.now() - self.firehose.retention:
-            return
-        fields = encode_record(record, self.world.generator, self.firehose.size)
-        partition = self.firehose.partition_of({**fields, "name": record.key})
-        self.firehose.publish(fields, partition=partition, published=moment)
-        if self.firehose.published % _EXPIRE_EVERY == 0:
-            self.firehose.expire()
-
-    def _make_event(
-        self, number: int, *, kind: Kind, published: float, project: str | None = None, **options: Any
-    ) -> dict[str, Any]:
-        """Make an event of the stream: an edit of a page of the world, which archives and look-ups then have too."""
-        project = self.world.projects[0] if project is None else project
-        if self.world.opened_at(project) == math.inf:
-            return self.catalog.generated.pages.edit(number, kind=kind, published=published, project=project, **options)
-        record, now = None, abs(published - self.clock.now()) < 1
-        if now and options.keys() <= {"size"} and project in self.world.projects:
-            record = self.world.publish_at_once(project, number, kind)
-        if record is None:
-            return self.catalog.generator.article(number, kind=kind, published=published, project=project, **options)
-        return encode_record(record, self.world.generator, options.get("size"))
 
     def _add_lookups(self, lookups: Lookups) -> None:
         self.api.add("/v2/articles/{name*}", lookups.articles, pool="ondemand")
@@ -437,6 +406,17 @@ class Simulator:
             ValueError: There is no such snapshot.
         """
         self.catalog.withdraw(identifier)
+
+    def publish_history(self) -> None:
+        """Put the regular edits of the built-in world on the stream, from the cut of the snapshots to now.
+
+        A copy from a snapshot and the stream is complete then: from now on nothing changes but by `world`, which is on
+        the stream. The edits take little memory: reading makes their events.
+
+        Raises:
+            RuntimeError: The stream has events already, or `world` was given, which has its history on the stream.
+        """
+        self._feed.publish_history()
 
     # Requests
 

@@ -258,6 +258,19 @@ class Firehose:
         self.published += count
         self._wake()
 
+    def preload(self, partition: int, times: Sequence[float], make: Callable[[int], Mapping[str, Any]]) -> None:
+        """Add events that reading makes.
+
+        Args:
+            partition: The partition.
+            times: When they were published, seconds since 1970, in order.
+            make: Returns the record of the event with a position in `times`.
+        """
+        numbers = range(len(times))
+        self.log[partition].extend(numbers, lambda number: int(times[number] * 1000), lambda n: split_line(make(n)))
+        self.published += len(times)
+        self._wake()
+
     def skip(self, partition: int, count: int = 1) -> None:
         """Leave a gap of `count` offsets, as the service's internal events do."""
         self.log[partition].skip(count)

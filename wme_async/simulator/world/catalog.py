@@ -96,6 +96,7 @@ class Catalog:
         # A world of the caller's own decides everything; the built-in one takes over what it changes.
         custom = options["world"]
         assert custom is None or isinstance(custom, World)
+        self.has_built_in_world: bool = custom is None
         self.world: World = custom or World(options["seed"], PROJECTS, pages=0, namespaces=SUPPORTED)
         self.own_articles: list[dict[str, Any]] = [] if custom else self.real
         self._world_archives = WorldArchives(self.world, options["article_size"])
@@ -141,6 +142,13 @@ class Catalog:
         for identifier in self._archives.structured():
             spec = self._spec("structured-snapshots", identifier, modified, "structured")
             self._add_snapshot(replace(spec, asof=midnight.timestamp(), number=midnight.toordinal()))
+
+    @property
+    def cut(self) -> float:
+        """The time at which the exports of the present snapshots began, epoch seconds."""
+        self._renew_snapshots()
+        assert self._midnight is not None
+        return self._midnight.timestamp()
 
     def _snapshot(
         self, collection: str, identifier: str, begin: float, modified: float, number: int, suffix: str = ""

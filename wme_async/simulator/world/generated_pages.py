@@ -32,7 +32,7 @@ _EVERY: Final = 0.9  # of an hour, over which its edits are spread
 _OLD: Final = 1_420_000_000.0  # 2015: pages that are never edited are from the years after
 _OLD_REVISION: Final = 500_000_000
 _FIRST_REVISION: Final = 1_000_000_000
-_COMMON: Final = ("Squirrel", "Marie Curie", "NATO", "Earth", "Josephine Baker", "AC/DC", "C++", "What Is Life?", "42%")
+COMMON: Final = ("Squirrel", "Marie Curie", "NATO", "Earth", "Josephine Baker", "AC/DC", "C++", "What Is Life?", "42%")
 _COMMON_PAGE: Final = 19_000  # the position of the first of them, which look-ups alone know
 _DELETE_LATENCY: Final = 0.2  # seconds
 
@@ -166,6 +166,23 @@ class GeneratedPages:
             )
         return self._sections[key]
 
+    def events_between(self, begin: float, end: float) -> Iterator[tuple[float, Section, int, int]]:
+        """Yield the regular events between two times, in no order: time, section, hour, and number in its batch."""
+        for identifier in self._sizes:
+            project, _, namespace = identifier.rpartition("_namespace_")
+            section = self.section(project, int(namespace))
+            for hour in range(int(begin // _HOUR) - 1, int(end // _HOUR) + 1):
+                for number in range(section.updates + section.deletes):
+                    time = section.edited(hour, number)
+                    if begin < time <= end:
+                        yield time, section, hour, number
+
+    def event(self, time: float, section: Section, hour: int, number: int, size: Size) -> dict[str, Any]:
+        """Return the record of a regular event."""
+        position = section.updated_page(hour, number)
+        state = None if position is None else self.state(section, position, time)
+        return self.brief_delete(section, hour, number) if state is None else self.article(section, state, size)
+
     def edited_by_hand(self, project: str, namespace: int) -> bool:
         """Return whether a section has edits on request."""
         return (project, namespace) in self._edits
@@ -206,7 +223,7 @@ class GeneratedPages:
         for namespace, _, _ in NAMESPACES if project in PROJECTS else ():
             section = self.section(project, namespace)
             titles = ((position, self.title(section, position)) for position in range(section.pages))
-            for position, title in (*titles, *(enumerate(_COMMON, _COMMON_PAGE) if namespace == 0 else ())):
+            for position, title in (*titles, *(enumerate(COMMON, _COMMON_PAGE) if namespace == 0 else ())):
                 state = self.state(section, position, time)
                 if state is not None:
                     index = section.first + position
@@ -217,8 +234,8 @@ class GeneratedPages:
         """Return the page of a title with spaces, or None; most titles end in the index of their page."""
         if section.project not in PROJECTS:
             return None
-        if section.namespace == 0 and title in _COMMON:
-            return _COMMON_PAGE + _COMMON.index(title)
+        if section.namespace == 0 and title in COMMON:
+            return _COMMON_PAGE + COMMON.index(title)
         number = title.rpartition(" ")[2]
         if not (number.isascii() and number.isdecimal()):
             return None
@@ -247,9 +264,17 @@ class GeneratedPages:
         record["version"] = {**record["version"], "identifier": state.revision}
         return self._with_event(record, index, state)
 
+    def title_of_event(self, section: Section, hour: int, number: int) -> str:
+        """Return the title of the page of a regular event."""
+        position = section.updated_page(hour, number)
+        return self.title(section, self._brief_position(section, hour, number) if position is None else position)
+
+    def _brief_position(self, section: Section, hour: int, number: int) -> int:
+        return _BRIEF + (hour * section.deletes + number // _DELETED) % _BRIEF_PAGES
+
     def brief_delete(self, section: Section, hour: int, number: int) -> dict[str, Any]:
         """Return the delete of a page that was created in the same hour."""
-        page = _BRIEF + (hour * section.deletes + number // _DELETED) % _BRIEF_PAGES
+        page = self._brief_position(section, hour, number)
         state = PageState(page, _FIRST_REVISION + hour * 1000 + 999, section.edited(hour, number), hour)
         return self._record(section, state, "delete")
 

@@ -182,6 +182,13 @@ class World:
             message = Message("update", project, page.title, change, page.modified - SECOND)
             self._take(PublishedRecord(message, page, page.modified))
 
+    def take_over(self) -> None:
+        """Take over the built-in pages of all projects, so that nothing changes but by this world."""
+        with self._lock:
+            self.catch_up()
+            for project in self.projects:
+                self._open(project)
+
     def opened_at(self, project: str) -> float:
         """Return the time from which on the world has the history of a project: infinite if it has none yet."""
         self.catch_up()
