@@ -218,18 +218,38 @@ async def live_through(seed: int, path: Path, *, steps: int, processes: bool = F
 async def test_a_snapshot_that_is_taken_for_incomplete_closes_no_hole(tmp_path: Path) -> None:
     async with service(World(seed=3, projects=["enwiki"], pages=40, past=0)) as (world, sim, wme):
         async with mirror_of(wme, tmp_path / "mirror.db") as mirror:
-            await mirror.sync(quiet=1.0)
+            await mirror.sync(quiet=0.3)
             for title in world.truth("enwiki").pages:
                 world.edit("enwiki", title)
             world.advance(72 * HOUR)
             sim.export_snapshot(IDENTIFIER, share=0.3)
-            await mirror.sync(quiet=1.0)
+            await mirror.sync(quiet=0.3)
             assert (mirror.state, "max_removed" in str((await mirror.statistics()).degraded)) == ("stale", True)
             world.advance(HOUR)
             sim.export_snapshot(IDENTIFIER)
-            await mirror.sync(quiet=1.0)
+            await mirror.sync(quiet=0.3)
             assert (mirror.state, (await mirror.statistics()).degraded) == ("following", {})
             assert not differences(await copy_of(mirror), world)
+
+
+async def test_a_sync_ends_although_the_stream_is_never_silent(tmp_path: Path) -> None:
+    async with service(World(seed=5, projects=["enwiki"], pages=24, past=0)) as (world, _, wme):
+        title = min(world.truth("enwiki").pages)
+
+        async def edit() -> None:
+            while True:
+                world.edit("enwiki", title)
+                world.advance(20)
+                await asyncio.sleep(0.02)
+
+        async with asyncio.TaskGroup() as group, asyncio.timeout(20):
+            editing = group.create_task(edit())
+            for _ in range(2):
+                async with mirror_of(wme, tmp_path / "mirror.db") as mirror:
+                    await mirror.sync(quiet=0.5)
+                    assert mirror.state == "following"
+                    assert (await copy_of(mirror)).keys() == world.truth("enwiki").pages.keys()
+            editing.cancel()
 
 
 @pytest.mark.parametrize("seed", [0, 1])

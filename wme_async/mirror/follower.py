@@ -160,9 +160,12 @@ class Follower:
 
     async def _read(self, stream: Stream[msgspec.Raw], until: asyncio.Event | None, quiet: float) -> None:
         loop = asyncio.get_running_loop()
+        finish: datetime | None = None
         while True:
             silence = loop.time() - self._active
             finishing = until is not None and until.is_set()
+            if finishing and finish is None:
+                finish = self._now()
             if finishing and silence >= quiet * self._patience(stream):
                 return
             if finishing:
@@ -182,8 +185,16 @@ class Follower:
                     raise
                 await self._note_silence(stream)
                 continue
-            self._active = loop.time()
+            before = dict(self._saved)
             await self.take(stream, batch)
+            # A busy stream is never silent: what was published after the end of the load is not waited for.
+            if finish is None or self._has_older(before, finish):
+                self._active = loop.time()
+
+    def _has_older(self, before: dict[int, Position], finish: datetime) -> bool:
+        """Return whether the last events of some partition were published before a time."""
+        moved = [position for number, position in self._saved.items() if before.get(number) != position]
+        return any(position.published is None or position.published < finish for position in moved)
 
     def _patience(self, stream: Stream[Any]) -> int:
         """Return how many times longer to wait than for the next event: the first one takes its time."""

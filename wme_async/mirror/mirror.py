@@ -197,8 +197,8 @@ class Mirror(MirrorReader):
         """Load or catch up, then return: for cron.
 
         Args:
-            quiet: Seconds without an event of the stream after which all that was there is taken to be read. The stream
-                does not tell its end.
+            quiet: Seconds without an event of the stream after which all that was there is taken to be read; events
+                that were published since the load ended do not count. The stream does not tell its end.
 
         Raises:
             ValueError: `quiet` is negative.
