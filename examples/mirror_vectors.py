@@ -26,7 +26,7 @@ def embed(text: str) -> bytes:
         digest = hashlib.blake2b(word.encode(), digest_size=4).digest()
         vector[int.from_bytes(digest) % SIZE] += 1.0 if digest[0] & 1 else -1.0
     length = math.sqrt(sum(number * number for number in vector)) or 1.0
-    return sqlite_vec.serialize_float32([number / length for number in vector])
+    return bytes(sqlite_vec.serialize_float32([number / length for number in vector]))
 
 
 def connect(path: str) -> sqlite3.Connection:

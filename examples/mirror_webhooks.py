@@ -18,7 +18,7 @@ async def publish(mirror: Mirror, url: str, pause: float = 10.0) -> None:
     """Send changes until cancelled."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
         async for change in mirror.changes("webhooks"):
-            body = {
+            body: dict[str, object] = {
                 "id": change.seq,  # the receiver may have seen it already
                 "kind": change.kind,
                 "page_id": change.page_id,

@@ -1,6 +1,7 @@
 """Running a mirror: gaps, bad records, doubts, take-downs, verification, wrong clocks, full disks, and its feed."""
 
 import asyncio
+import sqlite3
 from datetime import timedelta
 
 import pytest
@@ -26,7 +27,10 @@ from wme_async.mirror import (
     Mirror,
     MirrorBadRecord,
     MirrorEvent,
+    MirrorHoleClosed,
+    MirrorHoleFound,
     MirrorReader,
+    MirrorStateChanged,
     MirrorTrouble,
     MirrorVerified,
     SQLiteStore,
@@ -123,7 +127,81 @@ async def test_a_record_that_cannot_be_read_is_looked_up(small):
         await until(lambda: any(isinstance(event, MirrorBadRecord) for event in events))
         await until(lambda: requests_of(sim, "/v2/articles/"))
         await until_equal(mirror, world)
-        sim.firehose.publish(b'{"name": 5, "is_part_of": {"identifier": "enwiki"}, "namespace": {"identifier": 0}}')
+
+
+async def test_a_record_without_a_title_is_a_hole_that_batches_heal(small):
+    world, sim, wme, path = small
+    events: list[MirrorEvent] = []
+    async with mirror_of(wme, path, on_event=events.append) as mirror, running(mirror):
+        await until_equal(mirror, world)
+        event = {"type": "update", "date_published": "2026-03-10T12:20:00Z"}
+        sim.firehose.publish(
+            {"name": 5, "is_part_of": {"identifier": "enwiki"}, "namespace": {"identifier": 0}, "event": event}
+        )
+        await until(lambda: any(isinstance(event, MirrorHoleFound) for event in events))
+        world.edit("enwiki", title_of(world))
+        world.advance(3 * 3600)
+        await wme.projects.list()  # any response brings the time
+        await until(lambda: any(isinstance(event, MirrorHoleClosed) for event in events))
+        await until_equal(mirror, world)
+    assert [event.by for event in events if isinstance(event, MirrorHoleClosed)] == ["batches"]
+    states = [event.new for event in events if isinstance(event, MirrorStateChanged)]
+    assert "stale" in states
+    assert "healing" in states
+
+
+async def test_a_running_mirror_follows_the_batches_hour_by_hour(small):
+    world, _, wme, path = small
+    async with mirror_of(wme, path, source="batches") as mirror, running(mirror):
+        await until(lambda: has_followed(mirror))
+        world.edit("enwiki", title_of(world))
+        world.delete("enwiki", title_of(world, 1))
+        world.advance(2 * 3600)
+        await wme.projects.list()  # any response brings the time
+        await until_equal(mirror, world)
+
+
+async def has_followed(mirror):
+    return (await mirror.statistics()).followed_until is not None
+
+
+async def test_batches_that_are_gone_after_two_days_are_a_hole_until_the_next_snapshot(tmp_path):
+    async with service(groups=["group_2"]) as (world, _, wme):
+        async with mirror_of(wme, tmp_path / "mirror.db", source="batches") as mirror:
+            await mirror.sync()
+            world.edit("enwiki", title_of(world))
+            world.advance(60 * 3600)
+            world.edit("enwiki", title_of(world, 1))
+            world.advance(3 * 3600)
+            await wme.projects.list()
+            await mirror.sync()
+            # The snapshot of the last midnight is later than the hole.
+            assert mirror.state == "following"
+            assert (await mirror.statistics()).loaded[IDENTIFIER].number == 2
+            assert not differences(await copy_of(mirror), world, since=START)
+
+
+async def test_a_mirror_of_snapshots_begins_to_follow_when_the_account_may(tmp_path):
+    async with service() as (world, sim, wme):
+        async with mirror_of(wme, tmp_path / "mirror.db", source="batches") as mirror:
+            await mirror.sync()
+        world.advance(50 * 3600)
+        world.edit("enwiki", title_of(world))
+        world.advance(60)
+        async with Client(**sim.client_options(), retry=AT_ONCE) as other:
+            async with mirror_of(other, tmp_path / "mirror.db") as mirror, running(mirror):
+                await until_equal(mirror, world, missed=[(0.0, (START + timedelta(hours=50)).timestamp())])
+
+
+async def test_damaged_marks_are_an_error_that_names_them(small):
+    _, _, _, path = small
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE state SET value = '5' WHERE key LIKE 'loaded %'")
+    connection.commit()
+    connection.close()
+    async with MirrorReader(SQLiteStore(path)) as reader:
+        with pytest.raises(DataError, match="loaded enwiki_namespace_0"):
+            await reader.statistics()
 
 
 async def test_records_without_event_or_version_are_merged(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mirror_model import Consumer, ModelStore
 
 from wme_async import DecodeError
-from wme_async.mirror.records import RecordReader, microseconds, time_of, visible_record
+from wme_async.mirror.records import RecordReader, microseconds, time_of, title_of, visible_record
 from wme_async.mirror.rule import (
     HIDDEN_COMMENT,
     HIDDEN_EDITOR,
@@ -364,7 +364,7 @@ def record(**fields):
     """Return the JSON of a record of the stream."""
     event = {"identifier": "e", "type": "update", "date_created": "2025-01-01T00:00:00.25Z"}
     event |= {"date_published": "2025-01-01T00:00:01Z", "partition": 3, "offset": 4}
-    document = {
+    document: dict[str, object] = {
         "name": "Marie Curie",
         "identifier": 5,
         "is_part_of": {"identifier": "enwiki"},
@@ -378,8 +378,15 @@ def record(**fields):
     return json.dumps({key: value for key, value in document.items() if value is not None}).encode()
 
 
+def page_of(data, keep=None, **options):
+    """Return a record as the row of a page."""
+    page = RecordReader(keep).read(data, **options)
+    assert isinstance(page, Page)
+    return page
+
+
 def test_a_record_becomes_a_row():
-    page = RecordReader().read(record(), load=2)
+    page = page_of(record(), load=2)
     assert (page.key, page.page_key, page.revision, page.namespace, page.gone, page.load, page.body) == (
         ("enwiki", "Marie Curie"), ("enwiki", 5), 7, 0, False, 2, True,
     )  # fmt: skip
@@ -390,30 +397,30 @@ def test_a_record_becomes_a_row():
 
 def test_titles_of_deletes_have_spaces_and_their_records_are_not_kept():
     event = {"type": "delete", "date_created": "2025-01-01T00:00:00Z", "date_published": "2025-01-01T00:00:01Z"}
-    page = RecordReader().read(record(name="Marie_Curie", event=event, article_body=None))
+    page = page_of(record(name="Marie_Curie", event=event, article_body=None))
     assert (page.title, page.gone, page.record, page.body) == ("Marie Curie", True, b"", False)
 
 
 def test_bulk_records_are_set_back_and_old_ones_have_the_time_of_their_revision():
     moment = "2025-01-01T01:00:00Z"
-    bulk = RecordReader().read(record(event={"date_created": moment, "date_published": moment}))
+    bulk = page_of(record(event={"date_created": moment, "date_published": moment}))
     assert bulk.published - bulk.created == MARGIN
-    published = RecordReader().read(record(event={"date_created": "0001-01-01T00:00:00Z", "date_published": moment}))
+    published = page_of(record(event={"date_created": "0001-01-01T00:00:00Z", "date_published": moment}))
     assert published.created == published.published - MARGIN
-    old = RecordReader().read(record(event=None, version=None))
+    old = page_of(record(event=None, version=None))
     assert (old.created, old.published, old.revision) == (
         microseconds(time_of(1_735_603_200_000_000)), 0, 0,
     )  # fmt: skip
-    assert RecordReader().read(record(event={}, date_modified=None)).created == -MARGIN
+    assert page_of(record(event={}, date_modified=None)).created == -MARGIN
     assert microseconds(None) == 0
     assert microseconds(time_of(5).replace(tzinfo=None)) == 5
 
 
 def test_the_digest_of_a_record_is_the_same_from_stream_and_archive():
-    stream = RecordReader().read(record())
-    archive = RecordReader().read(record(event={"type": "update", "date_created": "2025-01-01T00:00:00.25Z"}))
-    assert stream.digest == archive.digest != RecordReader().read(record(abstract="b")).digest
-    kept = [RecordReader(["abstract"]).read(record(article_body={"html": html})) for html in ("1", "2")]
+    stream = page_of(record())
+    archive = page_of(record(event={"type": "update", "date_created": "2025-01-01T00:00:00.25Z"}))
+    assert stream.digest == archive.digest != page_of(record(abstract="b")).digest
+    kept = [page_of(record(article_body={"html": html}), ["abstract"]) for html in ("1", "2")]
     assert kept[0].digest == kept[1].digest
 
 
@@ -429,17 +436,16 @@ def test_visibility_changes_become_masks():
 
 
 def test_unknown_event_types_are_updates():
-    assert not RecordReader().read(record(event={"type": "move"})).gone
+    assert not page_of(record(event={"type": "move"})).gone
 
 
 def test_only_the_fields_to_keep_are_kept_beside_those_that_the_rule_needs():
-    reader = RecordReader(["wikitext", "categories"])
-    page = reader.read(record(categories=[{"name": "c", "url": "u"}]))
+    page = page_of(record(categories=[{"name": "c", "url": "u"}]), ["wikitext", "categories"])
     document = json.loads(page.record)
     assert (document["article_body"], document["categories"]) == ({"wikitext": "w"}, [{"name": "c", "url": "u"}])
     assert "abstract" not in document
     assert page.body
-    assert RecordReader().read(page.record).order[:3] == page.order[:3]
+    assert page_of(page.record).order[:3] == page.order[:3]
     with pytest.raises(ValueError, match="wikitexts"):
         RecordReader(["article_body.wikitexts"])
     with pytest.raises(TypeError, match="list"):
@@ -462,3 +468,15 @@ def test_hidden_parts_are_taken_out_of_records():
     assert visible_record(record(), 0) == record()
     assert visible_record(b"", 7) == b""
     assert visible_record(b'{"version":null}', 6) == b'{"version":null}'
+
+
+@pytest.mark.parametrize(
+    ("data", "title"),
+    [
+        (record(name="Marie_Curie", version="broken"), ("enwiki", "Marie Curie")),
+        (b'{"name": 5, "is_part_of": {"identifier": "enwiki"}}', None),
+        (b"", None),
+    ],
+)
+def test_a_record_that_cannot_be_read_may_still_tell_its_title(data, title):
+    assert title_of(data) == title

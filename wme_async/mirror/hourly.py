@@ -82,7 +82,8 @@ class HourFollower:
             if until is not None and until < oldest:
                 reason = "nothing was followed for longer than the service keeps batches"
                 values = {"holes": work.hole_marks([Hole(begin=until, end=oldest, reason=reason)])}
-            begin = oldest + _HOUR
+            # Where nothing was followed before, an hour that may be gone would be a hole for nothing.
+            begin = oldest if until is not None else oldest + _HOUR
         first = begin.replace(minute=0, second=0, microsecond=0)
         state: dict[str, str | None] = {"hour": encode(first - _HOUR)}
         if work.progress.since is None:
