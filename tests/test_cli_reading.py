@@ -195,5 +195,15 @@ def test_all_ids_are_checked_before_the_first_is_paid_for(run, world):
     assert not [request for request in list(world.requests)[before:] if "wikidata" in request.path]
 
 
+def test_archives_of_wikidata_have_the_same_verbs(run, tmp_path):
+    identifier = lines(run("wikidata", "snapshots", "ls"))[0]["identifier"]
+    run("wikidata", "snapshots", "download", identifier, "--to", "data/", "--quiet")
+    path = tmp_path / "data" / "wikidata" / "snapshots" / f"{identifier}.tar.gz"
+    served = run("wikidata", "snapshots", "read", identifier, "--limit", "3").stdout
+    assert run("read", str(path), "--limit", "3").stdout == served
+    assert lines(run("wikidata", "chunks", "ls", identifier))
+    assert lines(run("wikidata", "batches", "ls", "latest"))
+
+
 def test_a_media_file_says_which_hash_matches(run):
     assert "SHA-1 matches" in run("files", "download", "Ottawa 0757.jpg", "--to", "media/", "--quiet").stdout

@@ -80,6 +80,10 @@ class ZMQInteractiveShell:
     """What IPython calls the shell of a notebook."""
 
 
+class Shell(ZMQInteractiveShell):
+    """As hosts of notebooks extend it."""
+
+
 @pytest.fixture
 def page(monkeypatch):
     """Stand in for IPython in the kernel of a notebook, and return the elements that it displays."""
@@ -95,7 +99,7 @@ def page(monkeypatch):
         return Handle()
 
     ipython = types.ModuleType("IPython")
-    vars(ipython).update(get_ipython=ZMQInteractiveShell)
+    vars(ipython).update(get_ipython=Shell)
     module = types.ModuleType("IPython.display")
     vars(module).update(HTML=str, display=display)
     monkeypatch.setitem(sys.modules, "IPython", ipython)

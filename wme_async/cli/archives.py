@@ -42,7 +42,7 @@ class _Commands:
         self._getter = getter or (lambda client, _: getattr(client, row))
         self._place = place
         verbs = ["ls" if verb == "list" else verb for verb in self._resource.verbs]
-        title = self._resource.product.capitalize()
+        title = self._resource.product[:1].upper() + self._resource.product[1:]
         if self._resource.product == "metadata":
             title = f"{name.capitalize()} of the service"
         self.group = base.Group(name, help=f"{title}: {', '.join(verbs)}.")
@@ -188,3 +188,18 @@ COMMANDS: list[click.Group] = [
     )
 ]
 """One group of commands for each resource."""
+
+WIKIDATA: list[click.Group] = [
+    commands.group
+    for commands in (
+        _Commands("snapshots", "wikidata.snapshots", lambda client, _: client.wikidata.snapshots),
+        _Commands(
+            "chunks",
+            "wikidata.snapshots.chunks",
+            lambda client, name: client.wikidata.snapshots.chunks(name),
+            place="SNAPSHOT",
+        ),
+        _Commands("batches", "wikidata.batches", lambda client, hour: client.wikidata.batches(hour), place="HOUR"),
+    )
+]
+"""The archives of Wikidata, below the command `wikidata`."""

@@ -150,7 +150,7 @@ structured: click.Command = _look_up("structured", "structured_contents", "The s
 
 @click.group("wikidata", cls=base.Group)
 def wikidata() -> None:
-    """Wikidata entities by id (beta)."""
+    """Wikidata entities by id, and their archives (beta)."""
 
 
 def _entity(kind: str, letter: str) -> None:

@@ -150,6 +150,8 @@ _LOOKUPS = (
 )
 for _command in (*archives.COMMANDS, *_LOOKUPS):
     root.add_command(_command)
+for _command in archives.WIKIDATA:
+    lookups.wikidata.add_command(_command)
 
 
 def main() -> None:
