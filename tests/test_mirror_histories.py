@@ -163,6 +163,7 @@ class History:
         """Let all holes close, and return how the mirror differs from the wiki beyond what it cannot know."""
         self.world.rate = 0
         self.world.advance(60)
+        await self._catch_up()  # before days pass in a moment
         async with self._mirror() as mirror, running(mirror):
             for _ in range(3):
                 await self._wait_for_calm(mirror)
@@ -252,9 +253,8 @@ async def test_a_sync_ends_although_the_stream_is_never_silent(tmp_path: Path) -
             editing.cancel()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-async def test_a_mirror_equals_the_wiki_after_a_random_week(seed: int, tmp_path: Path) -> None:
-    await live_through(seed, tmp_path / "mirror.db", steps=7)
+async def test_a_mirror_equals_the_wiki_after_a_random_week(tmp_path: Path) -> None:
+    await live_through(0, tmp_path / "mirror.db", steps=7)
 
 
 @pytest.mark.torture
