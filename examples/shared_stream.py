@@ -50,7 +50,7 @@ async def main(dsn: str, limit: float) -> None:
         async for batch in stream.batches(500, 0.2):
             parts = defaultdict(list)
             for article in batch:
-                parts[article.event.partition // 5].append(article)
+                parts[(article.event.partition or 0) // 5].append(article)
             for part, articles in parts.items():
                 await write(connection, articles, part, stream.token(part))
                 for article in articles:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from real_servers import Server
-from test_stream_torture import server
+from stream_server import server
 
 CHILD = Path(__file__).with_name("group_child.py")
 KINDS = ["postgres", "pgbouncer", "redis"]

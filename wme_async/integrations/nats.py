@@ -262,7 +262,7 @@ class _Subjects:
             nats.errors.Error: The connection is closed, or the answer is an error.
         """
         away = False
-        facts = {"stream": self._stream, "target": self.name}
+        facts: dict[str, Any] = {"stream": self._stream, "target": self.name}
         while True:
             try:
                 result = await request()
