@@ -200,8 +200,8 @@ async def test_arguments_that_no_worker_could_use_are_misuse(wme: Client, tmp_pa
         await make_plan(wme, tmp_path, type=5)
     with pytest.raises(ValueError, match="format"):
         await make_plan(wme, tmp_path, format="csv")
-    for url in ("s3://key:secret@bucket/x", "s3://bucket/x?signature=secret", "s3:///x"):
-        with pytest.raises(ValueError, match="bucket") as caught:
+    for url in ("s3://key:secret@bucket/x", "s3://bucket/x?signature=secret", "s3:///x", "ftp://secret@bucket/x"):
+        with pytest.raises(ValueError, match=r"bucket|must be a path") as caught:
             await make_plan(wme, url)
         assert "secret" not in str(caught.value)
 
@@ -330,6 +330,14 @@ async def test_a_folder_is_for_one_snapshot(sim: Simulator, wme: Client, tmp_pat
         with pytest.raises(VersionConflict, match="a folder of its own"):
             await run()
     assert metered(sim) == before
+
+
+async def test_the_manifest_of_another_program_is_not_replaced(sim: Simulator, wme: Client, tmp_path: Path) -> None:
+    plan = await make_plan(wme, tmp_path)
+    (tmp_path / "manifest.json").write_text('{"name": "a web application"}')
+    with pytest.raises(VersionConflict, match="another program"):
+        await run_plan(plan, workers=1)
+    assert metered(sim) == 0
 
 
 async def test_a_type_that_is_not_there_is_an_error_before_anything_is_sent(

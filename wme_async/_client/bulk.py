@@ -20,6 +20,7 @@ from wme_async._client.quota import Cost
 Format = Literal["parquet", "ndjson"]
 FORMATS: tuple[Format, ...] = ("parquet", "ndjson")
 
+_SCHEMES = ("s3", "s3a", "gs", "az", "azure")
 _TYPE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MD5 = re.compile("[0-9a-f]{32}")
 _GENERATION = re.compile("[0-9a-f]{16}")
@@ -296,7 +297,9 @@ def _check_url(to: str) -> None:
     if "://" not in to:
         return
     parts = urlsplit(to)
-    if not parts.netloc and parts.scheme != "file":
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(f"{parts.scheme}://… must be a path or one of {', '.join(f'{name}://' for name in _SCHEMES)}")
+    if not parts.netloc:
         raise ValueError(f"{parts.scheme}://… must name a bucket")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError(

@@ -58,18 +58,22 @@ async def find_completion(target: Target, task: ChunkTask) -> Completion | None:
 
 
 async def check_snapshot(target: Target, snapshot: str) -> None:
-    """Raise if the folder has the finished output of another snapshot, whose manifest would be replaced.
+    """Raise if the folder has the manifest of another snapshot or program, which would be replaced.
 
     Raises:
         VersionConflict: It has.
         OSError: The folder cannot be read.
     """
     data = await target.read(MANIFEST)
-    if data is not None and (other := Manifest.from_json(data).snapshot) != snapshot:
-        raise VersionConflict(
-            f"{target.location(MANIFEST)} is of {other}; write {snapshot} to a folder of its own",
-            path=target.location(MANIFEST),
-        )
+    if data is None:
+        return
+    try:
+        other = Manifest.from_json(data).snapshot
+    except ValueError:
+        other = "another program"
+    if other != snapshot:
+        path = target.location(MANIFEST)
+        raise VersionConflict(f"{path} is of {other}; write {snapshot} to a folder of its own", path=path)
 
 
 class Output:
