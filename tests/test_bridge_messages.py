@@ -24,7 +24,7 @@ from wme_async.integrations._bridge_messages import (  # private: pure
 )
 
 NOON = datetime(2025, 7, 16, 12, tzinfo=UTC)
-UNKNOWN = Complete(None, "")
+UNKNOWN = Complete(None, range(10))
 
 
 def record(name: object = "Ada Lovelace", project: object = "enwiki", **fields: object) -> bytes:
@@ -138,9 +138,26 @@ def test_a_record_without_an_offset_carries_the_positions_of_its_place() -> None
 
 
 def test_a_record_without_an_offset_goes_to_a_partition_that_its_bridge_reads() -> None:
-    messages = MessageMaker("default/articles", [7, 8], int)
-    places = {messages.make(record(f"Page {number}"), None, UNKNOWN) for number in range(20)}
-    assert {made[0] for made in places if made is not None} == {7, 8} == {*messages.places}
+    messages = maker(10)
+    complete = Complete(None, [7, 8])
+    made = [messages.make(record(f"Page {number}"), None, complete) for number in range(20)]
+    assert {place_and_message[0] for place_and_message in made if place_and_message is not None} == {7, 8}
+    assert messages.make(record(), None, Complete(None, [])) is not None
+
+
+def test_what_the_target_has_of_some_partitions_replaces_what_was_sent_of_them() -> None:
+    messages = maker(10, 5)
+    for partition in (1, 2, 3):
+        make(messages, record(), event(partition, 9))
+    messages.begin([1, 2], Checkpoint({1: Sent(4, NOON), 3: Sent(4, NOON)}, {}))
+    assert {number: sent.offset for number, sent in messages.sent.items()} == {1: 4, 3: 9}
+    assert messages.places_of([1, 6, 2]) == [1, 2]
+
+
+def test_places_that_parts_share_are_found() -> None:
+    parts = {number: number // 5 for number in range(10)}
+    assert maker(10, 10).shared_by(parts) == []
+    assert maker(10, 5).shared_by(parts) == [0, 1, 2, 3, 4]
 
 
 def test_an_event_of_an_unknown_partition_is_an_error() -> None:

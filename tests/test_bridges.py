@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 from broker_targets import Target, check_once_and_in_order, events_in, has_sent, stream_of
-from stream_world import WIKI, World, batch_record, hour_of, learn_the_time, publish_wiki, put_batches, until
+from stream_world import WIKI, World, articles, batch_record, hour_of, learn_the_time, publish_wiki, put_batches, until
 
-from wme_async import MemoryOffsets, Position
+from wme_async import Client, MemoryOffsets, Position
 from wme_async.errors import DecodeError, OffsetGap, StreamError
 from wme_async.models import Article
 
@@ -325,6 +325,44 @@ async def test_a_second_bridge_of_the_stream_is_noticed(world: World, target: Ta
     else:  # the server stores each event once, and the second may even keep up
         offsets = [offset for _, offset in await events_in(target)]
         assert offsets == list(range(len(offsets)))
+
+
+# Several hosts
+
+
+def part_of_group(wme: Client, store: MemoryOffsets, member: str) -> Any:
+    return articles(wme, type=msgspec.Raw, since="oldest", offsets=store, share="group", lease=1.0, member=member)
+
+
+async def test_bridges_of_a_group_take_over_from_each_other(world: World, target: Target) -> None:
+    sim, wme = world
+    store = MemoryOffsets()
+    published = sim.firehose.publish_many(100)
+    async with target.connect() as client, target.connect() as other_client:
+        first = target.bridge(client, part_of_group(wme, store, "first"))
+        first_run = asyncio.ensure_future(first)
+        await until(functools.partial(has_sent, first, 100))
+        share = part_of_group(wme, store, "second")
+        second = target.bridge(other_client, share)
+        second_run = asyncio.ensure_future(second)
+        await until(lambda: len(share.parts) == 5)
+        published += sim.firehose.publish_many(100)
+        await until(lambda: first.statistics().sent + second.statistics().sent == 200)
+        assert second.statistics().sent > 0
+        first.stop()
+        await first_run
+        published += sim.firehose.publish_many(100)
+        await until(lambda: first.statistics().sent + second.statistics().sent == 300)
+        second.stop()
+        await second_run
+    check_once_and_in_order(await events_in(target), published)
+
+
+async def test_parts_of_a_group_cannot_share_a_place(world: World, target: Target) -> None:
+    _, wme = world
+    async with target.connect() as client:
+        with pytest.raises(ValueError, match="let each partition have its own place"):
+            target.bridge(client, part_of_group(wme, MemoryOffsets(), "one"), **target.shared())
 
 
 # Dead letters

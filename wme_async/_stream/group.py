@@ -5,15 +5,17 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
+from typing import Final, Generic, Literal, Self, TypeVar
 
 from wme_async import _clock
+from wme_async._stream.group_deliveries import GroupDeliveries
 from wme_async._stream.holdings import Holding
 from wme_async._stream.lease_keeper import LeaseKeeper
-from wme_async._stream.options import StreamOptions, check_batch_limits
+from wme_async._stream.options import Choose, StreamOptions, check_batch_limits
 from wme_async._stream.part_reader import FencedStore, PartReader
-from wme_async._stream.record_types import RecordType
+from wme_async._stream.record_types import EventLike, RecordType
 from wme_async._stream.reports import StreamEvent, StreamLost, StreamStatistics, StreamTaken
 from wme_async._stream.resume import StreamResource
 from wme_async._stream.sharing import Group
@@ -83,7 +85,6 @@ class GroupStream(Generic[T]):
         self.backfilled: bool = False
         """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
         self._options = options
-        self._one_by_one = options["commit"] == "ack"
         self._open_stream = open_stream
         self._record_type = RecordType(type)
         self._store = group.store
@@ -93,7 +94,9 @@ class GroupStream(Generic[T]):
         self._clock = _clock.uptime
         self.key: str = f"{options['name']}/{resource.name}"
         """The name of its positions and leases: that of the stream and of the resource, such as `default/articles`."""
-        self._size = resource.partitions // resource.parts
+        self.partitions: tuple[int, ...] = tuple(range(resource.partitions))
+        """The partitions that the group reads, in order."""
+        self._choose: Choose | None = None
         self._keeper = LeaseKeeper(
             self._store,
             self.key,
@@ -111,9 +114,12 @@ class GroupStream(Generic[T]):
         self._queue: deque[PartReader[T]] = deque()  # readers that have something
         self._news = asyncio.Event()
         self._limit = _AHEAD
-        self._in_hand: list[tuple[PartReader[T], T]] = []
-        # With commit="ack", by identity: a reference to the value keeps its identity from being used again.
-        self._unacknowledged: dict[int, tuple[PartReader[T], T]] = {}
+        self._deliveries = GroupDeliveries(
+            self._readers,
+            resource.partitions // resource.parts,
+            one_by_one=options["commit"] == "ack",
+            on_processed=self._stop_if_idle,
+        )
         self._reading = False
         self._failure: BaseException | None = None
         self._close_failure: Exception | None = None
@@ -127,6 +133,19 @@ class GroupStream(Generic[T]):
         return f"<GroupStream {self.key!r} {self._state}, parts {sorted(self._readers)}>"
 
     # Opening and closing
+
+    def begin_with(self, choose: Choose) -> None:
+        """Let a function choose the positions to begin with, as `Stream.begin_with` does.
+
+        Args:
+            choose: Called for each part when this member takes it, with its partitions and their saved positions.
+
+        Raises:
+            RuntimeError: The stream was opened before.
+        """
+        if self._state != "new":
+            raise RuntimeError("the positions are chosen before a stream is opened")
+        self._choose = choose
 
     async def __aenter__(self) -> Self:
         if self._state != "new":
@@ -254,7 +273,10 @@ class GroupStream(Generic[T]):
         }
         if self._options["commit"] == "manual":
             options["commit_interval"] = _NEVER
-        reader = PartReader(holding, store, self._open_stream(options=options), on_news=self._enqueue)
+        stream = self._open_stream(options=options)
+        if self._choose is not None:
+            stream.begin_with(self._choose)
+        reader = PartReader(holding, store, stream, on_news=self._enqueue)
         self._readers[part] = reader
         self._tokens[part] = holding.token
         task = self._tasks.create_task(self._read(reader), name=f"wme stream {self.key} part {part}")
@@ -310,8 +332,7 @@ class GroupStream(Generic[T]):
         if self._readers.get(holding.part) is not reader:
             return
         del self._readers[holding.part]
-        for key in [key for key, (other, _) in self._unacknowledged.items() if other is reader]:
-            del self._unacknowledged[key]
+        self._deliveries.forget(reader)
         if reader.final is not None:
             self._past = added([self._past, past(reader.final)])
         facts = log_fields(stream=self.key, part=holding.part, token=holding.token)
@@ -406,11 +427,7 @@ class GroupStream(Generic[T]):
         finally:
             self._reading = False
         for reader, item, self.backfilled in taken:
-            reader.in_hand += 1
-            if self._one_by_one:
-                self._unacknowledged[id(item)] = (reader, item)
-            else:
-                self._in_hand.append((reader, item))
+            self._deliveries.hand_out(reader, item)
         return [item for _, item, _ in taken]
 
     async def _collect(self, taken: list[tuple[PartReader[T], T, bool]], limit: int, max_wait: float) -> None:
@@ -464,11 +481,7 @@ class GroupStream(Generic[T]):
     def _settle(self) -> None:
         """Count what was handed out last as processed, since more is requested; then parts may be given back."""
         self.backfilled = False
-        pairs, self._in_hand = self._in_hand, []
-        for reader, item in pairs:
-            reader.in_hand -= 1
-            reader.ack(item)
-            self._stop_if_idle(reader)
+        self._deliveries.settle()
 
     # Acknowledging
 
@@ -498,38 +511,20 @@ class GroupStream(Generic[T]):
         self._check_open()
         event = getattr(article, "event", None) if self._record_type.has_position else None
         place = None if event is None or event.offset is None else (event.partition, event.offset)
-        known = self._ack_one(article, place) if self._one_by_one else self._ack_up_to(article, place)
-        if not known and place is None:
+        if not self._deliveries.acknowledge(article, place) and place is None:
             self._record_type.check_value(article)
 
-    def _ack_one(self, article: T, place: tuple[int, int] | None) -> bool:
-        """Acknowledge an event by itself, and return whether it is known."""
-        reader, item = self._unacknowledged.get(id(article), (None, None))
-        if reader is not None and item is article:
-            del self._unacknowledged[id(article)]
-            reader.in_hand -= 1
-        else:
-            # A copy, as from another process.
-            reader = None if place is None else self._readers.get(place[0] // self._size)
-        if reader is None:
-            return False
-        reader.ack(article)
-        self._stop_if_idle(reader)
-        return True
+    def event_of(self, article: T) -> EventLike | None:
+        """Return the event of an article in your hands, as `Stream.event_of` does.
 
-    def _ack_up_to(self, article: T, place: tuple[int, int] | None) -> bool:
-        """Acknowledge an event in hand, and those before it in its partition; return whether there were any."""
-        known = False
-        for reader, item in self._in_hand:
-            if item is article:
-                reader.ack(item)
-                return True
-            if place is not None and place[0] == (event := cast("Any", item).event).partition:
-                before = event.offset is not None and event.offset <= place[1]
-                known = known or before
-                if before:
-                    reader.ack(item)
-        return known
+        Args:
+            article: The very same object that was handed out last, or one of the last list.
+
+        Raises:
+            RuntimeError: Its part was lost meanwhile.
+        """
+        self._check_open()
+        return self._deliveries.event_of(article)
 
     async def commit(self) -> None:
         """Save the positions of the events processed so far; of the one in your hands only if you have called `ack`.
@@ -545,6 +540,12 @@ class GroupStream(Generic[T]):
                 await reader.stream.commit()
 
     # Watching
+
+    def server_now(self) -> datetime:
+        """Return the server's clock, as far as the streams of the parts know it."""
+        self._check_open()
+        times = [reader.stream.server_now() for reader in self._readers.values() if reader.is_open]
+        return max(times, default=_clock.utc_now())
 
     def statistics(self) -> StreamStatistics:
         """Return the counts of this member since it was opened, and the state of the partitions that it reads now."""

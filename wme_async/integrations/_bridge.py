@@ -12,6 +12,7 @@ import msgspec
 
 from wme_async._arguments import check_flags, check_numbers
 from wme_async._stream import GroupStream, Stream
+from wme_async._stream.record_types import EventLike
 from wme_async._tasks import is_cancelling, raise_first_cause, wait_done
 from wme_async._telemetry import log_fields
 from wme_async.errors import DecodeError, StreamError
@@ -25,8 +26,6 @@ from wme_async.integrations._bridge_messages import (
     latest,
 )
 from wme_async.offsets import Position
-
-__all__ = ["Bridge", "Bridged", "DeadLetter", "DeadLetters", "Target", "check_stream"]
 
 logger = logging.getLogger("wme_async.bridge")
 
@@ -117,11 +116,9 @@ def check_stream(stream: object) -> None:
     """Raise if an argument is not a stream.
 
     Raises:
-        TypeError: It is not one, or is shared by leases, which the target could not tell apart.
+        TypeError: It is not one.
     """
-    if isinstance(stream, GroupStream):
-        raise TypeError('a bridge reads a stream without share="group": give each host its own parts=')
-    if not isinstance(stream, Stream):
+    if not isinstance(stream, Stream | GroupStream):
         raise TypeError(f"stream must be a stream, such as wme.realtime.articles(), not {stream!r}")
 
 
@@ -148,7 +145,7 @@ class Bridge(Generic[T, Place]):
 
     def __init__(
         self,
-        stream: Stream[T],
+        stream: Stream[T] | GroupStream[T],
         target: Target[Place],
         place_of: Callable[[int], Place],
         *,
@@ -175,9 +172,17 @@ class Bridge(Generic[T, Place]):
         self._left = limit
         self._grace = grace
         self._maker = MessageMaker(stream.key, stream.partitions, place_of, tombstones=tombstones)
+        if isinstance(stream, GroupStream):
+            size = stream.resource.partitions // stream.resource.parts
+            shared = self._maker.shared_by({number: number // size for number in stream.partitions})
+            if shared:
+                raise ValueError(
+                    f'with share="group" the parts of the stream move by themselves, so that no two of them can share '
+                    f"{shared[0]!r}: let each partition have its own place"
+                )
         self._state: Literal["new", "running", "ended"] = "new"
         self._stopping = False
-        self._reading: asyncio.Future[list[T]] | None = None
+        self._reading: asyncio.Future[list[tuple[T, EventLike | None]]] | None = None
         self._sent = self._bytes = self._dead_letters = self._pending = 0
         self._confirmed: dict[int, int] = {}
         self._published: datetime | None = None
@@ -268,41 +273,51 @@ class Bridge(Generic[T, Place]):
 
     # Reading
 
-    async def _begin(self, _partitions: Sequence[int], saved: Mapping[int, Position]) -> Mapping[int, Position]:
+    async def _begin(self, partitions: Sequence[int], saved: Mapping[int, Position]) -> Mapping[int, Position]:
         """Open the target and return the positions to begin with."""
         letters = self._dead_letter if isinstance(self._dead_letter, str) else None
-        target = latest(await self._target.open(self._maker.places, read=self._read, dead_letter=letters))
+        places = self._maker.places_of(partitions)
+        target = latest(await self._target.open(places, read=self._read, dead_letter=letters))
         if not self._read:
             return saved
-        self._maker.sent.update(target.positions)
-        self._confirmed.update({number: sent.offset for number, sent in target.positions.items()})
+        self._maker.begin(partitions, target)
+        known = {number: sent.offset for number, sent in target.positions.items() if number in partitions}
+        self._confirmed.update(known)
         positions = choose_positions(target, saved)
         logger.info(
-            "%s has the positions of %d partitions of %r; %d others are saved, or begin where it is complete",
+            "%s has the positions of %d partitions of %r; %d others have saved ones, or begin where it is complete",
             self._target.name,
-            len(target.positions),
+            len(known),
             self._stream.key,
-            len(positions) - len(target.positions),
+            len(partitions) - len(known),
             extra=log_fields(stream=self._stream.key, target=self._target.name),
         )
         return positions
 
     async def _copy(self) -> None:
         while not self._stopping and self._left != 0:
-            items = await self._next()
-            if items:
+            pairs = await self._next()
+            if pairs:
                 # In a task of its own, so that a cancellation leaves the broker time to confirm.
-                delivery = asyncio.create_task(self._deliver(items), name="wme bridge delivery")
+                delivery = asyncio.create_task(self._deliver(pairs), name="wme bridge delivery")
                 await wait_done(delivery, grace=self._grace)
                 delivery.result()
 
-    async def _next(self) -> list[T]:
-        """Return the next events; none if the bridge was stopped, or a record was bad."""
+    async def _read_batch(self, limit: int) -> list[tuple[T, EventLike | None]]:
+        """Return the next values, each with its event."""
+        stream = self._stream
+        if isinstance(stream, GroupStream):
+            items = await anext(stream.batches(limit, _LINGER))
+        else:
+            items = await anext(stream.batches(limit, _LINGER, self._max_bytes))
+        return [(item, stream.event_of(item)) for item in items]
+
+    async def _next(self) -> list[tuple[T, EventLike | None]]:
+        """Return the next values; none if the bridge was stopped, or a record was bad."""
         limit = self._batch if self._left is None else min(self._batch, self._left)
-        batches = self._stream.batches(limit, _LINGER, self._max_bytes)
-        self._reading = asyncio.ensure_future(anext(batches))
+        self._reading = asyncio.ensure_future(self._read_batch(limit))
         try:
-            items = await self._reading
+            pairs = await self._reading
         except asyncio.CancelledError:
             if is_cancelling() or not self._stopping:
                 raise
@@ -315,18 +330,18 @@ class Bridge(Generic[T, Place]):
         finally:
             self._reading = None
         if self._left is not None:
-            self._left -= len(items)
-        return items
+            self._left -= len(pairs)
+        return pairs
 
     # Sending
 
-    async def _deliver(self, items: Sequence[T]) -> None:
+    async def _deliver(self, pairs: Sequence[tuple[T, EventLike | None]]) -> None:
         """Send events, and count them as processed once the broker has confirmed all of them."""
         complete = complete_until(self._stream.positions)
         by_place: dict[Place, list[Message]] = {}
-        for item in items:
+        for item, event in pairs:
             record = bytes(item) if isinstance(item, msgspec.Raw) else msgspec.json.encode(item)
-            made = self._maker.make(record, self._stream.event_of(item), complete)
+            made = self._maker.make(record, event, complete)
             if made is not None:
                 place, message = made
                 by_place.setdefault(place, []).append(message)
@@ -336,7 +351,7 @@ class Bridge(Generic[T, Place]):
             async with asyncio.TaskGroup() as places:
                 for place, messages in by_place.items():
                     places.create_task(self._send(place, messages))
-        for item in items:
+        for item, _ in pairs:
             self._stream.ack(item)
         if time.monotonic() - self._reported >= _REPORT:
             self._reported = time.monotonic()

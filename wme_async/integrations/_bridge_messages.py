@@ -14,20 +14,6 @@ from wme_async._stream.resume import SKEW
 from wme_async.errors import StreamError
 from wme_async.offsets.protocol import Position
 
-__all__ = [
-    "Checkpoint",
-    "Complete",
-    "Message",
-    "MessageMaker",
-    "Place",
-    "Sent",
-    "choose_positions",
-    "complete_until",
-    "latest",
-    "news_of",
-    "read_checkpoint",
-]
-
 Place = TypeVar("Place", bound=Hashable)
 
 _STREAM: Final = "wme-stream"  # name of the stream and its resource, such as default/articles
@@ -149,11 +135,11 @@ class Complete(NamedTuple):
 
     Attributes:
         until: No event published before is missing; None if that is not known.
-        partitions: The partitions of which this is so, such as `0-4,10-14`.
+        partitions: The partitions of which this is so, which are those that the bridge reads now.
     """
 
     until: datetime | None
-    partitions: str
+    partitions: Sequence[int]
 
 
 def _headers_of(
@@ -184,7 +170,7 @@ def _headers_of(
     if kind is not None and kind.isascii() and kind.isprintable():
         headers.append((_TYPE, kind))
     if complete.until is not None:
-        headers += [(_COMPLETE, complete.until.isoformat()), (_PARTITIONS, complete.partitions)]
+        headers += [(_COMPLETE, complete.until.isoformat()), (_PARTITIONS, _ranges_of(complete.partitions))]
     if shared is not None:
         texts = (f"{number}:{sent.offset}:{_milliseconds(sent.published)}" for number, sent in sorted(shared.items()))
         headers.append((_POSITIONS, ",".join(texts)))
@@ -241,9 +227,9 @@ def _from_milliseconds(text: str) -> datetime | None:
 
 
 def _ranges_of(numbers: Iterable[int]) -> str:
-    """Return numbers as text: `0-4,10-14`."""
+    """Return numbers, which are in order, as text: `0-4,10-14`."""
     ranges: list[list[int]] = []
-    for number in sorted(numbers):
+    for number in numbers:
         if ranges and ranges[-1][1] == number - 1:
             ranges[-1][1] = number
         else:
@@ -326,7 +312,7 @@ def complete_until(positions: Mapping[int, Position]) -> Complete:
             time -= SKEW  # the clocks of the machines that publish events differ
         times.append(_later(time, position.reached))
     until = None if None in times else min((time for time in times if time is not None), default=None)
-    return Complete(until, _ranges_of(positions))
+    return Complete(until, sorted(positions))
 
 
 class MessageMaker(Generic[Place]):
@@ -356,10 +342,20 @@ class MessageMaker(Generic[Place]):
         for number in partitions:
             self._sharing.setdefault(place_of(number), []).append(number)
 
-    @property
-    def places(self) -> list[Place]:
-        """All places, each once."""
-        return list(self._sharing)
+    def begin(self, partitions: Sequence[int], target: Checkpoint) -> None:
+        """Note what the target has of some partitions, from which these are read."""
+        for number in partitions:
+            self.sent.pop(number, None)
+            if number in target.positions:
+                self.sent[number] = target.positions[number]
+
+    def places_of(self, partitions: Iterable[int]) -> list[Place]:
+        """Return the places of some partitions, each once."""
+        return list(dict.fromkeys(map(self._place_of, partitions)))
+
+    def shared_by(self, parts: Mapping[int, int]) -> list[Place]:
+        """Return the places that partitions of more than one part share, from the part of each partition."""
+        return [place for place, numbers in self._sharing.items() if len({parts[number] for number in numbers}) > 1]
 
     def make(self, record: bytes, event: EventLike | None, complete: Complete) -> tuple[Place, Message] | None:
         """Return the message of a record and its place; None if the target has it already.
@@ -375,7 +371,8 @@ class MessageMaker(Generic[Place]):
         head = _read_head(record)
         if event is None:
             digest = crc32((head.key or "").encode(errors="surrogatepass"))
-            number = self._partitions[digest % len(self._partitions)]
+            numbers = complete.partitions or self._partitions
+            number = numbers[digest % len(numbers)]
         elif event.partition not in self._partitions:
             raise StreamError(f"the stream delivered an event of partition {event.partition}, which it should not have")
         elif _is_sent(event, self.sent.get(event.partition)):

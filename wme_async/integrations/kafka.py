@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from typing import Any, Final, Literal, TypeVar
 
 from wme_async._arguments import check_choice, check_functions, check_numbers, check_text
-from wme_async._stream import Stream
+from wme_async._stream import GroupStream, Stream
 from wme_async.errors import StreamError
 from wme_async.integrations._bridge import Bridge, Bridged, DeadLetter, DeadLetters, check_stream
 from wme_async.integrations._bridge_messages import Checkpoint, Message, news_of, read_checkpoint
@@ -56,7 +56,7 @@ _CONNECTION: Final = (
 
 
 def to_kafka(
-    stream: Stream[T],
+    stream: Stream[T] | GroupStream[T],
     producer: "AIOKafkaProducer",
     topic: str,
     *,

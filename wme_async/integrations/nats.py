@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
 from wme_async._arguments import check_choice, check_numbers, check_text
-from wme_async._stream import Stream
+from wme_async._stream import GroupStream, Stream
 from wme_async._tasks import raise_first_cause
 from wme_async._telemetry import log_fields
 from wme_async.errors import StreamError
@@ -64,7 +64,7 @@ _SAFE: Final = string.printable[:95].replace("%", "")
 
 
 def to_nats(
-    stream: Stream[T],
+    stream: Stream[T] | GroupStream[T],
     jetstream: "JetStreamContext",
     subject: str = "wme.articles.{partition}",
     *,
