@@ -138,20 +138,39 @@ async def test_a_snapshot_that_is_replaced_while_it_loads_counts_only_as_a_whole
         ]
 
 
-async def test_a_snapshot_that_is_withdrawn_while_it_loads_is_waited_for_or_an_error(tmp_path):
+async def test_a_snapshot_that_is_withdrawn_while_it_loads_is_waited_for(tmp_path):
     async with service() as (world, sim, wme):
+        withdrawn = asyncio.Event()
 
         def withdraw(event):
-            if isinstance(event, MirrorChunkLoaded) and event.done == 1:
+            if isinstance(event, MirrorChunkLoaded) and event.done == 1 and not withdrawn.is_set():
+                withdrawn.set()
                 sim.withdraw_snapshot(IDENTIFIER)
 
         async with mirror_of(wme, tmp_path / "mirror.db", on_event=withdraw) as mirror:
-            with pytest.raises(NotFound):
-                await mirror.run()
-            assert mirror.state == "loading"
-        sim.export_snapshot(IDENTIFIER)
-        async with mirror_of(wme, tmp_path / "mirror.db") as mirror, running(mirror):
-            await until_equal(mirror, world)
+            async with running(mirror):
+                await until(lambda: is_troubled(mirror))
+                assert mirror.state == "loading"
+                sim.export_snapshot(IDENTIFIER)
+                await until_equal(mirror, world)
+                await until(lambda: is_sound(mirror))
+            sim.withdraw_snapshot(IDENTIFIER)
+            world.edit("enwiki", min(world.truth("enwiki").pages))
+            world.advance(30)
+            await mirror.sync(quiet=1.0)
+            assert not differences(await copy_of(mirror), world)
+        for call in ("run", "sync"):
+            async with mirror_of(wme, tmp_path / f"{call}.db") as mirror:
+                with pytest.raises(NotFound):
+                    await getattr(mirror, call)()
+
+
+async def is_troubled(mirror):
+    return "requests" in (await mirror.statistics()).degraded
+
+
+async def is_sound(mirror):
+    return not (await mirror.statistics()).degraded
 
 
 async def test_an_incomplete_export_removes_nothing_and_says_so(tmp_path):

@@ -362,7 +362,7 @@ def test_only_pages_that_are_surely_older_than_a_snapshot_are_swept_and_few_of_t
 
 def record(**fields):
     """Return the JSON of a record of the stream."""
-    event = {"identifier": "e", "type": "update", "date_created": "2025-01-01T00:00:00.25Z"}
+    event: dict[str, object] = {"identifier": "e", "type": "update", "date_created": "2025-01-01T00:00:00.25Z"}
     event |= {"date_published": "2025-01-01T00:00:01Z", "partition": 3, "offset": 4}
     document: dict[str, object] = {
         "name": "Marie Curie",

@@ -183,7 +183,7 @@ class Mirror(MirrorReader):
         Failures of the network and of the service are waited out; what cannot be cured so is raised.
 
         Raises:
-            NotFound: A snapshot does not exist.
+            NotFound: A snapshot does not exist when it begins.
             Unauthorized: The account was rejected.
             Forbidden: The account lacks the source that was asked for.
             OSError: The store cannot be written, for example because the disk is full; what was written is consistent,
@@ -253,13 +253,18 @@ class Mirror(MirrorReader):
         """Have a response bring the clock of the service, by which everything is old or new.
 
         Raises:
-            NotFound: A snapshot does not exist.
+            NotFound: A snapshot does not exist, and was never loaded.
         """
         for scope in self._scopes:
-            await self._client.snapshots.get(scope.identifier, fields=["identifier"])
+            try:
+                await self._client.snapshots.get(scope.identifier, fields=["identifier"])
+            except NotFound:
+                # What is loaded may be followed while the snapshot is withdrawn.
+                if self._opened().progress.loaded(scope) is None:
+                    raise
 
     async def _run_source(self, source: Source) -> None:
-        await self._persist(self._learn_time)
+        await self._persist(self._learn_time, wait_for_missing=False)
         if source == "stream":
             follower = Follower(self._opened())
             async with WorkGroup() as group:
@@ -278,15 +283,22 @@ class Mirror(MirrorReader):
             await self._persist(lambda: self._upkeep.run_once(snapshots=source == "snapshots"))
             await asyncio.sleep(self._options.poll * _SELDOM)
 
-    async def _persist(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Repeat a step until it succeeds, unless its error will not go away."""
+    async def _persist(self, step: Callable[[], Coroutine[Any, Any, None]], *, wait_for_missing: bool = True) -> None:
+        """Repeat a step until it succeeds, unless its error will not go away.
+
+        Args:
+            step: The step.
+            wait_for_missing: Whether what does not exist may exist later: a snapshot that is withdrawn comes back with
+                the next export.
+        """
         work = self._opened()
         wait = self._options.poll
         while True:
             try:
                 await step()
             except WMEError as error:
-                if not (is_transient(error) or isinstance(error, QuotaExceeded)):
+                waits = isinstance(error, QuotaExceeded) or (wait_for_missing and isinstance(error, NotFound))
+                if not (is_transient(error) or waits):
                     raise
                 await work.degrade("requests", f"a request fails again and again: {error}")
                 work.notify(MirrorTrouble(error=error, wait=wait))

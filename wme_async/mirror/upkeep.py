@@ -75,9 +75,12 @@ class Upkeep:
         if work.progress.holes and not snapshots:
             await self._hourly.heal(work.progress.holes)
         await self._resolve_doubts()
-        for scope in work.scopes:
-            await self._reload(scope, always=snapshots)
-        await self._verify()
+        try:
+            for scope in work.scopes:
+                await self._reload(scope, always=snapshots)
+            await self._verify()
+        except NotFound as error:
+            logger.info("a snapshot is withdrawn, and waited for: %s", error)
         await work.update_state()
 
     async def _reload(self, scope: Scope, *, always: bool) -> None:
