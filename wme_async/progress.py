@@ -201,7 +201,6 @@ class _Terminal:
             console=console if console is not None else Console(stderr=True, markup=False, emoji=False),
             # What is printed to a terminal appears above the bars; a pipe gets it as it is.
             redirect_stdout=sys.stdout.isatty(),
-            redirect_stderr=False,
         )
 
     def start(self) -> None:

@@ -386,10 +386,23 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to the present standard error: a live table replaces it, to print lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record.
+
+        Args:
+            record: As for `logging.StreamHandler`.
+        """
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def configure_logging(verbosity: int) -> None:
     """Log to standard error: warnings, with `-v` what is retried, with `-vv` every request."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     # Whoever reads a log wants to know the part of the library; whoever runs a command, what happened.
     name = " %(name)s" if verbosity else ""
     handler.setFormatter(LogFormatter(f"%(levelname)s{name}: %(message)s"))
