@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gc
 import json
+import logging
 import os
 import pathlib
 import sqlite3
@@ -296,6 +297,16 @@ async def test_chosen_jobs_are_retried_alone(manager, server):
             await manager.retry(batch.batch_id, jobs=[names[1], unknown])
     with pytest.raises(WrongState, match="no job"):
         await manager.retry(batch.batch_id, jobs=[])
+
+
+async def test_a_failed_job_is_logged_with_its_batch(manager, server, caplog):
+    caplog.set_level(logging.INFO, "wme_async.jobs")
+    batch = await manager.submit([f"{server.add('bad', 9, 404)}?token=secret"])
+    await manager.wait(batch.batch_id, timeout=10)
+    (record,) = (record for record in caplog.records if hasattr(record, "wme"))
+    assert record.wme == {"batch": batch.batch_id, "job": f"job_{batch.batch_id}_0"}
+    assert "404" in record.getMessage()
+    assert "secret" not in record.getMessage()
 
 
 async def test_a_name_outlives_a_restart(tmp_path, server):

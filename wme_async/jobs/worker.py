@@ -16,6 +16,7 @@ from typing import Any
 
 from wme_async._arguments import check_type
 from wme_async._tasks import WorkGroup, is_cancelling, wait_done
+from wme_async._telemetry import log_fields
 from wme_async._transport import Transport
 from wme_async.errors import ClientClosed, WMEError
 from wme_async.jobs import states
@@ -499,7 +500,9 @@ class JobRunner:
         fields = {
             change.position: {"error": "cancelled, because another job of the batch failed"} for change in changes
         }
-        fields[key[1]] = {"error": redacted(storable_text(reason), url=row.jobs[key[1]].url)}
+        error = redacted(storable_text(reason), url=row.jobs[key[1]].url)
+        logger.info("job %s failed: %s", job_id(*key), error, extra=log_fields(batch=key[0], job=job_id(*key)))
+        fields[key[1]] = {"error": error}
         await self._commit(row, after, changes, fields)
 
     async def _finish(self, key: JobKey, fetched: Fetched, fields: dict[str, Any]) -> None:
