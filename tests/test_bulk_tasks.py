@@ -117,6 +117,7 @@ async def test_a_plan_whose_tasks_were_changed_is_an_error(wme: Client, tmp_path
         {"tasks": [{**plan["tasks"][0], "to": "elsewhere"}, *plan["tasks"][1:]]},
         {"tasks": [{**plan["tasks"][0], "chunk": "../../chunk_0"}, *plan["tasks"][1:]]},
         {"generation": "0" * 16},
+        {"tasks": [{**plan["tasks"][0], "md5": "../x"}, *plan["tasks"][1:]]},
     ):
         with pytest.raises(ValueError, match="this is not the JSON of a Plan"):
             Plan.from_json(json.dumps({**plan, **change}))
@@ -196,8 +197,9 @@ async def test_arguments_that_no_worker_could_use_are_misuse(wme: Client, tmp_pa
     for type_ in (Local, type("Script", (), {"__module__": "__main__"}), "no name"):
         with pytest.raises(ValueError, match=r"type|module"):
             await make_plan(wme, tmp_path, type=type_)
-    with pytest.raises(TypeError, match="type"):
-        await make_plan(wme, tmp_path, type=5)
+    for not_a_class in (5, Page | Other):
+        with pytest.raises(TypeError, match="type must be a class"):
+            await make_plan(wme, tmp_path, type=not_a_class)
     with pytest.raises(ValueError, match="format"):
         await make_plan(wme, tmp_path, format="csv")
     for url in ("s3://key:secret@bucket/x", "s3://bucket/x?signature=secret", "s3:///x", "ftp://secret@bucket/x"):

@@ -96,6 +96,20 @@ async def test_the_bytes_in_flight_are_bounded_and_a_new_export_can_be_an_error(
             await running
 
 
+async def test_a_client_of_another_thread_will_do_and_damage_on_the_way_is_cured(
+    sim: Simulator, plan: Plan, tmp_path: Path
+) -> None:
+    sim.faults.inject("corrupt", role="store", times=2)
+    async with cluster(processes=False) as local:
+        client = await asyncio.to_thread(distributed.Client, local.scheduler_address, set_as_default=False)
+        try:
+            manifest = await run_plan(plan, client)
+        finally:
+            await asyncio.to_thread(client.close)
+    assert manifest.rows == len(PAGES)
+    assert metered(sim) == CHUNKS + 2
+
+
 async def test_a_snapshot_that_is_exported_again_and_again_is_given_up(sim: Simulator, plan: Plan) -> None:
     reports: list[PlanProgress] = []
 
