@@ -5,13 +5,14 @@ import multiprocessing
 import sqlite3
 import sys
 
+import msgspec
 import pytest
 from failing_sqlite import Trouble
 
 from wme_async import DataError
 from wme_async.mirror import Marks, SQLiteStore
 from wme_async.mirror.conformance import CHECKS, check_all
-from wme_async.mirror.rule import Page, Picture
+from wme_async.mirror.rule import Mask, Page, Picture
 
 
 def page(title="A", page_id=1, revision=1, created=5, record=b'{"name":"A"}'):
@@ -26,7 +27,8 @@ def page(title="A", page_id=1, revision=1, created=5, record=b'{"name":"A"}'):
 async def test_the_sqlite_store_conforms(check, codec, tmp_path):
     if codec == "zstd":
         pytest.importorskip("zstandard")
-    await check(lambda: SQLiteStore(tmp_path / "mirror.db", codec=codec))
+    # Those with zlib keep an index as well, which must not matter.
+    await check(lambda: SQLiteStore(tmp_path / "mirror.db", codec=codec, search=codec == "zlib"))
 
 
 async def test_all_checks_run_over_stores_of_their_own(tmp_path):
@@ -235,3 +237,40 @@ async def test_other_programs_read_the_live_pages_by_sql(tmp_path):
     await store.close()
     if sys.platform != "win32":
         assert (tmp_path / "mirror.db").stat().st_mode & 0o077 == 0
+
+
+async def test_titles_and_abstracts_are_searched(tmp_path):
+    def about(title, page_id, abstract, revision=1, created=5):
+        record = msgspec.json.encode({"name": title, "abstract": abstract})
+        return page(title, page_id, revision, created, record)
+
+    path = tmp_path / "mirror.db"
+    store = SQLiteStore(path)
+    await store.open()
+    await store.apply(Picture([about("Rhine", 1, "a river in Europe"), about("Nile", 2, "a river in Africa")]), Marks())
+    with pytest.raises(ValueError, match="search=True"):
+        await store.search("river")
+    await store.close()
+    store = SQLiteStore(path, search=True)
+    await store.open()
+    assert sorted(key[1] for key in await store.search("river")) == ["Nile", "Rhine"]
+    assert [key[1:3] for key in await store.search('river "eur*')] == [("Rhine", 1)]
+    assert len(await store.search("river", limit=1)) == 1
+    assert await store.search("* ") == []
+    assert await store.search("in AND") == [], "words are words"
+    gone = page("Nile", 2, 1, 9)
+    gone.gone, gone.record = True, b""
+    hidden = Mask(project="testwiki", page_id=1, revision=1, created=9, hidden=1)
+    await store.apply(Picture([gone, hidden, about("Rhône", 3, "another river")]), Marks())
+    assert [key[1] for key in await store.search("river")] == ["Rhône"]
+    shown = Mask(project="testwiki", page_id=1, revision=1, created=10, hidden=0)
+    await store.apply(Picture([shown]), Marks())
+    assert sorted(key[1] for key in await store.search("river")) == ["Rhine", "Rhône"]
+    await store.apply(Picture(), Marks(forget=[("testwiki", 1)]))
+    await store.close()
+    store = SQLiteStore(path)  # it keeps its index
+    await store.open()
+    await store.apply(Picture([about("Rhône", 3, "no longer", revision=2, created=11)]), Marks())
+    assert await store.search("river") == []
+    assert [key[1] for key in await store.search("rhone longer")] == ["Rhône"]
+    await store.close()

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from wme_async._arguments import check_choice, check_path
+from wme_async._arguments import check_choice, check_flags, check_numbers, check_path, check_text
 from wme_async._files import LockedFile, private_file, private_folder
 from wme_async._sqlite import database_error
 from wme_async._tasks import in_thread
@@ -31,6 +31,7 @@ from wme_async.mirror.rule import (
     removal_limit,
     title_keys,
 )
+from wme_async.mirror.search import create_index, find, has_index, update_index
 from wme_async.mirror.sqlite_rows import (
     fetch_held,
     fetch_marks,
@@ -84,6 +85,7 @@ class SQLiteStore:
     Args:
         path: The file; it is created when a mirror opens it.
         codec: `"zstd"` or `"zlib"` for new records; by default zstandard if it is installed.
+        search: Keep a full-text index of titles and abstracts, for `search`. A store that has one keeps it.
 
     Raises:
         TypeError: The path is not a path.
@@ -91,14 +93,17 @@ class SQLiteStore:
         ImportError: `codec="zstd"`, and zstandard is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, codec: str | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, codec: str | None = None, search: bool = False) -> None:
         check_path("path", path)
+        check_flags(search=search)
         if os.fspath(path) == ":memory:":
             raise ValueError("SQLiteStore needs a file: a mirror in memory would load the wiki again at each start")
         if codec is not None:
             check_choice("codec", codec, ("zstd", "zlib"))
         self.path: Path = Path(path)
         self._compressor = Compressor(codec)
+        self._search = search
+        self._has_index = False
         self._lock: LockedFile | None = None
         self._writer: Database | None = None
         self._reader: Database | None = None
@@ -132,6 +137,11 @@ class SQLiteStore:
                 stack.callback(self._release)
                 self._writer = open_database(self.path, writing=True)
                 stack.callback(self._writer.close)
+                self._has_index = has_index(self._writer.connection)
+                if self._search and not self._has_index:
+                    with self._writer.transaction() as connection:
+                        create_index(connection)
+                    self._has_index = True
             reader = open_database(self.path, writing=False)
             stack.callback(reader.close)
             with reader.translated():
@@ -276,6 +286,8 @@ class SQLiteStore:
         self._next_id = write_rows(
             connection, difference, ids, next_id=self._next_id, compress=self._compressor.compress
         )
+        if self._has_index:
+            update_index(connection, difference, ids)
         self._seq = difference.seq
 
     def _forget(self, connection: sqlite3.Connection, pages: Collection[PageKey]) -> None:
@@ -406,6 +418,29 @@ class SQLiteStore:
                 if size >= _ENTRY_BYTES:
                     break
         return entries, last
+
+    async def search(self, words: str, limit: int = 10) -> list[Key]:
+        """Return the live pages that have all words in their title or abstract, the best first.
+
+        Args:
+            words: The words; a `*` at the end of one stands for its continuations.
+            limit: Pages at most.
+
+        Raises:
+            ValueError: The store was made without `search=True`.
+            DataError: The file is damaged.
+            OSError: It cannot be read.
+            RuntimeError: The store is not open.
+        """
+        check_text(words=words)
+        check_numbers(whole=True, optional=False, minimum=1, limit=limit)
+
+        def work(connection: sqlite3.Connection) -> list[Key]:
+            if not has_index(connection):
+                raise ValueError(f"{self!r} has no index: let the mirror that writes it open it with search=True")
+            return find(connection, words, limit)
+
+        return await self._in_reader(work)
 
     async def changes(self, after: int, limit: int) -> list[Change]:
         """Return the changes after a number, in order; see `Store.changes`.

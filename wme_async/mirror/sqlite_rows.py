@@ -1,7 +1,7 @@
 """The rows of a mirror in SQLite: how they are fetched and written. All functions here block."""
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from wme_async.mirror.protocol import KINDS, Kind, Marks
@@ -152,7 +152,7 @@ def _place_values(place: Whereabouts) -> tuple[Any, ...]:
 def write_rows(
     connection: sqlite3.Connection,
     difference: Difference,
-    ids: Mapping[TitleKey, int],
+    ids: dict[TitleKey, int],
     *,
     next_id: int,
     compress: Callable[[Sequence[bytes]], list[tuple[int, bytes]]],
@@ -162,7 +162,7 @@ def write_rows(
     Args:
         connection: In a transaction.
         difference: What to write.
-        ids: The numbers of the rows that exist.
+        ids: The numbers of the rows that exist; receives those of new ones.
         next_id: The next free number.
         compress: Returns the codec and the bytes of each record.
     """
@@ -174,6 +174,7 @@ def write_rows(
         values = _page_values(page)
         if number is None:
             number, next_id = next_id, next_id + 1
+            ids[page.key] = number
             new.append((number, *values))
         else:
             replaced.append((*values[2:], number))
