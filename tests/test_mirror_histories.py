@@ -188,15 +188,10 @@ class History:
         unknown = truth.exceptions(since.timestamp(), self.missed)
         pages = {title: page for title, page in truth.pages.items() if title not in unknown}
         copies = {title: await mirror.get(title) for title in pages}
-        current = self.world.current("enwiki")
-        # A text that was hidden when it was fetched, and is shown again, the service itself has not.
-        unpublished = {title for title, record in current.items() if "text" in record.page.hidden}
         return {
             title: ("text", copy)
             for title, copy in copies.items()
-            if copy is not None
-            and (copy.article_body is None) != ("text" in pages[title].hidden)
-            and not (copy.article_body is None and title in unpublished)
+            if copy is not None and (copy.article_body is None) != ("text" in pages[title].hidden)
         }
 
     async def _wait_for_calm(self, mirror: Mirror) -> None:

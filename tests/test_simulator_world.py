@@ -165,6 +165,23 @@ async def test_suppression_is_on_the_stream_alone_and_hides_the_text_of_later_re
     assert truth.exceptions(world.now()) == {"Old Lake": "suppressed before"}
 
 
+async def test_a_text_that_is_shown_again_may_have_no_record():
+    world = a_world()
+    async with a_simulator(world) as sim:
+        world.create("enwiki", "Old Lake")
+        world.hide("enwiki", "Old Lake")
+        world.advance(60)
+        world.hide("enwiki", "Old Lake", text=False)
+        world.advance(60)
+        events = await stream_of(sim, 3, START)
+        truth = world.truth("enwiki")
+        assert truth.exceptions(START.timestamp() - 1) == {"Old Lake": "text not published"}
+        world.edit("enwiki", "Old Lake")
+        world.advance(60)
+        assert world.truth("enwiki").exceptions(START.timestamp() - 1) == {}
+    assert not any("article_body" in event for event in events)
+
+
 async def test_look_ups_do_not_know_suppression():
     world = a_world()
     async with a_simulator(world) as sim, Client(**sim.client_options()) as wme:

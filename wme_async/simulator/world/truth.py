@@ -8,7 +8,7 @@ from wme_async.simulator.world.exports import Export
 from wme_async.simulator.world.pipeline import SECOND, Message
 from wme_async.simulator.world.wiki import WikiPage
 
-Exemption = Literal["never published", "deleted before", "suppressed before"]
+Exemption = Literal["never published", "deleted before", "suppressed before", "text not published"]
 """Why a copy may differ from the wiki."""
 
 
@@ -23,6 +23,7 @@ class Truth:
         published: For each message that was published, by its time of creation, when it was published first;
             microseconds since 1970.
         exports: The snapshots of this project that were exported so far.
+        textless: Titles whose newest record was fetched while the text was suppressed, and whose text is shown again.
     """
 
     project: str
@@ -30,6 +31,7 @@ class Truth:
     messages: Sequence[Message]
     published: Mapping[int, int]
     exports: Sequence[Export]
+    textless: frozenset[str] = frozenset()
 
     @property
     def lost(self) -> list[Message]:
@@ -46,7 +48,8 @@ class Truth:
         Returns:
             "never published": the newest event of a title, or of its visibility, was lost; "deleted before": the page
             was deleted before `since` or in a missed time, and a snapshot that was exported later still has it;
-            "suppressed before": its visibility was changed before `since`, or in a missed time.
+            "suppressed before": its visibility was changed before `since`, or in a missed time; "text not published":
+            the service has no record with the text, which is shown again.
         """
         out: dict[str, Exemption] = {}
         gaps = [(0.0, since), *missed]
@@ -64,7 +67,7 @@ class Truth:
                 out.setdefault(title, "never published")
             elif self._published_in(change, gaps):
                 out.setdefault(title, "suppressed before")
-        return out
+        return {**dict.fromkeys(self.textless, "text not published"), **out}
 
     def _is_still_exported(self, message: Message) -> bool:
         """Return whether a snapshot has the page of a delete, although the delete was published before its export."""

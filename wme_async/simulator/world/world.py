@@ -430,10 +430,12 @@ class World:
                 pages = self._built_in(project, self._now / SECOND)
             else:
                 pages = self._editor.wiki(project).live()
+            live = {page.title: page for page in pages}
+            current = self._current[project]
             messages = [message for message in self._pipeline.messages if message.project == project]
             return Truth(
                 project=project,
-                pages={page.title: page for page in pages},
+                pages=live,
                 messages=messages,
                 published={
                     message.created: self._published[message.created]
@@ -443,6 +445,11 @@ class World:
                 exports=[
                     export for export in self.exports if export.identifier.rpartition("_namespace_")[0] == project
                 ],
+                textless=frozenset(
+                    title
+                    for title, page in live.items()
+                    if title in current and "text" in current[title].page.hidden - page.hidden
+                ),
             )
 
     @property
