@@ -59,9 +59,9 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
         names: All that exist.
     """
     every = list(names)
-    similar = difflib.get_close_matches(name, every, n=2, cutoff=0.6)
-    if not similar and len(name) > 1:  # the beginning of a longer name, such as the project of an archive
-        similar = [longer for longer in every if longer.startswith(name)][:2]
+    # The beginning of a longer name, such as the project of an archive, is meant rather than another one like it.
+    longer = [other for other in every if len(name) > 2 and other.startswith(name)]
+    similar = longer[:2] or difflib.get_close_matches(name, every, n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
