@@ -6,10 +6,19 @@ of a part, the one with the smaller token is the earlier one.
 """
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 import msgspec
 
-__all__ = ["Lease", "LeaseTable", "share_of"]
+__all__ = ["MEMBERSHIP", "Lease", "LeaseTable", "share_of"]
+
+
+MEMBERSHIP: Final = 0.5
+"""How long a member counts after a renewal, in leases.
+
+A member that is late keeps its parts to the end of their leases. What is free meanwhile is not kept for it so long: if
+it has died as well, the others would wait for two leases, one after the other.
+"""
 
 
 def share_of(parts: int, member: str, members: Sequence[str]) -> int:
@@ -62,7 +71,7 @@ class LeaseTable:
     def take(self, owner: str, parts: int, ttl: float, now: float) -> dict[int, int]:
         """Give a member free parts, up to its share, and return their tokens."""
         self.live_until = {member: until for member, until in self.live_until.items() if until > now}
-        self.live_until[owner] = now + ttl
+        self.live_until[owner] = now + ttl * MEMBERSHIP
         share = share_of(parts, owner, self.members(now))
         free = []
         for part in range(parts):
@@ -81,7 +90,7 @@ class LeaseTable:
 
     def renew(self, owner: str, ttl: float, now: float) -> dict[int, int]:
         """Extend the leases of a member that have not ended, and return their tokens."""
-        self.live_until[owner] = now + ttl
+        self.live_until[owner] = now + ttl * MEMBERSHIP
         held: dict[int, int] = {}
         for part, lease in self.leases.items():
             if lease.owner == owner and lease.until > now:

@@ -11,6 +11,7 @@ import msgspec
 
 from wme_async._arguments import check_numbers
 from wme_async.offsets._database import DatabaseStore, server_name
+from wme_async.offsets.lease_table import MEMBERSHIP
 from wme_async.offsets.protocol import Position, check_lease, check_name, check_positions
 
 __all__ = ["PostgresOffsets"]
@@ -47,10 +48,11 @@ WITH held AS (SELECT 1 FROM wme_leases WHERE name = $1 AND part = $3 AND owner =
 saved AS ({_SAVE.format("(SELECT FROM held) held,")})
 SELECT count(*) FROM held
 """  # noqa: S608  # of constants
-_JOIN: Final = """
-INSERT INTO wme_members (name, owner, until) VALUES ($1, $2, clock_timestamp() + $3::float8 * interval '1 second')
+_JOIN: Final = f"""
+INSERT INTO wme_members (name, owner, until)
+VALUES ($1, $2, clock_timestamp() + $3::float8 * {MEMBERSHIP} * interval '1 second')
 ON CONFLICT (name, owner) DO UPDATE SET until = excluded.until
-"""
+"""  # noqa: S608  # of constants
 # Of two members that take the same part, one waits for its row, and finds it taken. They choose at random, so that it
 # is rare, and lock rows in the same order, so that neither waits for the other for ever.
 _TAKE: Final = f"""

@@ -124,7 +124,7 @@ class LeaseStore(OffsetStore, Protocol):
             name: The name of the positions.
             owner: The member: another one for each start of a process.
             parts: The number of parts; they are numbered from 0.
-            ttl: Seconds until the leases and the membership end.
+            ttl: Seconds until the leases end. The membership ends after half of them.
 
         Returns:
             The token of each part that was taken now.

@@ -13,6 +13,7 @@ import msgspec
 from wme_async._arguments import check_numbers
 from wme_async.errors import DataError
 from wme_async.offsets._database import DatabaseStore, server_name
+from wme_async.offsets.lease_table import MEMBERSHIP
 from wme_async.offsets.protocol import Position, check_lease, check_name, check_positions
 
 __all__ = ["RedisOffsets"]
@@ -23,7 +24,8 @@ R = TypeVar("R")
 
 # Keys: the positions, by partition; the owner (o), token (t) and end (u) of each part's last lease; the members with
 # the end of their membership. Time is that of the server, in milliseconds. A script runs whole, and alone.
-_PRELUDE: Final = """
+_PRELUDE: Final = f"""
+local MEMBERSHIP = {MEMBERSHIP}
 local positions, leases, members, owner = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -34,7 +36,7 @@ end
 local function extend(part, ttl) redis.call('HSET', leases, 'u' .. part, now + ttl) end
 local function join(ttl)
     redis.call('ZREMRANGEBYSCORE', members, '-inf', now)
-    redis.call('ZADD', members, now + ttl, owner)
+    redis.call('ZADD', members, now + ttl * MEMBERSHIP, owner)
 end
 """
 # Redis compares strings by the language of its machine; shares are dealt out by bytes.
