@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -410,6 +411,95 @@ async def test_a_bad_record_is_raised_and_the_stream_goes_on(world: World, store
             await anext(member.stream)
         publish(sim, 1, 8)
         assert sorted(partition for partition, _ in await take(member.stream, 2)) == [5, 40]
+
+
+async def test_an_error_behind_events_comes_after_them_in_a_list(world: World, store: MemoryOffsets) -> None:
+    sim, wme = world
+    async with joined(wme, store) as member:
+        await member.has(10)
+        place = sim.firehose.publish(partition=5)
+        sim.firehose.publish({"name": 7}, partition=5)
+        batches = member.stream.batches(10, 3600.0)
+        async with asyncio.timeout(20):
+            (article,) = await anext(batches)
+            assert (article.event.partition, article.event.offset) == place
+            with pytest.raises(DecodeError):
+                await anext(batches)
+
+
+async def test_a_copy_of_an_event_is_acknowledged_by_its_place(world: World, store: MemoryOffsets) -> None:
+    sim, wme = world
+    for commit in ("auto", "ack"):
+        async with joined(wme, store, commit=commit, name=commit) as member:
+            await member.has(10)
+            places = [sim.firehose.publish(partition=5) for _ in range(3)] + [sim.firehose.publish(partition=6)]
+            articles: list[Any] = []
+            async with asyncio.timeout(20):
+                while len(articles) < 4:
+                    articles += await anext(member.stream.batches(4 - len(articles), 1.0))
+            for article in articles[:2]:
+                member.stream.ack(copy.deepcopy(article))
+            await member.stream.commit()
+            saved = await store.load(f"{commit}/articles")
+            last = max(article.event.offset for article in articles[:2] if article.event.partition == 5)
+            assert saved[5].offset == last
+            assert last < places[2][1]
+
+
+async def test_a_part_whose_positions_cannot_be_saved_is_begun_anew(world: World, lease_time: LeaseTime) -> None:
+    sim, wme = world
+
+    class Unwritable(Slow):
+        failures = 0
+
+        async def save_held(
+            self, name: str, part: int, owner: str, token: int, positions: Mapping[int, Position]
+        ) -> bool:
+            if self.failures > 0:
+                self.failures -= 1
+                raise StreamError("no room")
+            return await super().save_held(name, part, owner, token, positions)
+
+    store = Unwritable(lease_time)
+    async with joined(wme, store, commit_interval=0.01) as member:
+        await member.has(10)
+        store.failures = 3
+        member.stream.ack(await take_one(sim, member, 2))
+        waiting = asyncio.create_task(anext(member.stream))
+        await until(lambda: (2, 1, True) in member.lost)
+        await until(lambda: (2, 2) in member.taken)
+        publish(sim, 2)
+        article = await waiting
+        assert article.event.partition == 10
+
+
+async def test_an_observer_that_fails_harms_nobody(
+    world: World, store: MemoryOffsets, caplog: pytest.LogCaptureFixture
+) -> None:
+    sim, wme = world
+
+    def fail(event: object) -> None:
+        raise ZeroDivisionError
+
+    async with wme.realtime.articles(offsets=store, share="group", on_event=fail, retry=PATIENT) as stream:
+        await until(lambda: len(stream.parts) == 10)
+        publish(sim, 1)
+        await take(stream, 1)
+    assert any("the on_event hook failed" in record.getMessage() for record in caplog.records)
+
+
+async def test_the_exception_of_the_block_is_raised_and_that_of_closing_noted(
+    world: World, lease_time: LeaseTime
+) -> None:
+    sim, wme = world
+    store = Slow(lease_time)
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with joined(wme, store) as member:
+            await member.has(10)
+            member.stream.ack(await take_one(sim, member, 2))
+            store.failing = True
+            _ = 1 / 0
+    assert any("no answer" in note for note in caught.value.__notes__)
 
 
 async def test_a_permanent_error_of_a_part_reaches_the_consumer(world: World, store: MemoryOffsets) -> None:

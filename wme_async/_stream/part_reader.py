@@ -134,6 +134,7 @@ class PartReader(Generic[T]):
                 items = await anext(self.stream.batches(limit(), 0.0))
             except Exception as error:
                 if self.is_of_store(error):
+                    self.store.closed = True  # it has failed several times
                     raise
                 self.error = error
             else:
