@@ -299,6 +299,8 @@ class GroupStream(Generic[T]):
                 self._close_failure = error
         finally:
             self._end(reader)
+            if reader.final is not None:
+                self._past = added([self._past, past(reader.final)])
             if not reader.lost:
                 with contextlib.suppress(Exception):  # it is given back at the next heartbeat, or ends by itself
                     await self._keeper.give(holding)
@@ -333,8 +335,6 @@ class GroupStream(Generic[T]):
             return
         del self._readers[holding.part]
         self._deliveries.forget(reader)
-        if reader.final is not None:
-            self._past = added([self._past, past(reader.final)])
         facts = log_fields(stream=self.key, part=holding.part, token=holding.token)
         logger.info("part %d of %r is %s", holding.part, self.key, "lost" if reader.lost else "given back", extra=facts)
         if self._telemetry is not None and reader.lost:
