@@ -203,7 +203,7 @@ class _Host:
     def freeze(self, seconds: float) -> None:
         for holding in self.held.values():
             self.world.stopped(self.world.part(self, holding), holding, self.world.now())
-        self.frozen_until = self.world.now() + seconds
+        self.frozen_until = max(self.frozen_until, self.world.now() + seconds)
         self.start(self._thaw())
 
     async def _thaw(self) -> None:
