@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from wme_async import Client, Hosts, Retry
+from wme_async import Client, Hosts, RedisOffsets, Retry
 
 
 @contextlib.asynccontextmanager
@@ -42,7 +42,12 @@ async def main(options: dict[str, Any]) -> None:
         options["username"], options["password"], hosts=Hosts(**options["hosts"]), token_file=Path(options["tokens"])
     )
     retry = Retry(attempts=10**9, base=0.001, cap=0.01, total=1e9)
-    stream = client.realtime.articles(type=msgspec.Raw, since="oldest", retry=retry, on_gap="raise", idle_timeout=5.0)
+    share: dict[str, Any] = {}
+    if "redis" in options:
+        share = {"offsets": RedisOffsets(options["redis"]), "share": "group", "lease": 1.0}
+    stream: Any = client.realtime.articles(
+        type=msgspec.Raw, since="oldest", retry=retry, on_gap="raise", idle_timeout=5.0, **share
+    )
     async with client, broker(options["broker"], stream, batch=options["batch"]) as bridge:
         print("open", flush=True)
         await bridge

@@ -4,6 +4,7 @@ The long runs are those of `nox -s torture`; the short ones are the same with sm
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -143,3 +144,46 @@ def test_fifty_kills_of_bridge_and_broker_lose_and_double_nothing(
     tmp_path: Path, target: Target, disturb: Callable[[random.Random], None]
 ) -> None:
     kill_at_random(tmp_path, target, kills=50, events=8_000, rate=70, patience=60, disturb=disturb)
+
+
+def take_turns(tmp_path: Path, target: Target, redis: str, *, rounds: int, events: int, rate: float) -> None:
+    """Kill or stop one of two bridges of a group so often, and count: every event once, and in order."""
+    chance = random.Random(5)
+    asyncio.run(create(target))
+    with contextlib.ExitStack() as stack:
+        serving = stack.enter_context(server(events=events, rate=rate))
+        options = {**serving.client, "tokens": str(tmp_path / "tokens.json"), "broker": broker_of(target)}
+        options |= {"batch": 10, "redis": redis}
+        pair = [stack.enter_context(bridge(options)) for _ in range(2)]
+        for number in range(rounds):
+            time.sleep(chance.uniform(0.5, 2))
+            chosen = number % 2
+            if isinstance(target, NATSTarget) and number % 3 == 0:
+                # For longer than its lease. NATS accepts nothing of it when it wakes up.
+                os.kill(pair[chosen].pid, signal.SIGSTOP)
+                time.sleep(2.5)
+                os.kill(pair[chosen].pid, signal.SIGCONT)
+            else:
+                os.kill(pair[chosen].pid, signal.SIGKILL)
+                pair[chosen].wait()
+            for index, process in enumerate(pair):
+                if process.poll() is not None:
+                    pair[index] = stack.enter_context(bridge(options))
+        until = time.monotonic() + 120
+        while not (serving.ask("status")["done"] and asyncio.run(target.count()) >= events):
+            assert time.monotonic() < until, f"{asyncio.run(target.count())} of {events}"
+            time.sleep(0.2)
+            for index, process in enumerate(pair):
+                if process.poll() is not None:
+                    pair[index] = stack.enter_context(bridge(options))
+        expected = [tuple(event) for some in serving.ask("expected")["expected"].values() for event in some]
+        assert serving.ask("status")["refused"] == []
+    check_once_and_in_order(asyncio.run(events_in(target)), expected)
+
+
+@pytest.mark.torture
+def test_two_bridges_of_a_group_that_are_killed_in_turn_lose_and_double_nothing(
+    tmp_path: Path, target: Target, redis_url: str
+) -> None:
+    pytest.importorskip("redis")
+    take_turns(tmp_path, target, redis_url, rounds=30, events=5_000, rate=70)
