@@ -242,7 +242,7 @@ async def test_an_account_without_the_stream_gets_the_next_best(tmp_path, groups
 
 
 async def test_a_mirror_from_batches_equals_the_wiki_but_for_suppressions(tmp_path):
-    async with service() as (world, _, wme):
+    async with service() as (world, sim, wme):
         async with mirror_of(wme, tmp_path / "mirror.db", source="batches") as mirror:
             await mirror.sync()
             index = await index_of(mirror, "index", {})
@@ -257,6 +257,8 @@ async def test_a_mirror_from_batches_equals_the_wiki_but_for_suppressions(tmp_pa
             assert titles_of(await index_of(mirror, "index", index)) == await copy_of(mirror)
             statistics = await mirror.statistics()
             assert statistics.followed_until == START.replace(hour=13, minute=0)
+            await mirror.sync()
+        assert set(downloads(sim).values()) == {1}, "each chunk and each hour is read once"
         async with mirror_of(wme, tmp_path / "mirror.db") as mirror, running(mirror):
             await until_equal(mirror, world)
             assert (await mirror.statistics()).holes == ()

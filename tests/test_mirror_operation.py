@@ -12,6 +12,7 @@ from mirror_world import (
     START,
     copy_of,
     differences,
+    downloads,
     index_of,
     mirror_of,
     requests_of,
@@ -380,6 +381,21 @@ async def test_a_running_mirror_verifies_itself_when_it_is_due(small):
     async with mirror_of(wme, path, verify_every=3600.0) as mirror, running(mirror):
         await until_equal(mirror, world)
         await until(lambda: verified(mirror))
+
+
+async def test_a_whole_snapshot_is_compared_only_if_it_is_a_new_one(small):
+    world, sim, wme, path = small
+    async with mirror_of(wme, path, verify_every=3600.0, verify="full") as mirror, running(mirror):
+        await until_equal(mirror, world)
+        before = sum(downloads(sim).values())
+        world.edit("enwiki", title_of(world))
+        world.advance(3600)
+        await wme.projects.list()
+        await until_equal(mirror, world)
+        assert sum(downloads(sim).values()) == before
+        sim.export_snapshot(IDENTIFIER)
+        await until(lambda: verified(mirror))
+        assert (await mirror.statistics()).verification.missed == 0
 
 
 async def verified(mirror):

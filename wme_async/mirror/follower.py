@@ -202,6 +202,8 @@ class Follower:
 
     def _limit(self) -> int:
         """Return how many records to take at a time, so that their bytes are bounded."""
+        if not self._size:
+            return _LEAST
         return max(_LEAST, min(_MOST, int(_PART / max(1.0, self._size))))
 
     async def take(self, stream: Stream[msgspec.Raw], batch: Sequence[msgspec.Raw]) -> None:

@@ -139,8 +139,19 @@ class Upkeep:
         last: Verification | None = work.progress.get("state", "verification", Verification)
         times = [last.time] if last is not None else []
         times += [loaded.cut for scope in work.scopes if (loaded := work.progress.loaded(scope)) is not None]
-        if work.now() - max(times) >= timedelta(seconds=work.options.verify_every):
+        if work.now() - max(times) < timedelta(seconds=work.options.verify_every):
+            return
+        if work.options.verify == "sample" or await self._has_newer_snapshot():
             await self.verify(work.options.verify)
+
+    async def _has_newer_snapshot(self) -> bool:
+        """Return whether a snapshot would tell anything that the loaded one did not."""
+        for scope in self._work.scopes:
+            loaded = self._work.progress.loaded(scope)
+            snapshot = await self._work.client.snapshots.get(scope.identifier)
+            if loaded is None or snapshot.version != loaded.version:
+                return True
+        return False
 
     async def verify(self, kind: str) -> Verification:
         """Compare the mirror with the service, and merge what it has missed.
