@@ -158,6 +158,36 @@ async def test_metadata_that_is_older_than_its_chunk_is_asked_for_again(
     assert {page.export for page in pages(await finish(plan), tmp_path)} == {2}
 
 
+async def test_chunks_that_are_replaced_one_by_one_are_asked_for_again(
+    sim: Simulator, wme: Client, tmp_path: Path, client_clock: Any
+) -> None:
+    sim.export_snapshot(SNAPSHOT)  # so that its record is newer than the chunks until they are replaced
+    sim.clock.advance(60)
+    export(sim, 2, only={0, 1, 2})
+    planning = asyncio.create_task(make_plan(wme, tmp_path))
+    await sim.requests.wait(2, role="api", path="chunk_11$", method="POST")
+    export(sim, 2)
+    plan = await planning
+    await run_all(plan, wme)
+    assert {page.export for page in pages(await finish(plan), tmp_path)} == {2}
+
+
+async def test_chunks_whose_dates_do_not_fit_together_are_believed_in_the_end_with_a_warning(
+    sim: Simulator, wme: Client, tmp_path: Path, client_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await make_plan(wme, tmp_path)
+    assert caplog.text == ""
+    sim.clock.advance(21 * 3600)
+    export(sim, 2, only={3})
+    assert len((await make_plan(wme, tmp_path)).tasks) == CHUNKS
+    assert "its chunks are from" in caplog.text
+    sim.export_snapshot(SNAPSHOT)
+    sim.clock.advance(60)
+    export(sim, 3, only={3})
+    await make_plan(wme, tmp_path)
+    assert "newer than its record" in caplog.text
+
+
 async def test_an_export_that_does_not_end_is_not_planned(
     sim: Simulator, wme: Client, tmp_path: Path, client_clock: Any
 ) -> None:

@@ -1,8 +1,10 @@
 """The plan of bulk work: the chunks of one export, from metadata alone."""
 
 import asyncio
+import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -17,10 +19,13 @@ from wme_async._transport import Transport
 from wme_async.errors import DataError, NotFound, Replaced
 from wme_async.models import Chunk, Snapshot
 
+logger = logging.getLogger("wme_async.tasks")
+
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 5
 _CONCURRENCY: Final = 8
+_EXPORT: Final = timedelta(hours=20)  # longer than any export, and shorter than the time between two
 
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +50,8 @@ async def make_plan(snapshots: Any, chunks: Any, transport: Transport, **setting
 
     Metadata is written after its archive, the chunks of an export one after the other, and lists hours later. So each
     chunk of the snapshot's record is compared with its ETag, after all the metadata was read: then all of them were on
-    the server at one moment. Chunks that the record lacks are looked for, too.
+    the server at one moment. Chunks that the record lacks are looked for, too. Dates that do not belong to one export
+    are a reason to ask again, and in the end a warning.
 
     Args:
         snapshots: The archives that the snapshot belongs to.
@@ -60,15 +66,25 @@ async def make_plan(snapshots: Any, chunks: Any, transport: Transport, **setting
         WMEError: A request failed.
     """
     values = _Settings(**settings)
-    for attempt in range(1, _ATTEMPTS):
+    attempt = 1
+    while True:
         try:
-            return await _survey(snapshots, chunks, values)
+            plan, doubt = await _survey(snapshots, chunks, values)
         except (Replaced, NotFound):
-            await wait_before_restart(transport, attempt)
-    return await _survey(snapshots, chunks, values)
+            if attempt == _ATTEMPTS:
+                raise
+        else:
+            if doubt is None or attempt == _ATTEMPTS:
+                break
+        await wait_before_restart(transport, attempt)
+        attempt += 1
+    if doubt is not None:
+        logger.warning("%s: %s; if it is being exported anew, plan it again later", values.snapshot, doubt)
+    return plan
 
 
-async def _survey(snapshots: Any, chunks: Any, values: _Settings) -> Plan:
+async def _survey(snapshots: Any, chunks: Any, values: _Settings) -> tuple[Plan, str | None]:
+    """Return the plan, and a reason to doubt that its chunks are of one export."""
     record: Snapshot = await snapshots.get(values.snapshot)
     identifiers = sorted(set(record.chunks), key=chunk_number)
     if not identifiers:
@@ -88,7 +104,20 @@ async def _survey(snapshots: Any, chunks: Any, values: _Settings) -> Plan:
             )
         rows.append((identifier, md5, info.size if info.size is not None else chunk.size.bytes))
     await _check_last(chunks, chunk_number(identifiers[-1]) + 1, values.snapshot)
-    return Plan.of(rows, **msgspec.structs.asdict(values))
+    return Plan.of(rows, **msgspec.structs.asdict(values)), _doubt(record, metadata)
+
+
+def _doubt(record: Snapshot, chunks: Sequence[Chunk]) -> str | None:
+    """Return why chunks may be of two exports, by their dates; None if they fit together.
+
+    An export takes hours and ends with the record of the snapshot. The next one comes a day later, or a month.
+    """
+    dates = [chunk.date_modified for chunk in chunks if chunk.date_modified is not None]
+    if dates and max(dates) - min(dates) > _EXPORT:
+        return f"its chunks are from {min(dates):%Y-%m-%d %H:%M} to {max(dates):%Y-%m-%d %H:%M} UTC"
+    if record.date_modified is not None and 0 < sum(date > record.date_modified for date in dates) < len(chunks):
+        return "some of its chunks are newer than its record"
+    return None
 
 
 async def _check_last(chunks: Any, number: int, snapshot: str) -> None:
