@@ -35,6 +35,9 @@ SCRIPTS = {
             r"i\) \d+ batches.*ii\) 10 'en'.*v\) .*MD5 verified: True.*tokens revoked",
         ),
     ],
+    "copy_of_a_world": [
+        ([], r"\d+ pages; 0 differ from the wiki\n\d+ pages; 0 differ from the wiki\n"),
+    ],
     "lookup": [
         (
             ["enwiki", "Marie Curie", "No such page"],
