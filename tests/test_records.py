@@ -1,6 +1,8 @@
 """Records in other tools: as plain data, as JSON, and on a screen."""
 
+import copy
 import json
+import pickle
 from datetime import UTC, datetime
 
 import msgspec
@@ -40,6 +42,13 @@ def test_plain_data_has_the_names_of_the_wire_and_leaves_out_what_is_empty():
     assert ARTICLE.to_dict()["date_modified"] == "2026-11-29T05:00:00Z"
     assert ARTICLE.to_dict()["version"] == {"identifier": 7, "tags": ["a", "b"]}
     assert "abstract" not in ARTICLE.to_dict()
+
+
+def test_vars_of_a_record_are_its_plain_data_and_copies_are_equal():
+    assert vars(ARTICLE) == ARTICLE.to_dict()
+    for twin in (copy.copy(ARTICLE), copy.deepcopy(ARTICLE), pickle.loads(pickle.dumps(ARTICLE))):
+        assert twin == ARTICLE
+    assert msgspec.structs.replace(ARTICLE, name="Other").name == "Other"
 
 
 def test_a_record_fits_a_screen():

@@ -34,6 +34,14 @@ def client(fastapi):
     async def maybe() -> Article | None:
         return None
 
+    @app.get("/unannotated")
+    async def unannotated():
+        return ARTICLE
+
+    @app.get("/inside")
+    async def inside():
+        return {"articles": [ARTICLE], "facts": {"a": Fact(name="x")}}
+
     @app.get("/facts")
     async def facts() -> dict[str, Fact]:
         return {"Area": Fact(name="Area", values=("1 km2",))}
@@ -51,6 +59,8 @@ def test_a_route_of_fastapi_returns_records_and_takes_them(client):
     assert client.get("/one").json() == BODY
     assert client.get("/many").json() == [BODY, BODY]
     assert client.get("/maybe").json() is None
+    assert client.get("/unannotated").json() == BODY
+    assert client.get("/inside").json() == {"articles": [BODY], "facts": {"a": {"name": "x"}}}
     assert client.get("/facts").json() == {"Area": {"name": "Area", "values": ["1 km2"]}}
     assert client.post("/name", json=BODY).json() == "Earth"
     problem = client.post("/name", json={"name": 1})

@@ -48,6 +48,11 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True, repr_omit_def
         """Return the record as JSON, under the names of the wire; the content is that of `to_dict`."""
         return json.encode(self).decode()
 
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]  # records have slots, and no other `__dict__`
+        """What `vars` returns, and with it libraries that take any object apart, such as FastAPI: `to_dict()`."""
+        return self.to_dict()
+
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
         """Let pydantic, and so FastAPI, take and return records: as JSON they are what `to_dict` returns."""
