@@ -310,7 +310,7 @@ async def test_a_second_bridge_of_the_stream_is_noticed(world: World, target: Ta
         second = asyncio.ensure_future(target.bridge(other_client, stream_of(sim, wme, parts=[0])))
         await sim.firehose.wait_open(2)
         both = {first, second}
-        for _ in range(200):
+        for _ in range(60):
             sim.firehose.publish_many(5, partition=1)
             done, _pending = await asyncio.wait(both, timeout=0.005, return_when=asyncio.FIRST_COMPLETED)
             if done:
@@ -490,3 +490,22 @@ async def test_entities_are_copied_as_articles_are(world: World, target: Target)
     check_once_and_in_order((message.event for message in messages), published)
     assert {message.headers["wme-stream"] for message in messages} == {"default/wikidata"}
     assert all((message.key or "").startswith("wikidatawiki/") for message in messages)
+
+
+async def test_a_broker_that_is_away_is_in_the_log_once(
+    world: World, target: Target, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim, wme = world
+    monkeypatch.setattr("wme_async.integrations._bridge.STALLED", 0.02)
+    options = target.limited(10_000)
+    sim.firehose.publish(partition=1, size=20_000)
+    sim.firehose.publish(partition=1)
+
+    async def slow(_letter: Any) -> None:
+        await until(lambda: "still waiting" in caplog.text)
+
+    async with target.connect() as client:
+        bridged = await target.bridge(client, stream_of(sim, wme), dead_letter=slow, limit=2, **options)
+    assert (bridged.sent, bridged.dead_letters) == (1, 1)
+    assert caplog.text.count("still waiting") == 1
+    assert caplog.text.count("confirms messages again") == 1

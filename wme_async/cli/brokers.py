@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -12,7 +13,8 @@ from wme_async._stream import Stream
 from wme_async.cli import base
 from wme_async.errors import ConnectFailed, StreamError
 
-_PATIENCE = 10.0  # seconds to reach the broker, and to take leave of it
+_PATIENCE = 10.0  # seconds to reach the broker
+_FAREWELL = 2.0  # seconds to take leave of it
 _PORTS = {"kafka": 9092, "nats": 4222}
 _SUBJECT = "wme.articles.{partition}"
 
@@ -129,6 +131,9 @@ async def _kafka(stream: Stream[Any], to: BrokerURL, options: dict[str, Any]) ->
 
     from wme_async.integrations.kafka import to_kafka  # noqa: PLC0415  # an extra
 
+    log = logging.getLogger("aiokafka")
+    if not log.isEnabledFor(logging.INFO):
+        log.setLevel(logging.CRITICAL)  # it writes lines all the time while a broker is away; the bridge says so once
     producer = AIOKafkaProducer(
         bootstrap_servers=to.server, enable_idempotence=True, max_batch_size=1 << 20, max_request_size=32 << 20
     )
@@ -143,9 +148,9 @@ async def _kafka(stream: Stream[Any], to: BrokerURL, options: dict[str, Any]) ->
     except KafkaError as error:
         raise StreamError(f"Kafka at {to.hosts} failed: {error}") from error
     finally:
-        # It would wait for a broker that is away.
+        # It would wait for a broker that is away. What was not sent is sent by the next run.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_FAREWELL):
                 await producer.stop()
 
 

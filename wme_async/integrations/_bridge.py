@@ -33,6 +33,9 @@ T = TypeVar("T")
 Place_contra = TypeVar("Place_contra", contravariant=True)
 
 _LINGER: Final = 0.02  # seconds to wait for more events; while the broker confirms, more of them gather anyway
+STALLED: Final = 10.0
+"""Seconds after which the log says that a broker confirms nothing."""
+
 _REPORT: Final = 60.0  # seconds between two reports in the log
 
 
@@ -190,6 +193,7 @@ class Bridge(Generic[T, Place]):
         self._connected = 0
         self._open = False
         self._waiting_since = 0.0
+        self._warned = False
         self._reported = time.monotonic()
         self.failure: BaseException | None = None
         """The exception that ended the bridge, for the health check of a service; None while it runs."""
@@ -300,8 +304,21 @@ class Bridge(Generic[T, Place]):
             if pairs:
                 # In a task of its own, so that a cancellation leaves the broker time to confirm.
                 delivery = asyncio.create_task(self._deliver(pairs), name="wme bridge delivery")
-                await wait_done(delivery, grace=self._grace)
+                warning = asyncio.get_running_loop().call_later(STALLED, self._warn)
+                try:
+                    await wait_done(delivery, grace=self._grace)
+                finally:
+                    warning.cancel()
                 delivery.result()
+                if self._warned:
+                    self._warned = False
+                    logger.warning("%s confirms messages again", self._target.name, extra=log_fields(**self._facts()))
+
+    def _warn(self) -> None:
+        self._warned = True
+        message = "%s has not confirmed %d messages for %g s: still waiting"
+        facts = log_fields(**self._facts())
+        logger.warning(message, self._target.name, self._pending, STALLED, extra=facts)
 
     async def _read_batch(self, limit: int) -> list[tuple[T, EventLike | None]]:
         """Return the next values, each with its event."""
