@@ -398,10 +398,10 @@ async def test_what_is_no_whole_archive_is_an_error_that_says_so(data: bytes, wo
             await collect(Source(data, size), label="x", use_isal=use_isal)
         assert caught.value.offset is not None
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-        cause = caught.value.__cause__
-        while cause is not None:
-            assert type(pickle.loads(pickle.dumps(cause))) is type(cause)
-            cause = cause.__cause__
+        chain: list[BaseException] = [caught.value]
+        for error in chain:
+            assert type(pickle.loads(pickle.dumps(error))) is type(error)
+            chain += [link for link in (error.__cause__, error.__context__) if link is not None]
         assert_nothing_is_left()
 
 

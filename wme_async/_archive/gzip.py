@@ -140,9 +140,12 @@ class _IsalInflater:
         try:
             block: bytes = self._engine.decompress(piece, MAX_BLOCK)
         except self._lib.error as error:
-            # Where Dask is loaded, errors are pickled with their causes, and isal names a module that does not exist.
-            raise zlib.error(str(error)) from None
-        return block
+            reason = str(error)
+        else:
+            return block
+        # Not in the handler: where Dask is loaded, errors are pickled with their causes and contexts, and isal names a
+        # module that does not exist.
+        raise zlib.error(reason)
 
     def _hold(self, block: bytes) -> None:
         if block:
