@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -26,6 +26,7 @@ HOLD: Final = timedelta(minutes=5)
 published within 16 seconds of it, unless the service has to try again."""
 
 _NAME: Final = "mirror"
+_NEAR: Final = timedelta(hours=2)
 _PART: Final = 4 * 1024 * 1024  # bytes of records in one transaction, about
 _MOST: Final = 1000  # records in one transaction
 _LEAST: Final = 16
@@ -87,7 +88,7 @@ class Follower:
             self._caught_up, self._work.behind = True, False
             await self._save(stream, complete=True)
 
-    def _stream(self, positions: dict[int, Position], since: datetime) -> Stream[msgspec.Raw]:
+    def _stream(self, positions: dict[int, Position], since: datetime | Literal["oldest"]) -> Stream[msgspec.Raw]:
         work = self._work
         options: dict[str, Any] = {"fields": work.fields, "filters": _filters(work), "since": since}
         stream: Stream[msgspec.Raw] = work.client.realtime.articles(
@@ -104,13 +105,15 @@ class Follower:
 
     # Beginning
 
-    async def _prepare(self) -> tuple[dict[int, Position], datetime]:
+    async def _prepare(self) -> tuple[dict[int, Position], datetime | Literal["oldest"]]:
         """Return where to begin, and note the time that the service does not have any more as a hole."""
         work = self._work
         positions = work.progress.positions
         oldest = work.now() - KEPT
         if not positions:
-            return {}, max(await self._beginning(), oldest)
+            begin = await self._beginning()
+            # Near the end of what the service keeps, the clock of the stream's host decides.
+            return {}, begin if begin > oldest + _NEAR else "oldest"
         old = {
             number: until
             for number, position in positions.items()
@@ -122,8 +125,8 @@ class Follower:
             moved = {number: Position(-1, oldest) for number in old}
             await work.apply(values={"holes": holes, "positions": _position_marks(moved)})
             await work.update_state()
-        # A time makes the stream ask for the clock of its host, which may have gone on while this process slept.
-        return work.progress.positions, oldest
+        # It makes the stream ask for the clock of its host, which may have gone on while this process slept.
+        return work.progress.positions, "oldest"
 
     async def _beginning(self) -> datetime:
         """Return the time from which to follow without positions."""
