@@ -358,9 +358,9 @@ class Bridge(Generic[T, Place]):
         by_place: dict[Place, list[Message]] = {}
         for item, event in pairs:
             record = bytes(item) if isinstance(item, msgspec.Raw) else msgspec.json.encode(item)
-            made = self._maker.make(record, event, complete)
-            if made is not None:
-                place, message = made
+            placed = self._maker.make(record, event, complete)
+            if placed is not None:
+                place, message = placed
                 by_place.setdefault(place, []).append(message)
                 self._pending += 1
         self._waiting_since = time.monotonic()
