@@ -6,8 +6,6 @@ from typing import Final
 
 from wme_async.errors import VersionConflict
 
-__all__ = ["message_of"]
-
 # The library names an argument, and in brackets its option: `overwrite=True (--force)`.
 _BOTH: Final = re.compile(r"\w+(?:=\w+)? \((--[a-z-]+)\)")
 _REFUSED: Final = re.compile(r"(\S+) is refused: ")
