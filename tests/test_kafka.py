@@ -10,12 +10,14 @@ import pytest
 pytest.importorskip("aiokafka", reason="needs the extra `kafka`")
 
 import aiokafka
+import msgspec
 from broker_targets import KafkaTarget, check_once_and_in_order, events_in, has_sent, stream_of
 from kafka_mock import PRODUCE, KafkaMock
 from stream_world import World, articles, until
 
 from wme_async.errors import StreamError
 from wme_async.integrations.kafka import to_kafka
+from wme_async.models import Article
 
 
 @pytest.fixture
@@ -355,6 +357,21 @@ async def test_a_large_record_needs_only_the_setting_of_the_topic(world: World, 
         # It is the last message, which the next one reads.
         await topic.bridge(producer, stream_of(sim, wme), max_message=4_000_000, limit=1)
     check_once_and_in_order(await events_in(topic), published)
+
+
+async def test_a_dead_letter_that_the_producer_does_not_accept_goes_as_news(world: World, topic: KafkaTarget) -> None:
+    sim, wme = world
+    place, box = topic.letter_box()
+    body = {"html": "x" * 2_000_000}
+    sim.firehose.publish({"name": 7, "event": {"type": "update"}, "article_body": body}, partition=1)
+    sim.firehose.publish(partition=1)
+    async with topic.connect() as producer:
+        stream = stream_of(sim, wme, type=Article)
+        bridged = await topic.bridge(producer, stream, dead_letter=place, max_message=4_000_000, limit=1)
+    assert (bridged.sent, bridged.dead_letters) == (1, 1)
+    (letter,) = await box.messages()
+    assert letter.event == (1, 0)
+    assert msgspec.json.decode(letter.value or b"")["bytes"] > 2_000_000
 
 
 async def test_a_batch_is_not_larger_than_a_message_may_be(world: World, topic: KafkaTarget) -> None:

@@ -296,12 +296,14 @@ class _Topic:
     async def send_dead_letter(self, to: str, message: Message, reason: str) -> None:
         # A broker that refuses a batch expects that batch again, so nothing is sent that may be refused.
         value = message.value if self.problem(message) is None else None
-        await self._producer.send_and_wait(
-            to,
-            value or news_of(message, reason),
-            key=None if message.key is None else message.key.encode(),
-            headers=[(name, text.encode()) for name, text in (*message.headers, ("wme-reason", reason))],
-        )
+        headers = [(name, text.encode()) for name, text in (*message.headers, ("wme-reason", reason))]
+        key = None if message.key is None else message.key.encode()
+        news = news_of(message, reason)
+        try:
+            stored = await self._producer.send(to, value or news, key=key, headers=headers)
+        except MessageSizeTooLargeError:  # the producer's own limit; nothing was sent
+            stored = await self._producer.send(to, news, key=key, headers=headers)
+        await stored
 
 
 def _size(message: Message) -> int:
