@@ -265,6 +265,12 @@ async def test_keys_of_a_name_lie_in_one_slot_and_something_else_there_is_an_err
     ("make", "error", "message"),
     [
         (lambda: PostgresOffsets("mysql://host/db"), ValueError, "postgresql://user"),
+        (
+            lambda: PostgresOffsets("postgres://user:hidden@host:port/db"),
+            ValueError,
+            "the port in the URL of PostgreSQL",
+        ),
+        (lambda: RedisOffsets("redis://host:70000"), ValueError, "the port in the URL of Redis"),
         (lambda: PostgresOffsets(7), TypeError, "a URL or an asyncpg pool, not 7"),
         (lambda: PostgresOffsets("postgres://host/db", timeout=0), ValueError, "timeout must be"),
         (lambda: RedisOffsets("http://host"), ValueError, "redis://:password"),

@@ -113,9 +113,14 @@ def server_name(kind: str, parts: SplitResult) -> str:
     Args:
         kind: Such as "PostgreSQL".
         parts: A split URL.
+
+    Raises:
+        ValueError: Its port is not a number.
     """
+    if "," in parts.netloc:  # several servers
+        return kind
     try:
         port = parts.port
-    except ValueError:  # several servers
-        return kind
+    except ValueError:
+        raise ValueError(f"the port in the URL of {kind} is not a number from 0 to 65535") from None
     return f"{kind} at {parts.hostname}{f':{port}' if port else ''}{parts.path}" if parts.hostname else kind
