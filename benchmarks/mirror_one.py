@@ -29,7 +29,7 @@ from wme_async import Client, read_archive
 from wme_async.mirror import Marks, MirrorReader, SQLiteStore
 from wme_async.mirror.follower import Follower
 from wme_async.mirror.loader import Loader
-from wme_async.mirror.progress import Progress, Scope
+from wme_async.mirror.marks import Progress, Scope
 from wme_async.mirror.rule import Page, Picture
 from wme_async.mirror.work import Options, Work
 from wme_async.simulator import Simulator

@@ -86,7 +86,7 @@ PURE = [
     "jobs/validation.py",
     "jobs/views.py",
     "jobs/wal.py",
-    "mirror/progress.py",
+    "mirror/marks.py",
     "mirror/records.py",
     "mirror/rule.py",
     "models/decoding.py",

@@ -30,9 +30,9 @@ from wme_async._transport.error_responses import REDIRECTS
 from wme_async._transport.proxies import check_proxy
 from wme_async._transport.retry import http_date
 from wme_async.errors import DataError, IntegrityError, StatusError, TimedOut, WMEError
+from wme_async.jobs.changes import retry_pause
 from wme_async.jobs.job_files import DATA
 from wme_async.jobs.naming import FileName, name_file
-from wme_async.jobs.tasks import retry_pause
 from wme_async.jobs.url_policy import origin, redirect_target
 from wme_async.jobs.validation import InvalidBatch, JobLimits, Options, Problem, WmeUrl, parse_wme
 

@@ -28,10 +28,10 @@ from wme_async._transport import Request, Transport
 from wme_async._transport.error_responses import bare_url
 from wme_async._transport.retry import next_delay
 from wme_async.errors import DecodeError, IntegrityError, StatusError, WMEError
+from wme_async.jobs.changes import retry_pause
 from wme_async.jobs.database import DatabaseError
 from wme_async.jobs.model import Batch, MessageRow
 from wme_async.jobs.store import Store
-from wme_async.jobs.tasks import retry_pause
 from wme_async.jobs.url_policy import AddressBlocked, origin, redacted_url
 from wme_async.models.decoding import decode_json
 

@@ -20,6 +20,7 @@ from wme_async._telemetry import log_fields
 from wme_async._transport import Transport
 from wme_async.errors import ClientClosed, WMEError
 from wme_async.jobs import states
+from wme_async.jobs.changes import Changes, restarted, retry_pause
 from wme_async.jobs.database import DamagedBatch, DatabaseError
 from wme_async.jobs.event_bus import EventBus
 from wme_async.jobs.job_files import JobFiles, JobKey
@@ -42,7 +43,6 @@ from wme_async.jobs.naming import expand
 from wme_async.jobs.sources import Fetched, Fetcher, is_passing, reason_of
 from wme_async.jobs.states import Cause, Change, Changed, Waiting
 from wme_async.jobs.store import Store
-from wme_async.jobs.tasks import Changes, restarted, retry_pause
 from wme_async.jobs.url_policy import netloc_of, redacted
 from wme_async.jobs.validation import JobLimits, Options
 from wme_async.jobs.views import live_progress, show

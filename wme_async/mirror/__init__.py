@@ -17,10 +17,10 @@ from wme_async.mirror.events import (
     MirrorVerified,
 )
 from wme_async.mirror.feed import FeedChange
+from wme_async.mirror.marks import Hole, Loaded, MirrorState, Source, Verification
 from wme_async.mirror.mirror import Mirror
 from wme_async.mirror.plan import MirrorPlan, measure_rate
 from wme_async.mirror.postgres import PostgresStore
-from wme_async.mirror.progress import Hole, Loaded, MirrorState, Source, Verification
 from wme_async.mirror.protocol import Applied, Change, Counts, Entry, Marks, State, Store, Sweep
 from wme_async.mirror.reader import MirrorReader, MirrorStatistics
 from wme_async.mirror.sqlite import SQLiteStore

@@ -5,7 +5,7 @@ from typing import TypeAlias
 import msgspec
 
 from wme_async.errors import DecodeError
-from wme_async.mirror.progress import Hole, Loaded, MirrorState, Source, Verification
+from wme_async.mirror.marks import Hole, Loaded, MirrorState, Source, Verification
 
 __all__ = [
     "MirrorBadRecord",

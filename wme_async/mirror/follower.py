@@ -12,7 +12,7 @@ from wme_async._stream.reports import StreamEvent, StreamRetrying
 from wme_async._tasks import WorkGroup, raise_first_cause
 from wme_async.errors import DecodeError, OffsetGap
 from wme_async.mirror.events import MirrorTrouble
-from wme_async.mirror.progress import KEPT, Hole
+from wme_async.mirror.marks import KEPT, Hole
 from wme_async.mirror.protocol import Kind
 from wme_async.mirror.records import RecordReader, title_of
 from wme_async.mirror.rule import Picture

@@ -11,7 +11,7 @@ import msgspec
 from wme_async._client.files import Files
 from wme_async.errors import DecodeError, HourGap, NotFound
 from wme_async.mirror.follower import HOLD
-from wme_async.mirror.progress import KEPT, Hole, Scope, hour_key, hours_between
+from wme_async.mirror.marks import KEPT, Hole, Scope, hour_key, hours_between
 from wme_async.mirror.records import RecordReader
 from wme_async.mirror.work import Values, Work, encode
 from wme_async.offsets import MemoryOffsets, Position

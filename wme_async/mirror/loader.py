@@ -11,7 +11,7 @@ from wme_async._client.files import Files
 from wme_async._tasks import WorkGroup, raise_first_cause
 from wme_async.errors import DecodeError, NotFound, Replaced
 from wme_async.mirror.events import MirrorChunkLoaded, MirrorLoaded, MirrorTrouble
-from wme_async.mirror.progress import ChunkDone, Hole, Load, Loaded, Scope
+from wme_async.mirror.marks import ChunkDone, Hole, Load, Loaded, Scope
 from wme_async.mirror.protocol import Kind, Store
 from wme_async.mirror.records import RecordReader, time_of
 from wme_async.mirror.rule import Picture

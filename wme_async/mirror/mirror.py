@@ -16,8 +16,8 @@ from wme_async.mirror.feed import Watch
 from wme_async.mirror.follower import Follower
 from wme_async.mirror.hourly import HourFollower
 from wme_async.mirror.loader import Loader
+from wme_async.mirror.marks import MirrorState, Progress, Source, Verification, parse_identifiers
 from wme_async.mirror.plan import MirrorPlan, plan_load
-from wme_async.mirror.progress import MirrorState, Progress, Source, Verification, parse_identifiers
 from wme_async.mirror.protocol import Kind, State, Store
 from wme_async.mirror.reader import MirrorReader
 from wme_async.mirror.records import RecordReader

@@ -12,7 +12,7 @@ import msgspec
 from wme_async._client.client import Client
 from wme_async._files import free_space
 from wme_async._tasks import in_thread
-from wme_async.mirror.progress import Scope
+from wme_async.mirror.marks import Scope
 from wme_async.mirror.protocol import Marks
 from wme_async.mirror.records import RecordReader
 from wme_async.mirror.rule import Picture

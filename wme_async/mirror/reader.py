@@ -11,7 +11,7 @@ import msgspec
 
 from wme_async._arguments import check_flags, check_record_type, check_text
 from wme_async.mirror.feed import Feed, Watch, position_of
-from wme_async.mirror.progress import (
+from wme_async.mirror.marks import (
     Hole,
     Loaded,
     MirrorState,

@@ -11,7 +11,7 @@ from wme_async.errors import Forbidden, NotFound, QuotaExceeded, Replaced, Unaut
 from wme_async.mirror.events import MirrorVerified
 from wme_async.mirror.hourly import HourFollower
 from wme_async.mirror.loader import Loader
-from wme_async.mirror.progress import EXPORT, Scope, Verification
+from wme_async.mirror.marks import EXPORT, Scope, Verification
 from wme_async.mirror.protocol import Store
 from wme_async.mirror.records import RecordReader
 from wme_async.mirror.work import Work, encode

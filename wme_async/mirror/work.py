@@ -20,7 +20,7 @@ from wme_async.mirror.events import (
     MirrorHoleFound,
     MirrorStateChanged,
 )
-from wme_async.mirror.progress import Hole, MirrorState, Progress, Scope
+from wme_async.mirror.marks import Hole, MirrorState, Progress, Scope
 from wme_async.mirror.protocol import Applied, Kind, Marks, Store
 from wme_async.mirror.records import RecordReader
 from wme_async.mirror.rule import PageKey, Picture
