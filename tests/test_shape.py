@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wme_async"
 PUBLIC_NAMES = (ROOT / "tests" / "public_names.txt").read_text().split()
 
-# Rows from the top: a module imports only from rows above its own. Modules of one entry may import each other.
+# Rows from the top: a module imports only from rows above its own and from its own room, which is a package or a module
+# directly in `wme_async`. Rooms of row 0 may import each other.
 ROWS = [
     [
         "_arguments",
@@ -164,18 +165,19 @@ def test_a_module_imports_only_from_rows_above_its_own(path):
         if other in {"", own} or (not (PACKAGE / other).exists() and not (PACKAGE / f"{other}.py").exists()):
             continue
         number = row_of(other)
-        # Modules of row 0 may use each other; further down, a row looks sideways only where the design draws an arrow.
-        sideways = {
-            ("jobs", "integrations"),
-            ("tasks", "integrations"),
-            ("_archive", "_download"),
-            ("_stream", "_archive"),
-        }
         if other == "simulator":
             assert own in {"__main__", "cli"}, f"{dotted(path)} imports the simulator"
             continue
         assert number is not None
-        assert number < row or number == row == 0 or (own, other) in sideways, f"{dotted(path)} imports {name}"
+        assert number < row or number == row == 0, f"{dotted(path)} imports {name}"
+
+
+def test_contributing_has_the_same_rows():
+    rows = re.findall(r"^\| ([0-9]) \| ([^|]*) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    engines = {f"integrations/{name.rpartition('.')[2]}" for name in ENGINES}
+    for number, row in enumerate(ROWS):
+        rooms = {room for digit, cell in rows if int(digit) == number for room in re.findall(r"`([a-z_/]+)`", cell)}
+        assert rooms == (engines if row == ["engines"] else set(row))
 
 
 def test_the_simulator_imports_nothing_of_ours():

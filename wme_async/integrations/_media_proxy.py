@@ -122,7 +122,7 @@ class GuardedProxy:
 
     async def _connect_guarded(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Resolve a name once, check its addresses, and connect to one of those."""
-        from wme_async.jobs.url_policy import check_host, guard  # noqa: PLC0415  # `jobs` may import integrations
+        from wme_async.jobs.url_policy import check_host, guard  # noqa: PLC0415  # `jobs` is in the same row
 
         reason = check_host(host, allow=self._allow)
         if reason:

@@ -289,7 +289,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _fetched(result: dict[str, Any], folder: Path) -> "Fetched":
-    from wme_async.jobs import Fetched, FileName  # noqa: PLC0415  # `jobs` may import integrations
+    from wme_async.jobs import Fetched, FileName  # noqa: PLC0415  # `jobs` is in the same row
 
     root = folder.resolve()
     path = Path(result["path"])
