@@ -180,6 +180,16 @@ def test_contributing_has_the_same_rows():
         assert rooms == (engines if row == ["engines"] else set(row))
 
 
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_modules_that_the_documents_name_exist(document):
+    files = {str(path) for folder in ("wme_async", "tests", "docs") for path in (ROOT / folder).rglob("*.*")}
+    names = re.findall(r"`([a-z_]+/[a-z_/]+)(?:\.\w+)?`", (ROOT / document).read_text())
+    assert names
+    stems = tuple(file.rpartition(".")[0] for file in files)
+    missing = [name for name in names if not any(stem.endswith(f"/{name}") for stem in stems)]
+    assert not missing
+
+
 def test_the_simulator_imports_nothing_of_ours():
     for path in (PACKAGE / "simulator").rglob("*.py"):
         for name in imports(path):
