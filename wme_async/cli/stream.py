@@ -18,7 +18,7 @@ from wme_async._client.resources import RESOURCES
 from wme_async._stream import GroupStream, Static, Stream, StreamStatistics
 from wme_async._text import size_text
 from wme_async.cli import base, brokers
-from wme_async.offsets import LeaseStore, OffsetStore, PostgresOffsets, RedisOffsets, SQLiteOffsets
+from wme_async.offsets import OffsetStore, PostgresOffsets, RedisOffsets, SQLiteOffsets
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _REFRESH = 0.5
@@ -68,7 +68,7 @@ def _parse_share(_context: click.Context, _option: click.Parameter, text: str | 
     "--share",
     metavar="group|0/3",
     callback=_parse_share,
-    help="Share the stream with others of this name: by leases on the server of the offsets, or by a fixed plan.",
+    help="Share the stream with others of this name: by leases in the store of the offsets, or by a fixed plan.",
 )
 @click.option("--lease", type=float, help="Seconds after which others read on for one that died.  [default: 30]")
 @click.option(
@@ -150,8 +150,6 @@ async def _follow(
     if share == "group" and to is not None:
         raise click.UsageError("--to needs a fixed plan, such as --share 0/3: the broker keeps the positions")
     options["offsets"] = _open_store(offsets)
-    if share == "group" and not isinstance(options["offsets"], LeaseStore):
-        raise click.UsageError("--share group needs --offsets postgresql://… or redis://…, which have leases")
     if lease is not None:
         options["lease"] = lease
     async with base.connect(context) as client:
