@@ -23,6 +23,7 @@ from mirror_world import (
 from wme_async import Forbidden, NotFound
 from wme_async.mirror import (
     Loaded,
+    MirrorBadRecord,
     MirrorChunkLoaded,
     MirrorEvent,
     MirrorHoleClosed,
@@ -30,8 +31,9 @@ from wme_async.mirror import (
     MirrorLoaded,
     MirrorSourceChanged,
     MirrorStateChanged,
+    MirrorTrouble,
 )
-from wme_async.simulator import World
+from wme_async.simulator import World, build_archive
 
 # One sync.
 
@@ -171,6 +173,42 @@ async def is_troubled(mirror):
 
 async def is_sound(mirror):
     return not (await mirror.statistics()).degraded
+
+
+async def test_a_chunk_that_is_newer_than_its_metadata_is_waited_for(tmp_path):
+    async with service() as (world, sim, wme):
+        newer = build_archive([("x.ndjson", [b'{"name":"X","is_part_of":{"identifier":"enwiki"}}\n'])])
+        sim.put_object(f"chunks/{IDENTIFIER}/chunk_1.tar.gz", newer, update_metadata=False)
+        events: list[MirrorEvent] = []
+        async with mirror_of(wme, tmp_path / "mirror.db", on_event=events.append) as mirror, running(mirror):
+            await until(lambda: any(isinstance(event, MirrorTrouble) for event in events))
+            sim.export_snapshot(IDENTIFIER)
+            await until_equal(mirror, world)
+            assert await mirror.get("X") is None
+
+
+async def test_lines_that_cannot_be_read_keep_a_snapshot_from_removing_pages(tmp_path):
+    world = World(seed=3, projects=["enwiki"], pages=16, past=0)
+    async with service(world) as (_, sim, wme):
+        events: list[MirrorEvent] = []
+        options = {"source": "snapshots", "load": "archive", "on_event": events.append}
+        async with mirror_of(wme, tmp_path / "mirror.db", **options) as mirror:
+            await mirror.sync()
+            count = (await mirror.statistics()).pages
+            lines = [
+                b'{"name":"X","identifier":77,"is_part_of":{"identifier":"enwiki"}}\n',
+                b"{broken\n",
+                b"\n",
+                b'{"name":5}\n',
+            ]
+            world.advance(3600)
+            sim.put_object(f"snapshots/{IDENTIFIER}.tar.gz", build_archive([("x.ndjson", lines)]))
+            await mirror.sync()
+            statistics = await mirror.statistics()
+            assert statistics.pages == count + 1
+            assert (statistics.loaded[IDENTIFIER].bad, statistics.loaded[IDENTIFIER].removed) == (2, 0)
+            assert "2 records could not be read" in statistics.degraded[f"snapshot of {IDENTIFIER}"]
+            assert sum(isinstance(event, MirrorBadRecord) for event in events) == 2
 
 
 async def test_an_incomplete_export_removes_nothing_and_says_so(tmp_path):

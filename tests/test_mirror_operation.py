@@ -203,6 +203,13 @@ async def test_damaged_marks_are_an_error_that_names_them(small):
     async with MirrorReader(SQLiteStore(path)) as reader:
         with pytest.raises(DataError, match="loaded enwiki_namespace_0"):
             await reader.statistics()
+    connection = sqlite3.connect(path)
+    connection.execute("INSERT INTO consumers VALUES ('index', 'nothing')")
+    connection.commit()
+    connection.close()
+    async with MirrorReader(SQLiteStore(path)) as reader:
+        with pytest.raises(DataError, match="position of a consumer"):
+            await anext(reader.changes("index"))
 
 
 async def test_records_without_event_or_version_are_merged(tmp_path):
