@@ -28,7 +28,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGE = {"name": "Marie Curie", "url": "https://en.wikipedia.org/wiki/Marie_Curie"}
 
 # What is printed, for each call of a script in turn. The hour is one of the simulator's.
-SCRIPTS = {
+SCRIPTS: dict[str, list[tuple[list[str], str]]] = {
     "batches": [
         (
             ["{hour}", "simplewiki_namespace_0"],
