@@ -301,8 +301,10 @@ class Follower:
     def _note_gap(self, gap: OffsetGap) -> None:
         known = self._saved.get(gap.partition)
         begin = known.safe_until if known is not None else None
-        end = self._now()
-        self._gaps.append(Hole(begin=begin or end - KEPT, end=end, reason=f"the stream has a gap ({gap.reason})"))
+        # What is too old is gone; all that is not was requested by time, and came.
+        end = self._now() - (KEPT if gap.reason == "retention" else timedelta(0))
+        begin = end - KEPT if begin is None else min(begin, end)
+        self._gaps.append(Hole(begin=begin, end=end, reason=f"the stream has a gap ({gap.reason})"))
 
     def _note_bad(self, error: DecodeError) -> None:
         self._work.report_bad(error, "the stream")
