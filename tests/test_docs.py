@@ -97,7 +97,12 @@ def run_page(page: Path, namespace: dict[str, Any], runner: asyncio.Runner) -> N
     """Run the blocks of a page in turn; a block of text right behind one is what it prints."""
     checker, printed = doctest.OutputChecker(), None
     tests: list[Block] = []
+    code: list[str] = []
     for block in blocks(page):
+        if "\nfrom app import " in block.body and not Path("app.py").exists():
+            Path("app.py").write_text("\n\n".join(code))  # the page says so
+        if block.language == "python":
+            code.append(block.body)
         if block.language == "python" and re.search(r"def test_\w+\(wme_(simulator|environment)", block.body):
             printed = None
             tests.append(block)
@@ -163,7 +168,9 @@ def test_the_code_of_a_page_runs_and_prints_its_output(
     for module in NEEDS.get(page.stem, ()):
         pytest.importorskip(module, reason=f"the page shows {module}, which is not installed")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "app", None)  # `app.py` of one page is not that of another
+    monkeypatch.delitem(sys.modules, "app")
     library_stand_ins.install(monkeypatch)
     start = AT if "2025-07-16" in page.read_text() else None
     namespace: dict[str, Any] = {"__name__": "__docs__"}
