@@ -5,6 +5,8 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 from wme_async import __version__
+from wme_async._client import client, entities, hour_feed, realtime
+from wme_async.offsets import OffsetStore
 
 project = "wme_async"
 author = "The wme_async developers"
@@ -31,6 +33,15 @@ autodoc_mock_imports = ["aiokafka", "distributed", "nats", "obstore", "opentelem
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
+
+# Modules that the client imports when they are first used are imported here, so that types in its signatures have a link.
+vars(client).update(
+    Wikidata=entities.Wikidata,
+    Hours=hour_feed.Hours,
+    OnHourGap=hour_feed.OnHourGap,
+    Realtime=realtime.Realtime,
+    OffsetStore=OffsetStore,
+)
 
 # Figures and tables are made by `nox -s bench` and kept beside the pages; a page without them says so.
 _kept = sorted((Path(__file__).parent / "figures").glob("*"))

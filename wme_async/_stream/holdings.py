@@ -100,7 +100,7 @@ class Holdings:
     def surplus(self, share: int) -> list[Holding]:
         """Mark the leases above this member's share as leaving, and return those that were not yet.
 
-        Nothing is given back within the share, so that two members never pass a part to and fro.
+        Nothing is given back within the share, so that two members never pass a part back and forth.
         """
         staying = [holding for _, holding in sorted(self.by_part.items()) if not holding.leaving]
         surplus = staying[share:]
