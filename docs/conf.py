@@ -34,7 +34,7 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 
-# Modules that the client imports when they are first used are imported here, so that types in its signatures have a link.
+# The client imports these when they are first used; here they are imported so that its signatures link to them.
 vars(client).update(
     Wikidata=entities.Wikidata,
     Hours=hour_feed.Hours,
