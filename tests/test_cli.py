@@ -560,6 +560,10 @@ def test_batches_run_without_a_service(run, world, tmp_path):
     assert (tmp_path / "here" / batch["jobs"][0]["file_info"]["filepath"]).is_file()
     assert lines(run(*folder, "status"))[0]["batch_id"] == identifier
     assert "batch_" in run(*folder, "retry", identifier).stdout
+    run(*folder, "retry", identifier, batch["jobs"][0]["job_id"], code=1)
+    run(*folder, "retry", identifier, f"job_{identifier}_9", code=3)
+    again = run(*folder, "retry", identifier, batch["jobs"][1]["job_id"]).stdout.split()[0]
+    assert [job["url"] for job in lines(run(*folder, "status", again))[0]["jobs"]] == [batch["jobs"][1]["url"]]
     assert "cannot be cancelled" in run(*folder, "cancel", identifier, code=1).stderr
     run(*folder, "status", "batch_none", code=3)
     run(*folder, "submit", "ftp://x", code=2)
@@ -767,6 +771,9 @@ def test_commands_control_the_batches_of_a_service(run, world, tmp_path, monkeyp
         failed = run(*service, "submit", f"{world.store_url}/nothing", code=1).stdout.split()[0]
         second = run(*service, "retry", failed).stdout.split()[0]
         assert second not in {failed, identifier}
+        run(*service, "retry", failed, f"job_{failed}_1", code=3)
+        third = run(*service, "retry", failed, f"job_{failed}_0").stdout.split()[0]
+        assert lines(run(*service, "status", third))[0]["total_jobs"] == 1
         run(*service, "watch", second, code=1)
     finally:
         process.send_signal(signal.SIGINT)

@@ -390,6 +390,12 @@ def test_each_status_has_its_class(status, kind, advice):
     assert advice in str(error)
 
 
+@pytest.mark.parametrize("role", ["store", "public"])
+def test_no_sign_in_is_advised_for_hosts_that_never_get_the_account(role):
+    error = error_responses.error_from_response(401, {}, b"wrong key", url="http://h/p", now=0, role=role)
+    assert str(error) == "HTTP 401 from http://h/p: wrong key"
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -95,6 +95,8 @@ def test_faults_can_be_taken_back() -> None:
     ("problem", "arguments", "match"),
     [
         (ValueError, {"kind": "explode"}, "no fault 'explode'"),
+        (ValueError, {"kind": "cut", "role": "api"}, "no fault 'cut' without role=\"realtime\""),
+        (ValueError, {"kind": "corrupt", "role": "realtime"}, "no fault 'corrupt' for role='realtime'"),
         (ValueError, {"kind": "reset", "role": "proxy"}, "no role 'proxy'"),
         (TypeError, {"kind": "slow", "speed": 3}, "takes no speed"),
         (TypeError, {"kind": "gap", "role": "realtime", "after": 3}, "takes no after"),

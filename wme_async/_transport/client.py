@@ -432,7 +432,9 @@ class Transport:
         if not accepted:
             data = b"" if request.method == "HEAD" else await body.beginning(self.timeouts.error)
             now = self.server_now(request.role)
-            raise error_from_response(body.status, body.headers, data, url=body.url, now=now, product=request.product)
+            raise error_from_response(
+                body.status, body.headers, data, url=body.url, now=now, product=request.product, role=request.role
+            )
         if (error := coding_error(response)) is not None:
             raise error
 

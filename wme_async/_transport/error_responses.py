@@ -157,6 +157,7 @@ def error_from_response(
     url: str,
     now: float,
     product: str | None = None,
+    role: str = "api",
 ) -> StatusError:
     """Return the error for a response that is not `is_accepted`.
 
@@ -167,10 +168,11 @@ def error_from_response(
         url: The URL of the request. The error has it without its query, which may carry a signature.
         now: UTC epoch seconds, to read a `Retry-After` that is a date.
         product: The name of the product, for the advice on 403.
+        role: The host of the request, for the advice on 401: no sign-in helps with hosts that never get the account.
     """
     url = bare_url(url)
     reason = server_message(body) if status >= 400 else _unexpected(status, headers, url)
-    advice = _advice(status, product)
+    advice = _advice(status, product, role)
     message = f"HTTP {status} from {url}{f': {reason}' if reason else ''}{f' ({advice})' if advice else ''}"
     # Error documents of an object store may echo parts of the signature, so only their message is kept.
     excerpt = reason if body.lstrip()[:1] == b"<" else body[:_EXCERPT].decode("utf-8", "replace")
@@ -198,9 +200,11 @@ def _unexpected(status: int, headers: Mapping[str, str], url: str) -> str:
     return "a response without a body" if status in _WITHOUT_BODY else "a status that the request does not accept"
 
 
-def _advice(status: int, product: str | None) -> str:
+def _advice(status: int, product: str | None, role: str) -> str:
     if status == 403 and product:
         return f"the account's plan does not include {product}, or the path has changed; `auth.user()` lists its groups"
+    if status == 401 and role in {"store", "public"}:
+        return ""
     if status in REDIRECTS:
         return "check the hosts and paths of the client, and the proxies in between"
     return {

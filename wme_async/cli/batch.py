@@ -29,7 +29,7 @@ _DIRECTORY = "downloads"
 _PAGE = 50
 _POLL = (0.05, 0.5)  # seconds: the first, and the longest
 _BATCH_COLUMNS = ("batch_id", "status", "total_jobs", "completed_jobs", "failed_jobs", "name", "created_at")
-_JOB_COLUMNS = ("status", "progress.percent", "url")
+_JOB_COLUMNS = ("job_id", "status", "progress.percent", "url")
 
 
 class _Service:
@@ -73,8 +73,9 @@ class _Service:
     async def resume(self, batch_id: str) -> Batch:
         return await self._request("POST", f"/{quote(batch_id, safe='')}/resume", type=Batch)
 
-    async def retry(self, batch_id: str) -> Batch:
-        created = await self._request("POST", f"/{quote(batch_id, safe='')}/retry", type=web.Created)
+    async def retry(self, batch_id: str, *, jobs: Sequence[str] | None = None) -> Batch:
+        body = None if jobs is None else msgspec.json.encode({"jobs": jobs})
+        created = await self._request("POST", f"/{quote(batch_id, safe='')}/retry", body, type=web.Created)
         return await self.status(created.batch_id)
 
     async def _request(self, method: str, path: str, body: bytes | None = None, *, type: type[_T]) -> _T:
@@ -297,17 +298,33 @@ def _simple(name: str, description: str) -> None:
                 changed: Batch = await getattr(batches, name)(batch_id)
                 return changed
 
-        changed = base.run(run())
-        base.echo(f"{changed.batch_id}  {changed.status}")
+        _print_state(base.run(run()))
+
+
+def _print_state(changed: Batch) -> None:
+    base.echo(f"{changed.batch_id}  {changed.status}")
 
 
 for _name, _description in (
     ("cancel", "Cancel a batch; finished files stay."),
     ("pause", "Pause a batch."),
     ("resume", "Resume a paused batch."),
-    ("retry", "Submit the failed jobs of a batch again, as a new batch."),
 ):
     _simple(_name, _description)
+
+
+@batch.command()
+@click.argument("batch_id")
+@click.argument("job_ids", metavar="[JOB_ID]...", nargs=-1)
+@click.pass_context
+def retry(context: click.Context, /, *, batch_id: str, job_ids: tuple[str, ...]) -> None:
+    """Submit the failed jobs of a batch again, or these of them, as a new batch."""
+
+    async def run() -> Batch:
+        async with _open(context) as batches:
+            return await batches.retry(batch_id, jobs=job_ids or None)
+
+    _print_state(base.run(run()))
 
 
 def _go_on(context: click.Context, batch_id: str) -> str:

@@ -208,7 +208,9 @@ class Faults:
             raise ValueError(f"no role {role!r}; there are {', '.join(_ROLES)}")
         kinds = STREAM_KINDS if role == "realtime" else KINDS
         if kind not in kinds:
-            raise ValueError(f"no fault {kind!r}; there are {', '.join(kinds)}")
+            of_streams = kind in STREAM_KINDS
+            scope = ' without role="realtime"' if of_streams else f" for role={role!r}" if kind in KINDS else ""
+            raise ValueError(f"no fault {kind!r}{scope}; there are {', '.join(kinds)}")
         if unknown := details.keys() - kinds[kind]:
             raise TypeError(f"the fault {kind!r} takes no {', '.join(sorted(unknown))}")
         check_numbers(0, skip=skip)
