@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import msgspec
 from aiohttp import web
 
-from wme_async import Client, WMEError
+from wme_async import Client
+from wme_async.web.errors import aiohttp_errors
 
 WME = web.AppKey("wme", Client)
 routes = web.RouteTableDef()
@@ -17,19 +18,15 @@ async def client(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
-@routes.get("/pages/{project}/{title}")
+@routes.get("/pages/{project}/{title:.+}")
 async def page(request: web.Request) -> web.Response:
-    """Look up one page."""
-    try:
-        articles = await request.app[WME].articles.lookup(
-            request.match_info["title"],
-            filters={"is_part_of.identifier": request.match_info["project"]},
-            fields=["name", "url", "abstract"],
-        )
-    except WMEError as error:
-        raise web.HTTPBadGateway(text=error.message) from error
-    if not articles:
-        raise web.HTTPNotFound
+    """Look up one page; without it `aiohttp_errors` responds with 404."""
+    articles = await request.app[WME].articles.lookup(
+        request.match_info["title"],
+        filters={"is_part_of.identifier": request.match_info["project"]},
+        fields=["name", "url", "abstract"],
+        missing="raise",
+    )
     return web.Response(body=msgspec.json.encode(articles[0]), content_type="application/json")
 
 
@@ -47,7 +44,7 @@ async def titles(request: web.Request) -> web.StreamResponse:
 
 def make_app() -> web.Application:
     """Return the application."""
-    app = web.Application()
+    app = web.Application(middlewares=[aiohttp_errors])
     app.cleanup_ctx.append(client)
     app.add_routes(routes)
     return app

@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import StreamingResponse
 
 from wme_async import Client, WMEError
+from wme_async.web.errors import starlette_errors
 
 
 @asynccontextmanager
@@ -17,7 +18,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Client]]:
         yield {"wme": wme}
 
 
-app = FastAPI(lifespan=lifespan)
+app = FastAPI(lifespan=lifespan, exception_handlers={WMEError: starlette_errors})
 
 
 def client(request: Request) -> Client:
@@ -26,18 +27,11 @@ def client(request: Request) -> Client:
     return wme
 
 
-@app.exception_handler(WMEError)
-async def bad_gateway(_: Request, error: WMEError) -> JSONResponse:
-    """Respond that the service behind has failed."""
-    return JSONResponse({"detail": error.message}, status_code=502)
-
-
 @app.get("/pages/{project}/{title:path}")
 async def page(project: str, title: str, wme: Annotated[Client, Depends(client)]) -> dict[str, Any]:
-    """Look up one page."""
-    articles = await wme.articles.lookup(title, filters={"is_part_of.identifier": project}, fields=["name", "url"])
-    if not articles:
-        raise HTTPException(404)
+    """Look up one page; without it `starlette_errors` responds with 404."""
+    filters = {"is_part_of.identifier": project}
+    articles = await wme.articles.lookup(title, filters=filters, fields=["name", "url"], missing="raise")
     return {"name": articles[0].name, "url": articles[0].url}
 
 

@@ -5,11 +5,10 @@ from contextlib import asynccontextmanager
 
 from litestar import Litestar, get
 from litestar.datastructures import State
-from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 
-from wme_async import Client
-from wme_async.models import Article
+from wme_async import Article, Client, WMEError
+from wme_async.web.errors import litestar_errors
 
 
 @asynccontextmanager
@@ -22,12 +21,11 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
 # Litestar encodes msgspec Structs by itself, without the fields that have their default.
 @get("/pages/{project:str}/{title:str}")
 async def page(state: State, project: FromPath[str], title: FromPath[str]) -> Article:
-    """Look up one page."""
+    """Look up one page; without it `litestar_errors` responds with 404."""
     wme: Client = state.wme
-    articles = await wme.articles.lookup(title, filters={"is_part_of.identifier": project}, fields=["name", "url"])
-    if not articles:
-        raise NotFoundException
+    filters = {"is_part_of.identifier": project}
+    articles = await wme.articles.lookup(title, filters=filters, fields=["name", "url"], missing="raise")
     return articles[0]
 
 
-app = Litestar([page], lifespan=[lifespan])
+app = Litestar([page], lifespan=[lifespan], exception_handlers={WMEError: litestar_errors})

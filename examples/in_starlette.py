@@ -5,10 +5,11 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from wme_async import Client
+from wme_async import Client, WMEError
+from wme_async.web.errors import starlette_errors
 
 
 @asynccontextmanager
@@ -18,14 +19,16 @@ async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Client]]:
         yield {"wme": wme}
 
 
-async def page(request: Request) -> Response:
-    """Look up one page."""
+async def page(request: Request) -> JSONResponse:
+    """Look up one page; without it `starlette_errors` responds with 404."""
     wme: Client = request.state.wme
-    project, title = request.path_params["project"], request.path_params["title"]
-    articles = await wme.articles.lookup(title, filters={"is_part_of.identifier": project}, fields=["name", "url"])
-    if not articles:
-        return JSONResponse({"detail": "there is no such page"}, status_code=404)
+    title, filters = request.path_params["title"], {"is_part_of.identifier": request.path_params["project"]}
+    articles = await wme.articles.lookup(title, filters=filters, fields=["name", "url"], missing="raise")
     return JSONResponse({"name": articles[0].name, "url": articles[0].url})
 
 
-app = Starlette(routes=[Route("/pages/{project}/{title:path}", page)], lifespan=lifespan)
+app = Starlette(
+    routes=[Route("/pages/{project}/{title:path}", page)],
+    lifespan=lifespan,
+    exception_handlers={WMEError: starlette_errors},
+)
