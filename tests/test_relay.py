@@ -160,7 +160,7 @@ async def test_the_stream_goes_on_when_the_listener_that_it_waits_for_leaves(sim
         await take(quick, 90)
 
 
-async def test_a_failure_of_the_stream_reaches_every_listener_and_the_health_check(sim):
+async def test_a_failure_of_the_stream_reaches_every_listener_and_the_health_check_and_the_log(sim, caplog):
     async with relay(sim) as hub, hub.listen() as one, hub.listen() as two:
         assert hub.failure is None
         sim.faults.inject("status", role="realtime", status=403, times=None)
@@ -171,6 +171,8 @@ async def test_a_failure_of_the_stream_reaches_every_listener_and_the_health_che
             assert isinstance(caught.value.__cause__, Forbidden)
         assert isinstance(hub.failure, Forbidden)
         assert [chunk async for chunk in hub.sse()] == [b"retry: 2000\n\n"]
+    [record] = [record for record in caplog.records if record.name == "wme_async.relay"]
+    assert (record.levelname, record.args) == ("ERROR", (hub.failure,))
 
 
 async def test_listeners_end_with_the_hub_and_by_themselves(sim):

@@ -18,6 +18,7 @@ hub fills its backlog from `since`:
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
@@ -32,6 +33,8 @@ from wme_async._tasks import wait_done
 from wme_async.errors import StreamError
 
 __all__ = ["Broadcast", "BroadcastEvent", "BroadcastStatistics", "Listener", "SlowListener", "SlowPolicy"]
+
+_logger = logging.getLogger("wme_async.relay")
 
 T = TypeVar("T")
 
@@ -345,6 +348,8 @@ class Broadcast(Generic[T]):
             async for item in self._stream:
                 await self._backlog.append(self._entry(item))
         except Exception as error:  # noqa: BLE001 - every listener and the health check report it
+            # A browser only reconnects, so a service that nobody checks would otherwise say nothing.
+            _logger.error("the stream behind the relay has ended: %s", error)
             self._backlog.failure = error
             self._backlog.wake()
 
