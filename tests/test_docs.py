@@ -45,6 +45,7 @@ NEEDS = {
     "tutorial-data": ("pyarrow", "duckdb"),
     "tutorial-web": ("fastapi",),
     "tutorial-notebook": ("pandas",),
+    "jobs": ("fastapi",),
     "relay": ("starlette", "fastapi", "litestar"),
     "retrieval": ("selectolax", "duckdb"),
     "tasks": ("pyarrow",),

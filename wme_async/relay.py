@@ -349,7 +349,7 @@ class Broadcast(Generic[T]):
                 await self._backlog.append(self._entry(item))
         except Exception as error:  # noqa: BLE001 - every listener and the health check report it
             # A browser only reconnects, so a service that nobody checks would otherwise say nothing.
-            _logger.error("the stream behind the relay has ended: %s", error)
+            _logger.error("the stream behind the relay has ended: %s", error)  # noqa: TRY400 - `failure` has the traceback
             self._backlog.failure = error
             self._backlog.wake()
 
