@@ -16,7 +16,7 @@ pytest.importorskip("rich")
 
 from click.testing import CliRunner
 
-from wme_async import Client, Forbidden
+from wme_async import Client, Forbidden, RateLimited, Retry
 from wme_async.cli.root import root
 from wme_async.simulator import Faults
 from wme_async.simulator.faults import KINDS, STREAM_KINDS
@@ -88,6 +88,34 @@ def test_each_fault_belongs_to_a_host(kind: str) -> None:
     assert fault.kind == kind
     assert fault.role == ("realtime" if kind not in KINDS else fault.role)
     assert fault.role is not None
+
+
+async def test_a_fault_has_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--rate", "0", "--fault", "status,status=429,path=articles,times=all")
+    with simulate(monkeypatch, "--articles", "1", *options):
+        async with Client.from_env(retry=Retry(attempts=4, base=0)) as wme:
+            assert await wme.projects.list()
+            with pytest.raises(RateLimited) as caught:
+                await wme.articles.lookup("NATO")
+    assert "after 4 attempts" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("nonsense", "'nonsense' is not one of"),
+        ("status,status", "'status' is not ARGUMENT=VALUE"),
+        ("status,=3", "'=3' is not ARGUMENT=VALUE"),
+        ("status,stauts=503", "takes no stauts"),
+        ("status,role=proxy", "no role 'proxy'"),
+        ("status,times=many", "times"),
+        ("cut,role=api", 'role="realtime"'),
+    ],
+)
+def test_a_fault_that_cannot_be_is_wrong_usage(value: str, words: str) -> None:
+    result = CliRunner().invoke(root, ["simulate", "--fault", value])
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
 
 
 def test_a_fault_that_does_not_exist_is_an_error() -> None:

@@ -98,6 +98,8 @@ def test_faults_can_be_taken_back() -> None:
         (ValueError, {"kind": "cut", "role": "api"}, "no fault 'cut' without role=\"realtime\""),
         (ValueError, {"kind": "corrupt", "role": "realtime"}, "no fault 'corrupt' for role='realtime'"),
         (ValueError, {"kind": "reset", "role": "proxy"}, "no role 'proxy'"),
+        (TypeError, {"kind": "status", "status": "many"}, "status must be a number, not 'many'"),
+        (ValueError, {"kind": "drop", "after": -1}, "after is 0 or more"),
         (TypeError, {"kind": "slow", "speed": 3}, "takes no speed"),
         (TypeError, {"kind": "gap", "role": "realtime", "after": 3}, "takes no after"),
         (re.error, {"kind": "slow", "path": "("}, "unterminated"),

@@ -1,14 +1,45 @@
 """`wme-async simulate`: the WME services on this machine, for trying things out with any client."""
 
+import json
+import re
 import shlex
+from typing import Any
 
 import click
 
 from wme_async.cli import base
 from wme_async.simulator import Simulator
-from wme_async.simulator.faults import KINDS, STREAM_KINDS
+from wme_async.simulator.faults import KINDS, STREAM_KINDS, Faults
 
 _GROUPS = ("group_1", "group_2", "group_3")
+
+
+class _FaultType(click.Choice[str]):
+    """The kind of a fault, and arguments of `Faults.inject` behind it, as in `status,status=429,times=all`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        kind, *pairs = value.split(",")
+        kind = super().convert(kind, param, ctx)
+        arguments = {}
+        for pair in pairs:
+            name, separator, text = pair.partition("=")
+            if not (name and separator):
+                self.fail(f"{pair!r} is not ARGUMENT=VALUE, such as times=5", param, ctx)
+            arguments[name] = None if (name, text) == ("times", "all") else _json_or_text(text)
+        try:
+            Faults().inject_default(kind, **arguments)
+        except (ValueError, TypeError, re.error) as error:
+            self.fail(str(error), param, ctx)
+        return kind, arguments
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 @click.command("simulate")
@@ -41,10 +72,11 @@ _GROUPS = ("group_1", "group_2", "group_3")
 @click.option(
     "--fault",
     "faults",
-    type=click.Choice(sorted(KINDS | STREAM_KINDS)),
+    type=_FaultType(sorted(KINDS | STREAM_KINDS)),
     multiple=True,
-    metavar="NAME",
-    help="Fault of the simulator, such as slow, drop or cut; may be repeated. docs/testing.md lists them.",
+    metavar="NAME[,ARGUMENT=VALUE]...",
+    help="Fault of the simulator, such as slow, cut or status,status=429,times=all; may be repeated. docs/testing.md "
+    "lists them.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed makes the same world.")
 def command(
@@ -55,7 +87,7 @@ def command(
     port: int | None,
     rate: float,
     groups: tuple[str, ...],
-    faults: tuple[str, ...],
+    faults: tuple[tuple[str, dict[str, Any]], ...],
     seed: int,
 ) -> None:
     """Run a simulator of all WME services on this machine, until interrupted.
@@ -77,8 +109,8 @@ def command(
             ports=ports,
             groups=groups,
         )
-        for name in faults:
-            simulator.faults.inject_default(name)
+        for kind, arguments in faults:
+            simulator.faults.inject_default(kind, **arguments)
         async with simulator:
             for name, value in simulator.environment().items():
                 base.echo(f"export {name}={shlex.quote(value)}")

@@ -89,6 +89,7 @@ KINDS: Final = _BEFORE_HEAD | _table(
     raw="",
     malformed="",
 )
+_NUMBERS: Final = frozenset({"status", "seconds", "rate", "after", "size", "count", "extra"})
 STREAM_KINDS: Final = _BEFORE_HEAD | _table(
     stall="after",
     slow="rate",
@@ -213,7 +214,9 @@ class Faults:
             raise ValueError(f"no fault {kind!r}{scope}; there are {', '.join(kinds)}")
         if unknown := details.keys() - kinds[kind]:
             raise TypeError(f"the fault {kind!r} takes no {', '.join(sorted(unknown))}")
+        numbers = {name: value for name, value in details.items() if name in _NUMBERS and value is not None}
         check_numbers(0, skip=skip)
+        check_numbers(0, integer=False, **numbers)
         if times is not None:
             check_numbers(0, times=times)
         if path is not None and not isinstance(path, str | re.Pattern):
@@ -223,7 +226,7 @@ class Faults:
         self._active.append(fault)
         return fault
 
-    def inject_default(self, kind: str) -> Fault:
+    def inject_default(self, kind: str, **arguments: Any) -> Fault:
         """Inject a fault where it belongs, for a simulator that is watched from outside.
 
         Faults of streams go to the realtime host, those of look-ups and those before the head to the API, others to
@@ -232,15 +235,17 @@ class Faults:
 
         Args:
             kind: A kind of any host.
+            **arguments: Those of `inject` that differ.
 
         Returns:
             The fault.
 
         Raises:
-            ValueError: The kind does not exist.
+            ValueError: The kind or role does not exist.
+            TypeError: The kind does not take a detail, or an argument is of another type.
         """
         role = "api" if kind in _BEFORE_HEAD or kind in _OF_LOOKUPS else "store" if kind in KINDS else "realtime"
-        return self.inject(kind, role=role, times=None if kind in _FOR_ALL else 2)
+        return self.inject(kind, **{"role": role, "times": None if kind in _FOR_ALL else 2, **arguments})
 
     def script(
         self,
