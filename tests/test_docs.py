@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import codeop
 import contextlib
 import doctest
 import importlib
@@ -422,3 +423,26 @@ def test_every_part_of_a_client_is_on_the_api_page(part: str) -> None:
 def test_every_page_is_in_the_table_of_contents() -> None:
     listed = set(re.findall(r"^(\w[\w-]*)$", (DOCS / "index.md").read_text(), re.MULTILINE))
     assert sorted(page.stem for page in DOCS.glob("*.md") if page.stem not in {*listed, "index"}) == []
+
+
+AT_A_PROMPT = [page for page in PAGES if "python -m asyncio" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", AT_A_PROMPT, ids=name_of)
+def test_code_of_a_page_for_the_prompt_can_be_pasted_there(page: Path) -> None:
+    # The prompt of Python 3.11 and 3.12 compiles line by line: an empty line ends a block, and is nowhere in it.
+    for block in blocks(page):
+        if block.language != "python" or block.body.startswith(_NOT_RUN):
+            continue
+        compiler = codeop.CommandCompiler()
+        compiler.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        lines: list[str] = []
+        for number, line in enumerate([*block.body.splitlines(), ""], block.line + 1):
+            lines.append(line)
+            try:
+                complete = compiler("\n".join(lines)) is not None
+            except SyntaxError:
+                pytest.fail(f"{page.name}, line {number}: the prompt does not accept it: {line}")
+            if complete:
+                lines.clear()
+        assert not lines, f"{page.name}, line {block.line}: the block does not end"

@@ -151,7 +151,7 @@ def hour_path(hour: str | datetime) -> str:
     check_type("an hour", hour, str, "text such as '2025-07-16T05' or an aware datetime")
     match = _HOUR.fullmatch(hour.strip())
     if match is None:
-        raise ValueError(f"an hour looks like '2025-07-16T05', got {hour!r}")
+        raise ValueError(f"an hour looks like '2025-07-16T05', 'latest' or '-3h', got {hour!r}")
     try:
         clock = f"{match['hour']}:{match['minute'] or '00'}:{match['second'] or '00'}"
         moment = datetime.fromisoformat(f"{match['date']}T{clock}").replace(tzinfo=_zone(match["zone"])).astimezone(UTC)
