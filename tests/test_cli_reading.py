@@ -100,7 +100,7 @@ def test_chosen_records_go_to_parquet(run, archive, tmp_path):
     chosen = records[1]
     target = tmp_path / "x.parquet"
     where = ("--where", f"identifier={chosen['identifier']}")
-    assert "1 records" in run("read", archive, *where, "--fields", "name,identifier", "--to", str(target)).stdout
+    assert "1 record," in run("read", archive, *where, "--fields", "name,identifier", "--to", str(target)).stdout
     table = parquet.read_table(target)
     assert table.to_pylist() == [{"name": chosen["name"], "identifier": chosen["identifier"]}]
     run("read", archive, "--fields", "name", "--limit", "3", "--to", str(target))

@@ -77,6 +77,14 @@ def test_every_kind_can_be_synced(run: Run, tmp_path: Path, kind: tuple[str, ...
     assert report["failed"] == []
 
 
+def test_the_summary_tells_metered_requests_apart_from_all(run: Run, tmp_path: Path) -> None:
+    command = ("sync", "snapshots", "--to", str(tmp_path / "data"), *EN)
+    first = run(*command).stdout
+    count = len(archives_in(tmp_path / "data"))
+    assert f"{2 * count + 1} requests ({count} metered)\n" in first
+    assert run(*command).stdout.endswith(", 1 request (0 metered)\n")
+
+
 def test_a_dry_run_lists_what_there_is_to_do_with_bytes_and_quota(run: Run, tmp_path: Path) -> None:
     result = run("sync", "snapshots", "--to", str(tmp_path / "data"), *EN, "--dry-run")
     plan = rows(result)

@@ -130,7 +130,7 @@ async def test_an_hour_ago_without_a_list_is_not_found_and_stays_that_hour(sim: 
 
 @pytest.mark.parametrize("text", ["Latest", "last", "-h", "3h", "-3", "-3d", "-3hh", ""])
 async def test_what_only_looks_like_it_is_an_error_before_any_request(sim: Simulator, wme: Client, text: str) -> None:
-    with pytest.raises(ValueError, match="an hour looks like .*, 'latest' or '-3h', got"):
+    with pytest.raises(ValueError, match=r"an hour looks like .*, 'latest' or '-3h', got"):
         wme.batches(text)
     assert not sim.requests
 

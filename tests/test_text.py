@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async._client.paths import hour_advice  # private: a pure module
-from wme_async._text import did_you_mean, size_text  # private: a pure module
+from wme_async._text import count_text, did_you_mean, size_text  # private: a pure module
 
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
@@ -73,3 +73,11 @@ def test_advice_on_an_hour_is_given_unless_it_should_exist(hours):
     assert bool(advice) == (hours > -2 or hours <= -48)
     if advice:
         assert "'latest'" in advice
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 files"), (1, "1 file"), (2, "2 files"), (1_200, "1,200 files")],
+)
+def test_a_count_agrees_with_its_noun(number: int, text: str) -> None:
+    assert count_text(number, "file") == text

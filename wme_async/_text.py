@@ -51,6 +51,11 @@ def size_text(size: float) -> str:
     return f"{size:.{digits}f} {units[0]}"
 
 
+def count_text(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural by an `s`: `1 file`, `1,200 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return the end of an error about an unknown name: the names that exist and are most similar, or nothing.
 

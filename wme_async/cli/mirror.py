@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import click
 
 from wme_async._client.client import Client
-from wme_async._text import size_text
+from wme_async._text import count_text, size_text
 from wme_async.cli import base
 from wme_async.mirror import (
     Hole,
@@ -177,7 +177,7 @@ def _is_sound(statistics: MirrorStatistics) -> bool:
 
 def _summary(statistics: MirrorStatistics) -> str:
     size = "" if statistics.bytes is None else f", {size_text(statistics.bytes)}"
-    return f"{statistics.state}: {statistics.pages:,} pages{size}"
+    return f"{statistics.state}: {count_text(statistics.pages, 'page')}{size}"
 
 
 @command.command("status")
@@ -215,7 +215,7 @@ def _status_lines(statistics: MirrorStatistics) -> list[str]:
     lines += [f"degraded: {reason}" for reason in statistics.degraded.values()]
     lines += [f"missing: {_span(hole)}" for hole in statistics.holes]
     if statistics.doubts:
-        lines.append(f"doubts: {statistics.doubts:,} titles wait for a look-up")
+        lines.append(f"doubts: {count_text(statistics.doubts, 'title')} to look up")
     if statistics.verification is not None:
         lines.append(f"{_verified(statistics.verification)} on {statistics.verification.time:%Y-%m-%d}")
     lines += [f"consumer {name}: {behind:,} changes behind" for name, behind in statistics.consumers.items()]

@@ -11,7 +11,7 @@ import msgspec
 from wme_async._archive import ArchiveReader, read_archive
 from wme_async._query.backends import Backend
 from wme_async._query.query import Query
-from wme_async._text import size_text
+from wme_async._text import count_text, size_text
 from wme_async.cli import base
 from wme_async.errors import DecodeError
 from wme_async.models import Article, StructuredContent, WikidataArticle
@@ -141,7 +141,7 @@ async def read_records(
     if count:
         base.echo(counts.records)
     note = f", {counts.bad} bad ones skipped" if counts.bad else ""
-    base.stderr.print(f"{counts.records} records in {time.monotonic() - began:.1f} s{note}", style="dim")
+    base.stderr.print(f"{count_text(counts.records, 'record')} in {time.monotonic() - began:.1f} s{note}", style="dim")
 
 
 async def _to_parquet(open_archive: Open, selection: Selection, to: str, limit: int | None, on_bad_record: str) -> None:
@@ -160,7 +160,8 @@ async def _to_parquet(open_archive: Open, selection: Selection, to: str, limit: 
         select = unwritten(to) if in_folder else None
         async with open_archive(type=selection.type, on_bad_record=on_bad_record, select=select) as reader:
             parquet = await write_parquet(reader, to, type=selection.type)
-    base.echo(f"{to}  {parquet.rows} records, {size_text(parquet.bytes)} in {len(parquet.files)} files")
+    rows, files = count_text(parquet.rows, "record"), count_text(len(parquet.files), "file")
+    base.echo(f"{to}  {rows}, {size_text(parquet.bytes)} in {files}")
 
 
 @click.command("read")

@@ -16,7 +16,7 @@ from rich.text import Text
 from wme_async import _clock
 from wme_async._client.resources import RESOURCES
 from wme_async._stream import GroupStream, Static, Stream, StreamStatistics
-from wme_async._text import size_text
+from wme_async._text import count_text, size_text
 from wme_async.cli import base, brokers
 from wme_async.offsets import OffsetStore, PostgresOffsets, RedisOffsets, SQLiteOffsets
 
@@ -236,7 +236,7 @@ def _summary(now: StreamStatistics, run: "_Run") -> str:
     )
     words = "".join(f", {count:,} {word}{'s' if count > 1 else ''}" for count, word in counts if count)
     rate = "" if run.rate is None else f", {run.rate:.1f}/s"
-    return f"{run.events:,} events{rate}, {size_text(now.bytes)}{lag}{catch_up}{words}"
+    return f"{count_text(run.events, 'event')}{rate}, {size_text(now.bytes)}{lag}{catch_up}{words}"
 
 
 class _Run:

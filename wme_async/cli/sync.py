@@ -12,7 +12,7 @@ import click
 from wme_async._client.client import Client
 from wme_async._client.resources import RESOURCES
 from wme_async._client.sync_report import SyncFile, SyncReport
-from wme_async._text import size_text
+from wme_async._text import count_text, size_text
 from wme_async.cli import base
 from wme_async.offsets import SQLiteOffsets
 
@@ -162,7 +162,9 @@ def _summary(report: SyncReport) -> str:
         (len(report.pending), "not tried"),
     ]
     words = ", ".join(f"{count:,} {word}" for count, word in counts if count) or "nothing is listed"
-    return f"{words}; {size_text(report.bytes)} in {report.seconds:.1f} s, {report.requests:,} requests"
+    requests = count_text(report.requests, "request")
+    metered = "" if report.cost.pool is None else f" ({report.cost.requests:,} metered)"
+    return f"{words}; {size_text(report.bytes)} in {report.seconds:.1f} s, {requests}{metered}"
 
 
 def _plain(report: SyncReport) -> dict[str, Any]:

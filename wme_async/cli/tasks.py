@@ -10,7 +10,7 @@ import click
 from wme_async._client.bulk import FORMATS, Plan, TaskResult
 from wme_async._client.client import HOST_VARIABLES, environment
 from wme_async._files import write_atomically
-from wme_async._text import size_text
+from wme_async._text import count_text, size_text
 from wme_async.cli import base
 from wme_async.cli.accounts import find_account, token_file_of
 from wme_async.errors import VersionConflict
@@ -66,7 +66,7 @@ def plan_command(
             snapshots: Any = client.wikidata.snapshots if wikidata else client.snapshots
             plan: Plan = await snapshots.plan(snapshot, to=to, type=record_type, format=file_format)
             left = "" if plan.cost.pool is None else await _left(client, plan)
-            base.echo(f"{len(plan.tasks):,} tasks, {size_text(plan.bytes)}{left}", err=True)
+            base.echo(f"{count_text(len(plan.tasks), 'task')}, {size_text(plan.bytes)}{left}", err=True)
             return plan
 
     text = base.run(main()).to_json()
@@ -117,7 +117,7 @@ def run_command(
             base.line(manifest)
         else:
             bad = f", {manifest.bad:,} bad records left out" if manifest.bad else ""
-            files = f"{len(manifest.files):,} files, {size_text(manifest.bytes)}"
+            files = f"{count_text(len(manifest.files), 'file')}, {size_text(manifest.bytes)}"
             base.echo(f"{work.to}/manifest.json  {manifest.rows:,} rows in {files}{bad}")
         return
     if index >= len(work.tasks):
@@ -164,7 +164,7 @@ def finish_command(plan: str) -> None:
     """Write the manifest of a plan whose tasks are all done, for readers of the output."""
     work = _read_plan(plan)
     manifest = base.run(finish(work))
-    base.echo(f"{work.to}/manifest.json  {manifest.rows:,} rows in {len(manifest.files):,} files")
+    base.echo(f"{work.to}/manifest.json  {manifest.rows:,} rows in {count_text(len(manifest.files), 'file')}")
 
 
 def _read_plan(path: str) -> Plan:
