@@ -232,7 +232,8 @@ def on_a_terminal(*arguments, answers, environment):
             if not data:
                 break
             screen += data
-            if waiting and screen.rstrip().endswith(waiting[0][0]):
+            # The space comes last, when nothing is echoed any more and no earlier input is dropped.
+            if waiting and screen.endswith(waiting[0][0] + b" "):
                 os.write(leader, waiting.pop(0)[1])
         return process.wait(timeout=30), screen.decode()
     finally:
