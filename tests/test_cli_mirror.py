@@ -55,7 +55,7 @@ def test_it_tells_the_costs_loads_and_goes_on(run: Run, world: World, sim: Simul
     path = str(tmp_path / "mirror.db")
     arguments = (IDENTIFIER, "--to", path, "--once", "--source", "snapshots")
     first = run(*arguments)
-    assert "3 metered requests of any number left in the pool chunk" in first.stderr
+    assert "3 metered requests (pool chunk: no limit)" in first.stderr
     assert "of disk" in first.stderr
     assert "of JSON a second, as measured here" in first.stderr
     assert f"{IDENTIFIER}: 3 of 3 parts" in first.stderr

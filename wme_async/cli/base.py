@@ -12,12 +12,13 @@ import click
 from rich.text import Text
 
 from wme_async import _platform
+from wme_async._client.client import Client
 from wme_async._client.paths import is_relative_hour
 from wme_async._client.resources import Resource
 from wme_async._query.backends import Backend
 from wme_async._query.query import filter_type
 from wme_async._tasks import first_cause
-from wme_async._text import did_you_mean
+from wme_async._text import count_text, did_you_mean
 from wme_async.cli.accounts import connect, has_account, session_pool
 from wme_async.cli.messages import message_of
 from wme_async.cli.tables import line, show, show_one, values_line
@@ -41,6 +42,7 @@ __all__ = [
     "line",
     "merge_field",
     "message_of",
+    "metered_text",
     "parse_filters",
     "parse_record_filters",
     "place_text",
@@ -456,6 +458,13 @@ def _convert(name: str, text: str, kind: type) -> Any:
 
 def _split(text: str | None) -> list[str] | None:
     return [name.strip() for name in text.split(",") if name.strip()] if text else None
+
+
+async def metered_text(client: Client, pool: str, requests: int) -> str:
+    """Return the cost of work and the allowance it is taken from: `12 metered requests (pool chunk: 1,488 left)`."""
+    left = (await client.auth.quota()).of(pool).left
+    allowance = "no limit" if left is None else f"{left:,} left"
+    return f"{count_text(requests, 'metered request')} (pool {pool}: {allowance})"
 
 
 def progress_bar(label: str, *, quiet: bool = False) -> Bar:

@@ -114,9 +114,7 @@ async def _show_plan(client: Client, plan: MirrorPlan, path: Path, keep: Sequenc
     rate = await measure_rate(path, keep)
     text = f"to load: {size_text(plan.bytes)}"
     if plan.pool is not None:
-        pool = (await client.auth.quota()).of(plan.pool)
-        left = "any number" if pool.left is None else f"{pool.left:,}"
-        text += f"; {plan.requests:,} metered requests of {left} left in the pool {pool.pool}"
+        text += f"; {await base.metered_text(client, plan.pool, plan.requests)}"
     free = "" if plan.free is None else f" of {size_text(plan.free)} free"
     text += f"; about {size_text(plan.disk)} of disk{free}{' without --keep' if keep else ''}"
     text += f"; {_duration(plan.hours(rate))} at {size_text(rate)} of JSON a second, as measured here"

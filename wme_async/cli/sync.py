@@ -206,7 +206,5 @@ async def _show_plan(client: Client, report: SyncReport, *, as_json: bool) -> No
         f"{len(report.unchanged):,} unchanged; {size_text(report.bytes)}"
     )
     if report.cost.pool is not None:
-        pool = (await client.auth.quota()).of(report.cost.pool)
-        left = "any number" if pool.left is None else f"{pool.left:,}"
-        text += f"; {report.cost.requests:,} metered requests of {left} left in the pool {pool.pool}"
+        text += f"; {await base.metered_text(client, report.cost.pool, report.cost.requests)}"
     base.echo(text, err=True)

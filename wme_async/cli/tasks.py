@@ -77,9 +77,7 @@ def plan_command(
 
 
 async def _left(client: Any, plan: Plan) -> str:
-    quota = (await client.auth.quota()).of(str(plan.cost.pool))
-    left = "any number" if quota.left is None else f"{quota.left:,}"
-    return f"; {plan.cost.requests:,} metered requests of {left} left in the pool {quota.pool}"
+    return f"; {await base.metered_text(client, str(plan.cost.pool), plan.cost.requests)}"
 
 
 @command.command("run")
