@@ -193,7 +193,7 @@ async def test_a_broken_exchange_is_repeated_and_then_an_error_of_ours(sim, faul
 
 async def test_an_unreachable_host_is_a_failed_connection(sim, unused_port):
     transport = make(sim, hosts=Hosts.of({"auth": f"http://127.0.0.1:{unused_port}"}), retry=Retry(attempts=2, base=0))
-    with pytest.raises(ConnectFailed) as caught:
+    with pytest.raises(ConnectFailed, match="check the network and the address") as caught:
         await transport.request(PROJECTS)
     assert "gave up after 2" in caught.value.__notes__[0]
     await transport.aclose()

@@ -170,7 +170,7 @@ _TRANSLATIONS: Final[tuple[tuple[Any, type[TransportError], Callable[[Any], str]
         | aiohttp.ClientProxyConnectionError
         | ssl.SSLCertVerificationError,
         ConnectFailed,
-        lambda _: "could not connect to {url}: {text}",
+        lambda _: "could not connect to {url}: {text}; check the network and the address",
     ),
     (
         aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError | EOFError | AssertionError | RuntimeError,
