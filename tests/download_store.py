@@ -11,8 +11,20 @@ from typing import Any
 
 from transports import Transport
 
-from wme_async import Download, FileInfo, _download  # private: the public methods choose the sizes and sources of files
-from wme_async._download import etags, ledger, part_file, range_plan  # private: its parts alone
+from wme_async import (  # private: the public methods choose the sizes and sources of files
+    Download,
+    FileInfo,
+    _download,
+    _platform,
+)
+from wme_async._download import (  # private: its parts alone
+    connection_counts,
+    etags,
+    ledger,
+    part_file,
+    range_plan,
+    range_responses,
+)
 from wme_async.errors import NotFound
 from wme_async.simulator import Simulator
 
@@ -29,7 +41,9 @@ __all__ = [
     "Spans",
     "StoreSource",
     "Transport",
+    "boot_id",
     "clean",
+    "connection_counts",
     "download",
     "etags",
     "fetched_ranges",
@@ -37,11 +51,14 @@ __all__ = [
     "noise",
     "open_content",
     "our_tasks",
+    "range_plan",
+    "range_responses",
     "store_requests",
 ]
 
 Checksum = _download.Checksum
 ContentReader = _download.ContentReader
+boot_id = _platform.boot_id
 Ledger = ledger.Ledger
 PartFile = part_file.PartFile
 PartSums = etags.PartSums

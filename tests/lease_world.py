@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 # Private: a stream of its own for each part would need a server, and real time.
-from wme_async._stream.holdings import Holding
-from wme_async._stream.lease_keeper import LeaseKeeper
+from wme_async._stream import holdings, lease_keeper  # private: the decisions on leases, which a stream makes alone
 from wme_async.errors import StreamError
 from wme_async.offsets import MemoryOffsets, Position
+
+Holdings = holdings.Holdings
 
 __all__ = ["Figures", "Weather", "World", "run_in_virtual_time"]
 
@@ -97,7 +98,7 @@ class _Part:
     def __init__(self) -> None:
         self.granted = 0  # the newest token
         self.newest = 0  # of those, the newest one under which somebody has read
-        self.holders: dict[_Host, Holding] = {}
+        self.holders: dict[_Host, holdings.Holding] = {}
         self.left_at: float | None = 0.0  # when its owner stopped reading, and nobody had followed
         self.unread_since: float | None = 0.0
 
@@ -113,8 +114,8 @@ class _Host:
         self.cut_until = 0.0
         self.offset = chance.uniform(-1e6, 1e6)  # seconds: a clock may be days off
         self.rate = 1 + chance.uniform(-0.002, 0.002)  # a hundred times as far as real ones
-        self.held: dict[int, Holding] = {}
-        self.keeper = LeaseKeeper(
+        self.held: dict[int, holdings.Holding] = {}
+        self.keeper = lease_keeper.LeaseKeeper(
             _HostStore(self),
             group,
             owner=f"{chance.getrandbits(64):016x} host {number}",
@@ -130,11 +131,11 @@ class _Host:
     def clock(self) -> float:
         return self.offset + self.rate * self.world.now()
 
-    def deadline_of(self, holding: Holding) -> float:
+    def deadline_of(self, holding: holdings.Holding) -> float:
         """Return the true time at which the host will not trust a lease any more."""
         return (holding.deadline - self.offset) / self.rate
 
-    def may_hand_out(self, holding: Holding) -> bool:
+    def may_hand_out(self, holding: holdings.Holding) -> bool:
         now = self.world.now()
         return not holding.leaving and now >= self.frozen_until and now < self.deadline_of(holding)
 
@@ -161,13 +162,13 @@ class _Host:
             await asyncio.sleep(pause)
             await self.awake()
 
-    def _taken(self, holding: Holding) -> None:
+    def _taken(self, holding: holdings.Holding) -> None:
         part = self.world.part(self, holding)
         self.held[holding.part] = part.holders[self] = holding
         part.newest = max(part.newest, holding.token)
         self.world.look(part)
 
-    def _ended(self, holding: Holding) -> None:
+    def _ended(self, holding: holdings.Holding) -> None:
         part = self.world.part(self, holding)
         if part.holders.get(self) is holding:
             self.world.stopped(part, holding, min(self.world.now(), self.deadline_of(holding)))
@@ -175,11 +176,11 @@ class _Host:
         if self.held.get(holding.part) is holding:
             del self.held[holding.part]
 
-    def _surplus(self, holding: Holding) -> None:
+    def _surplus(self, holding: holdings.Holding) -> None:
         self.world.stopped(self.world.part(self, holding), holding, self.world.now())
         self.start(self._give(holding))
 
-    async def _give(self, holding: Holding) -> None:
+    async def _give(self, holding: holdings.Holding) -> None:
         await asyncio.sleep(self.world.chance.uniform(0.0, 2.0))  # the consumer has an event of it in hand
         await self.awake()
         self._ended(holding)
@@ -292,12 +293,12 @@ class World:
     def now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def part(self, host: _Host, holding: Holding) -> _Part:
+    def part(self, host: _Host, holding: holdings.Holding) -> _Part:
         return self.parts[host.group][holding.part]
 
     # What is noted
 
-    def stopped(self, part: _Part, holding: Holding, at: float) -> None:
+    def stopped(self, part: _Part, holding: holdings.Holding, at: float) -> None:
         """Note that the owner of a part stopped reading it, unless somebody has followed already."""
         if holding.token < part.granted:
             return

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import Position
-from wme_async._stream.record_types import EventPosition  # private: pure
 from wme_async.errors import StreamError
 from wme_async.integrations._bridge_messages import (  # private: pure
     Checkpoint,
     Complete,
+    EventPosition,
     MessageMaker,
     Sent,
     choose_positions,

@@ -15,10 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from download_store import KEY, Ledger, SignedUrl, StoreSource, Transport, download, leftovers, store_requests
+from download_store import (
+    KEY,
+    Ledger,
+    SignedUrl,
+    StoreSource,
+    Transport,
+    boot_id,
+    download,
+    leftovers,
+    store_requests,
+)
 from shuffled_loop import wait_for_end
 
-from wme_async._platform import boot_id  # private: the ledger on disk is read with it
 from wme_async.errors import Forbidden, ServerError, WMEError
 from wme_async.settings import Retry, Timeouts
 from wme_async.simulator import Simulator

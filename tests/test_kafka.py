@@ -191,7 +191,8 @@ class ForgetfulProducer(aiokafka.AIOKafkaProducer):  # type: ignore[misc]  # the
 
         async def confirmed() -> Any:
             metadata = await future
-            return metadata._replace(offset=metadata.offset - self.lost)
+            values = [value - self.lost if value is metadata.offset else value for value in metadata]
+            return type(metadata)(*values)
 
         return asyncio.ensure_future(confirmed())
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lease_world import Holdings
 
 # Private: pure decisions, which the public doors reach only through time and chance.
-from wme_async._stream.holdings import Holdings
 from wme_async.offsets.lease_table import LeaseTable, share_of
 
 OWNERS = ["a", "b", "c", "d"]

@@ -22,8 +22,9 @@ from mirror_world import (
     until,
     until_equal,
 )
+from wall_clock import clock
 
-from wme_async import Client, DataError, NotFound, QuotaExceeded, RateLimited, _clock
+from wme_async import Client, DataError, NotFound, QuotaExceeded, RateLimited
 from wme_async.mirror import (
     Mirror,
     MirrorBadRecord,
@@ -243,7 +244,7 @@ async def no_doubts(mirror):
 
 async def test_a_local_clock_that_is_wrong_by_a_year_does_no_harm(tmp_path, monkeypatch):
     now = START.timestamp() + 366 * 86_400
-    monkeypatch.setattr(_clock, "source", lambda: now)
+    monkeypatch.setattr(clock, "source", lambda: now)
     async with service() as (world, _, wme):
         for _ in range(2):
             async with mirror_of(wme, tmp_path / "mirror.db") as mirror, running(mirror):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async.models import Cell, Citation, Link, Part, StructuredContent, Table, TableReference
-from wme_async.models._reading import Block, passages_of, text_of
+from wme_async.models.reading import Block, passages_of, text_of
 from wme_async.simulator import ArticleGenerator
 
 CITY = StructuredContent(

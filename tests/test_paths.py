@@ -14,6 +14,7 @@ from wme_async._client.paths import (  # private: pure
     article_path,
     chunk_path,
     file_path,
+    hour_advice,
     hour_path,
     identifier_path,
 )
@@ -205,3 +206,13 @@ def test_an_aware_datetime_is_floored_to_its_hour_in_utc(moment: datetime, minut
     path = hour_path(moment)
     assert datetime.fromisoformat(path.replace("/", "T") + ":00:00+00:00") == floored
     assert hour_path(path) == path
+
+
+@given(st.integers(-100, 100))
+def test_advice_on_an_hour_is_given_unless_it_should_exist(hours):
+    now = datetime(2025, 7, 16, 12, 30, tzinfo=UTC)
+    hour = datetime(2025, 7, 16, 12, tzinfo=UTC) + timedelta(hours=hours)
+    advice = hour_advice(hour, now)
+    assert bool(advice) == (hours > -2 or hours <= -48)
+    if advice:
+        assert "'latest'" in advice

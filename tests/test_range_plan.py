@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pytest
+from download_store import connection_counts, range_plan, range_responses
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import Budget
-from wme_async._download import connection_counts, range_plan, range_responses  # private: pure
 from wme_async._rates import RateMeter, TokenBucket  # private: pure
 
 MIB = range_plan.MIB

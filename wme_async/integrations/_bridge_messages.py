@@ -9,7 +9,8 @@ from zlib import crc32
 import msgspec
 
 from wme_async._stream.partitions import is_renumbered
-from wme_async._stream.record_types import EventLike, EventPosition, published_of
+from wme_async._stream.record_types import EventLike, published_of
+from wme_async._stream.record_types import EventPosition as EventPosition  # noqa: PLC0414  # for tests too
 from wme_async._stream.resume import SKEW
 from wme_async.errors import StreamError
 from wme_async.offsets.protocol import Position

@@ -3,8 +3,8 @@
 import re
 from typing import Any, Final
 
-from wme_async.models._reading import Block
 from wme_async.models.parts import Citation
+from wme_async.models.reading import Block
 
 __all__ = ["html_blocks"]
 

@@ -9,11 +9,11 @@ there is itself a fact: a delete has no `article_body`, most pages no `image`, o
 from msgspec import UNSET, UnsetType, field
 from msgspec.structs import force_setattr
 
-from wme_async.models._reading import Block, passages_of, text_of
 from wme_async.models._struct import Model, Timestamp
 from wme_async.models.metadata import Event, Language, Namespace, Project, Size
 from wme_async.models.parts import Image, Part
 from wme_async.models.passages import Passage
+from wme_async.models.reading import Block, passages_of, text_of
 
 __all__ = [
     "Article",

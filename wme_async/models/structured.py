@@ -8,13 +8,13 @@ from functools import cache
 import msgspec
 from msgspec import UNSET, UnsetType, field
 
-from wme_async.models._reading import Block, facts_of, passages_of, section_blocks, text_of
 from wme_async.models._struct import Model, Timestamp
 from wme_async.models._tolerant import decode_record
 from wme_async.models.articles import ArticleBody, EntityReference, License, Version, Visibility
 from wme_async.models.metadata import Event, Language, Project
 from wme_async.models.parts import Image, Link, Part, fold
 from wme_async.models.passages import Fact, Passage
+from wme_async.models.reading import Block, facts_of, passages_of, section_blocks, text_of
 
 __all__ = ["Attribution", "Cell", "EditorsCount", "Reference", "ReferenceText", "StructuredContent", "Table"]
 
