@@ -106,7 +106,7 @@ async def test_a_fault_has_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         ("nonsense", "'nonsense' is not one of"),
         ("status,status", "'status' is not ARGUMENT=VALUE"),
         ("status,=3", "'=3' is not ARGUMENT=VALUE"),
-        ("status,stauts=503", "takes no stauts"),
+        ("status,statusx=503", "takes no statusx"),
         ("status,role=proxy", "no role 'proxy'"),
         ("status,times=many", "times"),
         ("cut,role=api", 'role="realtime"'),

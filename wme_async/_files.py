@@ -40,7 +40,7 @@ __all__ = [
     "write_atomically",
 ]
 
-logger = logging.getLogger("wme_async.files")
+logger: logging.Logger = logging.getLogger("wme_async.files")
 
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})

@@ -16,7 +16,7 @@ from wme_async.errors import DecodeError, QuotaExceeded, WMEError
 from wme_async.models import User
 from wme_async.models.decoding import decode_json
 
-logger = logging.getLogger("wme_async.auth")
+logger: logging.Logger = logging.getLogger("wme_async.auth")
 
 # Each save writes a file, so the counts of look-ups, which come in thousands, are saved once in a hundred.
 _SAVE_EVERY = 100

@@ -19,7 +19,7 @@ from wme_async._transport import Transport
 from wme_async.errors import DataError, NotFound, Replaced
 from wme_async.models import Chunk, Snapshot
 
-logger = logging.getLogger("wme_async.tasks")
+logger: logging.Logger = logging.getLogger("wme_async.tasks")
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from wme_async.errors import DecodeError, NotFound, WMEError
 from wme_async.models._tolerant import decode_record
 from wme_async.models.decoding import decoding
 
-logger = logging.getLogger("wme_async.client")
+logger: logging.Logger = logging.getLogger("wme_async.client")
 
 T = TypeVar("T", bound=msgspec.Struct)
 U = TypeVar("U")

@@ -12,7 +12,7 @@ from wme_async._arguments import check_flags, check_functions, check_numbers
 from wme_async._tasks import WorkGroup, first_cause, is_cancelling
 from wme_async.errors import ClientClosed, Forbidden, QuotaExceeded, Unauthorized, WMEError
 
-logger = logging.getLogger("wme_async.lookup")
+logger: logging.Logger = logging.getLogger("wme_async.lookup")
 
 T = TypeVar("T")
 

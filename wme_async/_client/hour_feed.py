@@ -22,7 +22,7 @@ from wme_async.models import Archive
 from wme_async.offsets import MemoryOffsets, OffsetStore, Position
 from wme_async.offsets.protocol import ClaimingStore
 
-logger = logging.getLogger("wme_async.hours")
+logger: logging.Logger = logging.getLogger("wme_async.hours")
 
 M = TypeVar("M", bound=Archive)
 R = TypeVar("R", bound=msgspec.Struct)

@@ -18,7 +18,7 @@ from wme_async._transport import Request, Response, Transport
 from wme_async._transport.error_responses import bare_url
 from wme_async.errors import NotFound
 
-logger = logging.getLogger("wme_async.lookup")
+logger: logging.Logger = logging.getLogger("wme_async.lookup")
 
 T = TypeVar("T")
 U = TypeVar("U")

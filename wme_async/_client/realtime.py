@@ -23,7 +23,7 @@ from wme_async.errors import DecodeError, NotFound
 from wme_async.models import Article, WikidataArticle
 from wme_async.models.decoding import Buffer, decode_json, decoding
 
-logger = logging.getLogger("wme_async.stream")
+logger: logging.Logger = logging.getLogger("wme_async.stream")
 
 U = TypeVar("U")
 

@@ -16,7 +16,7 @@ from wme_async._files import sync_folder
 from wme_async._tasks import WorkGroup, in_thread, raise_first_cause
 from wme_async.errors import WMEError
 
-logger = logging.getLogger("wme_async.sync")
+logger: logging.Logger = logging.getLogger("wme_async.sync")
 
 # Flushing a file takes milliseconds, however small it is, and several at once take hardly longer. If the process is
 # killed, the files that wait for their group are lost.

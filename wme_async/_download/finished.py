@@ -18,7 +18,7 @@ from wme_async._files import explained, followed, name_limit
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
-logger = logging.getLogger("wme_async.download")
+logger: logging.Logger = logging.getLogger("wme_async.download")
 
 IsCancelled = Callable[[], bool]
 """Returns whether a digest is cancelled: that of a large file takes minutes."""

@@ -11,7 +11,7 @@ from wme_async.errors import StreamError
 from wme_async.offsets import OffsetStore
 from wme_async.offsets.protocol import Position
 
-logger = logging.getLogger("wme_async.stream")
+logger: logging.Logger = logging.getLogger("wme_async.stream")
 
 _FAILURES = 3  # failed saves in a row after which the stream ends
 _COMPLETE_EVERY = 12  # periodic saves after which one writes all partitions, changed or not

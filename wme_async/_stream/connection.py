@@ -29,7 +29,7 @@ from wme_async.errors import (
 )
 from wme_async.models.decoding import LONG_RECORD
 
-logger = logging.getLogger("wme_async.stream")
+logger: logging.Logger = logging.getLogger("wme_async.stream")
 
 _GUARD = timedelta(seconds=2)  # a `Date` header has whole seconds
 _WIDE_GUARD = timedelta(minutes=2)  # after the server rejected a time although its clock is known

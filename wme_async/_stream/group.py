@@ -26,7 +26,7 @@ from wme_async._telemetry import Telemetry, log_fields
 from wme_async.errors import StreamError
 from wme_async.offsets import Position
 
-logger = logging.getLogger("wme_async.stream")
+logger: logging.Logger = logging.getLogger("wme_async.stream")
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from wme_async._stream.reports import StreamEvent, StreamGap
 from wme_async._telemetry import log_fields
 from wme_async.errors import DecodeError
 
-logger = logging.getLogger("wme_async.stream")
+logger: logging.Logger = logging.getLogger("wme_async.stream")
 
 T = TypeVar("T")
 

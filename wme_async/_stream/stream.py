@@ -27,7 +27,7 @@ from wme_async._transport import Transport
 from wme_async.errors import DecodeError
 from wme_async.offsets import ClaimingStore, MemoryOffsets, Position
 
-logger = logging.getLogger("wme_async.stream")
+logger: logging.Logger = logging.getLogger("wme_async.stream")
 
 T = TypeVar("T")
 

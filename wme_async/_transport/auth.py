@@ -24,7 +24,7 @@ from wme_async.errors import (
 )
 from wme_async.models.decoding import decode_json
 
-logger = logging.getLogger("wme_async.auth")
+logger: logging.Logger = logging.getLogger("wme_async.auth")
 
 # Seconds before the next attempt to replace a token that still works.
 _RENEWAL_PAUSE = 30.0

@@ -38,7 +38,7 @@ from wme_async.errors import (
 )
 from wme_async.settings import Hosts, Limits, Retry, Timeouts
 
-logger = logging.getLogger("wme_async.transport")
+logger: logging.Logger = logging.getLogger("wme_async.transport")
 
 # The server counts a metered request before it looks for the object, so a 404 costs one too. Responses with these
 # statuses alone are not counted.

@@ -28,7 +28,7 @@ from wme_async._transport.slots import Slots
 from wme_async.errors import ClientClosed, ConnectFailed
 from wme_async.settings import Limits, Timeouts
 
-logger = logging.getLogger("wme_async.transport")
+logger: logging.Logger = logging.getLogger("wme_async.transport")
 
 Guard = Callable[[str, str], str | None]
 """Returns the reason why an IP address of a host is blocked, or None if it is allowed."""

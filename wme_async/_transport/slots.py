@@ -5,7 +5,7 @@ import logging
 import math
 from collections import deque
 
-logger = logging.getLogger("wme_async.transport")
+logger: logging.Logger = logging.getLogger("wme_async.transport")
 
 # Seconds without a free connection before a warning is logged, and between two warnings.
 _WARN_AFTER = 10.0

@@ -14,7 +14,7 @@ from wme_async._transport.token_policy import Tokens
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
-logger = logging.getLogger("wme_async.auth")
+logger: logging.Logger = logging.getLogger("wme_async.auth")
 
 _LOCK_POLL = 0.05
 

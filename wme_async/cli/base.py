@@ -93,6 +93,8 @@ json_option: Callable[[Any], Any] = click.option(
 class AliasedOption(click.Option):
     """An option whose help shows its first name alone; the others are kept for those who know them."""
 
+    opts: list[str]
+
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return name and help.
 

@@ -56,8 +56,8 @@ class Selection:
 
     def __init__(self, model: type[Any], fields: list[str] | None, filters: dict[str, Any] | None) -> None:
         self._query = Query.build(Backend.ARCHIVE, model, fields=fields, filters=filters)
-        self.names = self._query.fields or ("",)
-        self.type = _with_fields(model, self._query.fields)
+        self.names: tuple[str, ...] = self._query.fields or ("",)
+        self.type: type[Any] = _with_fields(model, self._query.fields)
         dotted = any("." in name for name in self.names)
         self._project = self._query.for_unfiltered().project if dotted or self.type is model else None
 

@@ -27,7 +27,7 @@ from wme_async.integrations._bridge_messages import (
 )
 from wme_async.offsets import Position
 
-logger = logging.getLogger("wme_async.bridge")
+logger: logging.Logger = logging.getLogger("wme_async.bridge")
 
 T = TypeVar("T")
 Place_contra = TypeVar("Place_contra", contravariant=True)

@@ -26,7 +26,7 @@ except ImportError as _error:
 
 __all__ = ["run_plan"]
 
-logger = logging.getLogger("wme_async.tasks")
+logger: logging.Logger = logging.getLogger("wme_async.tasks")
 
 _GIB: Final = 1 << 30
 _WATCH: Final = 30.0  # seconds

@@ -45,7 +45,7 @@ except ImportError as _error:
 
 __all__ = ["Bridge", "Bridged", "DeadLetter", "to_nats"]
 
-logger = logging.getLogger("wme_async.bridge")
+logger: logging.Logger = logging.getLogger("wme_async.bridge")
 
 T = TypeVar("T")
 U = TypeVar("U")

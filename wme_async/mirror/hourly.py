@@ -18,7 +18,7 @@ from wme_async.offsets import MemoryOffsets, Position
 
 __all__ = ["HourFollower"]
 
-logger = logging.getLogger("wme_async.mirror")
+logger: logging.Logger = logging.getLogger("wme_async.mirror")
 
 _HOUR: Final = timedelta(hours=1)
 _NAME: Final = "mirror"

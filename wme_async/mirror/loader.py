@@ -20,7 +20,7 @@ from wme_async.models import Snapshot
 
 __all__ = ["Loader"]
 
-logger = logging.getLogger("wme_async.mirror")
+logger: logging.Logger = logging.getLogger("wme_async.mirror")
 
 _BATCH: Final = 2 * 1024 * 1024  # bytes of JSON in one transaction
 _ATTEMPTS: Final = 60  # polls for a chunk that is being exported again

@@ -26,7 +26,7 @@ from wme_async.mirror.work import Options, Work, encode
 
 __all__ = ["Mirror"]
 
-logger = logging.getLogger("wme_async.mirror")
+logger: logging.Logger = logging.getLogger("wme_async.mirror")
 
 _SOURCES: Final[tuple[Source, ...]] = ("stream", "batches", "snapshots")
 _SELDOM: Final = 10  # polls between two looks for a new snapshot

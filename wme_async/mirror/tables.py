@@ -97,7 +97,9 @@ class Database:
         # A reader, too, may have to create the files beside the database.
         mode = "rw" if writing or os.access(path, os.W_OK) else "ro"
         uri = f"{path.absolute().as_uri()}?mode={mode}"
-        self.connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False)
+        self.connection: sqlite3.Connection = sqlite3.connect(
+            uri, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False
+        )
         try:
             self._check_version()
             self.connection.execute(f"PRAGMA cache_size = -{_CACHE if writing else _CACHE // 8}")

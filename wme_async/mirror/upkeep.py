@@ -19,7 +19,7 @@ from wme_async.models import Article, Snapshot
 
 __all__ = ["Upkeep"]
 
-logger = logging.getLogger("wme_async.mirror")
+logger: logging.Logger = logging.getLogger("wme_async.mirror")
 
 _DOUBTS: Final = 100  # look-ups in one round, each metered
 _SAMPLE: Final = 5  # look-ups of a sample

@@ -27,7 +27,7 @@ from wme_async.mirror.rule import PageKey, Picture
 
 __all__ = ["Options", "Read", "Values", "Work", "encode"]
 
-logger = logging.getLogger("wme_async.mirror")
+logger: logging.Logger = logging.getLogger("wme_async.mirror")
 
 Values: TypeAlias = Mapping[Kind, Mapping[str, str | None]]
 """Marks by kind and key."""
@@ -95,12 +95,12 @@ class Work:
         self.scopes = scopes
         self.options = options
         self.progress = progress
-        self.seq = seq
+        self.seq: int = seq
         self.behind = False
-        self.healing = False
-        self.rows = 0
-        self.bad_records = 0
-        self.fields = RecordReader(options.keep).fields
+        self.healing: bool = False
+        self.rows: int = 0
+        self.bad_records: int = 0
+        self.fields: list[str] | None = RecordReader(options.keep).fields
         self._store = store
         self._changed = asyncio.Event()
         self._state: MirrorState = progress.state(scopes)

@@ -18,7 +18,7 @@ from wme_async.offsets.protocol import Position, check_lease, check_name, check_
 
 __all__ = ["RedisOffsets"]
 
-logger = logging.getLogger("wme_async.offsets")
+logger: logging.Logger = logging.getLogger("wme_async.offsets")
 
 R = TypeVar("R")
 

@@ -20,7 +20,7 @@ from wme_async.tasks.target import open_target
 
 __all__ = ["arun_task", "environment_client", "run_task"]
 
-logger = logging.getLogger("wme_async.tasks")
+logger: logging.Logger = logging.getLogger("wme_async.tasks")
 
 _LOGGED: Final = 5
 

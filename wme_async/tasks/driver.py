@@ -23,7 +23,7 @@ from wme_async.tasks.target import open_target
 
 __all__ = ["Engine", "OnReplaced", "PlanProgress", "ProgressHook", "Run", "drive", "is_temporary"]
 
-logger = logging.getLogger("wme_async.tasks")
+logger: logging.Logger = logging.getLogger("wme_async.tasks")
 
 OnReplaced: TypeAlias = Literal["restart", "raise"]
 

@@ -90,7 +90,7 @@ class Output:
     def __init__(self, task: ChunkTask, target: Target) -> None:
         self._task = task
         self._target = target
-        self.type = load_type(task.type)
+        self.type: Any = load_type(task.type)
         self._columns = _digest(self.type)
 
     async def find(self) -> TaskResult | None:
