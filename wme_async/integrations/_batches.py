@@ -16,12 +16,12 @@ from wme_async.integrations._json_columns import JSONColumns, json_columns
 
 __all__ = ["BLOCK", "SMALL_BLOCK", "batches_of"]
 
-BLOCK: Final = 8 * 1024 * 1024
+BLOCK: Final = 6 * 1024 * 1024
 """Bytes of JSON lines to parse at a time if memory holds several of them."""
 
 SMALL_BLOCK: Final = 4 * 1024 * 1024
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_AHEAD: Final = 2  # blocks parsed at a time
+_AHEAD: Final = 1  # blocks parsed beside the one that is waited for
 _TRIAL_BYTES: Final = 1024 * 1024
 _SMALL_SHARE: Final = 0.15  # of the JSON; below it msgspec alone takes less time
 _ITEMS: Final = 500  # records of a batch at most, from a source that yields them one by one

@@ -25,7 +25,7 @@ __all__ = ["Parquet", "parquet_chunks", "unwritten", "write_parquet"]
 
 T = TypeVar("T")
 
-_ROW_GROUP: Final = 64 * 1024 * 1024
+_ROW_GROUP: Final = 32 * 1024 * 1024
 _UNKNOWN: Final = "__HIVE_DEFAULT_PARTITION__"
 _PAGE: Final = 4 * 1024 * 1024
 _ZSTD_LEVEL: Final = 3
