@@ -14,7 +14,7 @@ from wme_async.cli.root import root
 
 TARGET = Path(__file__).with_name("cli.md")
 BAR = "\\|"  # a bar within a cell of a table
-MARK = "<!-- made by docs/make_cli.py: what follows is overwritten -->\n"
+MARK = "<!-- tables by docs/make_cli.py: what follows is overwritten -->\n"
 
 
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -70,7 +70,7 @@ def usage(path: tuple[str, ...], command: click.Command) -> str:
 
 
 def render() -> str:
-    """Return the part of the page that is made."""
+    """Return the part of the page that is tables."""
     lines = ["## Options", "", "Of all commands, at any place:", "", *table(root), ""]
     same: dict[tuple[str, ...], list[str]] = {}
     for path, command in commands(root):
@@ -83,9 +83,9 @@ def render() -> str:
 
 def main() -> int:
     """Write the part, or compare it."""
-    before, mark, made = TARGET.read_text("utf-8").partition(MARK)
+    before, mark, tables = TARGET.read_text("utf-8").partition(MARK)
     if "--check" in sys.argv:
-        return int(made != f"\n{render()}")
+        return int(tables != f"\n{render()}")
     TARGET.write_text(f"{before}{mark or MARK}\n{render()}", "utf-8")
     return 0
 

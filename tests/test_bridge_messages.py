@@ -41,9 +41,9 @@ def maker(partitions: int = 10, places: int | None = None, **options: Any) -> Me
 
 
 def make(messages: MessageMaker[int], data: bytes, at: EventPosition | None, complete: Complete = UNKNOWN) -> Any:
-    made = messages.make(data, at, complete)
-    assert made is not None
-    return made[1]
+    pair = messages.make(data, at, complete)
+    assert pair is not None
+    return pair[1]
 
 
 # Keys
@@ -105,10 +105,10 @@ def test_the_last_message_of_each_place_has_the_positions_of_all(
     count = 0
     for partition, offset in events:
         at = event(partition, offset) if dated else EventPosition(partition, offset)
-        made = messages.make(record(), at, UNKNOWN)
-        assert (made is None) == (offset <= expected.get(partition, -1))
-        if made is not None:
-            last[made[0]] = made[1]
+        pair = messages.make(record(), at, UNKNOWN)
+        assert (pair is None) == (offset <= expected.get(partition, -1))
+        if pair is not None:
+            last[pair[0]] = pair[1]
             expected[partition] = offset
             count += 1
     checkpoints = [read_checkpoint(dict(message.headers), "default/articles") for message in last.values()]
@@ -140,8 +140,8 @@ def test_a_record_without_an_offset_carries_the_positions_of_its_place() -> None
 def test_a_record_without_an_offset_goes_to_a_partition_that_its_bridge_reads() -> None:
     messages = maker(10)
     complete = Complete(None, [7, 8])
-    made = [messages.make(record(f"Page {number}"), None, complete) for number in range(20)]
-    assert {place_and_message[0] for place_and_message in made if place_and_message is not None} == {7, 8}
+    pairs = [messages.make(record(f"Page {number}"), None, complete) for number in range(20)]
+    assert {place_and_message[0] for place_and_message in pairs if place_and_message is not None} == {7, 8}
     assert messages.make(record(), None, Complete(None, [])) is not None
 
 

@@ -97,9 +97,9 @@ def test_changes_are_lines_of_json_and_each_consumer_goes_on(run: Run, world: Wo
     path = str(tmp_path / "mirror.db")
     run(IDENTIFIER, "--to", path, "--once", "--source", "snapshots")
     first = rows(run("changes", path, "--limit", "5"))
-    rest = rows(run("changes", path))
-    assert [change["kind"] for change in (*first, *rest)] == ["upsert"] * 24
-    assert {change["title"] for change in (*first, *rest)} == world.truth("enwiki").pages.keys()
+    later = rows(run("changes", path))
+    assert [change["kind"] for change in (*first, *later)] == ["upsert"] * 24
+    assert {change["title"] for change in (*first, *later)} == world.truth("enwiki").pages.keys()
     assert len(bytes.fromhex(first[0]["digest"])) == 8
     assert run("changes", path).stdout == ""
     assert len(rows(run("changes", path, "--consumer", "other"))) == 24

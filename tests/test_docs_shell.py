@@ -81,5 +81,5 @@ def test_the_tables_of_options_are_those_of_the_commands() -> None:
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    made = module.TARGET.read_text("utf-8").partition(module.MARK)[2]
-    assert made == f"\n{module.render()}", "run python docs/make_cli.py"
+    tables = module.TARGET.read_text("utf-8").partition(module.MARK)[2]
+    assert tables == f"\n{module.render()}", "run python docs/make_cli.py"

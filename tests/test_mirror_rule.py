@@ -420,8 +420,8 @@ def test_the_digest_of_a_record_is_the_same_from_stream_and_archive():
     stream = page_of(record())
     archive = page_of(record(event={"type": "update", "date_created": "2025-01-01T00:00:00.25Z"}))
     assert stream.digest == archive.digest != page_of(record(abstract="b")).digest
-    kept = [page_of(record(article_body={"html": html}), ["abstract"]) for html in ("1", "2")]
-    assert kept[0].digest == kept[1].digest
+    pages = [page_of(record(article_body={"html": html}), ["abstract"]) for html in ("1", "2")]
+    assert pages[0].digest == pages[1].digest
 
 
 def test_visibility_changes_become_masks():

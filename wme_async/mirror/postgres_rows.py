@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from wme_async.mirror.protocol import KINDS, Kind, Marks
 from wme_async.mirror.rule import Difference, Mask, Page, PageKey, Picture, TitleKey, Whereabouts
+from wme_async.mirror.sqlite_rows import page_values, place_values
 
 __all__ = [
     "TABLES",
@@ -198,9 +199,9 @@ async def write_rows(
         number = ids.get(page.key)
         if number is None:
             number, next_id = next_id, next_id + 1
-            new.append((number, *_page_values(page)))
+            new.append((number, *page_values(page)))
         else:
-            replaced.append(_page_values(page))
+            replaced.append(page_values(page))
         numbers[page.key] = number
     if new:
         columns = ["id", *_PAGE.split(", ")]
@@ -213,25 +214,11 @@ async def write_rows(
         (_PUT_RECORD, stored),
         ("DELETE FROM records WHERE id = $1", erased),
         (_UPDATE_FLAGS, flags),
-        (_PUT_PLACE, list(map(_place_values, difference.places))),
+        (_PUT_PLACE, list(map(place_values, difference.places))),
         (_PUT_MASK, list(map(_mask_values, difference.masks))),
     ):
         if rows:
             await connection.executemany(statement, rows)
-
-
-def _page_values(page: Page) -> tuple[Any, ...]:
-    return (
-        page.project, page.title, page.namespace, page.page_id, page.revision, page.created, page.published, page.gone,
-        page.digest, page.body, page.load, page.swept, page.live, page.hidden,
-    )  # fmt: skip
-
-
-def _place_values(place: Whereabouts) -> tuple[Any, ...]:
-    return (
-        place.project, place.page_id, place.title, place.created, place.revision, place.published, place.seq,
-        place.old_title, place.moved, place.held,
-    )  # fmt: skip
 
 
 def _mask_values(mask: Mask) -> tuple[Any, ...]:

@@ -154,9 +154,9 @@ class RecordReader:
                 hidden=_hidden_parts(fields.visibility or _Visibility()),
             )
         gone = event.type == "delete"
-        kept = data
+        content = data
         if self._query is not None:
-            kept, event_json = self._reduced(data, self._query)
+            content, event_json = self._reduced(data, self._query)
         return Page(
             project=project,
             title=fields.name.replace("_", " "),
@@ -166,9 +166,9 @@ class RecordReader:
             created=created,
             published=published,
             gone=gone,
-            digest=_digest(kept, event_json),
+            digest=_digest(content, event_json),
             body=_has_content(fields.article_body),
-            record=b"" if gone else kept,
+            record=b"" if gone else content,
             load=load,
         )
 

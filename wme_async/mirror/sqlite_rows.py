@@ -7,7 +7,17 @@ from typing import Any, Final, TypeVar
 from wme_async.mirror.protocol import KINDS, Kind, Marks
 from wme_async.mirror.rule import Difference, Mask, Page, PageKey, Picture, TitleKey, Whereabouts
 
-__all__ = ["fetch_held", "fetch_marks", "fetch_pages", "fetch_places", "put_marks", "select_pages", "write_rows"]
+__all__ = [
+    "fetch_held",
+    "fetch_marks",
+    "fetch_pages",
+    "fetch_places",
+    "page_values",
+    "place_values",
+    "put_marks",
+    "select_pages",
+    "write_rows",
+]
 
 T = TypeVar("T")
 
@@ -135,14 +145,16 @@ def _page_of(row: Sequence[Any]) -> tuple[int, Page]:
     )  # fmt: skip
 
 
-def _page_values(page: Page) -> tuple[Any, ...]:
+def page_values(page: Page) -> tuple[Any, ...]:
+    """Return the columns of a page in the order of the tables, without its record."""
     return (
         page.project, page.title, page.namespace, page.page_id, page.revision, page.created, page.published, page.gone,
         page.digest, page.body, page.load, page.swept, page.live, page.hidden,
     )  # fmt: skip
 
 
-def _place_values(place: Whereabouts) -> tuple[Any, ...]:
+def place_values(place: Whereabouts) -> tuple[Any, ...]:
+    """Return the columns of the whereabouts of a page."""
     return (
         place.project, place.page_id, place.title, place.created, place.revision, place.published, place.seq,
         place.old_title, place.moved, place.held,
@@ -171,7 +183,7 @@ def write_rows(
     records: list[bytes] = []
     for page in difference.pages:
         number = ids.get((page.project, page.title))
-        values = _page_values(page)
+        values = page_values(page)
         if number is None:
             number, next_id = next_id, next_id + 1
             ids[page.key] = number
@@ -190,7 +202,7 @@ def write_rows(
     connection.executemany(_DELETE_RECORD, erased)
     flags = [(page.load, page.swept, page.live, page.hidden, ids[page.key]) for page in difference.flags]
     connection.executemany(_UPDATE_FLAGS, flags)
-    connection.executemany(_PUT_PLACE, map(_place_values, difference.places))
+    connection.executemany(_PUT_PLACE, map(place_values, difference.places))
     connection.executemany(_PUT_MASK, map(_mask_values, difference.masks))
     return next_id
 
