@@ -14,7 +14,7 @@ from wme_async.cli.root import root
 
 TARGET = Path(__file__).with_name("cli.md")
 BAR = "\\|"  # a bar within a cell of a table
-MARK = "<!-- tables by docs/make_cli.py: what follows is overwritten -->\n"
+MARK = "<!-- made by docs/make_cli.py: what follows is overwritten -->\n"
 
 
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -70,7 +70,7 @@ def usage(path: tuple[str, ...], command: click.Command) -> str:
 
 
 def render() -> str:
-    """Return the part of the page that is tables."""
+    """Return the part of the page that this script writes."""
     lines = ["## Options", "", "Of all commands, at any place:", "", *table(root), ""]
     same: dict[tuple[str, ...], list[str]] = {}
     for path, command in commands(root):
