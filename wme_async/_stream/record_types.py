@@ -12,6 +12,7 @@ import msgspec
 from wme_async._stream.framing import Oversize, Record
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import Buffer, decode_json, is_plain_data, make_decoder
+from wme_async.offsets.protocol import is_storable
 
 T = TypeVar("T")
 
@@ -169,7 +170,7 @@ def recover_position(record: Record) -> EventPosition | None:
     with contextlib.suppress(DecodeError):
         event = decode_json(data, _positioned).event
         if event is not None and event.partition is not None and event.offset is not None:
-            return event
+            return event if is_storable(event.partition, event.offset) else None
     data = bytes(data)
     matches = list(_POSITION.finditer(data))
     if not matches:

@@ -12,7 +12,8 @@ from wme_async._stream.partitions import is_renumbered
 from wme_async._stream.record_types import EventLike, published_of
 from wme_async._stream.record_types import EventPosition as EventPosition  # noqa: PLC0414  # for tests too
 from wme_async._stream.resume import SKEW
-from wme_async.errors import StreamError
+from wme_async.errors import DecodeError, StreamError
+from wme_async.models.decoding import decode_json
 from wme_async.offsets.protocol import Position
 
 Place = TypeVar("Place", bound=Hashable)
@@ -89,7 +90,7 @@ class _Record(msgspec.Struct, gc=False):
     event: _Typed | None = None
 
 
-_decode_record: Final = msgspec.json.Decoder(_Record).decode
+_decoder: Final = msgspec.json.Decoder(_Record)
 
 
 def _read_head(record: bytes) -> _Head:
@@ -103,8 +104,8 @@ def _read_head(record: bytes) -> _Head:
         record: Its JSON. What it lacks, or has in another form, is None.
     """
     try:
-        fields = _decode_record(record)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        fields = decode_json(record, _decoder)
+    except DecodeError:
         return _Head(None, None)
     name = fields.name if isinstance(fields.name, str) and fields.name else fields.identifier
     project = fields.is_part_of.identifier if fields.is_part_of is not None else None

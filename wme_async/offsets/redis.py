@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from wme_async._arguments import check_numbers
-from wme_async.errors import DataError
+from wme_async.errors import DataError, DecodeError
+from wme_async.models.decoding import decoding
 from wme_async.offsets._database import DatabaseStore, server_name
 from wme_async.offsets.lease_table import MEMBERSHIP
 from wme_async.offsets.protocol import Position, check_lease, check_name, check_positions
@@ -155,8 +156,9 @@ class RedisOffsets(DatabaseStore[Any]):
         key = _keys(name)[0]
         fields = await self._call(lambda client: client.hgetall(key))
         try:
-            return {int(partition): msgspec.json.decode(value, type=Position) for partition, value in fields.items()}
-        except ValueError as error:
+            with decoding():
+                return {int(number): msgspec.json.decode(value, type=Position) for number, value in fields.items()}
+        except DecodeError as error:
             raise DataError(
                 f"{key} of {self._server} does not hold positions ({error}); delete it to start anew"
             ) from error
