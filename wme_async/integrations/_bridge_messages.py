@@ -249,18 +249,17 @@ def _numbers_in(text: str) -> list[int]:
 
 def _is_sent(event: EventLike, last: Sent | None) -> bool:
     """Return whether an event is in the target already, from the last one of its partition there."""
-    if last is None or event.offset > last.offset:
-        return False
-    return not is_renumbered(event, EventPosition(event.partition, last.offset, last.published))
+    return (
+        last is not None
+        and event.offset <= last.offset
+        and not is_renumbered(event, EventPosition(event.partition, last.offset, last.published))
+    )
 
 
 def _is_later(one: Sent, other: Sent) -> bool:
     """Return whether one event of a partition is behind another, also if the partition was numbered anew in between."""
-    if is_renumbered(EventPosition(0, one.offset, one.published), EventPosition(0, other.offset, other.published)):
-        return True
-    if is_renumbered(EventPosition(0, other.offset, other.published), EventPosition(0, one.offset, one.published)):
-        return False
-    return one.offset > other.offset
+    first, second = (EventPosition(0, sent.offset, sent.published) for sent in (one, other))
+    return is_renumbered(first, second) or (one.offset > other.offset and not is_renumbered(second, first))
 
 
 def latest(checkpoints: Iterable[Checkpoint]) -> Checkpoint:
@@ -346,10 +345,8 @@ class MessageMaker(Generic[Place]):
 
     def begin(self, partitions: Sequence[int], target: Checkpoint) -> None:
         """Note what the target has of some partitions, from which these are read."""
-        for number in partitions:
-            self.sent.pop(number, None)
-            if number in target.positions:
-                self.sent[number] = target.positions[number]
+        others = {number: sent for number, sent in self.sent.items() if number not in partitions}
+        self.sent = others | {number: target.positions[number] for number in partitions if number in target.positions}
 
     def places_of(self, partitions: Iterable[int]) -> list[Place]:
         """Return the places of some partitions, each once."""
