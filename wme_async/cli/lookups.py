@@ -243,8 +243,8 @@ def quota(context: click.Context, /, as_json: bool) -> None:
         {
             "pool": pool.pool,
             "used": pool.used,
-            "limit": "none" if pool.limit is None else pool.limit,
-            "left": "any" if pool.left is None else pool.left,
+            "limit": "unlimited" if pool.limit is None else pool.limit,
+            "left": "unlimited" if pool.left is None else pool.left,
         }
         for pool in (usage.ondemand, usage.snapshot, usage.chunk)
     ]

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from wme_async._version import __version__
-from wme_async.cli import archives, base, lookups
+from wme_async.cli import archives, base, lookups, signals
 from wme_async.cli.accounts import check_profile_name, complete_profile
 
 # Imported when they are called: some need an extra, all take time to import.
@@ -156,4 +156,5 @@ for _command in archives.WIKIDATA:
 
 def main() -> None:
     """Run the command line."""
+    signals.handle_in_process()
     root.main(prog_name="wme-async")
