@@ -180,13 +180,14 @@ class LeaseStore(OffsetStore, Protocol):
         ...
 
 
-def check_lease(owner: object, ttl: float = 1.0, parts: int = 1) -> None:
+def check_lease(name: object, owner: object, ttl: float = 1.0, parts: int = 1) -> None:
     """Raise if the arguments of a lease are wrong.
 
     Raises:
-        TypeError: The owner is not text, or a number is not a number.
+        TypeError: The name or the owner is not text, or a number is not a number.
         ValueError: The owner is empty, or a number is not above 0.
     """
+    check_name(name)
     check_text(owner=owner)
     if owner is None:
         raise TypeError("owner must be text, not None")
