@@ -34,12 +34,14 @@ __all__ = [
     "PlaceCommand",
     "Reported",
     "Root",
+    "all_of",
     "connect",
     "echo",
     "fields_option",
     "has_account",
     "json_option",
     "line",
+    "max_rate_option",
     "merge_field",
     "message_of",
     "metered_text",
@@ -49,6 +51,7 @@ __all__ = [
     "progress_bar",
     "raw_option",
     "run",
+    "run_connected",
     "say_error",
     "session_pool",
     "show",
@@ -88,6 +91,17 @@ CONTINUES = "the same command continues from here"
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line, also on a terminal."
 )
+
+
+def all_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Join decorators of a command into one; they stand in the order of its help."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
 
 
 class AliasedOption(click.Option):
@@ -160,6 +174,17 @@ skip_bad_option: Callable[[Any], Any] = click.option(
     help="Skip and count records that do not decode, rather than fail.",
     callback=lambda _context, _option, skip: "skip" if skip else "raise",
 )
+
+
+def max_rate_option(description: str) -> Callable[[Any], Any]:
+    """Return the option of a bandwidth, whose value is in bytes per second."""
+    return click.option(
+        "--max-rate",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="MB/S",
+        help=description,
+        callback=lambda _context, _option, rate: rate and rate * 1e6,
+    )
 
 
 # Click takes an argument that begins with a dash for an option. No argument begins with this prefix.
@@ -376,6 +401,16 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         raise KeyboardInterrupt from None
     finally:
         main.close()
+
+
+def run_connected(context: click.Context, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine function of a client, as `connect` makes it, to its end."""
+
+    async def main() -> T:
+        async with connect(context) as client:
+            return await work(client)
+
+    return run(main())
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

@@ -140,15 +140,15 @@ def root(verbosity: int, **options: str | None) -> None:
     base.configure_logging(verbosity)
 
 
-_LOOKUPS = (
+for _command in (
+    *archives.COMMANDS,
     lookups.lookup,
     lookups.structured,
     lookups.wikidata,
     lookups.files,
     lookups.quota,
     lookups.explain,
-)
-for _command in (*archives.COMMANDS, *_LOOKUPS):
+):
     root.add_command(_command)
 for _command in archives.WIKIDATA:
     lookups.wikidata.add_command(_command)
