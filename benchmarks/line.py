@@ -8,6 +8,7 @@ Prints one line of JSON: username, password, hosts, and an hour that exists.
 """
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -46,6 +47,11 @@ def handler_of(url: str, delay: float) -> Handler:
     target = urlsplit(url)
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # At the end of the program; asyncio reports a cancelled handler as an error.
+        with contextlib.suppress(asyncio.CancelledError):
+            await relay(reader, writer)
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await asyncio.sleep(delay)  # of the handshake
             far_reader, far_writer = await asyncio.open_connection(target.hostname, target.port)

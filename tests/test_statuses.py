@@ -137,6 +137,8 @@ async def test_a_download_is_not_sent_to_what_is_not_http(sim: Simulator, tmp_pa
         ("https://api.example/a/b", "https://store.example/c", "https://store.example/c"),
         ("http://api.example/a", "http://store.example/c", "http://store.example/c"),
         ("http://api.example/a", "https://store.example/c", "https://store.example/c"),
+        ("https://api.example/a", "https://store.example/c;v=1?", "https://store.example/c;v=1?"),
+        ("https://api.example/a", "//store.example/c", "https://store.example/c"),
         ("https://api.example/a", "http://api.example/c", None),
         ("https://api.example/a", "HTTP://store.example/c?X-Signature=secret", None),
         ("https://api.example/a", "https://store.example:0/c", None),

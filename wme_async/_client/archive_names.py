@@ -62,6 +62,19 @@ class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
             version: MD5 of the metadata; None to check the template before the version is known.
 
         Raises:
+            TypeError: As `text`.
+            ValueError: As `text`.
+        """
+        return PurePosixPath(self.text(template, version=version))
+
+    def text(self, template: str | None = None, *, version: str | None = None) -> str:
+        """Return the path below a folder as text, with slashes.
+
+        Args:
+            template: As for `path`.
+            version: As for `path`.
+
+        Raises:
             TypeError: The template is not text.
             ValueError: It has an unknown field, or one that this kind of archive does not have, or its path leads out
                 of the folder.
@@ -83,7 +96,7 @@ class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
             )
         if not text.endswith(f".{EXTENSION}"):
             levels[-1] = f"{levels[-1]}.{EXTENSION}"
-        return PurePosixPath(*levels)
+        return "/".join(levels)
 
     def _values(self, version: str) -> Mapping[str, str]:
         values = {

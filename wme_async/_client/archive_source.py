@@ -1,8 +1,7 @@
 """One archive of the API for the downloader: its size, its signed URL, its checksum."""
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -78,8 +77,11 @@ class ArchiveSource:
         if self._locate is not None:
             await self._locate()
         request = Request(method="HEAD", path=self._path, token=True, product=self._resource.product)
-        async with self._advised():
+        try:
             headers = (await self._transport.request(request)).headers
+        except NotFound as error:
+            await self._add_advice(error)
+            raise
         length = headers.get("Content-Length", "")
         return file_info_of(headers, size=int(length) if length.isascii() and length.isdigit() else None)
 
@@ -99,25 +101,24 @@ class ArchiveSource:
             accepts="redirect",
         )
         # Only the headers matter: if a server sends the archive at once, its body is not read here.
-        async with self._advised(), self._transport.open(request) as body:
-            location = body.headers.get("Location")
-            if body.status not in REDIRECTS or not location:
-                raise TransportError(
-                    f"{bare_url(body.url)} answered {body.status} instead of redirecting to the object store",
-                    url=bare_url(body.url),
-                )
-            url = redirect_target(body.url, location)
+        try:
+            async with self._transport.open(request) as body:
+                location = body.headers.get("Location")
+                if body.status not in REDIRECTS or not location:
+                    raise TransportError(
+                        f"{bare_url(body.url)} answered {body.status} instead of redirecting to the object store",
+                        url=bare_url(body.url),
+                    )
+                url = redirect_target(body.url, location)
+        except NotFound as error:
+            await self._add_advice(error)
+            raise
         seconds = _lifetime(url)
         return SignedUrl(url=url, expires_at=self._transport.monotonic() + max(1.0, seconds - _SIGNATURE_MARGIN))
 
-    @asynccontextmanager
-    async def _advised(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except NotFound as error:
-            if self._advise is not None:
-                await self._advise(error)
-            raise
+    async def _add_advice(self, error: NotFound) -> None:
+        if self._advise is not None:
+            await self._advise(error)
 
     async def checksum(self) -> Checksum | None:
         """Return MD5 and date of the metadata, or None without metadata."""

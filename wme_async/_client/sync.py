@@ -148,7 +148,7 @@ class Sync:
 
     def _name_of(self, record: Archive) -> str:
         name = self._listing.name(record.identifier)
-        return str(name.path(self._options.name, version=record.version or None))
+        return name.text(self._options.name, version=record.version or None)
 
     # Comparison
 
@@ -157,14 +157,15 @@ class Sync:
         folders: dict[Path, tuple[set[str], OSError | None]] = {}
         for entry in entries:
             path = self._folder / entry.name
-            if path.parent not in folders:
-                folders[path.parent] = _names_in(path.parent), _unusable(path)
-            names, problem = folders[path.parent]
-            item = _Item(entry=entry, path=path, kind="new", problem=None if path.name in names else problem)
+            folder, name = path.parent, path.name
+            if folder not in folders:
+                folders[folder] = _names_in(folder), _unusable(path)
+            names, problem = folders[folder]
+            item = _Item(entry=entry, path=path, kind="new", problem=None if name in names else problem)
             # The part of a long name has another name, which is checked separately.
-            item.has_part = f"{path.name}.part" in names or len(path.name) > _LONG
+            item.has_part = f"{name}.part" in names or len(name) > _LONG
             self._items.append(item)
-            if path.name in names:
+            if name in names:
                 self._look_at(item, states.get(entry.name))
 
     def _look_at(self, item: _Item, state: FileState | None) -> None:

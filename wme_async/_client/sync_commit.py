@@ -5,7 +5,8 @@ import contextlib
 import dataclasses
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ from wme_async._client.sync_plan import Entry, FileState
 from wme_async._client.sync_state import FolderState
 from wme_async._download.small_file import SmallContent, SmallFile
 from wme_async._files import sync_folder
-from wme_async._tasks import WorkGroup, in_thread, raise_first_cause
+from wme_async._tasks import in_thread
 from wme_async.errors import WMEError
 
 logger: logging.Logger = logging.getLogger("wme_async.sync")
@@ -154,12 +155,7 @@ class Committer:
             self._record_time = self._clock()
 
     async def _commit(self, group: list[FinishedFile]) -> None:
-        errors: dict[str, Exception] = {}
-        parts = [group[start::_THREADS] for start in range(min(_THREADS, len(group)))]
-        with raise_first_cause():
-            async with WorkGroup() as threads:
-                for part in parts:
-                    threads.start(in_thread(_finish, part, errors))
+        errors = await in_thread(_Group(group).commit)
         named = [file for file in group if file.entry.name not in errors]
         self._folders |= {file.path.parent for file in named if file.content is not None}
         self._unrecorded |= {file.entry.name: file.state for file in named if file.state is not None}
@@ -169,25 +165,63 @@ class Committer:
             file.outcome(errors.get(file.entry.name))
 
 
-def _finish(files: list[FinishedFile], errors: dict[str, Exception]) -> None:
-    """Write, flush and name files; the error of one file does not stop the others."""
-    for file in files:
-        small: SmallFile | None = None
+class _Group:
+    """Files that are committed together, step by step. The error of one file does not stop the others.
+
+    Args:
+        files: The files.
+    """
+
+    def __init__(self, files: list[FinishedFile]) -> None:
+        self._files = files
+        self._open: dict[str, SmallFile] = {}
+        self._errors: dict[str, Exception] = {}
+
+    def commit(self) -> dict[str, Exception]:
+        """Write, flush and name the files, and return the errors by the names of their files."""
         try:
-            if file.content is None:
-                status = file.path.stat()
-            else:
-                small = file.content if isinstance(file.content, SmallFile) else _new_file(file.path, file.content)
-                status = small.finish(identity=file.identity, verified=file.verified)
-        except (OSError, WMEError) as error:
-            errors[file.entry.name] = error
-        else:
-            file.state = FileState(
-                version=file.md5, listed=file.entry.version, size=status.st_size, mtime_ns=status.st_mtime_ns
-            )
+            self._write()
+            # Flushing alone takes long, and only the system. Threads that did the other steps at the same time would
+            # take the interpreter from each other, and from the event loop.
+            with ThreadPoolExecutor(_THREADS) as threads:
+                list(threads.map(self._flush, range(min(_THREADS, len(self._open)))))
+            self._publish()
         finally:
-            if small is not None:
+            for small in self._open.values():
                 small.close()
+        return self._errors
+
+    def _write(self) -> None:
+        for file in self._files:
+            name = file.entry.name
+            with self._noting(name):
+                if file.content is None:
+                    status = file.path.stat()
+                else:
+                    small = file.content if isinstance(file.content, SmallFile) else _new_file(file.path, file.content)
+                    self._open[name] = small
+                    status = small.note_version(identity=file.identity, verified=file.verified)
+                file.state = FileState(
+                    version=file.md5, listed=file.entry.version, size=status.st_size, mtime_ns=status.st_mtime_ns
+                )
+
+    def _flush(self, start: int) -> None:
+        for name, small in list(self._open.items())[start::_THREADS]:
+            with self._noting(name):
+                small.flush()
+
+    def _publish(self) -> None:
+        for name, small in self._open.items():
+            if name not in self._errors:
+                with self._noting(name):
+                    small.publish()
+
+    @contextlib.contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, WMEError) as error:
+            self._errors[name] = error
 
 
 def _new_file(path: Path, content: SmallContent) -> SmallFile:

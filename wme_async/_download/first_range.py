@@ -37,8 +37,7 @@ class FirstRange:
         self.body: Body | None = None
         self.info = FileInfo()
         self.response = RangeResponse(Verdict.REFUSED)
-        self._budget = budget
-        self._taken = False
+        self._budget: Budget | None = budget
 
     def begin(self, body: Body, info: FileInfo, stop: int) -> None:
         """Note the response, whose body has the bytes up to `stop`."""
@@ -46,13 +45,14 @@ class FirstRange:
 
     def take_connection(self) -> bool:
         """Take over the connection; return whether this is the first call."""
-        is_first, self._taken = not self._taken, True
-        return is_first
+        budget, self._budget = self._budget, None
+        return budget is not None
 
     def close(self) -> None:
         """Return the connection if it has not been taken over."""
-        if self.take_connection():
-            self._budget.release()
+        budget, self._budget = self._budget, None
+        if budget is not None:
+            budget.release()
 
 
 async def open_first(
@@ -77,10 +77,9 @@ async def open_first(
     await budget.acquire()
     first = FirstRange(budget)
     stack.callback(first.close)
+    request = range_request(signed, 0, None if whole else FIRST_BYTES, None)
     try:
-        body = await stack.enter_async_context(
-            transport.open(range_request(signed, 0, None if whole else FIRST_BYTES, None), retry=False)
-        )
+        body = await stack.enter_async_context(transport.open(request, retry=False))
     except ClientClosed:
         raise
     except WMEError as error:
@@ -131,15 +130,10 @@ def range_request(signed: SignedUrl, start: int, stop: int | None, validator: st
         stop: The byte after the last; None for all that follow.
         validator: The version, from `validator_of`; None for any.
     """
-    return Request(
-        method="GET",
-        role=signed.role,
-        path=signed.url,
-        headers={
-            **signed.headers,
-            "Range": f"bytes={start}-{'' if stop is None else stop - 1}",
-            "Accept-Encoding": "identity",
-            **conditions(validator),
-        },
-        accepts="any",
-    )
+    headers = {
+        **signed.headers,
+        "Range": f"bytes={start}-{'' if stop is None else stop - 1}",
+        "Accept-Encoding": "identity",
+        **conditions(validator),
+    }
+    return Request(method="GET", role=signed.role, path=signed.url, headers=headers, accepts="any")

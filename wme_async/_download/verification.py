@@ -1,6 +1,5 @@
 """The version and the checksum of a file on the server, and whether its bytes have them."""
 
-import contextlib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -59,11 +58,13 @@ async def fetch_version(
 
 async def promised_checksum(source: Source) -> Checksum | None:
     """Request the promised MD5; None if the file has no metadata, as the monthly Commons archive."""
-    with contextlib.suppress(NotFound):
+    try:
         promised = await source.checksum()
-        if promised is not None and promised.md5:
-            return msgspec.structs.replace(promised, md5=promised.md5.lower())
-    return None
+    except NotFound:
+        return None
+    if promised is None or not promised.md5:
+        return None
+    return msgspec.structs.replace(promised, md5=promised.md5.lower())
 
 
 async def promised_and_signed(source: DirectSource, signed_urls: SignedUrlCache) -> tuple[bool, Checksum | None]:

@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
-import msgspec
-
 from wme_async._stream.buffer import RecordBlock
 from wme_async._stream.framing import Oversize, Record
 from wme_async._stream.partitions import Missing, Partitions, Verdict
@@ -24,7 +22,7 @@ _event: Final = operator.attrgetter("event")
 _partition: Final = operator.attrgetter("partition")
 
 
-class BadRecord(msgspec.Struct, eq=False):
+class BadRecord:
     """A record that did not decode, in its place in the stream.
 
     Attributes:
@@ -32,11 +30,12 @@ class BadRecord(msgspec.Struct, eq=False):
         event: Its position, if it could be recovered and belongs to the connection.
     """
 
-    error: DecodeError
-    event: EventPosition | None
+    def __init__(self, error: DecodeError, event: EventPosition | None) -> None:
+        self.error = error
+        self.event = event
 
 
-class Gap(msgspec.Struct, eq=False):
+class Gap:
     """A gap before a value.
 
     Attributes:
@@ -48,12 +47,13 @@ class Gap(msgspec.Struct, eq=False):
         filled: Whether the hourly batches have been requested.
     """
 
-    missing: Missing
-    item: Any
-    event: EventLike | None
-    record: Record = b""
-    reported: bool = False
-    filled: bool = False
+    def __init__(self, missing: Missing, item: Any, event: EventLike | None, record: Record = b"") -> None:
+        self.missing = missing
+        self.item = item
+        self.event = event
+        self.record = record
+        self.reported = False
+        self.filled = False
 
 
 class Run(Generic[T]):
@@ -227,8 +227,8 @@ class RunDecoder(Generic[T]):
         if position is None:
             self.block.session.placeless += 1
         if error_line is not None:
-            message = f"the server wrote an error into the stream: {error_line.message}"
-            self._abandon(ServerError(message, status=error_line.status))
+            status, message = error_line
+            self._abandon(ServerError(f"the server wrote an error into the stream: {message}", status=status))
             return False
         event = None
         # The position of a partition that another connection reads would hide the events before it there.

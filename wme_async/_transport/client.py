@@ -24,7 +24,7 @@ from wme_async._transport.closing import Wait, Waits
 from wme_async._transport.error_responses import bare_url, error_from_response, is_accepted
 from wme_async._transport.requests import Request, Response, Role, request_counter, translate
 from wme_async._transport.retry import Backoff, Retrying, http_date, is_transient, note_attempts
-from wme_async._transport.sessions import SessionPool, head_within
+from wme_async._transport.sessions import HeadTimeout, SessionPool
 from wme_async._transport.slots import Slots
 from wme_async._transport.throttle import Throttle
 from wme_async._transport.token_file import TokenFile
@@ -456,8 +456,10 @@ class Transport:
             if len(self._client_timeouts) > 100:
                 self._client_timeouts.clear()
             timeout = self._client_timeouts[silence] = aiohttp.ClientTimeout(
-                total=None, connect=self._queue_timeout(), sock_connect=self.timeouts.connect, sock_read=silence
-            )
+                total=None, connect=self._queue_timeout(), sock_connect=self.timeouts.connect,
+                # `HeadTimeout` and `Body` have timers of their own, which do not start again with each byte.
+                sock_read=silence if self.pool.injected else None,
+            )  # fmt: skip
         target = URL(url, encoded=True)
         proxy = await self.pool.proxy_of(target)
         try:
@@ -472,10 +474,8 @@ class Transport:
                 # Off in a user's own session too: our errors say more.
                 raise_for_status=False,
             )
-            async with asyncio.timeout(head_timeout or self._head_timeout(silence)) as limit:
-                # The limit for the head begins when the request has its connection.
-                with head_within(limit, silence):
-                    return await pending
+            async with HeadTimeout(silence, most=head_timeout or self._head_timeout(silence)):
+                return await pending
         except (aiohttp.ClientError, OSError, AssertionError) as error:
             raise translate(error, url=url, timeout=head_timeout or silence) from error
         except RuntimeError as error:

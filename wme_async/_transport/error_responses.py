@@ -1,6 +1,5 @@
 """From a status, headers and a body to an exception."""
 
-import html
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -73,14 +72,17 @@ def redirect_target(url: str, location: str) -> str:
             read and change the content.
     """
     try:
-        target = urljoin(url, location)
-        parts = urlsplit(target)
+        parts = urlsplit(location)
+        target = location
+        if not (parts.scheme and parts.netloc and location.isprintable()):
+            target = urljoin(url, location)
+            parts = urlsplit(target)
         well_formed = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         well_formed = False
     if not well_formed:
         problem = "to a Location that is not an http(s) URL"
-    elif parts.scheme == "http" and urlsplit(url).scheme == "https":
+    elif parts.scheme == "http" and url[:6].lower() == "https:":
         problem = f"from https to {bare_url(target)}, where the network in between could change the content"
     else:
         return target
@@ -145,6 +147,8 @@ def error_in_place_of(expected: str, body: bytes) -> str:
 
 
 def _inside(text: str, tag: str) -> str:
+    import html  # noqa: PLC0415  # a large table, for the pages of proxies alone
+
     match = re.search(rf"<{tag}[^>]*>(.*?)</{tag}>", text, re.IGNORECASE | re.DOTALL)
     return " ".join(html.unescape(match[1]).split())[:500] if match else ""
 

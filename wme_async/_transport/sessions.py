@@ -1,15 +1,16 @@
 """The aiohttp sessions: one for each role, opened when first needed, shared by all clients of a process."""
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
+import math
 import os
 import socket
 import ssl as ssl_module
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
+from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -347,24 +348,54 @@ class SessionPool:
         return session
 
 
-_head: ContextVar[tuple[asyncio.Timeout, float] | None] = ContextVar("_head", default=None)
-
-
-@contextlib.contextmanager
-def head_within(limit: asyncio.Timeout, seconds: float) -> Iterator[None]:
-    """Let a timeout expire some seconds after the request of this block has its connection.
+class HeadTimeout:
+    """Limits the time until the head of a response has arrived.
 
     aiohttp's own timer starts again with each byte, so a head that arrives byte by byte would never time out.
 
     Args:
-        limit: The timeout; it may expire earlier by itself.
-        seconds: For the whole head.
+        seconds: From when the request of this block has its connection; not known for a user's own session.
+        most: Seconds from the beginning of the block, if there is a limit.
+
+    Raises:
+        TimeoutError: The time is over.
     """
-    token = _head.set((limit, seconds))
-    try:
-        yield
-    finally:
-        _head.reset(token)
+
+    __slots__ = ("_end", "_loop", "_seconds", "_timeout", "_timer", "_token")
+
+    def __init__(self, seconds: float, *, most: float | None) -> None:
+        self._seconds = seconds
+        self._end = math.inf if most is None else most
+        self._timeout = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._token = _head.set(self)
+        self._loop = asyncio.get_running_loop()
+        self._end += self._loop.time()
+        self._check()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        _head.reset(self._token)
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def connected(self) -> None:
+        """Begin the time for the head; a second connection of the same request does not prolong it."""
+        self._end = min(self._end, self._loop.time() + self._seconds)
+
+    def _check(self) -> None:
+        # A timer for each change of the end would cost more than one that may come too early.
+        now = self._loop.time()
+        if now >= self._end:
+            self._timeout.reschedule(now)
+        else:
+            self._timer = self._loop.call_at(min(self._end, now + self._seconds), self._check)
+
+
+_head: ContextVar[HeadTimeout | None] = ContextVar("_head", default=None)
 
 
 class Connector(aiohttp.TCPConnector):
@@ -379,10 +410,7 @@ class Connector(aiohttp.TCPConnector):
     async def connect(self, *args: Any, **options: Any) -> Any:
         connection = await super().connect(*args, **options)
         if (head := _head.get()) is not None:
-            limit, seconds = head
-            end, earlier = asyncio.get_running_loop().time() + seconds, limit.when()
-            if not limit.expired() and (earlier is None or end < earlier):
-                limit.reschedule(end)
+            head.connected()
         return connection
 
     async def _create_connection(self, *args: Any, **options: Any) -> Any:

@@ -199,6 +199,8 @@ class _Scan:
 
     def _put(self, item: Any) -> None:
         while not self._stopped:
-            with contextlib.suppress(queue.Full):
+            try:
                 self._results.put(item, timeout=1)
-                return
+            except queue.Full:
+                continue
+            return

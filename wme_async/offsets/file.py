@@ -70,11 +70,13 @@ class FileOffsets:
         """
         check_name(name)
         for path in self._paths(name):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 async with aiofiles.open(path, "rb") as file:
                     content = _decode(path, await file.read())
-                if _belongs(content, path, name):
-                    return content.positions
+            except FileNotFoundError:
+                continue
+            if _belongs(content, path, name):
+                return content.positions
         return {}
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:

@@ -146,9 +146,8 @@ class SQLiteOffsets:
         """
         check_positions(name, positions)
         if positions:
-            rows = _rows(name, positions)
             async with self._limiter:
-                await long_in_thread(partial(self._write, lambda connection: connection.executemany(_SAVE, rows)))
+                await long_in_thread(lambda cancelled: self._save(name, dict(positions), cancelled))
 
     @contextlib.asynccontextmanager
     async def claim(self, name: str) -> AsyncIterator[None]:
@@ -168,7 +167,8 @@ class SQLiteOffsets:
             DataError: The file is not a database, is damaged, or is from a later version.
             OSError: It cannot be written, or another process has it locked for half a minute.
         """
-        check_lease(name, owner, ttl, parts)
+        check_name(name)
+        check_lease(owner, ttl, parts)
         return await self._with_leases(name, lambda table, now, _: table.take(owner, parts, ttl, now))
 
     async def renew(self, name: str, owner: str, ttl: float) -> Mapping[int, int]:
@@ -178,7 +178,8 @@ class SQLiteOffsets:
             DataError: The file is not a database, is damaged, or is from a later version.
             OSError: It cannot be written, or another process has it locked for half a minute.
         """
-        check_lease(name, owner, ttl)
+        check_name(name)
+        check_lease(owner, ttl)
         return await self._with_leases(name, lambda table, now, _: table.renew(owner, ttl, now))
 
     async def members(self, name: str) -> Sequence[str]:
@@ -199,7 +200,7 @@ class SQLiteOffsets:
             OSError: It cannot be written, or another process has it locked for half a minute.
         """
         check_positions(name, positions)
-        check_lease(name, owner)
+        check_lease(owner)
         rows = _rows(name, positions)
 
         def work(table: LeaseTable, _now: float, connection: sqlite3.Connection) -> bool:
@@ -217,7 +218,8 @@ class SQLiteOffsets:
             DataError: The file is not a database, is damaged, or is from a later version.
             OSError: It cannot be written, or another process has it locked for half a minute.
         """
-        check_lease(name, owner)
+        check_name(name)
+        check_lease(owner)
         await self._with_leases(name, lambda table, _now, _connection: table.give(owner, parts))
 
     def _load(self, name: str, cancelled: Callable[[], bool]) -> dict[int, Position]:
@@ -267,6 +269,10 @@ class SQLiteOffsets:
                 raise self._damaged(f"partition {partition} of {name!r}: {error}") from error
         return positions
 
+    def _save(self, name: str, positions: dict[int, Position], cancelled: Callable[[], bool]) -> None:
+        rows = _rows(name, positions)
+        self._write(lambda connection: connection.executemany(_SAVE, rows), cancelled)
+
     def _write(self, work: Callable[[sqlite3.Connection], R], cancelled: Callable[[], bool]) -> R:
         """Do something within one transaction, on the disk when this returns."""
 
@@ -301,7 +307,7 @@ class SQLiteOffsets:
             return result
 
         async with self._limiter:
-            return await long_in_thread(partial(self._write, transaction))
+            return await long_in_thread(lambda cancelled: self._write(transaction, cancelled))
 
     def _when_unlocked(self, work: Callable[[], R], cancelled: Callable[[], bool]) -> R:
         """Do something with the database, again and again while another process has it locked."""
@@ -391,21 +397,19 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def _rows(name: str, positions: Mapping[int, Position]) -> list[tuple[Any, ...]]:
-    rows = (
-        (name, partition, position.offset, _text(position.published), _text(position.reached))
-        for partition, position in positions.items()
-    )
-    return [(*row, _checksum(*row)) for row in rows]
+    rows: list[tuple[Any, ...]] = []
+    for partition, position in positions.items():
+        row = (name, partition, position.offset, _text(position.published), _text(position.reached))
+        rows.append((*row, _checksum(*row)))
+    return rows
 
 
 def _load_leases(connection: sqlite3.Connection, name: str) -> LeaseTable:
     """Return the leases of a group; those of another boot have ended."""
     table, boot = LeaseTable(), boot_id()
     leases = connection.execute("SELECT part, owner, token, until, boot FROM wme_leases WHERE name = ?", (name,))
-    table.leases = {
-        part: Lease(owner, token, until if of_boot == boot else -math.inf)
-        for part, owner, token, until, of_boot in leases
-    }
+    for part, owner, token, until, of_boot in leases:
+        table.leases[part] = Lease(owner, token, until if of_boot == boot else -math.inf)
     members = connection.execute("SELECT owner, until, boot FROM wme_members WHERE name = ?", (name,))
     table.live_until = {owner: until for owner, until, of_boot in members if of_boot == boot}
     return table

@@ -1,12 +1,15 @@
 """The API key of `serve`: its folder keeps the hash alone, so that the key outlives a restart. All of it blocks."""
 
 import contextlib
+import re
 import secrets
 from pathlib import Path
 
 from wme_async._files import write_atomically
 from wme_async.jobs.job_files import HIDDEN
-from wme_async.web.auth import HASHED, hash_key
+from wme_async.web.auth import hash_key
+
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def new_key() -> str:
@@ -30,7 +33,7 @@ def stored_key(directory: Path) -> str | None:
     text = None
     with contextlib.suppress(FileNotFoundError):
         text = path.read_text(encoding="utf-8", errors="replace").strip()
-    if text is not None and not HASHED.fullmatch(text):
+    if text is not None and not _HASH.fullmatch(text):
         raise ValueError(f"{path} does not hold the hash of an API key: create a new key with `serve --new-key`")
     return text
 

@@ -83,7 +83,8 @@ def _operation(route: Route, refs: dict[Any, Any], *, keys: bool) -> dict[str, A
     if route.method != "GET":
         errors.add(403)
     problem = {"application/json": {"schema": refs[Problems]}}
-    responses |= {str(code): {"description": _DESCRIPTIONS[code], "content": problem} for code in sorted(errors)}
+    for code in sorted(errors):
+        responses[str(code)] = {"description": _DESCRIPTIONS[code], "content": problem}
     operation: dict[str, Any] = {
         "operationId": route.name,
         "summary": route.summary,
