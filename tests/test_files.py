@@ -27,7 +27,8 @@ from wme_async._files import (  # private: locks and atomic writes of all parts
     sync_folder,
     write_atomically,
 )
-from wme_async.jobs import BatchManager
+from wme_async.jobs import BatchManager, DatabaseError
+from wme_async.mirror import SQLiteStore
 from wme_async.simulator import Simulator
 
 ARCHIVE = "enwiki_namespace_0"
@@ -378,6 +379,52 @@ async def test_a_token_file_behind_a_link_stays_there_and_is_shared_by_both_name
     assert link.is_symlink()
     assert mode_of(real) == 0o600
     assert names_in(tmp_path / "secrets").count("tokens.json") == 1
+
+
+async def test_two_readers_of_a_database_behind_a_link_share_one_lock(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, real = tmp_path / "x.sqlite", tmp_path / "elsewhere" / "x.sqlite"
+    link.symlink_to("elsewhere/x.sqlite")
+    async with SQLiteOffsets(link).claim("reader"):
+        with pytest.raises(StreamError, match="in use"):
+            async with SQLiteOffsets(real).claim("reader"):
+                pass
+    await SQLiteOffsets(link).save("reader", POSITIONS)
+    assert await SQLiteOffsets(real).load("reader") == POSITIONS
+    assert link.is_symlink()
+
+
+async def test_a_mirror_behind_a_link_stays_there_and_has_one_writer(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, real = tmp_path / "mirror.db", tmp_path / "elsewhere" / "mirror.db"
+    link.symlink_to("elsewhere/mirror.db")
+    store = SQLiteStore(link)
+    await store.open()
+    with pytest.raises(BlockingIOError, match="another mirror"):
+        await SQLiteStore(real).open()
+    await store.close()
+    assert link.is_symlink()
+    assert real.is_file()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")
+async def test_a_pipe_in_place_of_a_file_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    """Opening a pipe waits until somebody opens its other end."""
+    tokens, folder, jobs = tmp_path / "tokens.json", tmp_path / "offsets", tmp_path / "jobs"
+    (jobs / ".wme-jobs").mkdir(parents=True)
+    await FileOffsets(folder).save("reader", POSITIONS)
+    (folder / "reader.json").unlink()
+    for path in (tokens, folder / "reader.json", jobs / ".wme-jobs" / "jobs.sqlite"):
+        os.mkfifo(path)
+    async with Simulator() as sim, Client(**sim.client_options() | {"token_file": tokens}) as wme:
+        with pytest.raises(OSError, match="regular file"):
+            await wme.codes.list()
+    for attempt in (FileOffsets(folder).load("reader"), FileOffsets(folder).save("reader", POSITIONS)):
+        with pytest.raises(OSError, match="regular file"):
+            await attempt
+    with pytest.raises(DatabaseError, match="regular file"):
+        async with BatchManager(jobs):
+            pass
 
 
 # --- permissions

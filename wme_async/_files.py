@@ -33,6 +33,7 @@ __all__ = [
     "private_file",
     "private_folder",
     "publish",
+    "read_regular",
     "restrict",
     "sibling",
     "sync_file",
@@ -179,6 +180,30 @@ def sync_folder(folder: Path) -> None:
         level = logging.WARNING if error.errno in {errno.EIO, errno.ENOSPC, errno.EDQUOT} else logging.DEBUG
         message = "%s cannot be synchronised (%s): a power failure may undo the last renames in it"
         _log_once(level, "sync", folder, message, folder, error.strerror)
+
+
+def check_regular(path: Path) -> None:
+    """Raise if a path is a pipe, a socket or a device, which may keep its reader waiting for ever.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        OSError: It is none of ours, or cannot be examined.
+    """
+    mode = path.stat().st_mode
+    # Opening a folder raises an error of its own.
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "this is not a regular file; remove it, or name another one", str(path))
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a small file of this package; a symbolic link is followed.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        OSError: It cannot be read, or is not a regular file.
+    """
+    check_regular(path)
+    return path.read_bytes()
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:

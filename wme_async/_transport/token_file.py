@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from wme_async._files import LockedFile, followed, restrict, write_atomically
+from wme_async._files import LockedFile, check_regular, followed, restrict, write_atomically
 from wme_async._transport.token_policy import Tokens
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
@@ -166,6 +166,7 @@ class TokenFile:
     def _read(self) -> _Content | None:
         """Return the content of the file, empty if it is damaged; None for a file of a later release."""
         try:
+            check_regular(self.path)
             with self.path.open("rb") as file:
                 restrict(self.path, file.fileno())
                 data = file.read()

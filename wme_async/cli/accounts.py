@@ -15,7 +15,7 @@ import msgspec
 import platformdirs
 
 from wme_async._client.client import HOST_VARIABLES, Client, environment
-from wme_async._files import write_atomically
+from wme_async._files import read_regular, write_atomically
 from wme_async._transport import SessionPool
 from wme_async.cli.terminal import echo, one_line
 from wme_async.errors import DecodeError, Unauthorized
@@ -66,7 +66,7 @@ class Profiles:
         """Return a profile; None if it does not exist or its file is damaged, which is logged."""
         path = self._path(name)
         try:
-            return decode_json(path.read_bytes(), _PROFILE)
+            return decode_json(read_regular(path), _PROFILE)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except DecodeError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from wme_async._files import private_file
+from wme_async._files import check_regular, private_file
 from wme_async._sqlite import is_busy, primary_code
 from wme_async.errors import WMEError
 from wme_async.jobs.wal import lost_transactions
@@ -289,6 +289,7 @@ def _create(path: Path) -> None:
 
 def _check_files(path: Path) -> None:
     """Raise if SQLite would hide damage: it takes an empty file for a new database, and fills up an incomplete page."""
+    check_regular(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         header = file.read(18)

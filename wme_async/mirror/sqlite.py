@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from wme_async._arguments import check_choice, check_flags, check_numbers, check_path, check_text
-from wme_async._files import LockedFile, private_file, private_folder
+from wme_async._files import LockedFile, followed, private_file, private_folder
 from wme_async._sqlite import database_error
 from wme_async._tasks import in_thread
 from wme_async.errors import DataError
@@ -151,8 +151,10 @@ class SQLiteStore:
         return state
 
     def _locked(self) -> LockedFile:
-        private_folder(self.path.parent)
-        path = self.path.with_name(f"{self.path.name}.lock")
+        # Processes that reach the file by a link and by its own name share one lock.
+        file = followed(self.path)
+        private_folder(file.parent)
+        path = file.with_name(f"{file.name}.lock")
         try:
             lock = LockedFile(path)
         except BlockingIOError as error:

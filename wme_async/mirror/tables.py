@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from wme_async._files import private_file, private_folder, sync_folder
+from wme_async._files import followed, private_file, private_folder, sync_folder
 from wme_async._sqlite import database_error
 from wme_async.errors import DataError
 from wme_async.mirror.protocol import KINDS
@@ -209,7 +209,8 @@ def open_database(path: Path, *, writing: bool) -> Database:
 
 
 def _create(path: Path) -> None:
-    """Create a database, which appears under its name only once its tables exist."""
+    """Create a database, which appears under its name only once its tables exist; a symbolic link is followed."""
+    path = followed(path)
     private_folder(path.parent)
     new = Path(f"{path}.new")
     new.unlink(missing_ok=True)

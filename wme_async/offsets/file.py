@@ -13,7 +13,7 @@ import aiofiles
 import msgspec
 
 from wme_async._arguments import check_path
-from wme_async._files import private_folder, write_atomically
+from wme_async._files import check_regular, private_folder, read_regular, write_atomically
 from wme_async._tasks import in_thread
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import failure_reason
@@ -71,6 +71,7 @@ class FileOffsets:
         check_name(name)
         for path in self._paths(name):
             try:
+                await in_thread(check_regular, path)
                 async with aiofiles.open(path, "rb") as file:
                     content = _decode(path, await file.read())
             except FileNotFoundError:
@@ -114,7 +115,7 @@ class FileOffsets:
             replaced: list[Path] = []
             for place in (path, *old_paths):
                 with contextlib.suppress(FileNotFoundError):
-                    content = _decode(place, place.read_bytes())
+                    content = _decode(place, read_regular(place))
                     if _belongs(content, place, name):
                         saved = {**content.positions, **saved}
                         replaced.append(place)

@@ -18,7 +18,7 @@ import msgspec
 
 from wme_async import _clock
 from wme_async._arguments import check_path
-from wme_async._files import private_file, private_folder, sync_folder
+from wme_async._files import followed, private_file, private_folder, sync_folder
 from wme_async._platform import boot_id
 from wme_async._sqlite import database_error, is_busy, primary_code
 from wme_async._tasks import long_in_thread
@@ -157,7 +157,8 @@ class SQLiteOffsets:
             StreamError: Another live one holds it.
             OSError: The folder cannot be written to.
         """
-        with locked(self.path.with_name(f"{self.path.name}.{file_name(name)}.lock"), name):
+        # Readers that reach the file by a link and by its own name share one lock.
+        with locked(Path(f"{followed(self.path)}.{file_name(name)}.lock"), name):
             yield
 
     async def take(self, name: str, owner: str, parts: int, ttl: float) -> Mapping[int, int]:
@@ -278,7 +279,7 @@ class SQLiteOffsets:
 
         def transaction() -> R:
             if not self.path.exists():
-                _create(self.path)
+                _create(followed(self.path))
             with _connected(self.path, "mode=rw") as connection:
                 # Refused without waiting while others are in a transaction; the next save tries again.
                 with contextlib.suppress(sqlite3.OperationalError):

@@ -5,7 +5,7 @@ import re
 import secrets
 from pathlib import Path
 
-from wme_async._files import write_atomically
+from wme_async._files import read_regular, write_atomically
 from wme_async.jobs.job_files import HIDDEN
 from wme_async.web.auth import hash_key
 
@@ -32,7 +32,7 @@ def stored_key(directory: Path) -> str | None:
     path = key_path(directory)
     text = None
     with contextlib.suppress(FileNotFoundError):
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
+        text = read_regular(path).decode("utf-8", "replace").strip()
     if text is not None and not _HASH.fullmatch(text):
         raise ValueError(f"{path} does not hold the hash of an API key: create a new key with `serve --new-key`")
     return text
