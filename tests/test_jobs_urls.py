@@ -1,6 +1,7 @@
 # ruff: noqa: RUF001
 """URLs of strangers: one form for each, redirects as servers send them, and no credentials in what others are shown."""
 
+import base64
 import contextlib
 import json
 import logging
@@ -226,6 +227,55 @@ SIGNED = f"X-Amz-Algorithm=AWS4&X-Amz-Credential={SECRETS[0]}&X-Amz-Signature={S
 )
 def test_a_query_is_shown_without_credentials(query, text):
     assert redacted_url(f"https://example.com/a?{query}") == f"https://example.com/a?{text}"
+
+
+SECRET = "s3cr3tValueXYZ"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            f"https://h/p?{name}={SECRET}"
+            for name in ("sig", "sign", "st", "h", "k", "pw", "x", "sig[]", "?sig", "md5")
+        ),
+        *(f"https://h/p?{name}=abcdef" for name in ("Signature", "X%2DAmz%2DSignature", "?sig", "sig[]", "auth_key")),
+        f"https://h/p?hdnts=exp=1~acl=/*~hmac={SECRET}",
+        f"https://h/p?verify=1700000000-{SECRET}",
+        f"https://h/p?{SECRET}",
+        f"https://h/p?{SECRET}=",
+        f"https://h/p?a=1;sig={SECRET}",
+        f"https://h/p?a=1&amp;sig={SECRET}",
+        f"https://h/p?a=1#access_token={SECRET}",
+        f"https://h/p;jsessionid={SECRET}/x",
+        f"https://user:{SECRET}@h/p",
+        f"https://h/p?url=https%3A%2F%2Fx%2F%3Fy%3D{SECRET}",
+    ],
+)
+def test_a_signature_of_any_name_is_not_shown(url):
+    shown = redacted_url(url)
+    assert SECRET not in shown
+    assert "abcdef" not in shown
+    assert "REDACTED" in shown or "#" in url
+
+
+@given(name=st.from_regex(r"[A-Za-z_-]{1,12}", fullmatch=True), secret=st.binary(min_size=16, max_size=64))
+def test_random_bytes_are_not_shown_whatever_their_name(name, secret):
+    for text in (secret.hex(), base64.urlsafe_b64encode(secret).decode()):
+        # Bytes that are far from random look like a number or a word.
+        if len(set(text)) > 10:
+            assert text not in redacted_url(f"https://h/p?part=2&{name}={text}")
+
+
+def test_titles_in_any_script_are_shown():
+    for query in (
+        "title=Zürich",
+        "title=%D0%9C%D0%BE%D1%81%D0%BA%D0%B2%D0%B0",
+        "t=東京都",
+        "page=3&lang=zh-hant",
+        "f=mp4",
+    ):
+        assert redacted_url(f"https://h/p?{query}") == f"https://h/p?{query}"
 
 
 def test_a_message_is_shown_without_credentials_and_addresses():

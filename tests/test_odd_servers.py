@@ -199,7 +199,7 @@ async def test_back_ends_with_versions_of_their_own_serve_one_file(tmp_path: Pat
     assert len(server.requests) < 40
 
 
-@pytest.mark.parametrize("status", [400, 412, 500, 501])
+@pytest.mark.parametrize("status", [400, 403, 412, 500, 501])
 async def test_a_server_that_refuses_conditions_is_asked_without_them(tmp_path: Path, status: int) -> None:
     async def answer(request: RawRequest, writer: asyncio.StreamWriter) -> None:
         if "if-match" in request.headers:
@@ -212,7 +212,38 @@ async def test_a_server_that_refuses_conditions_is_asked_without_them(tmp_path: 
     job, body, server = await run_job(answer, tmp_path)
     assert (job.status, job.error) == ("completed", None)
     assert body == SMALL
-    assert len(server.requests) < 8
+    # After a 403 the address is resolved anew, since it may have expired.
+    assert len(server.requests) < (12 if status == 403 else 8)
+
+
+@pytest.mark.parametrize("status", [400, 403, 416, 501])
+async def test_a_server_that_refuses_ranges_is_asked_for_the_whole_file(tmp_path: Path, status: int) -> None:
+    async def answer(request: RawRequest, writer: asyncio.StreamWriter) -> None:
+        if "range" in request.headers:
+            writer.write(head(status, {"Content-Length": 0}))
+            return
+        writer.write(head(200, {"Content-Length": len(SMALL)}) + SMALL)
+        await writer.drain()
+
+    job, body, _ = await run_job(answer, tmp_path)
+    assert (job.status, job.error) == ("completed", None)
+    assert body == SMALL
+
+
+@pytest.mark.parametrize(
+    "line", ["Content-Length: -1", ": nameless", "Content-Length: 3\r\nTransfer-Encoding: chunked"]
+)
+async def test_the_error_of_a_malformed_head_is_one_line(tmp_path: Path, line: str) -> None:
+    async def answer(_: RawRequest, writer: asyncio.StreamWriter) -> bool:
+        writer.write(f"HTTP/1.1 200 OK\r\n{line}\r\n\r\nabc".encode())
+        await writer.drain()
+        return False
+
+    job, _, _ = await run_job(answer, tmp_path)
+    assert job.status == "failed"
+    assert job.error
+    assert job.error == " ".join(job.error.split())
+    assert "not proper HTTP" in job.error
 
 
 OLD = "Wed, 16 Jul 2025 06:00:00 GMT"

@@ -27,8 +27,9 @@ _PATIENCE_MOST = 120.0
 _PROGRESS = 16 * 1024
 # Rejected attempts at one range after which the other connections take it.
 _ATTEMPTS_BESIDE_OTHERS = 2
-# The responses of servers that do not know a condition (`If-Match`), beside those that ignore it.
-_CONDITION_REFUSED = frozenset({400, 405, 406, 417, 500, 501})
+# The responses of servers, and of filters in front of them, that do not know a condition (`If-Match`), beside those
+# that ignore it.
+_CONDITION_REFUSED = frozenset({400, 403, 405, 406, 417, 500, 501})
 
 
 class FileReplaced(Exception):

@@ -117,7 +117,8 @@ def translate(error: Exception, *, url: str, timeout: float | None = None) -> Tr
         timeout: Seconds of silence that the request allows, for the message.
     """
     url = bare_url(url)
-    text = _without_secrets(error, url)
+    # Some messages of aiohttp's parser have several lines, with a caret below the wrong byte.
+    text = " ".join(_without_secrets(error, url).removesuffix("^").split())
     advice = _tls_advice(error)
     if advice:
         translation: TransportError = ConnectFailed(f"could not connect to {url}: {advice} ({text})", url=url)

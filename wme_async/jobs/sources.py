@@ -39,8 +39,8 @@ from wme_async.jobs.validation import InvalidBatch, JobLimits, Options, Problem,
 logger: logging.Logger = logging.getLogger("wme_async.jobs")
 
 _MAX_REDIRECTS: Final = 10
-# Statuses for a range of servers that do not support ranges, or of an empty file.
-_RANGE_REJECTED: Final = frozenset({400, 405, 406, 416, 417, 501})
+# Statuses for a range of servers and filters in front of them that do not support ranges, or of an empty file.
+_RANGE_REJECTED: Final = frozenset({400, 403, 405, 406, 416, 417, 501})
 _MAX_COOKIES: Final = 50
 _MAX_COOKIE: Final = 4096
 # Cookies that can be sent back in a header.

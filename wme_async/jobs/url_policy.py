@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
-from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 
 import idna
 
@@ -27,16 +27,17 @@ _HOST_LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _DOT: Final = re.compile(r"(?:\.|%2e)", re.IGNORECASE)
 
-# Names of query parameters whose values give access, and values that look like keys or signatures.
+# Names of query parameters whose values give access.
 _CREDENTIAL_NAME: Final = re.compile(
-    r"signature|token|secret|passw|credential|api_?key|access_?key"
-    r"|(?:^|[_-])(?:sig|key|pwd|pass|auth|authorization|policy|hmac|session|sid|jwt|ticket)(?:$|[_-])|^code$",
+    r"signature|token|secret|passw|credential|api_?key|access_?key|auth_?key"
+    r"|(?:^|-)(?:sig|sign|key|pwd|pw|pass|auth|authorization|bearer|policy|hash|hmac|session|sid|jwt|ticket)(?:$|-)"
+    r"|^code$",
     re.IGNORECASE,
 )
-_CREDENTIAL_VALUE: Final = re.compile(
-    r"[0-9A-Fa-f]{32,}|(?=.*\d)(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/=%]{32,}"
-    r"|(?=(?:.*\d){4})(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/=%_.-]{64,}"
-)
+# Words, numbers, short names of formats and versions, and times. Signatures may have any name, so a value of another
+# shape is not shown, whatever its name is.
+_PLAIN_WORD: Final = re.compile(r"[A-Za-z]?[a-z]{0,23}|[A-Z]{1,12}|\d{1,14}|[0-9A-Za-z]{1,6}|\d{8}T\d{6}Z?")
+_LONGEST_WORD: Final = 40  # letters, in scripts other than the Latin one
 _HIDDEN: Final = "REDACTED"
 _URL_IN_TEXT: Final = re.compile(r"https?://[^\s\"'<>]+", re.IGNORECASE)
 _ADDRESS: Final = re.compile(
@@ -336,19 +337,34 @@ def netloc_of(url: str) -> str:
 
 
 def redacted_url(url: str) -> str:
-    """Return a URL without the signatures, tokens and keys of its query, to show to others than its submitter."""
-    address, mark, query = url.partition("?")
+    """Return a URL without signatures, tokens and keys, to show to others than its submitter.
+
+    Of its query, values are shown that are words, numbers or times, unless the name of their parameter says that they
+    are secret. User name, password and fragment are not shown. The path is shown.
+    """
+    address, mark, query = url.partition("#")[0].partition("?")
     address = re.sub(r"//[^/?#]*@", f"//{_HIDDEN}@", address)
-    if not mark:
-        return address
-    pairs = []
-    for pair in query.split("&"):
-        name, equals, value = pair.partition("=")
-        secret = value and (_CREDENTIAL_NAME.search(name) or _CREDENTIAL_VALUE.fullmatch(value))
-        # A query may be one long value without a name.
-        bare = not equals and _CREDENTIAL_VALUE.fullmatch(name)
-        pairs.append(f"{name}={_HIDDEN}" if secret else _HIDDEN if bare else pair)
-    return f"{address}?{'&'.join(pairs)}"
+    address = re.sub(r"(?<=;)[^/;]+", lambda match: _redacted_pair(match[0]), address)
+    query = re.sub(r"[^&;]+", lambda match: _redacted_pair(match[0]), query)
+    return f"{address}{mark}{query}"
+
+
+def _redacted_pair(pair: str) -> str:
+    name, equals, value = pair.partition("=")
+    # Names may be of any letters, such as `AWSAccessKeyId`.
+    if not _is_plain(name) and (not equals or any(character.isdigit() for character in name)):
+        return _HIDDEN
+    words = re.sub(r"[\W_]+", "-", unquote(name))
+    secret = value and (_CREDENTIAL_NAME.search(words) or not _is_plain(value))
+    return f"{name}={_HIDDEN}" if secret else pair
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether a text has only words, numbers and times in it."""
+    return all(
+        _PLAIN_WORD.fullmatch(word) or (not word.isascii() and word.isalpha() and len(word) <= _LONGEST_WORD)
+        for word in re.split(r"[\W_]+", unquote(text))
+    )
 
 
 def redacted(text: str, *, url: str = "") -> str:
