@@ -56,6 +56,7 @@ OF_EXTRA: dict[str, list[str]] = {
         "test_cli_errors",
         "test_cli_login",
         "test_cli_reading",
+        "test_cli_signals",
         "test_cli_tables",
         "test_cli_tasks",
         "test_cli_walk",

@@ -37,6 +37,8 @@ def row(option: click.Option, command: click.Command) -> str:
     # Without what click adds in brackets.
     text = (option.help or "").strip()
     default = option.get_default(context, call=False) if option.show_default else None
+    if isinstance(default, tuple):
+        default = ", ".join(map(str, default))
     if default is not None and not option.is_flag:
         text = f"{text} By default `{default}`.".strip()
     elif option.is_flag and option.secondary_opts and default is not None:

@@ -65,6 +65,9 @@ def make(messages: MessageMaker[int], data: bytes, at: EventPosition | None, com
         (b'{"is_part_of": []}', None),
         (b"no JSON", None),
         (b'{"name": "\xff"}', None),
+        (b'{"name": "Ada", "identifier": 1e99999999999999999999}', None),
+        (b'{"name": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", None),
+        (b'{"name": ' + b"9" * 5_000 + b"}", None),
     ],
 )
 def test_the_key_is_project_and_title_with_spaces(data: bytes, key: str | None) -> None:

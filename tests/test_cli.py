@@ -29,6 +29,7 @@ click = pytest.importorskip("click")
 pytest.importorskip("rich")
 
 from wme_async.cli import base  # noqa: E402  # behind its extra
+from wme_async.cli import stream as stream_module  # noqa: E402  # same
 from wme_async.cli import terminal as console_module  # noqa: E402  # same
 from wme_async.cli.root import root  # noqa: E402  # same
 from wme_async.cli.terminal import TerminalConsole  # noqa: E402  # same
@@ -277,6 +278,42 @@ def test_the_stream_can_be_watched_as_a_table(run, world):
     result = run("stream", "--since", "1m", "--limit", "20", "--table")
     # What was read ahead does not count. The rate is that of the whole run; of less than a second it would say nothing.
     assert re.search(r"^20 events(, (?!0\.0)[\d.]+/s)?, [\d.]+ k?B", result.stderr, re.MULTILINE)
+
+
+def test_the_values_of_events_are_printed_alone(run, world):
+    for number in range(3):
+        world.call(world.firehose.publish, partition=number)
+    rows = run("stream", "--since", "1m", "--limit", "3", "--fields", "name,is_part_of.identifier", "--raw").stdout
+    assert [len(row.split("\t")) for row in rows.splitlines()] == [2, 2, 2]
+    assert "--raw prints the values of --fields" in run("stream", "--raw", code=2).stderr
+    assert "leave out --table" in run("stream", "--fields", "name", "--raw", "--table", code=2).stderr
+
+
+def test_a_terminal_shows_at_once_that_a_stream_has_no_connection(run, world, terminal, monkeypatch):
+    _, err = terminal
+    monkeypatch.setattr(stream_module, "SHORT_OUTAGE", 0.0)
+    headers = {"Retry-After": "1"}
+    world.faults.inject("status", role="realtime", path="articles", status=503, headers=headers, times=1)
+    world.call(world.firehose.publish, partition=1)
+    run("stream", "--since", "1m", "--limit", "1")
+    lost, back, *_ = err.getvalue().splitlines()
+    assert lost.startswith("there is no connection; trying again: ")
+    assert "503" in lost
+    assert back == "the connection is back after 1 s"
+
+
+def test_a_terminal_shows_that_no_event_comes(run, world, terminal, monkeypatch):
+    _, err = terminal
+    monkeypatch.setattr(stream_module, "SILENCE", 0.0)
+    world.call(world.firehose.publish, partition=1)
+    run("stream", "--since", "1m", "--limit", "1", "--where", "event.type=update")
+    assert err.getvalue().startswith("no event in 0 s: check the values of event.type=update\n")
+
+
+def test_the_allowances_of_a_plan_without_limits_are_words(run, terminal):
+    out, _ = terminal
+    run("quota")
+    assert re.search(r"^snapshot +\d+ +unlimited +unlimited$", out.getvalue(), re.MULTILINE)
 
 
 def test_the_table_of_a_stream_fits_a_small_screen(run, world, terminal, monkeypatch):

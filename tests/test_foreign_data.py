@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async import Client, DecodeError, Retry, read_archive
+from wme_async import Client, DecodeError, Retry, SQLiteOffsets, read_archive
 from wme_async.errors import BadRequest, IntegrityError, StatusError
 from wme_async.jobs import verify_webhook
 from wme_async.jobs.webhooks import new_secret, sign_webhook
@@ -190,6 +190,30 @@ async def test_a_stream_that_skips_goes_on_after_any_bad_record(sim: Simulator, 
     ):
         assert [(await anext(stream)).name for _ in range(2)] == ["n1", "n3"]
         assert stream.statistics().bad_records == 1
+
+
+@pytest.mark.parametrize(
+    "position", [(0, 2**63), (0, 10**30), (0, -5), (2**31, 3), (10**30, 3), (-1, 3), (None, 3)], ids=str
+)
+@pytest.mark.parametrize("type_", [Article, Page, msgspec.Raw])
+async def test_an_event_with_numbers_that_no_store_can_keep_is_a_bad_record(
+    sim: Simulator, tmp_path: Path, position: tuple[int | None, int], type_: Any
+) -> None:
+    partition, offset = position
+    record = json.dumps({"name": "n2", "event": {"partition": partition, "offset": offset}}).encode()
+    streamed(sim, event(1), record, event(3))
+    store = SQLiteOffsets(tmp_path / "offsets.db")
+    async with (
+        Client(**sim.client_options()) as wme,
+        wme.realtime.articles(type=type_, framing="ndjson", on_bad_record="skip", offsets=store) as stream,
+    ):
+        for _ in range(2):
+            await anext(stream)
+        assert stream.statistics().bad_records == 1
+        await stream.commit()
+    saved = await store.load("default/articles")
+    assert saved[0].offset == 1
+    assert saved.keys() <= set(range(50))
 
 
 async def test_a_record_that_a_filter_cannot_read_is_a_bad_record(sim: Simulator) -> None:

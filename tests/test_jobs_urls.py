@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobs_server import open_manager
 
-from wme_async.jobs import BatchManager, InvalidBatch, JobLimits
+from wme_async.jobs import BatchManager, InvalidBatch, JobLimits, Options
 from wme_async.jobs.url_policy import check_web_url, netloc_of, redacted, redacted_url, redirect_target
-from wme_async.jobs.validation import check_urls
+from wme_async.jobs.validation import check_batch
 
 
 @contextlib.asynccontextmanager
@@ -56,13 +56,13 @@ async def run_batch(manager, *urls, **options):
     ],
 )
 def test_international_names_are_encoded_as_browsers_encode_them(host, ascii_form):
-    assert check_urls([f"http://{host}/"], limits=JobLimits()) == [f"http://{ascii_form}/"]
+    assert check_batch([f"http://{host}/"], Options(), limits=JobLimits())[0] == [f"http://{ascii_form}/"]
 
 
 @pytest.mark.parametrize("host", ["１２７.0.0.1", "127。0。0。1", "ⓛocalhost", "-é.example", "é" * 80])
 def test_a_name_that_becomes_a_local_one_or_none_is_refused(host):
     with pytest.raises(InvalidBatch):
-        check_urls([f"http://{host}/"], limits=JobLimits())
+        check_batch([f"http://{host}/"], Options(), limits=JobLimits())
 
 
 async def test_the_same_holds_for_webhooks_and_allowed_hosts(tmp_path):
@@ -93,7 +93,7 @@ def test_dot_segments_are_resolved(path, clean):
 
 def test_two_spellings_of_one_path_are_duplicates():
     with pytest.raises(InvalidBatch, match="Duplicate URL"):
-        check_urls(["http://example.com/a/../b", "http://example.com/b"], limits=JobLimits())
+        check_batch(["http://example.com/a/../b", "http://example.com/b"], Options(), limits=JobLimits())
 
 
 @given(st.lists(st.sampled_from(["", ".", "..", "a", "%2e", "%2E.", "b.c"]), max_size=8))

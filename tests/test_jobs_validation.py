@@ -27,9 +27,8 @@ from wme_async.jobs.validation import (
     JobLimits,
     Options,
     WmeUrl,
-    check_options,
+    check_batch,
     check_url,
-    check_urls,
     parse_wme,
     split,
 )
@@ -175,7 +174,7 @@ ODD = ["", "http://example.com/" + "a" * 9000, "http://example.com/\ud800", "htt
 @pytest.mark.parametrize("url", HOSTILE_URLS + CONTROLS + ODD, ids=ascii)
 def test_a_hostile_url_is_refused_before_anything_is_asked(url):
     with pytest.raises(InvalidBatch) as caught:
-        check_urls([url], limits=LIMITS)
+        check_batch([url], Options(), limits=LIMITS)
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].reason.startswith("Invalid URL: ")
     assert "password@" not in str(caught.value)
@@ -184,7 +183,7 @@ def test_a_hostile_url_is_refused_before_anything_is_asked(url):
 @pytest.mark.parametrize("value", [None, 1, b"http://example.com/", ["http://example.com/"]])
 def test_what_is_not_text_is_not_a_url(value):
     with pytest.raises(InvalidBatch, match="it must be a text"):
-        check_urls([value], limits=LIMITS)
+        check_batch([value], Options(), limits=LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +212,7 @@ def test_all_that_is_wrong_is_named_at_once():
         "https://example.com/b",
     ]
     with pytest.raises(InvalidBatch) as caught:
-        check_urls(urls, limits=LIMITS)
+        check_batch(urls, Options(), limits=LIMITS)
     assert [problem.what for problem in caught.value.problems] == [urls[1], urls[2], urls[3]]
     assert "Duplicate URL: the same as number 1" in str(caught.value)
     assert pickle.loads(pickle.dumps(caught.value)).problems == caught.value.problems
@@ -228,18 +227,19 @@ def test_all_that_is_wrong_is_named_at_once():
 )
 def test_the_number_of_urls_is_limited_in_the_words_of_the_guide(urls, words):
     with pytest.raises(InvalidBatch, match=words):
-        check_urls(urls, limits=LIMITS)
+        check_batch(urls, Options(), limits=LIMITS)
 
 
 def test_a_hundred_urls_are_a_batch():
-    assert len(check_urls([f"https://example.com/{number}" for number in range(100)], limits=LIMITS)) == 100
+    urls = [f"https://example.com/{number}" for number in range(100)]
+    assert check_batch(urls, Options(), limits=LIMITS)[0] == urls
 
 
 def test_one_text_is_not_taken_for_a_list_of_urls():
     with pytest.raises(TypeError, match="urls must be a list of URLs, not 5"):
-        check_urls(5, limits=LIMITS)  # type: ignore[arg-type]
+        check_batch(5, Options(), limits=LIMITS)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not one string"):
-        check_urls("https://example.com/", limits=LIMITS)
+        check_batch("https://example.com/", Options(), limits=LIMITS)
 
 
 def test_a_private_host_passes_where_it_is_allowed_by_name():
@@ -268,7 +268,7 @@ def test_a_private_host_passes_where_it_is_allowed_by_name():
 )
 def test_options_out_of_range_are_refused_with_a_reason(changes, what, words):
     with pytest.raises(InvalidBatch, match=words) as caught:
-        check_options(Options(**changes), limits=LIMITS)
+        check_batch(["https://example.com/"], Options(**changes), limits=LIMITS)
     assert [problem.what for problem in caught.value.problems] == [what]
 
 
@@ -278,11 +278,11 @@ def test_options_out_of_range_are_refused_with_a_reason(changes, what, words):
 )
 def test_an_option_that_could_be_stored_and_not_be_read_again_is_refused(changes):
     with pytest.raises(TypeError, match=r"of the batch must be (True|a whole number|text).*, not "):
-        check_options(Options(**changes), limits=LIMITS)
+        check_batch(["https://example.com/"], Options(**changes), limits=LIMITS)
 
 
 def test_the_defaults_are_those_of_the_guide():
-    options = check_options(Options(), limits=LIMITS)
+    _, options = check_batch(["https://example.com/"], Options(), limits=LIMITS)
     assert (options.concurrent_limit, options.stop_on_error, options.ignore_errors) == (3, False, True)
     assert (options.timeout, LIMITS.urls, LIMITS.concurrent) == (1800.0, 100, 10)
 
@@ -662,10 +662,11 @@ def test_arguments_of_other_types_are_named():
     ("name", "stored"), [("  My \n list ", "My list"), ("", None), (" ", None), ("ü" * 200, "ü" * 200)]
 )
 def test_a_name_has_single_blanks(name, stored):
-    assert check_options(Options(name=name), limits=LIMITS).name == stored
+    _, options = check_batch(["https://example.com/"], Options(name=name), limits=LIMITS)
+    assert options.name == stored
 
 
 @pytest.mark.parametrize("name", ["x" * 201, "a\x00b", "a\u202eb"])
 def test_a_name_is_short_and_printable(name):
     with pytest.raises(InvalidBatch, match="name"):
-        check_options(Options(name=name), limits=LIMITS)
+        check_batch(["https://example.com/"], Options(name=name), limits=LIMITS)

@@ -458,6 +458,28 @@ def test_what_is_not_a_record_is_an_error(data):
         RecordReader().read(data)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"identifier": 2**63},
+        {"version": {"identifier": 10**30}},
+        {"namespace": {"identifier": 2**31}},
+        {"namespace": {"identifier": -(2**31) - 1}},
+        {"name": "A\0B"},
+        {"is_part_of": {"identifier": "en\0wiki"}},
+    ],
+    ids=str,
+)
+def test_a_record_that_no_store_can_hold_is_an_error(fields):
+    with pytest.raises(DecodeError):
+        RecordReader().read(record(**fields))
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_date_that_means_no_time_is_none(time):
+    assert page_of(record(event={"date_published": time})).published == 0
+
+
 def test_hidden_parts_are_taken_out_of_records():
     document = json.loads(visible_record(record(), HIDDEN_TEXT))
     assert "article_body" not in document

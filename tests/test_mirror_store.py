@@ -239,6 +239,15 @@ async def test_other_programs_read_the_live_pages_by_sql(tmp_path):
         assert (tmp_path / "mirror.db").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("abstract", [b"null", b"7", b'["a"]', b"1e99999999999999999999"])
+async def test_an_abstract_that_is_not_text_is_not_searched_and_does_not_end_the_mirror(tmp_path, abstract):
+    store = SQLiteStore(tmp_path / "mirror.db", search=True)
+    await store.open()
+    await store.apply(Picture([page("Rhine", record=b'{"name":"Rhine","abstract":' + abstract + b"}")]), Marks())
+    assert [key[1] for key in await store.search("rhine")] == ["Rhine"]
+    await store.close()
+
+
 async def test_titles_and_abstracts_are_searched(tmp_path):
     def about(title, page_id, abstract, revision=1, created=5):
         record = msgspec.json.encode({"name": title, "abstract": abstract})

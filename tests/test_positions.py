@@ -205,6 +205,8 @@ def test_positions_refuse_what_the_server_would_misread() -> None:
         Position(1, datetime(2026, 1, 1))  # noqa: DTZ001  # that is the point
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(b'{"offset":-2}', type=Position)
+    with pytest.raises(ValueError, match="an offset is"):
+        Position(2**63)
     assert Position(1).safe_until is None
     assert Position(1, NOW, NOW - HOUR).safe_until == NOW
 

@@ -10,6 +10,7 @@ import pytest
 from plain_http import START, Caller, caller_of
 
 from wme_async.simulator import Accepted, ArticleGenerator, Refused, Simulator, check_stream_request, dumps
+from wme_async.simulator.errors import HTTPError
 from wme_async.simulator.protocol.stream_request import bind_stream_request
 
 NOW = START.timestamp()
@@ -168,8 +169,11 @@ async def test_the_realtime_host_allows_other_origins(call: Caller, world: Simul
 
 
 def answer(body: str, content_type: str = "application/json", method: str = "POST") -> Accepted | Refused:
-    model = bind_stream_request(method, "", content_type, body.encode())
-    return model if isinstance(model, Refused) else check_stream_request(model, now=NOW)
+    try:
+        model = bind_stream_request(method, "", content_type, body.encode())
+    except HTTPError as error:
+        return Refused(error.status, error.message)
+    return check_stream_request(model, now=NOW)
 
 
 @pytest.mark.parametrize("body", ["[]", '""', "0", "false", "[1]"])

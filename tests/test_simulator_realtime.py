@@ -28,6 +28,7 @@ from wme_async.simulator import (
     check_stream_request,
     dumps,
 )
+from wme_async.simulator.errors import HTTPError
 from wme_async.simulator.protocol.schema import ARTICLE, Node, compile_fields, compile_filters, leaves
 from wme_async.simulator.protocol.stream_request import bind_stream_request
 from wme_async.simulator.world.encoding import timestamp
@@ -256,15 +257,19 @@ class TestBinding:
         assert model == {"parts": [2], "offsets": {"3": 7, "4": 1}}
 
     @pytest.mark.parametrize(
-        ("query", "model"),
+        ("query", "message"),
         [
-            ("parts=", {"parts": [0]}),
-            ("filters=%7B", Refused(422, "unexpected EOF")),
-            ("parts=a", Refused(422, 'strconv.ParseInt: parsing "a": invalid syntax')),
+            ("filters=%7B", "unexpected EOF"),
+            ("parts=a", 'strconv.ParseInt: parsing "a": invalid syntax'),
         ],
     )
-    def test_odd_query_parameters(self, query: str, model: object) -> None:
-        assert bind_stream_request("GET", query, "", b"") == model
+    def test_wrong_query_parameters(self, query: str, message: str) -> None:
+        with pytest.raises(HTTPError) as error:
+            bind_stream_request("GET", query, "", b"")
+        assert (error.value.status, error.value.message) == (422, message)
+
+    def test_an_empty_part_is_part_zero(self) -> None:
+        assert bind_stream_request("GET", "parts=", "", b"") == {"parts": [0]}
 
     def test_a_form_in_the_body_is_read(self) -> None:
         body = b"parts=1&fields=name"
@@ -281,9 +286,9 @@ class TestBinding:
 
     @pytest.mark.parametrize("body", [b"[", b"[1]", b"x", b'"text"'])
     def test_other_bodies_are_refused(self, body: bytes) -> None:
-        answer = bind_stream_request("POST", "", "application/json", body)
-        assert isinstance(answer, Refused)
-        assert answer.status == 422
+        with pytest.raises(HTTPError) as error:
+            bind_stream_request("POST", "", "application/json", body)
+        assert error.value.status == 422
 
 
 class TestFieldsAndFilters:

@@ -13,7 +13,7 @@ import platform
 import re
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -25,7 +25,7 @@ from wme_async.errors import IntegrityError
 __all__ = [
     "NAME_LEAST",
     "LockedFile",
-    "explained",
+    "explaining",
     "followed",
     "free_space",
     "name_limit",
@@ -64,15 +64,18 @@ def _log_once(level: int, kind: str, folder: Path, message: str, *args: object) 
         logger.log(level, message, *args)
 
 
-def explained(error: OSError, problem: str, path: Path) -> OSError:
-    """Return an error of the same kind whose message says the problem, the cause and the path.
+@contextlib.contextmanager
+def explaining(problem: str, path: Path) -> Iterator[None]:
+    """Raise an `OSError` of the block as one of the same kind whose message says the problem, the cause and the path.
 
     Args:
-        error: The system's error.
         problem: The failed operation, and the remedy.
         path: The file or folder.
     """
-    return OSError(error.errno, f"{problem}: {error.strerror or error}", str(path))
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{problem}: {error.strerror or error}", str(path)) from error
 
 
 def followed(path: Path) -> Path:
@@ -160,8 +163,7 @@ def sync_file(descriptor: int, *, only_data: bool = False) -> None:
         OSError: They are not on the disk.
     """
     try:
-        sync = getattr(os, "fdatasync", os.fsync) if only_data else os.fsync
-        sync(descriptor)
+        (getattr(os, "fdatasync", os.fsync) if only_data else os.fsync)(descriptor)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
@@ -221,20 +223,18 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """
     path = followed(path)
     temporary = path.with_name(f".wme-{secrets.token_hex(8)}.tmp")
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with os.fdopen(_platform.open_file(temporary, flags, 0o600), "wb") as file:
-            _set_mode(file.fileno(), temporary, mode)
-            file.write(data)
-            file.flush()
-            sync_file(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise explained(error, "the file cannot be written", path) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with explaining("the file cannot be written", path):
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with os.fdopen(_platform.open_file(temporary, flags, 0o600), "wb") as file:
+                _set_mode(file.fileno(), temporary, mode)
+                file.write(data)
+                file.flush()
+                sync_file(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     sync_folder(path.parent)
 
 
@@ -255,25 +255,27 @@ def publish(descriptor: int, path: Path, target: Path, *, size: int, close: Call
         IntegrityError: The path belongs to another file, or the file has another size. Nothing was renamed.
         OSError: The rename failed.
     """
-    status = os.fstat(descriptor)
-    try:
-        same = os.path.samestat(path.lstat(), status)
-    except FileNotFoundError:
-        same = False
-    if not same:
+    if not _is_at(path, descriptor):
         raise IntegrityError(f"another program has removed or replaced {path} while it was written; start again")
-    if status.st_size != size:
+    actual = os.fstat(descriptor).st_size
+    if actual != size:
         raise IntegrityError(
             f"another program has changed {path} while it was written; start again",
             expected=f"{size} bytes",
-            got=f"{status.st_size} bytes",
+            got=f"{actual} bytes",
         )
     if not _platform.RENAMES_OPEN_FILES:
         close()
-    try:
+    with explaining("the finished file could not be given its name", target):
         path.replace(target)
-    except OSError as error:
-        raise explained(error, "the finished file could not be given its name", target) from error
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Return whether a path still belongs to an open file, which another program may have renamed or removed."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def private_file(path: Path) -> None:
@@ -372,10 +374,9 @@ class LockedFile:
         try:
             _flock(descriptor, self.path)
             # Another process may have renamed or removed the file before this one got the lock.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(self.path.lstat(), os.fstat(descriptor)):
-                    self.descriptor = descriptor
-                    _open_locks[descriptor] = self
+            if _is_at(self.path, descriptor):
+                self.descriptor = descriptor
+                _open_locks[descriptor] = self
         finally:
             if self.descriptor < 0:
                 os.close(descriptor)
@@ -396,10 +397,7 @@ class LockedFile:
 
     def owns_name(self) -> bool:
         """Return whether the path still belongs to this file."""
-        try:
-            return os.path.samestat(self.path.lstat(), os.fstat(self.descriptor))
-        except FileNotFoundError:
-            return False
+        return _is_at(self.path, self.descriptor)
 
     def remove(self) -> None:
         """Remove the file while it is locked, if the name still belongs to it, and close it.
@@ -448,7 +446,8 @@ def _flock(descriptor: int, path: Path) -> None:
         if error.errno in _HELD:
             raise BlockingIOError(errno.EAGAIN, "another holder has the lock", str(path)) from None
         if error.errno not in _NO_LOCKS:
-            raise explained(error, "the file cannot be locked", path) from error
+            with explaining("the file cannot be locked", path):
+                raise
         message = "%s: the file system has no locks (%s); let no second process use the file at the same time"
         _log_once(logging.WARNING, "lock", path.parent, message, path, error.strerror)
 

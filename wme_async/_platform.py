@@ -1,19 +1,17 @@
 """Differences between operating systems, in one place: POSIX first, and a second way where a call does not exist.
 
 The second way is for Windows: descriptors without positional reads and writes, locks of byte ranges, folders
-that cannot be synchronised, open files that cannot be renamed, loops without signal handlers. It is also used where a
-POSIX system lacks one of the calls. `nox -s portable` runs the test suite with every such call hidden.
+that cannot be synchronised, open files that cannot be renamed. It is also used where a POSIX system lacks one of the
+calls. `nox -s portable` runs the test suite with every such call hidden.
 """
 
-import asyncio
 import contextlib
 import errno
 import os
 import re
 import shutil
-import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -48,7 +46,6 @@ _REFUSES_LINKS: Final = hasattr(os, "O_NOFOLLOW")
 _TELLS_SPACE: Final = hasattr(os, "fstatvfs")
 _TELLS_LIMITS: Final = hasattr(os, "pathconf")
 _CHANGES_MODES: Final = hasattr(os, "fchmod")
-_HANDLES_SIGNALS: Final = fcntl is not None  # in event loops
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SAFE: Final = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY", "O_NOINHERIT"))
 _FOLLOWING: Final = _SAFE & ~getattr(os, "O_NOFOLLOW", 0)
@@ -231,26 +228,6 @@ def max_descriptors() -> int | None:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else int(soft)
-
-
-def on_signals(loop: asyncio.AbstractEventLoop, names: Iterable[str], callback: Callable[[], object]) -> None:
-    """Call a function in an event loop when one of these signals arrives.
-
-    Signals that the system lacks, and those that the process ignores (SIGHUP under `nohup`), stay unchanged.
-
-    Args:
-        loop: The running loop of the main thread.
-        names: `"SIGTERM"`, …
-        callback: The function.
-    """
-    for name in names:
-        number = getattr(signal, name, None)
-        if number is None or signal.getsignal(number) is signal.SIG_IGN:
-            continue
-        if _HANDLES_SIGNALS:
-            loop.add_signal_handler(number, callback)
-        else:
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
 
 
 def boot_id() -> str | None:

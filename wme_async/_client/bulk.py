@@ -16,6 +16,8 @@ import msgspec
 from wme_async._arguments import check_choice, check_numbers, check_record_type, check_text
 from wme_async._client.paths import chunk_number, chunk_path, identifier_path
 from wme_async._client.quota import Cost
+from wme_async.errors import DecodeError
+from wme_async.models.decoding import decoding
 
 Format = Literal["parquet", "ndjson"]
 FORMATS: tuple[Format, ...] = ("parquet", "ndjson")
@@ -41,8 +43,9 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True):
             ValueError: It is not JSON of this record.
         """
         try:
-            return msgspec.json.decode(text, type=cls)
-        except (msgspec.DecodeError, UnicodeError) as error:
+            with decoding():
+                return msgspec.json.decode(text, type=cls)
+        except DecodeError as error:
             raise ValueError(f"this is not the JSON of a {cls.__name__}: {error}") from error
 
 

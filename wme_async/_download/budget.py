@@ -167,9 +167,6 @@ class SignedUrlCache:
         Raises:
             WMEError: Signing failed.
         """
-        signed = self._current()
-        if signed is not None:
-            return signed
         async with self._lock:
             signed = self._current()
             if signed is None:
@@ -213,10 +210,8 @@ class SignedUrlCache:
         return self._strikes >= self._STRIKES
 
     def _current(self) -> SignedUrl | None:
-        signed = self._signed
-        if signed is None or (signed.expires_at is not None and signed.expires_at <= self._clock()):
-            return None
-        return signed
+        lifetime = self.lifetime
+        return self._signed if lifetime is None or lifetime > 0 else None
 
 
 def after(writing: Awaitable[None] | None, transport: Transport, delay: float) -> Awaitable[None] | None:

@@ -59,12 +59,11 @@ class ConnectionCap:
             now: Seconds.
             done: Bytes of the file that are there.
         """
-        if self.allowed >= self._most or now < self._next_try or done <= self._done:
-            return
-        self.allowed += 1
-        self._next_try = now + self._MOMENT
-        if self.allowed == self._most:
-            self._hold = self._HOLD / 2
+        if self.lowered and now >= self._next_try and done > self._done:
+            self.allowed += 1
+            self._next_try = now + self._MOMENT
+            if not self.lowered:
+                self._hold = self._HOLD / 2
 
 
 class ConnectionTuner:
@@ -112,13 +111,12 @@ class ConnectionTuner:
 
     def refused(self, now: float) -> None:
         """Note a 429 or 503. Responses to requests of the same moment count once."""
-        if now - self._refused < 1.0:
-            return
-        self._refused = now
-        self.allowed = max(1, self.allowed // 2)
-        self._before = None
-        self._hold = now + 15.0
-        self._looked = None
+        if now - self._refused >= 1.0:
+            self._refused = now
+            self.allowed = max(1, self.allowed // 2)
+            self._before = None
+            self._hold = now + 15.0
+            self._looked = None
 
     def tick(self, now: float, *, moved: int, requests: int, waiting: bool) -> None:
         """Measure the rate and adapt the number; call it often, it measures once in a period.
@@ -139,15 +137,12 @@ class ConnectionTuner:
             self._settled = True
             self._looked += self._SETTLE * self._period
             self._work = work
-            return
-        if not self._settled or now - self._looked < self._period:
-            return
-        rate = (work - self._work) / (now - self._looked)
-        if self._saturated and now >= self._hold:
-            self._decide(rate, now)
-        elif not self._saturated:
-            self._before = None
-        self._begin(now, work)
+        elif self._settled and now - self._looked >= self._period:
+            if not self._saturated:
+                self._before = None
+            elif now >= self._hold:
+                self._decide((work - self._work) / (now - self._looked), now)
+            self._begin(now, work)
 
     def _begin(self, now: float, work: float) -> None:
         self._looked = now
@@ -165,8 +160,5 @@ class ConnectionTuner:
                 self._hold = now + self._patience
                 self._patience = min(300.0, self._patience * 2)
                 return
-        if self.allowed < self.most:
-            self._before = (self.allowed, rate)
-            self.allowed = min(self.most, self.allowed + max(1, self.allowed // 2))
-        else:
-            self._before = None
+        self._before = (self.allowed, rate) if self.allowed < self.most else None
+        self.allowed = min(self.most, self.allowed + max(1, self.allowed // 2))

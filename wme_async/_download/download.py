@@ -19,7 +19,7 @@ from wme_async._download.options import DownloadSettings, budget_for
 from wme_async._download.part_file import PartChanged, PartFile
 from wme_async._download.progress import ProgressReporter
 from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
-from wme_async._download.range_plan import FetchLimits, RangePlan
+from wme_async._download.range_plan import MIB, FetchLimits, RangePlan
 from wme_async._download.range_responses import strong_etag
 from wme_async._download.source import Checksum, DirectSource, Download, FileInfo, Source, validator_of
 from wme_async._download.verification import (
@@ -34,8 +34,6 @@ from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_c
 from wme_async._telemetry import operation
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, VersionConflict
-
-MIB = 1 << 20
 
 # A file that one connection fetches at once is not worth a ledger, and is hashed in a millisecond.
 _SMALL = MIB
@@ -324,12 +322,11 @@ class DownloadRun:
         small = size <= _SMALL
         # A new ledger is flushed to the disk.
         run = self._budget.short_work.run if small else in_thread
-        plan = await run(
+        self.transfer = plan = await run(
             lambda: part.resume(
                 identity=self._source.identity, size=size, etag=validator, keep=not small, rate=self._budget.rate
             )
         )
-        self.transfer = plan
         self._resumed = plan.done
         settings = self._settings
         limits = FetchLimits(
@@ -374,17 +371,20 @@ class DownloadRun:
         flushed = plan.done
         while True:
             await self._transport.sleep(_CHECKPOINT_SECONDS)
-            if plan.done - flushed < _CHECKPOINT_BYTES:
-                continue
-            # Bytes that are written by now are on the disk when this returns, and only those enter the ledger.
-            spans, flushed = plan.written, plan.done
-            await in_thread(part.checkpoint, spans)
+            if plan.done - flushed >= _CHECKPOINT_BYTES:
+                # Bytes that are written by now are on the disk when this returns, and only those enter the ledger.
+                spans, flushed = plan.written, plan.done
+                await in_thread(part.checkpoint, spans)
 
     async def _fetch_whole(self, part: PartFile, info: FileInfo) -> tuple[FileInfo, str | None]:
         await in_thread(part.empty)
-        hashed = self._settings.verify and self._promised is not None
-        fetcher = WholeFileFetcher(self._transport, self._signed_urls, self._budget, part, hashed=hashed)
-        self.transfer = self._whole = fetcher
+        self.transfer = self._whole = fetcher = WholeFileFetcher(
+            self._transport,
+            self._signed_urls,
+            self._budget,
+            part,
+            hashed=self._settings.verify and self._promised is not None,
+        )
         try:
             with raise_first_cause():
                 async with WorkGroup() as group:
@@ -416,7 +416,7 @@ async def _hash_behind(digest: "hashlib._Hash", plan: RangePlan, part: PartFile,
         frontier = plan.frontier
         if frontier - at < _HASH_STEP and frontier < plan.size:
             await fetcher.wait_for_change()
-            continue
-        stop = min(frontier, at + _MAX_HASH_STEP)
-        await in_thread(part.hash_into, digest, at, stop)
-        at = stop
+        else:
+            stop = min(frontier, at + _MAX_HASH_STEP)
+            await in_thread(part.hash_into, digest, at, stop)
+            at = stop

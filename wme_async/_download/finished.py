@@ -14,7 +14,7 @@ import msgspec
 from wme_async import _platform
 from wme_async._download.etags import Digest, PartSums
 from wme_async._download.range_responses import strong_etag
-from wme_async._files import explained, followed, name_limit
+from wme_async._files import explaining, followed, name_limit
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
@@ -62,14 +62,18 @@ def check_target(target: Path, *, create: bool = False) -> Path:
             folder = folder.parent
         has_folder = folder.is_dir()
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise explained(error, "the target cannot be used", target) from error
-        raise _too_long(target) from None
+        if error.errno == errno.ENAMETOOLONG:
+            raise _too_long(target) from None
+        with explaining("the target cannot be used", target):
+            raise
     if mode is not None and stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "the target is a directory; name a file in it", str(target))
     if not has_folder:
-        kind = errno.ENOTDIR if folder.exists() else errno.ENOENT
-        raise OSError(kind, "the target's folder does not exist; create it first", str(folder))
+        raise OSError(
+            errno.ENOTDIR if folder.exists() else errno.ENOENT,
+            "the target's folder does not exist; create it first",
+            str(folder),
+        )
     limit = name_limit(folder)
     if any(len(os.fsencode(level)) > limit for level in target.parts[len(folder.parts) :]):
         raise _too_long(target)
@@ -117,8 +121,7 @@ def hash_range(fd: int, digest: Digest, start: int, stop: int, is_cancelled: IsC
     Raises:
         InterruptedError: The digest is cancelled.
     """
-    buffer = bytearray(_BLOCK)
-    view = memoryview(buffer)
+    view = memoryview(bytearray(_BLOCK))
     while start < stop:
         if is_cancelled is not None and is_cancelled():
             raise InterruptedError(errno.EINTR, "nobody waits for the digest any more")
@@ -186,9 +189,7 @@ def existing_version(
         if not stat.S_ISREG(status.st_mode):
             return ExistingFile(current=False)
         fits = size is None or status.st_size == size
-        note = _load_note(fd)
-        if note is not None and (note.size, note.mtime_ns) != (status.st_size, status.st_mtime_ns):
-            note = None
+        note = _load_note(fd, status)
         if note is not None and fits and note.identity == identity and etag == note.etag:
             return ExistingFile(current=True, md5=note.md5, verified=note.verified)
         if not named and (not fits or promised is None):
@@ -217,17 +218,20 @@ def has_etag(fd: int, etag: str | None, md5: str | None, size: int, is_cancelled
     return strong == f'"{md5}"' or (bool(sums) and hash_range(fd, sums, 0, size, is_cancelled) and sums.proven())
 
 
-def store_note(fd: int, note: VersionNote) -> None:
+def store_note(fd: int, *, identity: str, etag: str, md5: str | None, verified: bool | None) -> None:
     """Store the version of a file in an extended attribute, if the file system has them."""
+    status = os.fstat(fd)
+    note = VersionNote(
+        identity=identity, etag=etag, size=status.st_size, mtime_ns=status.st_mtime_ns, md5=md5, verified=verified
+    )
     if not _platform.set_attribute(fd, _XATTR, msgspec.json.encode(note)):
         logger.debug("the file system keeps no extended attributes: the next look has to hash")
 
 
-def _load_note(fd: int) -> VersionNote | None:
-    data = _platform.get_attribute(fd, _XATTR)
-    if data is None:
-        return None
-    try:
-        return decode_json(data, _NOTE)
-    except DecodeError:
-        return None
+def _load_note(fd: int, status: os.stat_result) -> VersionNote | None:
+    """Return the version of a file; None if it was never stored, or the file has changed since."""
+    with contextlib.suppress(DecodeError):
+        note = decode_json(_platform.get_attribute(fd, _XATTR) or b"", _NOTE)
+        if (note.size, note.mtime_ns) == (status.st_size, status.st_mtime_ns):
+            return note
+    return None

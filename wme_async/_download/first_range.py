@@ -37,7 +37,8 @@ class FirstRange:
         self.body: Body | None = None
         self.info = FileInfo()
         self.response = RangeResponse(Verdict.REFUSED)
-        self._budget: Budget | None = budget
+        self._budget = budget
+        self._taken = False
 
     def begin(self, body: Body, info: FileInfo, stop: int) -> None:
         """Note the response, whose body has the bytes up to `stop`."""
@@ -45,14 +46,13 @@ class FirstRange:
 
     def take_connection(self) -> bool:
         """Take over the connection; return whether this is the first call."""
-        budget, self._budget = self._budget, None
-        return budget is not None
+        is_first, self._taken = not self._taken, True
+        return is_first
 
     def close(self) -> None:
         """Return the connection if it has not been taken over."""
-        budget, self._budget = self._budget, None
-        if budget is not None:
-            budget.release()
+        if self.take_connection():
+            self._budget.release()
 
 
 async def open_first(
@@ -77,9 +77,10 @@ async def open_first(
     await budget.acquire()
     first = FirstRange(budget)
     stack.callback(first.close)
-    request = range_request(signed, 0, None if whole else FIRST_BYTES, None)
     try:
-        body = await stack.enter_async_context(transport.open(request, retry=False))
+        body = await stack.enter_async_context(
+            transport.open(range_request(signed, 0, None if whole else FIRST_BYTES, None), retry=False)
+        )
     except ClientClosed:
         raise
     except WMEError as error:
@@ -130,10 +131,15 @@ def range_request(signed: SignedUrl, start: int, stop: int | None, validator: st
         stop: The byte after the last; None for all that follow.
         validator: The version, from `validator_of`; None for any.
     """
-    headers = {
-        **signed.headers,
-        "Range": f"bytes={start}-{'' if stop is None else stop - 1}",
-        "Accept-Encoding": "identity",
-        **conditions(validator),
-    }
-    return Request(method="GET", role=signed.role, path=signed.url, headers=headers, accepts="any")
+    return Request(
+        method="GET",
+        role=signed.role,
+        path=signed.url,
+        headers={
+            **signed.headers,
+            "Range": f"bytes={start}-{'' if stop is None else stop - 1}",
+            "Accept-Encoding": "identity",
+            **conditions(validator),
+        },
+        accepts="any",
+    )

@@ -11,17 +11,19 @@ Nothing is believed that does not match its check: the CRC of an interval begins
 counts for this version, boot and unfinished file alone. Whatever is damaged is fetched again.
 """
 
+import contextlib
 import errno
 import os
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from wme_async import _platform
 from wme_async._download.range_plan import RangeLease, RangePlan, Spans
-from wme_async._files import explained, sync_file
+from wme_async._files import explaining, sync_file
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
@@ -70,12 +72,14 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, boot: str | None) -> None:
-        self._path = path
         self._boot = boot
-        try:
+        self._explaining = partial(
+            explaining,
+            "the ledger of the unfinished file cannot be used; received bytes are kept, so call again",
+            path,
+        )
+        with self._explaining():
             self._fd = _platform.open_file(path, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise self._explained(error) from error
         self._note: Note | None = None
         self._seed = 0
         self._used = 0
@@ -130,7 +134,8 @@ class Ledger:
         note = self._note
         if not plan.done or note is None or (note.identity, note.size, note.etag) != (identity, size, etag):
             # Notes of another version or attempt must not come back to life if the new one is damaged.
-            self._truncate()
+            with self._explaining():
+                os.ftruncate(self._fd, 0)
             self._write(Note(identity=identity, size=size, etag=etag, boot=self._boot, inode=inode, synced=[]))
             self._sync()
         elif note.boot != self._boot:
@@ -178,22 +183,8 @@ class Ledger:
         return _SLOT.pack(start, stop, _check(start, stop, self._seed))
 
     def _read(self) -> Note | None:
-        best: Note | None = None
-        for area in (0, 1):
-            raw = self._get(_AREA, _TABLE + area * _AREA)
-            if len(raw) < _PREFIX.size:
-                continue
-            magic, length, crc = _PREFIX.unpack_from(raw)
-            text = raw[_PREFIX.size : _PREFIX.size + length]
-            if magic != _MAGIC or len(text) != length or zlib.crc32(text) != crc:
-                continue
-            try:
-                note = decode_json(text, _NOTE)
-            except DecodeError:
-                continue
-            if best is None or note.sequence > best.sequence:
-                best = note
-        return best
+        notes = [_note_of(self._get(_AREA, _TABLE + area * _AREA)) for area in (0, 1)]
+        return max(filter(None, notes), key=lambda note: note.sequence, default=None)
 
     def _write(self, note: Note) -> None:
         note = msgspec.structs.replace(note, sequence=self._note.sequence + 1 if self._note else 1)
@@ -206,34 +197,28 @@ class Ledger:
         self._seed = note.seed()
 
     def _get(self, size: int, offset: int) -> bytes:
-        try:
+        with self._explaining():
             return _platform.read_at(self._fd, size, offset)
-        except OSError as error:
-            raise self._explained(error) from error
 
     def _put(self, data: bytes, offset: int) -> None:
-        try:
-            count = _platform.write_at(self._fd, data, offset)
-        except OSError as error:
-            raise self._explained(error) from error
-        if count < len(data):
-            raise self._explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-
-    def _truncate(self) -> None:
-        try:
-            os.ftruncate(self._fd, 0)
-        except OSError as error:
-            raise self._explained(error) from error
+        with self._explaining():
+            if _platform.write_at(self._fd, data, offset) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _sync(self, *, only_data: bool = False) -> None:
-        try:
+        with self._explaining():
             sync_file(self._fd, only_data=only_data)
-        except OSError as error:
-            raise self._explained(error) from error
 
-    def _explained(self, error: OSError) -> OSError:
-        problem = "the ledger of the unfinished file cannot be used; received bytes are kept, so call again"
-        return explained(error, problem, self._path)
+
+def _note_of(raw: bytes) -> Note | None:
+    """Return the note in an area; None if it is damaged, or was never written."""
+    if len(raw) >= _PREFIX.size:
+        magic, length, crc = _PREFIX.unpack_from(raw)
+        text = raw[_PREFIX.size : _PREFIX.size + length]
+        if magic == _MAGIC and len(text) == length and zlib.crc32(text) == crc:
+            with contextlib.suppress(DecodeError):
+                return decode_json(text, _NOTE)
+    return None
 
 
 def _check(start: int, stop: int, seed: int) -> int:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from wme_async import _platform
 from wme_async._download.etags import Digest
-from wme_async._download.finished import IsCancelled, VersionNote, has_etag, hash_range, store_note
+from wme_async._download.finished import IsCancelled, has_etag, hash_range, store_note
 from wme_async._download.ledger import Ledger
 from wme_async._download.range_plan import RangeLease, RangePlan, Spans
 from wme_async._files import (
     LockedFile,
-    explained,
+    explaining,
     free_space,
     publish,
     sibling,
@@ -71,8 +71,9 @@ class PartFile:
             self._file = self._open(cautious=False)
         except BlockingIOError:
             raise BlockingIOError(errno.EAGAIN, "another download to this target is at work", str(target)) from None
-        except OSError as error:
-            raise explained(error, "the unfinished file cannot be created", self.path) from error
+        except OSError:
+            with explaining("the unfinished file cannot be created", self.path):
+                raise
 
     def _open(self, *, cautious: bool) -> LockedFile:
         self.path = sibling(self.target, ".part", cautious=cautious)
@@ -124,13 +125,9 @@ class PartFile:
         plan = self.plan = RangePlan(size, spans, rate=rate)
         if self._ledger is not None:
             assert etag is not None
-            inode = os.fstat(self._fd).st_ino
-            self._ledger.begin(plan, identity=identity, size=size, etag=etag, inode=inode)
-        try:
+            self._ledger.begin(plan, identity=identity, size=size, etag=etag, inode=os.fstat(self._fd).st_ino)
+        with explaining(f"the file system does not take a file of {size:,} bytes here", self.path):
             os.ftruncate(self._fd, size)
-        except OSError as error:
-            problem = f"the file system does not take a file of {size:,} bytes here"
-            raise explained(error, problem, self.path) from error
         self._size = size
         return plan
 
@@ -214,34 +211,29 @@ class PartFile:
 
     def _write(self, offset: int, data: memoryview) -> None:
         # Nobody else cuts the file, or writes behind its end, without being noticed: cut bytes would read as zeros.
-        if self._size is not None:
-            self._check_size()
-        elif os.fstat(self._fd).st_size != self._streamed:
+        if os.fstat(self._fd).st_size != self._length:
             raise self._changed()
-        try:
+        problem = "the file could not be written; received bytes are kept, and the next call resumes from them"
+        with explaining(problem, self.path):
             while data:
                 count = _platform.write_at(self._fd, data, offset)
                 data = data[count:]
                 offset += count
-        except OSError as error:
-            problem = "the file could not be written; received bytes are kept, and the next call resumes from them"
-            raise explained(error, problem, self.path) from error
         if self._size is None:
             self._streamed = offset
 
-    def _check_size(self) -> None:
-        if os.fstat(self._fd).st_size != self._size:
-            raise self._changed()
+    @property
+    def _length(self) -> int:
+        """The bytes that the file has if no other program has changed it."""
+        return self._streamed if self._size is None else self._size
 
     def _changed(self) -> PartChanged:
         return PartChanged(f"another program has changed {self.path} while it was downloaded; start again")
 
     def checkpoint(self, spans: Spans) -> None:
         """Flush the bytes, then record them in the ledger. Blocks; meant for a thread."""
-        try:
+        with explaining("the unfinished file did not reach the disk", self.path):
             sync_file(self._fd, only_data=True)
-        except OSError as error:
-            raise explained(error, "the unfinished file did not reach the disk", self.path) from error
         if self._ledger is not None:
             self._ledger.synced(spans)
 
@@ -253,9 +245,14 @@ class PartFile:
         """Return a descriptor for reading that outlives this object; the caller closes it."""
         return self._file.reader()
 
-    def hash_into(self, digest: "hashlib._Hash", start: int, stop: int) -> None:
-        """Hash bytes that were written. Blocks; meant for a thread."""
-        self._hash(digest, start, stop)
+    def hash_into(self, digest: Digest, start: int, stop: int, is_cancelled: IsCancelled | None = None) -> None:
+        """Hash bytes that were written. Blocks; meant for a thread.
+
+        Raises:
+            PartChanged: The file is too short.
+        """
+        if not hash_range(self._fd, digest, start, stop, is_cancelled):
+            raise self._changed()
 
     def has_etag(self, etag: str | None, is_cancelled: IsCancelled) -> bool:
         """Return whether the whole file has a strong ETag. Blocks for long; meant for a thread."""
@@ -264,12 +261,8 @@ class PartFile:
     def sha1(self, is_cancelled: IsCancelled) -> str:
         """Compute the SHA-1 of the whole file, in hexadecimal. Blocks for long; meant for a thread."""
         digest = hashlib.sha1(usedforsecurity=False)
-        self._hash(digest, 0, os.fstat(self._fd).st_size, is_cancelled)
+        self.hash_into(digest, 0, os.fstat(self._fd).st_size, is_cancelled)
         return digest.hexdigest()
-
-    def _hash(self, digest: Digest, start: int, stop: int, is_cancelled: IsCancelled | None = None) -> None:
-        if not hash_range(self._fd, digest, start, stop, is_cancelled):
-            raise self._changed()
 
     def check_holes(self, md5: str, is_cancelled: IsCancelled) -> None:
         """Hash the file again if a part of it was never written. May block for long; meant for a thread.
@@ -286,7 +279,7 @@ class PartFile:
             return
         if end < os.fstat(self._fd).st_size:
             digest = hashlib.md5(usedforsecurity=False)
-            self._hash(digest, 0, os.fstat(self._fd).st_size, is_cancelled)
+            self.hash_into(digest, 0, os.fstat(self._fd).st_size, is_cancelled)
             if digest.hexdigest() != md5:
                 raise self._changed()
 
@@ -300,23 +293,12 @@ class PartFile:
             IntegrityError: Another program has changed or replaced the file.
             OSError: It cannot be brought to the disk or renamed.
         """
-        status = os.fstat(self._fd)
         if self._etag:
-            note = VersionNote(
-                identity=self._identity,
-                etag=self._etag,
-                size=status.st_size,
-                mtime_ns=status.st_mtime_ns,
-                md5=md5,
-                verified=verified,
-            )
-            store_note(self._fd, note)
+            store_note(self._fd, identity=self._identity, etag=self._etag, md5=md5, verified=verified)
         if self.durable:
-            try:
+            with explaining("the finished file did not reach the disk", self.path):
                 sync_file(self._fd)
-            except OSError as error:
-                raise explained(error, "the finished file did not reach the disk", self.path) from error
-        size = self._streamed if self._size is None else self._size
+        size = self._length
         publish(self._fd, self.path, self.target, size=size, close=self._file.close)
         if self.durable:
             sync_folder(self.target.parent)

@@ -162,10 +162,9 @@ class RangeFetcher:
 
     def _replace_slow(self, now: float) -> None:
         for lease in self._plan.stragglers(now, floor=self._limits.min_rate, patience=self._patience):
-            if lease not in self._scopes:  # it waits for a signed URL
-                continue
-            self._patience = min(_PATIENCE_MOST, self._patience * 1.5)
-            self._abort(lease)
+            if lease in self._scopes:  # otherwise it waits for a signed URL
+                self._patience = min(_PATIENCE_MOST, self._patience * 1.5)
+                self._abort(lease)
 
     async def _work(self) -> None:
         while not self._plan.complete:
@@ -244,23 +243,23 @@ class RangeFetcher:
         now = self._transport.monotonic()
         if self._first is not None and self._first_lease is None:
             # It belongs to a new file, so that this lease has its beginning.
-            self._first_lease = self._plan.lease(now, most=self._first.response.stop)
-            return None if self._first_lease is None else (self._first_lease, None)
-        if self._limits.at_once:
+            lease = self._first_lease = self._plan.lease(now, most=self._first.response.stop)
+        elif self._limits.at_once:
             lease = self._plan.lease(now, most=self._plan.size)
-            return None if lease is None else (lease, None)
-        state = FetchState(
-            connections=min(self._budget.share, self._cap.allowed),
-            lifetime=None if self._limits.in_order else self._signed_urls.lifetime,
-            # Connections that wait for `max_rate` are not slow.
-            setup=self._setup + self._budget.moved(0, now),
-            limit=self._store.limit(),
-            most=self._limits.most,
-            least=self._limits.least,
-            elapsed=now - self._began,
-            contended=self._budget.contended,
-        )
-        return self._plan.next(now, state)
+        else:
+            state = FetchState(
+                connections=min(self._budget.share, self._cap.allowed),
+                lifetime=None if self._limits.in_order else self._signed_urls.lifetime,
+                # Connections that wait for `max_rate` are not slow.
+                setup=self._setup + self._budget.moved(0, now),
+                limit=self._store.limit(),
+                most=self._limits.most,
+                least=self._limits.least,
+                elapsed=now - self._began,
+                contended=self._budget.contended,
+            )
+            return self._plan.next(now, state)
+        return None if lease is None else (lease, None)
 
     async def _serve_range(self, lease: RangeLease, victim: RangeLease | None) -> None:
         if victim is not None and victim.lost:
@@ -338,8 +337,9 @@ class RangeFetcher:
         if final and progress:
             attempts.reset(self._beside(lease))
             delay = attempts.failed(error)
-            final = delay is None
-        if final or delay is None:
+        elif final:
+            delay = None
+        if delay is None:
             raise self._failure(error, attempts)
         return delay
 
@@ -353,14 +353,21 @@ class RangeFetcher:
             return True
         # A server that has served this file may reject a single request temporarily. Each 403 of a signed URL costs
         # another metered request, so `SignedUrlCache` limits those.
-        if not isinstance(error, StatusError) or isinstance(error, QuotaExceeded):
-            return False
-        return self._responded and (error.status != 403 or self._signed_urls.plain)
+        return (
+            self._responded
+            and isinstance(error, StatusError)
+            and not isinstance(error, QuotaExceeded)
+            and (error.status != 403 or self._signed_urls.plain)
+        )
 
     def _use_fewer(self, error: WMEError, others: int) -> NoReturn:
         """Leave a lease to the other connections, and open no further ones for a while."""
-        retry_after = getattr(error, "retry_after", None)
-        self._cap.lower(others, self._transport.monotonic(), done=self._plan.done, retry_after=retry_after)
+        self._cap.lower(
+            others,
+            self._transport.monotonic(),
+            done=self._plan.done,
+            retry_after=getattr(error, "retry_after", None),
+        )
         raise _TooManyConnections from error
 
     def _failure(self, error: WMEError, attempts: Attempts) -> Exception:
@@ -368,15 +375,18 @@ class RangeFetcher:
         if isinstance(error, StatusError) and error.status == 403 and self._signed_urls.exhausted:
             error.add_note(SIGNATURES_REFUSED)
         note_attempts(error, attempts=attempts.count, elapsed=attempts.elapsed)
-        if isinstance(error, IntegrityError) and (self._signed_urls.plain or not self._responded):
-            return RangesUnsupported(error)
-        return RangesUnsupported(error) if self._refuses_condition(error) else error
+        is_wrong = isinstance(error, IntegrityError) and (self._signed_urls.plain or not self._responded)
+        return RangesUnsupported(error) if is_wrong or self._refuses_condition(error) else error
 
     def _refuses_condition(self, error: WMEError) -> bool:
         """Return whether the server may reject the condition (`If-Match`) rather than the range."""
-        if self._responded or self._limits.validator is None or not self._signed_urls.plain:
-            return False
-        return isinstance(error, StatusError) and error.status in _CONDITION_REFUSED
+        return (
+            not self._responded
+            and self._limits.validator is not None
+            and self._signed_urls.plain
+            and isinstance(error, StatusError)
+            and error.status in _CONDITION_REFUSED
+        )
 
     async def _ask(self, lease: RangeLease) -> None:
         """Request the remaining bytes of a lease and take the body."""
@@ -498,11 +508,9 @@ class RangeFetcher:
         return take
 
     def _take(self, lease: RangeLease, data: memoryview) -> Awaitable[None] | None:
+        self.fetched += len(data)
+        data = data[: lease.remaining]
         size = len(data)
-        self.fetched += size
-        if size > lease.remaining:
-            data = data[: lease.remaining]
-            size = len(data)
         if not size:
             raise _RangeComplete
         writing = self._store.write(lease.at, data)

@@ -210,23 +210,16 @@ class RangePlan:
     @property
     def frontier(self) -> int:
         """The offset up to which all bytes are there."""
-        at = 0
-        while True:
-            reached = self.spans.reach(at)
-            for lease in self.leases:
-                if lease.start <= reached < lease.at:
-                    reached = lease.at
-            if reached == at:
-                return at
-            at = reached
+        at = self.spans.reach(0)
+        for lease in sorted(self.leases, key=lambda lease: lease.start):
+            if lease.start <= at < lease.at:
+                at = self.spans.reach(lease.at)
+        return at
 
     @property
     def written(self) -> Spans:
         """All bytes that are there."""
-        spans = Spans(self.spans)
-        for lease in self.leases:
-            spans.add(lease.start, lease.at)
-        return spans
+        return Spans([*self.spans, *((lease.start, lease.at) for lease in self.leases)])
 
     @property
     def unassigned(self) -> int:
@@ -269,7 +262,10 @@ class RangePlan:
             if most >= 16 * _PAGE:
                 # Two connections then never write to the same page.
                 stop = stop // _PAGE * _PAGE
-        return self._hand_out(start, stop, now)
+        lease = RangeLease(start, stop, now)
+        self.leases.append(lease)
+        self._assigned.add(start, stop)
+        return lease
 
     def next(self, now: float, state: FetchState) -> tuple[RangeLease, RangeLease | None] | None:
         """Return the range that an idle connection should fetch.
@@ -326,7 +322,12 @@ class RangePlan:
         # Few bytes are worth a request only if they would come very slowly otherwise.
         if count <= 0 or (gain if won is None else won) < (gain if count >= state.least else 4 * gain):
             return None
-        return self._split(victim, cut, now), victim
+        stop, victim.stop = victim.stop, cut
+        victim.lost = victim.remaining == 0
+        # A server that is slow for all connections must not get more and more requests.
+        thief = RangeLease(cut, stop, now, victim.stalls + 1 if victim.lost else 0)
+        self.leases.append(thief)
+        return thief, victim
 
     def give_back(self, thief: RangeLease, victim: RangeLease) -> None:
         """Undo a `steal` before its first byte."""
@@ -363,7 +364,7 @@ class RangePlan:
             self._closed = self.spans.total
             self._learn(count, now - lease.began)
         if lease.remaining:
-            self._retake()
+            self._assigned = Spans([*self.spans, *((lease.start, lease.stop) for lease in self.leases)])
 
     def _imbalance(self, now: float) -> float:
         """Seconds by which the last lease will finish later than all would if the work were spread evenly."""
@@ -375,13 +376,9 @@ class RangePlan:
 
     def _learn(self, count: int, seconds: float) -> None:
         """Average the rate of connections, weighted by bytes so that slow ones count less."""
-        if seconds <= 0:
-            return
-        self._rate = (
-            count / seconds
-            if not self._rate
-            else self._rate + (count / seconds - self._rate) * min(0.3, count / (_PART_SECONDS * self._rate))
-        )
+        if seconds > 0:
+            weight = min(0.3, count / (_PART_SECONDS * self._rate)) if self._rate else 1.0
+            self._rate += (count / seconds - self._rate) * weight
 
     def _last_to_finish(self, now: float, usual: float, setup: float) -> tuple[RangeLease | None, float]:
         """Return the lease that will finish last at the present rates, and its rate; None if none can be split."""
@@ -392,25 +389,6 @@ class RangePlan:
             if lease.remaining >= 2 and seconds > longest:
                 victim, slowest, longest = lease, rate, seconds
         return victim, slowest
-
-    def _split(self, victim: RangeLease, cut: int, now: float) -> RangeLease:
-        stop, victim.stop = victim.stop, cut
-        victim.lost = victim.remaining == 0
-        # A server that is slow for all connections must not get more and more requests.
-        thief = RangeLease(cut, stop, now, victim.stalls + 1 if victim.lost else 0)
-        self.leases.append(thief)
-        return thief
-
-    def _hand_out(self, start: int, stop: int, now: float) -> RangeLease:
-        lease = RangeLease(start, stop, now)
-        self.leases.append(lease)
-        self._assigned.add(start, stop)
-        return lease
-
-    def _retake(self) -> None:
-        self._assigned = Spans(self.spans)
-        for lease in self.leases:
-            self._assigned.add(lease.start, lease.stop)
 
 
 def _cut(victim: RangeLease, now: float, rate: float, fast: float, setup: float) -> tuple[int, float | None]:

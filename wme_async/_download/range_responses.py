@@ -61,7 +61,7 @@ def content_coding(headers: Mapping[str, str]) -> str | None:
     Args:
         headers: Looked up without regard to case.
     """
-    names = [name.strip().lower() for name in headers.get("Content-Encoding", "").split(",")]
+    names = (name.strip().lower() for name in headers.get("Content-Encoding", "").split(","))
     return ", ".join(name for name in names if name in _CODINGS) or None
 
 
@@ -97,10 +97,8 @@ def strong_validator(etag: str | None, headers: Mapping[str, str]) -> str | None
 
 def conditions(validator: str | None) -> dict[str, str]:
     """Return the headers that make a request for a range one for this version alone."""
-    if validator is None:
-        return {}
     # `If-Match` does not take dates, and fewer servers know `If-Unmodified-Since`.
-    return {"If-Match" if validator.startswith('"') else "If-Range": validator}
+    return {} if validator is None else {"If-Match" if validator.startswith('"') else "If-Range": validator}
 
 
 def etag_matches(sent: str | None, expected: str | None) -> bool:

@@ -19,7 +19,7 @@ from wme_async._download.etags import PartSums, may_be_newer
 from wme_async._download.options import DownloadSettings, budget_for
 from wme_async._download.part_file import PartFile
 from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
-from wme_async._download.range_plan import FetchLimits, RangeLease, RangePlan
+from wme_async._download.range_plan import MIB, FetchLimits, RangeLease, RangePlan
 from wme_async._download.range_responses import strong_etag
 from wme_async._download.source import Checksum, FileInfo, Source, validator_of
 from wme_async._download.verification import check_md5, fetch_version, wait_before_restart
@@ -28,8 +28,6 @@ from wme_async._tasks import WorkGroup, in_thread, raise_first_cause, wait_done
 from wme_async._telemetry import operation
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, WMEError
-
-MIB = 1 << 20
 
 _WINDOW = 12 * MIB
 _READ = 256 * 1024

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from wme_async._download.finished import VersionNote, store_note
+from wme_async._download.finished import store_note
 from wme_async._download.first_range import range_request
 from wme_async._download.range_responses import ContentRange, content_coding, parse_content_range, strong_etag
 from wme_async._download.source import SignedUrl
-from wme_async._files import LockedFile, explained, publish, sibling, sync_file
+from wme_async._files import LockedFile, explaining, publish, sibling, sync_file
 from wme_async._platform import read_at, write_at
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError
@@ -31,6 +31,10 @@ class SmallContent(msgspec.Struct, frozen=True):
     etag: str | None
 
 
+def _content_of(data: bytes, *, etag: str | None) -> SmallContent:
+    return SmallContent(data, hashlib.md5(data, usedforsecurity=False).hexdigest(), etag)
+
+
 async def fetch_small(signed: SignedUrl, transport: Transport, *, limit: int) -> SmallContent:
     """Fetch a small file in one response, without retries.
 
@@ -44,16 +48,14 @@ async def fetch_small(signed: SignedUrl, transport: Transport, *, limit: int) ->
         WMEError: The request failed.
     """
     response = await transport.request(range_request(signed, 0, limit, None), retry=False)
-    size = len(response.body)
+    data = response.body
     content_range = parse_content_range(response.headers.get("Content-Range")) if response.status == 206 else None
-    if content_range != ContentRange(0, size, size) or content_coding(response.headers) is not None:
+    if content_range != ContentRange(0, len(data), len(data)) or content_coding(response.headers) is not None:
         raise IntegrityError(
-            f"HTTP {response.status} with {len(response.body)} bytes is not the whole file",
+            f"HTTP {response.status} with {len(data)} bytes is not the whole file",
             url=signed.url.partition("?")[0],
         )
-    data = response.body
-    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    return SmallContent(data, md5, strong_etag(response.headers.get("ETag")))
+    return _content_of(data, etag=strong_etag(response.headers.get("ETag")))
 
 
 class SmallFile:
@@ -76,14 +78,12 @@ class SmallFile:
             self._file = LockedFile(self.path, mode=0o666)
         except BlockingIOError:
             raise BlockingIOError(errno.EAGAIN, "another download to this target is at work", str(target)) from None
-        try:
-            self.content = self._read() if content is None else self._write(content)
-        except OSError as error:
-            self.close()
-            raise explained(error, "the file could not be written", self.path) from error
-        except BaseException:
-            self.close()
-            raise
+        with explaining("the file could not be written", self.path):
+            try:
+                self.content = self._read() if content is None else self._write(content)
+            except BaseException:
+                self.close()
+                raise
 
     @classmethod
     def left_over(cls, target: Path, *, md5: str, limit: int) -> "SmallFile | bool":
@@ -98,9 +98,8 @@ class SmallFile:
             The file if it is whole; else whether a new one may be written, which is not so while there is a part of a
             large file that can be resumed.
         """
-        path = sibling(target, ".part")
         try:
-            size = path.stat().st_size
+            size = sibling(target, ".part").stat().st_size
         except OSError:
             return True
         if sibling(target, ".part.ledger").exists():
@@ -114,8 +113,7 @@ class SmallFile:
         return True
 
     def _read(self) -> SmallContent:
-        data = read_at(self._file.descriptor, os.fstat(self._file.descriptor).st_size, 0)
-        return SmallContent(data, hashlib.md5(data, usedforsecurity=False).hexdigest(), None)
+        return _content_of(read_at(self._file.descriptor, os.fstat(self._file.descriptor).st_size, 0), etag=None)
 
     def _write(self, content: SmallContent) -> SmallContent:
         descriptor = self._file.descriptor
@@ -139,15 +137,7 @@ class SmallFile:
         descriptor = self._file.descriptor
         status = os.fstat(descriptor)
         if self.content.etag is not None:
-            note = VersionNote(
-                identity=identity,
-                etag=self.content.etag,
-                size=status.st_size,
-                mtime_ns=status.st_mtime_ns,
-                md5=self.content.md5,
-                verified=verified,
-            )
-            store_note(descriptor, note)
+            store_note(descriptor, identity=identity, etag=self.content.etag, md5=self.content.md5, verified=verified)
         return status
 
     def flush(self) -> None:
@@ -156,10 +146,8 @@ class SmallFile:
         Raises:
             OSError: They did not reach it.
         """
-        try:
+        with explaining("the finished file did not reach the disk", self.path):
             sync_file(self._file.descriptor)
-        except OSError as error:
-            raise explained(error, "the finished file did not reach the disk", self.path) from error
 
     def publish(self) -> None:
         """Give the file its name. The folder is not flushed.

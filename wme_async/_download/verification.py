@@ -1,5 +1,6 @@
 """The version and the checksum of a file on the server, and whether its bytes have them."""
 
+import contextlib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -58,13 +59,11 @@ async def fetch_version(
 
 async def promised_checksum(source: Source) -> Checksum | None:
     """Request the promised MD5; None if the file has no metadata, as the monthly Commons archive."""
-    try:
+    with contextlib.suppress(NotFound):
         promised = await source.checksum()
-    except NotFound:
-        return None
-    if promised is None or not promised.md5:
-        return None
-    return msgspec.structs.replace(promised, md5=promised.md5.lower())
+        if promised is not None and promised.md5:
+            return msgspec.structs.replace(promised, md5=promised.md5.lower())
+    return None
 
 
 async def promised_and_signed(source: DirectSource, signed_urls: SignedUrlCache) -> tuple[bool, Checksum | None]:

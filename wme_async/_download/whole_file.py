@@ -122,11 +122,10 @@ class WholeFileFetcher:
     def _take(self, data: memoryview) -> Awaitable[None] | None:
         count = len(data)
         self.fetched += count
-        offset, stop = self.done, self.done + count
-        if self.size is not None and stop > self.size:
+        if self.size is not None and self.done + count > self.size:
             raise IntegrityError(f"the server sent more than the {self.size} bytes that it announced")
-        writing = self._store.write(offset, data)
-        self.done = stop
+        writing = self._store.write(self.done, data)
+        self.done += count
         if self._hashed:
             self._digest.update(data)
         return after(writing, self._transport, self._budget.moved(count, self._transport.monotonic()))
@@ -149,8 +148,13 @@ class WholeFileFetcher:
         signed = await self._signed_urls.get()
         plain = self._signed_urls.plain
         etag = None if plain else strong_etag(info.etag)
-        headers = {**signed.headers, "Accept-Encoding": "identity", **conditions(etag)}
-        request = Request(method="GET", role=signed.role, path=signed.url, headers=headers, accepts="any")
+        request = Request(
+            method="GET",
+            role=signed.role,
+            path=signed.url,
+            headers={**signed.headers, "Accept-Encoding": "identity", **conditions(etag)},
+            accepts="any",
+        )
         try:
             async with self._transport.open(request, retry=False) as body:
                 size = _size_of_any(body) if plain else _size_of_version(body, info, etag)

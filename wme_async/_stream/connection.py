@@ -39,6 +39,11 @@ _UNAUTHORIZED = 5  # rejected tokens in a row after the stream had worked, befor
 # Bytes to read ahead where records are long. Short records are best taken as soon as there are 64 KiB of them, before
 # they leave the processor's cache; long ones would wake the consumer for each one or two.
 _LONG_READ = 256 * 1024
+_FRAMINGS: Mapping[str, Framing] = {
+    "application/ndjson": "ndjson",
+    "application/x-ndjson": "ndjson",
+    "text/event-stream": "sse",
+}
 _ACCEPT: Mapping[Framing, str] = {"ndjson": "application/x-ndjson", "sse": "text/event-stream"}
 
 
@@ -348,16 +353,13 @@ def _framing_of(body: Body, requested: Framing) -> Framing:
         TransportError: It is not a stream but, for example, a page of a proxy.
     """
     media_type = body.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if media_type == "text/event-stream":
-        return "sse"
-    if media_type in {"application/x-ndjson", "application/ndjson"}:
-        return "ndjson"
-    if media_type.startswith(("text/", "image/")):
+    framing = _FRAMINGS.get(media_type)
+    if framing is None and media_type.startswith(("text/", "image/")):
         raise TransportError(
             f"the response is {media_type}, so it is not from the service: see whether a proxy or a login page of this "
             "network answers in its place"
         )
-    return requested
+    return framing or requested
 
 
 def _exhausted(error: WMEError, attempts: int, idle_timeout: float | None) -> WMEError:

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
+import msgspec
+
 from wme_async._stream.buffer import RecordBlock
 from wme_async._stream.framing import Oversize, Record
 from wme_async._stream.partitions import Missing, Partitions, Verdict
@@ -22,7 +24,7 @@ _event: Final = operator.attrgetter("event")
 _partition: Final = operator.attrgetter("partition")
 
 
-class BadRecord:
+class BadRecord(msgspec.Struct, eq=False):
     """A record that did not decode, in its place in the stream.
 
     Attributes:
@@ -30,12 +32,11 @@ class BadRecord:
         event: Its position, if it could be recovered and belongs to the connection.
     """
 
-    def __init__(self, error: DecodeError, event: EventPosition | None) -> None:
-        self.error = error
-        self.event = event
+    error: DecodeError
+    event: EventPosition | None
 
 
-class Gap:
+class Gap(msgspec.Struct, eq=False):
     """A gap before a value.
 
     Attributes:
@@ -47,13 +48,12 @@ class Gap:
         filled: Whether the hourly batches have been requested.
     """
 
-    def __init__(self, missing: Missing, item: Any, event: EventLike | None, record: Record = b"") -> None:
-        self.missing = missing
-        self.item = item
-        self.event = event
-        self.record = record
-        self.reported = False
-        self.filled = False
+    missing: Missing
+    item: Any
+    event: EventLike | None
+    record: Record = b""
+    reported: bool = False
+    filled: bool = False
 
 
 class Run(Generic[T]):
@@ -227,8 +227,8 @@ class RunDecoder(Generic[T]):
         if position is None:
             self.block.session.placeless += 1
         if error_line is not None:
-            status, message = error_line
-            self._abandon(ServerError(f"the server wrote an error into the stream: {message}", status=status))
+            message = f"the server wrote an error into the stream: {error_line.message}"
+            self._abandon(ServerError(message, status=error_line.status))
             return False
         event = None
         # The position of a partition that another connection reads would hide the events before it there.

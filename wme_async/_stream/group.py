@@ -6,22 +6,21 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
-from types import TracebackType
-from typing import Final, Generic, Literal, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 from wme_async import _clock
 from wme_async._stream.group_deliveries import GroupDeliveries
 from wme_async._stream.holdings import Holding
 from wme_async._stream.lease_keeper import LeaseKeeper
-from wme_async._stream.options import Choose, StreamOptions, check_batch_limits
+from wme_async._stream.options import StreamOptions, check_batch_limits
 from wme_async._stream.part_reader import FencedStore, PartReader
 from wme_async._stream.record_types import EventLike, RecordType
 from wme_async._stream.reports import StreamEvent, StreamLost, StreamStatistics, StreamTaken
 from wme_async._stream.resume import StreamResource
 from wme_async._stream.sharing import Group
 from wme_async._stream.statistics import NOTHING_READ, added, past
-from wme_async._stream.stream import Batches, Stream
-from wme_async._tasks import WorkGroup, first_cause, wait_done
+from wme_async._stream.stream import Batches, Stream, StreamLifecycle
+from wme_async._tasks import WorkGroup, first_cause
 from wme_async._telemetry import Telemetry, log_fields
 from wme_async.errors import StreamError
 from wme_async.offsets import Position
@@ -35,7 +34,7 @@ _AHEAD: Final = 64  # decoded events of each part ahead of the consumer
 _NEVER: Final = 1e9  # seconds
 
 
-class GroupStream(Generic[T]):
+class GroupStream(StreamLifecycle, Generic[T]):
     """A share of a stream: each part is read by one member of a group at a time, for as long as it holds a lease.
 
     ```python
@@ -79,26 +78,20 @@ class GroupStream(Generic[T]):
         sleep: Callable[[float], Awaitable[None]],
         telemetry: Telemetry | None = None,
     ) -> None:
-        self.resource = resource
+        super().__init__(resource, options, group.store, grace=_GRACE)
         self.owner: str = group.owner
         """The owner of the leases in the store: another one for each stream."""
-        self.backfilled: bool = False
-        """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
-        self._options = options
         self._open_stream = open_stream
         self._record_type = RecordType(type)
-        self._store = group.store
+        self._leases = group.store
         self._sleep = sleep
         self._telemetry = telemetry
         self._lease = group.lease
         self._clock = _clock.uptime
-        self.key: str = f"{options['name']}/{resource.name}"
-        """The name of its positions and leases: that of the stream and of the resource, such as `default/articles`."""
         self.partitions: tuple[int, ...] = tuple(range(resource.partitions))
         """The partitions that the group reads, in order."""
-        self._choose: Choose | None = None
         self._keeper = LeaseKeeper(
-            self._store,
+            self._leases,
             self.key,
             owner=self.owner,
             parts=resource.parts,
@@ -108,7 +101,6 @@ class GroupStream(Generic[T]):
             on_lost=self._lose,
             on_surplus=self._leave,
         )
-        self._state: Literal["new", "open", "closed"] = "new"
         self._readers: dict[int, PartReader[T]] = {}
         self._tokens: dict[int, int] = {}
         self._queue: deque[PartReader[T]] = deque()  # readers that have something
@@ -134,54 +126,16 @@ class GroupStream(Generic[T]):
 
     # Opening and closing
 
-    def begin_with(self, choose: Choose) -> None:
-        """Let a function choose the positions to begin with, as `Stream.begin_with` does.
+    async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        begun = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(begun), name=f"wme stream {self.key} leases")
+        stack.push_async_callback(self._stop)
+        await begun
 
-        Args:
-            choose: Called for each part when this member takes it, with its partitions and their saved positions.
-
-        Raises:
-            RuntimeError: The stream was opened before.
-        """
-        if self._state != "new":
-            raise RuntimeError("the positions are chosen before a stream is opened")
-        self._choose = choose
-
-    async def __aenter__(self) -> Self:
-        if self._state != "new":
-            raise RuntimeError("a stream is opened once; make another one")
-        self._state = "closed"  # until opening has succeeded
-        async with contextlib.AsyncExitStack() as stack:
-            if isinstance(self._store, contextlib.AbstractAsyncContextManager):
-                await stack.enter_async_context(self._store)
-            begun = asyncio.get_running_loop().create_future()
-            self._task = asyncio.create_task(self._run(begun), name=f"wme stream {self.key} leases")
-            stack.push_async_callback(self._stop)
-            await begun
-            self._stack = stack.pop_all()
-        self._state = "open"
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._state != "open":
-            return
-        self._state = "closed"
-        # In a task of its own, so that a cancellation meanwhile does not leave half of it undone.
-        closing = asyncio.create_task(self._stack.aclose(), name=f"wme stream {self.key} closing")
-        await wait_done(closing, grace=_GRACE)
-        failure = closing.exception() or self._close_failure
-        if failure is not None:
-            if error is None:
-                raise failure
-            # The caller has to see the exception of the block, above all a cancellation.
-            logger.error("closing the stream %r failed: %s", self.key, failure)
-            error.add_note(f"closing the stream {self.key!r} failed as well: {failure}")
-
-    async def aclose(self) -> None:
-        """End the stream, save the positions and leave the group; leaving the `async with` block does the same."""
-        await self.__aexit__(None, None, None)
+    async def _close(self) -> None:
+        await self._stack.aclose()
+        if self._close_failure is not None:
+            raise self._close_failure
 
     async def _stop(self) -> None:
         """Close the streams of all parts while their leases are still renewed, then leave the group."""
@@ -198,10 +152,6 @@ class GroupStream(Generic[T]):
         with contextlib.suppress(Exception):  # the leases end by themselves
             async with asyncio.timeout(_GRACE / 2):
                 await self._keeper.leave()
-
-    def _check_open(self) -> None:
-        if self._state != "open":
-            raise RuntimeError(f"the stream is {'not open: use `async with`' if self._state == 'new' else 'closed'}")
 
     # Leases
 
@@ -256,7 +206,7 @@ class GroupStream(Generic[T]):
         """Start reading a part."""
         if self._closing:
             return
-        store = FencedStore(self._store, self.owner, holding, lambda: self._lose(holding))
+        store = FencedStore(self._leases, self.owner, holding, lambda: self._lose(holding))
         part = holding.part
 
         def notify(event: StreamEvent) -> None:
@@ -340,15 +290,6 @@ class GroupStream(Generic[T]):
         if self._telemetry is not None and reader.lost:
             self._telemetry.lease_lost(self.key, holding.part)
         self._notify(StreamLost(part=holding.part, token=holding.token, given_back=not reader.lost))
-
-    def _notify(self, event: StreamEvent) -> None:
-        on_event = self._options["on_event"]
-        if on_event is not None:
-            try:
-                on_event(event)
-            except Exception:
-                # The stream continues without its observer.
-                logger.exception("the on_event hook failed")
 
     @property
     def parts(self) -> tuple[int, ...]:

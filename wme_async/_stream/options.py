@@ -79,7 +79,6 @@ _DEFAULTS: Final[StreamOptions] = {
     "max_buffer": 2 * 1024 * 1024,
     "max_record": MAX_RECORD,
 }
-_POSITIVE: Final = ("idle_timeout", "commit_interval", "max_buffer", "max_record")
 
 
 def checked_options(options: Mapping[str, Any], resource: StreamResource) -> StreamOptions:
@@ -107,8 +106,8 @@ def checked_options(options: Mapping[str, Any], resource: StreamResource) -> Str
     check_choice("commit", values["commit"], ("auto", "ack", "manual"))
     check_choice("on_bad_record", values["on_bad_record"], ("raise", "skip"), function=True)
     check_choice("on_gap", values["on_gap"], ("log", "raise"), function=True)
-    numbers: dict[str, Any] = {name: values[name] for name in _POSITIVE}
-    check_numbers(optional=False, above=0, **numbers)
+    positive = ("idle_timeout", "commit_interval", "max_buffer", "max_record")
+    check_numbers(optional=False, above=0, **{name: values[name] for name in positive})
     if values["since"] is not None and values["since"] != "oldest":
         check_aware("since", values["since"])  # only the server's clock can tell whether it is in range
     values["parts"] = _checked_parts(values["parts"], values["connections"], resource)

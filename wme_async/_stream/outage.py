@@ -5,7 +5,7 @@ import logging
 from wme_async._telemetry import log_fields
 from wme_async.errors import WMEError
 
-logger: logging.Logger = logging.getLogger("wme_async.stream")
+logger: logging.Logger = logging.getLogger("wme_async.stream.outage")
 
 _ATTEMPTS = 3  # failed ones in a row, so that a reconnect that works at once is not mentioned
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from wme_async._stream.record_types import EventLike, EventPosition, published_of
 from wme_async._stream.resume import Resume, StreamRequest, explain_jump
 from wme_async.errors import OffsetGap
-from wme_async.offsets.protocol import Position
+from wme_async.offsets.protocol import MAX_OFFSET, Position, is_storable
 
 _QUIET: Final = 600.0  # seconds of silence after which a connected partition counts as caught up
 _RENUMBERED: Final = timedelta(minutes=10)  # by which publication times may contradict the order of the offsets
@@ -254,9 +254,11 @@ class Partitions:
             own: The partitions of its connection; None for all.
 
         Raises:
-            TypeError: The event has no partition or no offset.
+            TypeError: The event has no partition or no offset, or numbers that no partition has.
         """
         partition = self.by_number.get(event.partition)
+        if not is_storable(event.partition, event.offset):
+            raise TypeError(f"an event cannot be at offset {event.offset} of partition {event.partition}")
         read = UNREAD if partition is None else partition.read
         above: bool = event.offset > read.offset
         return above and (own is None or event.partition in own)
@@ -276,7 +278,7 @@ class Partitions:
         with contextlib.suppress(TypeError, AttributeError, KeyError):
             for event in events:
                 partition = by_number[event.partition]
-                if event.offset <= partition.read.offset:
+                if not partition.read.offset < event.offset <= MAX_OFFSET:
                     break
                 partition.read = event
             else:

@@ -12,6 +12,7 @@ import msgspec
 from wme_async._stream.framing import Oversize, Record
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import Buffer, decode_json, is_plain_data, make_decoder
+from wme_async.offsets.protocol import is_storable
 
 T = TypeVar("T")
 
@@ -42,14 +43,11 @@ class _Positioned(msgspec.Struct, gc=False):
     event: EventPosition | None = None
 
 
-class _Pair:
+class _Pair(msgspec.Struct):
     """A value whose type has no field for its event, and the event."""
 
-    __slots__ = ("event", "item")
-
-    def __init__(self, item: Any, event: EventPosition | None) -> None:
-        self.item = item
-        self.event = event
+    item: Any
+    event: EventPosition | None
 
 
 class RecordType(Generic[T]):
@@ -146,10 +144,9 @@ def _with_event(type: type[T]) -> tuple[Any, Callable[[Any], T]]:
 
 def _two_passes(type: type[T]) -> tuple[Callable[[Buffer], Any], Callable[[Any], T]]:
     decode = make_decoder(type)
-    decode_event = msgspec.json.Decoder(_Positioned).decode
 
     def decode_both(record: Buffer) -> _Pair:
-        return _Pair(decode(record), decode_event(record).event)
+        return _Pair(decode(record), _positioned.decode(record).event)
 
     return decode_both, lambda pair: pair.item
 
@@ -169,7 +166,7 @@ def recover_position(record: Record) -> EventPosition | None:
     with contextlib.suppress(DecodeError):
         event = decode_json(data, _positioned).event
         if event is not None and event.partition is not None and event.offset is not None:
-            return event
+            return event if is_storable(event.partition, event.offset) else None
     data = bytes(data)
     matches = list(_POSITION.finditer(data))
     if not matches:
@@ -179,23 +176,27 @@ def recover_position(record: Record) -> EventPosition | None:
     return EventPosition(int(partition), int(offset), times[-1][1].decode(errors="replace") if times else None)
 
 
-class _ErrorLine(msgspec.Struct, forbid_unknown_fields=True):
+class ErrorLine(msgspec.Struct, forbid_unknown_fields=True):
+    """An error that the server wrote into the stream.
+
+    Attributes:
+        status: Its HTTP status.
+        message: Its text.
+    """
+
     status: int
     message: str
 
 
-_error_line: Final = msgspec.json.Decoder(_ErrorLine)
+_error_line: Final = msgspec.json.Decoder(ErrorLine)
 
 
-def decode_error_line(record: Record) -> tuple[int, str] | None:
-    """Return status and message if a record is an error that the server wrote into the stream; None if it is not."""
-    if isinstance(record, Oversize):
-        return None
-    try:
-        line = decode_json(record, _error_line)
-    except DecodeError:
-        return None
-    return line.status, line.message
+def decode_error_line(record: Record) -> ErrorLine | None:
+    """Return the error if a record is one that the server wrote into the stream; None if it is not."""
+    if not isinstance(record, Oversize):
+        with contextlib.suppress(DecodeError):
+            return decode_json(record, _error_line)
+    return None
 
 
 def published_of(event: EventLike) -> datetime | None:

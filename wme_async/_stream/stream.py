@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
@@ -25,7 +26,7 @@ from wme_async._tasks import wait_done
 from wme_async._telemetry import log_fields
 from wme_async._transport import Transport
 from wme_async.errors import DecodeError
-from wme_async.offsets import ClaimingStore, MemoryOffsets, Position
+from wme_async.offsets import ClaimingStore, MemoryOffsets, OffsetStore, Position
 
 logger: logging.Logger = logging.getLogger("wme_async.stream")
 
@@ -34,7 +35,100 @@ T = TypeVar("T")
 _GRACE: Final = 5.0  # seconds for the last save, and for closing once its task has been cancelled
 
 
-class Stream(Generic[T]):
+class StreamLifecycle(ABC):
+    """How a stream opens, closes and reports, whether it reads all of its parts or those that it has leases of.
+
+    Args:
+        resource: The stream.
+        options: The options, checked and complete.
+        store: Where the positions are.
+        grace: Seconds for closing once its task has been cancelled.
+    """
+
+    def __init__(
+        self, resource: StreamResource, options: StreamOptions, store: OffsetStore, *, grace: float = _GRACE
+    ) -> None:
+        self.resource = resource
+        self.key: str = f"{options['name']}/{resource.name}"
+        """The name of its positions: that of the stream and of the resource, such as `default/articles`."""
+        self.backfilled: bool = False
+        """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
+        self._options = options
+        self._store = store
+        self._grace = grace
+        self._choose: Choose | None = None
+        self._state: Literal["new", "open", "closed"] = "new"
+
+    def begin_with(self, choose: Choose) -> None:
+        """Let a function choose the positions to begin with, for a sink that knows better how far it has got.
+
+        Args:
+            choose: Called with the partitions and the saved positions when the stream opens and its name is claimed; in
+                a group, for each part when this member takes it. It returns the positions; partitions without one are
+                read from `since`.
+
+        Raises:
+            RuntimeError: The stream was opened before.
+        """
+        if self._state != "new":
+            raise RuntimeError("the positions are chosen before a stream is opened")
+        self._choose = choose
+
+    async def __aenter__(self) -> Self:
+        if self._state != "new":
+            raise RuntimeError("a stream is opened once; make another one")
+        self._state = "closed"  # until opening has succeeded
+        async with contextlib.AsyncExitStack() as stack:
+            if isinstance(self._store, contextlib.AbstractAsyncContextManager):
+                await stack.enter_async_context(self._store)
+            await self._open(stack)
+            self._stack = stack.pop_all()
+        self._state = "open"
+        return self
+
+    @abstractmethod
+    async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        """Begin to read; the stack undoes it if this fails."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """Save the positions, and close the stack."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._state != "open":
+            return
+        self._state = "closed"
+        # In a task of its own, so that a cancellation meanwhile does not leave half of it undone.
+        closing = asyncio.create_task(self._close(), name=f"wme stream {self.key} closing")
+        await wait_done(closing, grace=self._grace)
+        if (failure := closing.exception()) is not None:
+            if error is None:
+                raise failure
+            # The caller has to see the exception of the block, above all a cancellation.
+            logger.error("closing the stream %r failed: %s", self.key, failure)
+            error.add_note(f"closing the stream {self.key!r} failed as well: {failure}")
+
+    async def aclose(self) -> None:
+        """End the stream, save the positions and leave the group; leaving the `async with` block does the same."""
+        await self.__aexit__(None, None, None)
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise RuntimeError(f"the stream is {'not open: use `async with`' if self._state == 'new' else 'closed'}")
+
+    def _notify(self, event: StreamEvent) -> None:
+        on_event = self._options["on_event"]
+        if on_event is not None:
+            try:
+                on_event(event)
+            except Exception:
+                # The stream continues without its observer.
+                logger.exception("the on_event hook failed")
+
+
+class Stream(StreamLifecycle, Generic[T]):
     """A stream of events that continues after a cut; and after a restart, if `offsets` outlives the process.
 
     ```python
@@ -87,64 +181,33 @@ class Stream(Generic[T]):
         backfill: Backfill | None = None,
         claims: Iterable[str] | None = None,
     ) -> None:
-        self.resource = resource
+        super().__init__(resource, options, options["offsets"] or MemoryOffsets())
         self.partitions: tuple[int, ...] = tuple(partitions_of(resource, options["parts"] or ()))
         """The partitions that it reads, in order."""
         self._transport = transport
-        self._options = options
         self._fields = None if fields is None else tuple(fields)
         self._filters = tuple(filters or ())
         self._keep = keep
         self._record_type = RecordType(type)
         self._filler = None if backfill is None else GapFiller(backfill, self._record_type, keep)
-        self._store = options["offsets"] or MemoryOffsets()
-        self.key: str = f"{options['name']}/{resource.name}"
-        """The name of its positions: that of the stream and of the resource, such as `default/articles`."""
-        self._choose: Choose | None = None
         self._claims = [self.key] if claims is None else [f"{self.key}/{claim}" for claim in claims]
         self._generator: AsyncGenerator[T] | None = None
         self._collecting = False
-        self._state: Literal["new", "open", "closed"] = "new"
-        self.backfilled: bool = False
-        """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
 
     def __repr__(self) -> str:
         return f"<Stream {self.key!r} {self._state}, {self._options['connections']} connections>"
 
-    def begin_with(self, choose: Choose) -> None:
-        """Let a function choose the positions to begin with, for a sink that knows better how far it has got.
-
-        Args:
-            choose: Called with the partitions and the saved positions when the stream opens and its name is claimed. It
-                returns the positions; partitions without one are read from `since`.
-
-        Raises:
-            RuntimeError: The stream was opened before.
-        """
-        if self._state != "new":
-            raise RuntimeError("the positions are chosen before a stream is opened")
-        self._choose = choose
-
-    async def __aenter__(self) -> Self:
-        if self._state != "new":
-            raise RuntimeError("a stream is opened once; make another one")
-        self._state = "closed"  # until opening has succeeded
+    async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        if isinstance(self._store, ClaimingStore):
+            for name in self._claims:
+                await stack.enter_async_context(self._store.claim(name))
         connections = self._options["connections"]
-        async with contextlib.AsyncExitStack() as stack:
-            if isinstance(self._store, contextlib.AbstractAsyncContextManager):
-                await stack.enter_async_context(self._store)
-            if isinstance(self._store, ClaimingStore):
-                for name in self._claims:
-                    await stack.enter_async_context(self._store.claim(name))
-            self._transport.pool.reserve(connections)
-            stack.callback(self._transport.pool.reserve, -connections)
-            await self._prepare()
-            self._stack = stack.pop_all()
+        self._transport.pool.reserve(connections)
+        stack.callback(self._transport.pool.reserve, -connections)
+        await self._prepare()
         telemetry = self._transport.telemetry
         self._telemetry = None if telemetry is None else telemetry.stream(self.key)
         self._receiver.start(self._observe)
-        self._state = "open"
-        return self
 
     async def _prepare(self) -> None:
         """Load the positions, and make the parts through which events pass."""
@@ -195,27 +258,6 @@ class Stream(Generic[T]):
         self._deliveries = Deliveries(self._record_type, self._partitions, one_by_one=options["commit"] == "ack")
         self._statistics = StatisticsCollector(self._decoder, self._partitions, self._receiver.connections)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._state == "closed":
-            return
-        self._state = "closed"
-        # In a task of its own, so that a cancellation meanwhile does not leave half of it undone.
-        closing = asyncio.create_task(self._close(), name=f"wme stream {self.key} closing")
-        await wait_done(closing, grace=_GRACE)
-        if (failure := closing.exception()) is not None:
-            if error is None:
-                raise failure
-            # The caller has to see the exception of the block, above all a cancellation.
-            logger.error("closing the stream %r failed: %s", self.key, failure)
-            error.add_note(f"closing the stream {self.key!r} failed as well: {failure}")
-
-    async def aclose(self) -> None:
-        """End the stream and save the positions; leaving the `async with` block does the same."""
-        if self._state == "open":
-            await self.__aexit__(None, None, None)
-
     def _observe(self) -> None:
         if self._telemetry is None:
             self._statistics.sample(self._transport.monotonic())
@@ -234,11 +276,6 @@ class Stream(Generic[T]):
                 await self._handler.aclose()
             if self._options["commit"] != "manual":
                 await self._committer.save_last(_GRACE)
-
-    def _check_open(self) -> None:
-        if self._state != "open":
-            problem = "is not open: use `async with`" if self._state == "new" else "is closed"
-            raise RuntimeError(f"the stream {problem}")
 
     # Reading
 
@@ -385,15 +422,6 @@ class Stream(Generic[T]):
         block = self._decoder.end()
         self._receiver.buffer.finish(block)
         return block.size
-
-    def _notify(self, event: StreamEvent) -> None:
-        on_event = self._options["on_event"]
-        if on_event is not None:
-            try:
-                on_event(event)
-            except Exception:
-                # The stream continues without its observer.
-                logger.exception("the on_event hook failed")
 
     def _notify_bad(self, error: DecodeError) -> None:
         logger.warning("%s", error, extra=log_fields(error, stream=self.key))

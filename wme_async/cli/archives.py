@@ -1,11 +1,11 @@
 """Commands for lists and archives: the same verbs for every resource."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import click
 
-from wme_async._archive import ArchiveReader
 from wme_async._client.client import Client
 from wme_async._client.collection import Collection
 from wme_async._client.resources import RESOURCES
@@ -51,7 +51,7 @@ class _Commands:
         if "download" in verbs:
             self._add("head", self._head, _identifier, base.json_option)
             self._add("download", self._download, _identifiers, *downloads.OPTIONS)
-            self._add("read", self._read, _identifier, *_TEE_OPTION, *reading.OPTIONS)
+            self._add("read", self._read, _identifier, _tee_option, *reading.OPTIONS)
 
     def _add(self, verb: str, function: Callable[..., Any], *decorators: Callable[..., Any]) -> None:
         @click.pass_context
@@ -59,19 +59,13 @@ class _Commands:
             base.merge_field(options)
             if "filters" in options:
                 options["filters"] = self._filters(verb, options["filters"])
+            text = place and base.place_text(place)
+            base.run_connected(context, lambda client: function(self._getter(client, text), **options))
 
-            async def main() -> None:
-                async with base.connect(context) as client:
-                    await function(self._getter(client, place and base.place_text(place)), **options)
-
-            base.run(main())
-
-        decorated: Any = command
-        for decorate in reversed(decorators):
-            decorated = decorate(decorated)
         if self._place is not None:
-            decorated = click.argument("place", metavar=self._place, shell_complete=_complete_place)(decorated)
-        self.group.command(verb, cls=base.PlaceCommand, help=function.__doc__)(decorated)
+            decorators = (click.argument("place", metavar=self._place, shell_complete=_complete_place), *decorators)
+        add = self.group.command(verb, cls=base.PlaceCommand, help=function.__doc__)
+        add(base.all_of(*decorators)(command))
 
     def _filters(self, verb: str, texts: Sequence[str]) -> dict[str, Any] | None:
         if verb != "read":
@@ -146,12 +140,7 @@ class _Commands:
         """
         record = self._resource.record
         assert record is not None
-
-        def open_archive(**settings: Any) -> ArchiveReader[Any]:
-            reader: ArchiveReader[Any] = files.read(identifier, tee=tee, **settings)
-            return reader
-
-        await reading.read_records(open_archive, record, **options)
+        await reading.read_records(partial(files.read, identifier, tee=tee), record, **options)
 
 
 def _complete_place(_context: click.Context, parameter: click.Parameter, text: str) -> list[str]:
@@ -174,7 +163,7 @@ _LIST_OPTIONS = (
     click.option("--sort", metavar="[-]FIELD", help="Order by a field; -size for the largest first."),
     click.option("--limit", type=click.IntRange(1), help="Show so many records at most."),
 )
-_TEE_OPTION = (click.option("--tee", metavar="PATH", help="Keep the archive too."),)
+_tee_option = click.option("--tee", metavar="PATH", help="Keep the archive too.")
 
 
 COMMANDS: list[click.Group] = [

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, TextIO, TypeVar
 import click
 from rich.text import Text
 
-from wme_async import _platform
 from wme_async._client.client import Client
 from wme_async._client.paths import is_relative_hour
 from wme_async._client.resources import Resource
@@ -19,6 +18,7 @@ from wme_async._query.backends import Backend
 from wme_async._query.query import filter_type
 from wme_async._tasks import first_cause
 from wme_async._text import count_text, did_you_mean
+from wme_async.cli import signals
 from wme_async.cli.accounts import connect, has_account, session_pool
 from wme_async.cli.messages import message_of
 from wme_async.cli.tables import line, show, show_one, values_line
@@ -34,12 +34,14 @@ __all__ = [
     "PlaceCommand",
     "Reported",
     "Root",
+    "all_of",
     "connect",
     "echo",
     "fields_option",
     "has_account",
     "json_option",
     "line",
+    "max_rate_option",
     "merge_field",
     "message_of",
     "metered_text",
@@ -47,7 +49,9 @@ __all__ = [
     "parse_record_filters",
     "place_text",
     "progress_bar",
+    "raw_option",
     "run",
+    "run_connected",
     "say_error",
     "session_pool",
     "show",
@@ -81,13 +85,23 @@ EXIT_CODES: Sequence[tuple[type[BaseException], int]] = (
 _EXIT_UNEXPECTED = 1
 # An event loop of libuv opens fewer.
 _LOOP_DESCRIPTORS = 12
-_EXIT_INTERRUPTED = 130
 _STOPPED = "wme_async.cli.stopped"
 CONTINUES = "the same command continues from here"
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line, also on a terminal."
 )
+
+
+def all_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Join decorators of a command into one; they stand in the order of its help."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
 
 
 class AliasedOption(click.Option):
@@ -116,6 +130,9 @@ fields_option: Callable[[Any], Any] = click.option(
     help="Only these fields, as dotted names separated by commas.",
     callback=lambda _context, _option, text: _split(text),
 )
+raw_option: Callable[[Any], Any] = click.option(
+    "--raw", is_flag=True, help="Print only the values of --fields, separated by tabs."
+)
 values_options: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--fields",
@@ -123,7 +140,7 @@ values_options: Sequence[Callable[[Any], Any]] = (
         help="Only these fields, as dotted names separated by commas.",
         callback=lambda _context, _option, text: _split(text),
     ),
-    click.option("--raw", is_flag=True, help="Print only the values of --fields, separated by tabs."),
+    raw_option,
     # As it was called before: one field, and its values alone.
     click.option("--field", metavar="A.B", hidden=True),
 )
@@ -157,6 +174,17 @@ skip_bad_option: Callable[[Any], Any] = click.option(
     help="Skip and count records that do not decode, rather than fail.",
     callback=lambda _context, _option, skip: "skip" if skip else "raise",
 )
+
+
+def max_rate_option(description: str) -> Callable[[Any], Any]:
+    """Return the option of a bandwidth, whose value is in bytes per second."""
+    return click.option(
+        "--max-rate",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="MB/S",
+        help=description,
+        callback=lambda _context, _option, rate: rate and rate * 1e6,
+    )
 
 
 # Click takes an argument that begins with a dash for an option. No argument begins with this prefix.
@@ -283,7 +311,7 @@ def _exits(meta: dict[str, Any]) -> Iterator[None]:
         # The reader of the output has closed the pipe.
         code = 0
     except (KeyboardInterrupt, click.Abort):
-        code = _EXIT_INTERRUPTED
+        code = signals.EXIT_INTERRUPTED
         _say("; ".join(filter(None, ("stopped", meta.get(_STOPPED)))), style="yellow")
     except click.ClickException as error:
         code = error.exit_code
@@ -360,21 +388,29 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         KeyboardInterrupt: A signal cancelled it.
     """
 
-    async def guarded() -> T:
-        task = asyncio.current_task()
-        assert task is not None
-        _platform.on_signals(asyncio.get_running_loop(), ("SIGTERM", "SIGHUP"), task.cancel)
+    async def guarded(handler: signals.StopSignals) -> T:
+        handler.cancel(asyncio.current_task())
         return await main
 
     try:
-        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        with signals.handled() as handler, asyncio.Runner(loop_factory=_new_event_loop) as runner:
             # Without descriptors this fails, before a coroutine exists that nothing would await.
             runner.get_loop()
-            return runner.run(guarded())
+            return runner.run(guarded(handler))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     finally:
         main.close()
+
+
+def run_connected(context: click.Context, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine function of a client, as `connect` makes it, to its end."""
+
+    async def main() -> T:
+        async with connect(context) as client:
+            return await work(client)
+
+    return run(main())
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import shlex
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import quote, urlencode
@@ -140,6 +140,14 @@ async def _manager(
         yield manager
 
 
+def _run(context: click.Context, work: Callable[["BatchManager | _Service"], Awaitable[_T]]) -> _T:
+    async def main() -> _T:
+        async with _open(context) as batches:
+            return await work(batches)
+
+    return base.run(main())
+
+
 class _Group(base.Group):
     aliases: ClassVar[Mapping[str, str]] = {"ls": "status", "list": "status"}
 
@@ -223,19 +231,10 @@ def submit(
 @click.pass_context
 def status(context: click.Context, /, *, batch_id: str | None, as_json: bool) -> None:
     """Show a batch and its jobs, or all batches."""
-
-    async def list_all() -> list[Batch]:
-        async with _open(context) as batches:
-            return [batch async for batch in _all(batches)]
-
-    async def find(name: str) -> Batch:
-        async with _open(context) as batches:
-            return await batches.status(name)
-
     if batch_id is None:
-        base.show(base.run(list_all()), as_json=as_json, columns=_BATCH_COLUMNS, title="batches")
+        base.show(_run(context, _all), as_json=as_json, columns=_BATCH_COLUMNS, title="batches")
         return
-    batch = base.run(find(batch_id))
+    batch = _run(context, lambda batches: batches.status(batch_id))
     if as_json or not base.stdout.is_terminal:
         base.line(batch)
         return
@@ -243,16 +242,16 @@ def status(context: click.Context, /, *, batch_id: str | None, as_json: bool) ->
     _print_failures(batch)
 
 
-async def _all(batches: "BatchManager | _Service") -> AsyncIterator[Batch]:
-    """Yield all batches, page by page, the newest first."""
+async def _all(batches: "BatchManager | _Service") -> list[Batch]:
+    """Return all batches, page by page, the newest first."""
+    listed: list[Batch] = []
     before: str | None = None
     while True:
         page = await batches.list(limit=_PAGE, before=before)
-        for batch in page.batches:
-            yield batch
-        if page.next is None:
-            return
+        listed += page.batches
         before = page.next
+        if before is None:
+            return listed
 
 
 @batch.command()
@@ -283,7 +282,7 @@ def watch(context: click.Context, /, *, batch_id: str | None) -> None:
 
 async def _unfinished(batches: "BatchManager | _Service") -> list[str]:
     """Return the batches that run or wait, the oldest first; where there is none, the newest paused one."""
-    unfinished = [batch async for batch in _all(batches) if not batch.ended]
+    unfinished = [batch for batch in await _all(batches) if not batch.ended]
     running = [batch.batch_id for batch in reversed(unfinished) if batch.status is not Status.PAUSED]
     return running or [batch.batch_id for batch in unfinished[:1]]
 
@@ -293,12 +292,7 @@ def _simple(name: str, description: str) -> None:
     @click.argument("batch_id")
     @click.pass_context
     def command(context: click.Context, /, *, batch_id: str) -> None:
-        async def run() -> Batch:
-            async with _open(context) as batches:
-                changed: Batch = await getattr(batches, name)(batch_id)
-                return changed
-
-        _print_state(base.run(run()))
+        _print_state(_run(context, lambda batches: getattr(batches, name)(batch_id)))
 
 
 def _print_state(changed: Batch) -> None:
@@ -319,12 +313,7 @@ for _name, _description in (
 @click.pass_context
 def retry(context: click.Context, /, *, batch_id: str, job_ids: tuple[str, ...]) -> None:
     """Submit the failed jobs of a batch again, or these of them, as a new batch."""
-
-    async def run() -> Batch:
-        async with _open(context) as batches:
-            return await batches.retry(batch_id, jobs=job_ids or None)
-
-    _print_state(base.run(run()))
+    _print_state(_run(context, lambda batches: batches.retry(batch_id, jobs=job_ids or None)))
 
 
 def _go_on(context: click.Context, batch_id: str) -> str:

@@ -58,30 +58,27 @@ def parse_url(_context: click.Context, _option: click.Parameter, text: str | Non
     raise click.BadParameter(f"{text!r} is neither kafka://host:9092/topic nor nats://host:4222/subject")
 
 
-def options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a bridge to a command."""
-    for option in (
-        click.option(
-            "--max-message",
-            type=click.IntRange(1),
-            metavar="BYTES",
-            help="With --to kafka: max.message.bytes of the topic, if it is not the 1 MiB of a broker.",
-        ),
-        click.option("--tombstones", is_flag=True, help="With --to: send deletions without a value."),
-        click.option(
-            "--dead-letter",
-            metavar="TOPIC|SUBJECT",
-            help="With --to: where records go that the broker does not accept, instead of ending with an error.",
-        ),
-        click.option(
-            "--to",
-            metavar="kafka://HOST:PORT/TOPIC|nats://HOST:PORT/SUBJECT",
-            callback=parse_url,
-            help="Copy the events into Kafka or NATS instead, each once and in order; positions are kept there.",
-        ),
-    ):
-        command = option(command)
-    return command
+options: Callable[[Any], Any] = base.all_of(
+    click.option(
+        "--to",
+        metavar="kafka://HOST:PORT/TOPIC|nats://HOST:PORT/SUBJECT",
+        callback=parse_url,
+        help="Copy the events into Kafka or NATS instead, each once and in order; positions are kept there.",
+    ),
+    click.option(
+        "--dead-letter",
+        metavar="TOPIC|SUBJECT",
+        help="With --to: where records go that the broker does not accept, instead of ending with an error.",
+    ),
+    click.option("--tombstones", is_flag=True, help="With --to: send deletions without a value."),
+    click.option(
+        "--max-message",
+        type=click.IntRange(1),
+        metavar="BYTES",
+        help="With --to kafka: max.message.bytes of the topic, if it is not the 1 MiB of a broker.",
+    ),
+)
+"""The options of a bridge."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -209,10 +208,6 @@ class _Demo:
         await self.client.auth.revoke()
         self.check(any("token-revoke" in request.path for request in self.simulator.requests), "tokens revoked")
 
-    def steps(self) -> list[Callable[[], Awaitable[None]]]:
-        """Return the steps in order."""
-        return [self.sign_in, self.find, self.kill_a_download, self.download, self.read, self.follow, self.sign_out]
-
 
 def _allocated(path: Path) -> int:
     try:
@@ -230,7 +225,10 @@ async def _run(megabytes: float, checks: _Checks) -> None:
             )
             async with Client(**simulator.client_options(), token_file=Path(folder) / "tokens.json") as client:
                 demo = _Demo(simulator, client, Path(folder), checks)
-                for step in demo.steps():
+                for step in (
+                    *(demo.sign_in, demo.find, demo.kill_a_download, demo.download, demo.read, demo.follow),
+                    demo.sign_out,
+                ):
                     base.stdout.print(step.__doc__, style="bold", highlight=False)
                     await step()
 

@@ -38,9 +38,7 @@ OPTIONS: Final = (
     click.option("--verify/--no-verify", default=True, show_default=True, help="Check the MD5 of the metadata."),
     click.option("--if-changed", is_flag=True, help="Replace a file of another version; skip one of the same."),
     click.option("--connections", type=click.IntRange(1, 64), help="Concurrent byte ranges at most, of all together."),
-    click.option(
-        "--max-rate", type=click.FloatRange(min=0, min_open=True), metavar="MB/S", help="Bandwidth of all together."
-    ),
+    base.max_rate_option("Bandwidth of all together."),
     click.option("--quiet", is_flag=True, help="No progress bar."),
 )
 
@@ -55,7 +53,6 @@ async def download_archives(
     source: str | None,
     to: str,
     quiet: bool,
-    max_rate: float | None,
     **options: Any,
 ) -> None:
     """Download the archives that the arguments name.
@@ -75,7 +72,6 @@ async def download_archives(
     Raises:
         WMEError: A download failed.
     """
-    options["max_rate"] = None if max_rate is None else max_rate * 1e6
     names = [*identifiers, *(lines_of(source) if source is not None else ())]
     listed = everything or filters is not None
     if not names and not listed:

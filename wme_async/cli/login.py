@@ -74,8 +74,8 @@ async def _show_account(client: Client) -> None:
     user, quota = await client.auth.user(), await client.auth.quota()
     base.echo(f"groups: {', '.join(user.groups) or 'none'}")
     for pool in (quota.snapshot, quota.chunk, quota.ondemand):
-        limit = "without limit" if pool.limit is None else f"of {pool.limit}"
-        base.echo(f"  {pool.pool}: {pool.used} used {limit} in {quota.month}")
+        used = f"unlimited, {pool.used:,}" if pool.limit is None else f"{pool.used:,} of {pool.limit:,}"
+        base.echo(f"  {pool.pool}: {used} used in {quota.month}")
 
 
 @click.command()

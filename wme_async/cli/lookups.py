@@ -21,19 +21,13 @@ _limit = click.option("--limit", type=click.IntRange(1, 10), help="Records of ea
 _COLUMNS = ("name", "is_part_of.identifier", "identifier", "date_modified", "url")
 
 
-def _values(function: Any) -> Any:
-    for option in reversed(base.values_options):
-        function = option(function)
-    return function
-
-
 def _look_up(name: str, attribute: str, description: str) -> click.Command:
     """Make the command of one kind of look-up."""
     resource = RESOURCES[attribute]
 
     @click.argument("names", nargs=-1, metavar="TITLE…")
     @base.where_option
-    @_values
+    @base.all_of(*base.values_options)
     @_limit
     @click.option(
         "--concurrency", type=click.IntRange(1, 100), default=10, show_default=True, help="Requests at once at most."
@@ -198,12 +192,7 @@ def files() -> None:
 @click.pass_context
 def _get(context: click.Context, /, name: str, as_json: bool) -> None:
     """Show the description of a file."""
-
-    async def find() -> Any:
-        async with base.connect(context) as client:
-            return await client.files.get(name)
-
-    base.show_one(base.run(find()), as_json=as_json)
+    base.show_one(base.run_connected(context, lambda client: client.files.get(name)), as_json=as_json)
 
 
 @files.command("download")
@@ -230,12 +219,7 @@ def _download(context: click.Context, /, name: str, to: str, force: bool, if_cha
 @click.pass_context
 def quota(context: click.Context, /, as_json: bool) -> None:
     """Show the used and the remaining requests of this month's allowances."""
-
-    async def ask() -> Any:
-        async with base.connect(context) as client:
-            return await client.auth.quota()
-
-    usage = base.run(ask())
+    usage = base.run_connected(context, lambda client: client.auth.quota())
     if as_json or not base.stdout.is_terminal:
         base.line(usage)
         return
@@ -243,8 +227,8 @@ def quota(context: click.Context, /, as_json: bool) -> None:
         {
             "pool": pool.pool,
             "used": pool.used,
-            "limit": "none" if pool.limit is None else pool.limit,
-            "left": "any" if pool.left is None else pool.left,
+            "limit": "unlimited" if pool.limit is None else pool.limit,
+            "left": "unlimited" if pool.left is None else pool.left,
         }
         for pool in (usage.ondemand, usage.snapshot, usage.chunk)
     ]

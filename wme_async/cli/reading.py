@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -167,25 +168,16 @@ async def _to_parquet(open_archive: Open, selection: Selection, to: str, limit: 
 @click.command("read")
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.option("--kind", type=click.Choice(list(KINDS)), help="Of its records; otherwise by the path, or articles.")
-@click.pass_context
-def read(context: click.Context, /, *, file: str, kind: str | None, **options: Any) -> None:
+@base.all_of(*OPTIONS)
+def read(*, file: str, kind: str | None, **options: Any) -> None:
     """Write the records of an archive on the disk as JSON lines, or to Parquet.
 
     --where and --fields are applied here: an archive has all records and fields.
     """
-    del context
     base.merge_field(options)
     model = KINDS[kind or _kind_of(file)]
     options["filters"] = base.parse_record_filters(options["filters"], model)
-
-    def open_archive(**settings: Any) -> ArchiveReader[Any]:
-        return read_archive(file, **settings)
-
-    base.run(read_records(open_archive, model, **options))
-
-
-for _option in OPTIONS:
-    read = _option(read)
+    base.run(read_records(partial(read_archive, file), model, **options))
 
 
 def _kind_of(file: str) -> str:

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from wme_async._version import __version__
-from wme_async.cli import archives, base, lookups
+from wme_async.cli import archives, base, lookups, signals
 from wme_async.cli.accounts import check_profile_name, complete_profile
 
 # Imported when they are called: some need an extra, all take time to import.
@@ -140,15 +140,15 @@ def root(verbosity: int, **options: str | None) -> None:
     base.configure_logging(verbosity)
 
 
-_LOOKUPS = (
+for _command in (
+    *archives.COMMANDS,
     lookups.lookup,
     lookups.structured,
     lookups.wikidata,
     lookups.files,
     lookups.quota,
     lookups.explain,
-)
-for _command in (*archives.COMMANDS, *_LOOKUPS):
+):
     root.add_command(_command)
 for _command in archives.WIKIDATA:
     lookups.wikidata.add_command(_command)
@@ -156,4 +156,5 @@ for _command in archives.WIKIDATA:
 
 def main() -> None:
     """Run the command line."""
+    signals.handle_in_process()
     root.main(prog_name="wme-async")

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import logging
 import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import click
 import msgspec
@@ -16,15 +19,21 @@ from rich.text import Text
 from wme_async import _clock
 from wme_async._client.resources import RESOURCES
 from wme_async._stream import GroupStream, Static, Stream, StreamStatistics
+from wme_async._stream.reports import StreamConnected, StreamEvent, StreamRetrying
 from wme_async._text import count_text, size_text
 from wme_async.cli import base, brokers
+from wme_async.errors import TimedOut, WMEError
 from wme_async.offsets import OffsetStore, PostgresOffsets, RedisOffsets, SQLiteOffsets
+
+_outages = logging.getLogger("wme_async.stream.outage")
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _REFRESH = 0.5
 _LIST = 1000  # events at once
 _OTHER_LINES = 6  # of a screen with the table: the total, which may be folded, headings, the last line
 _LEAST_SECONDS = 1.0
+SHORT_OUTAGE: float = 1.0  # seconds without a connection that are not worth a line
+SILENCE: float = 15.0  # seconds without a first event, after which a filter may be wrong
 
 
 def _parse_time(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | str | None:
@@ -79,6 +88,7 @@ def _parse_share(_context: click.Context, _option: click.Parameter, text: str | 
 )
 @base.where_option
 @base.fields_option
+@base.raw_option
 @click.option("--parts", metavar="0,1,…", callback=_parse_numbers, help="Only these tenths of the stream.")
 @click.option(
     "--connections", type=click.IntRange(1, 10), default=1, show_default=True, help="They share the parts among them."
@@ -97,13 +107,16 @@ def _parse_share(_context: click.Context, _option: click.Parameter, text: str | 
 @brokers.options
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
-    """Follow the firehose: one JSON object a line, for as long as you like.
+    """Follow the firehose: one JSON object a line, as the service sent it, for as long as you like.
 
     It reconnects by itself. With --offsets nothing is lost between two runs: Ctrl-C saves the positions, and after a
     crash the events since the last save come again. With --to nothing is lost and nothing doubled, also after a crash.
     With --share several processes, on any number of hosts, divide the stream among them.
     """
     brokers.check_options(options)
+    base.merge_field(options)
+    if options["raw"] and (options["table"] or options["to"] is not None):
+        raise click.UsageError("--raw prints values; leave out --table and --to")
     base.run(_follow(context, **options))
 
 
@@ -135,6 +148,7 @@ async def _follow(
     lease: float | None,
     limit: int | None,
     table: bool,
+    raw: bool,
     to: brokers.BrokerURL | None,
     dead_letter: str | None,
     max_message: int | None,
@@ -152,26 +166,58 @@ async def _follow(
     options["offsets"] = _open_store(offsets)
     if lease is not None:
         options["lease"] = lease
+    # The members of a group come and go, and number their connections each for itself.
+    notes = _Notes(filters, active=base.stderr.is_terminal and share != "group")
     async with base.connect(context) as client:
         open_stream: Any = client.realtime.wikidata if wikidata else client.realtime.articles
         # The bytes are passed on as they came: with fields that no model names.
-        events = open_stream(type=msgspec.Raw, share=share, **options)
-        if to is not None:
-            bridge = {"dead_letter": dead_letter, "max_message": max_message, "tombstones": tombstones}
-            await brokers.copy(events, to, limit=limit, **bridge)
-            return
-        async with events as stream:
-            run = _Run()
-            try:
-                await (_watch if table else _print)(stream, limit, run)
-            finally:
-                with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
-                    base.stderr.print(_summary(stream.statistics(), run), style="dim", highlight=False)
+        events = open_stream(type=msgspec.Raw, share=share, on_event=notes, **options)
+        with notes:
+            if to is not None:
+                bridge = {"dead_letter": dead_letter, "max_message": max_message, "tombstones": tombstones}
+                await brokers.copy(events, to, limit=limit, **bridge)
+                return
+            async with events as stream:
+                await _show(stream, limit, notes, table=table, values=options["fields"] if raw else None)
 
 
-async def _print(stream: Stream[Any] | GroupStream[Any], limit: int | None, run: "_Run") -> None:
+async def _show(
+    stream: Stream[Any] | GroupStream[Any],
+    limit: int | None,
+    notes: "_Notes",
+    *,
+    table: bool,
+    values: Sequence[str] | None,
+) -> None:
+    """Print events, or a live table; then a summary.
+
+    Args:
+        stream: The stream.
+        limit: Events at most.
+        notes: Counts them.
+        table: Show a table.
+        values: Fields whose values alone are printed; None for whole events.
+    """
+    run = notes.run
+    run.begin()
+    notes.expect_event()
+    try:
+        await (_watch(stream, limit, run) if table else _print(stream, limit, run, values))
+    finally:
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+            if table and not base.stderr.is_terminal:
+                base.stderr.line()  # the table ends without one
+            base.stderr.print(_summary(stream.statistics(), run), style="dim", highlight=False)
+
+
+async def _print(
+    stream: Stream[Any] | GroupStream[Any], limit: int | None, run: "_Run", values: Sequence[str] | None
+) -> None:
     async for event in stream:
-        base.line(event)
+        if values is None:
+            base.line(event)
+        else:
+            base.values_line(msgspec.json.decode(event), values)
         # An event is processed once it is printed, even if the command is stopped now.
         stream.ack(event)
         run.events += 1
@@ -199,8 +245,6 @@ async def _watch(stream: Stream[Any] | GroupStream[Any], limit: int | None, run:
             consumer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await consumer
-    if not base.stderr.is_terminal:
-        base.stderr.line()  # the table ends without one
 
 
 def _table(statistics: StreamStatistics, height: int, run: "_Run") -> Group:
@@ -246,8 +290,91 @@ class _Run:
         self.events = 0
         self._began = time.monotonic()
 
+    def begin(self) -> None:
+        """Count the time from here: the stream is open."""
+        self._began = time.monotonic()
+
     @property
     def rate(self) -> float | None:
         """Events a second since the stream was opened; None in the first second, which says nothing yet."""
         seconds = time.monotonic() - self._began
         return self.events / seconds if seconds >= _LEAST_SECONDS else None
+
+
+class _Notes:
+    """Says on a terminal, in one line each, that connections were lost, that they are back, or that nothing comes.
+
+    Without a terminal the log does, of failures that last. A context manager.
+
+    Args:
+        filters: As on the command line.
+        active: Whether to say anything.
+    """
+
+    def __init__(self, filters: Sequence[str], *, active: bool) -> None:
+        self.run = _Run()
+        self._filters = filters
+        self._active = active
+        self._lost: dict[int, float] = {}
+        self._said: float | None = None
+        self._worked = False
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def __enter__(self) -> Self:
+        if self._active:
+            _outages.setLevel(logging.ERROR)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._active:
+            _outages.setLevel(logging.NOTSET)
+        for timer in self._timers.values():
+            timer.cancel()
+
+    def __call__(self, event: StreamEvent) -> None:
+        """Take notice of a report of the stream.
+
+        Args:
+            event: The report.
+        """
+        if not self._active:
+            return
+        if isinstance(event, StreamRetrying) and not isinstance(event.error, TimedOut):  # such a one is silence
+            if not self._lost:
+                self._later("lost", SHORT_OUTAGE, partial(self._say_lost, event.error))
+            self._lost.setdefault(event.connection, time.monotonic())
+        elif isinstance(event, StreamConnected):
+            self._worked = True
+            self._lost.pop(event.connection, None)
+            if not self._lost:
+                self._say_back()
+
+    def expect_event(self) -> None:
+        """Say it, once, if no event comes."""
+        if self._active:
+            self._later("silent", SILENCE, self._say_silent)
+
+    def _later(self, name: str, seconds: float, function: Callable[[], None]) -> None:
+        self._timers[name] = asyncio.get_running_loop().call_later(seconds, function)
+
+    def _say_lost(self, error: WMEError) -> None:
+        self._said = min(self._lost.values())
+        state = "the connection was lost" if self._worked else "there is no connection"
+        _say(f"{state}; trying again: {base.message_of(error)}")
+
+    def _say_back(self) -> None:
+        if "lost" in self._timers:
+            self._timers["lost"].cancel()
+        if self._said is not None:
+            _say(f"the connection is back after {time.monotonic() - self._said:.0f} s")
+            self._said = None
+
+    def _say_silent(self) -> None:
+        if not self.run.events and self._said is None:
+            cause = f": check the values of {', '.join(self._filters)}" if self._filters else ""
+            _say(f"no event in {SILENCE:.0f} s{cause}")
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):
+        base.stderr.print(message, style="yellow", highlight=False)

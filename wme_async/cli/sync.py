@@ -52,7 +52,7 @@ _OPTIONS: Final = (
         help="Share of those files above which nothing is removed.",
     ),
     click.option("--concurrency", type=click.IntRange(1, 256), default=32, show_default=True, help="Files at once."),
-    click.option("--max-rate", type=click.FloatRange(min=0, min_open=True), metavar="MB/S", help="Bandwidth limit."),
+    base.max_rate_option("Bandwidth limit."),
     click.option("--quiet", is_flag=True, help="No progress bar."),
     base.json_option,
 )
@@ -77,8 +77,6 @@ def _add(name: str, row: str, getter: Callable[[Client, Any], Any], *, place: st
     @click.pass_context
     def run(context: click.Context, /, *, place: str | None = None, **options: Any) -> None:
         options["filters"] = base.parse_filters(options["filters"], resource)
-        max_rate = options["max_rate"]
-        options["max_rate"] = None if max_rate is None else max_rate * 1e6
         follow = options.pop("follow", False)
         feed = {key: options.pop(key, None) for key in ("since", "offsets")}
         if not follow and any(feed.values()):
@@ -100,14 +98,12 @@ def _add(name: str, row: str, getter: Callable[[Client, Any], Any], *, place: st
         if not base.run(main()):
             context.exit(1)
 
-    decorated: Any = run
-    for decorate in reversed((*_OPTIONS, *(_HOURLY if name == "batches" else ()))):
-        decorated = decorate(decorated)
+    decorators = (*_OPTIONS, *(_HOURLY if name == "batches" else ()))
     if place is not None:
-        decorated = click.argument("place", metavar=place, required=name != "batches")(decorated)
+        decorators = (click.argument("place", metavar=place, required=name != "batches"), *decorators)
     hours = " HOUR is 2025-07-16T05, latest (the default) or -3h." if name == "batches" else ""
     text = f"Sync {resource.product} to a folder.{hours}"
-    command.command(name, cls=base.PlaceCommand, help=text)(decorated)
+    command.command(name, cls=base.PlaceCommand, help=text)(base.all_of(*decorators)(run))
 
 
 _add("batches", "batches", lambda client, hour: client.batches(hour), place="[HOUR]")

@@ -65,7 +65,9 @@ def plan_command(
         async with base.connect(context) as client:
             snapshots: Any = client.wikidata.snapshots if wikidata else client.snapshots
             plan: Plan = await snapshots.plan(snapshot, to=to, type=record_type, format=file_format)
-            left = "" if plan.cost.pool is None else await _left(client, plan)
+            left = ""
+            if plan.cost.pool is not None:
+                left = f"; {await base.metered_text(client, plan.cost.pool, plan.cost.requests)}"
             base.echo(f"{count_text(len(plan.tasks), 'task')}, {size_text(plan.bytes)}{left}", err=True)
             return plan
 
@@ -74,10 +76,6 @@ def plan_command(
         base.echo(text)
     else:
         write_atomically(Path(out), f"{text}\n".encode(), mode=0o644)
-
-
-async def _left(client: Any, plan: Plan) -> str:
-    return f"; {await base.metered_text(client, str(plan.cost.pool), plan.cost.requests)}"
 
 
 @command.command("run")
@@ -122,12 +120,8 @@ def run_command(
         base.say_error(f"the plan has {len(work.tasks)} tasks, the last one with the index {len(work.tasks) - 1}")
         context.exit(GIVE_UP)
 
-    async def main() -> TaskResult:
-        async with base.connect(context) as client:
-            return await arun_task(work.tasks[index], client)
-
     try:
-        result = base.run(main())
+        result = base.run_connected(context, lambda client: arun_task(work.tasks[index], client))
     except Exception as error:  # noqa: BLE001  # the exit code says whether to run it again
         base.say_error(base.message_of(error))
         context.exit(_exit_code(error))

@@ -12,7 +12,8 @@ from wme_async._stream.partitions import is_renumbered
 from wme_async._stream.record_types import EventLike, published_of
 from wme_async._stream.record_types import EventPosition as EventPosition  # noqa: PLC0414  # for tests too
 from wme_async._stream.resume import SKEW
-from wme_async.errors import StreamError
+from wme_async.errors import DecodeError, StreamError
+from wme_async.models.decoding import decode_json
 from wme_async.offsets.protocol import Position
 
 Place = TypeVar("Place", bound=Hashable)
@@ -89,7 +90,7 @@ class _Record(msgspec.Struct, gc=False):
     event: _Typed | None = None
 
 
-_decode_record: Final = msgspec.json.Decoder(_Record).decode
+_decoder: Final = msgspec.json.Decoder(_Record)
 
 
 def _read_head(record: bytes) -> _Head:
@@ -103,8 +104,8 @@ def _read_head(record: bytes) -> _Head:
         record: Its JSON. What it lacks, or has in another form, is None.
     """
     try:
-        fields = _decode_record(record)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        fields = decode_json(record, _decoder)
+    except DecodeError:
         return _Head(None, None)
     name = fields.name if isinstance(fields.name, str) and fields.name else fields.identifier
     project = fields.is_part_of.identifier if fields.is_part_of is not None else None
@@ -248,18 +249,17 @@ def _numbers_in(text: str) -> list[int]:
 
 def _is_sent(event: EventLike, last: Sent | None) -> bool:
     """Return whether an event is in the target already, from the last one of its partition there."""
-    if last is None or event.offset > last.offset:
-        return False
-    return not is_renumbered(event, EventPosition(event.partition, last.offset, last.published))
+    return (
+        last is not None
+        and event.offset <= last.offset
+        and not is_renumbered(event, EventPosition(event.partition, last.offset, last.published))
+    )
 
 
 def _is_later(one: Sent, other: Sent) -> bool:
     """Return whether one event of a partition is behind another, also if the partition was numbered anew in between."""
-    if is_renumbered(EventPosition(0, one.offset, one.published), EventPosition(0, other.offset, other.published)):
-        return True
-    if is_renumbered(EventPosition(0, other.offset, other.published), EventPosition(0, one.offset, one.published)):
-        return False
-    return one.offset > other.offset
+    first, second = (EventPosition(0, sent.offset, sent.published) for sent in (one, other))
+    return is_renumbered(first, second) or (one.offset > other.offset and not is_renumbered(second, first))
 
 
 def latest(checkpoints: Iterable[Checkpoint]) -> Checkpoint:
@@ -345,10 +345,8 @@ class MessageMaker(Generic[Place]):
 
     def begin(self, partitions: Sequence[int], target: Checkpoint) -> None:
         """Note what the target has of some partitions, from which these are read."""
-        for number in partitions:
-            self.sent.pop(number, None)
-            if number in target.positions:
-                self.sent[number] = target.positions[number]
+        others = {number: sent for number, sent in self.sent.items() if number not in partitions}
+        self.sent = others | {number: target.positions[number] for number in partitions if number in target.positions}
 
     def places_of(self, partitions: Iterable[int]) -> list[Place]:
         """Return the places of some partitions, each once."""

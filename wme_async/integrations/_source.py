@@ -199,8 +199,6 @@ class _Scan:
 
     def _put(self, item: Any) -> None:
         while not self._stopped:
-            try:
+            with contextlib.suppress(queue.Full):
                 self._results.put(item, timeout=1)
-            except queue.Full:
-                continue
-            return
+                return

@@ -94,18 +94,9 @@ class OpenTelemetry:
             outcome["http.response.status_code"] = facts["status"]
 
         began = time.monotonic()
-        span = self._tracer.start_span(
-            method, kind=SpanKind.CLIENT, attributes={**attributes, **resent, "url.full": url}
-        )
         try:
-            with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-                try:
-                    yield report
-                except BaseException as error:
-                    outcome |= _failure(span, error)
-                    raise
-                finally:
-                    span.set_attributes(outcome)
+            with self._traced(method, SpanKind.CLIENT, {**attributes, **resent, "url.full": url}, outcome):
+                yield report
         finally:
             self._requests.record(time.monotonic() - began, {**attributes, **outcome})
 
@@ -114,18 +105,25 @@ class OpenTelemetry:
         """Observe a download, a read or a task."""
         began = time.monotonic()
         failure: dict[str, Any] = {}
-        span = self._tracer.start_span(f"wme.{name}", kind=SpanKind.INTERNAL, attributes=_attributes(facts))
         try:
-            with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-                try:
-                    yield lambda **reported: span.set_attributes(_attributes(reported))
-                except BaseException as error:
-                    failure = _failure(span, error)
-                    span.set_attributes(failure)
-                    raise
+            with self._traced(f"wme.{name}", SpanKind.INTERNAL, _attributes(facts), failure) as span:
+                yield lambda **reported: span.set_attributes(_attributes(reported))
         finally:
             if name == "task":
                 self._tasks.record(time.monotonic() - began, failure)
+
+    @contextlib.contextmanager
+    def _traced(self, name: str, kind: SpanKind, attributes: dict[str, Any], outcome: dict[str, Any]) -> Iterator[Span]:
+        """Trace a block, and add how it failed to the attributes of its outcome."""
+        span = self._tracer.start_span(name, kind=kind, attributes=attributes)
+        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            try:
+                yield span
+            except BaseException as error:
+                outcome |= _failure(span, error)
+                raise
+            finally:
+                span.set_attributes(outcome)
 
     def stream(self, name: str) -> StreamTelemetry:
         """Return the function that takes the statistics of a stream."""

@@ -38,28 +38,20 @@ def from_csv(path: str | os.PathLike[str], column: str = "url") -> list[str]:
     """
     check_path("path", path)
     name = os.fspath(path)
-    text = decode_text(Path(path).read_bytes(), name)
-    rows, delimiter = _rows(text, name)
-    urls = []
-    index: int | None = None
-    width = 0
-    for line, row in rows:
-        if not any(cell.strip() for cell in row):
-            continue
-        if index is None:
-            index, width = _index(row, column, name, line), len(row)
-            continue
-        # Spreadsheets end each row with the separators of empty columns.
-        if any(cell.strip() for cell in row[width:]):
-            raise ValueError(
-                f"{name}, line {line}: {len(row)} cells for {width} columns; put quotes around a cell that contains"
-                f" {_shown(delimiter)}"
-            )
-        if index < len(row) and (url := row[index].strip()):
-            urls.append(url)
-    if index is None:
+    rows, delimiter = _rows(decode_text(Path(path).read_bytes(), name), name)
+    if not rows:
         raise ValueError(f"{name} has no column {column!r}: it is empty")
-    return urls
+    (first, header), *rows = rows
+    index = _index(header, column, name, first)
+    for line, row in rows:
+        # Spreadsheets end each row with the separators of empty columns.
+        if any(cell.strip() for cell in row[len(header) :]):
+            mark = {",": "a comma", ";": "a semicolon"}.get(delimiter, "a tab")
+            raise ValueError(
+                f"{name}, line {line}: {len(row)} cells for {len(header)} columns; put quotes around a cell that"
+                f" contains {mark}"
+            )
+    return [url for _, row in rows if index < len(row) and (url := row[index].strip())]
 
 
 def _delimiter(text: str) -> tuple[str, int]:
@@ -78,7 +70,7 @@ def _delimiter(text: str) -> tuple[str, int]:
 
 
 def _rows(text: str, name: str) -> tuple[list[tuple[int, list[str]]], str]:
-    """Return each row with the number of its first line, and the delimiter."""
+    """Return each row that is not blank with the number of its first line, and the delimiter."""
     delimiter, skipped = _delimiter(text)
     lines = io.StringIO(text, newline="")
     for _ in range(skipped):
@@ -91,7 +83,8 @@ def _rows(text: str, name: str) -> tuple[list[tuple[int, list[str]]], str]:
         try:
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             for row in reader:
-                rows.append((line, row))
+                if any(cell.strip() for cell in row):
+                    rows.append((line, row))
                 line = skipped + reader.line_num + 1
         except csv.Error as error:
             raise ValueError(f"{name}, line {line}: {error}; is a quote left open?") from None
@@ -109,7 +102,3 @@ def _index(header: Sequence[str], column: str, name: str, line: int) -> int:
     if len(matches) > 1:
         raise ValueError(f"{name}, line {line}: the column {column!r} is there {len(matches)} times; rename one")
     return matches[0]
-
-
-def _shown(delimiter: str) -> str:
-    return {",": "a comma", ";": "a semicolon"}.get(delimiter, "a tab")

@@ -4,6 +4,7 @@ import binascii
 import codecs
 import re
 from collections.abc import Iterator
+from itertools import count, takewhile
 from typing import Final
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -57,12 +58,10 @@ def _parameters(header: str) -> Iterator[tuple[str, str]]:
         while header[at : at + 1] in {" ", "\t"}:
             at += 1
         if header[at : at + 1] == '"':
-            stop = _quoted(header, at)
-            content = _QUOTED.match(header, at)
-            assert content is not None
+            content = _quoted(header, at)
             yield name, re.sub(r"\\(.)", r"\1", content[1], flags=re.DOTALL)
             # Anything between the closing quote and the next semicolon is ignored.
-            at = _end_of(header, stop, ";") + 1
+            at = _end_of(header, content.end(), ";") + 1
         else:
             stop = header.find(";", at)
             stop = len(header) if stop < 0 else stop
@@ -73,15 +72,15 @@ def _parameters(header: str) -> Iterator[tuple[str, str]]:
 def _end_of(header: str, at: int, marks: str) -> int:
     """Return the position of the first of some characters outside quoted strings."""
     while at < len(header) and header[at] not in marks:
-        at = _quoted(header, at) if header[at] == '"' else at + 1
+        at = _quoted(header, at).end() if header[at] == '"' else at + 1
     return at
 
 
-def _quoted(header: str, at: int) -> int:
+def _quoted(header: str, at: int) -> re.Match[str]:
     """Return the end of the quoted string that begins at a quote; the end of the header without a closing quote."""
     match = _QUOTED.match(header, at)
     assert match is not None
-    return match.end()
+    return match
 
 
 def _decoded(data: bytes, charset: str) -> str | None:
@@ -105,9 +104,7 @@ def _continued(parameters: dict[str, str]) -> str | None:
             pieces.setdefault(int(match[1]), (value, match[2] == "*"))
     charset = "utf-8"
     data = b""
-    for number in range(len(pieces)):
-        if number not in pieces:
-            break
+    for number in takewhile(pieces.__contains__, count()):
         value, encoded = pieces[number]
         if number == 0 and encoded:
             match = _EXTENDED.fullmatch(value)

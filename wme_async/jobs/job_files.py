@@ -60,9 +60,7 @@ class JobFiles:
 
     async def prepare(self, key: JobKey) -> Path:
         """Return the folder of a job, created if it is missing."""
-        folder = self._folder(key)
-        await in_thread(_prepare, folder)
-        return folder
+        return await in_thread(_prepare, self._folder(key))
 
     async def adopt(self, old: JobKey, new: JobKey) -> None:
         """Give the unfinished download of one job to another that has nothing yet."""
@@ -117,8 +115,8 @@ class JobFiles:
                 if error.errno != errno.ENAMETOOLONG or cautious:
                     raise
                 cautious = True
-                continue
-            return {**await self._finish(key, filepath, size), "title": title, "etag": etag}
+            else:
+                return {**await self._finish(key, filepath, size), "title": title, "etag": etag}
 
     async def _finish(self, key: JobKey, filepath: str, size: int) -> dict[str, Any]:
         extras = await in_thread(_move_extras, self._folder(key), self._directory, filepath)
@@ -131,28 +129,23 @@ class JobFiles:
         Returns:
             Fields of the job, which is completed; None without a file, so that the job has to run again.
         """
+        assert job.filepath is not None
+        target = self._directory / job.filepath
+        staged = self._folder(key) / _WHOLE
+        fields: dict[str, Any] | None = None
         try:
-            fields = await self._settle(key, job)
+            match await in_thread(_find, staged, target):
+                case "moved":
+                    fields = await self._finish(key, job.filepath, (await in_thread(target.stat)).st_size)
+                case "staged":
+                    fields = await self.place(key, PurePosixPath(job.filepath), staged, title=job.title, etag=job.etag)
         except OSError as error:
             # The bytes stay where they are, and the next run of the job continues with them.
             logger.warning("the file of job %d of %s could not be named (%s)", key[1], key[0], error)
-            fields = None
         if fields is None:
             await self._store.release(*key)
             job.moving, job.filepath = False, None
         return fields
-
-    async def _settle(self, key: JobKey, job: JobRow) -> dict[str, Any] | None:
-        assert job.filepath is not None
-        target = self._directory / job.filepath
-        staged = self._folder(key) / _WHOLE
-        match await in_thread(_find, staged, target):
-            case "moved":
-                return await self._finish(key, job.filepath, (await in_thread(target.stat)).st_size)
-            case "staged":
-                return await self.place(key, PurePosixPath(job.filepath), staged, title=job.title, etag=job.etag)
-            case "nowhere":
-                return None
 
     async def forget(self, batch_id: str, jobs: Iterable[JobRow]) -> None:
         """Remove the unfinished files of a batch, and the finished files of some of its jobs."""
@@ -179,11 +172,12 @@ class JobFiles:
 # The functions below block and run in worker threads.
 
 
-def _prepare(folder: Path) -> None:
+def _prepare(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     # A whole download that could not be named: the next attempt looks for it under the name of downloads.
     with contextlib.suppress(FileNotFoundError):
         (folder / _WHOLE).replace(folder / DATA)
+    return folder
 
 
 def _adopt(old: Path, new: Path) -> None:
@@ -317,12 +311,11 @@ def _remove_finished(directory: Path, paths: Iterable[str]) -> None:
     root = directory.resolve()
     for path in paths:
         file = directory / path
-        if not file.parent.resolve().is_relative_to(root):
-            continue
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
-            for folder in itertools.takewhile(lambda parent: parent != directory, file.parents):
-                folder.rmdir()
+        if file.parent.resolve().is_relative_to(root):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+                for folder in itertools.takewhile(lambda parent: parent != directory, file.parents):
+                    folder.rmdir()
 
 
 def finished_path(directory: Path, filepath: str) -> Path | None:

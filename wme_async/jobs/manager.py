@@ -143,8 +143,9 @@ class BatchManager:
         pool = SessionPool(
             limits=Limits(), timeouts=self._timeouts, ssl=self._ssl, proxy=self._proxy, guard=address_guard
         )
-        limits = Limits(max_response=1 << 20)
-        transport = Transport(None, timeouts=self._timeouts, retry=self._retry, limits=limits, pool=pool)
+        transport = Transport(
+            None, timeouts=self._timeouts, retry=self._retry, limits=Limits(max_response=1 << 20), pool=pool
+        )
         store = Store(self._database)
         runner = self._runner = JobRunner(
             store=store,
@@ -316,7 +317,7 @@ class BatchManager:
         # Not the id: a caller who deletes the batches of a page still needs the page after it.
         return Listing(batches=tuple(map(runner.show, rows)), next=None if last is None else str(last))
 
-    def watch(self, batch_id: str | None = None, *, after: int | None = None) -> AsyncGenerator[Event, None]:
+    async def watch(self, batch_id: str | None = None, *, after: int | None = None) -> AsyncGenerator[Event, None]:
         """Yield events as they happen, until the batch ends.
 
         Args:
@@ -331,9 +332,6 @@ class BatchManager:
         Raises:
             UnknownBatch: The batch does not exist.
         """
-        return self._watch(batch_id, after)
-
-    async def _watch(self, batch_id: str | None, after: int | None) -> AsyncGenerator[Event, None]:
         async with contextlib.aclosing(self.follow(batch_id, after=after)) as groups:
             async for group in groups:
                 for event in group:

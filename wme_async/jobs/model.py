@@ -67,7 +67,7 @@ class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
     eta: float | None = None
 
 
-class BatchProgress(msgspec.Struct, frozen=True, kw_only=True):
+class BatchProgress(JobProgress, frozen=True, kw_only=True):
     """The progress of a batch. Its figures agree: `percent` is `done` of `total`.
 
     A failed job counts with the bytes that it has, for no more will come. Cancelled jobs do not count until the batch
@@ -82,11 +82,6 @@ class BatchProgress(msgspec.Struct, frozen=True, kw_only=True):
         estimated: The sizes of some jobs are unknown, and `total` counts them like the average of the others.
     """
 
-    percent: float = 0.0
-    done: int = 0
-    total: int | None = None
-    rate: float | None = None
-    eta: float | None = None
     estimated: bool = False
 
 

@@ -222,9 +222,7 @@ def check_template(template: str) -> None:
     if not all(_visible(char) for char in template):
         raise ValueError("a template has no control or invisible characters")
     for literal, field, spec, conversion in _fields(template):
-        if field is None:
-            pass
-        elif field not in VARIABLES or spec or conversion:
+        if field is not None and (field not in VARIABLES or spec or conversion):
             raise ValueError(f"{{{field}}} is unknown: use {', '.join('{' + name + '}' for name in VARIABLES)}")
         # The slash alone has a meaning here. The values of variables are made safe when they are known.
         if _RESERVED.search(literal.replace("/", "")):
@@ -277,8 +275,7 @@ def expand(template: str, name: FileName, *, batch_id: str, submitted: datetime 
     }
     # Safe values hold no separator, so the levels of the template are the levels of the path.
     levels = (template if ext else template.replace(".{ext}", "")).split("/")
-    filled = [level.format_map(values) for level in levels]
-    *folders, last = filled
+    *folders, last = (level.format_map(values) for level in levels)
     return PurePosixPath(*(safe_name(folder, fallback="_", limit=200) for folder in folders), _keep_end(last, values))
 
 

@@ -224,45 +224,26 @@ def _value(text: str) -> str | int | bool:
     return int(text) if re.fullmatch(r"0|-?[1-9]\d{0,17}", text) else text
 
 
-def check_urls(urls: Sequence[str], *, limits: JobLimits, allow: Iterable[str] = ()) -> list[str]:
-    """Check the URLs of a batch, and return them in the form in which they are compared and fetched.
-
-    Args:
-        urls: The submitted URLs.
-        limits: The largest number of them.
-        allow: Hosts that may be fetched although they are private.
-
-    Returns:
-        The URLs in the same order, without fragments.
-
-    Raises:
-        TypeError: They are not a list.
-        InvalidBatch: The list is empty or too long, or has invalid or duplicate URLs, each of which is named.
-    """
+def _check_urls(urls: Sequence[str], problems: list[Problem], *, limits: JobLimits, allow: Iterable[str]) -> list[str]:
     _check_list(urls)
     if not urls:
-        raise InvalidBatch([Problem("urls", "a batch needs at least 1 URL")])
+        problems.append(Problem("urls", "a batch needs at least 1 URL"))
     if len(urls) > limits.urls:
-        raise InvalidBatch([Problem("urls", f"Maximum {limits.urls} URLs per batch, not {len(urls)}: split them")])
-    allowed = frozenset(allow)
-    problems: list[Problem] = []
+        problems.append(Problem("urls", f"Maximum {limits.urls} URLs per batch, not {len(urls)}: split them"))
+        return []
     positions: dict[str, int] = {}
-    valid_urls: list[str] = []
     for at, url in enumerate(urls):
         try:
             if not isinstance(url, str):
                 raise ValueError("it must be a text")  # noqa: TRY004, TRY301  # one message with the others
-            clean = check_url(url, allow=allowed)
+            clean = check_url(url, allow=allow)
         except ValueError as error:
             problems.append(Problem(_shown(url), f"Invalid URL: {error}"))
             continue
         if clean in positions:
             problems.append(Problem(_shown(url), f"Duplicate URL: the same as number {positions[clean] + 1}"))
         positions.setdefault(clean, at)
-        valid_urls.append(clean)
-    if problems:
-        raise InvalidBatch(problems)
-    return valid_urls
+    return list(positions)
 
 
 def check_url(url: str, *, allow: Iterable[str] = (), schemes: Sequence[str] = ("http", "https", "wme")) -> str:
@@ -285,16 +266,7 @@ def _shown(url: object) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] = ()) -> Options:
-    """Check the options of a batch.
-
-    Returns:
-        The options, the webhook's URL in its checked form, and single blanks in the name.
-
-    Raises:
-        InvalidBatch: With every problem.
-        TypeError: An option is of another type.
-    """
+def _check_options(options: Options, problems: list[Problem], *, limits: JobLimits, allow: Iterable[str]) -> Options:
     # They are stored as JSON, which a manager must be able to read again when it opens its database.
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(Options):
@@ -306,7 +278,6 @@ def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] =
                 f"{field.name} of the batch must be {_TYPES.get(field.type, 'text or None')}, not {value!r}"
             ) from None
     options = Options(**values)
-    problems: list[Problem] = []
     if not 1 <= options.concurrent_limit <= limits.concurrent:
         reason = (
             f"Maximum {limits.concurrent} concurrent downloads: 1-{limits.concurrent}, not {options.concurrent_limit}"
@@ -334,30 +305,33 @@ def check_options(options: Options, *, limits: JobLimits, allow: Iterable[str] =
     name = " ".join((options.name or "").split())
     if len(name) > _LONGEST_NAME or not name.isprintable():
         problems.append(Problem("name", f"it is text of at most {_LONGEST_NAME} printable characters"))
-    if problems:
-        raise InvalidBatch(problems)
     return msgspec.structs.replace(options, webhook_url=webhook, name=name or None)
 
 
 def check_batch(
-    urls: Sequence[str], options: Options, *, limits: JobLimits, allow: Iterable[str]
+    urls: Sequence[str], options: Options, *, limits: JobLimits, allow: Iterable[str] = ()
 ) -> tuple[list[str], Options]:
-    """Check the URLs and the options of a batch, as `check_urls` and `check_options` do.
+    """Check the URLs and the options of a batch.
+
+    Args:
+        urls: The submitted URLs.
+        options: The options of the batch.
+        limits: The limits of both.
+        allow: Hosts that may be fetched although they are private.
+
+    Returns:
+        The URLs in the same order, in the form in which they are compared and fetched, without fragments; the options,
+        the webhook's URL in its checked form, and single blanks in the name.
 
     Raises:
-        InvalidBatch: With the problems of both.
-        TypeError: An argument of another type.
+        TypeError: An argument or an option is of another type.
+        InvalidBatch: The list is empty or too long, or has invalid or duplicate URLs, or an option is out of range;
+            with every problem of both.
     """
     problems: list[Problem] = []
-    valid_urls: list[str] = []
-    try:
-        valid_urls = check_urls(urls, limits=limits, allow=allow)
-    except InvalidBatch as error:
-        problems += error.problems
-    try:
-        options = check_options(options, limits=limits, allow=allow)
-    except InvalidBatch as error:
-        problems += error.problems
+    allowed = frozenset(allow)
+    valid_urls = _check_urls(urls, problems, limits=limits, allow=allowed)
+    options = _check_options(options, problems, limits=limits, allow=allowed)
     if problems:
         raise InvalidBatch(problems)
     return valid_urls, options

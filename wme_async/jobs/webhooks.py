@@ -324,15 +324,13 @@ class WebhookDelivery:
                 with contextlib.suppress(DatabaseError):
                     await self._store.attempted(message)
                 raise
-        message = replace(message, attempts=attempts, error=error, next_at=None, delay=0.0, state="given up")
         delay = None
-        if error is None:
-            message = replace(message, state="delivered")
-        elif not permanent:
+        if error is not None and not permanent:
             random = self._transport.random.random
             delay = retry_delay(attempts, delays=self._delays, random=random, retry_after=retry_after)
-        if delay is not None:
-            message = replace(message, state="waiting", next_at=self._transport.now() + delay, delay=delay)
+        state = "delivered" if error is None else "given up" if delay is None else "waiting"
+        due = None if delay is None else self._transport.now() + delay
+        message = replace(message, attempts=attempts, error=error, next_at=due, delay=delay or 0.0, state=state)
         if error is not None:
             logger.info("webhook %s, attempt %d: %s; %s", message.message_id, attempts, error, message.state)
         await self._record(message)

@@ -3,13 +3,14 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
-from wme_async.errors import DataError
+from wme_async.errors import DataError, DecodeError
 from wme_async.mirror.protocol import Change, Marks, Store
 from wme_async.mirror.rule import Picture
+from wme_async.models.decoding import decode_json
 
 __all__ = ["Feed", "FeedChange", "Watch", "position_of"]
 
@@ -19,7 +20,10 @@ _POLL: Final = 0.5  # seconds between two looks at a store that another process 
 
 
 class _Position(msgspec.Struct):
-    seq: int
+    seq: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+_position: Final = msgspec.json.Decoder(_Position)
 
 
 def position_of(text: str) -> int:
@@ -29,8 +33,8 @@ def position_of(text: str) -> int:
         DataError: The mark is not one of a consumer.
     """
     try:
-        return msgspec.json.decode(text, type=_Position).seq
-    except msgspec.DecodeError as error:
+        return decode_json(text.encode(), _position).seq
+    except DecodeError as error:
         raise DataError(f"the position of a consumer is damaged ({error}): remove it, or restore a copy") from error
 
 

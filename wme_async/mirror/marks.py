@@ -7,9 +7,10 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from wme_async.errors import DataError
+from wme_async.errors import DataError, DecodeError
 from wme_async.mirror.protocol import KINDS, Kind
 from wme_async.mirror.rule import Mask, Page
+from wme_async.models.decoding import decoding
 from wme_async.offsets import Position
 
 __all__ = [
@@ -237,8 +238,9 @@ class Progress:
         if text is None:
             return None
         try:
-            return msgspec.json.decode(text, type=type)
-        except (msgspec.DecodeError, ValueError) as error:
+            with decoding():
+                return msgspec.json.decode(text, type=type)
+        except DecodeError as error:
             raise DataError(f"the store is damaged: {key!r} of {kind} ({error}); restore a copy") from error
 
     @property

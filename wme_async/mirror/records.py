@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
@@ -27,8 +27,17 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _DIGEST: Final = 8  # bytes
 
 
+# What databases keep. One number beyond would end every attempt to store the records beside it.
+_Integer: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_SmallInteger: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+
+
 class _Number(msgspec.Struct, gc=False, frozen=True):
-    identifier: int = 0
+    identifier: _Integer = 0
+
+
+class _Namespace(msgspec.Struct, gc=False, frozen=True):
+    identifier: _SmallInteger = 0
 
 
 class _Name(msgspec.Struct, gc=False, frozen=True):
@@ -50,9 +59,9 @@ class _Visibility(msgspec.Struct, gc=False, frozen=True):
 
 class _Record(msgspec.Struct, gc=False):
     name: str = ""
-    identifier: int = 0
+    identifier: _Integer = 0
     is_part_of: _Name = _Name()
-    namespace: _Number = _Number()
+    namespace: _Namespace = _Namespace()
     version: _Number = _Number()
     date_modified: datetime | None = None
     visibility: _Visibility | None = None
@@ -66,8 +75,8 @@ _LONGEST_NOTHING: Final = max(map(len, _NOTHING))
 
 
 def microseconds(time: datetime | None) -> int:
-    """Return a time as microseconds since 1970, UTC; 0 for none, and for the year 1, which the services also write."""
-    if time is None or time.year <= 1:
+    """Return a time as microseconds since 1970, UTC; 0 for none, and for the years 1 and 9999, which mean the same."""
+    if time is None or not 1 < time.year < 9999:
         return 0
     return ((time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
 
@@ -92,7 +101,13 @@ def title_of(record: bytes) -> TitleKey | None:
             fields = _decode_title(record)
     except DecodeError:
         return None
-    return fields.is_part_of.identifier, fields.name.replace("_", " ")
+    project = fields.is_part_of.identifier
+    return None if _has_nul(project, fields.name) else (project, fields.name.replace("_", " "))
+
+
+def _has_nul(*texts: str) -> bool:
+    """Return whether a text has a NUL, which PostgreSQL does not store and no title has."""
+    return any("\0" in text for text in texts)
 
 
 class RecordReader:
@@ -130,7 +145,7 @@ class RecordReader:
             load: The number of the snapshot load that it comes from; 0 for none.
 
         Raises:
-            DecodeError: It is not a record, or has no title or no project.
+            DecodeError: It is not a record, has no title or no project, or what no store keeps.
         """
         data = record if isinstance(record, bytes) else bytes(record)
         fields = self._decode(data)
@@ -139,6 +154,8 @@ class RecordReader:
         project = fields.is_part_of.identifier
         if not fields.name or not project:
             raise DecodeError("the record has no title or no project", record=data)
+        if _has_nul(fields.name, project):
+            raise DecodeError("the record has a NUL in its title or project", record=data)
         published = microseconds(event.date_published)
         created = microseconds(event.date_created) or published or microseconds(fields.date_modified)
         if created == published:

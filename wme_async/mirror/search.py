@@ -2,12 +2,14 @@
 
 import sqlite3
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from wme_async.errors import DecodeError
 from wme_async.mirror.codecs import decompress
 from wme_async.mirror.rule import HIDDEN_TEXT, Difference, TitleKey
+from wme_async.models.decoding import decode_json
 
 __all__ = ["create_index", "find", "has_index", "update_index"]
 
@@ -28,10 +30,10 @@ _FIND: Final = """
 
 
 class _Abstract(msgspec.Struct, gc=False):
-    abstract: str = ""
+    abstract: Any = ""
 
 
-_decode: Final = msgspec.json.Decoder(_Abstract).decode
+_decoder: Final = msgspec.json.Decoder(_Abstract)
 
 
 def has_index(connection: sqlite3.Connection) -> bool:
@@ -65,8 +67,17 @@ def update_index(connection: sqlite3.Connection, difference: Difference, ids: Ma
 
 def _insert(connection: sqlite3.Connection, rows: Iterable[tuple[int, str, int, bytes]]) -> None:
     connection.executemany(
-        _INSERT, ((number, title, _decode(decompress(codec, record)).abstract) for number, title, codec, record in rows)
+        _INSERT, ((number, title, _abstract_of(decompress(codec, record))) for number, title, codec, record in rows)
     )
+
+
+def _abstract_of(record: bytes) -> str:
+    """Return the abstract of a record; empty if it is not text, since an error would end the mirror at this record."""
+    try:
+        abstract = decode_json(record, _decoder).abstract
+    except DecodeError:
+        return ""
+    return abstract if isinstance(abstract, str) else ""
 
 
 def find(connection: sqlite3.Connection, words: str, limit: int) -> list[tuple[str, str, int, int, bytes]]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
@@ -10,7 +11,7 @@ from urllib.parse import SplitResult
 
 from wme_async.errors import StreamError
 
-__all__ = ["DatabaseStore", "server_name"]
+__all__ = ["DatabaseStore", "needed_extra", "server_name"]
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -19,7 +20,7 @@ _FIRST_WAIT: Final = 0.05  # seconds; each further one is twice as long
 _LONGEST_WAIT: Final = 1.0
 
 
-class DatabaseStore(Generic[C]):
+class DatabaseStore(ABC, Generic[C]):
     """Opens connections for the first use, and closes them after the last.
 
     A use is an `async with` block of the store, or one call outside of any. Nothing stays open after it, so a store
@@ -78,21 +79,21 @@ class DatabaseStore(Generic[C]):
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
 
+    @abstractmethod
     async def _open(self) -> C:
         """Return a client that connects by itself; it does not wait for the server."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _close(self, client: C) -> None:
         """Close the connections of a client."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_passing(self, error: Exception) -> bool:
         """Return whether the same call may succeed a little later."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _problem(self, error: Exception) -> str | None:
         """Return an error of the server in words, to follow its name; None for an error of the program."""
-        raise NotImplementedError
 
 
 @contextlib.contextmanager
@@ -105,6 +106,15 @@ def _unlost_cancellation() -> Iterator[None]:
     finally:
         if task is not None and task.cancelling() > before and not isinstance(sys.exception(), asyncio.CancelledError):
             raise asyncio.CancelledError
+
+
+@contextlib.contextmanager
+def needed_extra(store: str, package: str, extra: str) -> Iterator[None]:
+    """Say how to install a package that a block imports, if it is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{store} needs {package}: pip install 'wme-async[{extra}]'") from error
 
 
 def server_name(kind: str, parts: SplitResult) -> str:

@@ -70,14 +70,12 @@ class FileOffsets:
         """
         check_name(name)
         for path in self._paths(name):
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 await in_thread(check_regular, path)
                 async with aiofiles.open(path, "rb") as file:
                     content = _decode(path, await file.read())
-            except FileNotFoundError:
-                continue
-            if _belongs(content, path, name):
-                return content.positions
+                if _belongs(content, path, name):
+                    return content.positions
         return {}
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:

@@ -80,23 +80,20 @@ class LeaseTable:
                 free.append(part)
             elif lease.owner == owner:
                 share -= 1
-        taken: dict[int, int] = {}
-        for part in free[: max(0, share)]:
-            last = self.leases.get(part)
-            token = 1 if last is None else last.token + 1
-            self.leases[part] = Lease(owner, token, now + ttl)
-            taken[part] = token
-        return taken
+        return self._grant(owner, {part: self._last_token(part) + 1 for part in free[: max(0, share)]}, now + ttl)
+
+    def _last_token(self, part: int) -> int:
+        return self.leases[part].token if part in self.leases else 0
+
+    def _grant(self, owner: str, tokens: dict[int, int], until: float) -> dict[int, int]:
+        self.leases |= {part: Lease(owner, token, until) for part, token in tokens.items()}
+        return tokens
 
     def renew(self, owner: str, ttl: float, now: float) -> dict[int, int]:
         """Extend the leases of a member that have not ended, and return their tokens."""
         self.live_until[owner] = now + ttl * MEMBERSHIP
-        held: dict[int, int] = {}
-        for part, lease in self.leases.items():
-            if lease.owner == owner and lease.until > now:
-                self.leases[part] = Lease(owner, lease.token, now + ttl)
-                held[part] = lease.token
-        return held
+        held = {part: lease.token for part, lease in self.leases.items() if lease.owner == owner and lease.until > now}
+        return self._grant(owner, held, now + ttl)
 
     def holds(self, owner: str, part: int, token: int) -> bool:
         """Return whether a lease is the last one of its part; it may have ended."""

@@ -71,14 +71,12 @@ class MemoryOffsets:
 
     async def take(self, name: str, owner: str, parts: int, ttl: float) -> Mapping[int, int]:
         """Join a group, and take free parts up to this member's share."""
-        check_name(name)
-        check_lease(owner, ttl, parts)
+        check_lease(name, owner, ttl, parts)
         return self._groups[name].take(owner, parts, ttl, self._clock())
 
     async def renew(self, name: str, owner: str, ttl: float) -> Mapping[int, int]:
         """Extend the leases that a member still has."""
-        check_name(name)
-        check_lease(owner, ttl)
+        check_lease(name, owner, ttl)
         return self._groups[name].renew(owner, ttl, self._clock())
 
     async def members(self, name: str) -> Sequence[str]:
@@ -96,6 +94,5 @@ class MemoryOffsets:
 
     async def give(self, name: str, owner: str, parts: Collection[int] | None = None) -> None:
         """Give parts back; with None all of them, and leave the group."""
-        check_name(name)
-        check_lease(owner)
+        check_lease(name, owner)
         self._groups[name].give(owner, parts)

@@ -3,14 +3,13 @@
 import asyncio
 import math
 from collections.abc import Collection, Mapping, Sequence
-from types import ModuleType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
 
 from wme_async._arguments import check_numbers
-from wme_async.offsets._database import DatabaseStore, server_name
+from wme_async.offsets._database import DatabaseStore, needed_extra, server_name
 from wme_async.offsets.lease_table import MEMBERSHIP
 from wme_async.offsets.protocol import Position, check_lease, check_name, check_positions
 
@@ -112,7 +111,9 @@ class PostgresOffsets(DatabaseStore[Any]):
 
     def __init__(self, database: Any, *, timeout: float = 10.0) -> None:
         check_numbers(optional=False, above=0, unit="seconds", timeout=timeout)
-        self._asyncpg = _load_asyncpg()
+        with needed_extra("PostgresOffsets", "asyncpg", "postgres"):
+            import asyncpg  # noqa: PLC0415  # needed by this store alone
+        self._asyncpg: Any = asyncpg
         if isinstance(database, str):
             if not database.startswith(("postgresql://", "postgres://")):
                 raise ValueError("the database must be a URL such as postgresql://user:password@host/database")
@@ -152,8 +153,7 @@ class PostgresOffsets(DatabaseStore[Any]):
         Raises:
             StreamError: The server cannot be reached, or does not permit it.
         """
-        check_name(name)
-        check_lease(owner, ttl, parts)
+        check_lease(name, owner, ttl, parts)
         return dict(await self._fetch(_TAKE, name, owner, float(ttl), parts))
 
     async def renew(self, name: str, owner: str, ttl: float) -> Mapping[int, int]:
@@ -162,8 +162,7 @@ class PostgresOffsets(DatabaseStore[Any]):
         Raises:
             StreamError: The server cannot be reached, or does not permit it.
         """
-        check_name(name)
-        check_lease(owner, ttl)
+        check_lease(name, owner, ttl)
         return dict(await self._fetch(_RENEW, name, owner, float(ttl)))
 
     async def members(self, name: str) -> Sequence[str]:
@@ -182,7 +181,7 @@ class PostgresOffsets(DatabaseStore[Any]):
             StreamError: The server cannot be reached, or does not permit it.
         """
         check_positions(name, positions)
-        check_lease(owner)
+        check_lease(name, owner)
         ((held,),) = await self._fetch(_SAVE_HELD, name, _rows(positions), part, owner, token)
         return bool(held)
 
@@ -192,8 +191,7 @@ class PostgresOffsets(DatabaseStore[Any]):
         Raises:
             StreamError: The server cannot be reached, or does not permit it.
         """
-        check_name(name)
-        check_lease(owner)
+        check_lease(name, owner)
         await self._fetch(_GIVE, name, owner, None if parts is None else msgspec.json.encode(list(parts)).decode())
 
     async def _fetch(self, statement: str, *arguments: object) -> list[Any]:
@@ -246,15 +244,6 @@ class PostgresOffsets(DatabaseStore[Any]):
         # that was cut, asyncpg may also report that its own states do not match.
         cut = isinstance(error, self._asyncpg.InterfaceError | self._asyncpg.InternalClientError)
         return f"cut the connection: {error}" if cut and not isinstance(error, ValueError) else None
-
-
-def _load_asyncpg() -> ModuleType:
-    try:
-        import asyncpg  # noqa: PLC0415  # an extra, needed by this store alone
-    except ImportError as error:
-        raise ImportError("PostgresOffsets needs asyncpg: pip install 'wme-async[postgres]'") from error
-    module: ModuleType = asyncpg
-    return module
 
 
 def _rows(positions: Mapping[int, Position]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -11,6 +11,7 @@ from wme_async._arguments import check_numbers, check_text
 from wme_async.errors import StreamError
 
 __all__ = [
+    "MAX_OFFSET",
     "ClaimingStore",
     "LeaseStore",
     "OffsetStore",
@@ -19,7 +20,13 @@ __all__ = [
     "check_name",
     "check_positions",
     "in_use",
+    "is_storable",
 ]
+
+MAX_OFFSET: Final = 2**63 - 1
+"""The largest offset that brokers and databases keep."""
+
+_MAX_PARTITION: Final = 2**31 - 1
 
 
 class Position(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -33,7 +40,7 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Raises:
         TypeError: The offset is not a whole number, or a time is not a datetime.
-        ValueError: The offset is below -1, or a time has no time zone.
+        ValueError: The offset is below -1 or above 2**63 - 1, or a time has no time zone.
     """
 
     offset: int
@@ -44,8 +51,8 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
         """Raise if the server would read the position as "from the beginning", or reject it."""
         if isinstance(self.offset, bool) or not isinstance(self.offset, int):
             raise TypeError(f"Position.offset must be a whole number, not {self.offset!r}")
-        if self.offset < -1:
-            raise ValueError(f"an offset is -1 (none yet) or more, not {self.offset}")
+        if not -1 <= self.offset <= MAX_OFFSET:
+            raise ValueError(f"an offset is -1 (none yet) to {MAX_OFFSET}, not {self.offset}")
         for name in ("published", "reached"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, datetime):
@@ -58,6 +65,15 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
         """The later of `published` and `reached`; None where neither is known."""
         times = [time for time in (self.published, self.reached) if time is not None]
         return max(times) if times else None
+
+
+def is_storable(partition: Any, offset: Any) -> bool:
+    """Return whether an event may have these numbers: brokers and databases keep no larger ones.
+
+    Raises:
+        TypeError: The offset is not a number.
+    """
+    return isinstance(partition, int) and 0 <= partition <= _MAX_PARTITION and 0 <= offset <= MAX_OFFSET
 
 
 class OffsetStore(Protocol):
@@ -164,13 +180,14 @@ class LeaseStore(OffsetStore, Protocol):
         ...
 
 
-def check_lease(owner: object, ttl: float = 1.0, parts: int = 1) -> None:
+def check_lease(name: object, owner: object, ttl: float = 1.0, parts: int = 1) -> None:
     """Raise if the arguments of a lease are wrong.
 
     Raises:
-        TypeError: The owner is not text, or a number is not a number.
+        TypeError: The name or the owner is not text, or a number is not a number.
         ValueError: The owner is empty, or a number is not above 0.
     """
+    check_name(name)
     check_text(owner=owner)
     if owner is None:
         raise TypeError("owner must be text, not None")
@@ -193,6 +210,7 @@ def check_positions(name: object, positions: object) -> None:
 
     Raises:
         TypeError: The name is not text, or the positions are not `Position`s by the number of their partition.
+        ValueError: The number of a partition is negative or above 2**31 - 1.
     """
     check_name(name)
     if not isinstance(positions, Mapping):
@@ -203,6 +221,8 @@ def check_positions(name: object, positions: object) -> None:
             raise TypeError(
                 f"positions must be a dict of partition and Position, and {partition!r}: {position!r} is not"
             )
+        if not 0 <= partition <= _MAX_PARTITION:
+            raise ValueError(f"the number of a partition is 0 to {_MAX_PARTITION}, not {partition}")
 
 
 def in_use(name: str, holder: str) -> StreamError:

@@ -4,15 +4,16 @@ import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from types import ModuleType
+from itertools import chain
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from wme_async._arguments import check_numbers
-from wme_async.errors import DataError
-from wme_async.offsets._database import DatabaseStore, server_name
+from wme_async.errors import DataError, DecodeError
+from wme_async.models.decoding import decoding
+from wme_async.offsets._database import DatabaseStore, needed_extra, server_name
 from wme_async.offsets.lease_table import MEMBERSHIP
 from wme_async.offsets.protocol import Position, check_lease, check_name, check_positions
 
@@ -129,7 +130,9 @@ class RedisOffsets(DatabaseStore[Any]):
 
     def __init__(self, server: Any, *, timeout: float = 10.0) -> None:
         check_numbers(optional=False, above=0, unit="seconds", timeout=timeout)
-        self._redis = _load_redis()
+        with needed_extra("RedisOffsets", "redis", "redis"):
+            import redis.asyncio  # noqa: PLC0415  # needed by this store alone
+        self._redis: Any = redis
         self._checked = False
         if isinstance(server, str):
             if not server.startswith(("redis://", "rediss://", "unix://")):
@@ -155,8 +158,9 @@ class RedisOffsets(DatabaseStore[Any]):
         key = _keys(name)[0]
         fields = await self._call(lambda client: client.hgetall(key))
         try:
-            return {int(partition): msgspec.json.decode(value, type=Position) for partition, value in fields.items()}
-        except ValueError as error:
+            with decoding():
+                return {int(number): msgspec.json.decode(value, type=Position) for number, value in fields.items()}
+        except DecodeError as error:
             raise DataError(
                 f"{key} of {self._server} does not hold positions ({error}); delete it to start anew"
             ) from error
@@ -178,7 +182,7 @@ class RedisOffsets(DatabaseStore[Any]):
         Raises:
             StreamError: The server cannot be reached, or does not permit it.
         """
-        check_lease(owner, ttl, parts)
+        check_lease(name, owner, ttl, parts)
         return _pairs(await self._run(_TAKE, name, owner, parts, _milliseconds(ttl)))
 
     async def renew(self, name: str, owner: str, ttl: float) -> Mapping[int, int]:
@@ -187,7 +191,7 @@ class RedisOffsets(DatabaseStore[Any]):
         Raises:
             StreamError: The server cannot be reached, or does not permit it.
         """
-        check_lease(owner, ttl)
+        check_lease(name, owner, ttl)
         return _pairs(await self._run(_RENEW, name, owner, _milliseconds(ttl)))
 
     async def members(self, name: str) -> Sequence[str]:
@@ -196,6 +200,7 @@ class RedisOffsets(DatabaseStore[Any]):
         Raises:
             StreamError: The server cannot be reached, or does not permit it.
         """
+        check_name(name)
         owners = await self._run(_MEMBERS, name, "")
         return sorted(owner.decode() if isinstance(owner, bytes) else owner for owner in owners)
 
@@ -206,11 +211,9 @@ class RedisOffsets(DatabaseStore[Any]):
             StreamError: The server cannot be reached, or does not permit it.
         """
         check_positions(name, positions)
-        check_lease(owner)
-        fields: list[Any] = []
-        for partition, position in positions.items():
-            fields += (partition, msgspec.json.encode(position))
-        return bool(await self._run(_SAVE_HELD, name, owner, part, token, *fields))
+        check_lease(name, owner)
+        pairs = ((partition, msgspec.json.encode(position)) for partition, position in positions.items())
+        return bool(await self._run(_SAVE_HELD, name, owner, part, token, *chain(*pairs)))
 
     async def give(self, name: str, owner: str, parts: Collection[int] | None = None) -> None:
         """Give parts back; with None all of them, and leave the group.
@@ -218,11 +221,10 @@ class RedisOffsets(DatabaseStore[Any]):
         Raises:
             StreamError: The server cannot be reached, or does not permit it.
         """
-        check_lease(owner)
+        check_lease(name, owner)
         await self._run(_GIVE, name, owner, "leave" if parts is None else "stay", *(parts or ()))
 
     async def _run(self, script: str, name: str, *arguments: object) -> Any:
-        check_name(name)
         keys = _keys(name)
         return await self._call(lambda client: client.eval(_PRELUDE + script, len(keys), *keys, *arguments))
 
@@ -277,15 +279,6 @@ class RedisOffsets(DatabaseStore[Any]):
         if isinstance(error, OSError | errors.ConnectionError | errors.TimeoutError):
             return f"does not answer ({str(error) or type(error).__name__}): see whether it runs and can be reached"
         return f"reports an error: {error}" if isinstance(error, errors.RedisError) else None
-
-
-def _load_redis() -> ModuleType:
-    try:
-        import redis.asyncio  # noqa: PLC0415  # an extra, needed by this store alone
-    except ImportError as error:
-        raise ImportError("RedisOffsets needs redis: pip install 'wme-async[redis]'") from error
-    module: ModuleType = redis
-    return module
 
 
 def _keys(name: str) -> tuple[str, str, str]:

@@ -146,8 +146,9 @@ class SQLiteOffsets:
         """
         check_positions(name, positions)
         if positions:
+            rows = _rows(name, positions)
             async with self._limiter:
-                await long_in_thread(lambda cancelled: self._save(name, dict(positions), cancelled))
+                await long_in_thread(partial(self._write, lambda connection: connection.executemany(_SAVE, rows)))
 
     @contextlib.asynccontextmanager
     async def claim(self, name: str) -> AsyncIterator[None]:
@@ -168,8 +169,7 @@ class SQLiteOffsets:
             DataError: The file is not a database, is damaged, or is from a later version.
             OSError: It cannot be written, or another process has it locked for half a minute.
         """
-        check_name(name)
-        check_lease(owner, ttl, parts)
+        check_lease(name, owner, ttl, parts)
         return await self._with_leases(name, lambda table, now, _: table.take(owner, parts, ttl, now))
 
     async def renew(self, name: str, owner: str, ttl: float) -> Mapping[int, int]:
@@ -179,8 +179,7 @@ class SQLiteOffsets:
             DataError: The file is not a database, is damaged, or is from a later version.
             OSError: It cannot be written, or another process has it locked for half a minute.
         """
-        check_name(name)
-        check_lease(owner, ttl)
+        check_lease(name, owner, ttl)
         return await self._with_leases(name, lambda table, now, _: table.renew(owner, ttl, now))
 
     async def members(self, name: str) -> Sequence[str]:
@@ -201,7 +200,7 @@ class SQLiteOffsets:
             OSError: It cannot be written, or another process has it locked for half a minute.
         """
         check_positions(name, positions)
-        check_lease(owner)
+        check_lease(name, owner)
         rows = _rows(name, positions)
 
         def work(table: LeaseTable, _now: float, connection: sqlite3.Connection) -> bool:
@@ -219,8 +218,7 @@ class SQLiteOffsets:
             DataError: The file is not a database, is damaged, or is from a later version.
             OSError: It cannot be written, or another process has it locked for half a minute.
         """
-        check_name(name)
-        check_lease(owner)
+        check_lease(name, owner)
         await self._with_leases(name, lambda table, _now, _connection: table.give(owner, parts))
 
     def _load(self, name: str, cancelled: Callable[[], bool]) -> dict[int, Position]:
@@ -270,10 +268,6 @@ class SQLiteOffsets:
                 raise self._damaged(f"partition {partition} of {name!r}: {error}") from error
         return positions
 
-    def _save(self, name: str, positions: dict[int, Position], cancelled: Callable[[], bool]) -> None:
-        rows = _rows(name, positions)
-        self._write(lambda connection: connection.executemany(_SAVE, rows), cancelled)
-
     def _write(self, work: Callable[[sqlite3.Connection], R], cancelled: Callable[[], bool]) -> R:
         """Do something within one transaction, on the disk when this returns."""
 
@@ -308,7 +302,7 @@ class SQLiteOffsets:
             return result
 
         async with self._limiter:
-            return await long_in_thread(lambda cancelled: self._write(transaction, cancelled))
+            return await long_in_thread(partial(self._write, transaction))
 
     def _when_unlocked(self, work: Callable[[], R], cancelled: Callable[[], bool]) -> R:
         """Do something with the database, again and again while another process has it locked."""
@@ -398,19 +392,21 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def _rows(name: str, positions: Mapping[int, Position]) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = []
-    for partition, position in positions.items():
-        row = (name, partition, position.offset, _text(position.published), _text(position.reached))
-        rows.append((*row, _checksum(*row)))
-    return rows
+    rows = (
+        (name, partition, position.offset, _text(position.published), _text(position.reached))
+        for partition, position in positions.items()
+    )
+    return [(*row, _checksum(*row)) for row in rows]
 
 
 def _load_leases(connection: sqlite3.Connection, name: str) -> LeaseTable:
     """Return the leases of a group; those of another boot have ended."""
     table, boot = LeaseTable(), boot_id()
     leases = connection.execute("SELECT part, owner, token, until, boot FROM wme_leases WHERE name = ?", (name,))
-    for part, owner, token, until, of_boot in leases:
-        table.leases[part] = Lease(owner, token, until if of_boot == boot else -math.inf)
+    table.leases = {
+        part: Lease(owner, token, until if of_boot == boot else -math.inf)
+        for part, owner, token, until, of_boot in leases
+    }
     members = connection.execute("SELECT owner, until, boot FROM wme_members WHERE name = ?", (name,))
     table.live_until = {owner: until for owner, until, of_boot in members if of_boot == boot}
     return table

@@ -1,8 +1,11 @@
 """The two ways in which a handler of a host gives up."""
 
+from dataclasses import dataclass
+
 __all__ = ["HTTPError", "Panic"]
 
 
+@dataclass(eq=False)
 class HTTPError(Exception):
     """The request is answered with the error document of the services.
 
@@ -11,15 +14,12 @@ class HTTPError(Exception):
         message: The text of the document.
     """
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
+    status: int
+    message: str
 
 
+@dataclass(eq=False)
 class Panic(Exception):
     """The handler of the real server panics: 500 with an empty body, or, with `fatal`, the whole process dies."""
 
-    def __init__(self, *, fatal: bool = False) -> None:
-        super().__init__("panic")
-        self.fatal = fatal
+    fatal: bool = False

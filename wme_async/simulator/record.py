@@ -17,7 +17,6 @@ BODY_LIMIT: Final = 1 << 20  # bytes of each body that a record keeps
 @dataclass(slots=True)
 class _Outcome:
     status: int | None = None
-    sent: int = 0
     done: bool = False
 
 

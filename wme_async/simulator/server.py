@@ -22,7 +22,7 @@ from wme_async.simulator.faults import Fault, Faults
 from wme_async.simulator.feed import WorldFeed
 from wme_async.simulator.hosts.access import AccessRow, Caps, Limiter
 from wme_async.simulator.hosts.accounts import Accounts, User
-from wme_async.simulator.hosts.api import Api
+from wme_async.simulator.hosts.api import Api, Handler
 from wme_async.simulator.hosts.auth import AuthHost
 from wme_async.simulator.hosts.commons import Commons
 from wme_async.simulator.hosts.http import Response, fault_response, hang, send, tear
@@ -153,11 +153,15 @@ class Simulator:
         return self.access
 
     def _add_lookups(self, lookups: Lookups) -> None:
-        self.api.add("/v2/articles/{name*}", lookups.articles, pool="ondemand")
-        self.api.add("/v2/structured-contents/{name*}", lookups.structured, pool="ondemand")
-        self.api.add("/v2/wikidata/items/{id}", self.entities.item, pool="ondemand")
-        self.api.add("/v2/wikidata/properties/{id}", self.entities.property, pool="ondemand")
-        self.api.add("/v2/wikidata/labels/{id}", self.entities.labels, pool="ondemand")
+        metered: dict[str, Handler] = {
+            "articles/{name*}": lookups.articles,
+            "structured-contents/{name*}": lookups.structured,
+            "wikidata/items/{id}": self.entities.item,
+            "wikidata/properties/{id}": self.entities.property,
+            "wikidata/labels/{id}": self.entities.labels,
+        }
+        for path, handler in metered.items():
+            self.api.add(f"/v2/{path}", handler, pool="ondemand")
         self.api.add("/v2/files/{id}", self.commons.page)
         self.api.add("/v2/files/{id}/download", self.commons.download, ("GET",))
 

@@ -13,7 +13,7 @@ from wme_async._arguments import check_numbers, check_type, texts_of
 from wme_async._rates import TokenBucket
 from wme_async.web.messages import HTTPProblem, Request
 
-_HASHED = re.compile(r"sha256:[0-9a-f]{64}")
+HASHED = re.compile(r"sha256:[0-9a-f]{64}")
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -69,7 +69,7 @@ class Keys:
         self._hosts = None if names is None and keys is not None else {name.lower() for name in names or _LOOPBACK}
         self._hashes: tuple[bytes, ...] | None = None
         if keys is not None:
-            hashes = (key if _HASHED.fullmatch(key) else hash_key(key) for key in _check_keys(keys))
+            hashes = (key if HASHED.fullmatch(key) else hash_key(key) for key in _check_keys(keys))
             self._hashes = tuple(key_hash.encode() for key_hash in hashes)
 
     @property

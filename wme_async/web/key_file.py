@@ -1,15 +1,12 @@
 """The API key of `serve`: its folder keeps the hash alone, so that the key outlives a restart. All of it blocks."""
 
 import contextlib
-import re
 import secrets
 from pathlib import Path
 
 from wme_async._files import read_regular, write_atomically
 from wme_async.jobs.job_files import HIDDEN
-from wme_async.web.auth import hash_key
-
-_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+from wme_async.web.auth import HASHED, hash_key
 
 
 def new_key() -> str:
@@ -33,7 +30,7 @@ def stored_key(directory: Path) -> str | None:
     text = None
     with contextlib.suppress(FileNotFoundError):
         text = read_regular(path).decode("utf-8", "replace").strip()
-    if text is not None and not _HASH.fullmatch(text):
+    if text is not None and not HASHED.fullmatch(text):
         raise ValueError(f"{path} does not hold the hash of an API key: create a new key with `serve --new-key`")
     return text
 

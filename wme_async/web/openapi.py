@@ -83,8 +83,7 @@ def _operation(route: Route, refs: dict[Any, Any], *, keys: bool) -> dict[str, A
     if route.method != "GET":
         errors.add(403)
     problem = {"application/json": {"schema": refs[Problems]}}
-    for code in sorted(errors):
-        responses[str(code)] = {"description": _DESCRIPTIONS[code], "content": problem}
+    responses |= {str(code): {"description": _DESCRIPTIONS[code], "content": problem} for code in sorted(errors)}
     operation: dict[str, Any] = {
         "operationId": route.name,
         "summary": route.summary,

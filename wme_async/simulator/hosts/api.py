@@ -4,6 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from wme_async.simulator.errors import HTTPError, Panic
@@ -130,17 +131,21 @@ class Api:
             *self._archives("/v2/batches/{date}/{hour}", "batches/{date}/{hour}"),
         ]
         for name in ("codes", "languages", "projects", "namespaces"):
-            self.routes.append(_route(f"/v2/{name}", self._lister(name)))
-            self.routes.append(_route(f"/v2/{name}/{{id}}", self._getter(name)))
+            self.routes += self._metadata(f"/v2/{name}", name, twins=False)
+
+    def _metadata(self, path: str, collection: str, *, twins: bool) -> list[Route]:
+        return [
+            _route(path, partial(self._list, collection, twins)),
+            _route(f"{path}/{{id}}", partial(self._item, collection, twins)),
+        ]
 
     def _archives(self, path: str, collection: str, *, twins: bool = False, pool: str | None = None) -> list[Route]:
         """Return the routes of one kind of archive: list, item, HEAD and GET of the archive itself."""
         file = f"{path}/{{id}}/download"
         return [
-            _route(path, self._lister(collection, twins=twins)),
-            _route(f"{path}/{{id}}", self._getter(collection, twins=twins)),
-            _route(file, self._header(collection, twins=twins), ("HEAD",)),
-            _route(file, self._redirect(collection, twins=twins), ("GET",), pool),
+            *self._metadata(path, collection, twins=twins),
+            _route(file, partial(self._head, collection, twins), ("HEAD",)),
+            _route(file, partial(self._redirect, collection, twins), ("GET",), pool),
         ]
 
     def add(self, path: str, handler: Handler, methods: tuple[str, ...] = _READ, *, pool: str | None = None) -> None:
@@ -203,52 +208,40 @@ class Api:
 
     # Metadata
 
-    def _lister(self, collection: str, *, twins: bool = False) -> Handler:
-        async def handler(request: ApiRequest) -> Response:
-            query = request.bound()
-            rows = await self._catalog.rows(collection.format(**request.values) + (request.twin if twins else ""))
-            if rows is None:
-                raise HTTPError(404, NO_SUCH_KEY)
-            kind = negotiate(request.accept)
-            return document(encode_list([encode_row(row) for row in select_rows(rows, query)], kind), kind)
+    async def _list(self, collection: str, twins: bool, request: ApiRequest) -> Response:
+        query = request.bound()
+        rows = await self._catalog.rows(collection.format(**request.values) + (request.twin if twins else ""))
+        if rows is None:
+            raise HTTPError(404, NO_SUCH_KEY)
+        kind = negotiate(request.accept)
+        return document(encode_list([encode_row(row) for row in select_rows(rows, query)], kind), kind)
 
-        return handler
-
-    def _getter(self, collection: str, *, twins: bool = False) -> Handler:
-        async def handler(request: ApiRequest) -> Response:
-            query = request.bound()
-            prefix, name = _location(collection, request.values)
-            row = await self._catalog.row(prefix + (request.twin if twins else ""), name)
-            return single_row(request, row, query)
-
-        return handler
+    async def _item(self, collection: str, twins: bool, request: ApiRequest) -> Response:
+        query = request.bound()
+        prefix, name = _location(collection, request.values)
+        row = await self._catalog.row(prefix + (request.twin if twins else ""), name)
+        return single_row(request, row, query)
 
     # Archives
 
-    def _header(self, collection: str, *, twins: bool) -> Handler:
-        async def handler(request: ApiRequest) -> Response:
-            archive = await self._store.get(_key(collection, request, twins=twins))
-            if archive is None:
-                raise HTTPError(404, "Not Found")
-            modified = datetime.fromtimestamp(archive.modified, UTC)
-            headers = {
-                "Accept-Ranges": "bytes",
-                # Copied by a formatter that writes the zone's name, where the store itself writes GMT.
-                "Last-Modified": f"{modified:%a, %d %b %Y %H:%M:%S} UTC",
-                "Content-Length": str(archive.size),
-                "Etag": f'"{archive.etag}"',
-                "Content-Type": archive.content_type,
-                "Access-Control-Expose-Headers": _EXPOSED,
-            }
-            return Response(200, headers)
+    async def _head(self, collection: str, twins: bool, request: ApiRequest) -> Response:
+        archive = await self._store.get(_key(collection, request, twins=twins))
+        if archive is None:
+            raise HTTPError(404, "Not Found")
+        modified = datetime.fromtimestamp(archive.modified, UTC)
+        headers = {
+            "Accept-Ranges": "bytes",
+            # Copied by a formatter that writes the zone's name, where the store itself writes GMT.
+            "Last-Modified": f"{modified:%a, %d %b %Y %H:%M:%S} UTC",
+            "Content-Length": str(archive.size),
+            "Etag": f'"{archive.etag}"',
+            "Content-Type": archive.content_type,
+            "Access-Control-Expose-Headers": _EXPOSED,
+        }
+        return Response(200, headers)
 
-        return handler
-
-    def _redirect(self, collection: str, *, twins: bool) -> Handler:
-        async def handler(request: ApiRequest) -> Response:
-            return download_redirect(request, self._store, _key(collection, request, twins=twins))
-
-        return handler
+    async def _redirect(self, collection: str, twins: bool, request: ApiRequest) -> Response:
+        return download_redirect(request, self._store, _key(collection, request, twins=twins))
 
 
 def _location(collection: str, values: Mapping[str, str]) -> tuple[str, str]:

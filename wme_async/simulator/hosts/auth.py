@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from math import inf
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -13,27 +15,27 @@ from wme_async.simulator.hosts.http import JSON, Response, error_response
 _CONFIRMATION_CODE: Final = "123456"
 _GENERIC: Final = "Internal error, please try again later."
 
-# The required strings of each POST, with the least and greatest length in characters; None for no limit.
-_FIELDS: Final[Mapping[str, Mapping[str, tuple[int, int | None]]]] = {
+# The required strings of each POST, with the least and greatest length in characters.
+_FIELDS: Final[Mapping[str, Mapping[str, tuple[int, float]]]] = {
     "login": {"username": (1, 255), "password": (1, 255)},
-    "token-refresh": {"username": (1, 255), "refresh_token": (1, None)},
-    "token-revoke": {"refresh_token": (1, None)},
-    "new-password-required": {"username": (1, None), "session": (1, None), "new_password": (6, 255)},
-    "change-password": {"access_token": (1, None), "previous_password": (6, 256), "proposed_password": (6, 256)},
+    "token-refresh": {"username": (1, 255), "refresh_token": (1, inf)},
+    "token-revoke": {"refresh_token": (1, inf)},
+    "new-password-required": {"username": (1, inf), "session": (1, inf), "new_password": (6, 255)},
+    "change-password": {"access_token": (1, inf), "previous_password": (6, 256), "proposed_password": (6, 256)},
     "forgot-password": {"username": (1, 255)},
     "forgot-password-confirm": {"username": (1, 255), "password": (1, 255), "confirmation_code": (1, 2048)},
     "create-user": {
-        "username": (1, None),
+        "username": (1, inf),
         "email": (1, 60),
-        "password": (8, None),
+        "password": (8, inf),
         "captcha_id": (1, 30),
         "captcha_solution": (1, 6),
-        "policy_date_accept": (1, None),
+        "policy_date_accept": (1, inf),
         "policy_version": (1, 4),
         "marketing_emails": (4, 5),
     },
-    "confirm-user": {"username": (1, None), "confirmation_code": (1, 6)},
-    "resend-confirm": {"username": (1, None)},
+    "confirm-user": {"username": (1, inf), "confirmation_code": (1, 6)},
+    "resend-confirm": {"username": (1, inf)},
 }
 
 
@@ -61,11 +63,11 @@ class AuthHost:
             "token-revoke": self._revoke,
             "new-password-required": self._new_password,
             "change-password": self._change_password,
-            "forgot-password": self._forgot,
+            "forgot-password": partial(self._send_code, "User not found."),
             "forgot-password-confirm": self._forgot_confirm,
             "create-user": self._create,
             "confirm-user": self._confirm,
-            "resend-confirm": self._resend,
+            "resend-confirm": partial(self._send_code, _GENERIC),
         }
 
     def respond(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
@@ -133,8 +135,8 @@ class AuthHost:
             user.password = form["proposed_password"]
         return _no_content(correct, 401, "Incorrect username or password.")
 
-    def _forgot(self, form: Mapping[str, str]) -> Response:
-        return _no_content(self._accounts.find(form["username"]) is not None, 401, "User not found.")
+    def _send_code(self, unknown_user: str, form: Mapping[str, str]) -> Response:
+        return _no_content(self._accounts.find(form["username"]) is not None, 401, unknown_user)
 
     def _forgot_confirm(self, form: Mapping[str, str]) -> Response:
         text = "CodeMismatchException: Invalid verification code provided, please try again."
@@ -158,22 +160,22 @@ class AuthHost:
             raise HTTPError(status, message)
         return user
 
-    def _resend(self, form: Mapping[str, str]) -> Response:
-        return _no_content(self._accounts.find(form["username"]) is not None, 401, _GENERIC)
-
     def _user(self, user: User) -> Response:
-        document: dict[str, Any] = {"groups": list(user.groups)}
-        for pool, key in (("ondemand", "ondemand"), ("snapshots", "snapshot"), ("chunks", "chunk")):
-            document[f"{key}_requests_count"] = self._caps.used(user.username, pool)
-            document[f"{key}_limit"] = self.printed_limits[pool]
-        document["username"] = user.username
-        document["apis"] = [
+        counts = {
+            f"{key}_{name}": number
+            for pool, key in (("ondemand", "ondemand"), ("snapshots", "snapshot"), ("chunks", "chunk"))
+            for name, number in (
+                ("requests_count", self._caps.used(user.username, pool)),
+                ("limit", self.printed_limits[pool]),
+            )
+        }
+        apis = [
             {"path": row.path, "method": method}
             for row in self._access()
             if not {*user.groups}.isdisjoint(row.groups)
             for method in row.methods
         ]
-        return _json(document)
+        return _json({"groups": list(user.groups), **counts, "username": user.username, "apis": apis})
 
 
 def _json(document: Mapping[str, Any]) -> Response:
@@ -201,9 +203,8 @@ def _form(content_type: str | None, body: bytes) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _fits(form: Mapping[str, Any], fields: Mapping[str, tuple[int, int | None]]) -> bool:
-    for name, (shortest, longest) in fields.items():
-        value = form.get(name)
-        if not isinstance(value, str) or len(value) < shortest or (longest is not None and len(value) > longest):
-            return False
-    return True
+def _fits(form: Mapping[str, Any], fields: Mapping[str, tuple[int, float]]) -> bool:
+    return all(
+        isinstance(value := form.get(name), str) and shortest <= len(value) <= longest
+        for name, (shortest, longest) in fields.items()
+    )

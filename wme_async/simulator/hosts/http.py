@@ -211,14 +211,12 @@ class _Delivery:
     """How a damaged body goes out.
 
     Attributes:
-        promised: The Content-Length.
         cut: Bytes of the body that are sent, or None for all.
         ending: "whole", "close", "reset" or "stall".
         rate: Bytes per second, or None.
         extra: Bytes that follow the promised ones.
     """
 
-    promised: int
     cut: int | None = None
     ending: str = "whole"
     rate: float | None = None
@@ -246,7 +244,7 @@ def _damage_bytes(response: Response, faults: Sequence[Fault], rnd: Random) -> t
 
 def _plan_delivery(body: bytearray, faults: Sequence[Fault], rnd: Random) -> _Delivery:
     """Apply the faults that change how the bytes are sent; honest ones change the body itself."""
-    delivery = _Delivery(promised=len(body))
+    delivery = _Delivery()
     for fault in faults:
         honest = fault.get("honest", True)
         if fault.kind == "short":
@@ -267,7 +265,6 @@ def _plan_delivery(body: bytearray, faults: Sequence[Fault], rnd: Random) -> _De
             after = fault.get("after")
             delivery.cut = rnd.randrange(max(1, len(body))) if after is None else min(int(after), len(body))
             delivery.ending = "stall" if fault.kind == "stall" else str(fault.get("how", "close"))
-    delivery.promised = len(body)
     return delivery
 
 
@@ -278,7 +275,7 @@ async def _send_damaged(
     delivery = _plan_delivery(body, faults, rnd)
     if not any(fault.kind in _PACED for fault in faults):
         return web.Response(status=head.status, headers=head.headers, body=bytes(body))
-    stream = await _prepared(request, head, delivery.promised)
+    stream = await _prepared(request, head, len(body))
     transport = _transport(request)
     view = memoryview(bytes(body))[: delivery.cut]
     if delivery.rate is None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from random import Random
 from typing import Any, Final
@@ -11,10 +12,10 @@ from wme_async.simulator.hosts.api import ApiRequest
 from wme_async.simulator.hosts.http import Response, document, negotiate
 from wme_async.simulator.protocol.gjson import matches, project
 from wme_async.simulator.protocol.query import Query, encode_list
-from wme_async.simulator.world.articles import dumps
+from wme_async.simulator.world.articles import Size, dumps
 from wme_async.simulator.world.catalog import Catalog
 from wme_async.simulator.world.generated_pages import PageState
-from wme_async.simulator.world.records import Size, encode_record
+from wme_async.simulator.world.records import encode_record
 from wme_async.simulator.world.wiki import namespace_of
 from wme_async.simulator.world.world import World
 
@@ -133,6 +134,7 @@ def _key(record: Mapping[str, Any]) -> tuple[str, str]:
     return str(record["is_part_of"]["identifier"]), str(record["name"]).replace(" ", "_")
 
 
+@dataclass(frozen=True)
 class Lookups:
     """The two look-ups of the main host.
 
@@ -141,14 +143,13 @@ class Lookups:
         rnd: Chooses among more matches than the limit.
     """
 
-    def __init__(self, pages: Pages, rnd: Random) -> None:
-        self._pages = pages
-        self._random = rnd
+    pages: Pages
+    rnd: Random
 
     async def articles(self, request: ApiRequest) -> Response:
         """Answer `/v2/articles/{name}`."""
         query, records = self._find(request)
-        return _list(request, [dumps(project(record, query.fields, self._random)) for record in records])
+        return _list(request, [dumps(project(record, query.fields, self.rnd)) for record in records])
 
     async def structured(self, request: ApiRequest) -> Response:
         """Answer `/v2/structured-contents/{name}`.
@@ -157,7 +158,7 @@ class Lookups:
         """
         query, records = self._find(request)
         faults = {fault.kind for fault in request.faults}
-        bodies = [dumps(_selected(self._pages.structured(record), query)) for record in records]
+        bodies = [dumps(_selected(self.pages.structured(record), query)) for record in records]
         if "raw" in faults:
             bodies[0] = dumps(records[0])
         elif "malformed" in faults:
@@ -177,12 +178,12 @@ class Lookups:
         hidden = [fault.get("projects") for fault in request.faults if fault.kind == "not_there"]
         names = (name for name in self._walk(query) if not any(only is None or name in only for only in hidden))
         # Each worker filters the page it fetched, and goes on to its next project if that does not match.
-        articles = (self._pages.article(name, title) for name in names)
+        articles = (self.pages.article(name, title) for name in names)
         hits = list(islice((record for record in articles if record and matches(record, query)), limit + 3))
         if not hits:
             raise HTTPError(404, "Not Found")
         # Each of `limit` workers goes on to its first hit: the early projects win, in no fixed order.
-        return query, self._random.sample(hits, min(limit, len(hits)))
+        return query, self.rnd.sample(hits, min(limit, len(hits)))
 
     def _walk(self, query: Query) -> list[str]:
         """Return the projects that pass the first filter by project and the first by language."""
@@ -192,9 +193,9 @@ class Lookups:
                 values.setdefault(*item)
         return [
             name
-            for name in self._pages.projects
+            for name in self.pages.projects
             if values.get("is_part_of.identifier", name) == name
-            and values.get("in_language.identifier", language := self._pages.language(name)) == language
+            and values.get("in_language.identifier", language := self.pages.language(name)) == language
         ]
 
 

@@ -26,7 +26,7 @@ from wme_async.simulator.protocol.stream_request import (
     Accepted,
     Refused,
     bind_stream_request,
-    check_stream_request,
+    prune_stream_request,
 )
 from wme_async.simulator.world.articles import ArticleGenerator
 from wme_async.simulator.world.encoding import dumps, stamp
@@ -360,11 +360,14 @@ class Firehose:
             The response, finished.
         """
         accept = request.headers.get("Accept")
-        accepted = self._check(request, await request.read())
-        if isinstance(accepted, Refused):
-            self.refused.append(accepted)
+        content_type = request.headers.get("Content-Type", "")
+        try:
+            model = bind_stream_request(request.method, request.query_string, content_type, await request.read())
+            accepted = prune_stream_request(model, self.clock(), self.schema, len(self.log), self.parts)
+        except HTTPError as error:
+            self.refused.append(Refused(error.status, error.message))
             # A crash of the server has neither text nor body.
-            refusal = error_response(accepted.status, accepted.text, accept) if accepted.text else Response(500)
+            refusal = error_response(error.status, error.message, accept) if error.message else Response(500)
             return await send(request, refusal)
         connection = self.plan(accepted)
         self.connections.append(connection)
@@ -391,15 +394,8 @@ class Firehose:
             self._readers.discard(reader)
             self._open_changed.set()
 
-    def _check(self, request: web.Request, body: bytes) -> Accepted | Refused:
-        model = bind_stream_request(request.method, request.query_string, request.headers.get("Content-Type", ""), body)
-        if isinstance(model, Refused):
-            return model
-        return check_stream_request(
-            model, now=self.clock(), schema=self.schema, partitions=len(self.log), parts=self.parts
-        )
 
-
+@dataclass(frozen=True)
 class RealtimeHost:
     """The routes of the realtime host.
 
@@ -409,15 +405,9 @@ class RealtimeHost:
         streams: The stream of each path.
     """
 
-    def __init__(
-        self,
-        accounts: Accounts,
-        access: Callable[[], Sequence[AccessRow]],
-        streams: Mapping[str, Firehose],
-    ) -> None:
-        self._accounts = accounts
-        self._access = access
-        self._streams = streams
+    accounts: Accounts
+    access: Callable[[], Sequence[AccessRow]]
+    streams: Mapping[str, Firehose]
 
     async def respond(
         self, request: web.Request, path: str, query: str, headers: Mapping[str, str], faults: Sequence[Fault]
@@ -434,15 +424,15 @@ class RealtimeHost:
         method, registered = request.method, path.rstrip("/")
         if method == "GET" and path in {"/v2/status", "/healthz"}:
             return await send(request, Response(200))
-        if path.endswith("/") and registered in self._streams:
+        if path.endswith("/") and registered in self.streams:
             return await send(request, slash_redirect(method, registered, query))
         if method == "OPTIONS":
             return await send(request, Response(204, dict(_CORS)))
         try:
-            authorize(self._accounts, self._access(), method, path, headers)
+            authorize(self.accounts, self.access(), method, path, headers)
         except HTTPError as error:
             return await send(request, error_response(error.status, error.message, headers.get("accept")))
-        firehose = self._streams.get(path)
+        firehose = self.streams.get(path)
         if firehose is None or method not in {"GET", "POST"}:
             return await send(request, error_response(404, "Not Found", headers.get("accept")))
         return await firehose.handle(request, faults)

@@ -87,9 +87,8 @@ def stored(data: bytes | str | PathLike[str], modified: float, *, part_size: int
                     part = _md5()
     md5 = whole.hexdigest()
     etag = f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}" if multipart else md5
-    if isinstance(data, bytes):
-        return StoredObject(data, None, size, md5, etag, modified)
-    return StoredObject(None, Path(data), size, md5, etag, modified)
+    content, path = (data, None) if isinstance(data, bytes) else (None, Path(data))
+    return StoredObject(content, path, size, md5, etag, modified)
 
 
 def _md5(data: bytes = b"") -> "hashlib._Hash":

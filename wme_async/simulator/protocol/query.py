@@ -159,16 +159,14 @@ def select_rows(rows: Iterable[Mapping[str, Any]], query: Query, *, filtered: bo
     """
     if filtered and any(item is None for item in query.filters):
         raise Panic
-    tests = [_test(*item) for item in query.filters if item is not None and _is_applied(*item)] if filtered else []
+    items = [item for item in query.filters if item is not None] if filtered else []
+    # A filter by a name or a value that is neither text nor a number is ignored.
+    tests = [_test(name, value) for name, value in items if name and type(value) in {str, int, float}]
     selected = [row for row in rows if all(test(row) for test in tests)]
     if not query.fields or "*" in query.fields:
         return selected
     paths = [_path(name) for name in query.fields]
     return [_project(row, paths) for row in selected]
-
-
-def _is_applied(name: str, value: Any) -> bool:
-    return bool(name) and not isinstance(value, bool) and isinstance(value, (str, int, float))
 
 
 def _path(name: str) -> list[str]:

@@ -7,6 +7,7 @@ other fields; zeros that the JSON always writes then appear in it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 _ZERO: Final[dict[str, Any]] = {"string": "", "int": 0, "float": 0.0, "bool": False}
@@ -207,12 +208,7 @@ def compile_fields(schema: Node, names: Sequence[str]) -> Callable[[dict[str, An
     A zeroed value vanishes from the JSON, except the few that are always written and then say 0 or false. A wildcard
     on an object wins over single fields of it.
     """
-    keep = _keep(schema, [name.split(".") for name in names])
-
-    def pruned(record: dict[str, Any]) -> dict[str, Any]:
-        return record if keep is None else _prune(record, keep)
-
-    return pruned
+    return partial(_prune, _keep(schema, [name.split(".") for name in names]))
 
 
 def _keep(node: Leaf | Node, paths: list[list[str]]) -> _Keep | None:
@@ -226,21 +222,16 @@ def _keep(node: Leaf | Node, paths: list[list[str]]) -> _Keep | None:
     return _Keep(children, node.zeros)
 
 
-def _prune(record: dict[str, Any], keep: _Keep) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in record.items():
-        if key not in keep.children:
-            if key in keep.zeros:
-                out[key] = keep.zeros[key]
-            continue
-        below = keep.children[key]
-        if below is None:
-            out[key] = value
-        elif isinstance(value, list):
-            out[key] = [_prune(item, below) if isinstance(item, dict) else item for item in value]
-        else:
-            out[key] = _prune(value, below) if isinstance(value, dict) else value
-    return out
+def _prune(keep: _Keep | None, value: Any) -> Any:
+    if keep is None or not isinstance(value, dict | list):
+        return value
+    if isinstance(value, list):
+        return [_prune(keep, item) for item in value]
+    return {
+        key: _prune(keep.children[key], below) if key in keep.children else keep.zeros[key]
+        for key, below in value.items()
+        if key in keep.children or key in keep.zeros
+    }
 
 
 def compile_filters(schema: Node, filters: Mapping[str, Any]) -> Callable[[dict[str, Any]], bool]:

@@ -1,5 +1,6 @@
 """Requests to a stream: binding, the checks of the server in their order, and their exact texts."""
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -65,7 +66,7 @@ class Accepted:
         return "live", 0
 
 
-def bind_stream_request(method: str, query: str, content_type: str, body: bytes) -> dict[str, Any] | Refused:
+def bind_stream_request(method: str, query: str, content_type: str, body: bytes) -> dict[str, Any]:
     """Read the parameters of a request as the server does.
 
     Query parameters are read unless a POST says JSON; then a JSON body is read whatever its Content-Type, also on a
@@ -78,30 +79,30 @@ def bind_stream_request(method: str, query: str, content_type: str, body: bytes)
         body: The body.
 
     Returns:
-        The parameters in JSON's shape, unchecked; or the error response to a body that is not JSON.
+        The parameters in JSON's shape, unchecked.
+
+    Raises:
+        HTTPError: The body is not JSON.
     """
     kind = content_type.partition(";")[0].strip().lower()
     posted = method.upper() == "POST"
     model: dict[str, Any] = {}
-    try:
-        if not (posted and kind == "application/json"):
-            form = query
-            if posted and kind in _UNREAD_BODIES:
-                if kind == "application/x-www-form-urlencoded":
-                    form = f"{body.decode('utf-8', 'replace')}&{query}"
-                body = b""
-            model.update(_form(parse_qs(form, keep_blank_values=True)))
-        document = _json(body) if body.strip() else {}
-        if not isinstance(document, dict | None):
-            return Refused(422, unmarshal_error(document, "value of type articles.Model"))
-        for key, value in (document or {}).items():
-            name = key.lower()
-            if value is not None and name in _KEYS:
-                previous = model.get(name)
-                merged = {**previous, **value} if isinstance(previous, dict) and isinstance(value, dict) else value
-                model[name] = merged
-    except HTTPError as error:
-        return Refused(error.status, error.message)
+    if not (posted and kind == "application/json"):
+        form = query
+        if posted and kind in _UNREAD_BODIES:
+            if kind == "application/x-www-form-urlencoded":
+                form = f"{body.decode('utf-8', 'replace')}&{query}"
+            body = b""
+        model.update(_form(parse_qs(form, keep_blank_values=True)))
+    document = _json(body) if body.strip() else {}
+    if not isinstance(document, dict | None):
+        raise _invalid(unmarshal_error(document, "value of type articles.Model"))
+    for key, value in (document or {}).items():
+        name = key.lower()
+        if value is not None and name in _KEYS:
+            previous = model.get(name)
+            merged = {**previous, **value} if isinstance(previous, dict) and isinstance(value, dict) else value
+            model[name] = merged
     return model
 
 
@@ -132,16 +133,12 @@ def _number(text: str) -> int:
 
 
 def _json(data: bytes) -> Any:
-    try:
+    with contextlib.suppress(msgspec.DecodeError):
         return msgspec.json.decode(data)
-    except msgspec.DecodeError:
-        pass
     text = data.decode("utf-8", "replace").lstrip()
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         # Whatever follows the first value is ignored.
         return json.JSONDecoder(parse_constant=_reject_constant).raw_decode(text)[0]
-    except (ValueError, RecursionError):
-        pass
     if text[:1] not in {"{", "[", '"', "t", "f", "n", "-"} and not text[:1].isdigit():
         raise _invalid(f"invalid character '{text[:1]}' looking for beginning of value")
     raise _invalid("unexpected EOF")
@@ -170,12 +167,15 @@ def check_stream_request(
         The request that will stream, or the error response.
     """
     try:
-        return _check(model, int(now * 1000), schema, partitions, parts)
+        return prune_stream_request(model, now, schema, partitions, parts)
     except HTTPError as error:
         return Refused(error.status, error.message)
 
 
-def _check(model: Mapping[str, Any], now: int, schema: Node, partitions: int, max_parts: int) -> Accepted:
+def prune_stream_request(
+    model: Mapping[str, Any], now: float, schema: Node, partitions: int, max_parts: int
+) -> Accepted:
+    """Check and prune as `check_stream_request` does, and raise an `HTTPError` in place of an error response."""
     values = _decode(model)
     since = None if values["since"] == _ZERO_TIME else values["since"]
     fields, filters, parts = values["fields"], values["filters"], values["parts"]
@@ -186,10 +186,10 @@ def _check(model: Mapping[str, Any], now: int, schema: Node, partitions: int, ma
         _check_field(schema, name)
     for name, value in filters:
         _check_filter(schema, name, value)
-    if since is not None and since > now:
+    if since is not None and since > int(now * 1000):
         raise _invalid(f"since time {_seconds(since)} cannot be in the future")
     for partition, moment in maps["since_per_partition"].items():
-        if moment > now:
+        if moment > int(now * 1000):
             raise _invalid(f"since_per_partition for partition {partition} has future time {_seconds(moment)}")
     if parts:
         _check_parts(parts, max_parts, since)

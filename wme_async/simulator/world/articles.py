@@ -23,8 +23,10 @@ __all__ = [
     "ArchiveMember",
     "ArticleGenerator",
     "Kind",
+    "Size",
     "build_archive",
     "dumps",
+    "event_time",
     "page_id_of",
     "site_of",
     "timestamp",
@@ -32,6 +34,9 @@ __all__ = [
 
 Kind = Literal["update", "delete", "visibility-change"]
 """The event types that the service publishes."""
+
+Size = int | Literal["small"] | None
+"""Of a generated record: bytes of its JSON, a few fields, or a natural size."""
 
 _FIRST_EVENT: Final = 1_780_000_000.0  # 2026-05-28: the default start of generated event times
 _YEAR_ONE: Final = "0001-01-01T00:00:00Z"
@@ -69,6 +74,11 @@ def site_of(project: str) -> tuple[str, str]:
             return code, f"https://{code}.{family}.org"
     code = project.removesuffix("wiki").replace("_", "-") or "en"
     return code, f"https://{code}.wikipedia.org"
+
+
+def event_time(index: int, published: float | datetime | None) -> int:
+    """Return nanoseconds since 1970, in whole microseconds as event times are; by default those of the index."""
+    return nanoseconds_of(_FIRST_EVENT + index % 10_000_000 * 0.087131 if published is None else published)
 
 
 class _Page(NamedTuple):
@@ -115,7 +125,7 @@ class ArticleGenerator:
         project: str = "enwiki",
         namespace: int = 0,
         kind: Kind = "update",
-        size: int | Literal["small"] | None = None,
+        size: Size = None,
         revision: int | None = None,
         published: float | datetime | None = None,
         title: str | None = None,
@@ -145,7 +155,7 @@ class ArticleGenerator:
             project=project,
             namespace=namespace,
             revision=_revision(index) if revision is None else revision,
-            when=self._when(index, published),
+            when=event_time(index, published),
         )
         if kind != "update":
             return _removal(page, kind)
@@ -164,7 +174,7 @@ class ArticleGenerator:
         *,
         project: str = "enwiki",
         published: float | datetime | None = None,
-        size: int | Literal["small"] | None = None,
+        size: Size = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Make the two events of a renamed page: a delete of the old title and an update of the new one.
 
@@ -222,7 +232,7 @@ class ArticleGenerator:
         start: int = 0,
         project: str = "enwiki",
         namespace: int = 0,
-        size: int | Literal["small"] | None = None,
+        size: Size = None,
         duplicates: float = 0.0,
         deletes: float = 0.0,
         structured: bool = False,
@@ -258,12 +268,6 @@ class ArticleGenerator:
                 )
             yield dumps(record) + b"\n"
 
-    def _when(self, index: int, published: float | datetime | None) -> int:
-        """Nanoseconds since 1970, in whole microseconds as event times are."""
-        if published is None:
-            published = _FIRST_EVENT + (index % 10_000_000) * 0.087131
-        return nanoseconds_of(published)
-
     def _full(self, page: _Page, wanted: int) -> dict[str, Any]:
         rnd, index, name, project, namespace, revision, when = page
         language, base = site_of(project)
@@ -291,19 +295,18 @@ class ArticleGenerator:
         record["url"] = f"{base}/wiki/{encoded}"
         if rnd.random() < 0.5:
             record["watchers_count"] = rnd.randrange(30, 4000)
-        record["namespace"] = {"identifier": namespace}
-        record["in_language"] = {"identifier": language}
-        record.update(_links(rnd, index, base))
-        record["is_part_of"] = {"identifier": project, "url": base}
-        html_bytes = max(0, wanted - 2600) * 7 // 10
-        body = {
-            "html": self._texts.html.take(rnd, html_bytes),
-            "wikitext": self._texts.wikitext.take(rnd, max(0, wanted - 2600 - html_bytes)),
+        record |= {
+            "namespace": {"identifier": namespace},
+            "in_language": {"identifier": language},
+            **_links(rnd, index, base),
+            "is_part_of": {"identifier": project, "url": base},
         }
-        if any(body.values()):
-            record["article_body"] = {name: text for name, text in body.items() if text}
-        record["license"] = [_LICENSE]
-        record["event"] = _event(rnd, "update", when)
+        html_bytes = max(0, wanted - 2600) * 7 // 10
+        html = self._texts.html.take(rnd, html_bytes)
+        wikitext = self._texts.wikitext.take(rnd, max(0, wanted - 2600 - html_bytes))
+        if body := {name: text for name, text in (("html", html), ("wikitext", wikitext)) if text}:
+            record["article_body"] = body
+        record |= {"license": [_LICENSE], "event": _event(rnd, "update", when)}
         if rnd.random() < 0.3:
             record["image"] = {
                 "content_url": f"https://upload.wikimedia.org/wikipedia/commons/a/a0/Picture_{index}.jpg",
@@ -324,12 +327,10 @@ def _revision(index: int) -> int:
 
 
 def _event(rnd: Random, kind: str, when: int) -> dict[str, Any]:
-    identifier = uuid.UUID(int=rnd.getrandbits(128), version=4)
-    created = when - rnd.randrange(400_000, 4_000_000) * 1000
     return {
-        "identifier": str(identifier),
+        "identifier": str(uuid.UUID(int=rnd.getrandbits(128), version=4)),
         "type": kind,
-        "date_created": stamp(created, 6),
+        "date_created": stamp(when - rnd.randrange(400_000, 4_000_000) * 1000, 6),
         "date_published": stamp(when, 6),
     }
 
@@ -433,12 +434,12 @@ def _version(rnd: Random, revision: int, wanted: int, *, bulk: bool, wiki: bool)
         version["scores"]["revertrisk"] = scored
         if rnd.random() < 0.2:
             version["scores"]["referenceneed"] = {"reference_need_score": round(rnd.random(), 6)}
-    characters = wanted // 3
-    version["editor"] = editor
-    version["number_of_characters"] = characters
-    version["size"] = {"value": characters + rnd.randrange(300), "unit_text": "B"}
-    version["maintenance_tags"] = {"citation_needed_count": rnd.randrange(1, 9)} if rnd.random() < 0.12 else {}
-    return version
+    return version | {
+        "editor": editor,
+        "number_of_characters": wanted // 3,
+        "size": {"value": wanted // 3 + rnd.randrange(300), "unit_text": "B"},
+        "maintenance_tags": {"citation_needed_count": rnd.randrange(1, 9)} if rnd.random() < 0.12 else {},
+    }
 
 
 def _links(rnd: Random, index: int, base: str) -> dict[str, Any]:

@@ -352,12 +352,8 @@ class Catalog:
             return
         async with self._lock:
             missing = [spec for key in keys if key not in self._rows and (spec := self._spec_of(key)) is not None]
-            if missing:
-                await asyncio.to_thread(self._build_all, missing)
-
-    def _build_all(self, specs: Iterable[ArchiveSpec]) -> None:
-        for spec in specs:
-            self._build(spec)
+            for spec in missing:
+                await asyncio.to_thread(self._build, spec)
 
     def _build(self, spec: ArchiveSpec) -> None:
         if spec.key not in self._rows:
@@ -373,9 +369,7 @@ class Catalog:
         return stored(data, spec.modified, part_size=self._options["part_size"])
 
     def _describe(self, spec: ArchiveSpec, archive: StoredObject) -> dict[str, Any]:
-        size: dict[str, Any] = {"value": round(archive.size / 1e6, 3), "unit_text": "MB"}
-        if not size["value"]:
-            del size["value"]
+        megabytes = round(archive.size / 1e6, 3)
         row: dict[str, Any] = {
             "identifier": spec.identifier,
             "version": archive.md5,
@@ -383,7 +377,7 @@ class Catalog:
             "is_part_of": {"identifier": spec.project},
             "in_language": {"identifier": spec.language},
             "namespace": {"identifier": spec.namespace},
-            "size": size,
+            "size": {"value": megabytes, "unit_text": "MB"} if megabytes else {"unit_text": "MB"},
         }
         if spec.chunks and spec.kind != "chunk":
             # Workers finish in any order, and this list has that order.

@@ -133,8 +133,7 @@ class Editor:
 
     def hide(self, time: int, project: str, title: str, hidden: Iterable[str]) -> WikiPage:
         """Suppress exactly these parts of the newest revision of a page."""
-        parts = frozenset(hidden)
-        return self._take(project, "hide", time, self.wiki(project).hide(time, title, parts))
+        return self._take(project, "hide", time, self.wiki(project).hide(time, title, frozenset(hidden)))
 
     def at_once(self, time: int, project: str, title: str, kind: Kind) -> PublishedRecord:
         """Change a page, and return the record, published in the same moment."""

@@ -12,8 +12,8 @@ from random import Random
 from typing import Any, Final, Literal
 
 from wme_async.simulator.world import prose
-from wme_async.simulator.world.articles import ArticleGenerator, Kind
-from wme_async.simulator.world.encoding import dumps, nanoseconds_of, stamp
+from wme_async.simulator.world.articles import ArticleGenerator, Kind, Size, event_time
+from wme_async.simulator.world.encoding import dumps, stamp
 
 Shape = Literal["maps", "lists", "single", "mixed"]
 """How ambiguous fields look.
@@ -25,8 +25,10 @@ Shape = Literal["maps", "lists", "single", "mixed"]
 """
 
 _SHAPES: Final = ("maps", "lists", "single")
-_LANGUAGE_LIST: Final = "ar bn de en es fr he hi it ja nl pl pt ru sv uk vi zh zh-hant"
-_LANGUAGES: Final = tuple(_LANGUAGE_LIST.split())
+_LANGUAGES: Final = (
+    "ar", "bn", "de", "en", "es", "fr", "he", "hi", "it", "ja", "nl", "pl", "pt", "ru", "sv", "uk", "vi", "zh",
+    "zh-hant",
+)  # fmt: skip
 _LICENSE: Final = {
     "name": "Creative Commons CC0 1.0 Universal",
     "identifier": "CC0-1.0",
@@ -40,7 +42,6 @@ FIRST_DELETED: Final = {"Q": 900_000_000, "P": 900_000}
 """From these numbers on items and properties are deleted: batches say so, and look-ups do not find them."""
 
 _FIRST: Final = 100  # the number of the item that belongs to the article with index 0
-_FIRST_EVENT: Final = 1_780_000_000.0  # 2026-05-28: the default start of generated event times
 _PROPERTIES: Final = {
     "P18": "commonsMedia",
     "P31": "wikibase-item",
@@ -88,7 +89,7 @@ class EntityGenerator:
         number: int,
         *,
         shape: Shape = "maps",
-        size: int | Literal["small"] | None = None,
+        size: Size = None,
         kind: Kind = "update",
         published: float | datetime | None = None,
         version: bool | None = None,
@@ -117,7 +118,7 @@ class EntityGenerator:
         number: int,
         *,
         shape: Shape = "maps",
-        size: int | Literal["small"] | None = None,
+        size: Size = None,
         kind: Kind = "update",
         published: float | datetime | None = None,
         version: bool | None = None,
@@ -168,7 +169,7 @@ class EntityGenerator:
         start: int = _FIRST,
         namespace: Literal[0, 120] = 0,
         shape: Shape = "maps",
-        size: int | Literal["small"] | None = None,
+        size: Size = None,
     ) -> Iterator[bytes]:
         """Make the lines of an archive member, each with its line feed; scholarly items are passed over.
 
@@ -196,14 +197,14 @@ class EntityGenerator:
         number: int,
         *,
         shape: Shape,
-        size: int | Literal["small"] | None,
+        size: Size,
         kind: Kind,
         published: float | datetime | None,
         version: bool | None,
     ) -> dict[str, Any]:
         rnd = Random((self.seed << 80) ^ (ord(letter) << 64) ^ number)
         looks = _SHAPES[number % 3] if shape == "mixed" else shape
-        when = nanoseconds_of(_FIRST_EVENT + number % 10_000_000 * 0.087131 if published is None else published)
+        when = event_time(number, published)
         identifier = f"{letter}{number}"
         record = _envelope(rnd, identifier, number, when, kind, single=looks == "single")
         if size == "small":
@@ -373,10 +374,12 @@ def _envelope(rnd: Random, identifier: str, number: int, when: int, kind: Kind, 
     if rnd.random() < 0.15:
         protection = {"type": "edit", "level": "autoconfirmed", "expiry": rnd.choice(("infinity", "infinite", "never"))}
         record["protection"] = protection if single else [protection]
-    record["url"] = f"https://www.wikidata.org/wiki/{prefix}{identifier}"
-    record["namespace"] = {"identifier": namespace}
-    record["is_part_of"] = _PROJECT
-    record["license"] = _LICENSE if single else [_LICENSE]
+    record |= {
+        "url": f"https://www.wikidata.org/wiki/{prefix}{identifier}",
+        "namespace": {"identifier": namespace},
+        "is_part_of": _PROJECT,
+        "license": _LICENSE if single else [_LICENSE],
+    }
     if kind == "visibility-change":
         record["visibility"] = {"text": False, "editor": True, "comment": True}
     bits = f"{rnd.getrandbits(128):032x}"
@@ -396,12 +399,8 @@ def _with_version(record: dict[str, Any], rnd: Random, number: int) -> dict[str,
         "scores": {"revertrisk": {"probability": {"false": 1 - risk, "true": risk}}},
         "editor": {"identifier": 77, "name": "Editor 77"},
     }
-    out: dict[str, Any] = {}
-    for key, value in record.items():
-        if key == "url":
-            out["version"] = version
-        out[key] = value
-    return out
+    items, position = list(record.items()), list(record).index("url")
+    return dict([*items[:position], ("version", version), *items[position:]])
 
 
 def _grown(record: dict[str, Any], builder: _Builder, identifier: str, size: int) -> dict[str, Any]:
@@ -412,14 +411,11 @@ def _grown(record: dict[str, Any], builder: _Builder, identifier: str, size: int
     if missing < 0:
         raise ValueError(f"this entity has at least {size - missing} bytes")
     statements = entity["statements"]
-    more: list[dict[str, Any]] = []
+    if isinstance(statements, dict):
+        statements = statements.setdefault("P2860", [])
     while missing > 20_000:
         statement = builder.statement(identifier, "P2860")
         missing -= len(dumps(statement)) + 1
-        more.append(statement)
-    if isinstance(statements, dict):
-        statements.setdefault("P2860", []).extend(more)
-    else:
-        statements.extend(more)
+        statements.append(statement)
     entity["descriptions"]["en"] = prose.filler(size - len(dumps(record)))
     return record

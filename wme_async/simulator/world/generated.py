@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wme_async.simulator.world.archive_spec import ArchiveSpec
 from wme_async.simulator.world.articles import ArticleGenerator, Kind, dumps
 from wme_async.simulator.world.entities import FIRST_DELETED, EntityGenerator
-from wme_async.simulator.world.generated_pages import GeneratedPages
+from wme_async.simulator.world.generated_pages import CHUNKED, GeneratedPages
 from wme_async.simulator.world.metadata import EMPTY, NAMESPACES, PROJECTS, STRUCTURED
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class GeneratedArchives:
 
     def chunks(self, identifier: str) -> int:
         """Return the number of chunks of a snapshot; 0 for one that is never chunked."""
-        return self.pages.chunks(identifier)
+        return CHUNKED.get(identifier, 0)
 
     def structured(self) -> list[str]:
         """Return the identifiers of the structured snapshots."""

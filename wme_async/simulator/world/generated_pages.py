@@ -11,10 +11,11 @@ import zlib
 from bisect import bisect_right, insort
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from wme_async.simulator.world.articles import ArticleGenerator, Kind, page_id_of
+from wme_async.simulator.world.articles import ArticleGenerator, Kind, Size, page_id_of
 from wme_async.simulator.world.encoding import timestamp
 from wme_async.simulator.world.metadata import EMPTY, NAMESPACES, PROJECTS
 from wme_async.simulator.world.wiki import Revision, WikiPage
@@ -22,7 +23,7 @@ from wme_async.simulator.world.wiki import Revision, WikiPage
 if TYPE_CHECKING:
     from wme_async.simulator.options import SimulatorOptions
 
-_CHUNKED: Final[Mapping[str, int]] = {"enwiki_namespace_0": 12, "simplewiki_namespace_0": 2}
+CHUNKED: Final[Mapping[str, int]] = {"enwiki_namespace_0": 12, "simplewiki_namespace_0": 2}
 _HOUR: Final = 3600
 _OF_A_NAMESPACE: Final = 20_000  # pages for which a namespace has room
 _BRIEF: Final = 10_000_000  # the position of the first page that exists for minutes only
@@ -35,8 +36,6 @@ _FIRST_REVISION: Final = 1_000_000_000
 COMMON: Final = ("Squirrel", "Marie Curie", "NATO", "Earth", "Josephine Baker", "AC/DC", "C++", "What Is Life?", "42%")
 _COMMON_PAGE: Final = 19_000  # the position of the first of them, which look-ups alone know
 _DELETE_LATENCY: Final = 0.2  # seconds
-
-Size = int | Literal["small"] | None
 
 
 class PageState(NamedTuple):
@@ -135,10 +134,6 @@ class GeneratedPages:
         self._edits: dict[tuple[str, int], dict[int, list[Edit]]] = {}
         self._updates: dict[tuple[str, int], dict[int, list[float]]] = {}  # times of the edits that are updates
 
-    def chunks(self, identifier: str) -> int:
-        """Return the number of chunks of a snapshot; 0 for one that is never chunked."""
-        return _CHUNKED.get(identifier, 0)
-
     def count(self, identifier: str) -> int:
         """Return the number of records of an archive: larger projects have more, on a scale that keeps all small."""
         size = self._sizes.get(identifier, 0.05)
@@ -149,7 +144,7 @@ class GeneratedPages:
         key = (project, namespace)
         if key not in self._sections:
             identifier = f"{project}_namespace_{namespace}"
-            count, chunks = self.count(identifier), self.chunks(identifier)
+            count, chunks = self.count(identifier), CHUNKED.get(identifier, 0)
             pages = chunks * self._articles if chunks else count
             deletes = count // _DELETED
             batched = identifier in self._sizes
@@ -207,7 +202,7 @@ class GeneratedPages:
         edits = self._edits.get((section.project, section.namespace), {}).get(position, ())
         updates = self._updates.get((section.project, section.namespace), {}).get(position, ())
         state = state._replace(revision=state.revision + bisect_right(updates, time))
-        count = bisect_right(edits, time, key=_published)
+        count = bisect_right(edits, time, key=attrgetter("published"))
         if count and edits[count - 1].published >= state.published:
             edit = edits[count - 1]
             return state._replace(published=edit.published, event=edit.event), edit.kind == "delete"
@@ -337,12 +332,8 @@ class GeneratedPages:
             edit = Edit(published, kind, (1 << 32) + number)
             if kind != "visibility-change":
                 edits = self._edits.setdefault((project, namespace), {}).setdefault(position, [])
-                edits.insert(bisect_right(edits, published, key=_published), edit)
+                edits.insert(bisect_right(edits, published, key=attrgetter("published")), edit)
             if kind == "update":
                 insort(self._updates.setdefault((project, namespace), {}).setdefault(position, []), published)
                 state = state._replace(revision=state.revision + 1)
             return self._record(section, state._replace(published=published, event=edit.event), kind, size=size)
-
-
-def _published(edit: Edit) -> float:
-    return edit.published

@@ -1,9 +1,9 @@
 """The records of a `World` on the wire: articles of the generator with page, revision and event of the world."""
 
 from random import Random
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from wme_async.simulator.world.articles import ArticleGenerator
+from wme_async.simulator.world.articles import ArticleGenerator, Size
 from wme_async.simulator.world.encoding import stamp
 from wme_async.simulator.world.pipeline import PublishedRecord
 
@@ -17,8 +17,6 @@ _ORDER: Final = (
 )  # fmt: skip
 _SPARSE: Final = ("date_created", "date_previously_modified", "previous_version", "watchers_count")
 _REPLACED: Final = ("name", "identifier", "url", "version", "event", "date_created", "date_modified")
-
-Size = int | Literal["small"] | None
 
 
 def encode_record(record: PublishedRecord, generator: ArticleGenerator, size: Size = "small") -> dict[str, Any]:

@@ -14,7 +14,6 @@ from wme_async.simulator.world.encoding import dumps
 _GZIP_HEADER = bytes.fromhex("1f8b080000096e8800ff")
 _BLOCK = 1 << 20  # the compressor ends a block with a sync flush after each MiB of input
 _SPOOL = 16 << 20  # a member above this goes to a temporary file while its size is counted
-_END = bytes(1024)
 
 _KINDS = {
     "file": tarfile.REGTYPE,
@@ -98,17 +97,16 @@ def build_archive(
 
 def _members(entries: list[Any]) -> Iterator[ArchiveMember]:
     """Return entries as members: all of them as one, if they are records."""
-    is_member = [isinstance(entry, ArchiveMember) or _is_pair(entry) for entry in entries]
+    is_member = [
+        isinstance(entry, ArchiveMember) or (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str))
+        for entry in entries
+    ]
     if any(is_member) and not all(is_member):
         raise TypeError("an archive is built of records or of members, not of both")
     if entries and not any(is_member):
         entries = [("records_0.ndjson", entries)]
     for entry in entries:
         yield entry if isinstance(entry, ArchiveMember) else ArchiveMember(entry[0], map(_line, entry[1]))
-
-
-def _is_pair(entry: Any) -> bool:
-    return isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)
 
 
 def _line(piece: Any) -> bytes:
@@ -125,7 +123,7 @@ def _tar(members: Iterable[ArchiveMember], mode: int, *, pax: bool) -> Iterator[
             yield _header(member, size, mode, pax=pax)
             yield from iter(lambda: spool.read(_BLOCK), b"")
         yield bytes(-size % tarfile.BLOCKSIZE)
-    yield _END
+    yield bytes(2 * tarfile.BLOCKSIZE)
 
 
 def _header(member: ArchiveMember, size: int, mode: int, *, pax: bool) -> bytes:

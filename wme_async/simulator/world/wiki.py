@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Final, Literal, NamedTuple
 
 ChangeKind = Literal["create", "edit", "move", "delete", "restore", "redirect", "hide", "bulk"]
@@ -116,7 +117,7 @@ class Wiki:
         versions.append((time, page))
         if len(versions) > _MOST_VERSIONS:
             # Nothing is fetched as it was long ago; the oldest version counts for all times before.
-            old = bisect_right(versions, time - _FETCHED_WITHIN, key=_time)
+            old = bisect_right(versions, time - _FETCHED_WITHIN, key=itemgetter(0))
             del versions[: max(0, old - 1)]
         return page
 
@@ -140,7 +141,7 @@ class Wiki:
     def at(self, title: str, time: int) -> WikiPage | None:
         """Return the page that had a title at a time, or None."""
         versions = self._versions.get(title, [])
-        position = bisect_right(versions, time, key=_time)
+        position = bisect_right(versions, time, key=itemgetter(0))
         return versions[position - 1][1] if position else None
 
     def fetch(self, title: str, time: int) -> WikiPage | None:
@@ -212,10 +213,6 @@ class Wiki:
     def hide(self, time: int, title: str, hidden: frozenset[str]) -> WikiPage:
         """Suppress parts of the newest revision, and show the others."""
         return self._store(time, replace(self.get(title), hidden=hidden))
-
-
-def _time(version: tuple[int, WikiPage | None]) -> int:
-    return version[0]
 
 
 def _with(revisions: tuple[Revision, ...], revision: Revision) -> tuple[Revision, ...]:

@@ -8,8 +8,11 @@ import asyncio
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from itertools import product
+from operator import attrgetter
 from random import Random
 from typing import Any, Final
 
@@ -33,6 +36,7 @@ _STEP: Final = 0.2  # seconds
 _ADOPTED: Final = 30_000_000  # the first number of pages beside the built-in ones
 _NUMBERS_OF_A_PROJECT: Final = 300_000
 
+_published: Final = attrgetter("published")
 Listener = Callable[[PublishedRecord], None]
 BuiltInPages = Callable[[str, float], Iterable[WikiPage]]
 
@@ -105,7 +109,7 @@ class World:
         self.pages: int = pages
         self._past = past
         self._clock = Clock(start, frozen=True)
-        self._listeners: list[Listener] = []
+        self._listener: Listener | None = None
         self._start = self._clock.now()
         self._begun = False
         self._random = Random(f"changes {seed}")
@@ -159,10 +163,9 @@ class World:
         Raises:
             RuntimeError: The world belongs to a simulator, or has a history, already.
         """
-        if self._listeners or self._begun:
+        if self._listener is not None or self._begun:
             raise RuntimeError("this world has begun already: make one for each simulator, and change it there")
-        self._clock, self._start = clock, clock.now()
-        self._listeners.append(listener)
+        self._clock, self._start, self._listener = clock, clock.now(), listener
         if articles:
             self.generator = self._editor.generator = ArticleGenerator(self.seed, base=articles)
         if built_in is not None:
@@ -184,8 +187,7 @@ class World:
 
     def take_over(self) -> None:
         """Take over the built-in pages of all projects, so that nothing changes but by this world."""
-        with self._lock:
-            self.catch_up()
+        with self._present():
             for project in self.projects:
                 self._open(project)
 
@@ -219,33 +221,28 @@ class World:
             self._proceed(now)
 
     def _begin(self, now: int) -> None:
-        beginning = now - _PAST * SECOND
-        if self._built_in is None:
+        if self._built_in is None:  # the built-in pages have a past of their own
+            beginning = now - _PAST * SECOND
             self._populate(beginning)
-        past = min(_MOST_PAST, int(self.rate * _PAST)) if self._past is None else self._past
-        if self._built_in is not None:
-            past = 0  # the built-in pages have a past of their own
-        for time in sorted(beginning + self._random.randrange(_PAST * SECOND) for _ in range(past)):
-            self._change_at_random(time)
+            past = min(_MOST_PAST, int(self.rate * _PAST)) if self._past is None else self._past
+            for time in sorted(beginning + self._random.randrange(_PAST * SECOND) for _ in range(past)):
+                self._change_at_random(time)
         self._proceed(now)
 
     def _populate(self, beginning: int) -> None:
         """Add the pages of the beginning, each published once, long ago."""
         rnd = Random(f"pages {self.seed}")
-        count = len(self.projects) * len(self.namespaces) * self.pages
-        times = iter(sorted(beginning - rnd.randrange(_DAY, _OLDEST) * SECOND for _ in range(count)))
-        for _ in range(self.pages):
-            for project in self.projects:
-                for namespace in self.namespaces:
-                    time = next(times)
-                    title = self._editor.free_title(project, namespace)
-                    page = self._editor.new_page(time, project, title)
-                    change = self._editor.change("create", time, page)
-                    published = time + rnd.randrange(SECOND, 16 * SECOND)
-                    # The oldest records have no event, and bulk records were created when they were published.
-                    kind = rnd.random()
-                    message = Message("update", project, title, change, published if kind < 0.1 else time)
-                    self._take(PublishedRecord(message, page, published, bulk=kind < 0.1, eventless=kind > 0.9))
+        pages = list(product(range(self.pages), self.projects, self.namespaces))
+        times = sorted(beginning - rnd.randrange(_DAY, _OLDEST) * SECOND for _ in pages)
+        for time, (_, project, namespace) in zip(times, pages, strict=True):
+            title = self._editor.free_title(project, namespace)
+            page = self._editor.new_page(time, project, title)
+            change = self._editor.change("create", time, page)
+            published = time + rnd.randrange(SECOND, 16 * SECOND)
+            # The oldest records have no event, and bulk records were created when they were published.
+            kind = rnd.random()
+            message = Message("update", project, title, change, published if kind < 0.1 else time)
+            self._take(PublishedRecord(message, page, published, bulk=kind < 0.1, eventless=kind > 0.9))
         for records in self._records.values():
             records.sort(key=_published)
 
@@ -259,8 +256,8 @@ class World:
         for record in self._pipeline.advance(self._now):
             self._published.setdefault(record.message.created, record.published)
             self._take(record)
-            for listener in self._listeners:
-                listener(record)
+            if self._listener is not None:
+                self._listener(record)
 
     def _take(self, record: PublishedRecord) -> None:
         """Add a record to the topics of archives and to the store of look-ups; neither knows suppression."""
@@ -273,9 +270,12 @@ class World:
         elif not record.bulk or record.name not in self._current[project]:
             self._current[project][record.name] = record
 
-    def _present(self) -> int:
-        self.catch_up()
-        return self._now
+    @contextmanager
+    def _present(self) -> Iterator[int]:
+        """Hold the lock while everything up to now, which it yields, has happened."""
+        with self._lock:
+            self.catch_up()
+            yield self._now
 
     # Changes
 
@@ -293,8 +293,7 @@ class World:
         Raises:
             ValueError: The project does not exist, or the title is taken.
         """
-        with self._lock:
-            time = self._present()
+        with self._present() as time:
             name = self._editor.free_title(project, namespace) if title is None else _spaced(title)
             return self._editor.create(time, project, name)
 
@@ -307,8 +306,8 @@ class World:
         Raises:
             ValueError: The project or the page does not exist.
         """
-        with self._lock:
-            return self._editor.edit(self._present(), project, _spaced(title))
+        with self._present() as time:
+            return self._editor.edit(time, project, _spaced(title))
 
     def redirect(self, project: str, title: str, target: str) -> WikiPage:
         """Edit a page into a redirect; the service publishes a delete.
@@ -316,8 +315,8 @@ class World:
         Raises:
             ValueError: The project or the page does not exist, or the target is the page itself.
         """
-        with self._lock:
-            return self._editor.edit(self._present(), project, _spaced(title), _spaced(target))
+        with self._present() as time:
+            return self._editor.edit(time, project, _spaced(title), _spaced(target))
 
     def move(self, project: str, title: str, new_title: str, *, redirect: bool = True) -> WikiPage:
         """Move a page; a page with the new title is deleted before.
@@ -331,8 +330,7 @@ class World:
         Raises:
             ValueError: The project or the page does not exist, or both titles are the same.
         """
-        with self._lock:
-            time = self._present()
+        with self._present() as time:
             return self._editor.move(time, project, _spaced(title), _spaced(new_title), leave_redirect=redirect)
 
     def delete(self, project: str, title: str) -> WikiPage:
@@ -344,8 +342,8 @@ class World:
         Raises:
             ValueError: The project or the page does not exist.
         """
-        with self._lock:
-            return self._editor.delete(self._present(), project, _spaced(title))
+        with self._present() as time:
+            return self._editor.delete(time, project, _spaced(title))
 
     def restore(self, project: str, title: str, *, without_last: bool = False) -> WikiPage:
         """Restore the page that was deleted last under a title, with the same revision.
@@ -358,8 +356,8 @@ class World:
         Raises:
             ValueError: The project or the deleted page does not exist, or the title is taken.
         """
-        with self._lock:
-            return self._editor.restore(self._present(), project, _spaced(title), without_last=without_last)
+        with self._present() as time:
+            return self._editor.restore(time, project, _spaced(title), without_last=without_last)
 
     def hide(
         self, project: str, title: str, *, text: bool = True, editor: bool = False, comment: bool = False
@@ -370,8 +368,8 @@ class World:
             ValueError: The project or the page does not exist.
         """
         hidden = [part for part, chosen in (("text", text), ("editor", editor), ("comment", comment)) if chosen]
-        with self._lock:
-            return self._editor.hide(self._present(), project, _spaced(title), hidden)
+        with self._present() as time:
+            return self._editor.hide(time, project, _spaced(title), hidden)
 
     def bulk(self, project: str, titles: Iterable[str] | None = None) -> None:
         """Have the service ingest pages in bulk: into archives, with the content of up to 15 minutes before.
@@ -383,8 +381,7 @@ class World:
         Raises:
             ValueError: The project or a page does not exist.
         """
-        with self._lock:
-            time = self._present()
+        with self._present() as time:
             names = [page.title for page in self._editor.wiki(project).live()] if titles is None else titles
             self._editor.bulk(time, project, map(_spaced, names))
 
@@ -399,8 +396,7 @@ class World:
         Returns:
             The record, or None if there is no page.
         """
-        with self._lock:
-            time = self._present()
+        with self._present() as time:
             titles = [page.title for page in self._editor.wiki(project).live() if not page.namespace]
             if not titles:
                 return None
@@ -414,8 +410,7 @@ class World:
     @property
     def changes(self) -> list[tuple[str, Change]]:
         """Project and change of the history so far, oldest first."""
-        with self._lock:
-            self.catch_up()
+        with self._present():
             return list(self._editor.changes)
 
     def truth(self, project: str) -> Truth:
@@ -424,8 +419,7 @@ class World:
         Raises:
             ValueError: The project does not exist.
         """
-        with self._lock:
-            self.catch_up()
+        with self._present():
             if self._built_in is not None and project in self.projects and project not in self._opened:
                 pages = self._built_in(project, self._now / SECOND)
             else:
@@ -455,14 +449,12 @@ class World:
     @property
     def settled(self) -> bool:
         """Whether all that the service publishes of the history so far is published."""
-        with self._lock:
-            self.catch_up()
+        with self._present():
             return self._pipeline.next_time is None
 
     def current(self, project: str) -> dict[str, PublishedRecord]:
         """Return the records of look-ups by title with spaces."""
-        with self._lock:
-            self.catch_up()
+        with self._present():
             return self._current.get(project, {})
 
     def snapshot(
@@ -478,8 +470,7 @@ class World:
             number: Of the export: each deals its rows anew.
             share: The share of rows to export.
         """
-        with self._lock:
-            self.catch_up()
+        with self._present():
             records = list(self._records[project, namespace])
         rows = snapshot_rows(records, int(cut * SECOND), self._random_of("snapshot", project, namespace, number))
         dealt = deal(rows, members, self._random_of("deal", project, namespace, number), share)
@@ -498,10 +489,11 @@ class World:
             begin: The start of the hour, epoch seconds.
             end: The start of the export.
         """
-        with self._lock:
-            self.catch_up()
+        with self._present():
             records = self._records[project, namespace]
-            first, last = (bisect_left(records, int(time * SECOND), key=_published) for time in (begin, end))
+            first, last = (
+                bisect_left(records, int(time * SECOND), key=attrgetter("published")) for time in (begin, end)
+            )
             rows = records[first:last]
         return batch_rows(rows, self._random_of("batch", project, namespace, begin))
 
@@ -511,10 +503,6 @@ class World:
 
     def _random_of(self, *parts: object) -> Random:
         return Random(f"{self.seed} {parts}")
-
-
-def _published(record: PublishedRecord) -> int:
-    return record.published
 
 
 def _spaced(title: str) -> str:
