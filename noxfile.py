@@ -50,6 +50,7 @@ OF_EXTRA: dict[str, list[str]] = {
         "test_stream",
         "test_jobs_manager",
         "test_web",
+        "test_web_lifespan",
     ],
     "cli": [
         "test_cli",

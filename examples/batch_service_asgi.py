@@ -1,9 +1,7 @@
 """The batch service beside the routes of FastAPI, Starlette or Litestar.
 
-`WME_SERVE_API_KEY=... uvicorn --timeout-graceful-shutdown 5 --app-dir examples --factory
-batch_service_asgi:fastapi_app`: the page is at /downloads/. Without the limit, uvicorn would wait at its end for every
-page that is open somewhere. One client, one pool and one manager serve the process; they are opened and closed with the
-application.
+`WME_SERVE_API_KEY=... uvicorn --app-dir examples --factory batch_service_asgi:fastapi_app`: the page is at /downloads/.
+One client, one pool and one manager serve the process; they are opened and closed with the application.
 """
 
 import os

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 
 from wme_async import Client
-from wme_async.web.errors import aiohttp_errors
+from wme_async.web import aiohttp_errors
 
 WME = web.AppKey("wme", Client)
 routes = web.RouteTableDef()

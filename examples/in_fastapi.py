@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from wme_async import Client, WMEError
-from wme_async.web.errors import starlette_errors
+from wme_async.web import starlette_errors
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from litestar.datastructures import State
 from litestar.params import FromPath
 
 from wme_async import Article, Client, WMEError
-from wme_async.web.errors import litestar_errors
+from wme_async.web import litestar_errors
 
 
 @asynccontextmanager
@@ -18,13 +18,14 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
         yield
 
 
-# Litestar encodes msgspec Structs by itself, without the fields that have their default.
-@get("/pages/{project:str}/{title:str}")
+# Litestar encodes msgspec Structs by itself, without the fields that have their default. A `path` begins with a slash.
+@get("/pages/{project:str}/{title:path}")
 async def page(state: State, project: FromPath[str], title: FromPath[str]) -> Article:
     """Look up one page; without it `litestar_errors` responds with 404."""
     wme: Client = state.wme
     filters = {"is_part_of.identifier": project}
-    articles = await wme.articles.lookup(title, filters=filters, fields=["name", "url"], missing="raise")
+    fields = ["name", "url"]
+    articles = await wme.articles.lookup(title[1:], filters=filters, fields=fields, missing="raise")
     return articles[0]
 
 

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from wme_async import Client, WMEError
-from wme_async.web.errors import starlette_errors
+from wme_async.web import starlette_errors
 
 
 @asynccontextmanager

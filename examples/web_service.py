@@ -1,25 +1,17 @@
 """Cached look-ups, an hourly copy and a live stream: `uvicorn --app-dir examples web_service:app`."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
 
 from wme_async import Article, Cache, Client, SQLiteOffsets, WMEError
 from wme_async.relay import Broadcast
-from wme_async.web.errors import starlette_errors
+from wme_async.web import Lifespan, starlette_errors, starlette_events
 
 
-@asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open the client and what uses it; leaving closes them in the opposite order."""
-    async with Client.from_env(cache=Cache(ttl=60)) as wme, Broadcast(wme.realtime.articles()) as hub:
-        app.state.wme, app.state.hub, app.state.copying = wme, hub, asyncio.create_task(copy_batches(wme))
-        yield
-        app.state.copying.cancel()
-        await asyncio.wait([app.state.copying])
+async def start(app: FastAPI, service: Lifespan) -> None:
+    """Open the client and what uses it; at shutdown they are closed in the opposite order."""
+    wme = app.state.wme = await service.open(Client.from_env(cache=Cache(ttl=60)))
+    app.state.hub = await service.open(Broadcast(wme.realtime.articles()))
+    service.run(copy_batches(wme))
 
 
 async def copy_batches(wme: Client) -> None:
@@ -28,7 +20,8 @@ async def copy_batches(wme: Client) -> None:
         await hour.sync("data/", filters={"is_part_of.identifier": "simplewiki"})
 
 
-app = FastAPI(lifespan=lifespan, exception_handlers={WMEError: starlette_errors})
+service = Lifespan(start)
+app = FastAPI(lifespan=service, exception_handlers={WMEError: starlette_errors})
 
 
 @app.get("/pages/{project}/{title:path}")
@@ -40,13 +33,12 @@ async def page(project: str, title: str) -> Article:
 
 
 @app.get("/live")
-async def live(request: Request) -> StreamingResponse:
+async def live(request: Request) -> Response:
     """Send edits as server-sent events. A browser that reconnects receives what it missed."""
-    body = app.state.hub.sse(request.headers.get("Last-Event-ID"))
-    return StreamingResponse(body, media_type="text/event-stream")
+    return starlette_events(app.state.hub, request)
 
 
 @app.get("/healthz")
 async def health() -> Response:
-    """Respond with 503 if a background job has failed."""
-    return Response(status_code=503 if app.state.hub.failure or app.state.copying.done() else 200)
+    """Respond with 503 if the stream or the copy has failed."""
+    return Response(status_code=503 if service.failure else 200)

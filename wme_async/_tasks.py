@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,6 +16,7 @@ T = TypeVar("T")
 _SLOW: Final = (
     0.005  # seconds; a call that looks at a few files takes a hundredth of that, unless the disk is far or busy
 )
+_SERVER_POLL: Final = 0.2  # seconds
 _TRUST: Final = 8  # quick calls in a row after which they run in the event loop
 _DISTRUST: Final = 100  # more of them after a slow one
 
@@ -103,6 +105,19 @@ async def long_in_thread(function: Callable[[Callable[[], bool]], T]) -> T:
     work = asyncio.get_running_loop().run_in_executor(None, function, cancelled.is_set)
     await wait_done(work, on_cancel=cancelled.set)
     return work.result()
+
+
+async def wait_server_shutdown() -> None:
+    """Wait until uvicorn, if it runs this process, shuts down; with another server, until cancelled.
+
+    ASGI has no message for it: the lifespan ends after the last response, and a response that never ends would hold the
+    server up. The handler of SIGTERM is a method of uvicorn's server, which has `should_exit`.
+    """
+    while True:
+        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if getattr(server, "should_exit", False) is True:
+            return
+        await asyncio.sleep(_SERVER_POLL)
 
 
 async def wait_done(

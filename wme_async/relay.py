@@ -29,7 +29,7 @@ import msgspec
 from wme_async import _clock
 from wme_async._arguments import check_functions, check_numbers
 from wme_async._stream import Stream
-from wme_async._tasks import wait_done
+from wme_async._tasks import wait_done, wait_server_shutdown
 from wme_async.errors import StreamError
 
 __all__ = ["Broadcast", "BroadcastEvent", "BroadcastStatistics", "Listener", "SlowListener", "SlowPolicy"]
@@ -123,6 +123,7 @@ class _Backlog:
         missed: Events that listeners have missed.
         disconnected: Listeners that were too slow for their policy.
         open: Whether the hub is open.
+        ended: Whether listeners end.
         failure: The exception that ended the stream.
     """
 
@@ -143,6 +144,7 @@ class _Backlog:
         self.missed = 0
         self.disconnected = 0
         self.open = False
+        self.ended = False
         self.failure: BaseException | None = None
 
     async def append(self, entry: _Entry) -> None:
@@ -228,6 +230,7 @@ class Broadcast(Generic[T]):
         self._position = position or _position_of
         self._positions: dict[int, str] = {}  # partition and last offset, as in an id, for each partition
         self._task: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Broadcast {'open' if self._backlog.open else 'closed'}, {len(self._backlog.listeners)} listeners>"
@@ -246,6 +249,7 @@ class Broadcast(Generic[T]):
         self._backlog.covered_from = max((start.timestamp() for start in starts if start is not None), default=math.inf)
         self._backlog.open = True
         self._task = asyncio.create_task(self._read(), name="wme relay")
+        self._watcher = asyncio.create_task(self._end_with_server(), name="wme relay: end with the server")
         return self
 
     async def __aexit__(
@@ -257,11 +261,22 @@ class Broadcast(Generic[T]):
         self._backlog.open = False
         self._backlog.wake()
         assert self._task is not None
+        assert self._watcher is not None
+        self._watcher.cancel()
         self._task.cancel()
         try:
             await wait_done(self._task, on_cancel=self._task.cancel)
+            await wait_done(self._watcher)
         finally:
             await self._stream.aclose()
+
+    def end_listeners(self) -> None:
+        """End all listeners, and those to come: a server at its shutdown would wait for their responses.
+
+        Under uvicorn it happens by itself. For aiohttp, call it in `on_shutdown` of the application.
+        """
+        self._backlog.ended = True
+        self._backlog.wake()
 
     @property
     def failure(self) -> BaseException | None:
@@ -308,7 +323,8 @@ class Broadcast(Generic[T]):
         """Yield events as server-sent events, for the body of a streaming response.
 
         A comment is sent after `keep_alive` seconds of silence, so that proxies keep the connection, and a write to a
-        client that has disconnected fails. The body ends when the hub is closed or fails; a browser then reconnects.
+        client that has disconnected fails. The body ends when the hub is closed or fails, or uvicorn shuts down, and a
+        browser reconnects.
 
         Args:
             last_event_id: The request's `Last-Event-ID` header.
@@ -353,6 +369,10 @@ class Broadcast(Generic[T]):
             self._backlog.failure = error
             self._backlog.wake()
 
+    async def _end_with_server(self) -> None:
+        await wait_server_shutdown()
+        self.end_listeners()
+
     def _entry(self, item: T) -> _Entry:
         partition, offset = self._position(item)
         identity = None
@@ -366,8 +386,8 @@ class Broadcast(Generic[T]):
 class Listener(Generic[T]):
     """One listener of a `Broadcast`: an async context manager and an async iterator of `BroadcastEvent`.
 
-    For one task at a time. Iterating ends when the hub or the listener is closed, and raises `StreamError` when the
-    stream has failed and `SlowListener` when this listener was too slow for its policy.
+    For one task at a time. Iterating ends when the hub or the listener is closed or the server shuts down, and raises
+    `StreamError` when the stream has failed and `SlowListener` when this listener was too slow for its policy.
 
     Attributes:
         last_event_id: The `id` of the last event that the listener returned, for resuming.
@@ -429,7 +449,7 @@ class Listener(Generic[T]):
         if self._state == "new":
             raise RuntimeError("the listener is not open: use `async with hub.listen() as events`")
         backlog = self._backlog
-        while self._state == "open" and backlog.open:
+        while self._state == "open" and backlog.open and not backlog.ended:
             event = self._take()
             if event is not None:
                 return event

@@ -5,12 +5,17 @@
     await serve(manager, port=8080, api_keys=[key])                         # on its own
 
 All three have the same routes; `/api/v1/openapi.json` describes them.
+
+For web services of your own there are `Lifespan`, errors as responses, and the events of a relay as responses.
 """
 
 from wme_async.web.aiohttp_app import MANAGER, create_app, serve
 from wme_async.web.asgi_app import create_asgi
 from wme_async.web.auth import hash_key
+from wme_async.web.errors import aiohttp_errors, litestar_errors, starlette_errors
+from wme_async.web.events import aiohttp_events, litestar_events, starlette_events
 from wme_async.web.key_file import new_key
+from wme_async.web.lifespan import Lifespan
 from wme_async.web.messages import Problems
 from wme_async.web.routes import BatchRequest, Created, FileLink
 
@@ -19,10 +24,17 @@ __all__ = [
     "BatchRequest",
     "Created",
     "FileLink",
+    "Lifespan",
     "Problems",
+    "aiohttp_errors",
+    "aiohttp_events",
     "create_app",
     "create_asgi",
     "hash_key",
+    "litestar_errors",
+    "litestar_events",
     "new_key",
     "serve",
+    "starlette_errors",
+    "starlette_events",
 ]

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any, Unpack
 from urllib.parse import parse_qsl, quote, unquote
 
+from wme_async._tasks import wait_server_shutdown
 from wme_async.jobs import BatchManager
 from wme_async.web.messages import HTTPProblem, Request, Response, parse_headers
 from wme_async.web.service import Service, ServiceOptions
@@ -21,8 +22,8 @@ def create_asgi(
     """Make an ASGI application of the batch service, for Starlette, FastAPI, Litestar and the like.
 
     Frameworks do not tell mounted applications when they start and end. So open the manager in the framework's own
-    lifespan; an ASGI server that runs this application alone opens and closes it. Streams of events do not end by
-    themselves when the server wants to: give it a limit, such as uvicorn's `--timeout-graceful-shutdown 5`.
+    lifespan; an ASGI server that runs this application alone opens and closes it. Streams of events end when uvicorn
+    shuts down; another server may wait for them, so give it a limit.
 
     Args:
         manager: Runs the batches.
@@ -38,7 +39,7 @@ def create_asgi(
         if scope["type"] == "lifespan":
             await _lifespan(manager, receive, send)
         elif scope["type"] == "http":
-            await _send(await service.handle(_convert(scope, receive)), receive, send)
+            await _send(await service.handle(_convert(scope, receive)), receive, send, manager)
         else:
             raise RuntimeError(f"the batch service speaks HTTP, not {scope['type']}")
 
@@ -104,7 +105,7 @@ def _split_mount(scope: Scope) -> tuple[str, str]:
     return (raw.removeprefix(mount), mount) if raw.startswith(mount) else (quote(below), mount)
 
 
-async def _send(response: Response, receive: Receive, send: Send) -> None:
+async def _send(response: Response, receive: Receive, send: Send, manager: BatchManager) -> None:
     body = response.body
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
     length = len(body) if isinstance(body, bytes) and response.length is None else response.length
@@ -121,8 +122,15 @@ async def _send(response: Response, receive: Receive, send: Send) -> None:
             # A stream without events would not notice that its reader has disconnected.
             sending = group.create_task(_send_body(body, send))
             watching = group.create_task(_cancel_on_disconnect(sending, receive))
+            ending = group.create_task(_end_with_server(manager))
             await asyncio.wait([sending])
             watching.cancel()
+            ending.cancel()
+
+
+async def _end_with_server(manager: BatchManager) -> None:
+    await wait_server_shutdown()
+    manager.end_streams()
 
 
 async def _send_body(body: AsyncGenerator[bytes, None], send: Send) -> None:
