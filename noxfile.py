@@ -108,9 +108,9 @@ def install(session: nox.Session, lock: str) -> None:
         session.install("--no-deps", "--no-build-isolation", "-e", ".")
 
 
-def suite(session: nox.Session, env: dict[str, str] | None = None) -> None:
+def suite(session: nox.Session, env: dict[str, str] | None = None, *options: str) -> None:
     """Run the test suite on three processes, since some tests wait; arguments go to pytest."""
-    session.run("pytest", *(session.posargs or ["-q", "-n", "3", "--dist", "worksteal"]), env=env)
+    session.run("pytest", *options, *(session.posargs or ["-q", "-n", "3", "--dist", "worksteal"]), env=env)
 
 
 def pure_modules() -> list[str]:
@@ -136,6 +136,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def servers(session: nox.Session) -> None:
+    """Run what the suite leaves out: restarts of real servers, a browser, and processes that are killed."""
+    install(session, "tests")
+    suite(session, None, "-m", "servers")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting and spelling."""
     install(session, "lint")
@@ -156,11 +163,12 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Measure branch coverage: all of the pure files, 95 % of the package."""
+    """Measure branch coverage of `tests` and `servers` together: all of the pure files, 95 % of the package."""
     install(session, "tests")
     # The plug-in is loaded before pytest-cov would start to look, so coverage starts first.
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-q", *session.posargs)
+    for selection in ("not servers", "servers"):
+        session.run("coverage", "run", "-m", "pytest", "-q", "-m", selection, *session.posargs)
     session.run("coverage", "combine", "-q")
     session.run("coverage", "report", "--fail-under=95")
     pure = ",".join(f"wme_async/{name}" for name in [*pure_modules(), "errors.py"])
@@ -195,7 +203,8 @@ def extras(session: nox.Session, extra: str) -> None:
     """Run the tests of each extra where it alone is installed, and check the messages where others are missing."""
     install(session, f"extra-{extra}")
     files = [f"tests/{name}.py" for name in ("test_extras", *OF_EXTRA[extra])]
-    session.run("pytest", "-q", "-n", "2", *(session.posargs or files), env={"WME_TEST_EXTRA": extra})
+    everything = ("-m", "servers or not servers")
+    session.run("pytest", "-q", "-n", "2", *everything, *(session.posargs or files), env={"WME_TEST_EXTRA": extra})
 
 
 @nox.session

@@ -71,6 +71,10 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, lambda *_: None)
     config.addinivalue_line("markers", "torture: takes minutes; run by `nox -s torture`, not by default")
     config.addinivalue_line(
+        "markers",
+        "servers: restarts a server, drives a browser or starts many processes; run by `nox -s servers` alone",
+    )
+    config.addinivalue_line(
         "markers", "middle_of_a_month: counts by the month; the simulator begins away from its turn"
     )
     config.addinivalue_line(
@@ -79,18 +83,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: drives a real Chromium; skipped with a reason where there is none")
 
 
+# Tests that run only where `-m` names their marker; one that has both is the first's.
+APART = ("torture", "servers")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if os.environ.get("WME_TEST_PORTABLE"):
         hidden = pytest.mark.skip(reason="the product does not see the calls that only POSIX systems have")
         for item in items:
             if item.get_closest_marker("posix"):
                 item.add_marker(hidden)
-    if "torture" in (config.getoption("markexpr") or ""):
-        return
-    skip = pytest.mark.skip(reason="torture: run `nox -s torture`")
+    expression = config.getoption("markexpr") or ""
+    selected, left_out = [], []
     for item in items:
-        if item.get_closest_marker("torture"):
-            item.add_marker(skip)
+        marker = next((name for name in APART if item.get_closest_marker(name)), None)
+        (selected if marker is None or marker in expression else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = selected
 
 
 @pytest.hookimpl(wrapper=True)

@@ -41,6 +41,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.servers
 def test_processes_that_share_a_token_file_sign_in_once_and_refresh_once_between_them(tmp_path):
     path = tmp_path / "tokens.json"
     with Simulator.run_in_thread(start=MIDDLE_OF_A_MONTH) as sim:

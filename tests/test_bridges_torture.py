@@ -133,6 +133,7 @@ def disturb(target: Target, request: pytest.FixtureRequest) -> Callable[[random.
     return disturb_kafka
 
 
+@pytest.mark.servers
 def test_a_short_run_of_kills_of_bridge_and_broker_loses_and_doubles_nothing(
     tmp_path: Path, target: Target, disturb: Callable[[random.Random], None]
 ) -> None:

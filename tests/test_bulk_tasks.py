@@ -540,6 +540,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_its_task_run_again(
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.servers
 @pytest.mark.posix
 async def test_workers_that_are_killed_again_and_again_end_the_run(sim: Simulator, wme: Client, tmp_path: Path) -> None:
     plan = await make_plan(wme, tmp_path, type="bulk_suicide:Page")
@@ -549,6 +550,7 @@ async def test_workers_that_are_killed_again_and_again_end_the_run(sim: Simulato
     assert metered(sim) == 0
 
 
+@pytest.mark.servers
 async def test_a_new_export_in_the_middle_begins_anew(sim: Simulator, wme: Client, tmp_path: Path) -> None:
     plan = await make_plan(wme, tmp_path)
     reports: list[PlanProgress] = []
@@ -582,6 +584,7 @@ async def test_a_run_that_is_cancelled_leaves_no_process(sim: Simulator, wme: Cl
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.servers
 @pytest.mark.posix
 async def test_an_interruption_from_the_terminal_ends_all_processes(
     sim: Simulator, wme: Client, tmp_path: Path

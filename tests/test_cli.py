@@ -249,7 +249,7 @@ def places(rows):
     return sorted((row["event"]["partition"], row["event"]["offset"]) for row in rows)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis"])
+@pytest.mark.parametrize("kind", ["sqlite", "redis", pytest.param("postgres", marks=pytest.mark.servers)])
 def test_the_stream_is_shared_by_leases(run, world, request, kind, tmp_path):
     if kind == "sqlite":
         offsets = str(tmp_path / "offsets.db")

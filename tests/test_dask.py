@@ -47,6 +47,7 @@ def cluster(**options: Any) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.servers
 @pytest.mark.posix
 async def test_every_page_is_there_once_after_a_lost_worker_and_a_new_export(
     sim: Simulator, plan: Plan, tmp_path: Path

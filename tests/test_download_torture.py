@@ -145,7 +145,14 @@ async def scripts(sim: Simulator, folder: Path, seeds: Iterator[int]) -> list[st
     return outcomes
 
 
-@pytest.mark.parametrize("count", [120, pytest.param(500, marks=pytest.mark.torture, id="500")])
+@pytest.mark.parametrize(
+    "count",
+    [
+        30,
+        pytest.param(120, marks=pytest.mark.servers, id="120"),
+        pytest.param(500, marks=pytest.mark.torture, id="500"),
+    ],
+)
 async def test_random_scripts_of_faults_end_whole_or_in_an_error(
     sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:

@@ -229,6 +229,7 @@ def test_the_scripts_that_copy_the_stream_into_brokers_go_on_where_the_messages_
         assert offsets == list(range(first, first + len(offsets)))
 
 
+@pytest.mark.servers
 def test_the_script_that_hosts_share_copies_each_event_once(
     environment: Simulator, published: Firehose, postgres_dsn: str, tmp_path: Path
 ) -> None:

@@ -230,6 +230,7 @@ def check(figures: Figures, entries: list[list[Any]]) -> None:
             done[partition] = max(done[partition], offset)
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize("kind", ["pgbouncer"])
 def test_a_short_run_of_kills_and_stops_loses_nothing(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path

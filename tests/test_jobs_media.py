@@ -111,7 +111,15 @@ async def test_the_film_of_a_page_is_downloaded_with_its_title_and_subtitles(tmp
         assert not (manager.directory / subtitle).exists()
 
 
-@pytest.mark.parametrize(("quality", "kept"), [("720p", "720"), ("1080p", "1080"), ("best", "1080"), ("480p", "720")])
+@pytest.mark.parametrize(
+    ("quality", "kept"),
+    [
+        ("720p", "720"),
+        pytest.param("1080p", "1080", marks=pytest.mark.servers),
+        pytest.param("best", "1080", marks=pytest.mark.servers),
+        pytest.param("480p", "720", marks=pytest.mark.servers),
+    ],
+)
 async def test_the_quality_of_a_playlist_is_the_one_that_was_asked_for(tmp_path, quality, kept):
     async with site() as (files, base), open_manager(tmp_path) as manager:
         for name in ("720", "1080"):
@@ -143,6 +151,7 @@ async def test_what_cannot_be_found_is_said_in_words(tmp_path):
     assert "report" not in empty.jobs[0].error
 
 
+@pytest.mark.servers
 async def test_a_paused_film_goes_on_where_it_was_and_a_cancelled_one_stops_at_once(tmp_path):
     async with site() as (files, base), open_manager(tmp_path) as manager:
         files.add("film.mp4", 3_000_000, "slow", Content_Type="video/mp4")
@@ -168,6 +177,7 @@ async def test_a_paused_film_goes_on_where_it_was_and_a_cancelled_one_stops_at_o
         assert (await manager.cancel(second.batch_id)).status == "cancelled"
 
 
+@pytest.mark.servers
 async def test_what_is_wrong_with_the_last_bytes_is_raised_too(tmp_path):
     events = []
 
@@ -191,6 +201,7 @@ async def test_what_is_wrong_with_the_last_bytes_is_raised_too(tmp_path):
     assert events[-2:] == [4000, 4000]
 
 
+@pytest.mark.servers
 async def test_a_page_cannot_send_it_to_where_a_url_must_not_lead(tmp_path, names):
     names["innocent.example"] = "127.0.0.1"
     async with site() as (files, base), open_manager(tmp_path) as manager:

@@ -104,6 +104,7 @@ async def check(directory, server, batches, jobs):
     assert Counter(batch for ids in batches_of.values() for batch in ids) == Counter(batch.batch_id for batch in listed)
 
 
+@pytest.mark.servers
 async def test_a_manager_that_is_killed_six_times_ends_right(tmp_path):
     kills, _ = await killed_often(tmp_path / "files", batches=4, jobs=8, kills=6, seed=1, requests=10)
     assert kills == 6

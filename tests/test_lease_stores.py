@@ -18,7 +18,10 @@ from wme_async.offsets.conformance import CHECKS, LEASE_CHECKS, LeaseCheck, Open
 from wme_async.simulator import Simulator
 
 NAME = "default/articles"
-KINDS = ["memory", "sqlite", "postgres", "pgbouncer", "pool", "redis", "redis_client"]
+# The same servers reached in other ways are for `nox -s servers`.
+OTHER_WAYS = [pytest.param(kind, marks=pytest.mark.servers) for kind in ("pgbouncer", "pool", "redis_client")]
+SERVERS = ["postgres", "redis", *OTHER_WAYS]
+KINDS = ["memory", "sqlite", *SERVERS]
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ async def opened(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[Ope
                 yield lambda: RedisOffsets(client)
 
 
-@pytest.mark.parametrize("open_store", KINDS[2:], indirect=True)
+@pytest.mark.parametrize("open_store", SERVERS, indirect=True)
 async def test_every_server_keeps_the_promises_of_positions(open_store: OpenLeaseStore) -> None:
     for check in CHECKS:
         await check(open_store)
@@ -73,6 +76,7 @@ async def run(check: LeaseCheck, open_store: OpenLeaseStore) -> None:
     await check(open_store)
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize(
     ("kind", "kill"),
     [("postgres", False), ("pgbouncer", True), ("pool", True), ("redis", True), ("redis_client", False)],
@@ -110,6 +114,7 @@ async def test_no_cancellation_is_lost_at_any_moment_and_the_store_works_on(open
         assert await store.renew(NAME, "a", 600.0) == {0: 1}
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize("kind", ["postgres", "redis"])
 async def test_a_server_that_is_away_for_longer_is_an_error_that_names_it(
     kind: str, request: pytest.FixtureRequest
@@ -128,6 +133,7 @@ async def test_a_server_that_is_away_for_longer_is_an_error_that_names_it(
     assert "hidden" not in f"{caught.value}{store!r}"
 
 
+@pytest.mark.servers
 async def test_a_host_that_stands_still_within_a_transaction_keeps_no_part_from_others(pgbouncer_dsn: str) -> None:
     """Only a user's pool has transactions, and only as long as something happens in them."""
     asyncpg: Any = pytest.importorskip("asyncpg")
@@ -373,7 +379,7 @@ async def test_the_suite_finds_each_fault_of_leases(fault: str) -> None:
         await check_all(lambda: store)
 
 
-@pytest.mark.parametrize("kind", ["postgres", "redis"])
+@pytest.mark.parametrize("kind", [pytest.param("postgres", marks=pytest.mark.servers), "redis"])
 async def test_the_hourly_feed_keeps_its_place_on_a_server(
     kind: str, sim: Simulator, wme: Client, request: pytest.FixtureRequest
 ) -> None:

@@ -117,8 +117,8 @@ def pages_that_lead_to(secret, film):
 @pytest.mark.parametrize(
     ("environment", "names"),
     [
-        ({"no_proxy": "*"}, ["video", "refresh", "hls", "subtitle"]),
-        ({"NO_PROXY": "*", "no_proxy": "127.0.0.2,127.0.0.0/8"}, ["video"]),
+        pytest.param({"no_proxy": "*"}, ["video", "refresh", "hls", "subtitle"], marks=pytest.mark.servers),
+        pytest.param({"NO_PROXY": "*", "no_proxy": "127.0.0.2,127.0.0.0/8"}, ["video"], marks=pytest.mark.servers),
         (
             {
                 "http_proxy": "http://127.0.0.2:1",
@@ -143,6 +143,7 @@ async def test_the_environment_does_not_lead_past_the_guard(tmp_path, monkeypatc
         assert victim.connections == 0
 
 
+@pytest.mark.servers
 async def test_sources_of_other_protocols_are_not_fetched_and_no_program_is_started(tmp_path, programs):
     async with Victim().running() as victim, open_manager(tmp_path / "a") as manager:
         schemes = ("ftp", "ftps", "rtmp", "rtsp", "mms", "ws", "file")

@@ -102,6 +102,7 @@ async def equal(mirror, index):
     return False
 
 
+@pytest.mark.servers
 async def test_wiki_mirror_and_index_are_equal_after_kills(tmp_path):
     await torture(tmp_path, 2, seed=1)
 

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 from real_servers import Postgres, Server
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.mark.parametrize("kill", [False, True])
 async def test_postgresql_keeps_its_data_over_a_restart(postgres: Postgres, postgres_dsn: str, kill: bool) -> None:

@@ -182,6 +182,7 @@ def copy_exactly_once(tmp_path: Path, *, kills: int, events: int, rate: float) -
     assert Counter(rows()) == Counter(expected)
 
 
+@pytest.mark.servers
 def test_the_example_copies_each_event_exactly_once_although_it_is_killed(tmp_path: Path) -> None:
     copy_exactly_once(tmp_path, kills=2, events=400, rate=300)
 
@@ -198,6 +199,7 @@ RUNS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize(
     ("framing", "connections", "query"), [("ndjson", 1, FILTERED), ("sse", 10, {})], ids=["ndjson-1", "sse-10"]
 )
@@ -217,6 +219,7 @@ def test_a_short_run_of_cuts_loses_nothing(
     )
 
 
+@pytest.mark.servers
 def test_a_short_run_of_kills_loses_nothing(tmp_path: Path) -> None:
     kill_at_random(tmp_path, kills=2, events=400, rate=400, patience=20)
 

@@ -117,6 +117,7 @@ def test_a_sync_that_is_killed_50_times_ends_equal_to_the_listing(world: Simulat
     kill_and_go_on(world, tmp_path / "data", 50)
 
 
+@pytest.mark.servers
 def test_a_kill_costs_no_more_than_what_was_in_flight(world: Simulator, tmp_path: Path) -> None:
     """Kill once in the middle; all but what was under way, or waited for its flush, is not fetched again."""
     folder = tmp_path / "data"

@@ -169,6 +169,7 @@ def button(batch, action):
     return f"document.getElementById('{batch}').querySelector('[data-action={action}]')"
 
 
+@pytest.mark.servers
 async def test_people_can_submit_watch_cancel_and_retry_and_a_restart_is_mended(tmp_path):
     async with FileServer().running() as files, chromium(tmp_path / "profile") as page:
         big, bad = files.add("big.bin", 9_000_000, "slow"), files.add("bad.bin", 4000, 404)
@@ -282,6 +283,7 @@ BOXES = """(() => {
 })()"""
 
 
+@pytest.mark.servers
 async def test_batches_are_named_found_retried_and_forgotten_at_any_width(tmp_path):
     async with FileServer().running() as files, chromium(tmp_path / "profile") as page:
         async with service(tmp_path / "files") as url:
@@ -390,6 +392,7 @@ LISTS = {
 }
 
 
+@pytest.mark.servers
 async def test_lists_of_urls_are_dropped_and_long_ones_become_several_batches(tmp_path):
     async with FileServer().running() as files, chromium(tmp_path / "profile") as page:
         async with service(tmp_path / "files", keys=None) as url:
