@@ -1,6 +1,7 @@
 """`wme-async mirror`: costs, progress, status with exit codes, verification, and changes as lines."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,17 +48,25 @@ def run(sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysb
     return call
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where the mirror is: a file, or a database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "mirror.db")
+    pytest.importorskip("asyncpg")
+    return str(request.getfixturevalue("postgres_dsn"))
+
+
 def rows(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_it_tells_the_costs_loads_and_goes_on(run: Run, world: World, sim: Simulator, tmp_path: Path) -> None:
-    path = str(tmp_path / "mirror.db")
-    arguments = (IDENTIFIER, "--to", path, "--once", "--source", "snapshots")
+def test_it_tells_the_costs_loads_and_goes_on(run: Run, world: World, sim: Simulator, place: str) -> None:
+    arguments = (IDENTIFIER, "--to", place, "--once", "--source", "snapshots")
     first = run(*arguments)
     assert "3 metered requests (pool chunk: no limit)" in first.stderr
     assert "of disk" in first.stderr
-    assert "of JSON a second, as measured here" in first.stderr
+    assert ("of JSON a second, as measured here" in first.stderr) == place.endswith(".db")
     assert f"{IDENTIFIER}: 3 of 3 parts" in first.stderr
     assert first.stdout.startswith("following: 24 pages, ")
     assert "to load" not in run(*arguments).stderr
@@ -68,42 +77,39 @@ def test_it_tells_the_costs_loads_and_goes_on(run: Run, world: World, sim: Simul
     assert run(*arguments).stdout.startswith("following: 25 pages, ")
 
 
-def test_status_is_words_or_json_and_the_exit_code_tells_trouble(run: Run, tmp_path: Path) -> None:
-    path = str(tmp_path / "mirror.db")
-    assert "does not exist" in run("status", path, code=1).stderr
+def test_status_is_words_or_json_and_the_exit_code_tells_trouble(run: Run, place: str) -> None:
+    assert re.search("does not exist|has no mirror", run("status", place, code=1).stderr)
     # The account has no stream, so an automatic choice is degraded.
-    assert "degraded: the account has no stream" in run(IDENTIFIER, "--to", path, "--once", code=1).stderr
-    result = run("status", path, code=1)
+    assert "degraded: the account has no stream" in run(IDENTIFIER, "--to", place, "--once", code=1).stderr
+    result = run("status", place, code=1)
     assert "degraded: the account has no stream" in result.stdout
     assert f"{IDENTIFIER}: snapshot of 2026-07-" in result.stdout
-    assert rows(run("status", path, "--json", code=1))[0]["source"] == "batches"
-    run(IDENTIFIER, "--to", path, "--once", "--source", "snapshots")
-    assert "following: 24 pages" in run("status", path).stdout
+    assert rows(run("status", place, "--json", code=1))[0]["source"] == "batches"
+    run(IDENTIFIER, "--to", place, "--once", "--source", "snapshots")
+    assert "following: 24 pages" in run("status", place).stdout
 
 
-def test_a_mirror_is_verified(run: Run, world: World, sim: Simulator, tmp_path: Path) -> None:
-    path = str(tmp_path / "mirror.db")
-    run(IDENTIFIER, "--to", path, "--once", "--source", "snapshots", "--keep", "wikitext,abstract")
-    assert "0 changes had been missed" in run("verify", path).stdout
+def test_a_mirror_is_verified(run: Run, world: World, sim: Simulator, place: str) -> None:
+    run(IDENTIFIER, "--to", place, "--once", "--source", "snapshots", "--keep", "wikitext,abstract")
+    assert "0 changes had been missed" in run("verify", place).stdout
     world.edit("enwiki", min(world.truth("enwiki").pages))
     world.advance(3600)
     sim.call(sim.export_snapshot, IDENTIFIER)
-    assert "verified (full): 24 records, 1 changes had been missed" in run("verify", path).stdout
-    assert "verified (sample)" in run("verify", path, "--sample").stdout
-    assert "verified (sample)" in run("status", path).stdout
+    assert "verified (full): 24 records, 1 changes had been missed" in run("verify", place).stdout
+    assert "verified (sample)" in run("verify", place, "--sample").stdout
+    assert "verified (sample)" in run("status", place).stdout
 
 
-def test_changes_are_lines_of_json_and_each_consumer_goes_on(run: Run, world: World, tmp_path: Path) -> None:
-    path = str(tmp_path / "mirror.db")
-    run(IDENTIFIER, "--to", path, "--once", "--source", "snapshots")
-    first = rows(run("changes", path, "--limit", "5"))
-    later = rows(run("changes", path))
+def test_changes_are_lines_of_json_and_each_consumer_goes_on(run: Run, world: World, place: str) -> None:
+    run(IDENTIFIER, "--to", place, "--once", "--source", "snapshots")
+    first = rows(run("changes", place, "--limit", "5"))
+    later = rows(run("changes", place))
     assert [change["kind"] for change in (*first, *later)] == ["upsert"] * 24
     assert {change["title"] for change in (*first, *later)} == world.truth("enwiki").pages.keys()
     assert len(bytes.fromhex(first[0]["digest"])) == 8
-    assert run("changes", path).stdout == ""
-    assert len(rows(run("changes", path, "--consumer", "other"))) == 24
-    assert "consumer cli: 0 changes behind" in run("status", path).stdout
+    assert run("changes", place).stdout == ""
+    assert len(rows(run("changes", place, "--consumer", "other"))) == 24
+    assert "consumer cli: 0 changes behind" in run("status", place).stdout
 
 
 def test_wrong_usage_is_told_before_anything_is_loaded(run: Run, tmp_path: Path) -> None:
@@ -112,3 +118,15 @@ def test_wrong_usage_is_told_before_anything_is_loaded(run: Run, tmp_path: Path)
     assert "wikitexts" in run(IDENTIFIER, "--to", str(tmp_path / "m.db"), "--keep", "wikitexts", code=2).stderr
     assert "IDENTIFIER" in run("--help").stdout
     assert not (tmp_path / "mirror.db").exists()
+    assert "begins with postgresql://" in run(IDENTIFIER, "--to", "mysql://host/wiki", code=2).stderr
+    assert "--schema is for" in run("status", str(tmp_path / "mirror.db"), "--schema", "wiki", code=2).stderr
+
+
+def test_each_schema_of_a_database_is_a_mirror_of_its_own(run: Run, request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("asyncpg")
+    dsn = request.getfixturevalue("postgres_dsn")
+    run(IDENTIFIER, "--to", dsn, "--schema", "wiki", "--once", "--source", "snapshots", "--quiet")
+    assert run("status", dsn, "--schema", "wiki").stdout.startswith("following: 24 pages, ")
+    assert "schema wme_mirror has no mirror" in run("status", dsn, code=1).stderr
+    assert len(rows(run("changes", dsn, "--schema", "wiki"))) == 24
+    assert "0 changes had been missed" in run("verify", dsn, "--schema", "wiki", "--sample").stdout

@@ -1,7 +1,6 @@
-"""`wme-async mirror`: an up-to-date copy of a wiki in an SQLite file."""
+"""`wme-async mirror`: an up-to-date copy of a wiki in an SQLite file or a PostgreSQL database."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import click
@@ -24,9 +23,31 @@ from wme_async.mirror import (
     MirrorStatistics,
     MirrorTrouble,
     MirrorVerified,
+    PostgresStore,
     SQLiteStore,
     measure_rate,
 )
+
+_STORE = "FILE.db|postgresql://…"
+_schema_option = click.option(
+    "--schema", metavar="NAME", help="Of a PostgreSQL database: the schema of this mirror.  [default: wme_mirror]"
+)
+
+
+def _make_store(text: str, schema: str | None) -> SQLiteStore | PostgresStore:
+    """Return the store at a path or a URL.
+
+    Raises:
+        ValueError: It is the URL of something else, or a file has no schema.
+        ImportError: The extra `postgres` is not installed.
+    """
+    if text.startswith(("postgresql://", "postgres://")):
+        return PostgresStore(text) if schema is None else PostgresStore(text, schema=schema)
+    if "://" in text:
+        raise ValueError("a mirror is in an SQLite file, or at a URL that begins with postgresql://")
+    if schema is not None:
+        raise ValueError("--schema is for a PostgreSQL database")
+    return SQLiteStore(text)
 
 
 class _Mirrors(base.Group):
@@ -47,18 +68,22 @@ class _Mirrors(base.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group("mirror", cls=_Mirrors, subcommand_metavar="IDENTIFIER... --to FILE.db | COMMAND FILE.db")
+@click.group("mirror", cls=_Mirrors, subcommand_metavar="IDENTIFIER... --to STORE | COMMAND STORE")
 def command() -> None:
     """Keep an up-to-date copy of a wiki: load a snapshot, then follow the stream.
 
     `wme-async mirror enwiki_namespace_0 --to mirror.db` shows bytes, quota, disk and time, loads, and follows until it
-    is stopped; the same command goes on from there.
+    is stopped; the same command goes on from there. A STORE is an SQLite file, or the URL of a PostgreSQL database,
+    such as postgresql://user:password@host/database.
     """
 
 
 @command.command("keep", short_help="Keep a mirror; the name of this command may be left out.")
 @click.argument("identifiers", nargs=-1, required=True, metavar="IDENTIFIER...")
-@click.option("--to", "path", required=True, metavar="FILE.db", help="The SQLite file.")
+@click.option(
+    "--to", "place", required=True, metavar=_STORE, help="The SQLite file, or the PostgreSQL database (extra postgres)."
+)
+@_schema_option
 @click.option(
     "--source", type=click.Choice(["auto", "stream", "batches", "snapshots"]), default="auto", show_default=True,
     help="Where changes come from; auto takes the best that the account has.",
@@ -82,24 +107,27 @@ def keep_command(
     context: click.Context,
     /,
     identifiers: tuple[str, ...],
-    path: str,
+    place: str,
+    schema: str | None,
     keep: Sequence[str],
     *,
     once: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Load snapshots into a file, and follow all changes until it is stopped."""
+    """Load snapshots into a store, and follow all changes until it is stopped."""
     fields = [name.strip() for text in keep for name in text.split(",") if name.strip()] or None
     base.when_stopped(base.CONTINUES)
+
+    store = _make_store(place, schema)
 
     async def main() -> bool:
         async with base.connect(context) as client:
             hook = None if quiet else _tell
-            mirror = Mirror(client, identifiers, SQLiteStore(path), keep=fields, on_event=hook, **options)
+            mirror = Mirror(client, identifiers, store, keep=fields, on_event=hook, **options)
             async with mirror:
                 if not quiet and mirror.state in {"new", "loading"}:
-                    await _show_plan(client, await mirror.plan(), Path(path), fields)
+                    await _show_plan(client, await mirror.plan(), store, fields)
                 await (mirror.sync() if once else mirror.run())
                 statistics = await mirror.statistics()
             if not quiet:
@@ -110,14 +138,17 @@ def keep_command(
         context.exit(1)
 
 
-async def _show_plan(client: Client, plan: MirrorPlan, path: Path, keep: Sequence[str] | None) -> None:
-    rate = await measure_rate(path, keep)
+async def _show_plan(
+    client: Client, plan: MirrorPlan, store: SQLiteStore | PostgresStore, keep: Sequence[str] | None
+) -> None:
     text = f"to load: {size_text(plan.bytes)}"
     if plan.pool is not None:
         text += f"; {await base.metered_text(client, plan.pool, plan.requests)}"
     free = "" if plan.free is None else f" of {size_text(plan.free)} free"
     text += f"; about {size_text(plan.disk)} of disk{free}{' without --keep' if keep else ''}"
-    text += f"; {_duration(plan.hours(rate))} at {size_text(rate)} of JSON a second, as measured here"
+    if isinstance(store, SQLiteStore):  # a server is not measured: others may use it
+        rate = await measure_rate(store.path, keep)
+        text += f"; {_duration(plan.hours(rate))} at {size_text(rate)} of JSON a second, as measured here"
     base.echo(text, err=True)
     if plan.free is not None and plan.disk > plan.free and not keep:
         base.echo("the disk may be too small: keep fewer fields (--keep), or name another disk", err=True)
@@ -179,14 +210,16 @@ def _summary(statistics: MirrorStatistics) -> str:
 
 
 @command.command("status")
-@click.argument("path", metavar="FILE.db")
+@click.argument("place", metavar=_STORE)
+@_schema_option
 @base.json_option
 @click.pass_context
-def status_command(context: click.Context, path: str, *, as_json: bool) -> None:
+def status_command(context: click.Context, place: str, schema: str | None, *, as_json: bool) -> None:
     """Show state, counts and holes. The exit code is 1 if the mirror is stale or degraded."""
+    store = _make_store(place, schema)
 
     async def main() -> MirrorStatistics:
-        async with MirrorReader(SQLiteStore(path)) as reader:
+        async with MirrorReader(store) as reader:
             return await reader.statistics()
 
     statistics = base.run(main())
@@ -221,17 +254,18 @@ def _status_lines(statistics: MirrorStatistics) -> list[str]:
 
 
 @command.command("verify")
-@click.argument("path", metavar="FILE.db")
+@click.argument("place", metavar=_STORE)
+@_schema_option
 @click.option("--sample", is_flag=True, help="Compare one chunk and some look-ups, instead of a whole snapshot.")
 @click.pass_context
-def verify_command(context: click.Context, path: str, *, sample: bool) -> None:
+def verify_command(context: click.Context, place: str, schema: str | None, *, sample: bool) -> None:
     """Compare a mirror that is not running with the service, and merge what it has missed."""
     kind: Literal["sample", "full"] = "sample" if sample else "full"
 
     async def main() -> str:
-        async with MirrorReader(SQLiteStore(path)) as reader:
+        async with MirrorReader(_make_store(place, schema)) as reader:
             statistics = await reader.statistics()
-        store = SQLiteStore(path)
+        store = _make_store(place, schema)
         async with (
             base.connect(context) as client,
             Mirror(client, statistics.identifiers, store, keep=statistics.keep) as mirror,
@@ -242,16 +276,18 @@ def verify_command(context: click.Context, path: str, *, sample: bool) -> None:
 
 
 @command.command("changes")
-@click.argument("path", metavar="FILE.db")
-@click.option("--consumer", default="cli", show_default=True, help="The name of the position, kept in the file.")
+@click.argument("place", metavar=_STORE)
+@_schema_option
+@click.option("--consumer", default="cli", show_default=True, help="The name of the position, kept in the store.")
 @click.option("--follow", is_flag=True, help="Wait for more changes at the end.")
 @click.option("--limit", type=click.IntRange(1), help="Stop after this number of changes.")
-def changes_command(path: str, consumer: str, limit: int | None, *, follow: bool) -> None:
+def changes_command(place: str, schema: str | None, consumer: str, limit: int | None, *, follow: bool) -> None:
     """Write the changes since the last call as JSON lines; a line that is written is acknowledged."""
+    store = _make_store(place, schema)
 
     async def main() -> None:
         count = 0
-        async with MirrorReader(SQLiteStore(path)) as reader:
+        async with MirrorReader(store) as reader:
             async for change in reader.changes(consumer, wait=follow):
                 base.line(
                     {

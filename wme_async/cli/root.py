@@ -21,7 +21,7 @@ _LAZY = {
     "demo": ("wme_async.cli.demo", "Show the whole job on a simulator: no account, well under a minute."),
     "stream": ("wme_async.cli.stream", "Follow the firehose as JSON lines; resumes with nothing lost."),
     "completion": ("wme_async.cli.completion", "Print the script with which a shell completes commands and options."),
-    "mirror": ("wme_async.cli.mirror", "Keep an up-to-date copy of a wiki in an SQLite file."),
+    "mirror": ("wme_async.cli.mirror", "Keep an up-to-date copy of a wiki in an SQLite file or in PostgreSQL."),
     "sync": ("wme_async.cli.sync", "Make a folder equal to a listing, once or hour by hour."),
     "tasks": ("wme_async.cli.tasks", "Turn a snapshot into files, a task for each chunk: here, or on many machines."),
     "simulate": ("wme_async.cli.simulate", "Run a simulator of all WME services on this machine."),
