@@ -268,12 +268,12 @@ class Faults:
         """
         if isinstance(steps, str):
             raise TypeError(f"steps must be a list of kinds, such as [{steps!r}], not one string")
-        faults = []
-        for number, step in enumerate(steps):
-            if step is not None:
-                kind, details = (step, {}) if isinstance(step, str) else step
-                faults.append(self.inject(kind, role=role, path=path, method=method, skip=number, **details))
-        return faults
+        pairs = [(step, {}) if isinstance(step, str) else step for step in steps]
+        return [
+            self.inject(pair[0], role=role, path=path, method=method, skip=number, **pair[1])
+            for number, pair in enumerate(pairs)
+            if pair is not None
+        ]
 
     def discard(self, fault: Fault) -> None:
         """Remove one fault, if it is still there."""

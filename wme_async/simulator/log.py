@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 __all__ = ["Entry", "PartitionLog"]
@@ -23,9 +24,9 @@ class Entry(NamedTuple):
     tail: bytes | None
 
 
+@dataclass(eq=False)
 class _Stored:
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
+    entries: list[Entry] = field(default_factory=list)
 
     @property
     def end(self) -> int:
@@ -54,45 +55,43 @@ class _Stored:
         return len(self.entries)
 
 
+@dataclass(eq=False)
 class _Virtual:
     """Events that reading makes: offset `first` + n holds the event `numbers[n]`."""
 
-    def __init__(
-        self, first: int, numbers: range, time: Callable[[int], int], make: Callable[[int], tuple[bytes, bytes | None]]
-    ) -> None:
-        self._first = first
-        self._dropped = 0
-        self._numbers = numbers
-        self._time = time
-        self._make = make
+    first: int
+    numbers: range
+    time: Callable[[int], int]
+    make: Callable[[int], tuple[bytes, bytes | None]]
+    dropped: int = 0
 
     @property
     def end(self) -> int:
-        return self._first + len(self._numbers)
+        return self.first + len(self.numbers)
 
     def read(self, offset: int, limit: int) -> list[Entry]:
-        start = max(self._dropped, offset - self._first)
+        start = max(self.dropped, offset - self.first)
         return [
-            Entry(self._first + position, self._time(number), *self._make(number))
-            for position, number in enumerate(self._numbers[start : start + limit], start)
+            Entry(self.first + position, self.time(number), *self.make(number))
+            for position, number in enumerate(self.numbers[start : start + limit], start)
         ]
 
     def _position(self, moment: int) -> int:
-        return bisect_left(self._numbers, moment, lo=self._dropped, key=self._time)
+        return bisect_left(self.numbers, moment, lo=self.dropped, key=self.time)
 
     def since(self, moment: int) -> int | None:
         position = self._position(moment)
-        return self._first + position if position < len(self._numbers) else None
+        return self.first + position if position < len(self.numbers) else None
 
     def expire(self, moment: int) -> int | None:
-        return self.drop(self._position(moment) - self._dropped)
+        return self.drop(self._position(moment) - self.dropped)
 
     def drop(self, count: int) -> int | None:
-        self._dropped += count
-        return self._first + self._dropped if count else None
+        self.dropped += count
+        return self.first + self.dropped if count else None
 
     def __len__(self) -> int:
-        return len(self._numbers) - self._dropped
+        return len(self.numbers) - self.dropped
 
 
 class PartitionLog:

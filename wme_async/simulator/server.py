@@ -26,10 +26,9 @@ from wme_async.simulator.hosts.api import Api, Handler
 from wme_async.simulator.hosts.auth import AuthHost
 from wme_async.simulator.hosts.commons import Commons
 from wme_async.simulator.hosts.http import Response, fault_response, hang, send, tear
-from wme_async.simulator.hosts.ondemand import Lookups, Pages
+from wme_async.simulator.hosts.ondemand import Entities, Lookups, Pages
 from wme_async.simulator.hosts.realtime import Firehose, RealtimeHost
 from wme_async.simulator.hosts.store import ObjectStore, StoredObject, stored
-from wme_async.simulator.hosts.wikidata import Entities
 from wme_async.simulator.options import ROLES, SimulatorOptions, policy, resolve
 from wme_async.simulator.record import BODY_LIMIT, Request, Requests
 from wme_async.simulator.world.catalog import Catalog

@@ -40,26 +40,22 @@ def _archive(path: str, groups: tuple[str, ...]) -> list[AccessRow]:
     ]
 
 
-def _common() -> list[AccessRow]:
-    rows = [
+_COMMON: Final = (
+    *(
         AccessRow(f"/v2/{name}{tail}", _ALL)
         for name in ("codes", "languages", "projects", "namespaces")
         for tail in ("", "/:identifier")
-    ]
-    return [
-        *rows,
-        *_archive("/v2/snapshots", _ALL),
-        *_archive("/v2/snapshots/:snapshot/chunks", _ALL),
-        AccessRow("/v2/articles/*", _ALL),
-        *_archive("/v2/batches/:date/:hour", _PAID),
-        AccessRow("/v2/files/:filename", _TOP),
-        AccessRow("/v2/files/:filename/download", _TOP, ("GET",)),
-        AccessRow("/v2/articles", _TOP),
-    ]
-
-
+    ),
+    *_archive("/v2/snapshots", _ALL),
+    *_archive("/v2/snapshots/:snapshot/chunks", _ALL),
+    AccessRow("/v2/articles/*", _ALL),
+    *_archive("/v2/batches/:date/:hour", _PAID),
+    AccessRow("/v2/files/:filename", _TOP),
+    AccessRow("/v2/files/:filename/download", _TOP, ("GET",)),
+    AccessRow("/v2/articles", _TOP),
+)
 ACCESS_2025: Final[tuple[AccessRow, ...]] = (
-    *_common(),
+    *_COMMON,
     AccessRow("/v2/structured-contents/*", _PAID),
     AccessRow("/v2/snapshots/structured-contents/:identifier", _PAID),
     AccessRow("/v2/snapshots/structured-contents/:identifier/download", _PAID, _FILE),
@@ -67,7 +63,7 @@ ACCESS_2025: Final[tuple[AccessRow, ...]] = (
 """The built-in policy of the 2025 server: structured contents are not free, Wikidata does not exist."""
 
 ACCESS_2026: Final[tuple[AccessRow, ...]] = (
-    *_common(),
+    *_COMMON,
     AccessRow("/v2/structured-contents/*", _ALL),
     *_archive("/v2/snapshots/structured-contents", _ALL),
     *_archive("/v2/snapshots/wikidata", _ALL),

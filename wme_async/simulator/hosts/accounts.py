@@ -84,7 +84,9 @@ class Accounts:
 
     def tokens(self, user: User) -> dict[str, Any]:
         """Mint the three tokens of a login; the access token comes with its lifetime in seconds."""
-        family = _Family(user, self._refresh_token(), self.clock.now())
+        self._count += 1
+        token = hashlib.sha512(self._key + f"refresh {self._count}".encode()).hexdigest()
+        family = _Family(user, token, self.clock.now())
         self._families[family.token] = family
         return {
             "id_token": self._jwt(user, "id"),
@@ -152,7 +154,7 @@ class Accounts:
             raise HTTPError(401, "token contains an invalid number of segments")
         if not hmac.compare_digest(self._signature(f"{parts[0]}.{parts[1]}"), parts[2]):
             raise HTTPError(401, "crypto/rsa: verification error")
-        claims = json.loads(_unpack(parts[1]))
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
         now = self.clock.now()
         if int(now) > claims["exp"]:
             raise HTTPError(401, f"token is expired by {_duration(int(now) - claims['exp'])}")
@@ -174,10 +176,6 @@ class Accounts:
         if len(self._family_of) > 100_000:
             self._family_of.pop(next(iter(self._family_of)))
         return token
-
-    def _refresh_token(self) -> str:
-        self._count += 1
-        return hashlib.sha512(self._key + f"refresh {self._count}".encode()).hexdigest()
 
     def _jwt(self, user: User, use: str) -> str:
         self._count += 1
@@ -203,10 +201,6 @@ class Accounts:
 
 def _pack(document: Mapping[str, Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(document, separators=(",", ":")).encode()).rstrip(b"=").decode()
-
-
-def _unpack(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def _duration(seconds: int) -> str:

@@ -274,12 +274,10 @@ class Reader:
             transport.write(b"ffff\r\n" + data[-1:])  # a chunk that promises more than it holds
 
     def _finish(self, how: Ending) -> None:
-        transport = self._request.transport
-        if how != "clean" and transport is not None:
-            if how == "reset":
-                tear(self._request)
-            else:
-                transport.close()
+        if how == "reset":
+            tear(self._request)
+        elif how == "truncated" and self._request.transport is not None:
+            self._request.transport.close()
         raise _Ended
 
 

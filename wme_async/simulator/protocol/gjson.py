@@ -62,17 +62,12 @@ def _get(value: Any, segments: Sequence[str]) -> Any:
 
 
 def matches(record: Mapping[str, Any], query: Query) -> bool:
-    """Return whether a stored record passes all filters.
+    """Return whether a stored record passes all filters that are not null.
 
     Raises:
-        Panic: A filter is null, or two lists or two objects are to be compared, which ends the real process.
+        Panic: Two lists or two objects are to be compared, which ends the real process.
     """
-    for item in query.filters:
-        if item is None:
-            raise Panic(fatal=True)
-        if not _equal(get(record, item[0]), item[1]):
-            return False
-    return True
+    return all(_equal(get(record, item[0]), item[1]) for item in query.filters if item is not None)
 
 
 def _equal(value: Any, expected: Any) -> bool:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from wme_async.simulator.errors import HTTPError
+
 _KINDS: Final = {
     str: "string",
     bool: "bool",
@@ -25,6 +27,17 @@ def unmarshal_error(value: Any, target: str) -> str:
     if isinstance(value, float) and target.rpartition(" ")[2].startswith("int"):
         kind = f"number {value}"
     return f"json: cannot unmarshal {kind} into Go {target}"
+
+
+def typed(value: Any, kinds: tuple[type, ...], field: str, go_type: str) -> Any:
+    """Return a value that is null or of one of some types.
+
+    Raises:
+        HTTPError: It is of another type.
+    """
+    if value is not None and type(value) not in kinds:
+        raise HTTPError(422, unmarshal_error(value, f"struct field {field} of type {go_type}"))
+    return value
 
 
 def length_errors(fields: Sequence[str], filters: Sequence[Any], limit: int = 0) -> str:

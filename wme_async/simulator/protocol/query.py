@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from wme_async.simulator.errors import HTTPError, Panic
-from wme_async.simulator.protocol.go import length_errors, unmarshal_error
+from wme_async.simulator.protocol.go import length_errors, typed, unmarshal_error
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -106,26 +106,19 @@ def _bind_json(body: bytes) -> Query:
     if not isinstance(document, dict):
         raise HTTPError(422, unmarshal_error(document, "value of type proxy.Model"))
     fields, filters, limit = (_member(document, name) for name in ("fields", "filters", "limit"))
-    names = _typed(fields, list, "Model.fields", "[]string") or []
-    items = _typed(filters, list, "Model.filters", "[]*httputil.Filter") or []
+    names = typed(fields, (list,), "Model.fields", "[]string") or []
+    items = typed(filters, (list,), "Model.filters", "[]*httputil.Filter") or []
     return Query(
-        [_typed(name, str, "Model.fields", "string") or "" for name in names],
+        [typed(name, (str,), "Model.fields", "string") or "" for name in names],
         [_bind_filter(item) for item in items],
-        _typed(limit, int, "Model.limit", "int") or 0,
+        typed(limit, (int,), "Model.limit", "int") or 0,
     )
 
 
-def _typed(value: Any, kind: type, field: str, go_type: str) -> Any:
-    """Return a value of this type, or null; anything else is a 422."""
-    if value is not None and type(value) is not kind:
-        raise HTTPError(422, unmarshal_error(value, f"struct field {field} of type {go_type}"))
-    return value
-
-
 def _bind_filter(item: Any) -> tuple[str, Any] | None:
-    if _typed(item, dict, "Model.filters", "httputil.Filter") is None:
+    if typed(item, (dict,), "Model.filters", "httputil.Filter") is None:
         return None
-    return _typed(_member(item, "field"), str, "Filter.filters.field", "string") or "", _member(item, "value")
+    return typed(_member(item, "field"), (str,), "Filter.filters.field", "string") or "", _member(item, "value")
 
 
 def _bind_form(pairs: Iterable[tuple[str, str]]) -> Query:

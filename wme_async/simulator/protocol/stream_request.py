@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from wme_async.simulator.errors import HTTPError
-from wme_async.simulator.protocol.go import length_errors, unmarshal_error
+from wme_async.simulator.protocol.go import length_errors, typed, unmarshal_error
 from wme_async.simulator.protocol.schema import ARTICLE, Node
 
 _RFC3339: Final = re.compile(
@@ -209,11 +209,13 @@ def _decode(model: Mapping[str, Any]) -> dict[str, Any]:
     """Decode the parameters in the order of the body: of two wrong ones the first is reported."""
     decoders: dict[str, Callable[[], Any]] = {
         "since": lambda: _time(model["since"]) if model.get("since") is not None else None,
-        "fields": lambda: [_typed(item, str, "fields", "string") for item in _list(model, "fields", "[]string")],
+        "fields": lambda: [
+            typed(item, (str,), "Model.fields", "string") or "" for item in _list(model, "fields", "[]string")
+        ],
         "filters": lambda: [_filter(item) for item in _list(model, "filters", "[]resolver.RequestFilter")],
-        "parts": lambda: [_typed(item, int, "parts", "int") for item in _list(model, "parts", "[]int")],
+        "parts": lambda: [typed(item, (int,), "Model.parts", "int") or 0 for item in _list(model, "parts", "[]int")],
         "offsets": lambda: _map(
-            model, "offsets", "map[int]int64", lambda value: _typed(value, int, "offsets", "int64")
+            model, "offsets", "map[int]int64", lambda value: typed(value, (int,), "Model.offsets", "int64") or 0
         ),
         "since_per_partition": lambda: _map(model, "since_per_partition", "map[int]time.Time", _time),
     }
@@ -265,36 +267,20 @@ def _check_parts(parts: list[int], max_parts: int, since: int | None) -> None:
         )
 
 
-def _mismatch(value: Any, key: str, go_type: str) -> HTTPError:
-    return _invalid(unmarshal_error(value, f"struct field Model.{key} of type {go_type}"))
-
-
 def _list(model: Mapping[str, Any], key: str, go_type: str) -> list[Any]:
-    value = model.get(key)
-    if value is not None and not isinstance(value, (list, tuple)):
-        raise _mismatch(value, key, go_type)
-    return list(value or ())
-
-
-def _typed(value: Any, kind: type, key: str, go_type: str) -> Any:
-    if value is not None and type(value) is not kind:
-        raise _mismatch(value, key, go_type)
-    return kind() if value is None else value
+    return list(typed(model.get(key), (list, tuple), f"Model.{key}", go_type) or ())
 
 
 def _filter(value: Any) -> tuple[str, Any]:
-    if not isinstance(value, dict | None):
-        raise _mismatch(value, "filters", "resolver.RequestFilter")
-    lowered = {key.lower(): item for key, item in (value or {}).items()}
-    return _typed(lowered.get("field"), str, "filters.field", "string"), lowered.get("value")
+    item = typed(value, (dict,), "Model.filters", "resolver.RequestFilter") or {}
+    lowered = {key.lower(): part for key, part in item.items()}
+    return typed(lowered.get("field"), (str,), "Model.filters.field", "string") or "", lowered.get("value")
 
 
 def _map(model: Mapping[str, Any], key: str, go_type: str, read: Callable[[Any], int]) -> dict[int, int]:
-    value = model.get(key)
-    if not isinstance(value, dict | None):
-        raise _mismatch(value, key, go_type)
+    items = typed(model.get(key), (dict,), f"Model.{key}", go_type) or {}
     numbers: dict[int, int] = {}
-    for name, item in (value or {}).items():
+    for name, item in items.items():
         if not isinstance(name, int) and not _INT.fullmatch(name):
             raise _invalid(f"json: cannot unmarshal number {name} into Go struct field Model.{key} of type int")
         numbers[int(name)] = read(item)

@@ -7,6 +7,7 @@ that a reader can be tried on all of them.
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from random import Random
 from typing import Any, Final, Literal
@@ -243,19 +244,19 @@ class EntityGenerator:
         return labels
 
 
+@dataclass(frozen=True)
 class _Builder:
     """The parts of one entity, in one shape."""
 
-    def __init__(self, labels: Callable[[str, int], dict[str, str]], rnd: Random, shape: str) -> None:
-        self._labels = labels
-        self._rnd = rnd
-        self._shape = shape
+    labels: Callable[[str, int], dict[str, str]]
+    rnd: Random
+    shape: str
 
     def entity(self, letter: str, number: int, kind: str, statements: int) -> dict[str, Any]:
         identifier = f"{letter}{number}"
-        labels = self._labels(letter, number)
+        labels = self.labels(letter, number)
         flat = [
-            self.statement(identifier, name) for name in ["P31", *self._rnd.choices(list(_PROPERTIES), k=statements)]
+            self.statement(identifier, name) for name in ["P31", *self.rnd.choices(list(_PROPERTIES), k=statements)]
         ]
         entity: dict[str, Any] = {
             "identifier": identifier,
@@ -265,7 +266,7 @@ class _Builder:
             "aliases": {"en": [f"{labels['en']} (alias)", f"No. {number}"]},
             "statements": flat,
         }
-        if self._shape == "maps":
+        if self.shape == "maps":
             entity["statements"] = _by_property(flat)
         if kind == "item":
             links = {
@@ -275,11 +276,11 @@ class _Builder:
                     ("enwiki", labels["en"].replace(" ", "_"), list[str]()),
                 )
             }
-            entity["sitelinks"] = links["dewiki"] if self._shape == "single" else links
+            entity["sitelinks"] = links["dewiki"] if self.shape == "single" else links
         return entity
 
     def statement(self, identifier: str, name: str) -> dict[str, Any]:
-        rnd = self._rnd
+        rnd = self.rnd
         bits = f"{rnd.getrandbits(128):032X}"
         statement: dict[str, Any] = {
             "identifier": f"{identifier}${bits[:8]}-{bits[8:12]}-{bits[12:16]}-{bits[16:20]}-{bits[20:]}",
@@ -289,18 +290,18 @@ class _Builder:
         if rnd.random() < 0.4:
             flat = [self.snak(name) for name in ("P1106", "P577", "P1106")[: rnd.randrange(1, 4)]]
             statement["qualifiers"] = (
-                flat[0] if self._shape == "single" else _by_property(flat) if self._shape == "maps" else flat
+                flat[0] if self.shape == "single" else _by_property(flat) if self.shape == "maps" else flat
             )
         if rnd.random() < 0.5:
             references = [
                 {"identifier": f"{rnd.getrandbits(160):040x}", "parts": [self.snak("P856"), self.snak("P577")]}
                 for _ in range(rnd.randrange(1, 3))
             ]
-            statement["references"] = references[0] if self._shape == "single" else references
+            statement["references"] = references[0] if self.shape == "single" else references
         return statement
 
     def snak(self, name: str) -> dict[str, Any]:
-        labels = self._labels("P", int(name[1:]))
+        labels = self.labels("P", int(name[1:]))
         data_type = _PROPERTIES[name]
         return {
             "property": {"identifier": name, "data_type": data_type, "labels": labels},
@@ -308,13 +309,13 @@ class _Builder:
         }
 
     def _value(self, data_type: str) -> dict[str, Any]:
-        rnd = self._rnd
+        rnd = self.rnd
         if rnd.random() < 0.04:
             return {}  # an unknown value or no value
         if data_type == "wikibase-item":
             number = rnd.randrange(_FIRST, 100_000)
-            labels = self._labels("Q", number)
-            value_type = "wikibase-item" if self._shape == "single" else "wikibase-entityid"
+            labels = self.labels("Q", number)
+            value_type = "wikibase-item" if self.shape == "single" else "wikibase-entityid"
             if rnd.random() < 0.5:
                 return {"type": value_type, "content": f"Q{number}", "labels": labels}
             data = {"entity-type": "item", "id": f"Q{number}", "numeric-id": str(number)}
@@ -322,7 +323,7 @@ class _Builder:
         if data_type == "time":
             moment, precision = rnd.choice(_TIMES)
             model = _JULIAN if moment.startswith("-") else _GREGORIAN
-            capital = self._shape == "single"  # the published sample writes two keys with a capital
+            capital = self.shape == "single"  # the published sample writes two keys with a capital
             return {
                 "type": "time",
                 "content_data": {

@@ -37,11 +37,10 @@ def encode_record(record: PublishedRecord, generator: ArticleGenerator, size: Si
         revision=page.revision,
         title=record.name,
     )
-    version = fields.get("version", {})
     fields |= {
         "identifier": page.page_id,
         "date_modified": stamp(page.modified * 1000, 0),
-        "version": {**version, "identifier": page.revision},
+        "version": {**fields.get("version", {}), "identifier": page.revision},
         "event": _event(record),
     }
     if len(page.revisions) > 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-_BASE_BEFORE_EXTRAS = (
+_BASE = (
     "name",
     "identifier",
     "abstract",
@@ -21,7 +21,6 @@ _BASE_BEFORE_EXTRAS = (
     "in_language",
     "image",
     "license",
-    "description",
 )
 _HEADINGS = ("Abstract", "Early life", "Geography and climate", "History", "In popular culture", "See also")
 
@@ -37,11 +36,8 @@ def structured_content(
     snake_case: bool,
 ) -> dict[str, Any]:
     """Turn an article into its structured form, keys in the wire's order."""
-    record = {key: article[key] for key in _BASE_BEFORE_EXTRAS if key in article}
+    record = {key: article[key] for key in _BASE if key in article and (snapshot or key != "event")}
     record["description"] = f"Something about {article['name']} & more"
-    if not snapshot:
-        record.pop("event", None)
-    record = {key: record[key] for key in _BASE_BEFORE_EXTRAS if key in record}
     base = article["is_part_of"]["url"]
     table = _table(rnd, snapshot=snapshot)
     infoboxes: list[Any] = [_infobox(rnd, base)]
@@ -51,8 +47,7 @@ def structured_content(
     if null_parts:
         infoboxes.append(None)
         sections.insert(1, None)
-    record["infoboxes"] = infoboxes
-    record["article_sections" if old_names else "sections"] = sections
+    record |= {"infoboxes": infoboxes, "article_sections" if old_names else "sections": sections}
     references = {"references": _references(rnd)}
     tables = {"tables": [table]}
     # The two producers write them in different order.
@@ -136,23 +131,25 @@ def _table(rnd: Random, *, snapshot: bool) -> dict[str, Any]:
 
 
 def _references(rnd: Random) -> list[dict[str, Any]]:
-    """A two-level tree: the last reference hangs below the first, by the other's identifier."""
-    out: list[dict[str, Any]] = []
-    for number in range(1, rnd.randrange(3, 7)):
-        links = [{"url": f"https://example.org/source/{number}", "text": f"Source {number}"}]
-        out.append(
-            {
-                "identifier": f"cite_note-{number}",
-                "type": "web",
-                "metadata": {"accessdate": "2024-05-01", "title": f"Source {number}", "url": links[0]["url"]},
-                "text": {"value": f"Source {number}, retrieved 2024.", "links": links},
-            }
-        )
-    out.append(
+    references: list[dict[str, Any]] = [
         {
-            "identifier": f"cite_note-{len(out) + 1}",
-            "parent_reference": "cite_note-1",
-            "text": {"value": "p. 12"},
+            "identifier": f"cite_note-{number}",
+            "type": "web",
+            "metadata": {
+                "accessdate": "2024-05-01",
+                "title": f"Source {number}",
+                "url": f"https://example.org/source/{number}",
+            },
+            "text": {
+                "value": f"Source {number}, retrieved 2024.",
+                "links": [{"url": f"https://example.org/source/{number}", "text": f"Source {number}"}],
+            },
         }
-    )
-    return out
+        for number in range(1, rnd.randrange(3, 7))
+    ]
+    last = {
+        "identifier": f"cite_note-{len(references) + 1}",
+        "parent_reference": "cite_note-1",
+        "text": {"value": "p. 12"},
+    }
+    return [*references, last]
