@@ -73,6 +73,16 @@ _SCRIPTS = frozenset(
     }
 )
 _PAGES = frozenset({"text/html", "application/xhtml+xml"})
+# By type, or by its part before the slash: a server does not confuse types of two groups.
+_GROUPS: Mapping[str, str] = {
+    **dict.fromkeys(_PAGES, "page"),
+    "application/pdf": "document",
+    "application/postscript": "document",
+    "audio": "media",
+    "video": "media",
+    "image": "image",
+    "font": "font",
+}
 
 
 class FileName(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,15 +178,7 @@ def _contradicts(kind: str, implied: str) -> bool:
 
 
 def _group(kind: str) -> str | None:
-    """Return the kind of content that a type stands for; None for a type of many formats."""
-    major = kind.partition("/")[0]
-    if major in {"audio", "video"}:
-        return "media"
-    if kind in _PAGES:
-        return "page"
-    if kind in {"application/pdf", "application/postscript"}:
-        return "document"
-    return major if major in {"image", "font"} else None
+    return _GROUPS.get(kind) or _GROUPS.get(kind.partition("/")[0])
 
 
 def safe_name(text: str, *, fallback: str = "download", limit: int = _MAX_BYTES) -> str:

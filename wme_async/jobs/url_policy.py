@@ -214,7 +214,9 @@ def check_web_url(url: str, *, allow: Iterable[str] = (), schemes: Sequence[str]
         raise ValueError("it is not text")
     scheme = url.partition(":")[0].lower()
     if scheme not in schemes or ":" not in url:
-        raise ValueError(f"it must start with {' or '.join(_opening(name) for name in schemes)}")
+        raise ValueError(
+            f"it must start with {' or '.join(f'{name}:' if name == 'wme' else f'{name}://' for name in schemes)}"
+        )
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -240,10 +242,6 @@ def check_web_url(url: str, *, allow: Iterable[str] = (), schemes: Sequence[str]
 
 def _ascii(text: str) -> str:
     return "".join(char if char.isascii() else quote(char) for char in text)
-
-
-def _opening(scheme: str) -> str:
-    return f"{scheme}:" if scheme == "wme" else f"{scheme}://"
 
 
 def _without_dot_segments(path: str) -> str:

@@ -278,20 +278,31 @@ def _check_options(options: Options, problems: list[Problem], *, limits: JobLimi
                 f"{field.name} of the batch must be {_TYPES.get(field.type, 'text or None')}, not {value!r}"
             ) from None
     options = Options(**values)
-    if not 1 <= options.concurrent_limit <= limits.concurrent:
-        reason = (
-            f"Maximum {limits.concurrent} concurrent downloads: 1-{limits.concurrent}, not {options.concurrent_limit}"
-        )
-        problems.append(Problem("concurrent_limit", reason))
-    if not 0 < options.timeout <= limits.timeout:
-        reason = f"a job's timeout is above 0 and at most {limits.timeout:g} seconds, not {options.timeout:g}"
-        problems.append(Problem("timeout", reason))
-    if not -100 <= options.priority <= 100:
-        problems.append(Problem("priority", "it is from -100 to 100"))
-    if options.quality is not None and not re.fullmatch(r"best|worst|[1-9]\d{1,3}p?", options.quality):
-        problems.append(Problem("quality", "it is best, worst or a height such as 1080p"))
-    if options.video_format is not None and not re.fullmatch(r"[a-z0-9]{1,8}", options.video_format):
-        problems.append(Problem("video_format", "it is a file extension such as mp4"))
+    quality, video_format = options.quality, options.video_format
+    checks = (
+        (
+            1 <= options.concurrent_limit <= limits.concurrent,
+            "concurrent_limit",
+            f"Maximum {limits.concurrent} concurrent downloads: 1-{limits.concurrent}, not {options.concurrent_limit}",
+        ),
+        (
+            0 < options.timeout <= limits.timeout,
+            "timeout",
+            f"a job's timeout is above 0 and at most {limits.timeout:g} seconds, not {options.timeout:g}",
+        ),
+        (-100 <= options.priority <= 100, "priority", "it is from -100 to 100"),
+        (
+            quality is None or re.fullmatch(r"best|worst|[1-9]\d{1,3}p?", quality),
+            "quality",
+            "it is best, worst or a height such as 1080p",
+        ),
+        (
+            video_format is None or re.fullmatch(r"[a-z0-9]{1,8}", video_format),
+            "video_format",
+            "it is a file extension such as mp4",
+        ),
+    )
+    problems += [Problem(name, reason) for valid, name, reason in checks if not valid]
     try:
         check_template(options.path_template)
     except ValueError as error:
