@@ -81,16 +81,13 @@ class StreamRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     def body(self) -> bytes:
         """Return the JSON to send."""
-        body: dict[str, Any] = {"parts": self.parts}
-        if self.offsets:
-            body["offsets"] = {str(partition): offset for partition, offset in self.offsets.items()}
-        if self.since:
-            body["since_per_partition"] = {str(partition): rfc3339(time) for partition, time in self.since.items()}
-        if self.fields is not None:
-            body["fields"] = self.fields
-        if self.filters:
-            body["filters"] = self.filters
-        return msgspec.json.encode(body)
+        optional = {
+            "offsets": {str(partition): offset for partition, offset in self.offsets.items()},
+            "since_per_partition": {str(partition): rfc3339(time) for partition, time in self.since.items()},
+            "fields": self.fields,
+            "filters": self.filters,
+        }
+        return msgspec.json.encode({"parts": self.parts, **{name: value for name, value in optional.items() if value}})
 
 
 def rfc3339(time: datetime) -> str:

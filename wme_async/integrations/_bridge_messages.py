@@ -36,13 +36,6 @@ class Sent(NamedTuple):
     published: datetime | None
 
 
-class _Head(NamedTuple):
-    """What a message needs to know of a record."""
-
-    key: str | None
-    type: str | None
-
-
 class Message(msgspec.Struct, frozen=True, gc=False):
     """A message for a broker.
 
@@ -93,7 +86,7 @@ class _Record(msgspec.Struct, gc=False):
 _decoder: Final = msgspec.json.Decoder(_Record)
 
 
-def _read_head(record: bytes) -> _Head:
+def _read_head(record: bytes) -> tuple[str | None, str | None]:
     """Return the key and the type of a record.
 
     The service keys its own events by project and title, so that the events of one title stay in one partition. A title
@@ -106,7 +99,7 @@ def _read_head(record: bytes) -> _Head:
     try:
         fields = decode_json(record, _decoder)
     except DecodeError:
-        return _Head(None, None)
+        return None, None
     name = fields.name if isinstance(fields.name, str) and fields.name else fields.identifier
     project = fields.is_part_of.identifier if fields.is_part_of is not None else None
     key = None
@@ -114,7 +107,7 @@ def _read_head(record: bytes) -> _Head:
         title = str(name).replace("_", " ")
         key = f"{project}/{title}" if isinstance(project, str) and project else title
     kind = fields.event.type if fields.event is not None else None
-    return _Head(key, kind if isinstance(kind, str) else None)
+    return key, kind if isinstance(kind, str) else None
 
 
 # Positions in headers
@@ -367,9 +360,9 @@ class MessageMaker(Generic[Place]):
         Raises:
             StreamError: It is of a partition that the stream does not have.
         """
-        head = _read_head(record)
+        key, kind = _read_head(record)
         if event is None:
-            digest = crc32((head.key or "").encode(errors="surrogatepass"))
+            digest = crc32((key or "").encode(errors="surrogatepass"))
             numbers = complete.partitions or self._partitions
             number = numbers[digest % len(numbers)]
         elif event.partition not in self._partitions:
@@ -385,13 +378,13 @@ class MessageMaker(Generic[Place]):
         shared = None
         if event is None or len(sharing) > 1:
             shared = {other: self.sent[other] for other in sharing if other in self.sent}
-        headers = _headers_of(self._stream, event, kind=head.type, complete=complete, shared=shared)
-        deleted = self._tombstones and head.type == "delete" and head.key is not None
+        headers = _headers_of(self._stream, event, kind=kind, complete=complete, shared=shared)
+        deleted = self._tombstones and kind == "delete" and key is not None
         return place, Message(
             partition=number,
             offset=None if event is None else event.offset,
             published=None if event is None else published_of(event),
-            key=head.key,
+            key=key,
             value=None if deleted else record,
             headers=headers,
         )

@@ -9,10 +9,11 @@ The object exists once all of it is sent; an upload that ends early leaves none.
 """
 
 import asyncio
+import contextlib
 import errno
 import functools
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -23,11 +24,10 @@ from wme_async._tasks import wait_shielded
 
 try:
     import obstore
+    from obstore import exceptions
     from obstore.store import AzureStore, GCSStore, S3Store, from_url
 except ImportError as _error:
     raise ImportError("cloud storage needs the extra `cloud`: pip install 'wme-async[cloud]'") from _error
-
-from wme_async.integrations._objects import os_errors
 
 __all__ = ["Uploaded", "upload"]
 
@@ -36,6 +36,7 @@ _MIB: Final = 1024 * 1024
 _PART: Final = 8 * _MIB
 _MAX_PARTS: Final = {S3Store: 10_000, GCSStore: 10_000, AzureStore: 50_000}
 _GRACE: Final = 10.0  # seconds for the store to abort an upload
+_PROBE: Final = ".writable"
 
 
 class Uploaded(msgspec.Struct, frozen=True):
@@ -218,3 +219,86 @@ def _open_store(url: str, options: dict[str, Any]) -> tuple[Any, str]:
         if parts.scheme == "file":
             return from_url(f"file://{folder or '/'}", mkdir=True, **options), unquote(last)
         return from_url(f"{parts.scheme}://{parts.netloc}", **options), unquote(parts.path.lstrip("/"))
+
+
+class ObjectFolder:
+    """A folder of an object store. An object appears as a whole, so that readers never see half of one.
+
+    Args:
+        url: `s3://bucket/folder`, `gs://…`, `az://…`. Credentials come from the environment of each cloud's tools.
+
+    Raises:
+        OSError: The store cannot be used, such as an unknown kind.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._url = url.rstrip("/")
+        self._prefix = unquote(parts.path.strip("/"))
+        with os_errors():
+            self._store: Any = from_url(f"{parts.scheme}://{parts.netloc}")
+
+    def location(self, name: str) -> str:
+        """Return the URL of an object."""
+        return f"{self._url}/{name}"
+
+    async def read(self, name: str) -> bytes | None:
+        """Return the bytes of a small object; None if there is none."""
+        with contextlib.suppress(FileNotFoundError), os_errors():
+            response = await obstore.get_async(self._store, self._key(name))
+            return bytes(await response.bytes_async())
+        return None
+
+    async def size(self, name: str) -> int | None:
+        """Return the bytes of an object; None if there is none."""
+        with contextlib.suppress(FileNotFoundError), os_errors():
+            return int((await obstore.head_async(self._store, self._key(name)))["size"])
+        return None
+
+    async def create(self, name: str, data: bytes) -> bool:
+        """Write a small object unless there is one already, and return whether it was written."""
+        with contextlib.suppress(FileExistsError), os_errors():
+            await obstore.put_async(self._store, self._key(name), data, mode="create", use_multipart=False)
+            return True
+        return False
+
+    async def replace(self, name: str, data: bytes) -> None:
+        """Write a small object, whether there is one already or not."""
+        with os_errors():
+            await obstore.put_async(self._store, self._key(name), data, use_multipart=False)
+
+    async def write(self, name: str, chunks: AsyncIterable[bytes]) -> None:
+        """Write an object of any size as its bytes arrive."""
+        await upload(chunks, self._key(name), store=self._store)
+
+    async def prepare(self, folder: str) -> None:
+        """Write an empty object into a folder, so that a store that cannot be written is noticed in time."""
+        await self.replace(f"{folder}/{_PROBE}", b"")
+
+    async def clean(self, folder: str) -> None:
+        """Remove the object of `prepare`; an upload that ends early leaves none."""
+        with os_errors(), contextlib.suppress(exceptions.NotFoundError):
+            await obstore.delete_async(self._store, self._key(f"{folder}/{_PROBE}"))
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}/{name}" if self._prefix else name
+
+
+@contextlib.contextmanager
+def os_errors() -> Iterator[None]:
+    """Turn the errors of stores into those of the operating system, in one line each."""
+    try:
+        yield
+    except exceptions.NotFoundError as error:
+        raise FileNotFoundError(_first_line(error)) from error
+    except exceptions.AlreadyExistsError as error:
+        raise FileExistsError(_first_line(error)) from error
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+        raise PermissionError(_first_line(error)) from error
+    except exceptions.BaseError as error:
+        raise OSError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return the message of an error without its debugging output."""
+    return str(error).split("\n", 1)[0]

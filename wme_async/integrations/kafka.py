@@ -111,7 +111,9 @@ def to_kafka(
         raise TypeError(f"producer must be a started AIOKafkaProducer, not {producer!r}")
     _check_producer(producer)
     if partition is not None:
-        _check_partition(partition, stream.partitions)
+        for place in map(partition, stream.partitions):
+            if isinstance(place, bool) or not isinstance(place, int):
+                raise TypeError(f"partition must return the number of a partition of the topic, not {place!r}")
     return Bridge(
         stream,
         _Topic(producer, topic, stream.key, max_message),
@@ -124,13 +126,6 @@ def to_kafka(
         limit=limit,
         grace=grace,
     )
-
-
-def _check_partition(partition: Callable[[int], int], numbers: Iterable[int]) -> None:
-    for number in numbers:
-        place = partition(number)
-        if isinstance(place, bool) or not isinstance(place, int):
-            raise TypeError(f"partition must return the number of a partition of the topic, not {place!r}")
 
 
 def _check_producer(producer: "AIOKafkaProducer") -> None:

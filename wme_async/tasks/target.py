@@ -57,10 +57,8 @@ def open_target(to: str) -> Target:
     """
     if "://" not in to:
         return _Folder(Path(to))
-    from wme_async.integrations import cloud  # noqa: PLC0415 - an extra, whose message says what to install
-    from wme_async.integrations._objects import ObjectFolder  # noqa: PLC0415
+    from wme_async.integrations.cloud import ObjectFolder  # noqa: PLC0415 - an extra, whose message says what to install
 
-    assert cloud is not None
     return ObjectFolder(to)
 
 
