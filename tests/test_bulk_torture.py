@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -27,17 +28,20 @@ CHUNKS = 40
 SIZE = 40_000  # bytes of a page
 RATE = 100_000  # bytes per second of a chunk
 KILLS = 12
+ATTEMPTS = 4  # of one chunk; the work is given up after five
 
 
 class Killer:
-    """Kills a worker now and then.
+    """Kills a worker now and then, but never so often in one chunk that the work is given up.
 
     Args:
+        sim: Serves the chunks.
         find: Returns the workers that are reading.
     """
 
-    def __init__(self, find: Callable[[], Awaitable[list[int]]]) -> None:
+    def __init__(self, sim: Simulator, find: Callable[[], Awaitable[list[int]]]) -> None:
         self.kills = 0
+        self._sim = sim
         self._find = find
 
     @contextlib.asynccontextmanager
@@ -55,11 +59,17 @@ class Killer:
             await asyncio.sleep(rnd.uniform(0.5, 1.5))
             workers = await self._find()
             # Not one that has just been started: the nanny of a worker of Dask gives up in that case.
-            if victims := [worker for worker in workers if worker in seen]:
+            victims = [worker for worker in workers if worker in seen]
+            if victims and self._attempts() < ATTEMPTS:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(rnd.choice(victims), signal.SIGKILL)
                     self.kills += 1
             seen.update(workers)
+
+    def _attempts(self) -> int:
+        """Return how often the chunk that is being read was requested, the most of them where several are."""
+        requests = Counter(request.path for request in self._sim.requests.select("store"))
+        return max((requests[request.path] for request in self._sim.requests.select("store", done=False)), default=0)
 
 
 class Progress:
@@ -113,7 +123,7 @@ async def test_processes(sim: Simulator, plan: Plan, tmp_path: Path) -> None:
         children = multiprocessing.active_children() if sim.requests.select("store", done=False) else []
         return [child.pid for child in children if child.pid is not None]
 
-    killer, progress = Killer(workers), Progress(sim)
+    killer, progress = Killer(sim, workers), Progress(sim)
     async with killer.running():
         manifest = await run_plan(plan, 2, progress)
     check(manifest, tmp_path, progress)
@@ -150,7 +160,7 @@ async def test_dask(sim: Simulator, plan: Plan, tmp_path: Path) -> None:
                 return []
             return [pid for worker, pid in pids.items() if worker in busy and isinstance(pid, int)]
 
-        killer, progress = Killer(reading), Progress(sim)
+        killer, progress = Killer(sim, reading), Progress(sim)
         with patience:
             async with killer.running():
                 manifest = await on_dask.run_plan(plan, client, in_flight_bytes=200_000, progress=progress)
