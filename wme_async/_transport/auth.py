@@ -161,11 +161,11 @@ class TokenManager:
             WMEError: The request to the auth host failed.
         """
         tokens, now = self._tokens, self._now()
-        if tokens is not None:
-            if next_step(tokens, now=now) is Step.USE:
-                return tokens.access_token
-            if tokens.works(now=now) and (self._lock.locked() or now < self._renewal_paused_until):
-                return tokens.access_token
+        if tokens is not None and (
+            next_step(tokens, now=now) is Step.USE
+            or (tokens.works(now=now) and (self._lock.locked() or now < self._renewal_paused_until))
+        ):
+            return tokens.access_token
         return await self._renew(None)
 
     async def replace(self, rejected: str) -> str:
@@ -235,9 +235,9 @@ class TokenManager:
             tokens = await self._load()
             if tokens is not None and self._is_valid(tokens, rejected):
                 self._tokens = tokens
-                return tokens
-            tokens = await self._next(tokens or self._tokens, rejected)
-            await self._keep(tokens)
+            else:
+                tokens = await self._next(tokens or self._tokens, rejected)
+                await self._keep(tokens)
             return tokens
 
     def _is_valid(self, tokens: Tokens | None, rejected: str | None) -> bool:
@@ -275,7 +275,13 @@ class TokenManager:
     async def _sign_in(self, *, retry: bool) -> Tokens:
         # `retry` is off within another request, whose own retries would multiply these.
         if not self._credentials.can_sign_in:
-            raise Unauthorized(self._cannot_sign_in(), status=401)
+            name = self._credentials.username
+            raise Unauthorized(
+                "the server rejects the access_token, and there are no user name and password to replace it with"
+                if name is None
+                else f"the stored sign-in of {name} has ended or is missing; sign in with the password",
+                status=401,
+            )
         try:
             request = _auth_request("/v1/login", self._credentials.login_body())
             signed_in = _decoded(await self._send(request, retry=retry))
@@ -289,11 +295,6 @@ class TokenManager:
             refresh_token=signed_in.refresh_token,
             refresh_expires=now + REFRESH_LIFETIME,
         )
-
-    def _cannot_sign_in(self) -> str:
-        if self._credentials.username is None:
-            return "the server rejects the access_token, and there are no user name and password to replace it with"
-        return f"the stored sign-in of {self._credentials.username} has ended or is missing; sign in with the password"
 
     async def _load(self) -> Tokens | None:
         return None if self._file is None else await in_thread(self._file.load)

@@ -205,9 +205,8 @@ class Transport:
 
         Before its first response it is the clock of another host of the service, else that of this machine.
         """
-        offset = self._dates.get(role)
-        if offset is None and role in _SERVICE:
-            offset = next((self._dates[other] for other in _SERVICE if other in self._dates), None)
+        hosts = (role, *_SERVICE) if role in _SERVICE else (role,)
+        offset = next((self._dates[host] for host in hosts if host in self._dates), None)
         return self.now() if offset is None else self.monotonic() + offset
 
     @property
@@ -256,9 +255,11 @@ class Transport:
         async def attempt(resends: int) -> Response:
             body = await self._authorized(request, resends, read_timeout=read_timeout, head_timeout=None)
             try:
-                data = b""
-                if request.method != "HEAD":
-                    data = await body.read(self.limits.max_response, seconds=self.timeouts.answer)
+                data = (
+                    await body.read(self.limits.max_response, seconds=self.timeouts.answer)
+                    if request.method != "HEAD"
+                    else b""
+                )
             finally:
                 self._release(body)
             return Response(status=body.status, headers=body.headers, body=data, url=body.url)
@@ -287,9 +288,12 @@ class Transport:
             StatusError: The request does not accept the status of the response.
             TransportError: No head arrived.
         """
-        attempt = partial(self._authorized, request, read_timeout=read_timeout, head_timeout=head_timeout)
         async with self._waits.wait(self._url(request)):
-            body = await self._with_retries(attempt, request, retry=retry)
+            body = await self._with_retries(
+                partial(self._authorized, request, read_timeout=read_timeout, head_timeout=head_timeout),
+                request,
+                retry=retry,
+            )
         try:
             yield body
         finally:
@@ -333,13 +337,12 @@ class Transport:
 
     async def _exceeded_quota(self, request: Request) -> QuotaExceeded | None:
         """Return the error of a 429 that means a used up allowance, which the response itself does not say."""
-        if request.pool is None or self.quota_check is None:
-            return None
-        try:
-            return await self.quota_check(request.pool)
-        except WMEError as error:
-            logger.debug("could not request the quota: %s", type(error).__name__)
-            return None
+        if request.pool is not None and self.quota_check is not None:
+            try:
+                return await self.quota_check(request.pool)
+            except WMEError as error:
+                logger.debug("could not request the quota: %s", type(error).__name__)
+        return None
 
     async def _authorized(
         self, request: Request, resends: int, *, read_timeout: float | None, head_timeout: float | None
@@ -382,30 +385,30 @@ class Transport:
         if counter is not None and request.role in _COUNTED:
             counter.sent += 1
         started = self.monotonic()
-        slots = None if request.streaming else self.pool.slots(request.role)
-        if slots is not None:
-            await self._acquire(slots, url)
-        release = None if slots is None else slots.release
-        try:
+        with contextlib.ExitStack() as on_error:
+            if not request.streaming:
+                slots = self.pool.slots(request.role)
+                await self._acquire(slots, url)
+                on_error.callback(slots.release)
             response = await self._send(session, request, url, token, silence=silence, head_timeout=head_timeout)
-        except BaseException:
-            if release is not None:
-                release()
-            raise
-        end = BodyEnd(response, session, url=url)
-        direct = not self.pool.injected
-        body = Body(response, end, url=url, read_timeout=silence, waits=self._waits, direct=direct, on_close=release)
-        self._note_date(request.role, body)
-        if logger.isEnabledFor(logging.DEBUG):
-            elapsed = 1000 * (self.monotonic() - started)
-            address = self._shown_url(request)
-            fields = log_fields(method=request.method, url=address, status=body.status, seconds=elapsed / 1000)
-            logger.debug("%s %s: %d in %.0f ms", request.method, address, body.status, elapsed, extra=fields)
-        try:
+            body = Body(
+                response,
+                BodyEnd(response, session, url=url),
+                url=url,
+                read_timeout=silence,
+                waits=self._waits,
+                direct=not self.pool.injected,
+                on_close=on_error.pop_all().close,
+            )
+            on_error.callback(body.close)
+            self._note_date(request.role, body)
+            if logger.isEnabledFor(logging.DEBUG):
+                elapsed = 1000 * (self.monotonic() - started)
+                address = self._shown_url(request)
+                fields = log_fields(method=request.method, url=address, status=body.status, seconds=elapsed / 1000)
+                logger.debug("%s %s: %d in %.0f ms", request.method, address, body.status, elapsed, extra=fields)
             await self._check(request, response, body)
-        except BaseException:
-            body.close()
-            raise
+            on_error.pop_all()
         self._bodies.add(body)
         return body
 
@@ -431,9 +434,14 @@ class Transport:
             await self.on_metered(request.pool)
         if not accepted:
             data = b"" if request.method == "HEAD" else await body.beginning(self.timeouts.error)
-            now = self.server_now(request.role)
             raise error_from_response(
-                body.status, body.headers, data, url=body.url, now=now, product=request.product, role=request.role
+                body.status,
+                body.headers,
+                data,
+                url=body.url,
+                now=self.server_now(request.role),
+                product=request.product,
+                role=request.role,
             )
         if (error := coding_error(response)) is not None:
             raise error
@@ -508,9 +516,8 @@ class Transport:
         return 2 * ((queue or 0.0) + self.timeouts.connect + silence)
 
     def _url(self, request: Request) -> str:
-        if request.role in {"store", "public"}:
-            return request.path
-        return f"{getattr(self.hosts, request.role)}{request.path}"
+        host = "" if request.role in {"store", "public"} else getattr(self.hosts, request.role)
+        return f"{host}{request.path}"
 
     def _shown_url(self, request: Request) -> str:
         """Return the URL of a request as logs and telemetry may have it."""
@@ -534,9 +541,14 @@ class Transport:
             self._dates[role] = date.timestamp() - now
 
     def _report(self, event: Retrying) -> None:
-        fields = log_fields(event.error, request=event.what, attempt=event.attempt, wait=event.wait)
-        message = "%s failed (%s); attempt %d in %.1f s"
-        logger.info(message, event.what, event.error, event.attempt + 1, event.wait, extra=fields)
+        logger.info(
+            "%s failed (%s); attempt %d in %.1f s",
+            event.what,
+            event.error,
+            event.attempt + 1,
+            event.wait,
+            extra=log_fields(event.error, request=event.what, attempt=event.attempt, wait=event.wait),
+        )
         if self._on_retry is not None:
             self._on_retry(event)
 

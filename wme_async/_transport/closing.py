@@ -37,10 +37,12 @@ class Waits:
         closed = self._closed()
         if closed is None:
             return None
-        url = None if url is None else bare_url(url)
-        if before:
-            return ClientClosed(f"{closed} is closed; make a new one", url=url)
-        return ClientClosed(f"{closed} was closed under work; close it when all that uses it has ended", url=url)
+        return ClientClosed(
+            f"{closed} is closed; make a new one"
+            if before
+            else f"{closed} was closed under work; close it when all that uses it has ended",
+            url=None if url is None else bare_url(url),
+        )
 
     def end(self) -> None:
         """End all waits with `ClientClosed`, at once."""
@@ -101,13 +103,12 @@ class Wait:
             return
         if isinstance(error, asyncio.CancelledError):
             if _cancellations() <= self._cancelling:
-                raise self._waits.error(self._url) or self._unexplained() from error
+                raise self._waits.error(self._url) or ClientClosed(
+                    "the wait was cancelled from within, as the close of a connector does",
+                    url=None if self._url is None else bare_url(self._url),
+                ) from error
         elif isinstance(error, TransportError) and (closed := self._waits.error(self._url)) is not None:
             raise closed from error
-
-    def _unexplained(self) -> ClientClosed:
-        url = None if self._url is None else bare_url(self._url)
-        return ClientClosed("the wait was cancelled from within, as the close of a connector does", url=url)
 
 
 def _cancellations() -> int:

@@ -133,8 +133,10 @@ def is_error_document(body: bytes, known: AbstractSet[str]) -> bool:
         document = decode_json(body, _ANY_JSON)
     except DecodeError:
         return False
-    rows = document if isinstance(document, list) else [document]
-    return any(isinstance(row, dict) and _has_error_keys(row.keys(), known) for row in rows)
+    return any(
+        isinstance(row, dict) and _has_error_keys(row.keys(), known)
+        for row in (document if isinstance(document, list) else [document])
+    )
 
 
 def _has_error_keys(keys: AbstractSet[str], known: AbstractSet[str]) -> bool:
@@ -178,15 +180,14 @@ def error_from_response(
     reason = server_message(body) if status >= 400 else _unexpected(status, headers, url)
     advice = _advice(status, product, role)
     message = f"HTTP {status} from {url}{f': {reason}' if reason else ''}{f' ({advice})' if advice else ''}"
-    # Error documents of an object store may echo parts of the signature, so only their message is kept.
-    excerpt = reason if body.lstrip()[:1] == b"<" else body[:_EXCERPT].decode("utf-8", "replace")
     return error_for_status(status)(
         message,
         status=status,
         url=url,
         request_id=headers.get("X-Request-Id") or headers.get("x-amz-request-id"),
         retry_after=parse_retry_after(headers.get("Retry-After"), now=now),
-        body=excerpt,
+        # Error documents of an object store may echo parts of the signature, so only their message is kept.
+        body=reason if body.lstrip()[:1] == b"<" else body[:_EXCERPT].decode("utf-8", "replace"),
     )
 
 

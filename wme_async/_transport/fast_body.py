@@ -305,9 +305,8 @@ class _Reader(asyncio.BufferedProtocol):
 
     def _flush(self) -> bool:
         """Pass the buffer to the sink; return True if `run` must act before more is read."""
-        view = self._view[: self._filled]
         try:
-            self._pending = self._sink(view)
+            self._pending = self._sink(self._view[: self._filled])
         except BaseException as error:  # noqa: BLE001  # `run` raises it; a transport must not see it
             self._error = error
             self._filled = 0
@@ -344,5 +343,5 @@ class _Reader(asyncio.BufferedProtocol):
         if idle >= self._read_timeout:
             self._silent = True
             self._stop()
-            return
-        self._timer = self._loop.call_later(self._read_timeout - idle, self._watch)
+        else:
+            self._timer = self._loop.call_later(self._read_timeout - idle, self._watch)

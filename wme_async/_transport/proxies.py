@@ -58,7 +58,7 @@ class EnvironmentProxies:
 
 def _covers(entry: str, host: str, port: int | None) -> bool:
     """Return whether an entry of `NO_PROXY` covers a host."""
-    address = _address(host)
+    address = ip_address_of(host)
     if address is not None:
         network = _network(entry)
         if network is not None:
@@ -73,12 +73,13 @@ def _covers(entry: str, host: str, port: int | None) -> bool:
     if entry_port and entry_port != str(port):
         return False
     if address is not None:
-        return _address(name) == address
+        return ip_address_of(name) == address
     name = name.removeprefix("*").strip(".")
     return bool(name) and (host == name or host.endswith(f".{name}"))
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def ip_address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Parse an IP address; None for a name."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:

@@ -61,15 +61,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"a token must not be sent to a host of role {self.role!r}")
 
 
-class RequestCounter:
+class RequestCounter(msgspec.Struct):
     """Counts the requests of a task, and of those that it starts.
 
     Attributes:
         sent: Requests to the API and the object store, each attempt counted.
     """
 
-    def __init__(self) -> None:
-        self.sent = 0
+    sent: int = 0
 
 
 request_counter: ContextVar[RequestCounter | None] = ContextVar("request_counter", default=None)

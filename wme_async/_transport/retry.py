@@ -48,9 +48,9 @@ def is_transient(error: WMEError) -> bool:
     """
     if isinstance(error, QuotaExceeded) or (isinstance(error, TransportError) and error.permanent):
         return False
-    if isinstance(error, TransportError | ServerError | RateLimited):
-        return True
-    return isinstance(error, StatusError) and error.status in {408, 425, 499}
+    return isinstance(error, TransportError | ServerError | RateLimited) or (
+        isinstance(error, StatusError) and error.status in {408, 425, 499}
+    )
 
 
 def http_date(value: str | None) -> datetime | None:

@@ -1,7 +1,6 @@
 """The aiohttp sessions: one for each role, opened when first needed, shared by all clients of a process."""
 
 import asyncio
-import ipaddress
 import logging
 import math
 import os
@@ -23,7 +22,7 @@ from wme_async._arguments import check_flags, check_functions, check_instances, 
 from wme_async._tasks import in_thread
 from wme_async._transport.body_end import Response
 from wme_async._transport.error_responses import bare_url
-from wme_async._transport.proxies import EnvironmentProxies, check_proxy
+from wme_async._transport.proxies import EnvironmentProxies, check_proxy, ip_address_of
 from wme_async._transport.requests import AddressBlocked, Role
 from wme_async._transport.slots import Slots
 from wme_async.errors import ClientClosed, ConnectFailed
@@ -321,14 +320,9 @@ class SessionPool:
         resolver: AbstractResolver = aiohttp.ThreadedResolver()
         if role == "public" and self._guard is not None:
             resolver = _GuardedResolver(resolver, self._guard)
-        connector = Connector(
-            # `Slots` limits them.
-            limit=0,
-            ssl=True if self._ssl is None else self._ssl,
-            resolver=resolver,
-        )
         session = aiohttp.ClientSession(
-            connector=connector,
+            # `Slots` limits the connections.
+            connector=Connector(limit=0, ssl=True if self._ssl is None else self._ssl, resolver=resolver),
             response_class=Response,
             cookie_jar=aiohttp.DummyCookieJar(),
             # The signature of a URL covers its exact bytes.
@@ -437,8 +431,7 @@ class _GuardedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         results = await self._inner.resolve(host, port, family)
         for result in results:
-            reason = self._guard(host, result["host"])
-            if reason:
+            if reason := self._guard(host, result["host"]):
                 # One blocked address blocks the name: DNS rebinding mixes public and private addresses.
                 raise AddressBlocked(None, f"{host} is refused: it resolves to {result['host']}, {reason}")
         return results
@@ -453,8 +446,12 @@ def check_ssl(ssl: object) -> None:
     Raises:
         TypeError: It is neither a TLS context nor True, False or None.
     """
-    requirement = "a TLS context, such as ssl.create_default_context(cafile=...), True, False or None"
-    check_type("ssl", ssl, bool | ssl_module.SSLContext | None, requirement)
+    check_type(
+        "ssl",
+        ssl,
+        bool | ssl_module.SSLContext | None,
+        "a TLS context, such as ssl.create_default_context(cafile=...), True, False or None",
+    )
 
 
 def _with_password(proxy: URL) -> URL:
@@ -477,15 +474,8 @@ def _bound(session: aiohttp.ClientSession) -> int | None:
 
 def _is_address(host: str) -> bool:
     # aiohttp hands `2130706433` and `127.1` to the C library without asking its resolver, and they mean loopback there.
-    if ":" in host or host.replace(".", "").isdigit():
-        return True
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return ":" in host or host.replace(".", "").isdigit() or ip_address_of(host) is not None
 
 
 def _count(session: aiohttp.ClientSession) -> int:
-    connector: Any = session.connector
-    return len(getattr(connector, "_acquired", ())) if connector is not None else 0
+    return len(getattr(session.connector, "_acquired", ()))

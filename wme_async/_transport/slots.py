@@ -87,14 +87,12 @@ class Slots:
             silence = loop.time() - max(started, self._granted_at)
             if seconds is not None and silence >= seconds:
                 raise TimeoutError(f"no connection to the {self._name} was released for {seconds:g} s")
-            if silence >= _WARN_AFTER:
-                self._warn(loop.time(), silence)
+            if silence >= _WARN_AFTER and loop.time() - self._warned_at >= _WARN_INTERVAL:
+                self._warned_at = loop.time()
+                self._warn(silence)
             await asyncio.wait([waiter], timeout=min(_WARN_AFTER, math.inf if seconds is None else seconds - silence))
 
-    def _warn(self, now: float, silence: float) -> None:
-        if now - self._warned_at < _WARN_INTERVAL:
-            return
-        self._warned_at = now
+    def _warn(self, silence: float) -> None:
         logger.warning(
             "%d requests wait for one of the %g connections to the %s, and none was released for %.0f s; close open "
             "bodies, or raise Limits(connections=...)",

@@ -42,8 +42,7 @@ class _Content(msgspec.Struct):
 
     def digest(self) -> str:
         """Return the expected value of `check`."""
-        data = msgspec.json.encode([_VERSION, self.entries, self.usage])
-        return hashlib.sha256(data).hexdigest()[:32]
+        return hashlib.sha256(msgspec.json.encode([_VERSION, self.entries, self.usage])).hexdigest()[:32]
 
 
 class _Stored(_Content):
@@ -141,7 +140,8 @@ class TokenFile:
         try:
             while lock is None:
                 try:
-                    lock = LockedFile(self._lock_path())
+                    # Processes that reach the file by a link and by its own name share one lock.
+                    lock = LockedFile(Path(f"{followed(self.path)}.lock"))
                 except BlockingIOError:
                     if waited >= patience:
                         logger.warning("continuing without the lock of %s, held for over %g s", self.path, patience)
@@ -153,15 +153,8 @@ class TokenFile:
                 raise
             # A file that cannot be written needs no lock.
             logger.warning("%s cannot be shared: %s", self.path, error.strerror)
-        try:
+        with lock or contextlib.nullcontext():
             yield
-        finally:
-            if lock is not None:
-                lock.close()
-
-    def _lock_path(self) -> Path:
-        # Processes that reach the file by a link and by its own name share one lock.
-        return Path(f"{followed(self.path)}.lock")
 
     def _read(self) -> _Content | None:
         """Return the content of the file, empty if it is damaged; None for a file of a later release."""

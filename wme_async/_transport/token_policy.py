@@ -85,21 +85,18 @@ def next_step(tokens: Tokens | None, *, now: float) -> Step:
     if tokens.access_expires is None:
         return Step.USE
     lifetime = tokens.access_lifetime if tokens.access_lifetime is not None else 3600.0
-    if now < tokens.access_expires - min(300.0, lifetime / 10):
-        return Step.USE
-    return renewal(tokens, now=now)
+    return Step.USE if now < tokens.access_expires - min(300.0, lifetime / 10) else renewal(tokens, now=now)
 
 
 def renewal(tokens: Tokens | None, *, now: float) -> Step:
     """Return how to get a new access token."""
-    if (
+    can_refresh = (
         tokens is not None
         and tokens.refresh_token
         and now < tokens.refresh_expires
         and tokens.refreshes < REFRESH_LIMIT
-    ):
-        return Step.REFRESH
-    return Step.LOGIN
+    )
+    return Step.REFRESH if can_refresh else Step.LOGIN
 
 
 def jwt_expiry(token: str) -> float | None:
