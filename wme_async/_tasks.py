@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
+import inspect
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, NoReturn, ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 _SLOW: Final = (
@@ -174,6 +176,22 @@ async def wait_shielded(
         raise cancellation
 
 
+async def call_hook(hook: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call a function of the user, and wait for it if it is a coroutine function.
+
+    Args:
+        hook: The function.
+        *args: Its positional arguments.
+        **kwargs: Its keyword arguments.
+
+    Raises:
+        BaseException: Any exception of the function.
+    """
+    result = hook(*args, **kwargs)
+    if inspect.isawaitable(result):
+        await result
+
+
 def is_cancelling() -> bool:
     """Return whether the current task was cancelled; otherwise a `CancelledError` comes from a library's own future."""
     task = asyncio.current_task()
@@ -248,6 +266,29 @@ class WorkGroup(asyncio.TaskGroup):
 
 async def _fail(error: BaseException) -> NoReturn:
     raise error
+
+
+async def map_bounded(function: Callable[[S], Awaitable[T]], items: Iterable[S], *, limit: int) -> list[T]:
+    """Call a function for each item, a few at a time, and return the results in the order of the items.
+
+    Args:
+        function: The function.
+        items: Its arguments.
+        limit: Calls at a time.
+
+    Raises:
+        BaseException: The first exception of the function, after the other calls were cancelled.
+    """
+    gate = asyncio.Semaphore(limit)
+
+    async def call(item: S) -> T:
+        async with gate:
+            return await function(item)
+
+    with raise_first_cause():
+        async with WorkGroup() as group:
+            tasks = [group.start(call(item)) for item in items]
+    return [task.result() for task in tasks]
 
 
 def first_cause(error: BaseException) -> BaseException:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 
 import msgspec
 
@@ -52,16 +53,15 @@ class Account:
         self._allowances = allowances
         self._warn_at = warn_at
         self._limits = allowances
-        self._counts: dict[str, int] = {}
-        self._unsaved: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
+        self._unsaved: Counter[str] = Counter()
         self._warned: set[str] = set()
         self._exhausted_pools: dict[str, tuple[float, str, QuotaExceeded]] = {}
         self._month = (-1, "")
         self._save_lock = asyncio.Lock()
         self._request_lock = asyncio.Lock()
         self._responses: dict[str, int] = {}
-        file = transport.token_file
-        self._file = file
+        self._file = transport.token_file
         transport.on_metered = self._count
         transport.quota_check = self._check_exhaustion
         transport.quota_gate = self._recent_exhaustion
@@ -137,8 +137,7 @@ class Account:
             WMEError: The request failed.
         """
         user = await self.user()
-        limits = self._plan_of(user)
-        self._limits = limits
+        self._limits = limits = self._plan_of(user)
         return quota_of(month=self._this_month(), served=_served(user), counted=await self._counted(), limits=limits)
 
     async def check(self, *costs: Cost) -> Quota:
@@ -185,13 +184,15 @@ class Account:
     async def _counted(self) -> dict[str, int]:
         saved_counts = {} if self._file is None else await in_thread(self._file.usage)
         # Counts that are not saved yet come on top of those of all processes.
-        local = {key: max(n, saved_counts.get(key, 0) + self._unsaved.get(key, 0)) for key, n in self._counts.items()}
-        return {**saved_counts, **local}
+        return {
+            **saved_counts,
+            **{key: max(n, saved_counts.get(key, 0) + self._unsaved[key]) for key, n in self._counts.items()},
+        }
 
     async def _count(self, pool: str) -> None:
         key = f"{pool}/{self._this_month()}"
-        self._counts[key] = self._counts.get(key, 0) + 1
-        self._unsaved[key] = self._unsaved.get(key, 0) + 1
+        self._counts[key] += 1
+        self._unsaved[key] += 1
         if pool != "ondemand" or self._unsaved[key] % _SAVE_EVERY == 0:
             async with self._save_lock:
                 await self._save()
@@ -207,18 +208,21 @@ class Account:
 
     def _warn(self, pool: str, key: str) -> None:
         limit = self._limits.of(pool) if self._limits is not None else None
-        if limit is None or self._counts.get(key, 0) < self._warn_at * limit or key in self._warned:
-            return
-        self._warned.add(key)
-        fields = log_fields(pool=pool, used=self._counts[key], limit=limit)
-        message = "%d of %d %s requests of this month are used"
-        logger.warning(message, self._counts[key], limit, pool, extra=fields)
+        if limit is not None and self._counts[key] >= self._warn_at * limit and key not in self._warned:
+            self._warned.add(key)
+            logger.warning(
+                "%d of %d %s requests of this month are used",
+                self._counts[key],
+                limit,
+                pool,
+                extra=log_fields(pool=pool, used=self._counts[key], limit=limit),
+            )
 
     async def _save(self) -> None:
         file = self._file
         if file is None or not self._unsaved:
             return
-        unsaved, self._unsaved = self._unsaved, {}
+        unsaved, self._unsaved = self._unsaved, Counter()
         months: dict[str, dict[str, int]] = {}
         for key, n in unsaved.items():
             pool, month = key.split("/")
@@ -238,10 +242,9 @@ class Account:
             logger.warning("could not write the usage to %s: %s", file.path, error.strerror)
         finally:
             # Counts that were not written stay unsaved, with those of the meantime on top.
-            for key, n in unsaved.items():
-                self._unsaved[key] = self._unsaved.get(key, 0) + n
+            self._unsaved.update(unsaved)
             for key, n in totals.items():
-                self._counts[key] = n + self._unsaved.get(key, 0)
+                self._counts[key] = n + self._unsaved[key]
 
     def _recent_exhaustion(self, pool: str) -> QuotaExceeded | None:
         """Return the error of a recent check, so that not every request repeats the check of an exhausted allowance."""
@@ -278,8 +281,7 @@ class Account:
         user = await self.user()
         count = _served(user).get(pool, 0)
         stated: int = getattr(user, f"{pool}_limit", 0)
-        limits = self._plan_of(user)
-        limit = limits.of(pool)
+        limit = self._plan_of(user).of(pool)
         if limit is None or (self._allowances is None and count < limit):
             # The stated limit is a constant of the service, and the account's own cap may differ. A count stops at the
             # cap, or a little above it with concurrent requests: a count far above the limit shows another cap.

@@ -88,8 +88,7 @@ class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"name={template!r}: {self.kind} have no {{{missing}}}; use {fields_in_words}")
         text = template.format_map(values)
         levels = text.split("/")
-        nameless = {"", ".", "..", f".{EXTENSION}"}
-        if nameless.intersection(levels) or "\\" in text or not text.isprintable():
+        if {"", ".", "..", f".{EXTENSION}"}.intersection(levels) or "\\" in text or not text.isprintable():
             raise ValueError(
                 f"name={template!r} gives {text!r}, which is not a path below the folder; use names without '..', "
                 "empty levels, backslashes and control characters"

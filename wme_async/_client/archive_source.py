@@ -9,6 +9,7 @@ from wme_async._client.resources import Resource
 from wme_async._download import Checksum, FileInfo, SignedUrl
 from wme_async._download.etags import plain_md5
 from wme_async._download.first_range import file_info_of
+from wme_async._download.range_responses import content_length
 from wme_async._transport import Request, Transport
 from wme_async._transport.error_responses import REDIRECTS, bare_url, redirect_target
 from wme_async.errors import NotFound, Replaced, TransportError
@@ -82,8 +83,7 @@ class ArchiveSource:
         except NotFound as error:
             await self._add_advice(error)
             raise
-        length = headers.get("Content-Length", "")
-        return file_info_of(headers, size=int(length) if length.isascii() and length.isdigit() else None)
+        return file_info_of(headers, size=content_length(headers))
 
     async def sign(self) -> SignedUrl:
         """Request a signed URL of the bytes; one metered request if the archive is metered.
@@ -113,7 +113,8 @@ class ArchiveSource:
         except NotFound as error:
             await self._add_advice(error)
             raise
-        seconds = _lifetime(url)
+        match = _EXPIRES.search(url)
+        seconds = float(match[1]) if match else _SIGNATURE_SECONDS
         return SignedUrl(url=url, expires_at=self._transport.monotonic() + max(1.0, seconds - _SIGNATURE_MARGIN))
 
     async def _add_advice(self, error: NotFound) -> None:
@@ -195,9 +196,3 @@ class PinnedSource(ArchiveSource):
                 got=md5,
                 url=self.identity,
             )
-
-
-def _lifetime(url: str) -> float:
-    """Return the lifetime of a signed URL in seconds, from its query."""
-    match = _EXPIRES.search(url)
-    return float(match[1]) if match else _SIGNATURE_SECONDS

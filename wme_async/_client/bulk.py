@@ -203,8 +203,12 @@ class Plan(_Document, frozen=True, kw_only=True):
             )
             for chunk, md5, size in ordered
         )  # fmt: skip
-        cost = Cost(pool=pool, requests=len(tasks) if pool else 0)
-        return cls(tasks=tasks, generation=generation, cost=cost, bytes=sum(task.size for task in tasks))
+        return cls(
+            tasks=tasks,
+            generation=generation,
+            cost=Cost(pool=pool, requests=len(tasks) if pool else 0),
+            bytes=sum(task.size for task in tasks),
+        )
 
 
 class ManifestFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,8 +260,7 @@ class Manifest(_Document, frozen=True, kw_only=True):
         Args:
             to: The folder of the output, wherever it is now.
         """
-        base = str(to).rstrip("/")
-        return [f"{base}/{file.path}" for file in self.files]
+        return [f"{str(to).rstrip('/')}/{file.path}" for file in self.files]
 
 
 def generation_of(chunks: Iterable[tuple[str, str]]) -> str:

@@ -1,42 +1,26 @@
 """The plan of bulk work: the chunks of one export, from metadata alone."""
 
-import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import msgspec
-
-from wme_async._client.bulk import Format, Plan
+from wme_async._client.bulk import Plan
 from wme_async._client.paths import chunk_number
 from wme_async._download import FileInfo
 from wme_async._download.etags import plain_md5
 from wme_async._download.verification import wait_before_restart
-from wme_async._tasks import WorkGroup, raise_first_cause
+from wme_async._tasks import map_bounded
 from wme_async._transport import Transport
 from wme_async.errors import DataError, NotFound, Replaced
 from wme_async.models import Chunk, Snapshot
 
 logger: logging.Logger = logging.getLogger("wme_async.tasks")
 
-T = TypeVar("T")
-
 _ATTEMPTS: Final = 5
 _CONCURRENCY: Final = 8
 _EXPORT: Final = timedelta(hours=20)  # longer than any export, and shorter than the time between two
-
-
-class _Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The values that all tasks of a plan have in common."""
-
-    snapshot: str
-    to: str
-    format: Format
-    type: str
-    collection: str
-    pool: str | None
 
 
 def output_folder(to: str | os.PathLike[str]) -> str:
@@ -45,7 +29,7 @@ def output_folder(to: str | os.PathLike[str]) -> str:
     return target if "://" in target else os.path.abspath(target)  # noqa: PTH100  # a Path has no abspath
 
 
-async def make_plan(snapshots: Any, chunks: Any, transport: Transport, **settings: Any) -> Plan:
+async def make_plan(snapshots: Any, chunks: Any, transport: Transport, *, snapshot: str, **settings: Any) -> Plan:
     """Return the plan of the export that the server has now; free of charge.
 
     Metadata is written after its archive, the chunks of an export one after the other, and lists hours later. So each
@@ -57,7 +41,8 @@ async def make_plan(snapshots: Any, chunks: Any, transport: Transport, **setting
         snapshots: The archives that the snapshot belongs to.
         chunks: Its chunks.
         transport: Has the clock.
-        **settings: As for `ChunkTask`, and `pool`.
+        snapshot: Its identifier.
+        **settings: The others of `Plan.of`.
 
     Raises:
         Replaced: The snapshot is being exported anew, also after several attempts.
@@ -65,11 +50,10 @@ async def make_plan(snapshots: Any, chunks: Any, transport: Transport, **setting
         DataError: The snapshot has no chunks.
         WMEError: A request failed.
     """
-    values = _Settings(**settings)
     attempt = 1
     while True:
         try:
-            plan, doubt = await _survey(snapshots, chunks, values)
+            plan, doubt = await _survey(snapshots, chunks, snapshot, settings)
         except (Replaced, NotFound):
             if attempt == _ATTEMPTS:
                 raise
@@ -79,18 +63,18 @@ async def make_plan(snapshots: Any, chunks: Any, transport: Transport, **setting
         await wait_before_restart(transport, attempt)
         attempt += 1
     if doubt is not None:
-        logger.warning("%s: %s; if it is being exported anew, plan it again later", values.snapshot, doubt)
+        logger.warning("%s: %s; if it is being exported anew, plan it again later", snapshot, doubt)
     return plan
 
 
-async def _survey(snapshots: Any, chunks: Any, values: _Settings) -> tuple[Plan, str | None]:
+async def _survey(snapshots: Any, chunks: Any, snapshot: str, settings: Mapping[str, Any]) -> tuple[Plan, str | None]:
     """Return the plan, and a reason to doubt that its chunks are of one export."""
-    record: Snapshot = await snapshots.get(values.snapshot)
+    record: Snapshot = await snapshots.get(snapshot)
     identifiers = sorted(set(record.chunks), key=chunk_number)
     if not identifiers:
-        raise DataError(f"{values.snapshot} has no chunks; read it as a whole: wme.snapshots.read({values.snapshot!r})")
-    metadata: list[Chunk] = await _for_each(identifiers, chunks.get)
-    infos: list[FileInfo] = await _for_each(identifiers, chunks.head)
+        raise DataError(f"{snapshot} has no chunks; read it as a whole: wme.snapshots.read({snapshot!r})")
+    metadata: list[Chunk] = await map_bounded(chunks.get, identifiers, limit=_CONCURRENCY)
+    infos: list[FileInfo] = await map_bounded(chunks.head, identifiers, limit=_CONCURRENCY)
     rows = []
     for identifier, chunk, info in zip(identifiers, metadata, infos, strict=True):
         md5 = chunk.version.lower()
@@ -103,8 +87,8 @@ async def _survey(snapshots: Any, chunks: Any, values: _Settings) -> tuple[Plan,
                 got=stored,
             )
         rows.append((identifier, md5, info.size if info.size is not None else chunk.size.bytes))
-    await _check_last(chunks, chunk_number(identifiers[-1]) + 1, values.snapshot)
-    return Plan.of(rows, **msgspec.structs.asdict(values)), _doubt(record, metadata)
+    await _check_last(chunks, chunk_number(identifiers[-1]) + 1, snapshot)
+    return Plan.of(rows, snapshot=snapshot, **settings), _doubt(record, metadata)
 
 
 def _doubt(record: Snapshot, chunks: Sequence[Chunk]) -> str | None:
@@ -130,17 +114,3 @@ async def _check_last(chunks: Any, number: int, snapshot: str) -> None:
         f"{snapshot} has a chunk {number}, which its record lacks: the snapshot is being exported anew; plan it later",
         got=plain_md5(info.etag),
     )
-
-
-async def _for_each(identifiers: list[str], request: Callable[[str], Awaitable[T]]) -> list[T]:
-    """Return the responses in order; a few requests at a time."""
-    gate = asyncio.Semaphore(_CONCURRENCY)
-
-    async def ask(identifier: str) -> T:
-        async with gate:
-            return await request(identifier)
-
-    with raise_first_cause():
-        async with WorkGroup() as group:
-            tasks = [group.start(ask(identifier)) for identifier in identifiers]
-    return [task.result() for task in tasks]

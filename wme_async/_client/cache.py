@@ -54,6 +54,7 @@ class Cache:
     Attributes:
         hits: Calls with a response from the cache, or from the request of another caller.
         misses: Calls with a request of their own.
+        size: Bytes in the cache, bookkeeping included.
 
     Raises:
         TypeError: A bound is not a number.
@@ -85,23 +86,18 @@ class Cache:
         self.misses: int = 0
         self._entries: OrderedDict[object, _Entry] = OrderedDict()
         self._requests: dict[object, _SharedRequest] = {}
-        self._size = 0
+        self.size: int = 0
 
     def __repr__(self) -> str:
-        return f"<Cache {len(self)} entries, {self._size} bytes, {self.hits} hits, {self.misses} misses>"
+        return f"<Cache {len(self)} entries, {self.size} bytes, {self.hits} hits, {self.misses} misses>"
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    @property
-    def size(self) -> int:
-        """Bytes in the cache, bookkeeping included."""
-        return self._size
-
     def clear(self) -> None:
         """Drop all entries. Requests under way continue, and their responses enter the cache."""
         self._entries.clear()
-        self._size = 0
+        self.size = 0
 
     def forget(self, response: Response) -> None:
         """Drop a response that turned out to be unreadable."""
@@ -135,10 +131,13 @@ class Cache:
             WMEError: The request failed; all callers that wait for it get the error.
         """
         while True:
-            entry = self._fresh_entry(key, monotonic())
+            entry = self._entries.get(key)
             if entry is not None:
-                self.hits += 1
-                return entry.response
+                if monotonic() < entry.expires:
+                    self._entries.move_to_end(key)
+                    self.hits += 1
+                    return entry.response
+                self._drop(key)
             request = self._requests.get(key)
             if request is None or request.task.get_loop() is not asyncio.get_running_loop():
                 self.misses += 1
@@ -151,16 +150,6 @@ class Cache:
             else:
                 self.hits += 1
                 return response
-
-    def _fresh_entry(self, key: object, now: float) -> _Entry | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        if now >= entry.expires:
-            self._drop(key)
-            return None
-        self._entries.move_to_end(key)
-        return entry
 
     def _start(
         self,
@@ -205,12 +194,12 @@ class Cache:
         if key in self._entries:
             self._drop(key)
         self._entries[key] = _Entry(response, expires, size)
-        self._size += size
-        while self._size > self.max_bytes or len(self._entries) > self.max_entries:
+        self.size += size
+        while self.size > self.max_bytes or len(self._entries) > self.max_entries:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, key: object) -> None:
-        self._size -= self._entries.pop(key).size
+        self.size -= self._entries.pop(key).size
 
 
 @contextlib.contextmanager
@@ -246,11 +235,10 @@ async def send_cached(
     """
     if cache is None:
         return await transport.request(request, read_timeout=read_timeout)
-    key = (transport.account, request.method, request.path, request.headers.get("Accept"), request.body)
     # The request may be that of another client; closing this one ends the wait for it.
     async with transport.wait():
         return await cache.fetch(
-            key,
+            (transport.account, request.method, request.path, request.headers.get("Accept"), request.body),
             lambda: transport.request(request, read_timeout=read_timeout),
             ttl=cache.ttl if ttl is None else ttl,
             monotonic=transport.monotonic,

@@ -44,8 +44,13 @@ class ChunkedFiles(Files[M, R]):
         Raises:
             ValueError: The identifier is malformed.
         """
-        path = self._chunks.at(snapshot=self._quote(identifier))
-        return _Chunks(self._transport, self._chunks, path, identifier, self._resource)
+        return _Chunks(
+            self._transport,
+            self._chunks,
+            self._chunks.at(snapshot=self._quote(identifier)),
+            identifier,
+            self._resource,
+        )
 
     async def plan(
         self,

@@ -169,13 +169,9 @@ class Client:
         """
         variables = environment(env_file)
         if not {"username", "password", "access_token"} & options.keys():
-            for name, variable in (
-                ("username", "WME_USERNAME"),
-                ("password", "WME_PASSWORD"),
-                ("access_token", "WME_ACCESS_TOKEN"),
-            ):
-                if variables.get(variable):
-                    options[name] = _trim(name, variables[variable])
+            for name in ("username", "password", "access_token"):
+                if value := variables.get(f"WME_{name.upper()}"):
+                    options[name] = value.rstrip("\r\n") if name == "password" else value.strip()
         if "hosts" not in options:
             options["hosts"] = {role: variables[name] for role, name in HOST_VARIABLES.items() if variables.get(name)}
         if "retry" not in options:
@@ -204,14 +200,13 @@ class Client:
         Downloads, streams, readers and look-ups of other tasks end with `ClientClosed` at once. A pool that the caller
         created stays open.
         """
-        if self._closed:
-            return
-        self._closed = True
-        self._transport.close()
-        try:
-            await self.auth.save()
-        finally:
-            await self._transport.aclose()
+        if not self._closed:
+            self._closed = True
+            self._transport.close()
+            try:
+                await self.auth.save()
+            finally:
+                await self._transport.aclose()
 
     def server_now(self) -> datetime:
         """Return the present by the clock of the service, which alone decides what is too old or in the future.
@@ -291,10 +286,6 @@ class Client:
         return Collection(self._transport, resource, resource.path, cache=self._cache)
 
 
-def _trim(name: str, value: str) -> str:
-    return value.rstrip("\r\n") if name == "password" else value.strip()
-
-
 def _retry(variables: Mapping[str, str]) -> Retry | None:
     """Return the policy that the variables `WME_RETRY_...` describe; None without any.
 
@@ -323,8 +314,7 @@ def environment(env_file: str | os.PathLike[str] | None = None) -> dict[str, str
         FileNotFoundError: The file does not exist.
         ImportError: There is a file, and python-dotenv is not installed.
     """
-    variables = {**_env_file(env_file), **{name: value for name, value in os.environ.items() if value}}
-    return {name: value for name, value in variables.items() if value}
+    return {**_env_file(env_file), **{name: value for name, value in os.environ.items() if value}}
 
 
 def _env_file(path: str | os.PathLike[str] | None) -> dict[str, str]:
@@ -337,5 +327,6 @@ def _env_file(path: str | os.PathLike[str] | None) -> dict[str, str]:
         from dotenv import dotenv_values  # noqa: PLC0415  # an extra
     except ImportError as error:
         raise ImportError("reading an env_file needs python-dotenv: pip install 'wme-async[cli]'") from error
-    stream = io.StringIO(decode_text(Path(path).read_bytes(), os.fspath(path)))
-    return {name: value for name, value in dotenv_values(stream=stream, interpolate=False).items() if value is not None}
+    text = decode_text(Path(path).read_bytes(), os.fspath(path))
+    values = dotenv_values(stream=io.StringIO(text), interpolate=False)
+    return {name: value for name, value in values.items() if value}

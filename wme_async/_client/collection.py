@@ -27,7 +27,7 @@ U = TypeVar("U")
 Value = str | int | float | bool
 Form: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 
-_JSON = {"Content-Type": "application/json", "Accept": "application/json"}
+JSON_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 
 
 class Collection(Generic[T]):
@@ -126,10 +126,7 @@ class Collection(Generic[T]):
         await self._locate()
         response = await self._send(f"{self._path}/{segment}", query)
         with forget_unreadable(self._cache, response):
-            records = decode_response(response, query)
-            if len(records) != 1:
-                raise DecodeError(f"{bare_url(response.url)} responded with {len(records)} records instead of one")
-        return records[0]
+            return decode_one(response, query)
 
     def explain(
         self,
@@ -188,7 +185,7 @@ class Collection(Generic[T]):
         request = Request(
             method="POST",
             path=path,
-            headers=_JSON,
+            headers=JSON_HEADERS,
             body=msgspec.json.encode(query.body()),
             token=True,
             product=self._resource.product,
@@ -222,8 +219,7 @@ def decode_response(response: Response, query: Query, *, form: Form | None = Non
     try:
         with decoding(body):
             if not local:
-                decoder = _decoder(query.result, is_list=is_list)
-                records = decode_record(decoder, body)
+                records = decode_record(_decoder(query.result, is_list=is_list), body)
                 return records if is_list else [records]
             document = msgspec.json.decode(body)
             rows = document if isinstance(document, list) else [document]
@@ -231,6 +227,19 @@ def decode_response(response: Response, query: Query, *, form: Form | None = Non
             return [decode_record(_decoder(query.result, is_list=False), msgspec.json.encode(row)) for row in selected]
     except DecodeError as error:
         raise _not_records(response, error) from error
+
+
+def decode_one(response: Response, query: Query, *, form: Form | None = None) -> Any:
+    """Return the only record of a response, decoded as by `decode_response`.
+
+    Raises:
+        DecodeError: The response is malformed, or has another number of records.
+    """
+    records = decode_response(response, query, form=form)
+    if len(records) != 1:
+        url = bare_url(response.url)
+        raise DecodeError(f"{url} responded with {len(records)} records instead of one", url=url, record=response.body)
+    return records[0]
 
 
 def _object(row: object, form: Form | None) -> dict[str, Any]:

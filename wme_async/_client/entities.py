@@ -12,7 +12,7 @@ import msgspec
 from wme_async._arguments import check_type
 from wme_async._client.cache import Cache, forget_unreadable
 from wme_async._client.chunked_files import ChunkedFiles
-from wme_async._client.collection import decode_response
+from wme_async._client.collection import JSON_HEADERS, decode_one
 from wme_async._client.concurrent_lookups import ConcurrencyOptions, Looked, Lookups
 from wme_async._client.files import Files
 from wme_async._client.hours import hour_files
@@ -30,7 +30,6 @@ from wme_async.models.wikidata import fold_entity
 T = TypeVar("T")
 U = TypeVar("U")
 
-_JSON: Final = {"Content-Type": "application/json", "Accept": "application/json"}
 _ID: Final = re.compile(r"[QP][1-9][0-9]*")
 # Field names below these are ambiguous in some of the JSON forms that the beta allows.
 _FOLDED: Final = ("entity.statements.", "entity.sitelinks.")
@@ -108,7 +107,7 @@ class _ById(Generic[T]):
         request = Request(
             method="POST",
             path=f"{self._resource.path}/{_check_id(identifier, self._letters)}",
-            headers=_JSON,
+            headers=JSON_HEADERS,
             body=msgspec.json.encode(query.body()),
             token=True,
             pool=self._resource.pool,
@@ -117,8 +116,9 @@ class _ById(Generic[T]):
         self._hint.count(self._transport.monotonic())
         response = await send_lookup(self._transport, request, cache=self._cache, recheck=recheck)
         if isinstance(response, NotFound):
-            message = f"{identifier} is not in the main graph of Wikidata; scholarly items are not served"
-            raise not_found(message, response)
+            raise not_found(
+                f"{identifier} is not in the main graph of Wikidata; scholarly items are not served", response
+            )
         with forget_unreadable(self._cache, response):
             return self._decode(response, query)
 
@@ -213,13 +213,7 @@ class Entities(_ById[T]):
 
     def _decode(self, response: Response, query: Query) -> Any:
         inside = any(name.startswith(_FOLDED) for name in query.fields or ())
-        records = decode_response(response, query, form=fold_entity if inside else None)
-        if len(records) != 1:
-            url = bare_url(response.url)
-            raise DecodeError(
-                f"{url} responded with {len(records)} records instead of one", url=url, record=response.body
-            )
-        return records[0]
+        return decode_one(response, query, form=fold_entity if inside else None)
 
 
 class Labels(_ById[dict[str, str]]):

@@ -140,8 +140,9 @@ class Files(Collection[M], Generic[M, R]):
         if uses_version(name):
             path = target_path(to, below.path(name, version=await self._version(source)), folder=True)
         in_folder = path != Path(to)
-        also = Path(to, below.flat) if name is None and in_folder else None
-        settings = msgspec.structs.replace(settings, also=also, create=in_folder)
+        settings = msgspec.structs.replace(
+            settings, also=Path(to, below.flat) if name is None and in_folder else None, create=in_folder
+        )
         return await download(source, path, settings, transport=self._transport)
 
     async def sync(
@@ -429,9 +430,8 @@ class Files(Collection[M], Generic[M, R]):
             RuntimeError: The client uses your own aiohttp session, which belongs to one event loop.
         """
         transport = self._transport.copy()
-        twin = self._with(transport)
         try:
-            yield twin
+            yield self._with(transport)
         finally:
             await transport.aclose()
 
@@ -467,11 +467,8 @@ class Files(Collection[M], Generic[M, R]):
         return (await source.head()).etag or "unknown"
 
     def _list_advice(self) -> str:
-        hour = self.hour
-        if hour is None:
-            return ""
-        now = datetime.fromtimestamp(self._transport.server_now("api"), UTC)
-        return hour_advice(hour, now)
+        hour, now = self.hour, datetime.fromtimestamp(self._transport.server_now("api"), UTC)
+        return "" if hour is None else hour_advice(hour, now)
 
     def _source(self, identifier: str | int) -> ArchiveSource:
         return self._source_as(ArchiveSource, identifier, lambda error: self._advise(error, identifier))

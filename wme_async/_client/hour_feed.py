@@ -1,6 +1,5 @@
 """The hourly feed: each hour of batches once, as its list appears, and missed ones first."""
 
-import inspect
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -14,6 +13,7 @@ from wme_async._arguments import check_numbers, check_text
 from wme_async._client.files import Files
 from wme_async._client.hours import RelativeHour
 from wme_async._client.paths import hour_of, hour_path, is_relative_hour
+from wme_async._tasks import call_hook
 from wme_async._telemetry import log_fields
 from wme_async._transport import Transport
 from wme_async._transport.retry import is_transient
@@ -122,8 +122,7 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
     async def commit(self) -> None:
         """Save that the last hour was processed, without asking for the next one."""
         if self._processed is not None:
-            published = _time(self._processed)
-            await self._offsets.save(self._name, {0: Position(self._processed, published)})
+            await self._offsets.save(self._name, {0: Position(self._processed, _time(self._processed))})
             self._processed = None
 
     async def _run(self) -> AsyncGenerator[Files[M, R]]:
@@ -145,8 +144,8 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
                 self._next, self._processed, after_gap = hour + 1, hour, gap is not None
                 if gap is not None:
                     await self._report(gap)
-                    continue
-                yield self._files(hour_path(_time(hour)))
+                else:
+                    yield self._files(hour_path(_time(hour)))
 
     async def _first(self) -> int:
         position = (await self._offsets.load(self._name)).get(0)
@@ -190,8 +189,7 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
                 if not is_transient(error):
                     raise
                 logger.info("the list of %s is not available now (%s)", hour_path(_time(hour)), error)
-            due = end + _READY - self._now()
-            delay = min(max(due, self._poll), _IDLE * self._poll)
+            delay = min(max(end + _READY - self._now(), self._poll), _IDLE * self._poll)
             # Jitter keeps readers from polling in the same second.
             await self._transport.sleep(delay * (1 + 0.1 * self._transport.random.random()))
             due_now = True
@@ -207,9 +205,7 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
 
     async def _report(self, gap: HourGap) -> None:
         if callable(self._on_gap):
-            result = self._on_gap(gap)
-            if inspect.isawaitable(result):
-                await result
+            await call_hook(self._on_gap, gap)
         elif self._on_gap == "raise":
             raise gap
         else:

@@ -108,12 +108,11 @@ class RelativeHour(Generic[T]):
                 listing = await list_hour(place)
             except NotFound as missing:
                 error = missing
-            if _place(self._now(), hours) != place:
-                continue
-            self.place = place
-            if error is not None and needed:
-                raise error
-            return listing
+            if _place(self._now(), hours) == place:
+                self.place = place
+                if error is not None and needed:
+                    raise error
+                return listing
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._transport.server_now("api"), UTC)

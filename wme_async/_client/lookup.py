@@ -227,8 +227,7 @@ class Lookup(Generic[T]):
             WMEError: The request failed in another way.
         """
         _check_options(missing, recheck)
-        plan = self._plan(fields, filters, limit, type, order)
-        result = await self._find(name, plan, missing, recheck)
+        result = await self._find(name, self._plan(fields, filters, limit, type, order), missing, recheck)
         return list(result.unwrap())
 
     @overload
@@ -341,11 +340,11 @@ class Lookup(Generic[T]):
             if error is not None and self._cache is not None:
                 self._cache.forget(response)
         if not records and error is None and missing == "raise":
-            message = (
+            error = not_found(
                 f"no page {name!r} matches the filters: titles are exact and case-sensitive, and "
-                "redirects are not followed"
+                "redirects are not followed",
+                response,
             )
-            error = not_found(message, response)
         return Looked(name=name, records=tuple(records), error=error)
 
     def _plan(
@@ -357,10 +356,12 @@ class Lookup(Generic[T]):
         order: Order,
     ) -> LookupPlan:
         assert self._resource.backend is not None
-        query = Query.build(
-            self._resource.backend, self._resource.model, fields=fields, filters=filters, limit=limit, type=type
+        return plan_lookup(
+            Query.build(
+                self._resource.backend, self._resource.model, fields=fields, filters=filters, limit=limit, type=type
+            ),
+            order,
         )
-        return plan_lookup(query, order)
 
 
 def _check_options(missing: object, recheck: object) -> None:

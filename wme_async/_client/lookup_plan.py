@@ -65,11 +65,6 @@ def plan_lookup(query: Query, order: Any) -> LookupPlan:
     return _cached_plan(query, order) if order is None or isinstance(order, str) else _build_plan(query, order)
 
 
-@lru_cache(maxsize=256)
-def _cached_plan(query: Query, order: str | None) -> LookupPlan:
-    return _build_plan(query, order)
-
-
 def _build_plan(query: Query, order: Any) -> LookupPlan:
     order = _check_order(order)
     body = query.body()
@@ -112,6 +107,9 @@ def _build_plan(query: Query, order: Any) -> LookupPlan:
         and issubclass(query.result, StructuredContent)
         and not any(part.field.partition(".")[0] in COMPUTED for part in query.conditions),
     )
+
+
+_cached_plan: Final = lru_cache(maxsize=256)(_build_plan)
 
 
 def _max_records(query: Query) -> int | None:

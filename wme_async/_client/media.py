@@ -108,8 +108,8 @@ class MediaFiles:
         if present:
             sha1 = await long_in_thread(partial(_sha1_or_none, target))
             if sha1 in _newest(uploads):
-                size = (await in_thread(target.stat)).st_size
-                return Download(path=target, size=size, verified=True, unchanged=True)
+                status = await in_thread(target.stat)
+                return Download(path=target, size=status.st_size, verified=True, unchanged=True)
             if sha1 is not None and not if_changed:
                 remote = " or ".join(sorted(_newest(uploads))) or None
                 raise VersionConflict(

@@ -207,9 +207,8 @@ def _zone(text: str | None) -> timezone:
 
 def _text(value: Any, label: str) -> str:
     check_type(label, value, str, "text")
-    if value.isprintable():
-        return str(value)
-    for character in value:
-        if unicodedata.category(character) in {"Cc", "Cs"} or character in "\u2028\u2029":
-            raise ValueError(f"{label} has no control characters or lone surrogates in it, got {value!r}")
+    if not value.isprintable() and any(
+        unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in value
+    ):
+        raise ValueError(f"{label} has no control characters or lone surrogates in it, got {value!r}")
     return str(value)

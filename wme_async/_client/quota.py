@@ -138,12 +138,14 @@ def quota_of(*, month: str, served: dict[str, int], counted: dict[str, int], lim
         counted: Local counts by `pool/YYYY-MM`.
         limits: The account's allowances.
     """
-    pools = {
-        pool: Allowance(
-            pool=pool,
-            used=max(served.get(pool, 0), counted.get(f"{pool}/{month}", 0)),
-            limit=limits.of(pool),
-        )
-        for pool in POOLS
-    }
-    return Quota(month=month, **pools)
+    return Quota(
+        month=month,
+        **{
+            pool: Allowance(
+                pool=pool,
+                used=max(served.get(pool, 0), counted.get(f"{pool}/{month}", 0)),
+                limit=limits.of(pool),
+            )
+            for pool in POOLS
+        },
+    )

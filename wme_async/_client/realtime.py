@@ -214,8 +214,7 @@ class Realtime:
         """
         row = self._resources["realtime.articles"]
         assert row.backend is not None
-        query = Query.build(row.backend, row.model, fields=fields, filters=filters, type=type)
-        return ShownText(query.explain())
+        return ShownText(Query.build(row.backend, row.model, fields=fields, filters=filters, type=type).explain())
 
     def _open(
         self,

@@ -84,98 +84,83 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
         return self.path.format(**values)
 
 
-def _metadata() -> tuple[Resource, ...]:
-    return (
-        Resource(name="codes", path="/v2/codes", model=Code, product="metadata"),
-        Resource(name="languages", path="/v2/languages", model=Language, product="metadata"),
-        Resource(name="projects", path="/v2/projects", model=Project, product="metadata"),
-        Resource(name="namespaces", path="/v2/namespaces", model=Namespace, product="metadata"),
-    )
-
-
-def _archives() -> tuple[Resource, ...]:
-    return (
-        Resource(
-            name="batches",
-            path="/v2/batches/{hour}",
-            model=Batch,
-            record=Article,
-            verbs=FILES,
-            tier="paid",
-            product="hourly batches",
-            reserved=frozenset({"wikidata"}),
-        ),
-        Resource(
-            name="snapshots",
-            path="/v2/snapshots",
-            model=Snapshot,
-            record=Article,
-            verbs=FILES,
-            tier="free",
-            product="snapshots",
-            pool="snapshot",
-            reserved=frozenset({"structured-contents", "wikidata"}),
-        ),
-        Resource(
-            name="snapshots.chunks",
-            path="/v2/snapshots/{snapshot}/chunks",
-            model=Chunk,
-            record=Article,
-            verbs=FILES,
-            tier="free",
-            product="snapshot chunks",
-            pool="chunk",
-        ),
-        Resource(
-            name="structured_snapshots",
-            path="/v2/snapshots/structured-contents",
-            model=StructuredSnapshot,
-            record=StructuredContent,
-            verbs=FILES,
-            tier="free",
-            product="structured contents snapshots",
-            beta=True,
-        ),
-    )
-
-
-def _lookups() -> tuple[Resource, ...]:
-    return (
-        Resource(
-            name="articles",
-            path="/v2/articles/{name}",
-            model=Article,
-            verbs=("lookup",),
-            backend=Backend.ONDEMAND,
-            tier="free",
-            product="on-demand articles",
-            pool="ondemand",
-        ),
-        Resource(
-            name="structured_contents",
-            path="/v2/structured-contents/{name}",
-            model=StructuredContent,
-            verbs=("lookup",),
-            backend=Backend.STRUCTURED,
-            tier="free",
-            product="structured contents",
-            pool="ondemand",
-            beta=True,
-        ),
-        Resource(
-            name="files",
-            path="/v2/files",
-            model=FilePage,
-            verbs=("get", "download"),
-            tier="paid",
-            product="files",
-            undocumented=True,
-        ),
-    )
-
-
-def _wikidata() -> tuple[Resource, ...]:
-    entities = tuple(
+_ROWS: tuple[Resource, ...] = (
+    Resource(name="codes", path="/v2/codes", model=Code, product="metadata"),
+    Resource(name="languages", path="/v2/languages", model=Language, product="metadata"),
+    Resource(name="projects", path="/v2/projects", model=Project, product="metadata"),
+    Resource(name="namespaces", path="/v2/namespaces", model=Namespace, product="metadata"),
+    Resource(
+        name="batches",
+        path="/v2/batches/{hour}",
+        model=Batch,
+        record=Article,
+        verbs=FILES,
+        tier="paid",
+        product="hourly batches",
+        reserved=frozenset({"wikidata"}),
+    ),
+    Resource(
+        name="snapshots",
+        path="/v2/snapshots",
+        model=Snapshot,
+        record=Article,
+        verbs=FILES,
+        tier="free",
+        product="snapshots",
+        pool="snapshot",
+        reserved=frozenset({"structured-contents", "wikidata"}),
+    ),
+    Resource(
+        name="snapshots.chunks",
+        path="/v2/snapshots/{snapshot}/chunks",
+        model=Chunk,
+        record=Article,
+        verbs=FILES,
+        tier="free",
+        product="snapshot chunks",
+        pool="chunk",
+    ),
+    Resource(
+        name="structured_snapshots",
+        path="/v2/snapshots/structured-contents",
+        model=StructuredSnapshot,
+        record=StructuredContent,
+        verbs=FILES,
+        tier="free",
+        product="structured contents snapshots",
+        beta=True,
+    ),
+    Resource(
+        name="articles",
+        path="/v2/articles/{name}",
+        model=Article,
+        verbs=("lookup",),
+        backend=Backend.ONDEMAND,
+        tier="free",
+        product="on-demand articles",
+        pool="ondemand",
+    ),
+    Resource(
+        name="structured_contents",
+        path="/v2/structured-contents/{name}",
+        model=StructuredContent,
+        verbs=("lookup",),
+        backend=Backend.STRUCTURED,
+        tier="free",
+        product="structured contents",
+        pool="ondemand",
+        beta=True,
+    ),
+    Resource(
+        name="files",
+        path="/v2/files",
+        model=FilePage,
+        verbs=("get", "download"),
+        tier="paid",
+        product="files",
+        undocumented=True,
+    ),
+    *(
         Resource(
             name=f"wikidata.{name}",
             path=f"/v2/wikidata/{name}",
@@ -188,73 +173,62 @@ def _wikidata() -> tuple[Resource, ...]:
             beta=True,
         )
         for name, model in (("items", WikidataArticle), ("properties", WikidataArticle), ("labels", dict))
-    )
-    return (
-        *entities,
-        Resource(
-            name="wikidata.snapshots",
-            path="/v2/snapshots/wikidata",
-            model=Snapshot,
-            record=WikidataArticle,
-            verbs=FILES,
-            tier="free",
-            product="Wikidata snapshots",
-            pool="snapshot",
-            beta=True,
-        ),
-        Resource(
-            name="wikidata.snapshots.chunks",
-            path="/v2/snapshots/wikidata/{snapshot}/chunks",
-            model=Chunk,
-            record=WikidataArticle,
-            verbs=FILES,
-            tier="free",
-            product="Wikidata snapshot chunks",
-            pool="chunk",
-            beta=True,
-        ),
-        Resource(
-            name="wikidata.batches",
-            path="/v2/batches/wikidata/{hour}",
-            model=Archive,
-            record=WikidataArticle,
-            verbs=FILES,
-            tier="paid",
-            product="Wikidata hourly batches",
-            beta=True,
-            guess=True,
-        ),
-    )
-
-
-def _streams() -> tuple[Resource, ...]:
-    return (
-        Resource(
-            name="realtime.articles",
-            path="/v2/articles",
-            model=Article,
-            verbs=("stream",),
-            backend=Backend.REALTIME,
-            role="realtime",
-            tier="paid",
-            product="the realtime stream",
-        ),
-        Resource(
-            name="realtime.wikidata",
-            path="/v2/wikidata",
-            model=WikidataArticle,
-            verbs=("stream",),
-            backend=Backend.REALTIME,
-            role="realtime",
-            tier="paid",
-            product="the Wikidata realtime stream",
-            beta=True,
-        ),
-    )
-
-
-def _auth() -> tuple[Resource, ...]:
-    return tuple(
+    ),
+    Resource(
+        name="wikidata.snapshots",
+        path="/v2/snapshots/wikidata",
+        model=Snapshot,
+        record=WikidataArticle,
+        verbs=FILES,
+        tier="free",
+        product="Wikidata snapshots",
+        pool="snapshot",
+        beta=True,
+    ),
+    Resource(
+        name="wikidata.snapshots.chunks",
+        path="/v2/snapshots/wikidata/{snapshot}/chunks",
+        model=Chunk,
+        record=WikidataArticle,
+        verbs=FILES,
+        tier="free",
+        product="Wikidata snapshot chunks",
+        pool="chunk",
+        beta=True,
+    ),
+    Resource(
+        name="wikidata.batches",
+        path="/v2/batches/wikidata/{hour}",
+        model=Archive,
+        record=WikidataArticle,
+        verbs=FILES,
+        tier="paid",
+        product="Wikidata hourly batches",
+        beta=True,
+        guess=True,
+    ),
+    Resource(
+        name="realtime.articles",
+        path="/v2/articles",
+        model=Article,
+        verbs=("stream",),
+        backend=Backend.REALTIME,
+        role="realtime",
+        tier="paid",
+        product="the realtime stream",
+    ),
+    Resource(
+        name="realtime.wikidata",
+        path="/v2/wikidata",
+        model=WikidataArticle,
+        verbs=("stream",),
+        backend=Backend.REALTIME,
+        role="realtime",
+        tier="paid",
+        product="the Wikidata realtime stream",
+        beta=True,
+    ),
+    *(
         Resource(
             name=f"auth.{verb}",
             path=path,
@@ -270,12 +244,10 @@ def _auth() -> tuple[Resource, ...]:
             ("revoke", "/v1/token-revoke", dict, False),
             ("user", "/v1/get-user", User, True),
         )
-    )
+    ),
+)
 
-
-RESOURCES: Mapping[str, Resource] = {
-    row.name: row for rows in (_metadata, _archives, _lookups, _wikidata, _streams, _auth) for row in rows()
-}
+RESOURCES: Mapping[str, Resource] = {row.name: row for row in _ROWS}
 """The table, by name."""
 
 

@@ -1,11 +1,10 @@
 """Progress reports of one download."""
 
-import inspect
-
 from wme_async._download.range_plan import RangePlan
 from wme_async._download.source import Progress, ProgressHook
 from wme_async._download.whole_file import WholeFileFetcher
 from wme_async._rates import RateMeter
+from wme_async._tasks import call_hook
 from wme_async._transport import Transport
 
 _PERIOD = 0.1  # seconds
@@ -41,6 +40,4 @@ class ProgressReporter:
         self._reported = done
         rate = self._meter.rate(now)
         eta = (size - done) / rate if size is not None and rate > 0 else (0.0 if done == size else None)
-        result = self._hook(Progress(done, size, rate, eta))
-        if inspect.isawaitable(result):
-            await result
+        await call_hook(self._hook, Progress(done, size, rate, eta))

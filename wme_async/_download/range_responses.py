@@ -65,6 +65,16 @@ def content_coding(headers: Mapping[str, str]) -> str | None:
     return ", ".join(name for name in names if name in _CODINGS) or None
 
 
+def content_length(headers: Mapping[str, str]) -> int | None:
+    """Return the length that a response announces, in bytes; None if it is missing or malformed.
+
+    Args:
+        headers: Looked up without regard to case.
+    """
+    length = headers.get("Content-Length", "")
+    return int(length) if length.isascii() and length.isdigit() else None
+
+
 def strong_etag(value: str | None) -> str | None:
     """Return a strong ETag as it was sent; None if it is weak, missing or malformed."""
     text = (value or "").strip()

@@ -13,6 +13,7 @@ from wme_async._download.range_fetcher import FileReplaced
 from wme_async._download.range_responses import (
     conditions,
     content_coding,
+    content_length,
     etag_matches,
     parse_content_range,
     strong_etag,
@@ -202,7 +203,7 @@ def _size_of_version(body: Body, info: FileInfo, etag: str | None) -> int | None
         raise _unexpected(body, f"HTTP {body.status}{encoded} in place of the plain file")
     if not etag_matches(body.headers.get("ETag"), etag):
         raise FileReplaced("the ETag has changed")
-    size = _length_of(body)
+    size = content_length(body.headers)
     if size is not None and info.size is not None and size != info.size:
         raise FileReplaced(f"the file has {size} bytes and no longer {info.size}")
     return size if size is not None else info.size
@@ -210,7 +211,7 @@ def _size_of_version(body: Body, info: FileInfo, etag: str | None) -> int | None
 
 def _size_of_any(body: Body) -> int | None:
     """Return the size that a response announces for a whole file, or raise if it does not hold one."""
-    length = _length_of(body)
+    length = content_length(body.headers)
     if body.status in {200, 203}:
         return length
     if body.status == 204 or (body.status == 206 and length == 0):
@@ -220,11 +221,6 @@ def _size_of_any(body: Body) -> int | None:
     if content_range is not None and content_range.start == 0 and content_range.stop == content_range.size:
         return content_range.size
     raise _unexpected(body, f"HTTP {body.status} in place of the whole file")
-
-
-def _length_of(body: Body) -> int | None:
-    length = body.headers.get("Content-Length", "")
-    return int(length) if length.isascii() and length.isdigit() else None
 
 
 def _unexpected(body: Body, message: str) -> IntegrityError:
