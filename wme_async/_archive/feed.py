@@ -171,13 +171,12 @@ class WindowFeed(Feed):
             if self._stopped:
                 raise Stopped
             self._data.clear()
-            if self._chunks or self._stopped:
-                continue
-            if self._ended:
-                if self._error is not None:
-                    raise SourceError(self._error)
-                return 0
-            self._data.wait()
+            if not self._chunks and not self._stopped:
+                if self._ended:
+                    if self._error is not None:
+                        raise SourceError(self._error)
+                    return 0
+                self._data.wait()
         count = 0
         while self._chunks and count < len(view):
             chunk = self._chunks[0]

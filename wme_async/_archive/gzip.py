@@ -1,5 +1,6 @@
 """Two ways to inflate gzip, each a generator of blocks that releases the interpreter's lock once for each block."""
 
+import functools
 import gzip
 import importlib
 import zlib
@@ -261,19 +262,14 @@ def _flush(engine: Any, piece: bytes, length: int) -> bytes:
     return first + rest_of_piece
 
 
-_keeps_stream: bool | None = None
-
-
+@functools.cache
 def flush_keeps_stream() -> bool:
     """Return whether an unfinished stream can continue after `flush`, as with all known zlib modules."""
-    global _keeps_stream  # noqa: PLW0603 - tried once in a process
-    if _keeps_stream is None:
-        sample = bytes(range(256)) * 64
-        compressed = gzip.compress(sample + sample[::-1])
-        engine = zlib.decompressobj(31)
-        try:
-            blocks = [_flush(engine, compressed[at : at + 61], 1024) for at in range(0, len(compressed), 61)]
-            _keeps_stream = b"".join(blocks) == sample + sample[::-1] and engine.eof
-        except zlib.error:
-            _keeps_stream = False
-    return _keeps_stream
+    sample = bytes(range(256)) * 64
+    compressed = gzip.compress(sample + sample[::-1])
+    engine = zlib.decompressobj(31)
+    try:
+        blocks = [_flush(engine, compressed[at : at + 61], 1024) for at in range(0, len(compressed), 61)]
+    except zlib.error:
+        return False
+    return b"".join(blocks) == sample + sample[::-1] and engine.eof

@@ -81,15 +81,13 @@ class Inflater:
     def take(self) -> bytes | None:
         """Return the next block if one is ready, or becomes ready within a fraction of a millisecond."""
         try:
-            block = self._blocks.get_nowait()
+            block: bytes | None = self._blocks.get_nowait()
         except queue.Empty:
-            late_block = self._block_briefly()
-            if late_block is None:
-                return None
-            block = late_block
-        self._consumed += len(block)
-        if self._produced - self._consumed <= _WINDOW // 2:
-            self._room.set()
+            block = self._block_briefly()
+        if block is not None:
+            self._consumed += len(block)
+            if self._produced - self._consumed <= _WINDOW // 2:
+                self._room.set()
         return block
 
     def _block_briefly(self) -> bytes | None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import inspect
 import os
 import pickle
 import signal
@@ -16,7 +15,7 @@ import msgspec
 
 from wme_async._archive.reader import ArchiveReader, ArchiveStatistics, OnBadRecord
 from wme_async._arguments import check_functions, check_numbers, check_path, list_of
-from wme_async._tasks import WorkGroup, first_cause, in_thread, wait_done
+from wme_async._tasks import WorkGroup, call_hook, first_cause, in_thread, wait_done
 from wme_async.errors import WMEError
 from wme_async.models.decoding import is_plain_data
 
@@ -177,8 +176,7 @@ class ManyReader(Generic[R]):
                     path = next(self._paths, None)
             except _DisconnectedError:
                 await in_thread(process.join)
-                code = process.exitcode
-                raise WMEError(f"a worker process died (exit code {code}) while it read {path}") from None
+                raise WMEError(f"a worker process died (exit code {process.exitcode}) while it read {path}") from None
             finally:
                 writer.close()
                 with contextlib.suppress(ConnectionError):
@@ -195,17 +193,13 @@ class ManyReader(Generic[R]):
     async def _receive(self, path: str, reader: asyncio.StreamReader) -> None:
         while True:
             kind, data = await _frame(reader)
-            if kind == PACKED:
-                await self._results.put(ManyResult(path, self._decoder.decode(data)))
-                continue
-            value = pickle.loads(data)  # noqa: S301 - from a process that this one has started
-            if kind == PICKLED:
+            # Only data of a process that this one has started is unpickled.
+            value: Any = self._decoder.decode(data) if kind == PACKED else pickle.loads(data)  # noqa: S301
+            if kind in {PACKED, PICKLED}:
                 await self._results.put(ManyResult(path, value))
             elif kind == BAD_RECORD:
                 assert callable(self._on_bad_record)
-                result = self._on_bad_record(value)
-                if inspect.isawaitable(result):
-                    await result
+                await call_hook(self._on_bad_record, value)
             elif kind == DONE:
                 await self._results.put(ManyResult(path, [], value))
                 return

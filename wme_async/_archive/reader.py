@@ -1,10 +1,10 @@
 """The records of an archive, as an async iterator."""
 
 import asyncio
-import inspect
 import os
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar, overload
@@ -15,7 +15,7 @@ from wme_async._archive.feed import Feed, FileFeed, WindowFeed
 from wme_async._archive.inflater import Inflater
 from wme_async._archive.tar import DEFAULT_MAX_RECORD, Block, Lines, Run, TarScanner, TooLong
 from wme_async._arguments import check_choice, check_functions, check_numbers, check_type
-from wme_async._tasks import wait_done
+from wme_async._tasks import call_hook, wait_done
 from wme_async.errors import ArchiveError, DecodeError
 from wme_async.models.decoding import Buffer, key_names, make_decoder
 
@@ -253,7 +253,7 @@ class ArchiveReader(Generic[T]):
         Args:
             max_bytes: Bytes of JSON after which a list is complete.
         """
-        return _Batches(self, max_bytes)
+        return _Calls(partial(self._next_batch, max_bytes))
 
     def blocks(self, *, max_bytes: int = _BLOCK_BYTES) -> AsyncIterator[Block]:
         """Iterate over blocks of whole lines instead of records, for callers that parse NDJSON themselves.
@@ -271,7 +271,7 @@ class ArchiveReader(Generic[T]):
         if self._scanner.position and not self._scanner.runs:
             raise RuntimeError("blocks and records of one archive cannot be mixed: open it again")
         self._scanner.runs = True
-        return _Blocks(self, max_bytes)
+        return _Calls(partial(self._next_block, max_bytes))
 
     @overload
     def decode(self, block: Block, *, max_bytes: int = ...) -> AsyncGenerator[list[T], None]: ...
@@ -395,9 +395,7 @@ class ArchiveReader(Generic[T]):
             self._credit -= 1024
             if callable(self._on_bad_record):
                 # The error stays pending until the function returns: it may fail, or be cancelled.
-                result = self._on_bad_record(error)
-                if inspect.isawaitable(result):
-                    await result
+                await call_hook(self._on_bad_record, error)
             self._pending_error = None
             self._bad_records += 1
             if self._on_bad_record == "raise":
@@ -487,11 +485,9 @@ class ArchiveReader(Generic[T]):
             self._credit -= len(block) // 16  # skipped bytes cost little, but not nothing
 
     def _finish(self, inflater: Inflater) -> None:
-        if inflater.error is not None:
-            self._end = inflater.error
-            raise self._end
-        self._scanner.close()
-        self._end = StopAsyncIteration()
+        if inflater.error is None:
+            self._scanner.close()
+        self._end = inflater.error or StopAsyncIteration()
         raise self._end
 
     def _too_long_error(self, item: TooLong) -> DecodeError:
@@ -505,32 +501,17 @@ class ArchiveReader(Generic[T]):
         )
 
 
-class _Batches(Generic[T]):
-    """An iterator rather than a generator, which would stay open if it is not exhausted."""
+class _Calls(Generic[U]):
+    """The results of one call after the other. A generator would stay open if it is not exhausted."""
 
-    def __init__(self, reader: ArchiveReader[T], max_bytes: int) -> None:
-        self._reader = reader
-        self._max_bytes = max_bytes
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[T]:
-        return await self._reader._next_batch(self._max_bytes)  # noqa: SLF001 - one class in two parts
-
-
-class _Blocks:
-    """Like `_Batches`, for blocks."""
-
-    def __init__(self, reader: ArchiveReader[Any], max_bytes: int) -> None:
-        self._reader = reader
-        self._max_bytes = max_bytes
+    def __init__(self, call: Callable[[], Awaitable[U]]) -> None:
+        self._call = call
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Block:
-        return await self._reader._next_block(self._max_bytes)  # noqa: SLF001 - one class in two parts
+    async def __anext__(self) -> U:
+        return await self._call()
 
 
 def _as_run(lines: Lines) -> Run:

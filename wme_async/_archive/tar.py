@@ -46,7 +46,7 @@ _REJECTED: Final = {
 }
 
 
-class Lines:
+class Lines(msgspec.Struct):
     """Whole lines that follow each other in one member.
 
     Attributes:
@@ -56,13 +56,10 @@ class Lines:
         records: The lines without their line feeds, which may be empty. Views of the block they were cut from.
     """
 
-    __slots__ = ("line", "member", "offset", "records")
-
-    def __init__(self, member: str, line: int, offset: int, records: list[Buffer]) -> None:
-        self.member = member
-        self.line = line
-        self.offset = offset
-        self.records = records
+    member: str
+    line: int
+    offset: int
+    records: list[Buffer]
 
     def offset_of(self, index: int) -> int:
         """Return the byte offset of the line at an index of `records`."""
@@ -470,8 +467,7 @@ def _checksum_fits(header: bytes) -> bool:
         return False
     summed = header[:148] + b" " * 8 + header[156:]
     total = sum(summed)
-    signed_total = total - 256 * sum(byte > 127 for byte in summed)
-    return int(checksum, 8) in {total, signed_total}
+    return int(checksum, 8) in {total, total - 256 * sum(byte > 127 for byte in summed)}
 
 
 def _name(header: bytes) -> str:

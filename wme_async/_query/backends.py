@@ -163,11 +163,17 @@ def spelled(backend: Backend, place: Place) -> str:
     return f"{name}.*" if place.shape.whole else name
 
 
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """Return a dotted name with its beginning replaced, if that is one of these names."""
+    for old, new in names.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name
+
+
 def avro(name: str) -> str:
     """Return the Avro name that the stream knows a JSON name by."""
-    for json_name, avro_name in _AVRO.items():
-        if name == json_name or name.startswith(f"{json_name}."):
-            return avro_name + name[len(json_name) :]
+    name = renamed(name, _AVRO)
     parent, _, last = name.rpartition(".")
     if parent.endswith(".probability"):
         return f"{parent}.{_AVRO_PROBABILITY.get(last, last)}"

@@ -140,12 +140,9 @@ def _plain(value: Any) -> type:
 
 
 def _either(shapes: list[Shape]) -> Shape:
-    parts: dict[str, inspect.Type] = {}
-    for shape in reversed(shapes):
-        parts.update(shape.parts)
     return Shape(
         leaves=frozenset[type]().union(*(shape.leaves for shape in shapes)),
-        parts=parts,
+        parts={name: type_ for shape in reversed(shapes) for name, type_ in shape.parts.items()},
         always_sent=frozenset[str]().union(*(shape.always_sent for shape in shapes)),
         values=next((shape.values for shape in shapes if shape.values is not None), None),
         classes=tuple(cls for shape in shapes for cls in shape.classes),
@@ -341,5 +338,4 @@ def describe(shape: Shape) -> str:
     if shape.time:
         return "a time"
     words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
-    kinds = [words[kind] for kind in words if kind in shape.leaves]
-    return " or ".join(kinds) or "not described"
+    return " or ".join(words[kind] for kind in words if kind in shape.leaves) or "not described"

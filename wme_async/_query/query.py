@@ -17,7 +17,7 @@ import builtins
 import contextlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -41,11 +41,8 @@ __all__ = ["Backend", "Condition", "Query", "Value", "fields_of", "filter_type",
 Record = TypeVar("Record", bound=dict[str, Any] | Struct)
 
 
-class _Absent:
-    """The type of an absent value; `None` is a value of JSON."""
-
-
-_ABSENT = _Absent()
+_ABSENT: Final = object()
+"""An absent value; `None` is a value of JSON."""
 
 _Tree = dict[str, Any]
 """Names to keep, each with those below it; an empty tree keeps everything."""
@@ -219,8 +216,11 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
             Condition(condition.field, condition.value, condition.local_reason or "no server does")
             for condition in self.conditions
         )
-        projection = _tree(rules.kept(self.backend, self.requested)) if self.requested else None
-        return msgspec.structs.replace(self, conditions=conditions, _projection=projection)
+        return msgspec.structs.replace(
+            self,
+            conditions=conditions,
+            _projection=_tree(rules.kept(self.backend, self.requested)) if self.requested else None,
+        )
 
     def _spelled(self, condition: Condition) -> str:
         return rules.avro(condition.field) if self.backend is Backend.REALTIME else condition.field
@@ -249,8 +249,8 @@ class Query(Struct, frozen=True, kw_only=True, eq=False):
             if condition.local_reason
         ]
         if self.selects:
-            narrowed = any(condition.local_reason is None for condition in self.conditions)
-            records = "each such record" if narrowed else "each record"
+            is_narrowed = any(condition.local_reason is None for condition in self.conditions)
+            records = "each such record" if is_narrowed else "each record"
             lines.append(f"here: {rules.COST[self.backend].format(records=records)}")
         if self._restore:
             lines.append(f"here: {', '.join(self._restore)} become nested again")
@@ -301,8 +301,12 @@ def _plan(
         conditions=conditions,
         limit=_limit(backend, limit),
         result=model if user is None else user,
-        _restore=_flat_names(requested) if backend is Backend.METADATA else {},
-        _projection=None if names is None else _projection_of(backend, names, requested),
+        _restore={name.replace(".", "__"): tuple(name.split(".")) for name in requested if "." in name}
+        if backend is Backend.METADATA
+        else {},
+        _projection=None
+        if names is None or rules.as_asked(backend, names, requested)
+        else _tree(rules.kept(backend, names)),
         _required=required_objects(user) if names and backend is not Backend.REALTIME else {},
     )
 
@@ -384,11 +388,8 @@ def _place(backend: Backend, model: Any, name: str) -> Place:
 
 
 def _alias(backend: Backend, name: str) -> str:
-    aliases = {**rules.ALIASES, **(rules.STRUCTURED_ALIASES if backend is Backend.STRUCTURED else {})}
-    for other, official in aliases.items():
-        if name == other or name.startswith(f"{other}."):
-            return official + name[len(other) :]
-    return name
+    structured = rules.STRUCTURED_ALIASES if backend is Backend.STRUCTURED else {}
+    return rules.renamed(name, {**rules.ALIASES, **structured})
 
 
 def _check_required(user: Any, names: Iterable[str]) -> None:
@@ -444,8 +445,7 @@ def _conditions(backend: Backend, model: Any, filters: tuple[tuple[str, Any, Any
         conditions[place.name] = Condition(place.name, value, rules.not_sent(backend, place, value))
     sent = {condition.field for condition in conditions.values() if condition.local_reason is None}
     for condition in conditions.values():
-        local = condition.local_reason is not None
-        if local and backend in rules.LIMITED and rules.ONE_RECORD not in sent:
+        if condition.local_reason is not None and backend in rules.LIMITED and rules.ONE_RECORD not in sent:
             raise ValueError(
                 f"a filter {condition.field} = {condition.value!r} cannot be answered: {condition.local_reason}, and it"
                 " selects the records of the response before this side can filter them. Filter by"
@@ -463,15 +463,6 @@ def _limit(backend: Backend, limit: int | None) -> int | None:
     if not 1 <= limit <= rules.MAX_LIMIT:
         raise ValueError(f"limit must be 1 to {rules.MAX_LIMIT}, not {limit}")
     return int(limit)
-
-
-def _flat_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    return {name.replace(".", "__"): tuple(name.split(".")) for name in names if "." in name}
-
-
-def _projection_of(backend: Backend, names: tuple[str, ...], requested: tuple[str, ...]) -> _Tree | None:
-    """Return the tree to reduce records to, or `None` if they arrive so."""
-    return None if rules.as_asked(backend, names, requested) else _tree(rules.kept(backend, names))
 
 
 def _tree(names: Iterable[str]) -> _Tree:

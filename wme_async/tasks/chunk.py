@@ -85,10 +85,9 @@ async def environment_client() -> AsyncIterator[Client]:
     That is the file of tokens, `WME_TOKEN_FILE`, and the proxy: `WME_PROXY`, or else those of `HTTPS_PROXY` and so on.
     """
     proxy = os.environ.get("WME_PROXY") or None
-    token_file = os.environ.get("WME_TOKEN_FILE") or None
     async with (
         SessionPool(proxy=proxy, trust_env=proxy is None) as pool,
-        Client.from_env(token_file=token_file, pool=pool) as client,
+        Client.from_env(token_file=os.environ.get("WME_TOKEN_FILE") or None, pool=pool) as client,
     ):
         yield client
 

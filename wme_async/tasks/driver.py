@@ -1,7 +1,6 @@
 """The loop of every engine: run the tasks that are not done, retry, begin again with a new export, finish."""
 
 import asyncio
-import inspect
 import logging
 import time
 from collections import Counter, deque
@@ -14,6 +13,7 @@ import msgspec
 from wme_async._arguments import check_choice, check_functions, check_type
 from wme_async._client.bulk import ChunkTask, Manifest, Plan, TaskResult
 from wme_async._client.quota import Cost
+from wme_async._tasks import call_hook
 from wme_async._transport.retry import is_transient
 from wme_async.errors import ArchiveError, IntegrityError, Replaced, WMEError
 from wme_async.tasks.chunk import environment_client
@@ -178,23 +178,21 @@ class _Generation:
         results, plan = self._results, self._plan
         done = sum(task.size for task in plan.tasks if task.chunk in results)
         rate = (done - self._done_before) / max(time.monotonic() - self._begin, 1e-3)
-        report = self._progress(
+        await call_hook(
+            self._progress,
             PlanProgress(
                 tasks=len(results), tasks_total=len(plan.tasks),
                 rows=sum(result.rows for result in results.values()),
                 bad=sum(result.bad for result in results.values()),
                 done=done, total=plan.bytes, rate=rate, eta=(plan.bytes - done) / rate if rate else None,
                 restarts=self._restarts, generation=plan.generation,
-            )
+            ),
         )  # fmt: skip
-        if inspect.isawaitable(report):
-            await report
 
 
 def _error_of(future: "asyncio.Future[Any]") -> BaseException | None:
-    if future.cancelled():
-        return RuntimeError("a task was cancelled, and the plan was not; run the plan again")
-    return future.exception()
+    cancelled = RuntimeError("a task was cancelled, and the plan was not; run the plan again")
+    return cancelled if future.cancelled() else future.exception()
 
 
 def is_temporary(error: BaseException) -> bool:

@@ -1,12 +1,12 @@
 """The tasks of a plan that are done, and the manifest of a finished plan."""
 
-import asyncio
+from functools import partial
 from typing import Final
 
 import msgspec
 
-from wme_async._client.bulk import ChunkTask, Manifest, ManifestFile, Plan, TaskResult
-from wme_async._tasks import WorkGroup, raise_first_cause
+from wme_async._client.bulk import Manifest, ManifestFile, Plan, TaskResult
+from wme_async._tasks import map_bounded
 from wme_async.errors import DataError
 from wme_async.tasks.output import MANIFEST, Completion, check_snapshot, find_completion
 from wme_async.tasks.target import Target, open_target
@@ -82,16 +82,8 @@ async def find_results(plan: Plan) -> dict[str, TaskResult | None]:
 
 
 async def _find_completions(plan: Plan, target: Target) -> dict[str, Completion | None]:
-    gate = asyncio.Semaphore(_CONCURRENCY)
-
-    async def find(task: ChunkTask) -> Completion | None:
-        async with gate:
-            return await find_completion(target, task)
-
-    with raise_first_cause():
-        async with WorkGroup() as group:
-            tasks = {task.chunk: group.start(find(task)) for task in plan.tasks}
-    return {chunk: task.result() for chunk, task in tasks.items()}
+    completions = await map_bounded(partial(find_completion, target), plan.tasks, limit=_CONCURRENCY)
+    return {task.chunk: completion for task, completion in zip(plan.tasks, completions, strict=True)}
 
 
 def _manifest_of(plan: Plan, done: list[Completion]) -> Manifest:

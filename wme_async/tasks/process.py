@@ -63,15 +63,13 @@ class _Loop:
 
     def close(self) -> None:
         """Close the clients and end the thread."""
-        if self.pid != os.getpid() or not self._thread.is_alive():
-            return
-
-        with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(self._stack.aclose(), self._loop).result(_CLOSING)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_CLOSING)
-        if not self._thread.is_alive():
-            self._loop.close()
+        if self.pid == os.getpid() and self._thread.is_alive():
+            with contextlib.suppress(Exception):
+                asyncio.run_coroutine_threadsafe(self._stack.aclose(), self._loop).result(_CLOSING)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_CLOSING)
+            if not self._thread.is_alive():
+                self._loop.close()
 
 
 _lock = threading.Lock()

@@ -22,7 +22,6 @@ from wme_async.tasks.driver import OnReplaced, ProgressHook, Run, drive
 
 __all__ = ["run_plan"]
 
-_RETRIES: Final = 3
 _MOST: Final = 4  # workers by default: each takes up to some hundred MB
 _KILLS: Final = 5  # times that a worker may be killed while it runs the same task
 
@@ -62,14 +61,14 @@ async def run_plan(
         OSError: The output cannot be written.
     """
     check_numbers(whole=True, minimum=1, workers=workers)
-    number = workers or min(os.cpu_count() or 1, _MOST)
-    return await drive(plan, _Processes(number), progress=progress, on_replaced=on_replaced)
+    engine = _Processes(workers or min(os.cpu_count() or 1, _MOST))
+    return await drive(plan, engine, progress=progress, on_replaced=on_replaced)
 
 
 class _Processes:
     """The engine: workers, each with a pool of one process, since a pool breaks as a whole if a process is killed."""
 
-    retries = _RETRIES
+    retries = 3
 
     def __init__(self, workers: int) -> None:
         self._number = workers

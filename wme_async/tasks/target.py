@@ -1,9 +1,9 @@
 """The folder that tasks write to: on a disk, or in an object store."""
 
-import contextlib
 import errno
 import os
 from collections.abc import AsyncIterable
+from io import BufferedWriter
 from pathlib import Path
 from typing import Protocol
 
@@ -99,7 +99,7 @@ class _Folder:
         path = self._folder / name
         await in_thread(path.parent.mkdir, parents=True, exist_ok=True)
         part = part_of(path)
-        file = await in_thread(part.open, "wb")
+        file = await in_thread(lambda: part.open("wb"))
         try:
             async for chunk in chunks:
                 await in_thread(file.write, chunk)
@@ -122,23 +122,14 @@ class _Folder:
         await in_thread(remove)
 
     @staticmethod
-    def _publish(file: "_File", part: Path, path: Path) -> None:
+    def _publish(file: BufferedWriter, part: Path, path: Path) -> None:
         file.flush()
         sync_file(file.fileno())
         publish(file.fileno(), part, path, size=file.tell(), close=file.close)
         sync_folder(path.parent)
 
 
-class _File(Protocol):
-    """A file that is open for writing."""
-
-    def flush(self) -> None: ...
-    def fileno(self) -> int: ...
-    def tell(self) -> int: ...
-    def close(self) -> None: ...
-
-
-def _discard(file: _File, part: Path) -> None:
+def _discard(file: BufferedWriter, part: Path) -> None:
     try:
         file.close()
     except OSError as error:
@@ -146,5 +137,4 @@ def _discard(file: _File, part: Path) -> None:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)  # noqa: PTH108
+        part.unlink(missing_ok=True)
