@@ -134,10 +134,9 @@ def check_choice(name: str, value: object, choices: Collection[str], *, function
         ValueError: With the choices.
     """
     # A value that cannot be hashed, such as a list, is compared with each word.
-    if value in tuple(choices) or (function and callable(value)):
-        return
-    words = ", ".join(map(repr, choices))
-    raise ValueError(f"{name} must be {words}{' or a function' if function else ''}, not {value!r}")
+    if value not in tuple(choices) and not (function and callable(value)):
+        words = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be {words}{' or a function' if function else ''}, not {value!r}")
 
 
 def check_http_url(name: str, value: object) -> None:

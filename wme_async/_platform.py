@@ -41,11 +41,6 @@ READS_SOCKETS: Final = hasattr(os, "readv")
 """Whether `read_socket` works here."""
 
 _POSITIONAL: Final = hasattr(os, "pwrite") and hasattr(os, "preadv")
-_SYNCS_FOLDERS: Final = hasattr(os, "O_DIRECTORY")
-_REFUSES_LINKS: Final = hasattr(os, "O_NOFOLLOW")
-_TELLS_SPACE: Final = hasattr(os, "fstatvfs")
-_TELLS_LIMITS: Final = hasattr(os, "pathconf")
-_CHANGES_MODES: Final = hasattr(os, "fchmod")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SAFE: Final = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY", "O_NOINHERIT"))
 _FOLLOWING: Final = _SAFE & ~getattr(os, "O_NOFOLLOW", 0)
@@ -69,7 +64,7 @@ def open_file(path: Path, flags: int, mode: int = 0o666, *, follow: bool = False
     Raises:
         OSError: The file cannot be opened.
     """
-    if not follow and not _REFUSES_LINKS and path.is_symlink():
+    if not follow and not hasattr(os, "O_NOFOLLOW") and path.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     return os.open(path, flags | (_FOLLOWING if follow else _SAFE), mode)
 
@@ -80,13 +75,12 @@ def sync_folder(folder: Path) -> None:
     Raises:
         OSError: It cannot be opened, or not be synchronised.
     """
-    if not _SYNCS_FOLDERS:
-        return
-    descriptor = os.open(folder, _FOLLOWING | os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, _FOLLOWING | os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
@@ -166,7 +160,7 @@ def disk_space(path: Path, descriptor: int | None = None) -> tuple[int, int]:
     Raises:
         OSError: The file system does not say.
     """
-    if _TELLS_SPACE:
+    if hasattr(os, "fstatvfs"):
         status = os.statvfs(path) if descriptor is None else os.fstatvfs(descriptor)
         return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
     usage = shutil.disk_usage(path)
@@ -180,7 +174,7 @@ def allocated_bytes(status: os.stat_result) -> int:
 
 def name_limit(folder: Path) -> int:
     """Return how many bytes a file name in a folder may have; 255 if the file system does not say."""
-    if _TELLS_LIMITS:
+    if hasattr(os, "pathconf"):
         with contextlib.suppress(OSError, ValueError):
             limit = os.pathconf(folder, "PC_NAME_MAX")
             return limit if limit > 0 else _NAME_MAX
@@ -193,7 +187,7 @@ def set_mode(descriptor: int, path: Path, mode: int) -> None:
     Raises:
         OSError: They cannot be set.
     """
-    if _CHANGES_MODES:
+    if hasattr(os, "fchmod"):
         os.fchmod(descriptor, mode)
     else:
         path.chmod(mode)
@@ -232,12 +226,10 @@ def max_descriptors() -> int | None:
 
 def boot_id() -> str | None:
     """Return an identifier of the current boot of this machine; None if the system has none."""
-    if fcntl is None:
-        return None
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip() or None
-    except (OSError, UnicodeError):
-        return None
+    if fcntl is not None:
+        with contextlib.suppress(OSError, UnicodeError):
+            return _BOOT_ID.read_text(encoding="ascii").strip() or None
+    return None
 
 
 def unusable_name(name: str) -> str | None:

@@ -45,8 +45,11 @@ def database_error(error: sqlite3.Error, path: Path, content: str) -> OSError | 
     """
     code = primary_code(error)
     if code in _BUSY:
-        message = "the database is locked by another process; end that process, or use another file"
-        return OSError(errno.EAGAIN, message, str(path))
+        return OSError(
+            errno.EAGAIN,
+            "the database is locked by another process; end that process, or use another file",
+            str(path),
+        )
     if code == sqlite3.SQLITE_CANTOPEN:
         return _cannot_open(path)
     if code in _SYSTEM:

@@ -433,6 +433,4 @@ _BY_STATUS: dict[int, type[StatusError]] = {
 
 def error_for_status(status: int) -> type[StatusError]:
     """Return the class for an HTTP error status; other 4xx are plain `StatusError`, other 5xx `ServerError`."""
-    if status >= 500:
-        return ServerError
-    return _BY_STATUS.get(status, StatusError)
+    return ServerError if status >= 500 else _BY_STATUS.get(status, StatusError)

@@ -13,7 +13,7 @@ import html
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias, Union
 
 from wme_async._client.sync_report import SyncFile, SyncProgress
 from wme_async._download import Progress
@@ -56,15 +56,26 @@ class _Line(NamedTuple):
     failed: Sequence[SyncFile] = ()
 
 
-class _Screen(Protocol):
-    """Where lines of progress are drawn."""
+class _Screen:
+    """Where lines of progress are drawn; this one draws nothing, since the output is a file or a pipe."""
 
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-    def add(self, line: _Line) -> Any: ...
-    def update(self, key: Any, line: _Line) -> None: ...
-    def remove(self, key: Any) -> None: ...
-    def message(self, text: str) -> None: ...
+    def start(self) -> None:
+        """Begin to draw."""
+
+    def stop(self) -> None:
+        """Draw the final state."""
+
+    def add(self, line: _Line) -> Any:
+        """Draw another line, and return its key."""
+
+    def update(self, key: Any, line: _Line) -> None:
+        """Draw a line anew."""
+
+    def remove(self, key: Any) -> None:
+        """Remove a line."""
+
+    def message(self, text: str) -> None:
+        """Draw a message above or below the lines."""
 
 
 class Bar:
@@ -143,7 +154,7 @@ def bar(label: str = "", *, console: "Console | None" = None, shown: bool = True
     Raises:
         ImportError: Standard error is a terminal, and rich is not installed.
     """
-    return Bar(label, _screen(console) if shown else _Nothing())
+    return Bar(label, _screen(console) if shown else _Screen())
 
 
 def _screen(console: "Console | None") -> _Screen:
@@ -151,7 +162,7 @@ def _screen(console: "Console | None") -> _Screen:
         return _Notebook()
     if console.is_terminal if console is not None else sys.stderr.isatty():
         return _Terminal(console)
-    return _Nothing()
+    return _Screen()
 
 
 def _in_notebook() -> bool:
@@ -161,29 +172,7 @@ def _in_notebook() -> bool:
     return any(kind.__name__ == "ZMQInteractiveShell" for kind in type(shell).__mro__)
 
 
-class _Nothing:
-    """No screen: the output is a file or a pipe."""
-
-    def start(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-    def add(self, line: _Line) -> None:
-        pass
-
-    def update(self, key: Any, line: _Line) -> None:
-        pass
-
-    def remove(self, key: Any) -> None:
-        pass
-
-    def message(self, text: str) -> None:
-        pass
-
-
-class _Terminal:
+class _Terminal(_Screen):
     """Bars on a terminal."""
 
     def __init__(self, console: "Console | None") -> None:
@@ -229,17 +218,14 @@ class _Terminal:
         self._bars.console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
-class _Notebook:
-    """Bars as one element of a notebook's page."""
+class _Notebook(_Screen):
+    """Bars as one element of a notebook's page, which appears with the first progress."""
 
     def __init__(self) -> None:
         self._lines: dict[int, _Line] = {}
         self._messages: list[str] = []
         self._count = 0
         self._handle: Any = None
-
-    def start(self) -> None:
-        """Do nothing: the element appears with the first progress."""
 
     def stop(self) -> None:
         self._draw()

@@ -186,9 +186,9 @@ class _Backlog:
 
     def covers(self, offsets: dict[int, int], received: float) -> bool:
         """Return whether the stream is complete since a position, which was reached at a time (UTC seconds)."""
-        if all(self.started.get(partition, math.inf) <= offset + 1 for partition, offset in offsets.items()):
-            return True
-        return self.covered_from <= received - self._lag
+        return self.covered_from <= received - self._lag or all(
+            self.started.get(partition, math.inf) <= offset + 1 for partition, offset in offsets.items()
+        )
 
 
 class Broadcast(Generic[T]):
@@ -480,9 +480,8 @@ class Listener(Generic[T]):
                 break
             self._next += 1
             event: BroadcastEvent[T] = entry.event
-            if entry.offset is not None and entry.offset <= self._offsets.get(entry.partition, -1):
-                continue
-            if self._where is None or self._where(event.item):
+            is_new = entry.offset is None or entry.offset > self._offsets.get(entry.partition, -1)
+            if is_new and (self._where is None or self._where(event.item)):
                 backlog.moved()
                 return self._marked(event)
         backlog.moved()
@@ -515,8 +514,9 @@ class Listener(Generic[T]):
             self._incomplete = True
             return
         self._offsets = offsets
-        lost = any(offset > offsets.get(partition, -1) for partition, offset in backlog.evicted.items())
-        self._incomplete = lost or not complete
+        self._incomplete = not complete or any(
+            offset > offsets.get(partition, -1) for partition, offset in backlog.evicted.items()
+        )
 
 
 def _position_of(item: Any) -> tuple[int, int | None]:

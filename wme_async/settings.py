@@ -42,8 +42,9 @@ class Hosts(msgspec.Struct, frozen=True, kw_only=True):
         """
         if isinstance(value, Hosts):
             return value
-        requirement = 'Hosts(api=...) or a mapping such as {"api": "https://host"}'
-        check_type("hosts", value, Mapping | None, requirement, secret=True)
+        check_type(
+            "hosts", value, Mapping | None, 'Hosts(api=...) or a mapping such as {"api": "https://host"}', secret=True
+        )
         unknown = set(value or ()) - set(cls.__struct_fields__)
         if unknown:
             raise ValueError(f"unknown host role {sorted(unknown)}; roles are {list(cls.__struct_fields__)}")

@@ -33,6 +33,7 @@ _OBJECTS: Final = (inspect.StructType, inspect.TypedDictType, inspect.DataclassT
 # Numbers pass through as they were written, so that the second judgement is of the same document.
 _read: Final = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits.encode()))
 _write: Final = msgspec.json.Encoder()
+_described: Final = lru_cache(maxsize=256)(inspect.type_info)
 
 
 def decode_record(decoder: msgspec.json.Decoder[T], data: Buffer) -> T:
@@ -79,11 +80,6 @@ def mend(decoder: msgspec.json.Decoder[T], data: Buffer, error: msgspec.Validati
     return decoder.decode(repaired)
 
 
-@lru_cache(maxsize=256)
-def _described(type_: Any) -> inspect.Type:
-    return inspect.type_info(type_)
-
-
 def _mended(value: Any, type_: inspect.Type, key: str) -> Any:
     """Return the value in the form of its type; the same object if it has that form."""
     place = _place(value, type_, key)
@@ -96,7 +92,11 @@ def _mended(value: Any, type_: inspect.Type, key: str) -> Any:
             return _mended_object(value, {field.encode_name: field.type for field in place.fields})
     elif isinstance(value, list) and isinstance(place, inspect.CollectionType):
         item_type = place.item_type
-        filled = [{} if item is None else item for item in value] if key == _ROW and _is_object(item_type) else value
+        filled = (
+            [{} if item is None else item for item in value]
+            if key == _ROW and isinstance(item_type, _OBJECTS)
+            else value
+        )
         present = [item for item in filled if item is not None or _takes_null(item_type)]
         items = [_mended(item, item_type, _ROW) for item in present]
         if len(items) != len(value) or any(new is not old for new, old in zip(items, value, strict=True)):
@@ -138,10 +138,6 @@ def _place(value: Any, type_: inspect.Type, key: str) -> inspect.Type | None:
         elif isinstance(member, _OBJECTS):
             return member
     return lists[0] if lists and key in _ONE_OR_MANY else None
-
-
-def _is_object(type_: inspect.Type) -> bool:
-    return isinstance(type_, _OBJECTS)
 
 
 def _takes_null(type_: inspect.Type) -> bool:

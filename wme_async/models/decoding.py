@@ -79,9 +79,7 @@ def failure_reason(error: Exception, record: bytes | None = None) -> str:
             record.decode()
         except UnicodeDecodeError as invalid:
             return f"not UTF-8: byte 0x{record[invalid.start]:02x} at position {invalid.start}"
-    if isinstance(error, msgspec.DecodeError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, msgspec.DecodeError) else f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager
@@ -323,5 +321,3 @@ def _nodes(type: Any) -> Iterator[inspect.Type]:
                 todo.append(node.value_type)
             case inspect.StructType() | inspect.TypedDictType() | inspect.DataclassType() | inspect.NamedTupleType():
                 todo.extend(field.type for field in node.fields)
-            case _:
-                pass

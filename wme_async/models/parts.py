@@ -154,8 +154,7 @@ class Part(Model):
 def fold(model: Model, name: str, other: str, empty: object) -> None:
     """Move the value of another spelling into the public field, unless that one has been given."""
     value: Any = getattr(model, other)
-    if value is UNSET:
-        return
-    if getattr(model, name) == empty:
-        force_setattr(model, name, value)
-    force_setattr(model, other, UNSET)
+    if value is not UNSET:
+        if getattr(model, name) == empty:
+            force_setattr(model, name, value)
+        force_setattr(model, other, UNSET)

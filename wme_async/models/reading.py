@@ -49,8 +49,8 @@ def facts_of(infoboxes: Sequence[Part]) -> dict[str, Fact]:
             if name and part.type not in _STRUCTURE and _values(part):
                 fields.setdefault((number, ": ".join(headings), name), []).append(part)
     facts = [_fact(name, section, parts) for (_, section, name), parts in fields.items()]
-    infobox_names = [_clean(infoboxes[number].name) for number, _, _ in fields]
-    return dict(zip(_unique_names(facts, infobox_names), facts, strict=True))
+    names = _unique_names(facts, [_clean(infoboxes[number].name) for number, _, _ in fields])
+    return dict(zip(names, facts, strict=True))
 
 
 _STRUCTURE: Final = frozenset({PartType.SECTION, PartType.INFOBOX, PartType.IMAGE})
@@ -62,14 +62,13 @@ def _fact(name: str, section: str, parts: Sequence[Part]) -> Fact:
     family = [node for part in parts for node in (part, *(below for below, _ in _walk(part.has_parts)))]
     text = " ".join((value, *values))
     links = [link for node in family for link in node.links if (label := _clean(link.text)) and label in text]
-    citations = [citation for node in family for citation in node.citations]
     return Fact(
         name=name,
         section=section,
         value=value,
         values=values,
         links=tuple(dict.fromkeys(links)),
-        citations=tuple(dict.fromkeys(citations)),
+        citations=tuple(dict.fromkeys(citation for node in family for citation in node.citations)),
     )
 
 

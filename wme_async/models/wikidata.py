@@ -54,10 +54,7 @@ def merge_labels(answer: LabelsAnswer) -> dict[str, str]:
     """Return the answer of the labels endpoint as one dict of language code and label, whichever form it came in."""
     if isinstance(answer, dict):
         return answer
-    merged: dict[str, str] = {}
-    for labels in answer:
-        merged.update(labels)
-    return merged
+    return {language: label for labels in answer for language, label in labels.items()}
 
 
 class Rank(StrEnum):
