@@ -334,10 +334,7 @@ def restrict(path: Path, descriptor: int | None = None) -> None:
     if not mode & 0o077:
         return
     try:
-        if descriptor is None:
-            path.chmod(mode & 0o700)
-        else:
-            _platform.set_mode(descriptor, path, mode & 0o700)
+        _platform.set_mode(descriptor, path, mode & 0o700)
     except OSError as error:
         logger.warning("%s can be read by others (mode %o): %s", path, mode, error.strerror)
     else:

@@ -7,6 +7,7 @@ calls. `nox -s portable` runs the test suite with every such call hidden.
 
 import contextlib
 import errno
+import importlib
 import os
 import re
 import shutil
@@ -14,23 +15,18 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
-fcntl: ModuleType | None
-msvcrt: Any
-resource: ModuleType | None
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
-try:
-    import msvcrt
-except ImportError:
-    msvcrt = None
-try:
-    import resource
-except ImportError:
-    resource = None
+
+def _import(name: str) -> ModuleType | None:
+    """Import a module of the standard library that not every system has."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+fcntl, msvcrt, resource = _import("fcntl"), _import("msvcrt"), _import("resource")
 
 FORKS: Final = hasattr(os, "register_at_fork")
 LINKS_ATTRIBUTES: Final = hasattr(os, "setxattr")
@@ -181,13 +177,13 @@ def name_limit(folder: Path) -> int:
     return _NAME_MAX
 
 
-def set_mode(descriptor: int, path: Path, mode: int) -> None:
-    """Set the permissions of an open file.
+def set_mode(descriptor: int | None, path: Path, mode: int) -> None:
+    """Set the permissions of a file, by its descriptor if it is open.
 
     Raises:
         OSError: They cannot be set.
     """
-    if hasattr(os, "fchmod"):
+    if descriptor is not None and hasattr(os, "fchmod"):
         os.fchmod(descriptor, mode)
     else:
         path.chmod(mode)

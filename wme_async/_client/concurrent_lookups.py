@@ -229,12 +229,11 @@ class _LookupRunner(Generic[T]):
 
     def abandon(self) -> None:
         """Cancel all requests from any thread that the garbage collector runs in."""
-        if self._task is None or self._task.done():
-            return
-        logger.debug("look-ups were dropped before their end; their requests are cancelled")
-        # The loop may be closed, or is being closed by another thread.
-        with contextlib.suppress(RuntimeError):
-            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        if self._task is not None and not self._task.done():
+            logger.debug("look-ups were dropped before their end; their requests are cancelled")
+            # The loop may be closed, or is being closed by another thread.
+            with contextlib.suppress(RuntimeError):
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
     async def _run(self) -> None:
         try:

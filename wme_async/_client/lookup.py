@@ -59,8 +59,6 @@ class BulkHint:
         archives: The kind of archive to recommend.
     """
 
-    __slots__ = ("_archives", "_count", "_logged", "_start")
-
     def __init__(self, archives: str) -> None:
         self._archives = archives
         self._count = 0

@@ -1,6 +1,5 @@
 """The attempts at one range, and the rejected signatures that end them."""
 
-from wme_async._download.budget import SignedUrlCache
 from wme_async._transport import Transport
 from wme_async._transport.retry import Backoff
 from wme_async.errors import WMEError
@@ -43,14 +42,3 @@ class Attempts:
     def failed(self, error: WMEError) -> float | None:
         """Count a failure and return the seconds to wait before the next attempt; None if it was the last."""
         return self._backoff.failed(error, elapsed=self.elapsed)
-
-
-def check_signatures(signed_urls: SignedUrlCache, error: WMEError) -> None:
-    """Raise if new signed URLs are rejected too.
-
-    Raises:
-        WMEError: The error, with a note.
-    """
-    if signed_urls.exhausted:
-        error.add_note(SIGNATURES_REFUSED)
-        raise error

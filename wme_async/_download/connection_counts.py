@@ -16,8 +16,6 @@ class ConnectionCap:
         allowed: Connections that may be used now, at least 1.
     """
 
-    __slots__ = ("_done", "_hold", "_lowered_at", "_most", "_next_try", "allowed")
-
     # Seconds until one more is allowed; rejections within a moment count once.
     _HOLD = 5.0
     _HOLD_MOST = 60.0
@@ -77,20 +75,6 @@ class ConnectionTuner:
         most: Never more than this.
         period: Seconds between two measurements.
     """
-
-    __slots__ = (
-        "_before",
-        "_hold",
-        "_looked",
-        "_patience",
-        "_period",
-        "_refused",
-        "_saturated",
-        "_settled",
-        "_work",
-        "allowed",
-        "most",
-    )
 
     # A finished request counts like this many bytes: with many small files, more connections bring more requests.
     _REQUEST = 128 * 1024

@@ -12,6 +12,7 @@ from wme_async._download.etags import Digest
 from wme_async._download.finished import IsCancelled, has_etag, hash_range, store_note
 from wme_async._download.ledger import Ledger
 from wme_async._download.range_plan import RangeLease, RangePlan, Spans
+from wme_async._download.range_store import RangeStore
 from wme_async._files import (
     LockedFile,
     explaining,
@@ -37,7 +38,7 @@ class PartChanged(Exception):
     """Another program has changed the unfinished file. The download turns it into an `IntegrityError`."""
 
 
-class PartFile:
+class PartFile(RangeStore):
     """`NAME.part` and the ledger beside it: the store of a range fetcher, or of a whole-file fetcher.
 
     The constructor blocks; meant for a thread.
@@ -173,10 +174,6 @@ class PartFile:
             self._ledger.advance(lease)
         if self._on_bytes is not None:
             self._on_bytes()
-
-    def limit(self) -> int | None:
-        """Return None: a disk takes bytes in any order."""
-        return None
 
     async def restart(self, error: WMEError) -> None:  # noqa: ARG002  # an unfinished file can always begin again
         """Empty the file after a failed attempt to fetch it in one response."""

@@ -19,8 +19,9 @@ from wme_async._download.etags import PartSums, may_be_newer
 from wme_async._download.options import DownloadSettings, budget_for
 from wme_async._download.part_file import PartFile
 from wme_async._download.range_fetcher import FileReplaced, RangeFetcher, RangesUnsupported
-from wme_async._download.range_plan import MIB, FetchLimits, RangeLease, RangePlan
+from wme_async._download.range_plan import MIB, FetchLimits, RangePlan
 from wme_async._download.range_responses import strong_etag
+from wme_async._download.range_store import RangeStore
 from wme_async._download.source import Checksum, FileInfo, Source, validator_of
 from wme_async._download.verification import check_md5, fetch_version, wait_before_restart
 from wme_async._download.whole_file import WholeFileFetcher
@@ -249,7 +250,7 @@ class _PartFileReader(ContentReader):
             self._fd = -1
 
 
-class _WindowReader(ContentReader):
+class _WindowReader(ContentReader, RangeStore):
     """Holds the bytes ahead of the reader in memory, up to the size of the window. It is the store of its fetcher."""
 
     def __init__(
@@ -272,17 +273,6 @@ class _WindowReader(ContentReader):
         self._fetcher: RangeFetcher | None = None
         self._whole: WholeFileFetcher | None = None
         self._end: int | None = None
-
-    # `RangeStore` and `WholeFileStore`.
-
-    def open_lease(self, lease: RangeLease) -> None:
-        """Do nothing: there is no ledger."""
-
-    def close_lease(self, lease: RangeLease) -> None:
-        """Do nothing: there is no ledger."""
-
-    def advanced(self, lease: RangeLease) -> None:
-        """Do nothing: there is no ledger."""
 
     def limit(self) -> int | None:
         """Return the end of the window; None for a single connection, which waits for room instead.

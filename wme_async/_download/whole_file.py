@@ -3,11 +3,10 @@
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable
-from typing import Protocol
 
 import msgspec
 
-from wme_async._download.attempts import MAX_WRONG_RESPONSES, check_signatures
+from wme_async._download.attempts import MAX_WRONG_RESPONSES, SIGNATURES_REFUSED
 from wme_async._download.budget import Budget, SignedUrlCache, after
 from wme_async._download.range_fetcher import FileReplaced
 from wme_async._download.range_responses import (
@@ -18,20 +17,11 @@ from wme_async._download.range_responses import (
     parse_content_range,
     strong_etag,
 )
+from wme_async._download.range_store import RangeStore
 from wme_async._download.source import FileInfo
 from wme_async._transport import Body, Request, Transport
 from wme_async._transport.retry import Backoff, is_transient, note_attempts
 from wme_async.errors import IntegrityError, Interrupted, StatusError, WMEError
-
-
-class WholeFileStore(Protocol):
-    """Takes the bytes of a file from its beginning."""
-
-    def write(self, offset: int, data: memoryview) -> Awaitable[None] | None:
-        """Take bytes, at once or when the result has been awaited."""
-
-    async def restart(self, error: WMEError) -> None:
-        """Drop all bytes after a failed attempt, or raise its error if they are in use."""
 
 
 class WholeFileFetcher:
@@ -56,7 +46,7 @@ class WholeFileFetcher:
         transport: Transport,
         signed_urls: SignedUrlCache,
         budget: Budget,
-        store: WholeFileStore,
+        store: RangeStore,
         *,
         hashed: bool = False,
     ) -> None:
@@ -184,7 +174,9 @@ class WholeFileFetcher:
         if self._signed_urls.failure is not None:
             raise error
         if status == 403:
-            check_signatures(self._signed_urls, error)
+            if self._signed_urls.exhausted:
+                error.add_note(SIGNATURES_REFUSED)
+                raise error
             return 0.0
         is_wrong = isinstance(error, IntegrityError)
         if not is_wrong and not is_transient(error):

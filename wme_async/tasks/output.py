@@ -150,12 +150,12 @@ class Output:
             encoder = msgspec.json.Encoder()
             async for batch in records.batches():
                 yield await in_thread(encoder.encode_lines, batch)
-            return
-        from wme_async.integrations.arrow import parquet_chunks  # noqa: PLC0415 - an extra
+        else:
+            from wme_async.integrations.arrow import parquet_chunks  # noqa: PLC0415 - an extra
 
-        async with aclosing(parquet_chunks(records, self.type)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+            async with aclosing(parquet_chunks(records, self.type)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
 
 def load_type(name: str) -> Any:
