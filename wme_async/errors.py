@@ -91,7 +91,8 @@ class WMEError(Exception):
 def _rebuild(kind: type[WMEError], message: str, facts: dict[str, Any]) -> WMEError:
     error = kind.__new__(kind, message)
     Exception.__init__(error, message)
-    error.__dict__.update(facts)
+    for name, fact in facts.items():
+        setattr(error, name, fact)
     return error
 
 
@@ -354,15 +355,8 @@ class VersionConflict(DataError, FileExistsError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the attributes of a system error, which are not in `__dict__`, too."""
-        return _rebuild_conflict, (type(self), self.message, self.filename, dict(self.__dict__))
-
-
-def _rebuild_conflict(
-    kind: type[VersionConflict], message: str, path: str | None, facts: dict[str, Any]
-) -> VersionConflict:
-    error = kind(message, path=path)
-    error.__dict__.update(facts)
-    return error
+        system = {"errno": self.errno, "strerror": self.strerror, "filename": self.filename}
+        return _rebuild, (type(self), self.message, {**self.__dict__, **system})
 
 
 class StreamError(WMEError):

@@ -2,9 +2,16 @@
 
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from wme_async._archive.reader import ArchiveReader, ArchiveStatistics, Block, OnBadRecord, ReaderOptions
+from wme_async._archive.reader import (
+    ArchiveReader,
+    ArchiveStatistics,
+    Block,
+    DecodingOptions,
+    OnBadRecord,
+    ReaderOptions,
+)
 from wme_async.models import Article
 
 if TYPE_CHECKING:  # imported when it is first used
@@ -24,14 +31,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class _ManyOptions(TypedDict, total=False):
+class _ManyOptions(DecodingOptions, total=False):
     """The options of `read_many` with all of its overloads."""
 
     workers: int | None
-    max_record: int
-    on_bad_record: OnBadRecord
-    use_isal: bool
-    use_orjson: bool
 
 
 @overload

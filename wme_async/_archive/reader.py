@@ -38,14 +38,19 @@ _BLOCK_BYTES: Final = 16 * 1024 * 1024
 _WINDOW_BYTES: Final = 2 * 1024 * 1024
 
 
-class ReaderOptions(TypedDict, total=False):
-    """The options of `ArchiveReader` for callers that choose the source and the type themselves."""
+class DecodingOptions(TypedDict, total=False):
+    """The options of everything that decodes the records of archives."""
 
     max_record: int
     on_bad_record: OnBadRecord
-    select: Callable[[str], bool] | None
     use_isal: bool
     use_orjson: bool
+
+
+class ReaderOptions(DecodingOptions, total=False):
+    """The options of `ArchiveReader` for callers that choose the source and the type themselves."""
+
+    select: Callable[[str], bool] | None
 
 
 class ArchiveStatistics(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
@@ -360,12 +361,8 @@ class Files(Collection[M], Generic[M, R]):
         from wme_async._client.read_all import ListingReader  # noqa: PLC0415
 
         record = type if type is not None else self._resource.record
-
-        async def fetch() -> Sequence[M]:
-            return await self.list(filters=filters)
-
         return ListingReader(
-            self._transport, fetch, lambda identifier: self._source_as(ListedSource, identifier),
+            self._transport, partial(self.list, filters=filters), partial(self._source_as, ListedSource),
             options={"type": record, **options}, metered=self._resource.pool is not None, concurrency=concurrency,
             max_bytes=max_bytes,
         )  # fmt: skip

@@ -1,7 +1,8 @@
 """The first bytes of a new file: the response to their request says its size and version, so that no HEAD is needed."""
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 
+import msgspec
 from multidict import CIMultiDictProxy
 
 from wme_async._download.budget import Budget, SignedUrlCache
@@ -21,38 +22,32 @@ FIRST_BYTES = 4 << 20
 """Bytes that are requested before the size is known. A file of up to so many comes in one response."""
 
 
-class FirstRange:
+class FirstRange(msgspec.Struct):
     """The response to the request for the first bytes, with its body still to come.
 
-    Args:
-        budget: Where its connection was acquired. Whoever takes over the connection releases it.
-
     Attributes:
-        body: The body, once there is one.
+        body: The body.
         info: The version of the file in the head of the response.
         response: Which bytes the body holds.
+        budget: Where its connection was acquired. Whoever takes over the connection releases it.
+        taken: Whether the connection has been taken over.
     """
 
-    def __init__(self, budget: Budget) -> None:
-        self.body: Body | None = None
-        self.info = FileInfo()
-        self.response = RangeResponse(Verdict.REFUSED)
-        self._budget = budget
-        self._taken = False
-
-    def begin(self, body: Body, info: FileInfo, stop: int) -> None:
-        """Note the response, whose body has the bytes up to `stop`."""
-        self.body, self.info, self.response = body, info, RangeResponse(Verdict.TAKE, 0, stop)
+    body: Body
+    info: FileInfo
+    response: RangeResponse
+    budget: Budget
+    taken: bool = False
 
     def take_connection(self) -> bool:
         """Take over the connection; return whether this is the first call."""
-        is_first, self._taken = not self._taken, True
+        is_first, self.taken = not self.taken, True
         return is_first
 
     def close(self) -> None:
         """Return the connection if it has not been taken over."""
         if self.take_connection():
-            self._budget.release()
+            self.budget.release()
 
 
 async def open_first(
@@ -75,33 +70,33 @@ async def open_first(
     """
     signed = await signed_urls.get()
     await budget.acquire()
-    first = FirstRange(budget)
-    stack.callback(first.close)
-    try:
-        body = await stack.enter_async_context(
-            transport.open(range_request(signed, 0, None if whole else FIRST_BYTES, None), retry=False)
-        )
-    except ClientClosed:
-        raise
-    except WMEError as error:
-        if isinstance(error, StatusError) and error.status == 403:
-            signed_urls.refused(signed)
-        first.close()
-        return None
-    content_range = parse_content_range(body.headers.get("Content-Range")) if body.status == 206 else None
-    info = file_info_of(body.headers, size=content_range.size if content_range else None)
-    if (
-        content_range is None
-        or content_range.start != 0
-        or content_range.size is None
-        or content_coding(body.headers) is not None
-        or validator_of(info) is None
-    ):
-        body.close()
-        first.close()
-        return None
+    with ExitStack() as unused:
+        unused.callback(budget.release)
+        try:
+            body = await stack.enter_async_context(
+                transport.open(range_request(signed, 0, None if whole else FIRST_BYTES, None), retry=False)
+            )
+        except ClientClosed:
+            raise
+        except WMEError as error:
+            if isinstance(error, StatusError) and error.status == 403:
+                signed_urls.refused(signed)
+            return None
+        content_range = parse_content_range(body.headers.get("Content-Range")) if body.status == 206 else None
+        info = file_info_of(body.headers, size=content_range.size if content_range else None)
+        if (
+            content_range is None
+            or content_range.start != 0
+            or content_range.size is None
+            or content_coding(body.headers) is not None
+            or validator_of(info) is None
+        ):
+            body.close()
+            return None
+        unused.pop_all()
     signed_urls.worked()
-    first.begin(body, info, content_range.stop)
+    first = FirstRange(body, info, RangeResponse(Verdict.TAKE, 0, content_range.stop), budget)
+    stack.callback(first.close)
     return first
 
 

@@ -423,7 +423,6 @@ class RangeFetcher:
 
     async def _take_first(self, first: FirstRange, lease: RangeLease) -> None:
         """Take the body of the response that began the file."""
-        assert first.body is not None
         self._responded = True
         self._under_way += 1
         try:
@@ -517,20 +516,20 @@ class RangeFetcher:
         if writing is not None:
             return self._finish(lease, size, writing)
         delay = self._taken(lease, size)
-        if not lease.remaining:
-            raise _RangeComplete
         return self._transport.sleep(delay) if delay > 0 else None
 
     async def _finish(self, lease: RangeLease, size: int, writing: Awaitable[None]) -> None:
         await writing
         delay = self._taken(lease, min(size, lease.remaining))
-        if not lease.remaining:
-            raise _RangeComplete
         if delay > 0:
             await self._transport.sleep(delay)
 
     def _taken(self, lease: RangeLease, size: int) -> float:
+        """Note written bytes, and return the seconds to wait because of `max_rate`; raise after the last of a lease."""
         lease.at += size
         self._store.advanced(lease)
         # The limit counts bytes when they are received, so that none are owed after a slow write.
-        return self._budget.moved(size, self._transport.monotonic())
+        delay = self._budget.moved(size, self._transport.monotonic())
+        if not lease.remaining:
+            raise _RangeComplete
+        return delay

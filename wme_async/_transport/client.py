@@ -459,11 +459,10 @@ class Transport:
         headers = {"User-Agent": _USER_AGENT, **request.headers}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        timeout = self._client_timeouts.get(silence)
-        if timeout is None:
+        if silence not in self._client_timeouts:
             if len(self._client_timeouts) > 100:
                 self._client_timeouts.clear()
-            timeout = self._client_timeouts[silence] = aiohttp.ClientTimeout(
+            self._client_timeouts[silence] = aiohttp.ClientTimeout(
                 total=None, connect=self._queue_timeout(), sock_connect=self.timeouts.connect,
                 # `HeadTimeout` and `Body` have timers of their own, which do not start again with each byte.
                 sock_read=silence if self.pool.injected else None,
@@ -477,7 +476,7 @@ class Transport:
                 data=request.body,
                 headers=headers,
                 allow_redirects=False,
-                timeout=timeout,
+                timeout=self._client_timeouts[silence],
                 proxy=proxy,
                 # Off in a user's own session too: our errors say more.
                 raise_for_status=False,

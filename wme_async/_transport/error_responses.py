@@ -1,5 +1,6 @@
 """From a status, headers and a body to an exception."""
 
+import contextlib
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -97,13 +98,11 @@ def server_message(body: bytes) -> str:
     if not text:
         return ""
     if text.startswith("{"):
-        try:
-            with decoding():
-                document = _ANY_JSON.decode(body)
-                message = document.get("message") if isinstance(document, dict) else None
-                return " ".join(str(message).split())[:_EXCERPT] if message else ""
-        except DecodeError:
-            return ""
+        with contextlib.suppress(DecodeError), decoding():
+            document = _ANY_JSON.decode(body)
+            message = document.get("message") if isinstance(document, dict) else None
+            return " ".join(str(message).split())[:_EXCERPT] if message else ""
+        return ""
     if "<Error>" in text:
         return ": ".join(filter(None, (_inside(text, "Code"), _inside(text, "Message"))))
     if text[:1] == "<":

@@ -139,10 +139,9 @@ class Turns:
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> "Turns":
         """Return the turns of an event loop."""
-        turns = cls._all.get(loop)
-        if turns is None:
-            turns = cls._all[loop] = cls(loop)
-        return turns
+        if loop not in cls._all:
+            cls._all[loop] = cls(loop)
+        return cls._all[loop]
 
     def begin(self, reader: "_Reader", now: float) -> float:
         """Return the end of a reader's turn: `now` if it must wait for the others."""

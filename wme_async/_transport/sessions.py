@@ -175,14 +175,13 @@ class SessionPool:
     def slots(self, role: Role) -> Slots:
         """Return the limit on connections of a role; a user's own session has one for all roles."""
         key = None if self._injected is not None else role
-        slots = self._slots.get(key)
-        if slots is None:
-            slots = self._slots[key] = (
+        if key not in self._slots:
+            self._slots[key] = (
                 Slots(f"{role} host", self.limits.connections)
                 if self._injected is None
                 else Slots("hosts of your aiohttp session", _bound(self._injected))
             )
-        return slots
+        return self._slots[key]
 
     def reserve(self, count: int) -> None:
         """Reserve connections for streams, which never release them; negative numbers return them.
@@ -223,10 +222,9 @@ class SessionPool:
             if self._watch is None:
                 self._watch_session()
             return self._injected
-        session = self._sessions.get(role)
-        if session is None:
-            session = self._sessions[role] = self._open(role)
-        return session
+        if role not in self._sessions:
+            self._sessions[role] = self._open(role)
+        return self._sessions[role]
 
     async def proxy_of(self, url: URL) -> URL | None:
         """Return the proxy of the environment for a URL, with its password; None for a direct connection.

@@ -6,6 +6,7 @@ refresh token, so the 90 days run from the sign-in.
 """
 
 import base64
+import contextlib
 from enum import Enum
 from typing import Any
 
@@ -101,13 +102,10 @@ def renewal(tokens: Tokens | None, *, now: float) -> Step:
 
 def jwt_expiry(token: str) -> float | None:
     """Return `exp` (UTC epoch seconds) of a JSON web token, without checking its signature; None if it has none."""
-    parts = token.split(".")
-    if len(parts) != 3:
-        return None
-    try:
-        with decoding():
-            payload = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-            expiry = payload.get("exp") if isinstance(payload, dict) else None
-            return float(expiry) if isinstance(expiry, int | float) and not isinstance(expiry, bool) else None
-    except DecodeError:
-        return None
+    with contextlib.suppress(DecodeError), decoding():
+        _, payload, _ = token.split(".")
+        claims = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        expiry = claims.get("exp") if isinstance(claims, dict) else None
+        if isinstance(expiry, int | float) and not isinstance(expiry, bool):
+            return float(expiry)
+    return None
