@@ -104,7 +104,7 @@ async def test_a_listener_is_told_that_events_may_be_missing_before_the_first(si
     assert first.sse().startswith(b'event: missed\ndata: {"count":null}\n\nid: ')
 
 
-@pytest.mark.parametrize("identity", ["x", "5", "1;2", "1;2:", ";", "1;2:3:4"])
+@pytest.mark.parametrize("identity", ["x", "5", "1;2", "1;2:", ";", "1;2:3:4", f"{10**400};0:1", f"1;0:{'9' * 5000}"])
 async def test_an_id_that_is_not_from_a_relay_gives_the_backlog_and_says_so(sim, identity):
     async with relay(sim) as hub:
         sim.firehose.publish_many(5)
@@ -175,6 +175,18 @@ async def test_a_failure_of_the_stream_reaches_every_listener_and_the_health_che
     assert (record.levelname, record.args) == ("ERROR", (hub.failure,))
 
 
+async def test_a_cancellation_from_within_is_a_failure_and_not_silence(sim):
+    def encode(_item: Any) -> bytes:
+        raise asyncio.CancelledError
+
+    async with relay(sim, encode=encode) as hub, hub.listen() as events:
+        sim.firehose.publish()
+        with pytest.raises(StreamError, match="the stream behind the relay has ended"):
+            async with asyncio.timeout(5):
+                await anext(events)
+        assert isinstance(hub.failure, asyncio.CancelledError)
+
+
 async def test_listeners_end_with_the_hub_and_by_themselves(sim):
     async with relay(sim) as hub:
         async with hub.listen() as events:
@@ -217,6 +229,20 @@ async def test_server_sent_events_have_an_id_their_json_and_a_sign_of_life(sim):
         assert end == [b"", b""]
         await body.aclose()
         assert hub.statistics().listeners == 0
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+async def test_json_of_several_lines_is_one_server_sent_event(sim, end):
+    def encode(item: Article) -> bytes:
+        return json.dumps({"name": item.name, "id": 7}, indent=1).replace("\n", end).encode()
+
+    async with relay(sim, encode=encode) as hub, hub.listen() as events:
+        sim.firehose.publish()
+        event = await anext(events)
+    lines = event.sse().decode().split("\n")
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    assert json.loads("\n".join(data)) == {"name": event.item.name, "id": 7}
+    assert [line.partition(":")[0] for line in lines] == ["id", *["data"] * len(data), "", ""]
 
 
 async def test_invalid_arguments_are_an_error_at_the_call(sim):

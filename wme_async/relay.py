@@ -29,7 +29,7 @@ import msgspec
 from wme_async import _clock
 from wme_async._arguments import check_functions, check_numbers
 from wme_async._stream import Stream
-from wme_async._tasks import wait_done, wait_server_shutdown
+from wme_async._tasks import is_cancelling, wait_done, wait_server_shutdown
 from wme_async.errors import StreamError
 
 __all__ = ["Broadcast", "BroadcastEvent", "BroadcastStatistics", "Listener", "SlowListener", "SlowPolicy"]
@@ -79,7 +79,11 @@ class BroadcastEvent(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
             count = b"null" if self.incomplete else str(self.missed).encode()
             before = b'event: missed\ndata: {"count":' + count + b"}\n\n"
         identity = b"" if self.id is None else b"id: " + self.id.encode() + b"\n"
-        return before + identity + b"data: " + self.data + b"\n\n"
+        data = self.data
+        if b"\n" in data or b"\r" in data:
+            # JSON may be in several lines. A receiver joins them, and takes a line without `data:` for another field.
+            data = b"\ndata: ".join(data.splitlines())
+        return before + identity + b"data: " + data + b"\n\n"
 
 
 class BroadcastStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,6 +227,7 @@ class Broadcast(Generic[T]):
         lag: float = 60.0,
     ) -> None:
         check_numbers(whole=True, optional=False, minimum=1, backlog=backlog, backlog_bytes=backlog_bytes)
+        check_numbers(optional=False, minimum=0, unit="seconds", lag=lag)
         check_functions(encode=encode, position=position)
         self._stream = stream
         self._backlog = _Backlog(backlog, backlog_bytes, lag)
@@ -360,14 +365,20 @@ class Broadcast(Generic[T]):
         )
 
     async def _read(self) -> None:
+        failure: BaseException = StreamError("the stream has ended")
         try:
             async for item in self._stream:
                 await self._backlog.append(self._entry(item))
+        except asyncio.CancelledError as error:
+            if is_cancelling():
+                raise
+            failure = error  # from within, such as from `encode` or a store
         except Exception as error:  # noqa: BLE001 - every listener and the health check report it
-            # A browser only reconnects, so a service that nobody checks would otherwise say nothing.
-            _logger.error("the stream behind the relay has ended: %s", error)  # noqa: TRY400 - `failure` has the traceback
-            self._backlog.failure = error
-            self._backlog.wake()
+            failure = error
+        # A browser only reconnects, so a service that nobody checks would otherwise say nothing.
+        _logger.error("the stream behind the relay has ended: %s", failure)
+        self._backlog.failure = failure
+        self._backlog.wake()
 
     async def _end_with_server(self) -> None:
         await wait_server_shutdown()
@@ -510,7 +521,7 @@ class Listener(Generic[T]):
         try:
             offsets = {int(p): int(o) for p, o in (position.split(":") for position in positions.split(","))}
             complete = backlog.covers(offsets, int(seconds))
-        except ValueError:  # not an id of a relay
+        except (ValueError, OverflowError):  # not an id of a relay
             self._incomplete = True
             return
         self._offsets = offsets
