@@ -103,6 +103,11 @@ def test_a_full_disk_is_one_line(environment):
         assert run("codes", "ls", stdout=full, stderr=full).returncode == 1
 
 
+def test_an_error_is_shown_where_the_environment_says_that_there_are_no_columns(environment, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert run("snapshots", "nothing").stderr.startswith(b"Error: there is no command")
+
+
 @pytest.mark.parametrize("arguments", [["lookup", "--help"], ["codes", "ls"]])
 def test_a_closed_pipe_ends_a_command_without_an_error(environment, arguments):
     reader, writer = os.pipe()

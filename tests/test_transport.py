@@ -586,6 +586,7 @@ async def test_the_store_and_strangers_never_get_a_token(sim):
         ({"username": "a"}, "go together"),
         ({"password": "a"}, "go together"),
         ({"username": "a", "password": " "}, "password is empty"),
+        ({"username": "a", "password": "\udcff"}, "password is not UTF-8 text"),
         ({"access_token": ""}, "access_token is empty"),
         ({"access_token": "abc\n"}, "blanks around it"),
         ({"username": "a\n", "password": "b"}, "blanks around it"),

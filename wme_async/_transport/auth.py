@@ -70,6 +70,9 @@ class Credentials:
                 raise ValueError(f"{name} is empty")
             if value is not None and name != "password" and (not value.isprintable() or value != value.strip()):
                 raise ValueError(f"{name} has blanks around it or characters that cannot be sent")
+            if value is not None and any("\ud800" <= character <= "\udfff" for character in value):
+                # Python's own error would have the password in it. Variables with bytes that are not UTF-8 become so.
+                raise ValueError(f"{name} is not UTF-8 text")
         if password is not None and password != password.strip("\r\n"):
             # The text of a file ends so. Blanks may belong to a password.
             raise ValueError("password begins or ends with a line end, which does not belong to it: strip it")

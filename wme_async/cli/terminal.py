@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 
 import click
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 # C0 except tab and line feed, DEL, C1; line and paragraph separators; marks, embeddings, overrides and isolates of the
@@ -39,6 +39,12 @@ def one_line(text: str) -> str:
 
 class TerminalConsole(Console):
     """A console that makes control characters of the text visible; those of its own styling stay."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """The size of the terminal; 80 columns where `COLUMNS=0` leaves no room for any text."""
+        size = super().size
+        return size if size.width > 0 else ConsoleDimensions(80, size.height)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yield the segments of a renderable.
