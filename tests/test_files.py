@@ -185,7 +185,14 @@ def test_a_file_whose_bytes_do_not_reach_the_disk_is_an_error(
     assert caught.value.errno == code
 
 
-# --- free space
+# --- free space and permissions
+
+
+def refusing(code: int) -> Callable[..., None]:
+    def call(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return call
 
 
 async def test_no_blocks_at_all_means_that_the_free_space_is_unknown(
@@ -203,6 +210,23 @@ async def test_no_blocks_at_all_means_that_the_free_space_is_unknown(
             assert [job.error for job in finished.jobs] == [None]
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.EPERM, errno.EOVERFLOW, errno.ENOSYS])
+@pytest.mark.posix
+def test_free_space_that_cannot_be_told_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(os, "statvfs", refusing(code))
+    assert free_space(tmp_path) is None
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.EINVAL, errno.EROFS])
+@pytest.mark.posix
+def test_a_file_system_without_permissions_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(os, "fchmod", refusing(code))
+    write_atomically(tmp_path / "x", b"content", mode=0o644)
+    assert (tmp_path / "x").read_bytes() == b"content"
+
+
 def test_free_space_is_what_the_file_system_says(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
     free = free_space(tmp_path)
@@ -211,13 +235,6 @@ def test_free_space_is_what_the_file_system_says(tmp_path: Path) -> None:
 
 
 # --- locks
-
-
-def refusing(code: int) -> Callable[..., None]:
-    def flock(*_: Any) -> None:
-        raise OSError(code, os.strerror(code))
-
-    return flock
 
 
 @pytest.mark.parametrize("code", NO_LOCKS)

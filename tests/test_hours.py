@@ -10,6 +10,7 @@ import pytest
 
 from wme_async import (
     Client,
+    DataError,
     FileOffsets,
     Forbidden,
     HourGap,
@@ -144,6 +145,28 @@ async def test_a_position_of_last_year_costs_few_requests(sim: Simulator, wme: C
     await take(wme.hours(offsets=offsets, on_gap=note, poll=POLL), 1)
     assert len(gaps) > 360 * 24
     assert lists(sim) < 40
+
+
+async def test_a_reader_that_begins_centuries_ago_can_be_cancelled(wme: Client) -> None:
+    gaps: list[HourGap] = []
+    begun = asyncio.Event()
+
+    def note(gap: HourGap) -> None:
+        gaps.append(gap)
+        begun.set()
+
+    task = asyncio.create_task(anext(wme.hours(since=datetime(1, 1, 1, tzinfo=UTC), on_gap=note)))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(gaps) < 1000
+
+
+async def test_a_position_that_is_not_an_hour_is_an_error(wme: Client) -> None:
+    offsets = MemoryOffsets({"default/batches": {0: Position(10**12)}})
+    with pytest.raises(DataError, match="not an hour"):
+        await anext(wme.hours(offsets=offsets))
 
 
 async def test_a_gap_can_be_raised_and_the_next_request_goes_on(wme: Client) -> None:

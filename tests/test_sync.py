@@ -1,6 +1,7 @@
 """Folders made equal to a listing: what is fetched, what is left alone, what is removed, and what goes wrong."""
 
 import asyncio
+import errno
 import hashlib
 import os
 import sqlite3
@@ -694,6 +695,24 @@ async def test_a_folder_that_another_tool_wrote_is_compared_by_its_bytes_once(
     assert report.requests == 3
     assert files_in(tmp_path / "second") == {**files_in(tmp_path / "first"), "README": b"of the tool"}
     assert (await hour.sync(tmp_path / "second", filters=EN, delete=True)).requests == 1
+
+
+async def test_a_folder_that_cannot_be_listed_is_not_fetched_again(
+    sim: Simulator, wme: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of mode `-wx`: its files can be examined by name."""
+    hour = wme.batches(HOUR)
+    await hour.sync(tmp_path, filters=EN)
+
+    def unlisted(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", unlisted)
+    sim.requests.clear()
+    report = await hour.sync(tmp_path, filters=EN)
+    assert report.unchanged
+    assert not report.new
+    assert report.requests == 1
 
 
 async def test_what_an_earlier_process_had_fetched_is_not_fetched_again(

@@ -103,15 +103,14 @@ def free_space(path: Path, descriptor: int | None = None) -> int | None:
         descriptor: The path as an open file, if it is open.
 
     Returns:
-        Bytes; None if the file system does not say. Some report zero blocks in total, which does not mean that they
-        are full.
+        Bytes; None if the file system does not say, for whatever reason: writing shows what is wrong. Some report zero
+        blocks in total, which does not mean that they are full.
     """
     try:
         free, total = _platform.disk_space(path, descriptor)
     except OSError as error:
-        if error.errno in _UNSUPPORTED:
-            return None
-        raise
+        logger.debug("the free space of %s is unknown: %s", path, error)
+        return None
     return free if total > 0 else None
 
 
@@ -299,8 +298,10 @@ def private_file(path: Path) -> None:
 def _set_mode(descriptor: int, path: Path, mode: int) -> None:
     """Set the permissions of a new file despite the umask, if the file system has permissions."""
     if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
-        with contextlib.suppress(PermissionError):
+        try:
             _platform.set_mode(descriptor, path, mode)
+        except OSError as error:
+            logger.debug("%s keeps its permissions: %s", path, error)
 
 
 def private_folder(path: Path, *, tighten: bool = False) -> None:

@@ -1,5 +1,6 @@
 """The hourly feed: each hour of batches once, as its list appears, and missed ones first."""
 
+import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -17,7 +18,7 @@ from wme_async._tasks import call_hook
 from wme_async._telemetry import log_fields
 from wme_async._transport import Transport
 from wme_async._transport.retry import is_transient
-from wme_async.errors import HourGap, NotFound, WMEError
+from wme_async.errors import DataError, HourGap, NotFound, WMEError
 from wme_async.models import Archive
 from wme_async.offsets import MemoryOffsets, OffsetStore, Position
 from wme_async.offsets.protocol import ClaimingStore
@@ -38,6 +39,8 @@ _RETENTION: Final = 48 * _HOUR
 _CERTAINLY_GONE: Final = 72 * _HOUR
 # If an hour has no list so long after its end, and a later hour has one, its list will never appear.
 _OVERDUE: Final = 3 * _HOUR
+# The hour in which Python's dates end, counted from 1970.
+_LAST: Final = 70_389_527
 # While no list can exist, polls are this many times less frequent.
 _IDLE: Final = 10
 
@@ -98,6 +101,7 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
             HourGap: With `on_gap="raise"`: an hour is gone. The next call continues after it.
             WMEError: The list cannot be requested, for a permanent reason.
             StreamError: Another reader uses the same positions.
+            DataError: The saved position is not an hour.
         """
         if self._generator is None:
             self._generator = self._run()
@@ -144,11 +148,15 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
                 self._next, self._processed, after_gap = hour + 1, hour, gap is not None
                 if gap is not None:
                     await self._report(gap)
+                    # There may be years of gaps, none of which waits for anything.
+                    await asyncio.sleep(0)
                 else:
                     yield self._files(hour_path(_time(hour)))
 
     async def _first(self) -> int:
         position = (await self._offsets.load(self._name)).get(0)
+        if position is not None and position.offset >= _LAST:
+            raise DataError(f"the saved position {self._name!r} is not an hour: {position}; save another, or none")
         if position is not None and position.offset >= 0:
             return position.offset + 1
         if isinstance(self._since, datetime):

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -154,18 +155,19 @@ class Sync:
 
     def _assess(self, state: FolderState | None, entries: list[Entry]) -> None:
         states = state.files([entry.name for entry in entries]) if state is not None else {}
-        folders: dict[Path, tuple[set[str], OSError | None]] = {}
+        folders: dict[Path, tuple[set[str] | None, OSError | None]] = {}
         for entry in entries:
             path = self._folder / entry.name
             folder, name = path.parent, path.name
             if folder not in folders:
                 folders[folder] = _names_in(folder), _unusable(path)
             names, problem = folders[folder]
-            item = _Item(entry=entry, path=path, kind="new", problem=None if name in names else problem)
+            exists = name in names if names is not None else os.path.lexists(path)
+            item = _Item(entry=entry, path=path, kind="new", problem=None if exists else problem)
             # The part of a long name has another name, which is checked separately.
-            item.has_part = f"{name}.part" in names or len(name) > _LONG
+            item.has_part = names is None or f"{name}.part" in names or len(name) > _LONG
             self._items.append(item)
-            if name in names:
+            if exists:
                 self._look_at(item, states.get(entry.name))
 
     def _look_at(self, item: _Item, state: FileState | None) -> None:
@@ -505,11 +507,14 @@ def _file_of(item: _Item, error: Exception | None = None) -> SyncFile:
     )
 
 
-def _names_in(folder: Path) -> set[str]:
+def _names_in(folder: Path) -> set[str] | None:
+    """Return the names in a folder; None for one that may be used but not listed, such as one of mode `-wx`."""
     try:
         return {path.name for path in folder.iterdir()}
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return set()
+    except OSError:
+        return None
 
 
 def _unusable(path: Path) -> OSError | None:
