@@ -66,8 +66,7 @@ class WorldFeed:
         if now and options.keys() <= {"size"} and project in self._world.projects:
             record = self._world.publish_at_once(project, number, kind)
         if record is None:
-            generator = self._catalog.generator
-            return generator.article(number, kind=kind, published=published, project=project, **options)
+            return self._catalog.generator.article(number, kind=kind, published=published, project=project, **options)
         return encode_record(record, self._world.generator, options.get("size"))
 
     def publish_history(self) -> None:

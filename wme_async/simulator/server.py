@@ -208,8 +208,7 @@ class Simulator:
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         self._runners[role] = runner
-        site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
-        await site.start()
+        await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
         self._urls[role] = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
     async def _close(self) -> None:

@@ -219,8 +219,7 @@ class Api:
     async def _item(self, collection: str, twins: bool, request: ApiRequest) -> Response:
         query = request.bound()
         prefix, name = _location(collection, request.values)
-        row = await self._catalog.row(prefix + (request.twin if twins else ""), name)
-        return single_row(request, row, query)
+        return single_row(request, await self._catalog.row(prefix + (request.twin if twins else ""), name), query)
 
     # Archives
 

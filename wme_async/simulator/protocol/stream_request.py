@@ -101,8 +101,7 @@ def bind_stream_request(method: str, query: str, content_type: str, body: bytes)
         name = key.lower()
         if value is not None and name in _KEYS:
             previous = model.get(name)
-            merged = {**previous, **value} if isinstance(previous, dict) and isinstance(value, dict) else value
-            model[name] = merged
+            model[name] = {**previous, **value} if isinstance(previous, dict) and isinstance(value, dict) else value
     return model
 
 

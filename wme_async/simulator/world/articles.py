@@ -45,6 +45,9 @@ _LICENSE: Final = {
     "identifier": "CC-BY-SA-4.0",
     "url": "https://creativecommons.org/licenses/by-sa/4.0/",
 }
+_PROTECTION: Final = {"type": "edit", "level": "autoconfirmed"}
+_EXPIRIES: Final = ("infinity", "2027-03-01T00:00:00Z", "never")
+_SAFE: Final = "/:@!$*(),;'"  # in the address of a page
 _FAMILIES: Final = ("wikibooks", "wikinews", "wikiquote", "wikisource", "wikiversity", "wikivoyage", "wiktionary")
 _PREFIXES: Final = {0: "", 6: "File:", 10: "Template:", 14: "Category:", 120: "Property:"}
 _LARGEST: Final = 3_000_000  # bytes; the largest generated article of natural size
@@ -268,53 +271,45 @@ class ArticleGenerator:
                 )
             yield dumps(record) + b"\n"
 
-    def _full(self, page: _Page, wanted: int) -> dict[str, Any]:
+    def _full(self, page: _Page, size: int) -> dict[str, Any]:
+        """Make an article of about a size in bytes; each field takes its random numbers in the order of the wire."""
         rnd, index, name, project, namespace, revision, when = page
         language, base = site_of(project)
-        encoded = quote(name.replace(" ", "_"), safe="/:@!$*(),;'")
         first = rnd.random() < 0.05
         bulk = rnd.random() < 0.04  # bulk-ingested: never edited while the service watched, so much is missing
-        record: dict[str, Any] = {"name": name, "identifier": page_id_of(index)}
-        if namespace == 0:
-            record["abstract"] = self._texts.abstracts[rnd.randrange(len(self._texts.abstracts))]
-        if not bulk:
-            record["date_created"] = stamp(when - rnd.randrange(1, 600_000_000) * 1_000_000_000, 0)
-        record["date_modified"] = stamp(when - rnd.randrange(3) * 1_000_000_000, 0)
-        if not (bulk or first):
-            record["date_previously_modified"] = stamp(when - rnd.randrange(60, 9_000_000) * 1_000_000_000, 0)
-        if rnd.random() < 0.1:
-            expiry = rnd.choice(("infinity", "2027-03-01T00:00:00Z", "never"))
-            record["protection"] = [{"type": "edit", "level": "autoconfirmed", "expiry": expiry}]
-        record["version"] = _version(rnd, revision, wanted, bulk=bulk, wiki=project.endswith("wiki") and namespace == 0)
-        if not bulk:
-            record["previous_version"] = (
-                {}
-                if first
-                else {"identifier": revision - 1 - rnd.randrange(90_000), "number_of_characters": wanted // 3}
-            )
-        record["url"] = f"{base}/wiki/{encoded}"
-        if rnd.random() < 0.5:
-            record["watchers_count"] = rnd.randrange(30, 4000)
-        record |= {
-            "namespace": {"identifier": namespace},
-            "in_language": {"identifier": language},
+        return _present(
+            name=name,
+            identifier=page_id_of(index),
+            abstract=None if namespace else self._texts.abstracts[rnd.randrange(len(self._texts.abstracts))],
+            date_created=None if bulk else stamp(when - rnd.randrange(1, 600_000_000) * 1_000_000_000, 0),
+            date_modified=stamp(when - rnd.randrange(3) * 1_000_000_000, 0),
+            date_previously_modified=(
+                None if bulk or first else stamp(when - rnd.randrange(60, 9_000_000) * 1_000_000_000, 0)
+            ),
+            protection=[{**_PROTECTION, "expiry": rnd.choice(_EXPIRIES)}] if rnd.random() < 0.1 else None,
+            version=_version(rnd, revision, size, bulk=bulk, wiki=project.endswith("wiki") and namespace == 0),
+            previous_version=None if bulk else {} if first else _previous_version(rnd, revision, size),
+            url=f"{base}/wiki/{quote(name.replace(' ', '_'), safe=_SAFE)}",
+            watchers_count=rnd.randrange(30, 4000) if rnd.random() < 0.5 else None,
+            namespace={"identifier": namespace},
+            in_language={"identifier": language},
             **_links(rnd, index, base),
-            "is_part_of": {"identifier": project, "url": base},
-        }
-        html_bytes = max(0, wanted - 2600) * 7 // 10
+            is_part_of={"identifier": project, "url": base},
+            article_body=self._body(rnd, max(0, size - 2600)),
+            license=[_LICENSE],
+            event=_event(rnd, "update", when),
+            image=_image(index) if rnd.random() < 0.3 else None,
+        )
+
+    def _body(self, rnd: Random, size: int) -> dict[str, str] | None:
+        html_bytes = size * 7 // 10
         html = self._texts.html.take(rnd, html_bytes)
-        wikitext = self._texts.wikitext.take(rnd, max(0, wanted - 2600 - html_bytes))
-        if body := {name: text for name, text in (("html", html), ("wikitext", wikitext)) if text}:
-            record["article_body"] = body
-        record |= {"license": [_LICENSE], "event": _event(rnd, "update", when)}
-        if rnd.random() < 0.3:
-            record["image"] = {
-                "content_url": f"https://upload.wikimedia.org/wikipedia/commons/a/a0/Picture_{index}.jpg",
-                "width": 640,
-                "height": 480,
-                "alternative_text": "A picture",
-            }
-        return record
+        return _present(html=html or None, wikitext=self._texts.wikitext.take(rnd, size - html_bytes) or None) or None
+
+
+def _present(**fields: Any) -> dict[str, Any]:
+    """Return the fields that a record has: the service leaves out the others."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def page_id_of(index: int) -> int:
@@ -414,32 +409,41 @@ def _editor(rnd: Random) -> dict[str, Any]:
     }
 
 
-def _version(rnd: Random, revision: int, wanted: int, *, bulk: bool, wiki: bool) -> dict[str, Any]:
+def _version(rnd: Random, revision: int, size: int, *, bulk: bool, wiki: bool) -> dict[str, Any]:
     editor = _editor(rnd)
     if bulk:
         return {"identifier": revision, "editor": {key: editor[key] for key in ("identifier", "name") if key in editor}}
-    version: dict[str, Any] = {"identifier": revision, "comment": _comment(rnd)}
-    if rnd.random() < 0.3:
-        version["tags"] = ["mobile edit", "mobile web edit"]
-    if rnd.random() < 0.3:
-        version["is_minor_edit"] = True
-    if rnd.random() < 0.1:
-        version["has_tag_needs_citation"] = True
-    version["scores"] = {}
-    if wiki:
-        risk = round(rnd.random(), 12)
-        scored: dict[str, Any] = {"prediction": True} if risk > 0.5 else {}
-        # A probability of exactly 0 is a zero value, and those are not written.
-        scored["probability"] = {key: value for key, value in (("false", 1 - risk), ("true", risk)) if value}
-        version["scores"]["revertrisk"] = scored
-        if rnd.random() < 0.2:
-            version["scores"]["referenceneed"] = {"reference_need_score": round(rnd.random(), 6)}
-    return version | {
-        "editor": editor,
-        "number_of_characters": wanted // 3,
-        "size": {"value": wanted // 3 + rnd.randrange(300), "unit_text": "B"},
-        "maintenance_tags": {"citation_needed_count": rnd.randrange(1, 9)} if rnd.random() < 0.12 else {},
-    }
+    return _present(
+        identifier=revision,
+        comment=_comment(rnd),
+        tags=["mobile edit", "mobile web edit"] if rnd.random() < 0.3 else None,
+        is_minor_edit=True if rnd.random() < 0.3 else None,
+        has_tag_needs_citation=True if rnd.random() < 0.1 else None,
+        scores=_scores(rnd) if wiki else {},
+        editor=editor,
+        number_of_characters=size // 3,
+        size={"value": size // 3 + rnd.randrange(300), "unit_text": "B"},
+        maintenance_tags={"citation_needed_count": rnd.randrange(1, 9)} if rnd.random() < 0.12 else {},
+    )
+
+
+def _previous_version(rnd: Random, revision: int, size: int) -> dict[str, Any]:
+    return {"identifier": revision - 1 - rnd.randrange(90_000), "number_of_characters": size // 3}
+
+
+def _image(index: int) -> dict[str, Any]:
+    url = f"https://upload.wikimedia.org/wikipedia/commons/a/a0/Picture_{index}.jpg"
+    return {"content_url": url, "width": 640, "height": 480, "alternative_text": "A picture"}
+
+
+def _scores(rnd: Random) -> dict[str, Any]:
+    risk = round(rnd.random(), 12)
+    # A probability of exactly 0 is a zero value, and those are not written.
+    probability = {key: value for key, value in (("false", 1 - risk), ("true", risk)) if value}
+    return _present(
+        revertrisk=_present(prediction=True if risk > 0.5 else None, probability=probability),
+        referenceneed={"reference_need_score": round(rnd.random(), 6)} if rnd.random() < 0.2 else None,
+    )
 
 
 def _links(rnd: Random, index: int, base: str) -> dict[str, Any]:

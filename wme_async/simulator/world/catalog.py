@@ -9,7 +9,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -46,6 +46,7 @@ _LAST_SNAPSHOT: Final = max(
 )
 
 
+@dataclass(eq=False)
 class _ArchiveCache:
     """Archives that simulators of this process have built: test suites start many simulators with the same archives.
 
@@ -53,10 +54,9 @@ class _ArchiveCache:
         limit: Bytes of all archives together; beyond it the oldest are dropped.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._archives: dict[Hashable, StoredObject] = {}
-        self._lock = threading.Lock()
+    limit: int
+    _archives: dict[Hashable, StoredObject] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, key: Hashable, build: Callable[[], StoredObject]) -> StoredObject:
         """Return the archive of a key, built by the function if it is not there."""
@@ -66,7 +66,7 @@ class _ArchiveCache:
             with self._lock:
                 self._archives[key] = archive
                 size = sum(archive.size for archive in self._archives.values())
-                while size > self._limit:
+                while size > self.limit:
                     size -= self._archives.pop(next(iter(self._archives))).size
         return archive
 

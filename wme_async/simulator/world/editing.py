@@ -128,8 +128,7 @@ class Editor:
 
     def restore(self, time: int, project: str, title: str, *, without_last: bool = False) -> WikiPage:
         """Restore a page, with or without its last revision."""
-        page = self.wiki(project).restore(time, title, without_last=without_last)
-        return self._take(project, "restore", time, page)
+        return self._take(project, "restore", time, self.wiki(project).restore(time, title, without_last=without_last))
 
     def hide(self, time: int, project: str, title: str, hidden: Iterable[str]) -> WikiPage:
         """Suppress exactly these parts of the newest revision of a page."""

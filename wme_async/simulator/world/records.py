@@ -50,8 +50,7 @@ def encode_record(record: PublishedRecord, generator: ArticleGenerator, size: Si
     if kind == "update":
         _add_content(record, fields, generator, size)
     elif kind == "visibility-change":
-        hidden = record.message.change.page.hidden
-        fields["visibility"] = {part: part not in hidden for part in _PARTS}
+        fields["visibility"] = {part: part not in record.message.change.page.hidden for part in _PARTS}
     if record.bulk:
         for key in _SPARSE:
             fields.pop(key, None)
