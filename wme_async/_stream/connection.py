@@ -164,8 +164,7 @@ class Connection:
         """
         while True:
             session = Session(self, self._transport.monotonic())
-            error = await self._run_session(session)
-            await self._recover(error)
+            await self._recover(await self._run_session(session))
 
     async def _run_session(self, session: Session) -> WMEError:
         """Make one request and read its response to the end, which is always a failure; return that."""

@@ -491,5 +491,4 @@ class GroupStream(StreamLifecycle, Generic[T]):
     def statistics(self) -> StreamStatistics:
         """Return the counts of this member since it was opened, and the state of the partitions that it reads now."""
         self._check_open()
-        now = [reader.stream.statistics() for reader in self._readers.values() if reader.is_open]
-        return added([self._past, *now])
+        return added([self._past, *(reader.stream.statistics() for reader in self._readers.values() if reader.is_open)])

@@ -83,8 +83,7 @@ async def download_archives(
         return
     base.when_stopped(base.CONTINUES)
     if listed:
-        records = await files.list(filters=filters, fields=["identifier"])
-        names += [record.identifier for record in records]
+        names += [record.identifier for record in await files.list(filters=filters, fields=["identifier"])]
         if not names:
             raise click.UsageError("no archive has these values; see `ls`")
     names = list(dict.fromkeys(names))

@@ -293,8 +293,7 @@ def choose_positions(target: Checkpoint, saved: Mapping[int, Position]) -> dict[
 
 
 def _later(one: datetime | None, other: datetime | None) -> datetime | None:
-    times = [time for time in (one, other) if time is not None]
-    return max(times, default=None)
+    return max((time for time in (one, other) if time is not None), default=None)
 
 
 def complete_until(positions: Mapping[int, Position]) -> Complete:

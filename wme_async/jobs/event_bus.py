@@ -163,5 +163,4 @@ class EventBus:
         if self._recent and (self._recent[0].id or 0) <= after + 1:
             newest = takewhile(lambda event: (event.id or 0) > after, reversed(self._recent))
             return tuple([event for event in newest if batch_id in {None, event.batch_id}][::-1][:_PAGE])
-        rows = await self._store.events(after=after, batch_id=batch_id, limit=_PAGE)
-        return tuple(map(event_of, rows))
+        return tuple(map(event_of, await self._store.events(after=after, batch_id=batch_id, limit=_PAGE)))

@@ -134,8 +134,7 @@ class PostgresOffsets(DatabaseStore[Any]):
             StreamError: The server cannot be reached, or does not permit it.
         """
         check_name(name)
-        rows = await self._fetch(_LOAD, name)
-        return {partition: Position(*position) for partition, *position in rows}
+        return {partition: Position(*position) for partition, *position in await self._fetch(_LOAD, name)}
 
     async def save(self, name: str, positions: Mapping[int, Position]) -> None:
         """Save these positions, leaving other partitions as they are.
