@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from forked_python import python  # noqa: F401  # a fixture
 from hypothesis import HealthCheck, settings
 from kafka_mock import kafka  # noqa: F401  # a fixture
 from real_servers import (  # noqa: F401  # fixtures

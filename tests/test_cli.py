@@ -328,11 +328,11 @@ def test_the_table_of_a_stream_fits_a_small_screen(run, world, terminal, monkeyp
     assert max(map(len, frames.splitlines())) <= 60
 
 
-def test_the_same_command_resumes_an_interrupted_download(environment, tmp_path):
+def test_the_same_command_resumes_an_interrupted_download(environment, tmp_path, python):
     with Simulator.run_in_thread(archive_bytes={ARCHIVE: 3_000_000}, article_size=100_000) as simulator:
         values = {**os.environ, **environment, **simulator.environment()}
         hour = simulator.hours[-1]
-        command = [sys.executable, "-m", "wme_async", "batches", "download", hour, ARCHIVE, "--to", f"{tmp_path}/"]
+        command = [python, "-m", "wme_async", "batches", "download", hour, ARCHIVE, "--to", f"{tmp_path}/"]
         process = subprocess.Popen([*command, "--max-rate", "0.5"], env=values, stderr=subprocess.PIPE, text=True)
         part = tmp_path / "batches" / hour.replace("T", "/") / f"{ARCHIVE}.tar.gz.part"
         deadline = time.monotonic() + 20
@@ -434,10 +434,10 @@ def test_a_command_runs_with_closed_standard_streams(environment, closed, heard)
         (["lookup"], None, signal.SIGINT),
     ],
 )
-def test_a_signal_stops_a_command_wherever_it_hangs(world, environment, arguments, role, number):
+def test_a_signal_stops_a_command_wherever_it_hangs(world, environment, arguments, role, number, python):
     fault = None if role is None else world.faults.inject("hang_head", role=role, times=1)
     process: Any = subprocess.Popen(
-        [sys.executable, "-m", "wme_async", "-vv", *arguments],
+        [python, "-m", "wme_async", "-vv", *arguments],
         env={**os.environ, **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -465,11 +465,11 @@ def test_a_signal_stops_a_command_wherever_it_hangs(world, environment, argument
     assert errors.endswith("stopped\n")
 
 
-def test_a_batch_that_is_interrupted_says_how_to_go_on(world, environment, tmp_path):
+def test_a_batch_that_is_interrupted_says_how_to_go_on(world, environment, tmp_path, python):
     stalled = world.faults.inject("hang_head", role="store", times=None)
     folder = ["batch", "--directory", str(tmp_path), "--allow-host", "127.0.0.1"]
     process: Any = subprocess.Popen(
-        [sys.executable, "-m", "wme_async", *folder, "submit", f"{world.store_url}/a"],
+        [python, "-m", "wme_async", *folder, "submit", f"{world.store_url}/a"],
         env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -497,9 +497,9 @@ def test_without_the_extra_the_error_says_what_to_install(tmp_path):
     assert "pip install 'wme-async[cli]'" in result.stderr
 
 
-def test_the_demo_passes_its_own_checks(environment):
+def test_the_demo_passes_its_own_checks(environment, python):
     result = subprocess.run(
-        [sys.executable, "-m", "wme_async", "demo", "--megabytes", "2"],
+        [python, "-m", "wme_async", "demo", "--megabytes", "2"],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -647,8 +647,8 @@ def test_a_folder_in_use_and_a_damaged_database_are_one_line(run, tmp_path, comm
     assert f"Error: {hidden / 'jobs.sqlite'} is not a jobs database" in run(*arguments, code=1).stderr
 
 
-def test_batches_run_with_a_service(run, world, environment, tmp_path):
-    command = [sys.executable, "-m", "wme_async", "serve", "--port", "0", "--directory", str(tmp_path)]
+def test_batches_run_with_a_service(run, world, environment, tmp_path, python):
+    command = [python, "-m", "wme_async", "serve", "--port", "0", "--directory", str(tmp_path)]
     process = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -777,10 +777,10 @@ def four_ports():
 
 
 @pytest.mark.parametrize("arguments", [(), ("--rate", "50", "--port")])
-def test_a_simulator_runs_until_it_is_stopped(arguments):
+def test_a_simulator_runs_until_it_is_stopped(arguments, python):
     if arguments:
         arguments = (*arguments, str(four_ports()))
-    command = [sys.executable, "-m", "wme_async", "simulate", "--articles", "1", *arguments]
+    command = [python, "-m", "wme_async", "simulate", "--articles", "1", *arguments]
     process: Any = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     names = {process.stdout.readline().removeprefix("export ").partition("=")[0] for _ in range(4)}
     process.send_signal(signal.SIGTERM)
@@ -789,10 +789,10 @@ def test_a_simulator_runs_until_it_is_stopped(arguments):
     assert process.returncode == 130
 
 
-def test_commands_control_the_batches_of_a_service(run, world, tmp_path, monkeypatch):
+def test_commands_control_the_batches_of_a_service(run, world, tmp_path, monkeypatch, python):
     assert "exclude each other" in run("serve", "--no-key", "--api-key", "k", code=2).stderr
     monkeypatch.setenv("WME_USERNAME", "")
-    command = [sys.executable, "-m", "wme_async", "serve", "--port", "0", "--no-key", "--allow-host", "127.0.0.1"]
+    command = [python, "-m", "wme_async", "serve", "--port", "0", "--no-key", "--allow-host", "127.0.0.1"]
     process: Any = subprocess.Popen([*command, "--directory", str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         url = process.stdout.readline().split()[2]

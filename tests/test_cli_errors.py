@@ -75,25 +75,30 @@ def test_values_with_control_characters_come_back_visible(environment, tmp_path,
     assert "Traceback" not in result.output
 
 
-def run(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, prelude="", interpreter=(), **environment):
+@pytest.fixture
+def run(python):
     """Run a command in a process of its own, after some lines of Python."""
-    code = f"import sys; sys.argv[0] = 'wme-async'\n{prelude}\nfrom wme_async.__main__ import main; main()"
-    variables = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
-    return subprocess.run(
-        [sys.executable, *interpreter, "-c", code, *arguments],
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        timeout=60,
-        check=False,
-    )
+
+    def call(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, prelude="", interpreter=(), **environment):
+        code = f"import sys; sys.argv[0] = 'wme-async'\n{prelude}\nfrom wme_async.__main__ import main; main()"
+        variables = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+        return subprocess.run(
+            [python, *interpreter, "-c", code, *arguments],
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            timeout=60,
+            check=False,
+        )
+
+    return call
 
 
 STRICT = ("-W", "error")
 
 
-def test_a_full_disk_is_one_line(environment):
+def test_a_full_disk_is_one_line(environment, run):
     with Path("/dev/full").open("wb") as full:
         for arguments in (["lookup", "--help"], ["codes", "ls"]):
             result = run(*arguments, stdout=full, interpreter=STRICT)
@@ -109,7 +114,7 @@ def test_an_error_is_shown_where_the_environment_says_that_there_are_no_columns(
 
 
 @pytest.mark.parametrize("arguments", [["lookup", "--help"], ["codes", "ls"]])
-def test_a_closed_pipe_ends_a_command_without_an_error(environment, arguments):
+def test_a_closed_pipe_ends_a_command_without_an_error(environment, arguments, run):
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -126,7 +131,7 @@ pwd.getpwuid = unknown
 """
 
 
-def test_without_a_home_tokens_are_not_kept(environment):
+def test_without_a_home_tokens_are_not_kept(environment, run):
     environment = {**environment, "HOME": None, "XDG_STATE_HOME": None, "WME_TOKEN_FILE": None}
     result = run("lookup", "Squirrel", "--limit", "1", prelude=NOBODY, **environment)
     assert b"Traceback" not in result.stderr
@@ -144,7 +149,7 @@ os.close(39)
 """
 
 
-def test_without_descriptors_it_is_one_line(environment):
+def test_without_descriptors_it_is_one_line(environment, run):
     load = "import wme_async.cli.root, wme_async._client, ssl, asyncio"
     result = run("codes", "ls", prelude=f"{load}\n{FEW}", **environment)
     assert result.returncode == 1
@@ -163,7 +168,7 @@ def test_a_missing_extra_is_one_line(environment, tmp_path, monkeypatch):
     assert "wme-async[arrow]" in result.stderr
 
 
-def test_the_traceback_of_any_error_is_shown_on_request(environment, monkeypatch):
+def test_the_traceback_of_any_error_is_shown_on_request(environment, monkeypatch, run):
     monkeypatch.setattr(root.commands["explain"], "callback", lambda **_: 1 / 0)
     result = invoke("explain", "articles")
     assert result.exit_code == 1
@@ -238,7 +243,7 @@ def on_a_terminal(monkeypatch):
     return call
 
 
-def test_titles_and_errors_are_safe_on_a_terminal_and_json_stays_json(environment, world, on_a_terminal):
+def test_titles_and_errors_are_safe_on_a_terminal_and_json_stays_json(environment, world, on_a_terminal, run):
     page = {"name": "Hostile", "identifier": 8, "is_part_of": {"identifier": "enwiki"}}
     world.pages.add({**page, "abstract": HOSTILE, "url": f"https://example.org/{HOSTILE}"})
     for arguments in (["--fields", "abstract"], ["--field", "abstract"], ["--json"]):
@@ -285,12 +290,12 @@ def documented_variables():
     return {name for text in texts for name in re.findall(r"\bWME_[A-Z_]+\b", text)}
 
 
-def serve_with(keys, directory, *options, **environment):
+def serve_with(python, keys, directory, *options, **environment):
     """Start the service, and return its first lines and the statuses that each of some keys is answered.
 
     The key that it prints, if any, is tried first.
     """
-    command = [sys.executable, "-m", "wme_async", "serve", "--port", "0", "--directory", str(directory), *options]
+    command = [python, "-m", "wme_async", "serve", "--port", "0", "--directory", str(directory), *options]
     environment = {**os.environ, "WME_USERNAME": "", "WME_PASSWORD": "", **environment}
     process: Any = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -317,18 +322,18 @@ def serve_with(keys, directory, *options, **environment):
         process.communicate(timeout=30)
 
 
-def test_the_key_of_a_folder_is_printed_once_and_outlives_a_restart(tmp_path):
-    printed, statuses = serve_with([], tmp_path)
+def test_the_key_of_a_folder_is_printed_once_and_outlives_a_restart(tmp_path, python):
+    printed, statuses = serve_with(python, [], tmp_path)
     assert statuses == [200]
     (key,) = (line.split()[1] for line in printed if line.startswith("X-API-Key"))
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
     hash_file = tmp_path / ".wme-jobs" / "api-key"
     assert hash_file.stat().st_mode & 0o077 == 0
-    printed, statuses = serve_with([key, "wrong"], tmp_path)
+    printed, statuses = serve_with(python, [key, "wrong"], tmp_path)
     assert statuses == [200, 401]
     assert key not in "".join(printed)
     assert "--new-key replaces it" in printed[0]
-    printed, statuses = serve_with([key], tmp_path, "--new-key")
+    printed, statuses = serve_with(python, [key], tmp_path, "--new-key")
     assert statuses == [200, 401]
     hash_file.write_text("nothing of the kind")
     result = invoke("serve", "--port", "0", "--directory", str(tmp_path))
@@ -337,7 +342,7 @@ def test_the_key_of_a_folder_is_printed_once_and_outlives_a_restart(tmp_path):
         assert invoke("serve", "--new-key", *options).exit_code == 2
 
 
-def test_every_documented_variable_has_an_effect(world, environment, tmp_path, monkeypatch):
+def test_every_documented_variable_has_an_effect(world, environment, tmp_path, monkeypatch, python):
     accounts = {"WME_USERNAME", "WME_PASSWORD"}
     hosts = {"WME_AUTH_URL", "WME_API_URL", "WME_REALTIME_URL"}
     # An account: without one of the two there is none, with both a token is fetched and kept.
@@ -366,7 +371,7 @@ def test_every_documented_variable_has_an_effect(world, environment, tmp_path, m
         patch.setenv("WME_ENV_FILE", str(file))
         assert invoke("codes", "ls").exit_code == 0
     key, other = "wme_first_key_0123456789", "wme_second_key_0123456789"
-    _, statuses = serve_with([key, other, "wrong"], tmp_path / "a", WME_SERVE_API_KEY=f"{key} {other}")
+    _, statuses = serve_with(python, [key, other, "wrong"], tmp_path / "a", WME_SERVE_API_KEY=f"{key} {other}")
     assert statuses == [200, 200, 401]
     with monkeypatch.context() as patch:
         patch.setenv("WME_BATCH_API_KEY", "wme_sent_0123456789")
