@@ -20,17 +20,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-__all__ = ["program", "python", "serving"]
+__all__ = ["python"]
 
 _IMPORTED = (
-    *("aiohttp.web", "aiofiles", "msgspec", "sqlite3", "orjson", "uvloop"),
+    *("aiohttp.web", "aiofiles", "msgspec", "multiprocessing.spawn", "sqlite3", "orjson", "uvloop"),
     *("click", "dotenv", "platformdirs", "rich.console", "rich.live", "rich.progress", "rich.table", "rich.text"),
     *("wme_async._client", "wme_async._stream", "wme_async._download", "wme_async._archive", "wme_async.offsets"),
     *("wme_async.jobs", "wme_async.models", "wme_async.simulator", "wme_async.web"),
@@ -42,7 +43,7 @@ _PROGRAM = r"""#!{python} -ISE
 import json, os, signal, socket, sys
 connection = socket.socket(socket.AF_UNIX)
 connection.connect({address!r})
-request = {{"arguments": {first!r} + sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}
+request = {{"arguments": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ)}}
 data = json.dumps(request).encode()
 socket.send_fds(connection, [len(data).to_bytes({size}, "big")], [0, 1, 2])
 connection.sendall(data)
@@ -57,19 +58,6 @@ if status < 0:
     os.kill(os.getpid(), -status)
 os._exit(status)
 """
-
-
-def program(path: Path, address: str, first: Sequence[str] = ()) -> Path:
-    """Write a program that has its arguments run by the process that listens at an address.
-
-    Args:
-        path: Where it is written.
-        address: The path of the socket.
-        first: What stands before its arguments, such as `-m` and the name of a module.
-    """
-    path.write_text(_PROGRAM.format(python=sys.executable, address=address, size=_SIZE, first=list(first)))
-    path.chmod(0o700)
-    return path
 
 
 @contextlib.contextmanager
@@ -96,7 +84,10 @@ def python() -> Iterator[str]:
         yield sys.executable
         return
     with serving() as address:
-        yield str(program(Path(address).parent / "python", address))
+        path = Path(address).parent / "python"
+        path.write_text(_PROGRAM.format(python=sys.executable, address=address, size=_SIZE))
+        path.chmod(0o700)
+        yield str(path)
 
 
 def next_request(address: str) -> dict[str, Any]:
@@ -152,7 +143,8 @@ def run(request: dict[str, Any]) -> None:
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", 1 if os.environ.get("PYTHONUNBUFFERED") else -1, closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
-    arguments = request["arguments"]
+    # Processes that it starts by this name are forks as well; `multiprocessing` keeps the real one.
+    sys.executable, *arguments = request["arguments"]
     while arguments[0] in {"-W", "-P"}:
         if arguments.pop(0) == "-W":
             warnings.simplefilter(arguments.pop(0))
@@ -160,13 +152,17 @@ def run(request: dict[str, Any]) -> None:
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-    elif arguments[0] == "-c":
+        return
+    main = sys.modules["__main__"] = sys.modules["__mp_main__"] = types.ModuleType("__main__")
+    if arguments[0] == "-c":
         sys.argv = ["-c", *arguments[2:]]
-        exec(arguments[1], {"__name__": "__main__"})
+        code = arguments[1]
     else:
         sys.argv = arguments
         sys.path[0] = str(Path(arguments[0]).resolve().parent)
-        runpy.run_path(arguments[0], run_name="__main__")
+        main.__file__ = arguments[0]
+        code = compile(Path(arguments[0]).read_bytes(), arguments[0], "exec")
+    exec(code, vars(main))
 
 
 def end(status: int) -> None:

@@ -1,7 +1,6 @@
 """The shell lines of the documentation, run by a real shell against `wme-async simulate` in a process of its own.
 
-Starting Python for each `wme-async` would take most of the time, so one process imports the command line once, and a
-fork of it with the descriptors, the folder and the environment of the shell runs each command.
+Starting Python for each `wme-async` would take most of the time, so each is a fork (`forked_python`).
 """
 
 import contextlib
@@ -12,85 +11,11 @@ import select
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 __all__ = ["Shell", "simulated", "statements"]
-
-SERVER = r"""
-import json, os, signal, socket, sys
-import rich.progress
-import wme_async.__main__
-from wme_async.cli import archives, batch, demo, lookups, login, reading, root, stream, sync, terminal
-
-def serve(connection):
-    size, descriptors, _, _ = socket.recv_fds(connection, 4, 3)
-    wanted, data = int.from_bytes(size, "big"), b""
-    while len(data) < wanted:
-        data += connection.recv(wanted - len(data))
-    request = json.loads(data)
-    command = os.fork()
-    if command:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        connection.sendall(command.to_bytes(4, "big"))
-        _, status = os.waitpid(command, 0)
-        connection.sendall((os.waitstatus_to_exitcode(status) % 256).to_bytes(4, "big"))
-        os._exit(0)
-    os.setsid()
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
-    os.chdir(request["folder"])
-    os.environ.clear()
-    os.environ.update(request["environment"])
-    sys.argv = ["wme-async", *request["arguments"]]
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")
-    for console in (terminal.stdout, terminal.stderr):
-        console.is_interactive = console.is_terminal
-    code = 0
-    try:
-        wme_async.__main__.main()
-    except SystemExit as exit:
-        code = exit.code or 0
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(sys.argv[1])
-listener.listen(64)
-print("ready", flush=True)
-signal.signal(signal.SIGCHLD, lambda *_: None)
-while True:
-    connection, _ = listener.accept()
-    if os.fork() == 0:
-        serve(connection)
-    connection.close()
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-"""
-
-CLIENT = r"""#!{python} -SE
-import json, os, signal, socket, sys
-connection = socket.socket(socket.AF_UNIX)
-connection.connect({address!r})
-request = {{"arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}
-data = json.dumps(request).encode()
-socket.send_fds(connection, [len(data).to_bytes(4, "big")], [0, 1, 2])
-connection.sendall(data)
-command = int.from_bytes(connection.recv(4), "big")
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, lambda number, _: os.kill(command, number))
-for descriptor in (0, 1):
-    os.close(descriptor)
-sys.exit(int.from_bytes(connection.recv(4), "big"))
-"""
 
 # Commands that go on until somebody stops them.
 _ENDLESS = re.compile(r"wme-async (?:serve|simulate|sync .*--follow|stream (?!.*--limit))")
@@ -106,17 +31,16 @@ class Shell:
     """A shell in a folder, in which variables stay set from one line to the next.
 
     Args:
-        folder: Where it runs; the socket and the program go there too.
+        folder: Where it runs; the program goes there too.
+        python: The path of a Python that runs `wme-async`.
         environment: Variables beside those of this process.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, python: str, environment: dict[str, str]) -> None:
         programs = folder / "bin"
         programs.mkdir()
-        self._address = str(folder / "s")
         program = programs / "wme-async"
-        program.write_text(CLIENT.format(python=sys.executable, address=self._address))
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(python)} -m wme_async "$@"\n')
         program.chmod(0o700)
         path = f"{programs}:{os.environ['PATH']}"
         self._environment = {
@@ -125,25 +49,12 @@ class Shell:
             "PATH": path,
             "TERM": "xterm",
             "NO_COLOR": "1",
+            "COLUMNS": "100",
             "HOME": str(folder),
         }
         self._preamble: list[str] = []
         self.work = folder / "work"
         self.work.mkdir()
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-c", SERVER, self._address]
-        environment = {**self._environment, "COLUMNS": "100"}
-        self._server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        assert self._server.stdout is not None
-        assert self._server.stdout.readline() == "ready\n"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.kill()
-        self._server.wait()
-        assert self._server.stdout is not None
-        self._server.stdout.close()
 
     def run(self, line: str) -> str:
         """Run a line on a terminal and return what it shows.
@@ -199,13 +110,14 @@ def _watch(process: "subprocess.Popen[bytes]", leader: int, *, stop_at_output: b
 
 
 @contextlib.contextmanager
-def simulated(line: str) -> Iterator[dict[str, str]]:
+def simulated(python: str, line: str) -> Iterator[dict[str, str]]:
     """Start a simulator by the command line of a page, and yield the variables that it prints.
 
     Args:
+        python: The path of a Python that runs it.
         line: Such as `wme-async simulate --rate 20`.
     """
-    command = [sys.executable, "-m", "wme_async", *shlex.split(line)[1:]]
+    command = [python, "-m", "wme_async", *shlex.split(line)[1:]]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     try:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,10 +73,12 @@ def test_the_stream_goes_on_in_the_broker_after_each_run(run: Run, world: Simula
     check_once_and_in_order(asyncio.run(events_in(target)), published)
 
 
-def test_a_signal_ends_it_without_a_loss(environment: dict[str, str], world: Simulator, target: Target) -> None:
+def test_a_signal_ends_it_without_a_loss(
+    environment: dict[str, str], world: Simulator, target: Target, python: str
+) -> None:
     url = url_of(target)
     published = publish(world, 30)
-    command = [sys.executable, "-m", "wme_async", "stream", "--since", "1m", "--to", url]
+    command = [python, "-m", "wme_async", "stream", "--since", "1m", "--to", url]
     with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while len(asyncio.run(events_in(target))) < 30:

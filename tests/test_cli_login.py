@@ -4,7 +4,6 @@ import os
 import pty
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -203,17 +202,18 @@ main()
 """
 
 
-def on_a_terminal(*arguments, answers, environment):
+def on_a_terminal(python, *arguments, answers, environment):
     """Run a command on a pseudo-terminal of its own, answer its prompts, and return its exit code and its screen.
 
     Args:
+        python: The path of the interpreter.
         *arguments: The command line.
         answers: Each prompt, and the answer to it.
         environment: Its variables.
     """
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", OWN_TERMINAL, *arguments],
+        [python, "-c", OWN_TERMINAL, *arguments],
         env={**os.environ, **environment, "TERM": "dumb"},
         stdin=follower,
         stdout=follower,
@@ -243,17 +243,17 @@ def on_a_terminal(*arguments, answers, environment):
 
 
 @pytest.mark.posix
-def test_a_terminal_is_asked_and_shows_no_password(world, hosts, tmp_path):
+def test_a_terminal_is_asked_and_shows_no_password(python, world, hosts, tmp_path):
     secret = password(world).encode() + b"\n"
     login = [(b"User name:", b"simulated\n"), (b"Password of simulated:", secret)]
-    code, screen = on_a_terminal("login", answers=login, environment=hosts)
+    code, screen = on_a_terminal(python, "login", answers=login, environment=hosts)
     assert code == 0, screen
     assert "signed in as simulated" in screen
     assert password(world) not in screen
     # The sign-in ends: the next command asks, and goes on.
     (tmp_path / "state" / "wme-async" / "tokens.json").unlink()
     again = [(b"Password of simulated:", secret)]
-    code, screen = on_a_terminal("codes", "get", "wiki", answers=again, environment=hosts)
+    code, screen = on_a_terminal(python, "codes", "get", "wiki", answers=again, environment=hosts)
     assert code == 0, screen
     assert "the sign-in of simulated has ended" in screen
     assert '"identifier": "wiki"' in screen
@@ -261,9 +261,9 @@ def test_a_terminal_is_asked_and_shows_no_password(world, hosts, tmp_path):
 
 
 @pytest.mark.posix
-def test_ctrl_c_at_the_prompt_ends_the_command(world, hosts, tmp_path):
+def test_ctrl_c_at_the_prompt_ends_the_command(python, world, hosts, tmp_path):
     CliRunner().invoke(root, ["login", "--username", "simulated", "--password-stdin"], input=password(world))
     (tmp_path / "state" / "wme-async" / "tokens.json").unlink()
-    code, screen = on_a_terminal("codes", "ls", answers=[(b"simulated:", b"\x03")], environment=hosts)
+    code, screen = on_a_terminal(python, "codes", "ls", answers=[(b"simulated:", b"\x03")], environment=hosts)
     assert code == 130, screen
     assert "Traceback" not in screen

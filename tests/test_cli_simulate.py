@@ -5,7 +5,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from wme_async.simulator.faults import KINDS, STREAM_KINDS
 
 
 @contextlib.contextmanager
-def simulate(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+def simulate(python: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
     """Run the command, and set the variables that it prints."""
-    command = [sys.executable, "-m", "wme_async", "simulate", *arguments]
+    command = [python, "-m", "wme_async", "simulate", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -38,8 +37,8 @@ def simulate(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Iterator["subp
         process.communicate(timeout=20)
 
 
-async def test_pages_change_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    with simulate(monkeypatch, "--articles", "3", "--rate", "40") as process:
+async def test_pages_change_by_themselves(monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+    with simulate(python, monkeypatch, "--articles", "3", "--rate", "40") as process:
         assert process.stderr is not None
         hours = re.search(r"from (\S+) to (\S+) have batches. Ctrl-C stops", process.stderr.readline())
         async with Client.from_env() as wme, wme.realtime.articles() as stream:
@@ -53,7 +52,7 @@ async def test_pages_change_by_themselves(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_the_plan_the_sizes_and_the_faults_are_those_asked_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, python: str
 ) -> None:
     options = (
         "--groups",
@@ -65,7 +64,7 @@ async def test_the_plan_the_sizes_and_the_faults_are_those_asked_for(
         "--rate",
         "0",
     )
-    with simulate(monkeypatch, "--articles", "3", *options):
+    with simulate(python, monkeypatch, "--articles", "3", *options):
         async with Client.from_env() as wme:
             assert (await wme.auth.user()).groups == ("group_1",)
             with pytest.raises(Forbidden):
@@ -90,9 +89,9 @@ def test_each_fault_belongs_to_a_host(kind: str) -> None:
     assert fault.role is not None
 
 
-async def test_a_fault_has_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_has_arguments(monkeypatch: pytest.MonkeyPatch, python: str) -> None:
     options = ("--rate", "0", "--fault", "status,status=429,path=articles,times=all")
-    with simulate(monkeypatch, "--articles", "1", *options):
+    with simulate(python, monkeypatch, "--articles", "1", *options):
         async with Client.from_env(retry=Retry(attempts=4, base=0)) as wme:
             assert await wme.projects.list()
             with pytest.raises(RateLimited) as caught:

@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,9 +182,11 @@ def test_wrong_usage_is_exit_code_2_and_creates_nothing(
     assert not (tmp_path / "x").exists()
 
 
-def test_hours_are_followed_until_ctrl_c_and_gone_on_with(run: Run, world: Simulator, tmp_path: Path) -> None:
+def test_hours_are_followed_until_ctrl_c_and_gone_on_with(
+    run: Run, world: Simulator, tmp_path: Path, python: str
+) -> None:
     folder = tmp_path / "data"
-    command = [sys.executable, "-m", "wme_async", "sync", "batches", "--follow", "--to", str(folder), *EN]
+    command = [python, "-m", "wme_async", "sync", "batches", "--follow", "--to", str(folder), *EN]
 
     def follow(*options: str, hours: int) -> None:
         with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:

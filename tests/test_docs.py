@@ -165,7 +165,7 @@ def publishing(firehose: Firehose) -> Iterator[None]:
 
 @pytest.mark.parametrize("page", with_python(PAGES), ids=name_of)
 def test_the_code_of_a_page_runs_and_prints_its_output(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in NEEDS.get(page.stem, ()):
         pytest.importorskip(module, reason=f"the page shows {module}, which is not installed")
@@ -179,7 +179,7 @@ def test_the_code_of_a_page_runs_and_prints_its_output(
     with contextlib.ExitStack() as stack:
         if page.stem.startswith("tutorial"):
             pytest.importorskip("click")
-            environment = stack.enter_context(simulated(simulate_line(page)))
+            environment = stack.enter_context(simulated(python, simulate_line(page)))
         else:
             simulator = stack.enter_context(Simulator.run_in_thread(start=start))
             environment = simulator.environment()

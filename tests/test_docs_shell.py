@@ -46,9 +46,10 @@ def _without_numbers(text: str) -> str:
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "cli.md"], ids=lambda page: page.stem)
-def test_every_shell_line_of_a_page_works(page: Path, tmp_path: Path) -> None:
+def test_every_shell_line_of_a_page_works(page: Path, python: str, tmp_path: Path) -> None:
     checker = doctest.OutputChecker()
-    with simulated(simulate_line(page)) as variables, Shell(tmp_path, variables) as shell:
+    with simulated(python, simulate_line(page)) as variables:
+        shell = Shell(tmp_path, python, variables)
         screen = ""
         for block in shown(page):
             where = f"{page.name}, line {block.line + 1}"
@@ -60,11 +61,11 @@ def test_every_shell_line_of_a_page_works(page: Path, tmp_path: Path) -> None:
                 assert checker.check_output(example, printed, doctest.ELLIPSIS), f"{where} prints:\n{screen}"
 
 
-def test_the_first_example_of_the_readme_works_by_copy_and_paste(tmp_path: Path) -> None:
+def test_the_first_example_of_the_readme_works_by_copy_and_paste(python: str, tmp_path: Path) -> None:
     page = ROOT / "README.md"
     example = next(block.body for block in blocks(page) if block.language == "python")
     (tmp_path / "example.py").write_text(example)
-    with simulated(simulate_line(page)) as variables, pytest.MonkeyPatch.context() as patch:
+    with simulated(python, simulate_line(page)) as variables, pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
         result = subprocess.run(

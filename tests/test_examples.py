@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,8 @@ from broker_targets import KafkaTarget, Target, events_in
 from wme_async import Client
 from wme_async.mirror import Mirror, MirrorReader, SQLiteStore
 from wme_async.simulator import Firehose, Simulator, build_archive
+
+Run = Callable[..., str]
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGE = {"name": "Marie Curie", "url": "https://en.wikipedia.org/wiki/Marie_Curie"}
@@ -130,31 +132,36 @@ def environment(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Simula
     return simulator
 
 
-def run(name: str, *words: str, cwd: Path) -> str:
+@pytest.fixture
+def run(python: str, tmp_path: Path) -> Run:
     """Run a script as a user would, except that a warning is an error."""
-    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py"), *words]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=50)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+
+    def call(name: str, *words: str) -> str:
+        command = [python, "-W", "error", str(EXAMPLES / f"{name}.py"), *words]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=50)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return call
 
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_a_script_prints_its_documented_output(name: str, environment: Simulator, tmp_path: Path) -> None:
+def test_a_script_prints_its_documented_output(run: Run, name: str, environment: Simulator, tmp_path: Path) -> None:
     for module in NEEDS.get(name, ()):
         pytest.importorskip(module, reason=f"the example uses {module}, which is not installed")
     for arguments, expected in SCRIPTS[name]:
         words = [argument.format(hour=environment.hours[-1]) for argument in arguments]
-        printed = run(name, *words, cwd=tmp_path)
+        printed = run(name, *words)
         assert re.search(expected, printed, re.DOTALL), printed
 
 
-def test_the_script_that_uses_all_processors_finds_short_pages(tmp_path: Path) -> None:
+def test_the_script_that_uses_all_processors_finds_short_pages(run: Run, tmp_path: Path) -> None:
     lengths = {"a": (99, 100, 5000), "b": (1, 100)}
     for stem, numbers in lengths.items():
         pages = [{"name": f"{stem}{number}", "version": {"number_of_characters": number}} for number in numbers]
         lines = [json.dumps(page).encode() + b"\n" for page in pages]
         (tmp_path / f"{stem}.tar.gz").write_bytes(build_archive([("x.ndjson", lines)]))
-    printed = run("short_pages", "a.tar.gz", "b.tar.gz", cwd=tmp_path)
+    printed = run("short_pages", "a.tar.gz", "b.tar.gz")
     assert sorted(printed.splitlines()) == ["1\tb1\tb.tar.gz", "99\ta99\ta.tar.gz"]
 
 
@@ -175,10 +182,10 @@ def published(simulator: Simulator) -> Iterator[Firehose]:
 
 
 def test_the_script_that_follows_the_stream_resumes(
-    environment: Simulator, published: Firehose, tmp_path: Path
+    run: Run, environment: Simulator, published: Firehose, tmp_path: Path
 ) -> None:
     for count in ("30", "40"):
-        printed = run("follow_stream", "offsets.db", count, cwd=tmp_path)
+        printed = run("follow_stream", "offsets.db", count)
         assert re.match(rf"{count} events; \w+ \d+", printed), printed
     first, second = published.connections
     requests = second.request.offsets
@@ -186,20 +193,20 @@ def test_the_script_that_follows_the_stream_resumes(
 
 
 def test_the_script_for_prometheus_shows_requests_and_the_lag_of_the_stream(
-    environment: Simulator, published: Firehose, tmp_path: Path
+    run: Run, environment: Simulator, published: Firehose, tmp_path: Path
 ) -> None:
     pytest.importorskip("prometheus_client", reason="the example uses prometheus_client, which is not installed")
-    printed = run("with_prometheus", "30", "0", cwd=tmp_path)
+    printed = run("with_prometheus", "30", "0")
     assert re.search(r'^wme_request_seconds_count{method="POST",status="200"} [1-9]', printed, re.MULTILINE), printed
     assert re.search(r'^wme_stream_events{stream="default/articles"} \d\d', printed, re.MULTILINE), printed
     assert 'wme_stream_lag_seconds{partition="' in printed
 
 
 def test_the_script_that_copies_the_stream_has_no_event_twice_and_none_missing(
-    environment: Simulator, published: Firehose, tmp_path: Path
+    run: Run, environment: Simulator, published: Firehose, tmp_path: Path
 ) -> None:
     for rows in (30, 90):
-        printed = run("exactly_once", "edits.db", str(rows), cwd=tmp_path)
+        printed = run("exactly_once", "edits.db", str(rows))
         match = re.fullmatch(r"(\d+) rows, 50 positions\n", printed)
         assert match is not None, printed
         assert int(match[1]) >= rows
@@ -212,7 +219,7 @@ def test_the_script_that_copies_the_stream_has_no_event_twice_and_none_missing(
 
 
 def test_the_scripts_that_copy_the_stream_into_brokers_go_on_where_the_messages_end(
-    environment: Simulator, published: Firehose, target: Target, tmp_path: Path
+    run: Run, environment: Simulator, published: Firehose, target: Target, tmp_path: Path
 ) -> None:
     if isinstance(target, KafkaTarget):
         script, words = "stream_to_kafka", (target.bootstrap, target.topic)
@@ -220,7 +227,7 @@ def test_the_scripts_that_copy_the_stream_into_brokers_go_on_where_the_messages_
         script, words = "stream_to_nats", (target.url, target.name)
         target.created = True
     for count in ("30", "40"):
-        printed = run(script, *words, count, cwd=tmp_path)
+        printed = run(script, *words, count)
         assert re.fullmatch(rf"{count} sent, \d+ bytes, \d+ partitions\n", printed), printed
     events = asyncio.run(events_in(target))
     assert len(events) == 70
@@ -231,11 +238,11 @@ def test_the_scripts_that_copy_the_stream_into_brokers_go_on_where_the_messages_
 
 @pytest.mark.servers
 def test_the_script_that_hosts_share_copies_each_event_once(
-    environment: Simulator, published: Firehose, postgres_dsn: str, tmp_path: Path
+    run: Run, environment: Simulator, published: Firehose, postgres_dsn: str, tmp_path: Path
 ) -> None:
     asyncpg = pytest.importorskip("asyncpg", reason="the example uses asyncpg, which is not installed")
     with ThreadPoolExecutor(2) as hosts:
-        printed = list(hosts.map(lambda _: run("shared_stream", postgres_dsn, "100", cwd=tmp_path), range(2)))
+        printed = list(hosts.map(lambda _: run("shared_stream", postgres_dsn, "100"), range(2)))
     for text in printed:
         match = re.fullmatch(r"(\d+) rows; this host reads (\d+) parts\n", text)
         assert match is not None, text
@@ -377,7 +384,7 @@ async def test_a_service_looks_up_copies_and_relays(
 
 
 def test_the_script_with_a_vector_store_finds_the_page_whose_title_is_given(
-    environment: Simulator, tmp_path: Path
+    python: str, environment: Simulator, tmp_path: Path
 ) -> None:
     pytest.importorskip("sqlite_vec", reason="the example uses sqlite_vec, which is not installed")
     # Python may be built without `enable_load_extension`; the library of SQLite takes extensions from C all the same.
@@ -392,7 +399,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
     def find(text: str) -> list[str]:
-        command = [sys.executable, "-c", code, str(EXAMPLES / "mirror_vectors.py"), "simplewiki_namespace_0", text]
+        command = [python, "-c", code, str(EXAMPLES / "mirror_vectors.py"), "simplewiki_namespace_0", text]
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=50)
         assert result.returncode == 0, result.stderr
         return result.stdout.splitlines()

@@ -8,7 +8,7 @@ import asyncio
 import importlib.util
 import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,8 @@ import wme_async
 from wme_async import Client, read_archive
 from wme_async.models import Article
 from wme_async.simulator import Simulator
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 ALONE = os.environ.get("WME_TEST_EXTRA")
 
@@ -50,11 +52,16 @@ def has(extra: str) -> bool:
     return all(installed(module) for module in MODULES[extra])
 
 
-def python(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def run(python: str) -> Run:
     """Run Python with an environment variable for each option."""
-    command = [sys.executable, "-W", "error", *arguments]
-    environment = {**os.environ, **options}
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=50, env=environment)
+
+    def call(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+        command = [python, "-W", "error", *arguments]
+        environment = {**os.environ, **options}
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=50, env=environment)
+
+    return call
 
 
 @pytest.mark.skipif(ALONE is None, reason="environments with one extra are made by `nox -s extras`")
@@ -101,9 +108,9 @@ async def test_archives_and_streams_work_with_any_extras(tmp_path: Path) -> None
             await anext(stream)
 
 
-def test_the_command_line_runs_or_says_what_to_install() -> None:
+def test_the_command_line_runs_or_says_what_to_install(run: Run) -> None:
     with Simulator.run_in_thread() as simulator:
-        result = python("-m", "wme_async", "projects", "ls", **simulator.environment())
+        result = run("-m", "wme_async", "projects", "ls", **simulator.environment())
     if has("cli"):
         assert (result.returncode, result.stderr) == (0, "")
         assert '"enwiki"' in result.stdout
@@ -126,8 +133,8 @@ async def test_an_environment_file_is_read_or_the_error_says_what_to_install(tmp
 
 
 @pytest.mark.parametrize("extra", ["arrow", "cloud", "dask", "kafka", "nats"])
-def test_an_integration_is_imported_or_says_what_to_install(extra: str) -> None:
-    result = python("-c", f"import wme_async.integrations.{extra}")
+def test_an_integration_is_imported_or_says_what_to_install(run: Run, extra: str) -> None:
+    result = run("-c", f"import wme_async.integrations.{extra}")
     if has(extra):
         assert (result.returncode, result.stderr) == (0, "")
     else:
@@ -147,9 +154,9 @@ async def test_media_are_fetched_or_the_error_says_what_to_install() -> None:
 
 
 @pytest.mark.skipif(not has("cli") or installed("pyarrow"), reason="needs the extra `cli` without `arrow`")
-def test_a_command_that_needs_another_extra_says_so_in_one_line(tmp_path: Path) -> None:
+def test_a_command_that_needs_another_extra_says_so_in_one_line(run: Run, tmp_path: Path) -> None:
     with Simulator.run_in_thread(articles=5) as simulator:
-        result = python(
+        result = run(
             *("-m", "wme_async", "batches", "read", simulator.hours[-2], "simplewiki_namespace_0"),
             *("--to", str(tmp_path / "out.parquet")),
             **simulator.environment(),

@@ -499,21 +499,23 @@ def test_the_pytest_plugin_gives_a_simulator_and_reads_its_marker(tmp_path: Any)
     assert "4 passed" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("group=['group_1']", "Simulator has no option group; there are seed, username,"),
-        ("articles='many'", "articles must be a whole number, not 'many'"),
-        ("data='nowhere'", "data must be a folder"),
-        ("5", "its options are keyword arguments, such as articles=5, not 5"),
-    ],
-)
-def test_a_wrong_option_of_the_marker_names_the_marker(tmp_path: Any, arguments: str, message: str) -> None:
-    (tmp_path / "test_it.py").write_text(
-        f"import pytest\n@pytest.mark.wme_simulator({arguments})\ndef test_plain(wme_environment):\n    pass\n"
+WRONG_OPTIONS = {
+    "group=['group_1']": "Simulator has no option group; there are seed, username,",
+    "articles='many'": "articles must be a whole number, not 'many'",
+    "data='nowhere'": "data must be a folder",
+    "5": "its options are keyword arguments, such as articles=5, not 5",
+}
+
+
+def test_a_wrong_option_of_the_marker_names_the_marker(tmp_path: Any) -> None:
+    tests = (
+        f"@pytest.mark.wme_simulator({arguments})\ndef test_{number}(wme_environment):\n    pass\n"
+        for number, arguments in enumerate(WRONG_OPTIONS)
     )
+    (tmp_path / "test_it.py").write_text("\n".join(["import pytest", *tests]))
     done = run_pytest(tmp_path)
-    assert f"@pytest.mark.wme_simulator of test_it.py::test_plain: {message}" in done.stdout, done.stdout
+    for number, message in enumerate(WRONG_OPTIONS.values()):
+        assert f"@pytest.mark.wme_simulator of test_it.py::test_{number}: {message}" in done.stdout, done.stdout
     assert "Traceback" not in done.stdout
 
 
