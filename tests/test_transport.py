@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 from aiohttp import client_exceptions
 from multidict import CIMultiDict, CIMultiDictProxy
+from raw_server import RawServer
 from transports import (
     Credentials,
     Request,
@@ -679,6 +680,46 @@ def test_every_aiohttp_error_becomes_one_of_ours(kind):
     assert "secret" not in repr(ours) + str(ours.__dict__)
     # It stays in the chain of causes, is formatted there, and may be kept by whoever collects errors.
     assert "secret" not in repr(error) + str(error) + repr(error.args) + repr(error.__dict__)
+
+
+TOKENS = b'{"access_token":"hunter2","refresh_token":"hunter2","expires_in":86400}'
+
+
+@pytest.mark.parametrize(
+    "response",
+    {
+        "no status line": b"FOO " + TOKENS + b"\r\n\r\n",
+        "a body behind a 204": b"HTTP/1.1 204 No Content\r\n\r\n" + TOKENS,
+        "a header without a colon": b"HTTP/1.1 200 OK\r\nSet-Cookie hunter2\r\n\r\n",
+        "a header with a NUL": b"HTTP/1.1 200 OK\r\nSet-Cookie: \0hunter2\r\n\r\n",
+        "a length of letters": b"HTTP/1.1 200 OK\r\nContent-Length: hunter2\r\n\r\n",
+        "no size of a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + TOKENS + b"\r\n",
+        "no end of a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab" + TOKENS + b"\r\n",
+        "a body that is cut": b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + TOKENS,
+        "no JSON": b"HTTP/1.1 200 OK\r\nContent-Length: 73\r\n\r\n" + TOKENS + b"xx",
+        "an error": b"HTTP/1.1 400 No\r\nContent-Length: 71\r\n\r\n" + TOKENS,
+    }.items(),
+    ids=lambda item: item[0],
+)
+async def test_tokens_of_a_malformed_response_are_in_no_error_and_no_log(response, caplog):
+    async def answer(_, writer):
+        writer.write(response[1])
+        await writer.drain()
+        return False
+
+    caplog.set_level(logging.DEBUG)
+    retry = Retry(attempts=2, base=0, cap=0)
+    async with RawServer(answer) as server:
+        hosts = Hosts(auth=server.url, api=server.url, realtime=server.url)
+        async with Client("somebody", "password", hosts=hosts, retry=retry) as wme:
+            with pytest.raises(WMEError) as caught:
+                await wme.auth.login()
+    errors: list[BaseException | None] = [caught.value]
+    for error in errors:
+        if error is not None:
+            assert "hunter2" not in f"{error!r} {error} {error.args!r} {vars(error)!r}"
+            errors += [error.__cause__, error.__context__]
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value)) + caplog.text
 
 
 @pytest.mark.parametrize("url", ["http://me:hunter2@/p?hunter2", "ftp://me:hunter2@h/p?hunter2", "/p?hunter2"])

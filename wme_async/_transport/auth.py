@@ -324,11 +324,12 @@ def _auth_request(path: str, body: bytes, *, accepts: Accepts = "body") -> Reque
 
 
 def _decoded(response: Response) -> _SignedIn:
-    try:
+    signed_in: _SignedIn | None = None
+    with contextlib.suppress(DecodeError):
         signed_in = decode_json(response.body, _SIGNED_IN)
-    except DecodeError:
-        # The body may contain tokens, so the error does not.
-        raise DecodeError("the response of the auth host is not a JSON object of tokens") from None
+    if signed_in is None:
+        # The body may contain tokens, so neither the error nor its context has it.
+        raise DecodeError("the response of the auth host is not a JSON object of tokens")
     if signed_in.access_token:
         # A challenge beside valid tokens has no meaning.
         return signed_in

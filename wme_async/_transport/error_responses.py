@@ -185,8 +185,9 @@ def error_from_response(
         url=url,
         request_id=headers.get("X-Request-Id") or headers.get("x-amz-request-id"),
         retry_after=parse_retry_after(headers.get("Retry-After"), now=now),
-        # Error documents of an object store may echo parts of the signature, so only their message is kept.
-        body=reason if body.lstrip()[:1] == b"<" else body[:_EXCERPT].decode("utf-8", "replace"),
+        # Error documents of an object store may echo parts of the signature, and those of the auth host what was sent
+        # to it, so only their message is kept.
+        body=reason if role == "auth" or body.lstrip()[:1] == b"<" else body[:_EXCERPT].decode("utf-8", "replace"),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import aiohttp
 import msgspec
+from aiohttp.http_exceptions import ContentEncodingError, ContentLengthError, HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -116,8 +117,7 @@ def translate(error: Exception, *, url: str, timeout: float | None = None) -> Tr
         timeout: Seconds of silence that the request allows, for the message.
     """
     url = bare_url(url)
-    # Some messages of aiohttp's parser have several lines, with a caret below the wrong byte.
-    text = " ".join(_without_secrets(error, url).removesuffix("^").split())
+    text = _without_secrets(error, url)
     advice = _tls_advice(error)
     if advice:
         translation: TransportError = ConnectFailed(f"could not connect to {url}: {advice} ({text})", url=url)
@@ -131,8 +131,8 @@ def translate(error: Exception, *, url: str, timeout: float | None = None) -> Tr
 
 
 def _without_secrets(error: Exception, url: str) -> str:
-    """Remove tokens, signatures and passwords from an exception, and return its message."""
-    text = str(error) or type(error).__name__
+    """Remove tokens, signatures and passwords from an exception, and return its message in one line."""
+    text = _without_quotes(error)
     if isinstance(error, aiohttp.ClientResponseError):
         # It carries the headers of the request, the token among them.
         headers: CIMultiDict[str] = CIMultiDict()
@@ -141,7 +141,7 @@ def _without_secrets(error: Exception, url: str) -> str:
         error.headers = None
         error.history = ()
         error.args = (error.request_info, ())
-        text = f"{type(error).__name__}: {error.message}"
+        error.message = text
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         # It carries the whole URL, with a signature or a password in it.
         error.args = (url,)
@@ -152,6 +152,30 @@ def _without_secrets(error: Exception, url: str) -> str:
         error._conn_key = key._replace(proxy=None, proxy_auth=None)  # noqa: SLF001  # it has no public setter
         error.args = (error._conn_key, *error.args[1:])  # noqa: SLF001  # same
     return text
+
+
+def _without_quotes(error: Exception) -> str:
+    """Return the message of an exception in one line, without the bytes of the response that aiohttp's parser quotes.
+
+    A malformed response to a sign-in may have the tokens in these bytes. They are removed from the exception, too.
+    """
+    parser_error: BaseException = error
+    while parser_error.__cause__ is not None:
+        parser_error = parser_error.__cause__
+    message = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    if isinstance(parser_error, HttpProcessingError):
+        if isinstance(error, aiohttp.ClientPayloadError):
+            error.args = (type(parser_error).__name__,)
+        error.__cause__ = error.__context__ = None
+    if isinstance(parser_error, ContentLengthError | ContentEncodingError):
+        # Their messages are of aiohttp alone.
+        return " ".join(parser_error.message.split()) or type(parser_error).__name__
+    if isinstance(parser_error, HttpProcessingError):
+        # The C parser says the problem in lines of its own, before the bytes; the other one has the bytes in between.
+        problem, paragraph, _ = message.partition("\n\n")
+        words = " ".join(problem.split()).rstrip(":") if paragraph else ""
+        return ": ".join(filter(None, (type(parser_error).__name__, words)))
+    return " ".join(message.split()) or type(error).__name__
 
 
 def _proxy_message(error: Any) -> str:
