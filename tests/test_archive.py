@@ -176,10 +176,10 @@ async def failure(source: Any, **options: Any) -> Any:
     pieces=st.integers(1, 4),
     chunk=st.integers(1, 4000),
     isal=st.booleans(),
-    batches=st.booleans(),
+    way=st.sampled_from(["records", "batches", "lines"]),
 )
 def test_all_records_come_out_in_order_however_the_bytes_arrive(
-    sizes: list[int], pieces: int, chunk: int, isal: bool, batches: bool
+    sizes: list[int], pieces: int, chunk: int, isal: bool, way: str
 ) -> None:
     members = [pages(size, 100 * number, 50) for number, size in enumerate(sizes)]
     data = archive([(f"m_{number}.ndjson", lines(*each)) for number, each in enumerate(members)], pieces)
@@ -187,8 +187,10 @@ def test_all_records_come_out_in_order_however_the_bytes_arrive(
     async def run() -> list[Page]:
         source = Source(data, chunk)
         async with ArchiveReader(source, type=Page, use_isal=isal) as reader:
-            if batches:
+            if way == "batches":
                 got = [page async for batch in reader.batches(max_bytes=200) for page in batch]
+            elif way == "lines":
+                got = [msgspec.json.decode(line, type=Page) async for batch in reader.lines() for line in batch]
             else:
                 got = [page async for page in reader]
             assert reader.statistics().records == len(got)
@@ -755,6 +757,21 @@ async def test_empty_lines_without_end_are_told_after_the_records(
     data = archive([("a", lines(*pages(1)) * 1000 + blank * 14_000)])
     async with ArchiveReader(Source(data, 10**6), type=Page) as reader:
         assert len([page async for page in reader]) == 1000
+
+
+async def test_lines_come_without_empty_and_overlong_ones() -> None:
+    first, last = lines(*pages(1)), lines(*pages(1, 1))
+    data = archive([("a", first + b"\n \t \r\n" + b"x" * 2000 + b"\n {\n" + last + b"no line feed")])
+    errors: list[DecodeError] = []
+    async with ArchiveReader(Source(data, 100), type=Page, max_record=1000, on_bad_record=errors.append) as reader:
+        batches = [batch async for batch in reader.lines()]
+        assert reader.statistics().records == 4
+    assert all(batches)
+    # They are what is there, whether it is JSON or not, and outlive the archive.
+    assert [bytes(line) for batch in batches for line in batch] == [
+        first.strip(), b" {", last.strip(), b"no line feed",
+    ]  # fmt: skip
+    assert [error.line for error in errors] == [4]
 
 
 async def test_a_reader_that_is_not_closed_says_so_and_its_thread_ends() -> None:

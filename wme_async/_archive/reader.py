@@ -35,6 +35,7 @@ _FREE_EMPTY_LINES: Final = 1_000_000  # that any archive may have,
 _EMPTY_LINES_PER_RECORD: Final = 10  # and how many more for each record
 _BATCH_BYTES: Final = 1024 * 1024
 _BLOCK_BYTES: Final = 16 * 1024 * 1024
+_SPACE: Final = b" \t\r\v\f"
 _WINDOW_BYTES: Final = 2 * 1024 * 1024
 
 
@@ -258,7 +259,16 @@ class ArchiveReader(Generic[T]):
         Args:
             max_bytes: Bytes of JSON after which a list is complete.
         """
-        return _Calls(partial(self._next_batch, max_bytes))
+        return _Calls(partial(self._next_batch, max_bytes, self._decode))
+
+    def lines(self) -> AsyncIterator[list[Buffer]]:
+        """Iterate over lists of lines instead of records, for callers that decode them elsewhere, as in a thread.
+
+        Lines come without their line feeds, as views of inflated blocks: a block (2.5 MiB at most) lives as long as one
+        of its lines. A list is of one block. Empty lines are left out, and lines above `max_record` are handled as
+        `on_bad_record` says. Lines count as records.
+        """
+        return _Calls(partial(self._next_batch, _BLOCK_BYTES, _undecoded))
 
     def blocks(self, *, max_bytes: int = _BLOCK_BYTES) -> AsyncIterator[Block]:
         """Iterate over blocks of whole lines instead of records, for callers that parse NDJSON themselves.
@@ -328,11 +338,11 @@ class ArchiveReader(Generic[T]):
             member=self._lines.member or None,
         )
 
-    async def _next_batch(self, max_bytes: int) -> list[T]:
+    async def _next_batch(self, max_bytes: int, decode: Callable[[Buffer], U]) -> list[U]:
         while True:
             if self._credit < 0 or self._pending_error is not None:
                 await self._checkpoint()
-            records = self._decode_batch(max_bytes, self._decode)
+            records = self._decode_batch(max_bytes, decode)
             if records:
                 return records
             if self._pending_error is None:
@@ -517,6 +527,13 @@ class _Calls(Generic[U]):
 
     async def __anext__(self) -> U:
         return await self._call()
+
+
+def _undecoded(line: Buffer) -> Buffer:
+    """Return a line as it is; fail, as decoding does, if it is empty."""
+    if not line or (line[0] in _SPACE and not bytes(line).strip()):
+        raise DecodeError("an empty line")
+    return line
 
 
 def _as_run(lines: Lines) -> Run:

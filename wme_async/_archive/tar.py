@@ -376,7 +376,7 @@ class TarScanner:
         view = memoryview(block)
         limit = self._max_record
         if self.runs and stop - start <= limit:
-            yield from self._run(view[start:stop], block.count(b"\n", start, stop), records, size)
+            yield from self._run(view[start:stop], _count_lines(block, start, stop), records, size)
             return
         find = block.find
         run = start
@@ -437,6 +437,15 @@ class TarScanner:
         self._carry = bytearray()
         self._trimmer = None
         self._trimmed = 0
+
+
+def _count_lines(block: bytes, start: int, stop: int) -> int:
+    """Count line feeds: searching from one to the next takes a fraction of the time of `count`, which is bytewise."""
+    lines = 0
+    find = block.find
+    while (start := find(b"\n", start, stop) + 1) > 0:
+        lines += 1
+    return lines
 
 
 def describe_content(head: bytes) -> str:
