@@ -424,6 +424,15 @@ def test_the_digest_of_a_record_is_the_same_from_stream_and_archive():
     assert pages[0].digest == pages[1].digest
 
 
+@pytest.mark.parametrize("keep", [None, ["abstract"]])
+def test_a_line_of_a_block_is_the_same_row_as_its_copy(keep):
+    data = record(abstract="a" * 3000)
+    block = memoryview(b"{}\n" + data + b"\n{}\n")
+    page = page_of(block[3 : 3 + len(data)], keep)
+    assert page == page_of(data, keep)
+    assert bytes(page.record) == bytes(page_of(data, keep).record)
+
+
 def test_visibility_changes_become_masks():
     event = {"type": "visibility-change", "date_created": "2025-01-01T00:00:00Z"}
     visible = {"text": False, "editor": True, "comment": False}

@@ -1,9 +1,12 @@
 """The SQLite store of a mirror: the conformance suite, files that are damaged, deleted, or of another version."""
 
+import contextlib
 import errno
 import multiprocessing
 import sqlite3
 import sys
+import zlib
+from random import Random
 
 import msgspec
 import pytest
@@ -176,6 +179,36 @@ async def test_a_damaged_record_is_an_error_that_names_the_page(tmp_path):
     with pytest.raises(DataError, match="the record of 'A'"):
         await store.get("testwiki", title="A")
     await store.close()
+
+
+@pytest.mark.parametrize("codec", ["zstd", "zlib", "zlib without isal"])
+async def test_records_of_any_size_and_number_are_stored_whole(tmp_path, monkeypatch, codec):
+    if codec == "zlib without isal":
+        monkeypatch.setitem(sys.modules, "isal", None)
+    elif codec == "zstd":
+        pytest.importorskip("zstandard")
+    name = codec.split()[0]
+    random = Random(1)
+    records = [random.choice([b"x" * size, random.randbytes(size)]) for size in (1, 99, 100, 101, 5000, 300_000) * 17]
+    records = [b'"%s"' % record for record in records]
+    path = tmp_path / "mirror.db"
+    store = SQLiteStore(path, codec=name)
+    await store.open()
+    for start, stop in ((0, 1), (1, 10), (10, len(records))):
+        rows = [page(str(number), number, record=memoryview(records[number])) for number in range(start, stop)]
+        await store.apply(Picture(rows), Marks())
+    entries = [entry async for batch in store.entries() for entry in batch]
+    assert [(entry.page_id, entry.record) for entry in entries] == list(enumerate(records))
+    await store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT codec, record FROM records ORDER BY id").fetchall()
+    if name == "zlib":
+        # Any reader of the documented format can read them.
+        assert [zlib.decompress(data) if codec == 1 else data for codec, data in rows] == records
+    assert [codec for codec, _ in rows] == [
+        0 if len(record) < 100 else {"zlib": 1, "zstd": 2}[name] for record in records
+    ]
+    assert sum(len(data) for _, data in rows) < 0.7 * sum(map(len, records))
 
 
 async def test_records_of_both_codecs_live_in_one_store_and_the_missing_one_is_named(tmp_path, monkeypatch):

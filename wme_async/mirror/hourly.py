@@ -22,7 +22,6 @@ logger: logging.Logger = logging.getLogger("wme_async.mirror")
 
 _HOUR: Final = timedelta(hours=1)
 _NAME: Final = "mirror"
-_BATCH: Final = 2 * 1024 * 1024  # bytes of JSON in one transaction
 _READY: Final = timedelta(minutes=30)  # after the end of its hour, when the list of an hour is there
 _SKEW: Final = timedelta(minutes=5)
 _REMEMBERED: Final = timedelta(days=4)
@@ -140,8 +139,8 @@ class HourFollower:
         bad: list[DecodeError] = []
         try:
             async with files.read(scope.identifier, type=msgspec.Raw, on_bad_record=bad.append) as records:
-                async for block in records.blocks(max_bytes=_BATCH):
-                    picture, _, _ = await work.read_block(self._reader, block)
+                async for lines in records.lines():
+                    picture, _, _ = await work.read(self._reader, lines, source=f"the batch {scope.identifier}")
                     await work.apply(picture)
         except NotFound:
             return False

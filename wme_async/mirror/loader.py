@@ -22,7 +22,7 @@ __all__ = ["Loader"]
 
 logger: logging.Logger = logging.getLogger("wme_async.mirror")
 
-_BATCH: Final = 2 * 1024 * 1024  # bytes of JSON in one transaction
+_BATCH: Final = 8 * 1024 * 1024  # bytes of JSON in one transaction, about: each writes parts of all indices
 _ATTEMPTS: Final = 60  # polls for a chunk that is being exported again
 _WHOLE: Final = "*"  # the key of an archive that is loaded whole
 
@@ -142,7 +142,8 @@ class Loader:
     async def read_files(self, files: Files[Any, Any], identifier: str, version: str, number: int) -> ChunkDone:
         """Merge the records of an archive. While a batch is written, the next one is read."""
         work = self._work
-        cut, records, bad = 0, 0, 0
+        cut, records, bad, size = 0, 0, 0, 0
+        batch = Picture()
         bad_lines: list[DecodeError] = []
         options: dict[str, Any] = {"md5": version} if version else {}
         with raise_first_cause():
@@ -151,12 +152,21 @@ class Loader:
                 WorkGroup() as group,
             ):
                 writing = None
-                async for block in archive.blocks(max_bytes=_BATCH):
-                    picture, newest, wrong = await work.read_block(self._reader, block, load=number)
-                    cut, bad, records = max(cut, newest), bad + len(wrong), records + block.lines
-                    if writing is not None:
-                        await writing
-                    writing = group.start(self._write(picture), name="write rows of a mirror")
+                async for lines in archive.lines():
+                    source = f"record {records + 1} or later of {identifier}"
+                    picture, newest, wrong = await work.read(self._reader, lines, load=number, source=source)
+                    cut, bad, records = max(cut, newest), bad + len(wrong), records + len(lines)
+                    size += sum(map(len, lines))
+                    batch.join(picture)
+                    if size >= _BATCH:
+                        if writing is not None:
+                            await writing
+                        writing = group.start(self._write(batch), name="write rows of a mirror")
+                        batch, size = Picture(), 0
+                if writing is not None:
+                    await writing
+                if batch:
+                    await self._write(batch)
         for error in bad_lines:
             work.report_bad(error, identifier)
         return ChunkDone(load=number, version=version, cut=cut, records=records, bad=bad + len(bad_lines))

@@ -13,7 +13,7 @@ import msgspec
 from wme_async._arguments import check_choice, check_numbers
 from wme_async._tasks import in_thread
 from wme_async.errors import DataError
-from wme_async.mirror.codecs import Compressor, decompress
+from wme_async.mirror.codecs import Compressed, Compressor, decompress
 from wme_async.mirror.postgres_rows import (
     TABLES,
     VERSION,
@@ -254,7 +254,7 @@ class PostgresStore:
         records = await in_thread(self._compress, difference)
         await write_rows(connection, difference, ids, schema=self._schema, next_id=next_id, records=records)
 
-    def _compress(self, difference: Difference) -> dict[TitleKey, tuple[int, bytes]]:
+    def _compress(self, difference: Difference) -> dict[TitleKey, Compressed]:
         pages = [page for page in difference.pages if page.record]
         compressed = self._compressor.compress([page.record for page in pages])
         return {page.key: data for page, data in zip(pages, compressed, strict=True)}

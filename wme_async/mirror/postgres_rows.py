@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from wme_async.mirror.codecs import Compressed
 from wme_async.mirror.protocol import KINDS, Kind, Marks
 from wme_async.mirror.rule import Difference, Mask, Page, PageKey, Picture, TitleKey, Whereabouts
 from wme_async.mirror.sqlite_rows import page_values, place_values
@@ -181,7 +182,7 @@ async def write_rows(
     *,
     schema: str,
     next_id: int,
-    records: Mapping[TitleKey, tuple[int, bytes]],
+    records: Mapping[TitleKey, Compressed],
 ) -> None:
     """Write the rows of a difference.
 

@@ -147,7 +147,8 @@ class RecordReader:
         Raises:
             DecodeError: It is not a record, has no title or no project, or what no store keeps.
         """
-        data = record if isinstance(record, bytes) else bytes(record)
+        # A view of a large block is kept as it is, and copied only for as long as it is read.
+        data = bytes(record)
         fields = self._decode(data)
         event_json = bytes(fields.event)
         event = _NO_EVENT if event_json in _NOTHING else self._decode_event(event_json)
@@ -171,9 +172,10 @@ class RecordReader:
                 hidden=_hidden_parts(fields.visibility or _Visibility()),
             )
         gone = event.type == "delete"
-        content = data
+        content: bytes | memoryview = record if isinstance(record, memoryview) else data
         if self._query is not None:
-            content, event_json = self._reduced(data, self._query)
+            data, event_json = self._reduced(data, self._query)
+            content = data
         return Page(
             project=project,
             title=fields.name.replace("_", " "),
@@ -183,7 +185,7 @@ class RecordReader:
             created=created,
             published=published,
             gone=gone,
-            digest=_digest(content, event_json),
+            digest=_digest(data, event_json),
             body=_has_content(fields.article_body),
             record=b"" if gone else content,
             load=load,

@@ -100,7 +100,7 @@ class Page(msgspec.Struct, gc=False, kw_only=True):
     gone: bool = False
     digest: bytes = b""
     body: bool = True
-    record: bytes = b""
+    record: bytes | memoryview = b""
     load: int = 0
     swept: int | None = None
     live: bool = False

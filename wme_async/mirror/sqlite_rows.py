@@ -2,10 +2,13 @@
 
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final, TypeVar
 
+from wme_async.mirror.codecs import Compressed
 from wme_async.mirror.protocol import KINDS, Kind, Marks
 from wme_async.mirror.rule import Difference, Mask, Page, PageKey, Picture, TitleKey, Whereabouts
+from wme_async.models.decoding import Buffer
 
 __all__ = [
     "fetch_held",
@@ -29,17 +32,18 @@ _MASK: Final = "project, page_id, revision, created, hidden"
 _FETCH_PAGES: Final = f"SELECT id, {_PAGE} FROM pages WHERE project = ? AND title IN ({{}})"  # noqa: S608 - of ours
 _FETCH_PLACES: Final = f"SELECT {_PLACE} FROM whereabouts WHERE project = ? AND page_id IN ({{}})"  # noqa: S608 - of ours
 _FETCH_MASKS: Final = f"SELECT {_MASK} FROM masks WHERE project = ? AND page_id IN ({{}})"  # noqa: S608 - of ours
-_INSERT_PAGE: Final = f"INSERT INTO pages (id, {_PAGE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - of ours
+_INSERT_PAGE: Final = f"INSERT INTO pages (id, {_PAGE})"
 _UPDATE_PAGE: Final = """
     UPDATE pages SET namespace = ?, page_id = ?, revision = ?, created = ?, published = ?, gone = ?, digest = ?,
     body = ?, load = ?, swept = ?, live = ?, hidden = ? WHERE id = ?
 """
 _UPDATE_FLAGS: Final = "UPDATE pages SET load = ?, swept = ?, live = ?, hidden = ? WHERE id = ?"
-_PUT_PLACE: Final = f"INSERT OR REPLACE INTO whereabouts ({_PLACE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - of ours
-_PUT_MASK: Final = f"INSERT OR REPLACE INTO masks ({_MASK}) VALUES (?, ?, ?, ?, ?)"  # noqa: S608 - of ours
-_PUT_RECORD: Final = "INSERT OR REPLACE INTO records (id, codec, record) VALUES (?, ?, ?)"
+_PUT_PLACE: Final = f"INSERT OR REPLACE INTO whereabouts ({_PLACE})"
+_PUT_MASK: Final = f"INSERT OR REPLACE INTO masks ({_MASK})"
+_PUT_RECORD: Final = "INSERT OR REPLACE INTO records (id, codec, record)"
 _DELETE_RECORD: Final = "DELETE FROM records WHERE id = ?"
 _VARIABLES: Final = 500  # in one statement
+_ROWS: Final = (32, 8, 1)  # inserted by one step; SQLite parses each statement once
 
 
 def fetch_marks(connection: sqlite3.Connection) -> dict[Kind, dict[str, str]]:
@@ -167,7 +171,7 @@ def write_rows(
     ids: dict[TitleKey, int],
     *,
     next_id: int,
-    compress: Callable[[Sequence[bytes]], list[tuple[int, bytes]]],
+    compress: Callable[[Sequence[Buffer]], list[Compressed]],
 ) -> int:
     """Write the rows of a difference, and return the next free number.
 
@@ -180,7 +184,7 @@ def write_rows(
     """
     new, replaced, erased = [], [], []
     numbers: list[int] = []
-    records: list[bytes] = []
+    records: list[Buffer] = []
     for page in difference.pages:
         number = ids.get((page.project, page.title))
         values = page_values(page)
@@ -195,16 +199,34 @@ def write_rows(
             records.append(page.record)
         else:
             erased.append((number,))
-    connection.executemany(_INSERT_PAGE, new)
+    _insert(connection, _INSERT_PAGE, new)
     connection.executemany(_UPDATE_PAGE, replaced)
     compressed = zip(numbers, compress(records), strict=True)
-    connection.executemany(_PUT_RECORD, ((number, codec, data) for number, (codec, data) in compressed))
+    _insert(connection, _PUT_RECORD, [(number, codec, data) for number, (codec, data) in compressed])
     connection.executemany(_DELETE_RECORD, erased)
     flags = [(page.load, page.swept, page.live, page.hidden, ids[page.key]) for page in difference.flags]
     connection.executemany(_UPDATE_FLAGS, flags)
-    connection.executemany(_PUT_PLACE, map(place_values, difference.places))
-    connection.executemany(_PUT_MASK, map(_mask_values, difference.masks))
+    _insert(connection, _PUT_PLACE, list(map(place_values, difference.places)))
+    _insert(connection, _PUT_MASK, list(map(_mask_values, difference.masks)))
     return next_id
+
+
+def _insert(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows, many in one step: Python's lock is handed over at each step, and then waited for.
+
+    Args:
+        connection: In a transaction.
+        statement: The statement up to its values.
+        rows: The values of all columns.
+    """
+    start = 0
+    for size in _ROWS:
+        end = len(rows) - (len(rows) - start) % size
+        if start < end:
+            values = ", ".join([f"({', '.join('?' * len(rows[0]))})"] * size)
+            groups = (tuple(chain.from_iterable(rows[at : at + size])) for at in range(start, end, size))
+            connection.executemany(f"{statement} VALUES {values}", groups)
+            start = end
 
 
 def _mask_values(mask: Mask) -> tuple[Any, ...]:

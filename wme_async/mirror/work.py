@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from wme_async._archive import Block
 from wme_async._client.client import Client
 from wme_async._tasks import in_thread
 from wme_async.errors import DecodeError
@@ -163,38 +162,23 @@ class Work:
             self._changed.set()
             self._changed = asyncio.Event()
 
-    async def read(self, reader: RecordReader, records: Sequence[Any], *, load: int = 0) -> Read:
+    async def read(
+        self, reader: RecordReader, records: Sequence[Any], *, load: int = 0, source: str = "a record"
+    ) -> Read:
         """Read records in a thread.
 
         Args:
             reader: Reads them.
             records: Their JSON.
             load: The number of the load.
+            source: Where the records come from, for reports of those that cannot be read.
 
         Returns:
             A picture of those that belong to the mirror, the largest time of publication, and the errors of the others.
         """
         result = await in_thread(self._read, reader, records, load)
         for error in result[2]:
-            self.report_bad(error, "a record")
-        return result
-
-    async def read_block(self, reader: RecordReader, block: Block, *, load: int = 0) -> Read:
-        """Read the lines of a block of an archive in a thread; as `read`.
-
-        Args:
-            reader: Reads them.
-            block: The block.
-            load: The number of the load.
-        """
-
-        def read() -> Read:
-            lines = [line for line in block.data.split(b"\n") if line.strip()]
-            return self._read(reader, lines, load)
-
-        result = await in_thread(read)
-        for error in result[2]:
-            self.report_bad(error, f"line {block.line} or later of {block.member}")
+            self.report_bad(error, source)
         return result
 
     def _read(self, reader: RecordReader, records: Sequence[Any], load: int) -> Read:
