@@ -108,10 +108,8 @@ def check_address(address: str) -> str | None:
 
 
 def _reason(address: _Address) -> str | None:
-    for network, reason in _BLOCKED:
-        if address in network:
-            return reason
     properties = (
+        *((address in network, reason) for network, reason in _BLOCKED),
         (address.is_unspecified, "unspecified"),
         (address.is_loopback, "loopback"),
         (address.is_link_local, "link-local"),

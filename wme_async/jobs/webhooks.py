@@ -150,13 +150,14 @@ def verify_webhook(
         )
     signed = f"{message_id}.{stamp}.".encode() + body
     digests = [base64.b64encode(hmac.digest(key, signed, hashlib.sha256)) for key in keys]
-    valid = False
-    for signature in signatures.split()[:16]:
-        version, _, value = signature.partition(",")
-        for digest in digests:
-            # Every pair is compared, in constant time: the duration does not show which one matches.
-            valid |= version == "v1" and hmac.compare_digest(value.encode("utf-8", "replace"), digest)
-    if not valid:
+    versioned = (signature.partition(",") for signature in signatures.split()[:16])
+    # Every pair is compared, in constant time: the duration does not show which one matches.
+    comparisons = [
+        version == "v1" and hmac.compare_digest(value.encode("utf-8", "replace"), digest)
+        for version, _, value in versioned
+        for digest in digests
+    ]
+    if not any(comparisons):
         raise IntegrityError("no signature of the message is valid")
     try:
         return decode_json(body, _MESSAGE)

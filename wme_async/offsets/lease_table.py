@@ -104,6 +104,8 @@ class LeaseTable:
         """End leases of a member; with None all of them, and its membership."""
         if parts is None:
             self.live_until.pop(owner, None)
-        for part, lease in self.leases.items():
-            if lease.owner == owner and (parts is None or part in parts):
-                self.leases[part] = Lease(None, lease.token, lease.until)
+        self.leases |= {
+            part: Lease(None, lease.token, lease.until)
+            for part, lease in self.leases.items()
+            if lease.owner == owner and (parts is None or part in parts)
+        }

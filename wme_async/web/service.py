@@ -302,9 +302,11 @@ def _decode_batch(body: bytes) -> BatchRequest:
         # JSON Schema takes 3.0 for a whole number.
         with contextlib.suppress(Exception):
             document = msgspec.json.decode(body)
-            for name in ("concurrent_limit", "priority"):
-                if isinstance(document.get(name), float) and document[name].is_integer():
-                    document[name] = int(document[name])
+            document |= {
+                name: int(document[name])
+                for name in ("concurrent_limit", "priority")
+                if isinstance(document.get(name), float) and document[name].is_integer()
+            }
             return msgspec.convert(document, BatchRequest)
         raise
 

@@ -188,10 +188,7 @@ class Lookups:
 
     def _walk(self, query: Query) -> list[str]:
         """Return the projects that pass the first filter by project and the first by language."""
-        values: dict[str, Any] = {}
-        for item in query.filters:
-            if item is not None:
-                values.setdefault(*item)
+        values: dict[str, Any] = dict(item for item in reversed(query.filters) if item is not None)
         return [
             name
             for name in self.pages.projects

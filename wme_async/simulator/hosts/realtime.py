@@ -336,13 +336,9 @@ class Firehose:
         if self._update is not None:
             self._update()
         self.expire()
-        start: dict[int, int] = {}
-        jumped = set()
-        for partition in accepted.partitions:
-            start[partition], out_of_range = self.log[partition].start(*accepted.start(partition))
-            if out_of_range:
-                jumped.add(partition)
-        return Connection(accepted, start, frozenset(jumped))
+        starts = {number: self.log[number].start(*accepted.start(number)) for number in accepted.partitions}
+        jumped = frozenset(number for number, (_, out_of_range) in starts.items() if out_of_range)
+        return Connection(accepted, {number: offset for number, (offset, _) in starts.items()}, jumped)
 
     async def handle(self, request: web.Request, faults: Iterable[Fault] = ()) -> web.StreamResponse:
         """Serve one request: check it, then stream until the client leaves or a fault ends it.

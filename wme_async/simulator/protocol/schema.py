@@ -51,13 +51,11 @@ class Node:
 
 def _fields(leaves: str, **nodes: Node) -> dict[str, Leaf | Node]:
     """Read `name:kind` or `name:kind:json` (an empty json is never written), and take nodes by their name."""
-    out: dict[str, Leaf | Node] = {}
-    for word in leaves.split():
-        name, kind, *json = word.split(":")
-        out[name] = Leaf(kind, (json[0] or None) if json else name)
-    for name, node in nodes.items():
-        out[name] = node if node.json is not None or node.open else _named(node, name)
-    return out
+    words = (word.split(":") for word in leaves.split())
+    return {
+        **{name: Leaf(kind, (json[0] or None) if json else name) for name, kind, *json in words},
+        **{name: node if node.json is not None or node.open else _named(node, name) for name, node in nodes.items()},
+    }
 
 
 def _named(node: Node, name: str | None) -> Node:

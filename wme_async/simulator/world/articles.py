@@ -28,6 +28,7 @@ __all__ = [
     "dumps",
     "event_time",
     "page_id_of",
+    "present",
     "site_of",
     "timestamp",
 ]
@@ -277,7 +278,7 @@ class ArticleGenerator:
         language, base = site_of(project)
         first = rnd.random() < 0.05
         bulk = rnd.random() < 0.04  # bulk-ingested: never edited while the service watched, so much is missing
-        return _present(
+        return present(
             name=name,
             identifier=page_id_of(index),
             abstract=None if namespace else self._texts.abstracts[rnd.randrange(len(self._texts.abstracts))],
@@ -304,10 +305,10 @@ class ArticleGenerator:
     def _body(self, rnd: Random, size: int) -> dict[str, str] | None:
         html_bytes = size * 7 // 10
         html = self._texts.html.take(rnd, html_bytes)
-        return _present(html=html or None, wikitext=self._texts.wikitext.take(rnd, size - html_bytes) or None) or None
+        return present(html=html or None, wikitext=self._texts.wikitext.take(rnd, size - html_bytes) or None) or None
 
 
-def _present(**fields: Any) -> dict[str, Any]:
+def present(**fields: Any) -> dict[str, Any]:
     """Return the fields that a record has: the service leaves out the others."""
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -413,7 +414,7 @@ def _version(rnd: Random, revision: int, size: int, *, bulk: bool, wiki: bool) -
     editor = _editor(rnd)
     if bulk:
         return {"identifier": revision, "editor": {key: editor[key] for key in ("identifier", "name") if key in editor}}
-    return _present(
+    return present(
         identifier=revision,
         comment=_comment(rnd),
         tags=["mobile edit", "mobile web edit"] if rnd.random() < 0.3 else None,
@@ -440,8 +441,8 @@ def _scores(rnd: Random) -> dict[str, Any]:
     risk = round(rnd.random(), 12)
     # A probability of exactly 0 is a zero value, and those are not written.
     probability = {key: value for key, value in (("false", 1 - risk), ("true", risk)) if value}
-    return _present(
-        revertrisk=_present(prediction=True if risk > 0.5 else None, probability=probability),
+    return present(
+        revertrisk=present(prediction=True if risk > 0.5 else None, probability=probability),
         referenceneed={"reference_need_score": round(rnd.random(), 6)} if rnd.random() < 0.2 else None,
     )
 

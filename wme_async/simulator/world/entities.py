@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, Final, Literal
 
 from wme_async.simulator.world import prose
-from wme_async.simulator.world.articles import ArticleGenerator, Kind, Size, event_time
+from wme_async.simulator.world.articles import ArticleGenerator, Kind, Size, event_time, present
 from wme_async.simulator.world.encoding import dumps, stamp
 
 Shape = Literal["maps", "lists", "single", "mixed"]
@@ -258,26 +258,22 @@ class _Builder:
         flat = [
             self.statement(identifier, name) for name in ["P31", *self.rnd.choices(list(_PROPERTIES), k=statements)]
         ]
-        entity: dict[str, Any] = {
-            "identifier": identifier,
-            "type": kind,
-            "labels": labels,
-            "descriptions": {"de": f"Gegenstand <{number}>", "en": f"thing number {number} & what follows"},
-            "aliases": {"en": [f"{labels['en']} (alias)", f"No. {number}"]},
-            "statements": flat,
+        links = {
+            site: {"title": title, "badges": badges, "url": f"https://{site[:2]}.wikipedia.org/wiki/{title}"}
+            for site, title, badges in (
+                ("dewiki", f"Seite_{number}", ["Q17437796"]),
+                ("enwiki", labels["en"].replace(" ", "_"), list[str]()),
+            )
         }
-        if self.shape == "maps":
-            entity["statements"] = _by_property(flat)
-        if kind == "item":
-            links = {
-                site: {"title": title, "badges": badges, "url": f"https://{site[:2]}.wikipedia.org/wiki/{title}"}
-                for site, title, badges in (
-                    ("dewiki", f"Seite_{number}", ["Q17437796"]),
-                    ("enwiki", labels["en"].replace(" ", "_"), list[str]()),
-                )
-            }
-            entity["sitelinks"] = links["dewiki"] if self.shape == "single" else links
-        return entity
+        return present(
+            identifier=identifier,
+            type=kind,
+            labels=labels,
+            descriptions={"de": f"Gegenstand <{number}>", "en": f"thing number {number} & what follows"},
+            aliases={"en": [f"{labels['en']} (alias)", f"No. {number}"]},
+            statements=_by_property(flat) if self.shape == "maps" else flat,
+            sitelinks=None if kind != "item" else links["dewiki"] if self.shape == "single" else links,
+        )
 
     def statement(self, identifier: str, name: str) -> dict[str, Any]:
         rnd = self.rnd
