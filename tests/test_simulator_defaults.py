@@ -208,6 +208,20 @@ async def test_all_views_of_a_built_in_world_that_changes_at_random_are_the_wiki
     assert copied == shown
 
 
+async def test_random_changes_leave_the_pages_that_the_documentation_looks_up() -> None:
+    titles = ("Squirrel", "Marie Curie", "NATO", "Earth", "Josephine Baker", "AC/DC", "C++", "What Is Life?", "42%")
+    async with a_simulator(articles=1) as sim:
+        before = {title: sim.world.truth("enwiki").pages[title] for title in titles}
+        sim.world.rate = 20
+        sim.clock.advance(60)
+        after = sim.world.truth("enwiki").pages
+        kinds = {change.kind for _, change in sim.world.changes if change.title in titles}
+    assert kinds == {"edit", "bulk"}
+    assert all(
+        (after[title].page_id, after[title].hidden) == (before[title].page_id, before[title].hidden) for title in titles
+    )
+
+
 async def test_the_stream_of_a_changed_project_has_made_events_of_the_world() -> None:
     async with a_simulator() as sim, Client(**sim.client_options()) as wme:
         page = sim.world.create("enwiki", "Lake")

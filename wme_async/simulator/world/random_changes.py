@@ -4,6 +4,7 @@ from random import Random
 from typing import Final
 
 from wme_async.simulator.world.editing import PARTS, Editor
+from wme_async.simulator.world.generated_pages import COMMON
 from wme_async.simulator.world.wiki import SUPPORTED, Wiki, namespace_of
 
 _WEIGHTS: Final = {
@@ -11,6 +12,8 @@ _WEIGHTS: Final = {
 }  # fmt: skip
 _KINDS: Final = tuple(_WEIGHTS)
 _BULK_PAGES: Final = 5
+# Examples and documentation look them up, so they are edited and neither deleted, moved nor hidden.
+_STABLE: Final = frozenset(COMMON)
 
 
 def make_random_change(editor: Editor, rnd: Random, time: int) -> None:
@@ -45,8 +48,12 @@ def _create(editor: Editor, project: str, rnd: Random, time: int) -> None:
 
 def _change_page(editor: Editor, project: str, kind: str, rnd: Random, time: int) -> None:
     titles = list(editor.wikis[project].pages)
+    if kind != "edit":
+        titles = [title for title in titles if title not in _STABLE] or titles
     title = rnd.choice(titles)
-    if kind == "redirect" and len(titles) > 1:
+    if title in _STABLE:
+        editor.edit(time, project, title)
+    elif kind == "redirect" and len(titles) > 1:
         target = rnd.choice(titles)
         editor.edit(time, project, title, target if target != title else None)
     elif kind == "move":
@@ -70,7 +77,7 @@ def _move(editor: Editor, project: str, title: str, rnd: Random, time: int) -> N
     elif roll < 0.1:
         new_title = f"Draft:{title.rpartition(':')[2]}"
     elif roll < 0.3:
-        new_title = rnd.choice(list(editor.wikis[project].pages))
+        new_title = rnd.choice([name for name in editor.wikis[project].pages if name not in _STABLE])
     else:
         new_title = editor.free_title(project, namespace)
     if new_title != title:
