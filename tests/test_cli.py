@@ -280,6 +280,12 @@ def test_the_stream_can_be_watched_as_a_table(run, world):
     assert re.search(r"^20 events(, (?!0\.0)[\d.]+/s)?, [\d.]+ k?B", result.stderr, re.MULTILINE)
 
 
+def test_what_does_not_exist_is_told_without_details_of_the_store(run):
+    message = run("batches", "get", "latest", "enwiki_namespace_00", code=3).stderr
+    assert "The specified key does not exist; did you mean enwiki_namespace_0" in message
+    assert "request id" not in message
+
+
 def test_the_values_of_events_are_printed_alone(run, world):
     for number in range(3):
         world.call(world.firehose.publish, partition=number)

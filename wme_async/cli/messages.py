@@ -8,6 +8,8 @@ from wme_async.errors import VersionConflict
 
 # The library names an argument, and in brackets its option: `overwrite=True (--force)`.
 _BOTH: Final = re.compile(r"\w+(?:=\w+)? \((--[a-z-]+)\)")
+# What the service's object store adds for its operators; the advice after it is for the reader.
+_STORE_DETAILS: Final = re.compile(r"\.?\s*status code: \d+, request id: [^\s,;]*(?:, host id: [^\s;]*)?")
 _REFUSED: Final = re.compile(r"(\S+) is refused: ")
 _WORDS: Final[Sequence[tuple[str, str]]] = (
     ("if_changed=True", "--if-changed"),
@@ -29,7 +31,7 @@ def message_of(error: BaseException) -> str:
     """
     if isinstance(error, OSError) and not isinstance(error, VersionConflict) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
-    text = _BOTH.sub(r"\1", str(error))
+    text = _STORE_DETAILS.sub("", _BOTH.sub(r"\1", str(error)))
     for argument, option in _WORDS:
         text = text.replace(argument, option)
     refused = _REFUSED.search(text)

@@ -27,7 +27,7 @@ from wme_async.offsets import OffsetStore, PostgresOffsets, RedisOffsets, SQLite
 
 _outages = logging.getLogger("wme_async.stream.outage")
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _REFRESH = 0.5
 _LIST = 1000  # events at once
 _OTHER_LINES = 6  # of a screen with the table: the total, which may be folded, headings, the last line
