@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line(environment, run):
         assert run("codes", "ls", stdout=full, stderr=full).returncode == 1
 
 
-def test_an_error_is_shown_where_the_environment_says_that_there_are_no_columns(environment, monkeypatch):
+def test_an_error_is_shown_where_the_environment_says_that_there_are_no_columns(environment, monkeypatch, run):
     monkeypatch.setenv("COLUMNS", "0")
     assert run("snapshots", "nothing").stderr.startswith(b"Error: there is no command")
 
