@@ -219,6 +219,23 @@ def lines(numbers: range) -> bytes:
     return b"".join(b'{"number":%d,"names":["n%d"]}\n' % (number, number) for number in numbers)
 
 
+@pytest.mark.parametrize("extra", [None, "others"])
+async def test_a_record_of_an_archive_that_arrow_cannot_hold_is_a_bad_record(tmp_path: Path, extra: str | None) -> None:
+    bad = b'{"number":9223372036854775808}\n'
+    path = archive(tmp_path / "x.tar.gz", ("a.ndjson", lines(range(5)) + bad + lines(range(5, 8)) + bad))
+    errors: list[DecodeError] = []
+    async with read_archive(path, type=Inner, on_bad_record=errors.append) as records:
+        await write_parquet(records, tmp_path / "x.parquet", type=Inner, extra=extra)
+        statistics = records.statistics()
+    assert pq.read_table(tmp_path / "x.parquet").column("number").to_pylist() == list(range(8))
+    assert (statistics.records, statistics.bad_records, len(errors)) == (8, 2, 2)
+    assert "a.ndjson in x.tar.gz" in errors[0].message
+    async with read_archive(path, type=Inner) as records:
+        with pytest.raises(DecodeError, match="Arrow cannot hold"):
+            await write_parquet(records, tmp_path / "y.parquet", type=Inner, extra=extra)
+    assert contents(tmp_path) == ["x.parquet", "x.tar.gz"]
+
+
 async def test_duckdb_reads_the_counts_and_values_of_real_articles(tmp_path: Path, shared_data: Path) -> None:
     duckdb = pytest.importorskip("duckdb", reason="DuckDB is not installed")
     raw = (shared_data / "articles.ndjson").read_bytes()

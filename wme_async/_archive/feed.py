@@ -5,7 +5,7 @@ import io
 import threading
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -203,3 +203,20 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., object
     except RuntimeError:
         if not loop.is_closed():
             raise
+
+
+async def pump(source: AsyncIterable[bytes], window: WindowFeed) -> None:
+    """Copy the source into the window. The source is used and closed in this one task."""
+    chunks = aiter(source)
+    try:
+        try:
+            async for chunk in chunks:
+                await window.put(chunk)
+        finally:
+            close: Any = getattr(chunks, "aclose", None)
+            if close is not None:
+                await close()
+    except BaseException as error:
+        window.end(error)
+        raise
+    window.end()

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypedDict, Typ
 
 import msgspec
 
-from wme_async._archive.feed import Feed, FileFeed, WindowFeed
+from wme_async._archive.feed import Feed, FileFeed, WindowFeed, pump
 from wme_async._archive.inflater import Inflater
 from wme_async._archive.tar import DEFAULT_MAX_RECORD, Block, Lines, Run, TarScanner, TooLong
 from wme_async._arguments import check_choice, check_functions, check_numbers, check_type
@@ -181,7 +181,7 @@ class ArchiveReader(Generic[T]):
             raise
         if isinstance(feed, WindowFeed):
             assert isinstance(source, AsyncIterable)
-            self._pump = loop.create_task(_pump(source, feed), name=f"read {self._label}")
+            self._pump = loop.create_task(pump(source, feed), name=f"read {self._label}")
         return self
 
     async def __aexit__(
@@ -323,6 +323,21 @@ class ArchiveReader(Generic[T]):
                 yield records
             elif self._pending_error is None:
                 return
+
+    async def reject(self, error: DecodeError) -> None:
+        """Handle a record that was returned, and that its consumer cannot hold, as one that does not decode.
+
+        Raises:
+            DecodeError: The error, if `on_bad_record` is `raise`.
+        """
+        self._yielded -= 1
+        self._bad_records += 1
+        member = self._lines.member
+        error = DecodeError(f"a record of {member} in {self._label}: {error.message}", member=member)
+        if callable(self._on_bad_record):
+            await call_hook(self._on_bad_record, error)
+        elif self._on_bad_record == "raise":
+            raise error
 
     def _decode_with_line(self, line: Buffer) -> tuple[T, bytes]:
         return self._decode(line), bytes(line)
@@ -539,20 +554,3 @@ def _undecoded(line: Buffer) -> Buffer:
 def _as_run(lines: Lines) -> Run:
     parts: list[Buffer] = [part for record in lines.records for part in (record, b"\n")]
     return Run(lines.member, lines.line, lines.offset, parts, len(lines.records), sum(map(len, parts)))
-
-
-async def _pump(source: AsyncIterable[bytes], window: WindowFeed) -> None:
-    """Copy the source into the window. The source is used and closed in this one task."""
-    chunks = aiter(source)
-    try:
-        try:
-            async for chunk in chunks:
-                await window.put(chunk)
-        finally:
-            close: Any = getattr(chunks, "aclose", None)
-            if close is not None:
-                await close()
-    except BaseException as error:
-        window.end(error)
-        raise
-    window.end()

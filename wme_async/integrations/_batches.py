@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from wme_async._archive import ArchiveReader, Block
 from wme_async._tasks import in_thread, wait_done, wait_shielded
+from wme_async.errors import DecodeError
 from wme_async.integrations._columns import columns_of, constant, known_names, record_batches, schema_of, schema_with
 from wme_async.integrations._json_columns import JSONColumns, json_columns
 
@@ -47,6 +48,10 @@ async def batches_of(
             async for batch, member in batches:
                 yield batch, member
         return
+
+    def build(items: list[Any]) -> list["pa.RecordBatch"]:
+        return record_batches(items, columns, schema)
+
     parser = json_columns(type, schema, constant) if _unread(records, type) else None
     if parser is not None:
         async with contextlib.aclosing(_parsed(records, parser, block_bytes)) as blocks:
@@ -56,14 +61,39 @@ async def batches_of(
                     continue
                 async with contextlib.aclosing(records.decode(block)) as lists:
                     async for items in lists:
-                        for batch in record_batches(items, columns, schema):
+                        for batch in await _built(records, items, build):
                             yield batch, block.member
     batch_size = _BatchSize(block_bytes)
     async with contextlib.aclosing(_lists(records, batch_size)) as lists:
         async for items, member in lists:
-            for batch in record_batches(items, columns, schema):
+            for batch in await _built(records, items, build):
                 batch_size.adapt(batch)
                 yield batch, member
+
+
+async def _built(
+    source: Any, items: list[Any], build: Callable[[list[Any]], list["pa.RecordBatch"]]
+) -> list["pa.RecordBatch"]:
+    """Return the batches of records; those of an archive that Arrow cannot hold are bad records of its reader.
+
+    Args:
+        source: Where the records come from.
+        items: The records.
+        build: Makes batches of records.
+
+    Raises:
+        DecodeError: Arrow cannot hold a record, and the source does not leave bad records out.
+    """
+    try:
+        return build(items)
+    except DecodeError as error:
+        if not isinstance(source, ArchiveReader):
+            raise
+        if len(items) == 1:
+            await source.reject(error)
+            return []
+    half = len(items) // 2
+    return [*await _built(source, items[:half], build), *await _built(source, items[half:], build)]
 
 
 async def _with_extra(
@@ -74,15 +104,21 @@ async def _with_extra(
     columns, schema = columns_of(type), schema_of(type)
     extended = schema_with(schema, extra)
     names = known_names(type)
+
+    def build(pairs: list[tuple[Any, bytes]]) -> list["pa.RecordBatch"]:
+        extras = pa.array([_extra_fields(line, names) for _, line in pairs], pa.string())
+        batches, start = [], 0
+        for batch in record_batches([record for record, _ in pairs], columns, schema):
+            arrays = [*batch.columns, extras.slice(start, batch.num_rows)]
+            start += batch.num_rows
+            batches.append(pa.RecordBatch.from_arrays(arrays, schema=extended))
+        return batches
+
     async for block in reader.blocks(max_bytes=block_bytes):
         async with contextlib.aclosing(reader.decode(block, with_lines=True)) as lists:
             async for pairs in lists:
-                extras = pa.array([_extra_fields(line, names) for _, line in pairs], pa.string())
-                start = 0
-                for batch in record_batches([record for record, _ in pairs], columns, schema):
-                    arrays = [*batch.columns, extras.slice(start, batch.num_rows)]
-                    start += batch.num_rows
-                    yield pa.RecordBatch.from_arrays(arrays, schema=extended), block.member
+                for batch in await _built(reader, pairs, build):
+                    yield batch, block.member
 
 
 def _extra_fields(line: bytes, names: frozenset[str]) -> str | None:

@@ -65,7 +65,8 @@ async def parquet_chunks(
         The bytes of the file, in order, a row group at a time.
 
     Raises:
-        DecodeError: A number that Arrow cannot hold.
+        DecodeError: A number that Arrow cannot hold; an archive with another `on_bad_record` than `raise` counts such
+            a record as a bad one.
         TypeError: A type without fields, another one than that of the records, or an argument of another type.
         ValueError: A size below 1, or a compression that Parquet does not have.
     """
@@ -120,7 +121,8 @@ async def write_parquet(
 
     Raises:
         ArchiveError: Two members of an archive whose files would have one name.
-        DecodeError: A number that Arrow cannot hold, or what reading the records raises.
+        DecodeError: A number that Arrow cannot hold, or what reading the records raises; an archive with another
+            `on_bad_record` counts such a record as a bad one.
         OSError: It cannot be written.
         TypeError: A type without fields, another one than that of the records, an argument of another type, a folder
             or `extra` for records that come from no archive, or `"project"` for a type without `is_part_of.identifier`.

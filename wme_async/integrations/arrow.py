@@ -46,7 +46,8 @@ async def record_batches(records: AsyncIterable[T], type: type[T]) -> AsyncGener
         Batches, all with `schema_of(type)`. Those of an archive never span members.
 
     Raises:
-        DecodeError: A number that Arrow cannot hold.
+        DecodeError: A number that Arrow cannot hold; an archive with another `on_bad_record` than `raise` counts such
+            a record as a bad one.
         TypeError: A type without fields.
     """
     check_async_iterable("records", records, "records")
