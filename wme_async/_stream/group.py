@@ -81,6 +81,8 @@ class GroupStream(StreamLifecycle, Generic[T]):
         super().__init__(resource, options, group.store, grace=_GRACE)
         self.owner: str = group.owner
         """The owner of the leases in the store: another one for each stream."""
+        self.backfilled: bool = False
+        """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
         self._open_stream = open_stream
         self._record_type = RecordType(type)
         self._leases = group.store

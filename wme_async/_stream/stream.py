@@ -51,8 +51,6 @@ class StreamLifecycle(ABC):
         self.resource = resource
         self.key: str = f"{options['name']}/{resource.name}"
         """The name of its positions: that of the stream and of the resource, such as `default/articles`."""
-        self.backfilled: bool = False
-        """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
         self._options = options
         self._store = store
         self._grace = grace
@@ -182,6 +180,8 @@ class Stream(StreamLifecycle, Generic[T]):
         claims: Iterable[str] | None = None,
     ) -> None:
         super().__init__(resource, options, options["offsets"] or MemoryOffsets())
+        self.backfilled: bool = False
+        """Whether the article handed out last came from an hourly batch, to fill a gap. Its event has no offset."""
         self.partitions: tuple[int, ...] = tuple(partitions_of(resource, options["parts"] or ()))
         """The partitions that it reads, in order."""
         self._transport = transport

@@ -32,7 +32,7 @@ class StopSignals:
     """
 
     def __init__(self, grace: float = _GRACE) -> None:
-        self.received = False
+        self.received: bool = False
         self._grace = grace
         self._time = 0.0
         self._task: asyncio.Task[Any] | None = None
