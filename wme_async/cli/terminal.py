@@ -40,7 +40,7 @@ def one_line(text: str) -> str:
 class TerminalConsole(Console):
     """A console that makes control characters of the text visible; those of its own styling stay."""
 
-    @property
+    @property  # type: ignore[misc]  # nothing sets it here
     def size(self) -> ConsoleDimensions:
         """The size of the terminal; 80 columns where `COLUMNS=0` leaves no room for any text."""
         size = super().size
