@@ -923,6 +923,10 @@ async def test_what_will_fail_again_is_tried_once(sim, tmp_path):
     [
         (aiohttp.ClientHttpProxyError(INFO, (), status=407, message="Proxy Authentication Required"), True),
         (aiohttp.ClientHttpProxyError(INFO, (), status=502, message="Bad Gateway"), False),
+        *(
+            (aiohttp.ClientHttpProxyError(INFO, (), status=status, message=""), False)
+            for status in (408, 425, 429, 499)
+        ),
         (ssl.SSLCertVerificationError(1, "self-signed"), True),
         (aiohttp.ServerFingerprintMismatch(b"e", b"g", "h", 1), True),
         (aiohttp.InvalidURL("x"), True),

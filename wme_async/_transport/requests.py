@@ -13,6 +13,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from wme_async._transport.error_responses import bare_url
+from wme_async._transport.retry import TEMPORARY
 from wme_async.errors import ConnectFailed, Interrupted, TimedOut, TransportError
 
 Accepts = Literal["body", "empty", "redirect", "any"]
@@ -255,7 +256,7 @@ def _tls_advice(error: BaseException) -> str:
 def _is_permanent(error: BaseException) -> bool:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         # Rules of the proxy; its statuses about the host behind it are 5xx.
-        return 400 <= error.status < 500 and error.status not in {408, 425, 429}
+        return 400 <= error.status < 500 and error.status not in TEMPORARY | {429}
     return isinstance(
         error,
         aiohttp.InvalidURL

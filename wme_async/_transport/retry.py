@@ -40,6 +40,10 @@ class Retrying(msgspec.Struct, frozen=True, kw_only=True):
     error: WMEError
 
 
+# By these, proxies mean a temporary failure.
+TEMPORARY: Final = frozenset({408, 425, 499})
+
+
 def is_transient(error: WMEError) -> bool:
     """Return whether another attempt may succeed.
 
@@ -49,7 +53,7 @@ def is_transient(error: WMEError) -> bool:
     if isinstance(error, QuotaExceeded) or (isinstance(error, TransportError) and error.permanent):
         return False
     return isinstance(error, TransportError | ServerError | RateLimited) or (
-        isinstance(error, StatusError) and error.status in {408, 425, 499}
+        isinstance(error, StatusError) and error.status in TEMPORARY
     )
 
 
