@@ -26,6 +26,7 @@ class Stored(NamedTuple):
     key: str | None
     value: bytes | None
     headers: dict[str, str]
+    time: int | None = None  # milliseconds, of Kafka alone
 
     @property
     def event(self) -> tuple[int, int]:
@@ -122,7 +123,8 @@ class KafkaTarget:
 
 def _stored_in_kafka(place: int, message: Any) -> Stored:
     headers = {name: value.decode() for name, value in message.headers}
-    return Stored(place, None if message.key is None else message.key.decode(), message.value, headers)
+    key = None if message.key is None else message.key.decode()
+    return Stored(place, key, message.value, headers, message.timestamp)
 
 
 class NATSTarget:

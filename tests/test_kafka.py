@@ -104,6 +104,23 @@ async def test_an_error_that_passes_is_retried(world: World, kafka: KafkaMock, t
     check_once_and_in_order(await events_in(topic), published)
 
 
+@pytest.mark.parametrize("time", ["1500-01-01T00:00:00Z", "2999-01-01T00:00:00Z"])
+async def test_a_time_that_brokers_do_not_accept_is_left_to_the_producer(
+    world: World, topic: KafkaTarget, time: str
+) -> None:
+    """Kafka accepts no time before 1970, and none that is an hour ahead of its clock."""
+    sim, wme = world
+    record = {"name": "Odd", "is_part_of": {"identifier": "enwiki"}}
+    event = {"partition": 3, "offset": 0, "date_published": time}
+    sim.firehose.publish(msgspec.json.encode({**record, "event": event}), partition=3)
+    sim.firehose.publish(partition=3)
+    async with topic.connect() as producer:
+        await topic.bridge(producer, stream_of(sim, wme), limit=2)
+    odd, _ = await topic.messages()
+    assert odd.time is not None
+    assert 1_700_000_000_000 < odd.time < 32_000_000_000_000
+
+
 async def test_a_broker_that_is_away_is_waited_for(world: World, kafka: KafkaMock, topic: KafkaTarget) -> None:
     sim, wme = world
     published = sim.firehose.publish_many(30)

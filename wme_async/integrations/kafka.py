@@ -17,8 +17,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, Literal, TypeVar
 
+from wme_async import _clock
 from wme_async._arguments import check_choice, check_functions, check_numbers, check_text
 from wme_async._stream import GroupStream, Stream
 from wme_async.errors import StreamError
@@ -310,12 +312,21 @@ def _size(message: Message) -> int:
 def _append(batch: Any, message: Message) -> bool:
     """Add a message to a batch; return whether there was room. The first one always has room."""
     added = batch.append(
-        timestamp=None if message.published is None else int(message.published.timestamp() * 1000),
+        timestamp=_timestamp(message.published),
         key=None if message.key is None else message.key.encode(),
         value=message.value,
         headers=[(name, text.encode()) for name, text in message.headers],
     )
     return added is not None
+
+
+def _timestamp(published: datetime | None) -> int | None:
+    """Return a time in milliseconds; None, in place of which the producer takes the present, if it cannot be true.
+
+    Brokers accept no time before 1970, and by default none that is an hour ahead of their clock.
+    """
+    milliseconds = None if published is None else int(published.timestamp() * 1000)
+    return milliseconds if milliseconds is not None and 0 <= milliseconds <= 1000 * _clock.now() else None
 
 
 async def _read(consumer: Any, starts: Mapping[Any, int], ends: Mapping[Any, int]) -> Any:
