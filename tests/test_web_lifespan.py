@@ -138,6 +138,27 @@ async def test_nothing_is_opened_or_run_outside_of_an_application() -> None:
                 raise AssertionError
 
 
+@pytest.mark.filterwarnings("default")  # other people's packages, imported here for the first time
+@pytest.mark.parametrize("framework", ["fastapi", "starlette", "litestar"])
+def test_each_framework_takes_it(framework: str) -> None:
+    testing = pytest.importorskip(f"{framework}.test{'ing' if framework == 'litestar' else 'client'}")
+    notes: list[str] = []
+
+    async def start(_: object, service: Lifespan) -> None:
+        await service.open(noting(framework, notes))
+
+    lifespan: Any = Lifespan(start)
+    if framework == "litestar":
+        app = pytest.importorskip("litestar").Litestar(lifespan=[lifespan])
+    elif framework == "fastapi":
+        app = pytest.importorskip("fastapi").FastAPI(lifespan=lifespan)
+    else:
+        app = pytest.importorskip("starlette.applications").Starlette(lifespan=lifespan)
+    with testing.TestClient(app):
+        assert notes == [f"open {framework}"]
+    assert notes[1:] == [f"close {framework}"]
+
+
 @contextlib.contextmanager
 def uvicorn(*words: str, cwd: Path) -> Iterator[tuple["subprocess.Popen[str]", int]]:
     """Run an application in a server of its own, without a limit for its shutdown."""
