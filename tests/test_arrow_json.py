@@ -222,3 +222,21 @@ async def test_few_fields_of_long_records_give_the_same_columns_in_each_member(t
     for name, first in (("a", 0), ("b", 1000), ("c", 2000)):
         numbers = pq.read_table(folder / f"{name}.parquet")["number"].to_pylist()
         assert numbers == list(range(first, first + 120))
+
+
+@pytest.mark.parametrize("counts", [(3, 1, 7), (7, 3, 1), (1, 7, 3)])
+async def test_absent_fields_give_the_same_columns_in_blocks_of_any_number_of_records(tmp_path, counts):
+    # Each member is a block of its own, and the columns of absent fields share memory among blocks.
+    members = [
+        [b"{}" if number % 2 else b'{"point": {"x": 2}, "named": [{"name": "n"}]}'] * number for number in counts
+    ]
+    path, folder = tmp_path / "archive.tar.gz", tmp_path / "members"
+    archive = [(f"{index}.ndjson", [line + b"\n" for line in lines]) for index, lines in enumerate(members)]
+    path.write_bytes(build_archive(archive))
+    folder.mkdir()
+    async with read_archive(path, type=Row) as records:
+        await write_parquet(records, folder, type=Row)
+    for index, lines in enumerate(members):
+        expected, _ = await columns(lines, Row, tmp_path, decoded=True)
+        table = pq.ParquetFile(folder / f"{index}.parquet").read()
+        assert [repr(row) for row in table.to_pylist()] == [repr(row) for row in expected.to_pylist()]

@@ -17,7 +17,7 @@ from wme_async.integrations._json_columns import JSONColumns, json_columns
 
 __all__ = ["BLOCK", "SMALL_BLOCK", "batches_of"]
 
-BLOCK: Final = 6 * 1024 * 1024
+BLOCK: Final = 8 * 1024 * 1024
 """Bytes of JSON lines to parse at a time if memory holds several of them."""
 
 SMALL_BLOCK: Final = 4 * 1024 * 1024
@@ -57,7 +57,9 @@ async def batches_of(
         async with contextlib.aclosing(_parsed(records, parser, block_bytes)) as blocks:
             async for block, parsed in blocks:
                 if parsed is not None:
-                    yield parsed, block.member
+                    member = block.member
+                    del block  # its bytes are no longer needed while the consumer writes
+                    yield parsed, member
                     continue
                 async with contextlib.aclosing(records.decode(block)) as lists:
                     async for items in lists:

@@ -33,6 +33,7 @@ __all__ = ["JSONColumns", "json_columns"]
 _YEAR: Final = "(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
 _TIME: Final = f"^{_YEAR}-[0-9]{{2}}-[0-9]{{2}}T[0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}([.][0-9]{{1,9}})?Z$"
 _SECOND: Final = len("2026-11-29T05:00:00")
+_INSTANT: Final = pa.timestamp("us", tz="UTC")
 _YEAR_10000: Final = 253_402_300_800_000_000  # microseconds since 1970
 
 Finish = Callable[[Any, Any], Any]
@@ -177,11 +178,11 @@ class _Types:
             return pa.null(), self._absent(field, above, unset=False)
 
     def _absent(self, field: Any, above: tuple[Any, ...], *, unset: bool) -> Finish:
-        one = self._constant(field.type, None if unset else _default(field), above)
+        constant = _Repeated(self._constant(field.type, None if unset else _default(field), above))
 
         def finish(column: Any, exists: Any) -> Any:
             del exists
-            return _repeated(one, len(column))
+            return constant.column(len(column))
 
         return finish
 
@@ -266,8 +267,24 @@ def _required(convert: Finish) -> Finish:
     return finish
 
 
-def _repeated(one: Any, times: int) -> Any:
-    return one.take(pa.repeat(pa.scalar(0, pa.int64()), times))
+class _Repeated:
+    """Columns that repeat one value. They share memory: making those of each block anew takes longer than reading it.
+
+    Args:
+        one: An array of the value.
+    """
+
+    def __init__(self, one: Any) -> None:
+        self.value = one[0]
+        self._one = one
+        self._longest = one
+
+    def column(self, rows: int) -> Any:
+        """Return a column of so many rows."""
+        longest = self._longest
+        if len(longest) < rows:
+            longest = self._longest = self._one.take(pa.repeat(pa.scalar(0, pa.int64()), rows))
+        return longest.slice(0, rows)
 
 
 def _filled(kind: Any, default: Any, convert: Finish, one: Any) -> Finish:
@@ -275,10 +292,11 @@ def _filled(kind: Any, default: Any, convert: Finish, one: Any) -> Finish:
     if isinstance(kind, inspect.StructType):
         if default != kind.cls():
             raise _Unsupported
+        absent = _Repeated(one)
 
         def fill_struct(column: Any, exists: Any) -> Any:
             if column.null_count == len(column):
-                return _repeated(one, len(column))
+                return absent.column(len(column))
             finished = convert(column, exists)
             if not finished.null_count:
                 return finished
@@ -289,20 +307,23 @@ def _filled(kind: Any, default: Any, convert: Finish, one: Any) -> Finish:
     if isinstance(kind, inspect.CollectionType):
         if len(default):
             raise _Unsupported
+        absent = _Repeated(one)
 
         def fill_list(column: Any, exists: Any) -> Any:
             if column.null_count == len(column):
-                return _repeated(one, len(column))
+                return absent.column(len(column))
             finished = convert(column, exists)
             return pa.ListArray.from_arrays(finished.offsets, finished.values) if finished.null_count else finished
 
         return fill_list
 
+    absent = _Repeated(one)
+
     def fill_scalar(column: Any, exists: Any) -> Any:
         if column.null_count == len(column):
-            return _repeated(one, len(column))
+            return absent.column(len(column))
         finished = convert(column, exists)
-        return finished.fill_null(one[0]) if finished.null_count else finished
+        return finished.fill_null(absent.value) if finished.null_count else finished
 
     return fill_scalar
 
@@ -332,6 +353,8 @@ def _one_of(values: Any) -> Finish:
 def _times(column: Any, exists: Any) -> Any:
     """Convert times as msgspec does: microseconds, rounded half up."""
     del exists
+    if column.null_count == len(column):
+        return pa.nulls(len(column), _INSTANT)
     if pc.all(pc.match_substring_regex(column, _TIME)).as_py() is False:
         raise _NotCertain
     seconds = pc.utf8_slice_codeunits(column, 0, _SECOND).cast(pa.timestamp("s")).cast(pa.int64())
@@ -340,7 +363,7 @@ def _times(column: Any, exists: Any) -> Any:
     total = pc.add(pc.multiply(seconds, 1_000_000), micros)
     if pc.any(pc.greater_equal(total, _YEAR_10000)).as_py():
         raise _NotCertain
-    return total.cast(pa.timestamp("us", tz="UTC"))
+    return total.cast(_INSTANT)
 
 
 _SCALARS: Final[list[tuple[Any, Any, Finish]]] = [
