@@ -13,10 +13,12 @@ import platform
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+
+import msgspec
 
 from wme_async import _platform
 from wme_async._platform import name_limit
@@ -25,7 +27,7 @@ from wme_async.errors import IntegrityError
 __all__ = [
     "NAME_LEAST",
     "LockedFile",
-    "explaining",
+    "Problem",
     "followed",
     "free_space",
     "name_limit",
@@ -64,18 +66,23 @@ def _log_once(level: int, kind: str, folder: Path, message: str, *args: object) 
         logger.log(level, message, *args)
 
 
-@contextlib.contextmanager
-def explaining(problem: str, path: Path) -> Iterator[None]:
-    """Raise an `OSError` of the block as one of the same kind whose message says the problem, the cause and the path.
+class Problem(msgspec.Struct, frozen=True):
+    """A context manager: an `OSError` of its block is raised as one of the same kind that says problem, cause and path.
 
     Args:
         problem: The failed operation, and the remedy.
         path: The file or folder.
     """
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"{problem}: {error.strerror or error}", str(path)) from error
+
+    problem: str
+    path: Path
+
+    def __enter__(self) -> None:
+        """Do nothing; it can be entered any number of times."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{self.problem}: {error.strerror or error}", str(self.path)) from error
 
 
 def followed(path: Path) -> Path:
@@ -222,7 +229,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """
     path = followed(path)
     temporary = path.with_name(f".wme-{secrets.token_hex(8)}.tmp")
-    with explaining("the file cannot be written", path):
+    with Problem("the file cannot be written", path):
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             with os.fdopen(_platform.open_file(temporary, flags, 0o600), "wb") as file:
@@ -265,7 +272,7 @@ def publish(descriptor: int, path: Path, target: Path, *, size: int, close: Call
         )
     if not _platform.RENAMES_OPEN_FILES:
         close()
-    with explaining("the finished file could not be given its name", target):
+    with Problem("the finished file could not be given its name", target):
         path.replace(target)
 
 
@@ -444,7 +451,7 @@ def _flock(descriptor: int, path: Path) -> None:
         if error.errno in _HELD:
             raise BlockingIOError(errno.EAGAIN, "another holder has the lock", str(path)) from None
         if error.errno not in _NO_LOCKS:
-            with explaining("the file cannot be locked", path):
+            with Problem("the file cannot be locked", path):
                 raise
         message = "%s: the file system has no locks (%s); let no second process use the file at the same time"
         _log_once(logging.WARNING, "lock", path.parent, message, path, error.strerror)

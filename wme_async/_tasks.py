@@ -176,6 +176,12 @@ async def wait_shielded(
         raise cancellation
 
 
+def settle(future: "asyncio.Future[None] | None") -> None:
+    """Wake the task that waits for a future, if one does."""
+    if future is not None and not future.done():
+        future.set_result(None)
+
+
 async def call_hook(hook: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
     """Call a function of the user, and wait for it if it is a coroutine function.
 

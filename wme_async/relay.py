@@ -29,7 +29,7 @@ import msgspec
 from wme_async import _clock
 from wme_async._arguments import check_functions, check_numbers
 from wme_async._stream import Stream
-from wme_async._tasks import is_cancelling, wait_done, wait_server_shutdown
+from wme_async._tasks import is_cancelling, settle, wait_done, wait_server_shutdown
 from wme_async.errors import StreamError
 
 __all__ = ["Broadcast", "BroadcastEvent", "BroadcastStatistics", "Listener", "SlowListener", "SlowPolicy"]
@@ -180,13 +180,11 @@ class _Backlog:
         """Wake all waiters for an event."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            settle(waiter)
 
     def moved(self) -> None:
         """Wake `append`, which may wait for a listener that has moved on or is closed."""
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        settle(self._room)
 
     def covers(self, offsets: dict[int, int], received: float) -> bool:
         """Return whether the stream is complete since a position, which was reached at a time (UTC seconds)."""

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+from wme_async._tasks import settle
+
 _UNLIMITED: Final = 1 << 40
 
 
@@ -33,6 +35,7 @@ class Feed(io.RawIOBase):
     def __init__(self) -> None:
         self.taken = 0
         self._head = b""
+        self._stopped = False
 
     def open(self) -> None:
         """Open the source, in the thread.
@@ -74,7 +77,8 @@ class Feed(io.RawIOBase):
         """Return about how many bytes can be read without blocking."""
 
     def stop(self) -> None:
-        """Wake the thread so that it ends; called in the loop."""
+        """End the thread at its next read; called in the loop."""
+        self._stopped = True
 
 
 class FileFeed(Feed):
@@ -84,7 +88,6 @@ class FileFeed(Feed):
         super().__init__()
         self._path = path
         self._file: io.FileIO | None = None
-        self._stopped = False
 
     def open(self) -> None:
         """Open the file."""
@@ -102,10 +105,6 @@ class FileFeed(Feed):
         if self._stopped:  # an archive that inflates to nothing meets no other check
             raise Stopped
         return self._file.readinto(view) or 0
-
-    def stop(self) -> None:
-        """End the thread at its next read."""
-        self._stopped = True
 
     def ready(self) -> int:
         """Return a large number: a file never blocks."""
@@ -126,7 +125,6 @@ class WindowFeed(Feed):
         self._received = 0  # written only by the loop, as `taken` is by the thread: no lock is needed
         self._consumed = 0  # bytes of the first chunk
         self._ended = False
-        self._stopped = False
         self._error: BaseException | None = None
         self._data = threading.Event()
         self._room: asyncio.Future[None] | None = None
@@ -155,7 +153,7 @@ class WindowFeed(Feed):
 
     def stop(self) -> None:
         """Wake the thread so that it ends."""
-        self._stopped = True
+        super().stop()
         self._data.set()
 
     def ready(self) -> int:
@@ -192,8 +190,7 @@ class WindowFeed(Feed):
         return count
 
     def _make_room(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        settle(self._room)
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> None:

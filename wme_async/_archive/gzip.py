@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
+
 from wme_async._archive.feed import Feed, SourceError
 
 CORRUPT: Final = (gzip.BadGzipFile, zlib.error)
@@ -156,16 +158,16 @@ class _IsalInflater:
         self.total += len(block)
 
 
-class _Members:
+class _Members(msgspec.Struct):
     """Counts the members of a gzip file.
 
     Attributes:
         empty: Members since the last byte of content.
+        count: All members.
     """
 
-    def __init__(self) -> None:
-        self.empty = 0
-        self._count = 0
+    empty: int = 0
+    count: int = 0
 
     def skip_padding(self, data: bytes) -> bytes:
         """Return the input from the next member on: zeros may follow each member.
@@ -174,7 +176,7 @@ class _Members:
             BadGzipFile: Something else follows a member.
         """
         data = data.lstrip(b"\0")
-        if data and self._count and data[0] != _MAGIC[0]:
+        if data and self.count and data[0] != _MAGIC[0]:
             raise gzip.BadGzipFile("there is more after the end of the gzip file")
         return data
 
@@ -184,7 +186,7 @@ class _Members:
         Raises:
             BadGzipFile: There are too many empty members in a row.
         """
-        self._count += 1
+        self.count += 1
         self.empty += 1
         if self.empty > _MAX_EMPTY_MEMBERS:
             raise gzip.BadGzipFile(

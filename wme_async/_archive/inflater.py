@@ -21,7 +21,7 @@ from typing import Final
 from wme_async._archive.feed import Feed, SourceError, Stopped, call_in_loop
 from wme_async._archive.gzip import CORRUPT, by_isal, by_zlib, has_isal
 from wme_async._archive.tar import describe_content
-from wme_async._tasks import wait_done
+from wme_async._tasks import settle, wait_done
 from wme_async.errors import ArchiveError
 
 _WINDOW: Final = 8 * 1024 * 1024  # bytes inflated ahead of the reader
@@ -139,7 +139,7 @@ class Inflater:
         try:
             with self.feed:
                 self.feed.open()
-                call_in_loop(self._loop, _settle, self._opened)
+                call_in_loop(self._loop, settle, self._opened)
                 self._inflate()
         except Stopped:
             pass
@@ -150,7 +150,7 @@ class Inflater:
         finally:
             self.ended = True
             self._wake()
-            call_in_loop(self._loop, _settle, self._done)
+            call_in_loop(self._loop, settle, self._done)
 
     def _inflate(self) -> None:
         head = self.feed.peek(2)
@@ -184,10 +184,4 @@ class Inflater:
             call_in_loop(self._loop, self._resolve_waiter)
 
     def _resolve_waiter(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
-def _settle(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
+        settle(self._waiter)

@@ -531,17 +531,16 @@ class ArchiveReader(Generic[T]):
         )
 
 
-class _Calls(Generic[U]):
+class _Calls(msgspec.Struct, Generic[U]):
     """The results of one call after the other. A generator would stay open if it is not exhausted."""
 
-    def __init__(self, call: Callable[[], Awaitable[U]]) -> None:
-        self._call = call
+    call: Callable[[], Awaitable[U]]
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> U:
-        return await self._call()
+        return await self.call()
 
 
 def _undecoded(line: Buffer) -> Buffer:

@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, NamedTuple
 
+import msgspec
+
 from wme_async._arguments import check_numbers
 from wme_async._transport import Request, Response, Transport
 from wme_async.errors import DecodeError
@@ -20,15 +22,12 @@ class _Entry(NamedTuple):
     size: int
 
 
-class _SharedRequest:
+class _SharedRequest(msgspec.Struct, eq=False):
     """A request under way, and the number of callers that wait for its response."""
 
-    __slots__ = ("closed", "task", "waiting")
-
-    def __init__(self, task: "asyncio.Task[Response]", closed: Callable[[], bool]) -> None:
-        self.task = task
-        self.closed = closed
-        self.waiting = 0
+    task: "asyncio.Task[Response]"
+    closed: Callable[[], bool]
+    waiting: int = 0
 
 
 class Cache:

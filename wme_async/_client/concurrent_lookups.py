@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, Self, TypedDict, TypeVar
 import msgspec
 
 from wme_async._arguments import check_flags, check_functions, check_numbers
-from wme_async._tasks import WorkGroup, first_cause, is_cancelling
+from wme_async._tasks import WorkGroup, first_cause, is_cancelling, settle
 from wme_async.errors import ClientClosed, Forbidden, QuotaExceeded, Unauthorized, WMEError
 
 logger: logging.Logger = logging.getLogger("wme_async.lookup")
@@ -225,7 +225,7 @@ class _LookupRunner(Generic[T]):
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._wake()
+        settle(self._waiter)
 
     def abandon(self) -> None:
         """Cancel all requests from any thread that the garbage collector runs in."""
@@ -250,7 +250,7 @@ class _LookupRunner(Generic[T]):
             raise
         finally:
             self._ended = True
-            self._wake()
+            settle(self._waiter)
 
     async def _work(self, names: Iterator[str] | AsyncIterator[str]) -> None:
         while True:
@@ -302,13 +302,9 @@ class _LookupRunner(Generic[T]):
         self._found += result.error is None and result.found
         self._failed += result.error is not None
         if key == self._next:
-            self._wake()
+            settle(self._waiter)
         if self._progress is not None and self._monotonic() - self._report_time >= _REPORT_INTERVAL:
             self._report()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def _report(self) -> None:
         if self._progress is None:

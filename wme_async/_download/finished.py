@@ -14,7 +14,7 @@ import msgspec
 from wme_async import _platform
 from wme_async._download.etags import Digest, PartSums
 from wme_async._download.range_responses import strong_etag
-from wme_async._files import explaining, followed, name_limit
+from wme_async._files import Problem, followed, name_limit
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
@@ -64,7 +64,7 @@ def check_target(target: Path, *, create: bool = False) -> Path:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise _too_long(target) from None
-        with explaining("the target cannot be used", target):
+        with Problem("the target cannot be used", target):
             raise
     if mode is not None and stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "the target is a directory; name a file in it", str(target))

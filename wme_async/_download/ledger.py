@@ -16,14 +16,13 @@ import errno
 import os
 import struct
 import zlib
-from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from wme_async import _platform
 from wme_async._download.range_plan import RangeLease, RangePlan, Spans
-from wme_async._files import explaining, sync_file
+from wme_async._files import Problem, sync_file
 from wme_async.errors import DecodeError
 from wme_async.models.decoding import decode_json
 
@@ -73,12 +72,10 @@ class Ledger:
 
     def __init__(self, path: Path, *, boot: str | None) -> None:
         self._boot = boot
-        self._explaining = partial(
-            explaining,
-            "the ledger of the unfinished file cannot be used; received bytes are kept, so call again",
-            path,
+        self._problem = Problem(
+            "the ledger of the unfinished file cannot be used; received bytes are kept, so call again", path
         )
-        with self._explaining():
+        with self._problem:
             self._fd = _platform.open_file(path, os.O_RDWR | os.O_CREAT)
         self._note: Note | None = None
         self._seed = 0
@@ -134,7 +131,7 @@ class Ledger:
         note = self._note
         if not plan.done or note is None or (note.identity, note.size, note.etag) != (identity, size, etag):
             # Notes of another version or attempt must not come back to life if the new one is damaged.
-            with self._explaining():
+            with self._problem:
                 os.ftruncate(self._fd, 0)
             self._write(Note(identity=identity, size=size, etag=etag, boot=self._boot, inode=inode, synced=[]))
             self._sync()
@@ -197,16 +194,16 @@ class Ledger:
         self._seed = note.seed()
 
     def _get(self, size: int, offset: int) -> bytes:
-        with self._explaining():
+        with self._problem:
             return _platform.read_at(self._fd, size, offset)
 
     def _put(self, data: bytes, offset: int) -> None:
-        with self._explaining():
+        with self._problem:
             if _platform.write_at(self._fd, data, offset) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _sync(self, *, only_data: bool = False) -> None:
-        with self._explaining():
+        with self._problem:
             sync_file(self._fd, only_data=only_data)
 
 

@@ -15,7 +15,7 @@ from wme_async._download.range_plan import RangeLease, RangePlan, Spans
 from wme_async._download.range_store import RangeStore
 from wme_async._files import (
     LockedFile,
-    explaining,
+    Problem,
     free_space,
     publish,
     sibling,
@@ -73,7 +73,7 @@ class PartFile(RangeStore):
         except BlockingIOError:
             raise BlockingIOError(errno.EAGAIN, "another download to this target is at work", str(target)) from None
         except OSError:
-            with explaining("the unfinished file cannot be created", self.path):
+            with Problem("the unfinished file cannot be created", self.path):
                 raise
 
     def _open(self, *, cautious: bool) -> LockedFile:
@@ -127,7 +127,7 @@ class PartFile(RangeStore):
         if self._ledger is not None:
             assert etag is not None
             self._ledger.begin(plan, identity=identity, size=size, etag=etag, inode=os.fstat(self._fd).st_ino)
-        with explaining(f"the file system does not take a file of {size:,} bytes here", self.path):
+        with Problem(f"the file system does not take a file of {size:,} bytes here", self.path):
             os.ftruncate(self._fd, size)
         self._size = size
         return plan
@@ -211,7 +211,7 @@ class PartFile(RangeStore):
         if os.fstat(self._fd).st_size != self._length:
             raise self._changed()
         problem = "the file could not be written; received bytes are kept, and the next call resumes from them"
-        with explaining(problem, self.path):
+        with Problem(problem, self.path):
             while data:
                 count = _platform.write_at(self._fd, data, offset)
                 data = data[count:]
@@ -229,7 +229,7 @@ class PartFile(RangeStore):
 
     def checkpoint(self, spans: Spans) -> None:
         """Flush the bytes, then record them in the ledger. Blocks; meant for a thread."""
-        with explaining("the unfinished file did not reach the disk", self.path):
+        with Problem("the unfinished file did not reach the disk", self.path):
             sync_file(self._fd, only_data=True)
         if self._ledger is not None:
             self._ledger.synced(spans)
@@ -293,7 +293,7 @@ class PartFile(RangeStore):
         if self._etag:
             store_note(self._fd, identity=self._identity, etag=self._etag, md5=md5, verified=verified)
         if self.durable:
-            with explaining("the finished file did not reach the disk", self.path):
+            with Problem("the finished file did not reach the disk", self.path):
                 sync_file(self._fd)
         size = self._length
         publish(self._fd, self.path, self.target, size=size, close=self._file.close)

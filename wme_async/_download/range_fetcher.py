@@ -48,12 +48,8 @@ class _RangeComplete(Exception):
     """All bytes of a lease are there; the rest of the body is not needed."""
 
 
-class _NoSignedUrl(Exception):
-    """Signing failed; `SignedUrlCache.failure` says why."""
-
-
-class _TooManyConnections(Exception):
-    """The server rejects this connection beside the others of the file."""
+class _GivenBack(Exception):
+    """A lease goes back to the plan: signing failed, or the server rejects this connection beside the others."""
 
 
 class RangeFetcher:
@@ -275,7 +271,7 @@ class RangeFetcher:
         except TimeoutError:
             if not scope.expired():
                 raise
-        except (_NoSignedUrl, _TooManyConnections):
+        except _GivenBack:
             pass
         finally:
             self._serving -= 1
@@ -321,7 +317,7 @@ class RangeFetcher:
             raise FileReplaced(str(error)) from error
         if self._signed_urls.failure is not None:
             if not (self._signed_urls.plain and self._responded):
-                raise _NoSignedUrl from error
+                raise _GivenBack from error
             # Resolving a URL is free, and fails for the same reasons as requesting its bytes.
             self._signed_urls.failure = None
         if status in {429, 503}:
@@ -368,7 +364,7 @@ class RangeFetcher:
             done=self._plan.done,
             retry_after=getattr(error, "retry_after", None),
         )
-        raise _TooManyConnections from error
+        raise _GivenBack from error
 
     def _failure(self, error: WMEError, attempts: Attempts) -> Exception:
         """Return the error that ends the download, with a note on the attempts."""
@@ -446,7 +442,7 @@ class RangeFetcher:
         once, and no more if that has not helped.
 
         Raises:
-            _TooManyConnections: The requests under way should take the lease.
+            _GivenBack: The requests under way should take the lease.
         """
         others = self._under_way - 1
         if others and (signed.expires_at is None or self._signed_beside_others):

@@ -11,7 +11,7 @@ from wme_async._download.finished import store_note
 from wme_async._download.first_range import range_request
 from wme_async._download.range_responses import ContentRange, content_coding, parse_content_range, strong_etag
 from wme_async._download.source import SignedUrl
-from wme_async._files import LockedFile, explaining, publish, sibling, sync_file
+from wme_async._files import LockedFile, Problem, publish, sibling, sync_file
 from wme_async._platform import read_at, write_at
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError
@@ -78,7 +78,7 @@ class SmallFile:
             self._file = LockedFile(self.path, mode=0o666)
         except BlockingIOError:
             raise BlockingIOError(errno.EAGAIN, "another download to this target is at work", str(target)) from None
-        with explaining("the file could not be written", self.path):
+        with Problem("the file could not be written", self.path):
             try:
                 self.content = self._read() if content is None else self._write(content)
             except BaseException:
@@ -146,7 +146,7 @@ class SmallFile:
         Raises:
             OSError: They did not reach it.
         """
-        with explaining("the finished file did not reach the disk", self.path):
+        with Problem("the finished file did not reach the disk", self.path):
             sync_file(self._file.descriptor)
 
     def publish(self) -> None:

@@ -385,11 +385,11 @@ class Transport:
         if counter is not None and request.role in _COUNTED:
             counter.sent += 1
         started = self.monotonic()
-        with contextlib.ExitStack() as on_error:
-            if not request.streaming:
-                slots = self.pool.slots(request.role)
-                await self._acquire(slots, url)
-                on_error.callback(slots.release)
+        slots = None if request.streaming else self.pool.slots(request.role)
+        if slots is not None:
+            await self._acquire(slots, url)
+        release, body = None if slots is None else slots.release, None
+        try:
             response = await self._send(session, request, url, token, silence=silence, head_timeout=head_timeout)
             body = Body(
                 response,
@@ -398,9 +398,8 @@ class Transport:
                 read_timeout=silence,
                 waits=self._waits,
                 direct=not self.pool.injected,
-                on_close=on_error.pop_all().close,
+                on_close=release,
             )
-            on_error.callback(body.close)
             self._note_date(request.role, body)
             if logger.isEnabledFor(logging.DEBUG):
                 elapsed = 1000 * (self.monotonic() - started)
@@ -408,7 +407,13 @@ class Transport:
                 fields = log_fields(method=request.method, url=address, status=body.status, seconds=elapsed / 1000)
                 logger.debug("%s %s: %d in %.0f ms", request.method, address, body.status, elapsed, extra=fields)
             await self._check(request, response, body)
-            on_error.pop_all()
+        except BaseException:
+            # A body releases its connection itself.
+            if body is not None:
+                body.close()
+            elif release is not None:
+                release()
+            raise
         self._bodies.add(body)
         return body
 

@@ -18,6 +18,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from wme_async import _platform
+from wme_async._tasks import settle
 from wme_async.errors import Interrupted, TimedOut
 
 Sink = Callable[[memoryview], Awaitable[None] | None]
@@ -265,7 +266,7 @@ class _Reader(asyncio.BufferedProtocol):
             full = _BUFFER - self._filled < self._min_room
             if (full or not self._remaining or now - self._flushed > _FLUSH_SECONDS) and self._flush():
                 self._transport.pause_reading()
-                self._notify()
+                settle(self._wake)
                 return
             if self._source < 0:
                 return
@@ -319,11 +320,7 @@ class _Reader(asyncio.BufferedProtocol):
     def _stop(self) -> None:
         if not self._stopped:
             self._stopped = True
-            self._notify()
-
-    def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+            settle(self._wake)
 
     def _failure(self, url: str) -> Exception:
         if self._silent:

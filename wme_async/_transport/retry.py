@@ -120,20 +120,18 @@ FOR_EVER: Final = Retry(attempts=2**62, total=1e300)
 """The policy of a stream by default: as long as the server may come back, so may the client."""
 
 
-class Backoff:
+class Backoff(msgspec.Struct):
     """The delays of one series of attempts.
 
     Args:
         retry: The policy.
         random: Returns numbers from 0.0 up to 1.0.
+        attempts: Failed attempts so far.
     """
 
-    __slots__ = ("_random", "_retry", "attempts")
-
-    def __init__(self, retry: Retry, random: Callable[[], float]) -> None:
-        self._retry = retry
-        self._random = random
-        self.attempts = 0
+    retry: Retry
+    random: Callable[[], float]
+    attempts: int = 0
 
     def reset(self) -> None:
         """Start over, after progress."""
@@ -150,14 +148,14 @@ class Backoff:
         Returns:
             Seconds to wait, or None to give up.
         """
-        retry = self._retry
+        retry = self.retry
         self.attempts += 1
         retry_after: float | None = getattr(error, "retry_after", None)
         if retry_after is not None and retry is FOR_EVER:
             retry_after = min(retry_after, retry.retry_after_cap)
         if self.attempts >= retry.attempts or (retry_after or 0.0) > retry.retry_after_cap:
             return None
-        wait = next_delay(jittered_delay(retry, self.attempts, self._random), retry_after, cap=retry.retry_after_cap)
+        wait = next_delay(jittered_delay(retry, self.attempts, self.random), retry_after, cap=retry.retry_after_cap)
         return None if elapsed + wait > retry.total else wait
 
 

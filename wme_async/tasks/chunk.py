@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
+import msgspec
+
 from wme_async._arguments import check_type
 from wme_async._client.bulk import ChunkTask, TaskResult
 from wme_async._client.client import Client
@@ -121,17 +123,16 @@ async def _check_version(task: ChunkTask, chunks: Any, error: Exception) -> None
     ) from error
 
 
-class _BadRecordLog:
+class _BadRecordLog(msgspec.Struct):
     """Logs the first records of a chunk that are left out; the result counts all of them."""
 
-    def __init__(self) -> None:
-        self._count = 0
+    count: int = 0
 
     def __call__(self, error: DecodeError) -> None:
-        self._count += 1
-        if self._count <= _LOGGED:
+        self.count += 1
+        if self.count <= _LOGGED:
             logger.warning("left out: %s", error)
-        if self._count == _LOGGED:
+        if self.count == _LOGGED:
             logger.warning("further records of this chunk that do not decode are left out without a log line")
 
 
