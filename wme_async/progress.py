@@ -250,7 +250,8 @@ class _Notebook(_Screen):
     def _draw(self) -> None:
         from IPython.display import HTML, display  # type: ignore[import-not-found]  # noqa: PLC0415  # in a notebook
 
-        element = HTML("".join([*map(_progress_element, self._lines.values()), *map(_message_element, self._messages)]))
+        messages = (f'<div style="color: #b00020">{html.escape(text)}</div>' for text in self._messages)
+        element = HTML("".join([*map(_progress_element, self._lines.values()), *messages]))
         if self._handle is None:
             self._handle = display(element, display_id=True)
         else:
@@ -261,10 +262,6 @@ def _progress_element(line: _Line) -> str:
     value = f' value="{line.done}" max="{line.total}"' if line.total else ""
     words = " ".join(map(html.escape, filter(None, (line.amount, line.rate))))
     return f"<div>{html.escape(line.text)} <progress{value}></progress> {words}</div>"
-
-
-def _message_element(text: str) -> str:
-    return f'<div style="color: #b00020">{html.escape(text)}</div>'
 
 
 def _line_of(label: str, progress: Any) -> _Line:

@@ -60,7 +60,6 @@ class _Item:
     kind: Kind
     has_part: bool = False
     problem: Exception | None = None
-    under_way: int = 0
 
 
 class Sync:

@@ -169,7 +169,7 @@ class RangeFetcher:
                 continue
             if self._first is not None and self._first.take_connection():
                 pass
-            elif self._has_unassigned():
+            elif self._plan.gap(self._store.limit()) is not None:
                 await self._budget.acquire()
             elif self._is_beyond_limit() or not self._budget.try_acquire():
                 await self.wait_for_change()
@@ -224,11 +224,6 @@ class RangeFetcher:
         except WMEError:
             return None
         return self._next_range()
-
-    def _has_unassigned(self) -> bool:
-        """Return whether unassigned bytes may be requested now."""
-        limit = self._store.limit()
-        return bool(self._plan.unassigned) and (limit is None or self._plan.open_below(limit))
 
     def _is_beyond_limit(self) -> bool:
         """Return whether all unassigned bytes lie beyond the limit; nothing is taken over from others then either."""

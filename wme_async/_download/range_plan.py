@@ -226,9 +226,9 @@ class RangePlan:
         """Bytes that are neither there nor assigned."""
         return self.size - self._assigned.total
 
-    def open_below(self, limit: int) -> bool:
-        """Return whether there are unassigned bytes below an offset."""
-        return self._assigned.gap(0, min(limit, self.size)) is not None
+    def gap(self, limit: int | None = None) -> tuple[int, int] | None:
+        """Return the first interval of unassigned bytes, below an offset if there is a limit; None without any."""
+        return self._assigned.gap(0, self.size if limit is None else min(limit, self.size))
 
     def rate(self, now: float) -> float:
         """Return the bytes per second of one connection: the mean of those at work, 0.0 where unknown."""
@@ -253,7 +253,7 @@ class RangePlan:
         Returns:
             None if no byte below the limit is unassigned.
         """
-        gap = self._assigned.gap(0, self.size if limit is None else min(limit, self.size))
+        gap = self.gap(limit)
         if gap is None:
             return None
         start, stop = gap
@@ -314,9 +314,13 @@ class RangePlan:
             takeover is worth it.
         """
         usual = self.rate(now)
-        victim, rate = self._last_to_finish(now, usual, state.setup)
+        rates = {lease: lease.expected_rate(now, usual, state.setup) for lease in self.leases if lease.remaining >= 2}
+        victim = max(
+            rates, key=lambda lease: lease.remaining / rates[lease] if rates[lease] > 0 else math.inf, default=None
+        )
         if victim is None:
             return None
+        rate = rates[victim]
         cut, won = _cut(victim, now, rate, max(usual, rate), state.setup)
         count = victim.stop - cut
         # Few bytes are worth a request only if they would come very slowly otherwise.
@@ -346,12 +350,11 @@ class RangePlan:
         """
         stragglers = []
         for lease in self.leases:
-            if now - lease.began < patience or not lease.remaining:
-                continue
             rate = lease.meter.rate(now)
             others = [other.meter.rate(now) for other in self.leases if other is not lease and now - other.began > 1]
             mean = sum(others) / len(others) if others else self._rate
-            if (floor is not None and rate < floor and 2 * rate < mean) or rate * factor < mean:
+            too_slow = (floor is not None and rate < floor and 2 * rate < mean) or rate * factor < mean
+            if too_slow and now - lease.began >= patience and lease.remaining:
                 stragglers.append(lease)
         return stragglers
 
@@ -362,7 +365,11 @@ class RangePlan:
         if count:
             self.spans.add(lease.start, lease.at)
             self._closed = self.spans.total
-            self._learn(count, now - lease.began)
+            seconds = now - lease.began
+            if seconds > 0:
+                # The mean of connections, weighted by bytes so that slow ones count less.
+                weight = min(0.3, count / (_PART_SECONDS * self._rate)) if self._rate else 1.0
+                self._rate += (count / seconds - self._rate) * weight
         if lease.remaining:
             self._assigned = Spans([*self.spans, *((lease.start, lease.stop) for lease in self.leases)])
 
@@ -373,22 +380,6 @@ class RangePlan:
         remaining = sum(lease.remaining for lease in self.leases)
         longest = max(lease.remaining / max(lease.meter.rate(now), 1.0) for lease in self.leases)
         return longest - remaining / self._peak
-
-    def _learn(self, count: int, seconds: float) -> None:
-        """Average the rate of connections, weighted by bytes so that slow ones count less."""
-        if seconds > 0:
-            weight = min(0.3, count / (_PART_SECONDS * self._rate)) if self._rate else 1.0
-            self._rate += (count / seconds - self._rate) * weight
-
-    def _last_to_finish(self, now: float, usual: float, setup: float) -> tuple[RangeLease | None, float]:
-        """Return the lease that will finish last at the present rates, and its rate; None if none can be split."""
-        victim, slowest, longest = None, 0.0, 0.0
-        for lease in self.leases:
-            rate = lease.expected_rate(now, usual, setup)
-            seconds = lease.remaining / rate if rate > 0 else math.inf
-            if lease.remaining >= 2 and seconds > longest:
-                victim, slowest, longest = lease, rate, seconds
-        return victim, slowest
 
 
 def _cut(victim: RangeLease, now: float, rate: float, fast: float, setup: float) -> tuple[int, float | None]:

@@ -392,14 +392,9 @@ class Transport:
         try:
             response = await self._send(session, request, url, token, silence=silence, head_timeout=head_timeout)
             body = Body(
-                response,
-                BodyEnd(response, session, url=url),
-                url=url,
-                read_timeout=silence,
-                waits=self._waits,
-                direct=not self.pool.injected,
-                on_close=release,
-            )
+                response, BodyEnd(response, session, url=url), url=url, read_timeout=silence, waits=self._waits,
+                direct=not self.pool.injected, on_close=release,
+            )  # fmt: skip
             self._note_date(request.role, body)
             if logger.isEnabledFor(logging.DEBUG):
                 elapsed = 1000 * (self.monotonic() - started)

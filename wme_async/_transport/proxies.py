@@ -47,13 +47,10 @@ class EnvironmentProxies:
             ValueError: The value of its variable is not a usable proxy.
         """
         name, value = self._values.get(url.scheme, ("", ""))
-        if not value or self._is_exempt(url):
+        host = (url.host or "").lower().rstrip(".")
+        if not value or any(entry == "*" or _covers(entry, host, url.port) for entry in self._exempt):
             return None
         return _parsed(value if "://" in value else f"http://{value}", name)
-
-    def _is_exempt(self, url: URL) -> bool:
-        host = (url.host or "").lower().rstrip(".")
-        return any(entry == "*" or _covers(entry, host, url.port) for entry in self._exempt)
 
 
 def _covers(entry: str, host: str, port: int | None) -> bool:
