@@ -52,15 +52,13 @@ NAME_LEAST: Final = 143  # bytes; the limit of the strictest file systems, such 
 _HOST_LENGTH: Final = 24
 _LONGEST_SUFFIX: Final = len(".part.ledger")
 
-_MOST_LOGGED: Final = 1000
-
 _logged: set[tuple[str, Path]] = set()
 
 
 def _log_once(level: int, kind: str, folder: Path, message: str, *args: object) -> None:
     """Log a problem of a folder's file system once for each kind and folder."""
     if (kind, folder) not in _logged:
-        if len(_logged) >= _MOST_LOGGED:
+        if len(_logged) >= 1000:
             _logged.clear()
         _logged.add((kind, folder))
         logger.log(level, message, *args)
@@ -231,8 +229,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     temporary = path.with_name(f".wme-{secrets.token_hex(8)}.tmp")
     with Problem("the file cannot be written", path):
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            with os.fdopen(_platform.open_file(temporary, flags, 0o600), "wb") as file:
+            descriptor = _platform.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
                 _set_mode(file.fileno(), temporary, mode)
                 file.write(data)
                 file.flush()

@@ -37,7 +37,6 @@ READS_SOCKETS: Final = hasattr(os, "readv")
 """Whether `read_socket` works here."""
 
 _POSITIONAL: Final = hasattr(os, "pwrite") and hasattr(os, "preadv")
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SAFE: Final = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY", "O_NOINHERIT"))
 _FOLLOWING: Final = _SAFE & ~getattr(os, "O_NOFOLLOW", 0)
 _LOCK_AT: Final = 1 << 43  # beyond the bytes of every file: these locks keep others from the range itself
@@ -224,7 +223,7 @@ def boot_id() -> str | None:
     """Return an identifier of the current boot of this machine; None if the system has none."""
     if fcntl is not None:
         with contextlib.suppress(OSError, UnicodeError):
-            return _BOOT_ID.read_text(encoding="ascii").strip() or None
+            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip() or None
     return None
 
 

@@ -13,7 +13,7 @@ import html
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, Union
 
 from wme_async._client.sync_report import SyncFile, SyncProgress
 from wme_async._download import Progress
@@ -32,8 +32,6 @@ ProgressReport: TypeAlias = Union[  # names in quotes, of modules that are not i
     Progress, SyncProgress, "LookupProgress", "wme_async.jobs.Batch", "PlanProgress"
 ]
 """What a bar can show: the progress of a download, a sync, look-ups, a batch of jobs, or a plan of bulk work."""
-
-_BAR_WIDTH: Final = 24
 
 
 class _Line(NamedTuple):
@@ -184,7 +182,7 @@ class _Terminal(_Screen):
             raise ImportError("progress bars on a terminal need rich: pip install 'wme-async[cli]'") from error
         self._bars = Bars(
             TextColumn("{task.description}", markup=False),
-            BarColumn(_BAR_WIDTH),
+            BarColumn(24),
             TextColumn("{task.fields[amount]}", markup=False),
             TextColumn("{task.fields[rate]}", markup=False, style="dim"),
             console=console if console is not None else Console(stderr=True, markup=False, emoji=False),

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 from wme_async._archive.reader import (
     ArchiveReader,
     ArchiveStatistics,
-    Block,
     DecodingOptions,
     OnBadRecord,
     ReaderOptions,
 )
+from wme_async._archive.tar import Block
 from wme_async.models import Article
 
 if TYPE_CHECKING:  # imported when it is first used

@@ -19,8 +19,6 @@ from wme_async._tasks import call_hook, wait_done
 from wme_async.errors import ArchiveError, DecodeError
 from wme_async.models.decoding import Buffer, key_names, make_decoder
 
-__all__ = ["ArchiveReader", "ArchiveStatistics", "Block", "OnBadRecord", "ReaderOptions"]
-
 T = TypeVar("T")
 U = TypeVar("U")
 

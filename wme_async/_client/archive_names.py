@@ -15,8 +15,6 @@ EXTENSION = "tar.gz"
 FIELDS = ("kind", "date", "hour", "snapshot", "chunk", "identifier", "version", "ext")
 """The fields of a template, in braces."""
 
-_ANY_VERSION = "0" * 32
-
 
 class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of an archive's name.
@@ -81,7 +79,7 @@ class ArchiveName(msgspec.Struct, frozen=True, kw_only=True):
         """
         template = self.template if template is None else template
         check_type("name", template, str, "a template as text")
-        values = self._values(version or _ANY_VERSION)
+        values = self._values(version or "0" * 32)
         missing = next((field for field in _fields_of(template) if field not in values), None)
         if missing is not None:
             fields_in_words = ", ".join(f"{{{field}}}" for field in FIELDS if field in values)

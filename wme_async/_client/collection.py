@@ -182,15 +182,19 @@ class Collection(Generic[T]):
 
     async def _send(self, path: str, query: Query) -> Response:
         # Without the Content-Type header, the server ignores a JSON body and responds with everything.
-        request = Request(
-            method="POST",
-            path=path,
-            headers=JSON_HEADERS,
-            body=msgspec.json.encode(query.body()),
-            token=True,
-            product=self._resource.product,
+        return await send_cached(
+            self._transport,
+            Request(
+                method="POST",
+                path=path,
+                headers=JSON_HEADERS,
+                body=msgspec.json.encode(query.body()),
+                token=True,
+                product=self._resource.product,
+            ),
+            cache=self._cache,
+            ttl=self._ttl,
         )
-        return await send_cached(self._transport, request, cache=self._cache, ttl=self._ttl)
 
 
 def _add(error: NotFound, advice: str) -> None:

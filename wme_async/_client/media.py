@@ -120,10 +120,18 @@ class MediaFiles:
                     remote=remote,
                 )
         source = _MediaSource(self._transport, self._resource, lambda: path, _no_md5)
-        settings = DownloadSettings(
-            progress=progress, overwrite=True, verify=False, sha1=checksums if verify else (), create=target != Path(to)
+        return await download(
+            source,
+            target,
+            DownloadSettings(
+                progress=progress,
+                overwrite=True,
+                verify=False,
+                sha1=checksums if verify else (),
+                create=target != Path(to),
+            ),
+            transport=self._transport,
         )
-        return await download(source, target, settings, transport=self._transport)
 
     def cost(self, *names: str) -> Cost:
         """Return the cost of downloading these files: nothing, since files are not metered."""

@@ -12,9 +12,7 @@ import msgspec
 
 from wme_async._arguments import check_choice, check_numbers
 
-Pool = Literal["ondemand", "snapshot", "chunk"]
-
-POOLS: tuple[Pool, ...] = ("ondemand", "snapshot", "chunk")
+POOLS: tuple[Literal["ondemand", "snapshot", "chunk"], ...] = ("ondemand", "snapshot", "chunk")
 
 
 class Allowances(msgspec.Struct, frozen=True, kw_only=True):

@@ -358,9 +358,11 @@ class DownloadRun:
                 helpers = [group.start(self._progress.watch(plan))] if self._progress is not None else []
                 if self._settings.durable and plan.size > _SMALL:
                     helpers.append(group.start(self._flush(plan, part)))
-                hashing = None
-                if digest is not None and plan.size > _SMALL:
-                    hashing = group.start(_hash_behind(digest, plan, part, fetcher))
+                hashing = (
+                    group.start(_hash_behind(digest, plan, part, fetcher))
+                    if digest is not None and plan.size > _SMALL
+                    else None
+                )
                 await fetcher.run()
                 fetcher.notify()
                 if hashing is not None:

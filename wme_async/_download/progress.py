@@ -7,8 +7,6 @@ from wme_async._rates import RateMeter
 from wme_async._tasks import call_hook
 from wme_async._transport import Transport
 
-_PERIOD = 0.1  # seconds
-
 
 class ProgressReporter:
     """Calls a hook with the progress of a transfer.
@@ -28,7 +26,7 @@ class ProgressReporter:
         """Report about ten times a second, until cancelled."""
         while True:
             await self.report(transfer.done, transfer.size)
-            await self._transport.sleep(_PERIOD)
+            await self._transport.sleep(0.1)
 
     async def report(self, done: int, size: int | None) -> None:
         """Report that so many bytes are there; the end is reported once."""

@@ -264,8 +264,7 @@ def _requested(described: inspect.Type, model: Any, prefix: str, inside: tuple[t
         shape = shape_of(field.type)
         _check_fit(f"{title}.{field.name}", shape, place.shape, place.name)
         objects = list(_objects(field.type))
-        outer = {*inside, described.cls, *place.shape.classes}
-        recursive = any(cls in outer for cls in shape.classes)
+        recursive = any(cls in {*inside, described.cls, *place.shape.classes} for cls in shape.classes)
         if not objects or recursive or shape.values or shape.opaque or not place.shape.parts:
             yield name
             continue

@@ -395,8 +395,8 @@ def _alias(backend: Backend, name: str) -> str:
 def _check_required(user: Any, names: Iterable[str]) -> None:
     """Raise if a type requires a field that is not among these."""
     tops = {name.partition(".")[0] for name in names}
-    described = msgspec.inspect.type_info(user)
-    missing = [f.encode_name for f in getattr(described, "fields", ()) if f.required and f.encode_name not in tops]
+    fields = getattr(msgspec.inspect.type_info(user), "fields", ())
+    missing = [field.encode_name for field in fields if field.required and field.encode_name not in tops]
     if missing:
         raise ValueError(f"{user.__name__} cannot do without {', '.join(map(repr, missing))}, which fields leave out")
 

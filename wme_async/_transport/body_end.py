@@ -12,8 +12,6 @@ import aiohttp
 from wme_async._transport.error_responses import bare_url
 from wme_async.errors import Interrupted, TransportError
 
-_BODILESS = frozenset({204, 205, 304})
-
 
 class Response(aiohttp.ClientResponse):
     """A response that keeps the TLS object of its connection, which may be gone before the head is read."""
@@ -102,7 +100,7 @@ def _ends_with_connection(response: aiohttp.ClientResponse) -> bool:
     return (
         "Content-Length" not in headers
         and headers.get("Transfer-Encoding", "").rpartition(",")[2].strip().lower() != "chunked"
-        and response.status not in _BODILESS
+        and response.status not in {204, 205, 304}
         and response.method != "HEAD"
     )
 

@@ -45,7 +45,6 @@ logger: logging.Logger = logging.getLogger("wme_async.transport")
 _UNMETERED = frozenset({401, 403, 429, 502, 503, 504})
 # The hosts of one service, whose clocks agree.
 _SERVICE: tuple[Role, ...] = ("api", "auth", "realtime")
-_COUNTED: frozenset[Role] = frozenset({"api", "store"})
 _USER_AGENT = f"wme_async/{__version__} (Python {platform.python_version()}; aiohttp {aiohttp.__version__})"
 
 _T = TypeVar("_T")
@@ -331,8 +330,12 @@ class Transport:
                 if limited and request.role == "api":
                     # The other hosts have limits of their own.
                     self._throttle.pause(delay)
-                name = f"{request.method} {bare_url(self._url(request))}"
-                self._report(Retrying(what=name, attempt=backoff.attempts, wait=delay, elapsed=elapsed, error=error))
+                self._report(
+                    Retrying(
+                        what=f"{request.method} {bare_url(self._url(request))}", attempt=backoff.attempts, wait=delay,
+                        elapsed=elapsed, error=error,
+                    )
+                )  # fmt: skip
             await self.sleep(delay)
 
     async def _exceeded_quota(self, request: Request) -> QuotaExceeded | None:
@@ -382,7 +385,7 @@ class Transport:
         if request.role == "api" and not self._throttle.idle:
             await self._throttle.wait()
         counter = request_counter.get()
-        if counter is not None and request.role in _COUNTED:
+        if counter is not None and request.role in {"api", "store"}:
             counter.sent += 1
         started = self.monotonic()
         slots = None if request.streaming else self.pool.slots(request.role)

@@ -178,9 +178,8 @@ def error_from_response(
     url = bare_url(url)
     reason = server_message(body) if status >= 400 else _unexpected(status, headers, url)
     advice = _advice(status, product, role)
-    message = f"HTTP {status} from {url}{f': {reason}' if reason else ''}{f' ({advice})' if advice else ''}"
     return error_for_status(status)(
-        message,
+        f"HTTP {status} from {url}{f': {reason}' if reason else ''}{f' ({advice})' if advice else ''}",
         status=status,
         url=url,
         request_id=headers.get("X-Request-Id") or headers.get("x-amz-request-id"),

@@ -6,8 +6,6 @@ from typing import Any, Final
 from wme_async.models.parts import Citation
 from wme_async.models.reading import Block
 
-__all__ = ["html_blocks"]
-
 # Not part of the text: styles, footnotes, boxes, navigation, notices, pictures, and hidden elements.
 _OMITTED: Final = ", ".join((
     *("head", "style", "script", "link", "meta", "template", "noscript", "math annotation", "figure", "[hidden]"),

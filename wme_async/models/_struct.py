@@ -5,8 +5,6 @@ from typing import Annotated, Any, Final, TypeAlias, dataclass_transform
 
 from msgspec import Meta, Struct, convert, field, json
 
-__all__ = ["Model", "Timestamp"]
-
 Timestamp: TypeAlias = Annotated[datetime, Meta(tz=True)]
 """An aware datetime. The server writes UTC, with 0 to 9 digits of fraction: rounded to the nearest microsecond.
 

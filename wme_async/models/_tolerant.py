@@ -17,8 +17,6 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 from msgspec import inspect
 
-__all__ = ["decode_record", "mend"]
-
 T = TypeVar("T")
 
 Buffer: TypeAlias = bytes | bytearray | memoryview

@@ -411,8 +411,8 @@ class WikidataArticle(Model):
                 force_setattr(self, name, (value,))
         redirects: Any = self.redirects
         if str in map(type, redirects):
-            links = (PageLink(name=link) if isinstance(link, str) else link for link in redirects)
-            force_setattr(self, "redirects", tuple(links))
+            links = tuple(PageLink(name=link) if isinstance(link, str) else link for link in redirects)
+            force_setattr(self, "redirects", links)
 
 
 def _listed_qualifiers(data: Any) -> tuple[PropertyValue, ...]:

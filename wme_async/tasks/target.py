@@ -12,8 +12,6 @@ from wme_async._tasks import in_thread
 
 __all__ = ["Target", "open_target"]
 
-_MODE = 0o644
-
 
 class Target(Protocol):
     """The folder of an output. Names are relative to it; a file appears as a whole."""
@@ -93,7 +91,7 @@ class _Folder:
     async def replace(self, name: str, data: bytes) -> None:
         path = self._folder / name
         await in_thread(path.parent.mkdir, parents=True, exist_ok=True)
-        await in_thread(write_atomically, path, data, mode=_MODE)
+        await in_thread(write_atomically, path, data, mode=0o644)
 
     async def write(self, name: str, chunks: AsyncIterable[bytes]) -> None:
         path = self._folder / name
