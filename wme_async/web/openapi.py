@@ -46,7 +46,8 @@ def openapi_document(routes: Sequence[Route], *, keys: bool) -> dict[str, Any]:
     for route in routes:
         path = re.sub(r"{(\w+):path}", r"{\1}", route.path)
         paths.setdefault(path, {})[route.method.lower()] = _operation(route, refs, keys=keys)
-    document: dict[str, Any] = {
+    security = {"securitySchemes": {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}} if keys else {}
+    return {
         "openapi": "3.1.0",
         "info": {
             "title": "wme_async batch downloads",
@@ -55,11 +56,8 @@ def openapi_document(routes: Sequence[Route], *, keys: bool) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, **security},
     }
-    if keys:
-        document["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
-    return document
 
 
 def _operation(route: Route, refs: dict[Any, Any], *, keys: bool) -> dict[str, Any]:

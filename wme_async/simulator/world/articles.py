@@ -335,22 +335,23 @@ def _removal(page: _Page, kind: Kind) -> dict[str, Any]:
     rnd, index, name, project, namespace, revision, when = page
     language, base = site_of(project)
     underscored = name.replace(" ", "_")
-    record: dict[str, Any] = {
-        "name": underscored,
-        "identifier": page_id_of(index),
-        "date_modified": stamp(when, 0),
-        "version": {"identifier": revision, "comment": _comment(rnd), "editor": _editor(rnd)},
-        "previous_version": {"identifier": revision - 1 - rnd.randrange(90_000)},
-        "url": f"{base}/wiki/{underscored}",
-        "namespace": {"identifier": namespace},
-        "in_language": {"identifier": language},
-        "is_part_of": {"identifier": project, "url": base},
-    }
-    if kind == "visibility-change":
-        hidden = rnd.randrange(1, 8)
-        record["visibility"] = {"text": not hidden & 1, "editor": not hidden & 2, "comment": not hidden & 4}
-    record["event"] = _event(rnd, kind, when)
-    return record
+    return present(
+        name=underscored,
+        identifier=page_id_of(index),
+        date_modified=stamp(when, 0),
+        version={"identifier": revision, "comment": _comment(rnd), "editor": _editor(rnd)},
+        previous_version={"identifier": revision - 1 - rnd.randrange(90_000)},
+        url=f"{base}/wiki/{underscored}",
+        namespace={"identifier": namespace},
+        in_language={"identifier": language},
+        is_part_of={"identifier": project, "url": base},
+        visibility=_visibility(rnd.randrange(1, 8)) if kind == "visibility-change" else None,
+        event=_event(rnd, kind, when),
+    )
+
+
+def _visibility(hidden: int) -> dict[str, bool]:
+    return {"text": not hidden & 1, "editor": not hidden & 2, "comment": not hidden & 4}
 
 
 def _small(page: _Page) -> dict[str, Any]:

@@ -361,32 +361,38 @@ def _by_property(snaks: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 def _envelope(rnd: Random, identifier: str, number: int, when: int, kind: Kind, *, single: bool) -> dict[str, Any]:
     prefix, namespace = ("Property:", 120) if identifier.startswith("P") else ("", 0)
-    record: dict[str, Any] = {
-        "name": identifier,
-        "identifier": 10_000 + number * 31 + (5_000_000_000 if namespace else 0),  # page ids need 64 bits
-        "date_created": stamp(when - rnd.randrange(10**7, 10**8) * 1_000_000_000, 0),
-        "date_modified": stamp(when, 0),
-        "date_previously_modified": stamp(when - rnd.randrange(60, 10**6) * 1_000_000_000, 0),
-    }
-    if rnd.random() < 0.15:
-        protection = {"type": "edit", "level": "autoconfirmed", "expiry": rnd.choice(("infinity", "infinite", "never"))}
-        record["protection"] = protection if single else [protection]
-    record |= {
-        "url": f"https://www.wikidata.org/wiki/{prefix}{identifier}",
-        "namespace": {"identifier": namespace},
-        "is_part_of": _PROJECT,
-        "license": _LICENSE if single else [_LICENSE],
-    }
-    if kind == "visibility-change":
-        record["visibility"] = {"text": False, "editor": True, "comment": True}
+    return present(
+        name=identifier,
+        identifier=10_000 + number * 31 + (5_000_000_000 if namespace else 0),  # page ids need 64 bits
+        date_created=stamp(when - rnd.randrange(10**7, 10**8) * 1_000_000_000, 0),
+        date_modified=stamp(when, 0),
+        date_previously_modified=stamp(when - rnd.randrange(60, 10**6) * 1_000_000_000, 0),
+        protection=_one_or_list(_protection(rnd), single=single) if rnd.random() < 0.15 else None,
+        url=f"https://www.wikidata.org/wiki/{prefix}{identifier}",
+        namespace={"identifier": namespace},
+        is_part_of=_PROJECT,
+        license=_one_or_list(_LICENSE, single=single),
+        visibility={"text": False, "editor": True, "comment": True} if kind == "visibility-change" else None,
+        event=_event(rnd, kind, when),
+    )
+
+
+def _one_or_list(value: dict[str, str], *, single: bool) -> Any:
+    return value if single else [value]
+
+
+def _protection(rnd: Random) -> dict[str, str]:
+    return {"type": "edit", "level": "autoconfirmed", "expiry": rnd.choice(("infinity", "infinite", "never"))}
+
+
+def _event(rnd: Random, kind: Kind, when: int) -> dict[str, str]:
     bits = f"{rnd.getrandbits(128):032x}"
-    record["event"] = {
+    return {
         "identifier": f"{bits[:8]}-{bits[8:12]}-4{bits[13:16]}-a{bits[17:20]}-{bits[20:]}",
         "type": kind,
         "date_created": stamp(when - rnd.randrange(400_000, 4_000_000) * 1000, 6),
         "date_published": stamp(when, 6),
     }
-    return record
 
 
 def _with_version(record: dict[str, Any], rnd: Random, number: int) -> dict[str, Any]:
