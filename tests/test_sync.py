@@ -6,6 +6,7 @@ import hashlib
 import os
 import sqlite3
 import stat
+import threading
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -713,6 +714,28 @@ async def test_a_folder_that_cannot_be_listed_is_not_fetched_again(
     assert report.unchanged
     assert not report.new
     assert report.requests == 1
+
+
+async def test_a_folder_is_not_examined_in_the_event_loop(
+    wme: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk of the folder may hang, as that of a network does."""
+    threads: list[threading.Thread] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            threads.append(threading.current_thread())
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(Path, "is_dir", noted(Path.is_dir))
+    monkeypatch.setattr(os, "statvfs", noted(os.statvfs))
+    hour = wme.batches(HOUR)
+    await hour.download("enwiki_namespace_0", tmp_path)
+    await hour.sync(tmp_path / "other", filters={**EN, "is_part_of.identifier": "enwiki"})
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 async def test_what_an_earlier_process_had_fetched_is_not_fetched_again(

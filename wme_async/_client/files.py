@@ -35,6 +35,7 @@ from wme_async._download import (
     open_content,
 )
 from wme_async._platform import unusable_name
+from wme_async._tasks import in_thread
 from wme_async._transport import Transport
 from wme_async.errors import NotFound
 from wme_async.models import Archive
@@ -137,9 +138,10 @@ class Files(Collection[M], Generic[M, R]):
         check_path("to", to)
         await self._locate()
         below = self._name(identifier)
-        path = target_path(to, below.path(name), folder=name is not None)
+        path = await in_thread(target_path, to, below.path(name), folder=name is not None)
         if uses_version(name):
-            path = target_path(to, below.path(name, version=await self._version(source)), folder=True)
+            versioned = below.path(name, version=await self._version(source))
+            path = await in_thread(target_path, to, versioned, folder=True)
         in_folder = path != Path(to)
         settings = msgspec.structs.replace(
             settings, also=Path(to, below.flat) if name is None and in_folder else None, create=in_folder
@@ -411,7 +413,7 @@ class Files(Collection[M], Generic[M, R]):
 
         async def located_target() -> Path:
             await self._locate()
-            return target_path(tee, self._name(identifier).path())
+            return await in_thread(target_path, tee, self._name(identifier).path())
 
         return open_content(
             source, transport=self._transport, tee=located_target, create=target != Path(tee), **options

@@ -101,7 +101,7 @@ class MediaFiles:
         check_flags(overwrite=overwrite, verify=verify, if_changed=if_changed)
         check_functions(progress=progress)
         path = f"{self._resource.path}/{file_path(name)}"
-        target = target_path(to, name.replace(" ", "_"))
+        target = await in_thread(target_path, to, name.replace(" ", "_"))
         present = not overwrite and await in_thread(target.is_file)
         uploads = await self._uploads(name) if verify or present else []
         checksums = frozenset(upload.sha1.lower() for upload in uploads)

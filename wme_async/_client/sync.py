@@ -6,7 +6,7 @@ import dataclasses
 import errno
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -333,7 +333,7 @@ class Sync:
             if not leftover:
                 return False
         budget = self._options.budget
-        with self._space(entry):
+        async with self._space(entry):
             self._signed += 1
             signed = await source.sign()
             if self._options.shared:
@@ -366,7 +366,7 @@ class Sync:
             self._under_way[entry.name] = step.done
 
         signed = source.signed is not None
-        with self._space(entry):
+        async with self._space(entry):
             source.promised = Checksum(md5=entry.version) if entry.version else None
             settings = DownloadSettings(
                 overwrite=True, create=True, connections=1 if (entry.size or 0) <= _ONE_CONNECTION else None,
@@ -389,11 +389,11 @@ class Sync:
             item.path = path
         await self._commit(self._finished(item, source, md5, None, verified=result.verified, size=result.size))
 
-    @contextlib.contextmanager
-    def _space(self, entry: Entry) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _space(self, entry: Entry) -> AsyncGenerator[None]:
         """Raise before a metered request if the disk has no room for a file and for those under way."""
         size = max(0, (entry.size or 0) - _ROUNDING)
-        free = free_space(self._folder)
+        free = await self._options.budget.short_work.run(free_space, self._folder)
         if free is not None and free < size + self._reserved:
             raise OSError(
                 errno.ENOSPC,

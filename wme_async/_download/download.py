@@ -142,7 +142,7 @@ class DownloadRun:
         target = await short_work.run(check_target, self._to, create=self._settings.create)
         before = await short_work.run(file_identity, target)
         info: FileInfo | None = None
-        if before is not None or self._needs_version():
+        if before is not None or await self._needs_version():
             info = await self._fetch_version(checksum=before is not None)
             existing = await self._find_existing(info)
             if existing is not None:
@@ -195,12 +195,12 @@ class DownloadRun:
     def _elapsed(self) -> float:
         return self._transport.monotonic() - self._began
 
-    def _needs_version(self) -> bool:
+    async def _needs_version(self) -> bool:
         """Return whether the version on the server decides if the file is fetched at all."""
         if not isinstance(self._source, DirectSource):
             return True
         also = self._settings.also
-        return also is not None and self._settings.if_changed and also.exists()
+        return also is not None and self._settings.if_changed and await self._budget.short_work.run(also.exists)
 
     async def _open_first(self, stack: AsyncExitStack) -> FileInfo | None:
         """Request the first bytes, whose response says the version of the file; None if it does not."""
@@ -249,8 +249,9 @@ class DownloadRun:
             if existing is None:
                 continue
             if existing.current and not settings.refetch:
+                status = await in_thread(path.stat)
                 return Download(
-                    path=path, size=path.stat().st_size, etag=info.etag, version=existing.md5,
+                    path=path, size=status.st_size, etag=info.etag, version=existing.md5,
                     verified=existing.verified, unchanged=True, seconds=self._elapsed(),
                 )  # fmt: skip
             if not existing.current and not settings.if_changed:
