@@ -219,6 +219,8 @@ def torture(session: nox.Session) -> None:
     """Cut, kill and starve it for minutes, and count what was lost."""
     install(session, "torture")
     session.run("pytest", "-q", "-m", "torture", "--timeout=3600", *session.posargs)
+    if not session.posargs:
+        session.run("pytest", "-q", "-m", "hypothesis", "--hypothesis-profile=thorough", "--timeout=3600")
 
 
 @nox.session

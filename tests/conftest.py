@@ -52,15 +52,16 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+# The same examples each time in the suite; many others in `nox -s torture`.
 settings.register_profile(
-    "quick",
+    "suite",
     deadline=None,
-    max_examples=60,
+    max_examples=25,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-settings.register_profile("long", parent=settings.get_profile("quick"), max_examples=2000, derandomize=False)
-settings.load_profile("quick")
+settings.register_profile("thorough", parent=settings.get_profile("suite"), max_examples=2000, derandomize=False)
+settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:

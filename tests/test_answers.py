@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import Cache, Client, Retry
@@ -219,7 +219,6 @@ def world():
     opened_world.close()
 
 
-@settings(max_examples=80)
 @given(data=st.data())
 def test_a_random_query_of_metadata_gives_what_plain_python_does(world, data):
     ground, collection = world.collections[data.draw(st.sampled_from(sorted(world.collections)))]
@@ -246,7 +245,6 @@ COMPUTED = {"description", "infoboxes", "sections", "tables", "references", "att
 
 
 @pytest.mark.parametrize("which", ["articles", "structured_contents"])
-@settings(max_examples=80)
 @given(data=st.data())
 def test_a_random_lookup_gives_what_plain_python_does_or_is_refused(world, grounds, which, data):
     title = data.draw(st.sampled_from(["NATO", "Odd", "AC/DC"]))
@@ -291,7 +289,7 @@ def test_random_queries_were_neither_all_refused_nor_all_empty(world):
     if not world.seen:
         pytest.skip("the random queries did not run in this process")
     for which in {which for which, _ in world.seen}:
-        assert world.seen[which, True] > 10
+        assert world.seen[which, True] > 5
         assert world.seen[which, False] > 5
 
 

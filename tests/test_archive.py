@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import ArchiveReader, read_archive
@@ -340,7 +340,6 @@ def standard(data: bytes) -> list[Page] | None:
     gone=st.integers(0, 1200),
     isal=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
 def test_bytes_moved_about_give_what_the_standard_library_reads_or_an_error(
     inside: bool, at: int, start: int, size: int, gone: int, isal: bool
 ) -> None:

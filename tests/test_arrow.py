@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import anyio
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import read_archive
@@ -162,7 +162,6 @@ async def batches_of(values: list[Any], type_: Any) -> list[Any]:
     return [batch async for batch in record_batches(each(values), type_)]
 
 
-@settings(max_examples=30)
 @given(values=st.lists(records, max_size=4))
 def test_every_value_comes_back_as_it_was(values: list[Record]) -> None:
     table = pa.Table.from_batches(asyncio.run(batches_of(values, Record)), schema_of(Record))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import Article, StructuredContent, read_archive
@@ -173,7 +173,6 @@ async def compare(data: list[bytes], type: Any, folder: Any) -> Any:
     return by_blocks
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.lists(lines(), min_size=1, max_size=6), kind=st.sampled_from([Row, Required, Strict, Point]))
 def test_blocks_and_records_give_the_same_columns(tmp_path_factory, data, kind):
     asyncio.run(compare(data, kind, tmp_path_factory.mktemp("blocks")))

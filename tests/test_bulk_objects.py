@@ -15,6 +15,8 @@ from wme_async.tasks import Plan, arun_task, finish, read_manifest, run_plan
 
 pytest.importorskip("obstore", reason="needs the extra `cloud`")
 
+pytestmark = pytest.mark.servers  # it takes seconds to import the server of the object store
+
 REGION = "us-east-1"
 
 

@@ -423,7 +423,15 @@ def test_characters_outside_the_encoding_of_the_terminal_are_escaped(environment
     assert [path.is_file() for path in (tmp_path / "Ł").rglob(f"{ARCHIVE}.tar.gz")] == [True]
 
 
-@pytest.mark.parametrize(("closed", "heard"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)])
+@pytest.mark.parametrize(
+    ("closed", "heard"),
+    [
+        pytest.param("<&-", True, marks=pytest.mark.servers),
+        pytest.param(">&-", False, marks=pytest.mark.servers),
+        pytest.param("2>&-", True, marks=pytest.mark.servers),
+        ("<&- >&- 2>&-", False),
+    ],
+)
 def test_a_command_runs_with_closed_standard_streams(environment, closed, heard):
     result = shell(f'"$@" {closed}', "codes", "get", "wiki", environment=environment)
     assert result.returncode == 0, result.stderr

@@ -279,7 +279,7 @@ def check(folder: Path, seeds: range, progress: Callable[[int], None] = lambda _
     assert set(threading.enumerate()) <= threads
 
 
-@pytest.mark.parametrize("first", [0, 1000])
+@pytest.mark.parametrize("first", [0, pytest.param(1000, marks=pytest.mark.servers)])
 def test_whatever_is_closed_or_cancelled_all_work_ends_and_nothing_is_left(tmp_path: Path, first: int) -> None:
     check(tmp_path, range(first, first + 6))
 

@@ -132,7 +132,10 @@ async def test_a_folder_that_cannot_be_synchronised_does_not_fail_what_is_comple
     store = FileOffsets(tmp_path / "offsets")
     await store.save("a", POSITIONS)
     assert await store.load("a") == POSITIONS
-    async with Simulator(archive_bytes={ARCHIVE: 1_500_000}) as sim, Client(**sim.client_options()) as wme:
+    async with (
+        Simulator(archive_bytes={ARCHIVE: 1_500_000}, article_size=200_000) as sim,
+        Client(**sim.client_options()) as wme,
+    ):
         hour = wme.batches(sim.hours[-2])
         done = await hour.download(ARCHIVE, tmp_path / "a.tar.gz")
         assert done.verified
@@ -202,7 +205,10 @@ async def test_no_blocks_at_all_means_that_the_free_space_is_unknown(
     monkeypatch.setattr(os, "statvfs", lambda _: zeros)
     monkeypatch.setattr(os, "fstatvfs", lambda _: zeros)
     assert free_space(tmp_path) is None
-    async with Simulator(archive_bytes={ARCHIVE: 1_500_000}) as sim, Client(**sim.client_options()) as wme:
+    async with (
+        Simulator(archive_bytes={ARCHIVE: 1_500_000}, article_size=200_000) as sim,
+        Client(**sim.client_options()) as wme,
+    ):
         assert (await wme.batches(sim.hours[-2]).download(ARCHIVE, tmp_path / "a.tar.gz")).verified
         async with BatchManager(tmp_path / "jobs", client=wme) as manager:
             batch = await manager.submit([f"wme:batches/{sim.hours[-2].replace('T', '/')}/{ARCHIVE}"])
@@ -256,7 +262,7 @@ async def test_a_file_system_without_locks_is_used_after_one_warning_that_names_
             assert caplog.text.count("has no locks") == 1
             assert str(tmp_path / folder) in caplog.text
         caplog.clear()
-        async with Simulator(archive_bytes={ARCHIVE: 1_500_000}) as sim:
+        async with Simulator(archive_bytes={ARCHIVE: 1_500_000}, article_size=200_000) as sim:
             token_file = tmp_path / "c" / "tokens.json"
             token_file.parent.mkdir()
             (tmp_path / "d").mkdir()

@@ -278,7 +278,8 @@ async def refusal_to_start(manager):
     return None
 
 
-async def test_random_damage_gives_the_truth_or_an_error_that_names_it(tmp_path, server):
+@pytest.mark.parametrize("count", [24, pytest.param(60, marks=pytest.mark.servers)])
+async def test_random_damage_gives_the_truth_or_an_error_that_names_it(tmp_path, server, count):
     """Bits that flip, and files that are cut: never a wrong state, never an error without the damaged thing's name."""
     paused_ids, ended_ids = await filled(tmp_path, server)
     async with open_manager(tmp_path) as manager:
@@ -289,7 +290,7 @@ async def test_random_damage_gives_the_truth_or_an_error_that_names_it(tmp_path,
     content = path.read_bytes()
     choose = random.Random(1)  # a test
     outcomes = {"whole": 0, "set aside": 0, "refused": 0}
-    for number in range(60):
+    for number in range(count):
         data = bytearray(content)
         if number % 6 == 5:
             del data[choose.randrange(len(data)) :]

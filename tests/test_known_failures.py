@@ -186,7 +186,7 @@ async def test_one_error_in_a_range_does_not_end_the_download_and_many_are_told_
 
 
 async def test_many_ranges_cost_one_request_to_the_api(tmp_path):
-    async with Simulator(archive_bytes={ARCHIVE: 5_000_000}, article_size=200_000) as sim:
+    async with Simulator(archive_bytes={ARCHIVE: 3_000_000}, article_size=200_000) as sim:
         async with Client(**sim.client_options()) as wme:
             done = await wme.batches(sim.hours[-2]).download(ARCHIVE, tmp_path / "a", connections=8)
         assert done.api_requests == 1

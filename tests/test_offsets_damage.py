@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wme_async import DataError, DecodeError, StreamError
@@ -159,7 +159,6 @@ async def test_a_later_version_is_refused_by_name(kind: Kind, tmp_path: Path) ->
 # Names
 
 
-@settings(max_examples=25)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_names_have_files_of_their_own_on_a_disk_that_ignores_case(one: str, other: str) -> None:
     names: set[str] = set()

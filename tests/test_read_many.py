@@ -112,6 +112,7 @@ async def test_all_records_come_with_their_archive_in_its_order(paths: list[Path
         assert all(result.statistics is None for result in results[:-1])
 
 
+@pytest.mark.servers
 async def test_counts_alone(paths: list[Path]) -> None:
     results = await drain(read_many([str(path) for path in paths], type=Page, count_only=True, workers=1))
     assert [result.path for result in results] == [str(path) for path in paths]
@@ -132,6 +133,7 @@ async def test_a_connection_of_the_users_own_that_fails_is_the_error(paths: list
         await drain(read_many(paths[:1], type=Page, each=fail_to_connect))
 
 
+@pytest.mark.servers
 async def test_a_connection_that_fails_where_bad_records_go_is_the_error(paths: list[Path]) -> None:
     def tell(_error: DecodeError) -> None:
         raise ConnectionResetError("no log")
@@ -141,6 +143,7 @@ async def test_a_connection_that_fails_where_bad_records_go_is_the_error(paths: 
         await drain(read_many(paths[:1], type=Page, on_bad_record=tell))
 
 
+@pytest.mark.servers
 async def test_several_tasks_share_the_results_and_all_see_the_end(paths: list[Path]) -> None:
     async with read_many(paths, type=Page, workers=2) as results:
 
@@ -192,6 +195,7 @@ async def test_leaving_early_kills_the_workers(tmp_path: Path) -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+@pytest.mark.servers
 async def test_a_cancelled_consumer_leaves_no_worker(tmp_path: Path) -> None:
     path = archive(tmp_path / "big.tar.gz", "m", long_lines(8_000))
     begun = asyncio.Event()

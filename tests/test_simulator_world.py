@@ -338,7 +338,7 @@ async def test_the_oldest_records_of_a_snapshot_have_no_event():
 # All views together
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.servers) for seed in (2, 3))])
 async def test_all_views_together_are_the_wiki(seed: int):
     """Snapshot, batches and stream of a random history merge into the state of the wiki itself."""
     world = World(seed, ("enwiki",), past=250, repeated=0.1)

@@ -263,7 +263,7 @@ async def test_an_unfinished_file_that_others_change_never_gets_its_name(
 
 async def test_a_copy_beside_a_reader_never_gets_the_name_of_a_foreign_file(tmp_path: Path) -> None:
     async with (
-        Simulator(archive_bytes={ARCHIVE: 1_500_000}) as sim,
+        Simulator(archive_bytes={ARCHIVE: 1_500_000}, article_size=200_000) as sim,
         Client(**sim.client_options(), retry=Retry(base=0, cap=0)) as wme,
     ):
         target = tmp_path / "x"
