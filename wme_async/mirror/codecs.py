@@ -1,14 +1,15 @@
 """Compression of single records: zstandard with the extra `mirror`, zlib without.
 
 The format of zlib is written by isal where it is installed, in a quarter of the time and as small. Each call of a
-compressor lets another thread take Python's lock, and waits for it afterwards: where the library can, it compresses all
-records in one call.
+compressor lets another thread take Python's lock, and waits for it afterwards: where the library can, it compresses
+many records in one call.
 """
 
 import functools
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Final, TypeAlias
 
 from wme_async.models.decoding import Buffer
@@ -24,7 +25,7 @@ _ZSTD: Final = 2
 _SMALLEST: Final = 100  # bytes below which compression does not help
 _LEVEL: Final = 1
 _THREADS: Final = 2
-_LEAST: Final = 512 * 1024  # bytes that are worth another thread
+_PORTION: Final = 1024 * 1024  # bytes that are worth a handover to a thread
 
 
 def _zstandard() -> Any:
@@ -44,7 +45,7 @@ def _deflate() -> Callable[[Buffer], bytes]:
 
 
 class Compressor:
-    """Compresses records, several at a time, in two threads if they are large.
+    """Compresses records, several at a time.
 
     Args:
         codec: `zstd`, `zlib`, or None for the better of those installed.
@@ -64,37 +65,48 @@ class Compressor:
         self._library = library
         self._pool: ThreadPoolExecutor | None = None
 
-    def compress(self, records: Sequence[Buffer]) -> list[Compressed]:
-        """Return each record compressed, or as it is if it is small."""
+    def compress(self, records: Sequence[Buffer]) -> Iterator[Compressed]:
+        """Return each record compressed, or as it is if it is small, in order.
+
+        Threads compress many bytes ahead of the iterator, while the caller stores the first of them.
+        """
+        portions = list(_portions(records))
+        if len(portions) <= 1:
+            return iter(self._compress(records))
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="wme compress")
+        return chain.from_iterable(self._pool.map(self._compress, portions))
+
+    def _compress(self, records: Sequence[Buffer]) -> list[Compressed]:
         large = [record for record in records if len(record) >= _SMALLEST]
-        threads = _THREADS if len(large) >= _THREADS and sum(map(len, large)) >= _LEAST else 1
-        compressed = iter(self._compress(large, threads) if large else ())
+        compressed = iter(self._encode(large) if large else ())
         return [(self.codec, next(compressed)) if len(record) >= _SMALLEST else (_PLAIN, record) for record in records]
 
-    def _compress(self, records: Sequence[Buffer], threads: int) -> Iterable[Buffer]:
+    def _encode(self, records: list[Buffer]) -> Iterable[Buffer]:
         if self._library is None:
-            deflate = _deflate()
-            return self._map(deflate, records, threads)
+            return map(_deflate(), records)
         compressor = self._library.ZstdCompressor(level=_LEVEL)
         if "multi_compress_to_buffer" not in self._library.backend_features:  # on PyPy
             return map(compressor.compress, records)
-        segments: Iterable[Buffer] = compressor.multi_compress_to_buffer(records, threads=threads)
+        segments: Iterable[Buffer] = compressor.multi_compress_to_buffer(records)
         return segments
 
-    def _map(self, deflate: Callable[[Buffer], bytes], records: Sequence[Buffer], threads: int) -> Iterable[Buffer]:
-        if threads == 1:
-            return map(deflate, records)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="wme compress")
-        half = len(records) // threads
-        other = self._pool.submit(lambda: list(map(deflate, records[half:])))
-        return [*map(deflate, records[:half]), *other.result()]
-
     def close(self) -> None:
-        """End its thread."""
+        """End its threads."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+
+
+def _portions(records: Sequence[Buffer]) -> Iterator[Sequence[Buffer]]:
+    start, size = 0, 0
+    for index, record in enumerate(records, 1):
+        size += len(record)
+        if size >= _PORTION:
+            yield records[start:index]
+            start, size = index, 0
+    if start < len(records):
+        yield records[start:]
 
 
 def decompress(codec: int, data: bytes) -> bytes:

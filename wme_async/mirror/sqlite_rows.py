@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final, TypeVar
 
 from wme_async.mirror.codecs import Compressed
@@ -43,7 +43,7 @@ _PUT_MASK: Final = f"INSERT OR REPLACE INTO masks ({_MASK})"
 _PUT_RECORD: Final = "INSERT OR REPLACE INTO records (id, codec, record)"
 _DELETE_RECORD: Final = "DELETE FROM records WHERE id = ?"
 _VARIABLES: Final = 500  # in one statement
-_ROWS: Final = (32, 8, 1)  # inserted by one step; SQLite parses each statement once
+_ROWS: Final = 32  # inserted by one step
 
 
 def fetch_marks(connection: sqlite3.Connection) -> dict[Kind, dict[str, str]]:
@@ -171,7 +171,7 @@ def write_rows(
     ids: dict[TitleKey, int],
     *,
     next_id: int,
-    compress: Callable[[Sequence[Buffer]], list[Compressed]],
+    compress: Callable[[Sequence[Buffer]], Iterator[Compressed]],
 ) -> int:
     """Write the rows of a difference, and return the next free number.
 
@@ -180,7 +180,7 @@ def write_rows(
         difference: What to write.
         ids: The numbers of the rows that exist; receives those of new ones.
         next_id: The next free number.
-        compress: Returns the codec and the bytes of each record.
+        compress: Begins to compress records, and returns their codecs and bytes in order.
     """
     new, replaced, erased = [], [], []
     numbers: list[int] = []
@@ -199,19 +199,19 @@ def write_rows(
             records.append(page.record)
         else:
             erased.append((number,))
+    compressed = compress(records)
     _insert(connection, _INSERT_PAGE, new)
     connection.executemany(_UPDATE_PAGE, replaced)
-    compressed = zip(numbers, compress(records), strict=True)
-    _insert(connection, _PUT_RECORD, [(number, codec, data) for number, (codec, data) in compressed])
-    connection.executemany(_DELETE_RECORD, erased)
     flags = [(page.load, page.swept, page.live, page.hidden, ids[page.key]) for page in difference.flags]
     connection.executemany(_UPDATE_FLAGS, flags)
-    _insert(connection, _PUT_PLACE, list(map(place_values, difference.places)))
-    _insert(connection, _PUT_MASK, list(map(_mask_values, difference.masks)))
+    _insert(connection, _PUT_PLACE, map(place_values, difference.places))
+    _insert(connection, _PUT_MASK, map(_mask_values, difference.masks))
+    connection.executemany(_DELETE_RECORD, erased)
+    _insert(connection, _PUT_RECORD, ((number, *record) for number, record in zip(numbers, compressed, strict=True)))
     return next_id
 
 
-def _insert(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+def _insert(connection: sqlite3.Connection, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
     """Insert rows, many in one step: Python's lock is handed over at each step, and then waited for.
 
     Args:
@@ -219,14 +219,13 @@ def _insert(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple
         statement: The statement up to its values.
         rows: The values of all columns.
     """
-    start = 0
-    for size in _ROWS:
-        end = len(rows) - (len(rows) - start) % size
-        if start < end:
-            values = ", ".join([f"({', '.join('?' * len(rows[0]))})"] * size)
-            groups = (tuple(chain.from_iterable(rows[at : at + size])) for at in range(start, end, size))
-            connection.executemany(f"{statement} VALUES {values}", groups)
-            start = end
+    rows = iter(rows)
+    while group := list(islice(rows, _ROWS)):
+        values = f"({', '.join('?' * len(group[0]))})"
+        if len(group) == _ROWS:
+            connection.execute(f"{statement} VALUES {', '.join([values] * _ROWS)}", tuple(chain.from_iterable(group)))
+        else:
+            connection.executemany(f"{statement} VALUES {values}", group)
 
 
 def _mask_values(mask: Mask) -> tuple[Any, ...]:
