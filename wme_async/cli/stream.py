@@ -167,7 +167,8 @@ async def _follow(
     if lease is not None:
         options["lease"] = lease
     # The members of a group come and go, and number their connections each for itself.
-    notes = _Notes(filters, active=base.stderr.is_terminal and share != "group")
+    active = base.stderr.is_terminal and share != "group"
+    notes = _Notes(filters, several=options["connections"] > 1, active=active)
     async with base.connect(context) as client:
         open_stream: Any = client.realtime.wikidata if wikidata else client.realtime.articles
         # The bytes are passed on as they came: with fields that no model names.
@@ -308,11 +309,13 @@ class _Notes:
 
     Args:
         filters: As on the command line.
+        several: Whether there are several connections.
         active: Whether to say anything.
     """
 
-    def __init__(self, filters: Sequence[str], *, active: bool) -> None:
+    def __init__(self, filters: Sequence[str], *, several: bool, active: bool) -> None:
         self.run = _Run()
+        self._several = several
         self._filters = filters
         self._active = active
         self._lost: dict[int, float] = {}
@@ -359,14 +362,16 @@ class _Notes:
 
     def _say_lost(self, error: WMEError) -> None:
         self._said = min(self._lost.values())
-        state = "the connection was lost" if self._worked else "there is no connection"
+        lost = "a connection was lost" if self._several else "the connection was lost"
+        state = lost if self._worked else "there is no connection"
         _say(f"{state}; trying again: {base.message_of(error)}")
 
     def _say_back(self) -> None:
         if "lost" in self._timers:
             self._timers["lost"].cancel()
         if self._said is not None:
-            _say(f"the connection is back after {time.monotonic() - self._said:.0f} s")
+            connections = "all connections are" if self._several else "the connection is"
+            _say(f"{connections} back after {time.monotonic() - self._said:.0f} s")
             self._said = None
 
     def _say_silent(self) -> None:
