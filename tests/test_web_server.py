@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import resource
 import signal
@@ -128,6 +129,26 @@ async def test_busy_connections_are_not_closed_for_new_ones(tmp_path):
         assert b"200 OK" in await response
         for writer in (waiting_writer, streams[1][1]):
             writer.close()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        f"GET /healthz HTTP/1.1\r\nHost: a\r\nX-API-Key: {KEY}\x01\r\n\r\n",
+        f"GET /healthz HTTP/1.1\r\nHost: a\r\nX-API-Key {KEY}\r\n\r\n",
+        f"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: {KEY}\r\n\r\n",
+        f"GET /?key={KEY} HTTP/7\r\n\r\n",
+    ],
+)
+async def test_a_malformed_request_is_no_error_of_the_service_and_in_no_log(tmp_path, caplog, head):
+    caplog.set_level(logging.DEBUG)
+    async with serving(tmp_path) as (_, port):
+        reader, writer = await connect(port, head.encode())
+        assert b" 400 " in await reader.readline()
+        await closed(reader)
+        writer.close()
+    assert KEY not in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("options", [{"head_timeout": 0}, {"max_connections": 0}])

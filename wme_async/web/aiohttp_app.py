@@ -8,6 +8,7 @@ from typing import Any, Unpack, cast
 from urllib.parse import parse_qsl
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from wme_async._arguments import check_functions, check_numbers, check_text
 from wme_async.jobs import BatchManager
@@ -16,6 +17,7 @@ from wme_async.web.server import Listener
 from wme_async.web.service import Service, ServiceOptions
 
 logger: logging.Logger = logging.getLogger("wme_async.web")
+_http_logger = logging.getLogger("wme_async.web.http")
 
 MANAGER: web.AppKey[BatchManager] = web.AppKey("wme_batch_manager", BatchManager)
 """Where the aiohttp application stores its manager."""
@@ -164,8 +166,9 @@ async def serve(
     if options["api_keys"] is None and not options.get("allowed_hosts") and host not in _LOOPBACK:
         raise ValueError("without API keys it listens on loopback only; give api_keys, or allowed_hosts behind a proxy")
     runner = web.AppRunner(
-        app, access_log=None, handler_cancellation=True, shutdown_timeout=5.0, keepalive_timeout=_KEEP_ALIVE
-    )
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=5.0, keepalive_timeout=_KEEP_ALIVE,
+        logger=_http_logger,
+    )  # fmt: skip
 
     def protocol() -> asyncio.Protocol:
         assert runner.server is not None
@@ -185,6 +188,21 @@ async def serve(
 
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def _is_of_service(record: logging.LogRecord) -> bool:
+    """Return whether a record of the HTTP server is about the service, not about a request that is malformed.
+
+    Anybody can send such requests, and the server's tracebacks quote their bytes, which may be the key of a caller.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    logger.debug("a malformed request was answered with status 400 (%s)", type(error).__name__)
+    return False
+
+
+_http_logger.addFilter(_is_of_service)
 
 
 def _track_requests(listener: Listener) -> Any:
