@@ -48,8 +48,13 @@ data = json.dumps(request).encode()
 socket.send_fds(connection, [len(data).to_bytes({size}, "big")], [0, 1, 2])
 connection.sendall(data)
 command = int.from_bytes(connection.recv(4), "big")
+def forward(number, _):
+    try:
+        os.kill(command, number)
+    except ProcessLookupError:
+        pass
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, lambda number, _: os.kill(command, number))
+    signal.signal(number, forward)
 for descriptor in (0, 1, 2):
     os.close(descriptor)
 status = int.from_bytes(connection.recv(4), "big", signed=True)

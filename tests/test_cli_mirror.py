@@ -48,7 +48,7 @@ def run(sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysb
     return call
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.servers)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where the mirror is: a file, or a database."""
     if request.param == "sqlite":
@@ -122,6 +122,7 @@ def test_wrong_usage_is_told_before_anything_is_loaded(run: Run, tmp_path: Path)
     assert "--schema is for" in run("status", str(tmp_path / "mirror.db"), "--schema", "wiki", code=2).stderr
 
 
+@pytest.mark.servers
 def test_each_schema_of_a_database_is_a_mirror_of_its_own(run: Run, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("asyncpg")
     dsn = request.getfixturevalue("postgres_dsn")

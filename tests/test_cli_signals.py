@@ -28,7 +28,7 @@ def wait_signalled(process: "subprocess.Popen[str]", number: signal.Signals, pau
     return process.communicate()[1]
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.003, 0.03])
+@pytest.mark.parametrize("pause", [0.0, *(pytest.param(pause, marks=pytest.mark.servers) for pause in (0.003, 0.03))])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_ends_quietly_however_often_it_is_told(number: signal.Signals, pause: float) -> None:
     process = subprocess.Popen(
