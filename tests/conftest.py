@@ -96,7 +96,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("posix"):
                 item.add_marker(hidden)
     expression = config.getoption("markexpr") or ""
-    selected, left_out = [], []
+    selected: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
         marker = next((name for name in APART if item.get_closest_marker(name)), None)
         (selected if marker is None or marker in expression else left_out).append(item)

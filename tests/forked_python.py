@@ -31,7 +31,7 @@ import pytest
 __all__ = ["python"]
 
 _IMPORTED = (
-    *("aiohttp.web", "aiofiles", "msgspec", "multiprocessing.spawn", "sqlite3", "orjson", "uvloop"),
+    *("aiohttp.web", "aiofiles", "msgspec", "multiprocessing.spawn", "sqlite3", "orjson", "uvloop", "pytest"),
     *("click", "dotenv", "platformdirs", "rich.console", "rich.live", "rich.progress", "rich.table", "rich.text"),
     *("wme_async._client", "wme_async._stream", "wme_async._download", "wme_async._archive", "wme_async.offsets"),
     *("wme_async.jobs", "wme_async.models", "wme_async.simulator", "wme_async.web"),
@@ -131,7 +131,7 @@ def watch(connection: socket.socket, command: int) -> None:
     with contextlib.suppress(OSError):
         connection.sendall(command.to_bytes(4, "big"))
     ended = os.pidfd_open(command)
-    if ended not in select.select([ended, connection], [], [])[0]:
+    if ended not in select.select([ended, connection.fileno()], [], [])[0]:
         os.kill(command, signal.SIGKILL)
     _, status = os.waitpid(command, 0)
     with contextlib.suppress(OSError):

@@ -95,7 +95,7 @@ def run(block: Block, page: Path, namespace: dict[str, Any], runner: asyncio.Run
     return printed.getvalue()
 
 
-def run_page(page: Path, namespace: dict[str, Any], runner: asyncio.Runner) -> None:
+def run_page(page: Path, python: str, namespace: dict[str, Any], runner: asyncio.Runner) -> None:
     """Run the blocks of a page in turn; a block of text right behind one is what it prints."""
     checker, printed = doctest.OutputChecker(), None
     tests: list[Block] = []
@@ -119,10 +119,10 @@ def run_page(page: Path, namespace: dict[str, Any], runner: asyncio.Runner) -> N
         else:
             printed = None
     if tests:
-        run_with_pytest(tests)
+        run_with_pytest(python, tests)
 
 
-def run_with_pytest(tests: list[Block]) -> None:
+def run_with_pytest(python: str, tests: list[Block]) -> None:
     """Run tests that are shown, away from our own configuration."""
     names = [f"test_shown_{number}.py" for number in range(len(tests))]
     for name, block in zip(names, tests, strict=True):
@@ -132,7 +132,7 @@ def run_with_pytest(tests: list[Block]) -> None:
     plugins = [
         f"-p{name}" for name in ("no:cacheprovider", "pytest_asyncio.plugin", "wme_async.simulator.pytest_plugin")
     ]
-    command = [sys.executable, "-m", "pytest", "-q", *plugins, *names]
+    command = [python, "-m", "pytest", "-q", *plugins, *names]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
     assert result.returncode == 0, result.stdout
@@ -189,7 +189,7 @@ def test_the_code_of_a_page_runs_and_prints_its_output(
         if page.stem in {"README", "realtime", "relay", "sharing"}:
             stack.enter_context(publishing(simulator.firehose))
         try:
-            run_page(page, namespace, runner)
+            run_page(page, python, namespace, runner)
         finally:
             for value in namespace.values():
                 if isinstance(value, Client):
