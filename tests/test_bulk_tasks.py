@@ -522,6 +522,7 @@ async def test_processes_run_a_plan_and_a_second_run_does_nothing(sim: Simulator
     assert len(sim.requests) == 0
 
 
+@pytest.mark.servers
 @pytest.mark.posix
 async def test_a_worker_that_is_killed_is_replaced_and_its_task_run_again(
     sim: Simulator, wme: Client, tmp_path: Path

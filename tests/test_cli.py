@@ -413,6 +413,7 @@ def shell(script, *arguments, environment):
     )
 
 
+@pytest.mark.servers
 def test_characters_outside_the_encoding_of_the_terminal_are_escaped(environment, tmp_path):
     environment = {**environment, "PYTHONIOENCODING": "latin-1"}
     labels = '"$@" wikidata labels Q42'
@@ -511,6 +512,7 @@ def test_without_the_extra_the_error_says_what_to_install(tmp_path):
     assert "pip install 'wme-async[cli]'" in result.stderr
 
 
+@pytest.mark.servers
 def test_the_demo_passes_its_own_checks(environment, python):
     result = subprocess.run(
         [python, "-m", "wme_async", "demo", "--megabytes", "2"],

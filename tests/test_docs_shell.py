@@ -45,13 +45,8 @@ def _without_numbers(text: str) -> str:
     return re.sub(" +", " ", re.sub(r"\d+(?:[.,:]\d+)*", "0", text))
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(ROOT / "README.md", id="README"),
-        pytest.param(DOCS / "cli.md", id="cli", marks=pytest.mark.servers),  # seventy commands
-    ],
-)
+@pytest.mark.servers
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "cli.md"], ids=lambda page: page.stem)
 def test_every_shell_line_of_a_page_works(page: Path, python: str, tmp_path: Path) -> None:
     checker = doctest.OutputChecker()
     with simulated(python, simulate_line(page)) as variables:

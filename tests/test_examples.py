@@ -145,7 +145,11 @@ def run(python: str, tmp_path: Path) -> Run:
     return call
 
 
-@pytest.mark.parametrize("name", sorted(SCRIPTS))
+# Each of its processes imports the package anew.
+ON_PROCESSES = pytest.param("snapshot_on_processes", marks=pytest.mark.servers)
+
+
+@pytest.mark.parametrize("name", [*sorted(SCRIPTS.keys() - {"snapshot_on_processes"}), ON_PROCESSES])
 def test_a_script_prints_its_documented_output(run: Run, name: str, environment: Simulator, tmp_path: Path) -> None:
     for module in NEEDS.get(name, ()):
         pytest.importorskip(module, reason=f"the example uses {module}, which is not installed")

@@ -131,6 +131,7 @@ async def test_an_attempt_is_counted_before_it_begins(tmp_path, server):
             await runner.cleanup()
 
 
+@pytest.mark.servers
 async def test_a_webhook_that_kills_its_process_each_time_ends_after_its_attempts(tmp_path, server):
     child = """
 import asyncio, hmac, os, sys

@@ -140,6 +140,7 @@ async def test_a_plain_file_does_not_go_through_it(tmp_path):
         assert batch.jobs[0].file_info.etag
 
 
+@pytest.mark.servers
 async def test_what_cannot_be_found_is_said_in_words(tmp_path):
     async with site() as (files, base), open_manager(tmp_path) as manager:
         nothing = await done(manager, f"{base}/page/none")

@@ -18,9 +18,9 @@ from wme_async.offsets.conformance import CHECKS, LEASE_CHECKS, LeaseCheck, Open
 from wme_async.simulator import Simulator
 
 NAME = "default/articles"
-# The same servers reached in other ways are for `nox -s servers`.
-OTHER_WAYS = [pytest.param(kind, marks=pytest.mark.servers) for kind in ("pgbouncer", "pool", "redis_client")]
-SERVERS = ["postgres", "redis", *OTHER_WAYS]
+# Redis starts at once; the others are for `nox -s servers`.
+SLOW = [pytest.param(kind, marks=pytest.mark.servers) for kind in ("postgres", "pgbouncer", "pool", "redis_client")]
+SERVERS = ["redis", *SLOW]
 KINDS = ["memory", "sqlite", *SERVERS]
 
 
@@ -156,6 +156,7 @@ async def test_a_host_that_stands_still_within_a_transaction_keeps_no_part_from_
             await taking
 
 
+@pytest.mark.servers
 async def test_tables_made_before_need_no_right_to_create_them(postgres: Postgres, postgres_dsn: str) -> None:
     pytest.importorskip("asyncpg")
     database = postgres_dsn.rpartition("/")[2]
@@ -175,6 +176,7 @@ async def test_tables_made_before_need_no_right_to_create_them(postgres: Postgre
         await store.load(NAME)
 
 
+@pytest.mark.servers
 async def test_many_hosts_that_begin_together_create_the_tables_once(postgres_dsn: str) -> None:
     pytest.importorskip("asyncpg")
     async with asyncio.TaskGroup() as tasks:
@@ -182,7 +184,7 @@ async def test_many_hosts_that_begin_together_create_the_tables_once(postgres_ds
     assert [load.result() for load in loads] == [{}] * 8
 
 
-@pytest.mark.parametrize("kind", ["postgres", "redis"])
+@pytest.mark.parametrize("kind", [SLOW[0], "redis"])
 async def test_connections_last_as_long_as_the_store_is_used(kind: str, request: pytest.FixtureRequest) -> None:
     async with opened(kind, request) as open_one:
         store: Any = open_one()
@@ -379,7 +381,7 @@ async def test_the_suite_finds_each_fault_of_leases(fault: str) -> None:
         await check_all(lambda: store)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("postgres", marks=pytest.mark.servers), "redis"])
+@pytest.mark.parametrize("kind", [SLOW[0], "redis"])
 async def test_the_hourly_feed_keeps_its_place_on_a_server(
     kind: str, sim: Simulator, wme: Client, request: pytest.FixtureRequest
 ) -> None:

@@ -119,13 +119,14 @@ def pages_that_lead_to(secret, film):
     [
         pytest.param({"no_proxy": "*"}, ["video", "refresh", "hls", "subtitle"], marks=pytest.mark.servers),
         pytest.param({"NO_PROXY": "*", "no_proxy": "127.0.0.2,127.0.0.0/8"}, ["video"], marks=pytest.mark.servers),
-        (
+        pytest.param(
             {
                 "http_proxy": "http://127.0.0.2:1",
                 "HTTPS_PROXY": "http://127.0.0.2:1",
                 "all_proxy": "socks5://127.0.0.2:1",
             },
             ["video"],
+            marks=pytest.mark.servers,
         ),
     ],
 )

@@ -15,6 +15,8 @@ from wme_async.mirror import Marks, Mirror, MirrorReader, PostgresStore
 from wme_async.mirror.conformance import CHECKS
 from wme_async.mirror.rule import Page, Picture
 
+pytestmark = pytest.mark.servers
+
 numbers = itertools.count(1)
 
 
@@ -43,13 +45,7 @@ async def titles_in(store: PostgresStore) -> set[str]:
     return {key[1] async for keys in store.keys() for key in keys}  # noqa: SIM118 - not a dict
 
 
-# A long history of changes is for `nox -s servers`.
-LONG = {"it_follows_the_rule": [pytest.mark.servers]}
-
-
-@pytest.mark.parametrize(
-    "check", [pytest.param(check, marks=LONG.get(check.__name__, []), id=check.__name__) for check in CHECKS]
-)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_the_store_conforms(check, database: str, schema: str) -> None:
     await check(lambda: PostgresStore(database, schema=schema))
 
@@ -64,7 +60,6 @@ async def test_two_mirrors_in_one_database_do_not_mix(database: str) -> None:
         await store.close()
 
 
-@pytest.mark.servers
 @pytest.mark.parametrize("kill", [False, True])
 async def test_a_restart_of_the_server_is_waited_out(
     postgres: Postgres, database: str, schema: str, kill: bool
@@ -103,7 +98,6 @@ async def reopened(database: str, schema: str):
         await store.close()
 
 
-@pytest.mark.servers
 async def test_a_mirror_in_postgresql_equals_the_wiki_over_a_restart(
     postgres: Postgres, database: str, schema: str
 ) -> None:

@@ -287,13 +287,13 @@ async def test_snapshot_and_stream_alone_are_the_wiki_once_the_history_is_publis
         sim.clock.advance(3600)
         sim.world.rate = 0
         sim.clock.advance(60)
+        since = sim.clock.utc() - timedelta(hours=47)
+        events = await stream_of(sim, sum(map(len, sim.firehose.log)), since)
         for project in ("enwiki", "simplewiki"):
             copy = Rule()
             for record in await records_of(wme.snapshots.read(f"{project}_namespace_0", type=dict)):
                 copy.apply(record)
-            since = sim.clock.utc() - timedelta(hours=47)
-            count = sum(map(len, sim.firehose.log))
-            for event in await stream_of(sim, count, since):
+            for event in events:
                 if event["is_part_of"]["identifier"] == project:
                     copy.apply(event)
             pages = sim.world.truth(project).pages
