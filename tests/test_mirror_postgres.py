@@ -131,10 +131,15 @@ async def test_a_mirror_in_postgresql_equals_the_wiki_over_a_restart(
             assert statistics.bytes > 100_000
 
 
-async def test_a_server_that_does_not_answer_is_an_error_with_its_name(schema: str) -> None:
+async def test_a_server_that_does_not_answer_is_an_error_with_its_name(
+    schema: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(OSError, match=rf"PostgreSQL at 127.0.0.1:9/x, schema {schema} does not answer") as caught:
         await PostgresStore("postgresql://u:secret@127.0.0.1:9/x", schema=schema, timeout=0.2).open()
-    assert "secret" not in str(caught.value)
+    (warning,) = caplog.messages  # before the wait
+    assert "does not answer" in warning
+    assert warning.endswith("trying again")
+    assert "secret" not in f"{caught.value} {warning}"
 
 
 async def test_a_store_to_be_read_has_to_exist(database: str, schema: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from types import ModuleType
@@ -43,6 +44,8 @@ from wme_async.offsets._database import server_name
 __all__ = ["PostgresStore"]
 
 T = TypeVar("T")
+
+logger: logging.Logger = logging.getLogger("wme_async.mirror")
 
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _FIRST_WAIT: Final = 0.05  # seconds between two attempts; each further one is twice as long
@@ -413,6 +416,7 @@ class _Session:
         self._locked = locked
         self._held = False  # the lock was held once, so a session of ours that is breaking down may still hold it
         self._connection: Any = None
+        self._warned = False  # of an outage that lasts
         self._turn = asyncio.Lock()
 
     async def run(self, work: Callable[[Any], Awaitable[T]]) -> T:
@@ -431,7 +435,7 @@ class _Session:
             wait = _FIRST_WAIT
             while True:
                 try:
-                    return await work(await self._connected(deadline))
+                    result = await work(await self._connected(deadline))
                 except Exception as error:
                     problem = self._problem(error)
                     if problem is None:
@@ -439,6 +443,12 @@ class _Session:
                     if not self._is_passing(error) or asyncio.get_running_loop().time() + wait >= deadline:
                         raise problem from error
                     self._drop()
+                    if not self._warned:
+                        self._warned = True
+                        logger.warning("%s; trying again", getattr(problem, "strerror", problem))
+                else:
+                    self._warned = False
+                    return result
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,6 +13,8 @@ from urllib.parse import SplitResult
 from wme_async.errors import StreamError
 
 __all__ = ["DatabaseStore", "needed_extra", "server_name"]
+
+logger: logging.Logger = logging.getLogger("wme_async.offsets")
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -38,6 +41,7 @@ class DatabaseStore(ABC, Generic[C]):
         self._client = client
         self._owns = client is None
         self._uses = 0
+        self._warned = False  # of an outage that lasts
 
     async def __aenter__(self) -> Self:
         self._uses += 1
@@ -69,13 +73,19 @@ class DatabaseStore(ABC, Generic[C]):
                         if self._client is None:
                             self._client = await self._open()
                         with _unlost_cancellation():
-                            return await work(self._client)
+                            result = await work(self._client)
                 except Exception as error:
                     problem = self._problem(error)
                     if problem is None:
                         raise
                     if not self._is_passing(error) or asyncio.get_running_loop().time() + wait >= deadline:
                         raise StreamError(f"{self._server} {problem}") from error
+                    if not self._warned:
+                        self._warned = True
+                        logger.warning("%s %s; trying again", self._server, problem)
+                else:
+                    self._warned = False
+                    return result
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
 
