@@ -218,14 +218,15 @@ def has_etag(fd: int, etag: str | None, md5: str | None, size: int, is_cancelled
     return strong == f'"{md5}"' or (bool(sums) and hash_range(fd, sums, 0, size, is_cancelled) and sums.proven())
 
 
-def store_note(fd: int, *, identity: str, etag: str, md5: str | None, verified: bool | None) -> None:
-    """Store the version of a file in an extended attribute, if the file system has them."""
+def store_note(fd: int, *, identity: str, etag: str, md5: str | None, verified: bool | None) -> os.stat_result:
+    """Store the version of a file in an extended attribute, if the file system has them; return its status."""
     status = os.fstat(fd)
     note = VersionNote(
         identity=identity, etag=etag, size=status.st_size, mtime_ns=status.st_mtime_ns, md5=md5, verified=verified
     )
     if not _platform.set_attribute(fd, _XATTR, msgspec.json.encode(note)):
         logger.debug("the file system keeps no extended attributes: the next look has to hash")
+    return status
 
 
 def _load_note(fd: int, status: os.stat_result) -> VersionNote | None:

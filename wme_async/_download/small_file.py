@@ -134,11 +134,10 @@ class SmallFile:
         Returns:
             The status of the file.
         """
-        descriptor = self._file.descriptor
-        status = os.fstat(descriptor)
-        if self.content.etag is not None:
-            store_note(descriptor, identity=identity, etag=self.content.etag, md5=self.content.md5, verified=verified)
-        return status
+        descriptor, content = self._file.descriptor, self.content
+        if content.etag is None:
+            return os.fstat(descriptor)
+        return store_note(descriptor, identity=identity, etag=content.etag, md5=content.md5, verified=verified)
 
     def flush(self) -> None:
         """Bring the bytes to the disk, which takes milliseconds.
