@@ -141,6 +141,19 @@ async def wait_done(
         raise
 
 
+async def end_task(task: "asyncio.Task[Any]", *, again: bool = False) -> None:
+    """Cancel a task whose result nobody reads any more, and wait until it is done.
+
+    Args:
+        task: The task. Its exception counts as retrieved.
+        again: Cancel it once more at each cancellation of the present task.
+    """
+    task.cancel()
+    await wait_done(task, on_cancel=task.cancel if again else None)
+    if not task.cancelled():
+        task.exception()
+
+
 async def wait_shielded(
     future: "asyncio.Future[Any]", *, on_cancel: Callable[[], object] | None = None, grace: float | None = None
 ) -> None:

@@ -29,7 +29,7 @@ import msgspec
 from wme_async import _clock
 from wme_async._arguments import check_functions, check_numbers
 from wme_async._stream import Stream
-from wme_async._tasks import is_cancelling, settle, wait_done, wait_server_shutdown
+from wme_async._tasks import end_task, is_cancelling, settle, wait_server_shutdown
 from wme_async.errors import StreamError
 
 __all__ = ["Broadcast", "BroadcastEvent", "BroadcastStatistics", "Listener", "SlowListener", "SlowPolicy"]
@@ -265,11 +265,9 @@ class Broadcast(Generic[T]):
         self._backlog.wake()
         assert self._task is not None
         assert self._watcher is not None
-        self._watcher.cancel()
-        self._task.cancel()
         try:
-            await wait_done(self._task, on_cancel=self._task.cancel)
-            await wait_done(self._watcher)
+            await end_task(self._task, again=True)
+            await end_task(self._watcher)
         finally:
             await self._stream.aclose()
 

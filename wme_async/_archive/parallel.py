@@ -15,7 +15,7 @@ import msgspec
 
 from wme_async._archive.reader import ArchiveReader, ArchiveStatistics, OnBadRecord
 from wme_async._arguments import check_functions, check_numbers, check_path, list_of
-from wme_async._tasks import WorkGroup, call_hook, first_cause, in_thread, wait_done
+from wme_async._tasks import WorkGroup, call_hook, end_task, first_cause, in_thread
 from wme_async.errors import WMEError
 from wme_async.models.decoding import is_plain_data
 
@@ -114,8 +114,7 @@ class ManyReader(Generic[R]):
         self._closed = True
         try:
             if self._task is not None:
-                self._task.cancel()
-                await wait_done(self._task)
+                await end_task(self._task)
         finally:
             if self._results.empty():
                 self._results.put_nowait(RuntimeError(_NOT_OPEN))  # for a task that waits

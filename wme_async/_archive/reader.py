@@ -15,7 +15,7 @@ from wme_async._archive.feed import Feed, FileFeed, WindowFeed, pump
 from wme_async._archive.inflater import Inflater
 from wme_async._archive.tar import DEFAULT_MAX_RECORD, Block, Lines, Run, TarScanner, TooLong
 from wme_async._arguments import check_choice, check_functions, check_numbers, check_type
-from wme_async._tasks import call_hook, wait_done
+from wme_async._tasks import call_hook, end_task
 from wme_async.errors import ArchiveError, DecodeError
 from wme_async.models.decoding import Buffer, key_names, make_decoder
 
@@ -201,10 +201,7 @@ class ArchiveReader(Generic[T]):
         self._inflater.abandon()
         try:
             if self._pump is not None:
-                self._pump.cancel()
-                await wait_done(self._pump, on_cancel=self._pump.cancel)
-                if not self._pump.cancelled():
-                    self._pump.exception()  # marks it as retrieved: the consumer left before
+                await end_task(self._pump, again=True)
         finally:
             await self._inflater.stop()
 

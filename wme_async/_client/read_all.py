@@ -11,7 +11,7 @@ from wme_async._client.sync_plan import SMALL
 from wme_async._download import Checksum
 from wme_async._download.reader import open_content
 from wme_async._download.small_file import fetch_small
-from wme_async._tasks import WorkGroup, first_cause, wait_done
+from wme_async._tasks import WorkGroup, end_task, first_cause
 from wme_async._transport import Transport
 from wme_async.errors import ClientClosed, NotFound, WMEError
 from wme_async.models import Archive
@@ -76,13 +76,9 @@ class ListingReader(AsyncIterator[tuple[M, list[R]]], Generic[M, R]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop reading, and wait until all connections are closed."""
-        task = self._task
-        assert task is not None
+        assert self._task is not None
         self._end = self._end or RuntimeError(_NOT_OPEN)
-        task.cancel()
-        await wait_done(task)
-        if not task.cancelled():
-            task.exception()
+        await end_task(self._task)
 
     async def __anext__(self) -> tuple[M, list[R]]:
         """Return an archive and some of its records, those of one archive in their order.

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-import inspect
 import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from wme_async._download.finished import check_target, existing_version, missing
 from wme_async._download.small_file import SmallContent, SmallFile, fetch_small
 from wme_async._files import free_space
 from wme_async._rates import RateMeter
-from wme_async._tasks import WorkGroup, in_thread, long_in_thread, raise_first_cause
+from wme_async._tasks import WorkGroup, call_hook, in_thread, long_in_thread, raise_first_cause
 from wme_async._transport import Transport, count_requests
 from wme_async.errors import ClientClosed, NotFound, QuotaExceeded, Unauthorized, WMEError
 from wme_async.models import Archive
@@ -469,14 +468,13 @@ class Sync:
         rate = self._meter.rate(now)
         files, total = self._totals
         total = max(total, size)
-        result = hook(
+        await call_hook(
+            hook,
             SyncProgress(
                 files=self._done_files, files_total=files, done=size, total=total, rate=rate,
                 eta=(total - size) / rate if rate > 0 else (0.0 if size == total else None), failed=tuple(self._failed),
-            )
+            ),
         )  # fmt: skip
-        if inspect.isawaitable(result):
-            await result
 
     def _report(self, removed: Sequence[SyncFile], *, requests: int, seconds: float) -> SyncReport:
         finished = {file.identifier for files in self._outcomes.values() for file in files}

@@ -25,7 +25,7 @@ from wme_async._download.range_store import RangeStore
 from wme_async._download.source import Checksum, FileInfo, Source, validator_of
 from wme_async._download.verification import check_md5, fetch_version, wait_before_restart
 from wme_async._download.whole_file import WholeFileFetcher
-from wme_async._tasks import WorkGroup, in_thread, raise_first_cause, wait_done
+from wme_async._tasks import WorkGroup, end_task, in_thread, raise_first_cause
 from wme_async._telemetry import operation
 from wme_async._transport import Transport
 from wme_async.errors import IntegrityError, WMEError
@@ -169,13 +169,9 @@ class ContentReader(AsyncIterator[bytes], abc.ABC):
     async def aclose(self) -> None:
         """Stop fetching and wait until all connections are closed. A file kept by `tee` can be resumed."""
         self._closed = True
-        task = self._task
         try:
-            if task is not None:
-                task.cancel()
-                await wait_done(task)
-                if not task.cancelled():
-                    task.exception()  # a reader that stops early has no use for it
+            if self._task is not None:
+                await end_task(self._task)
         finally:
             self._dispose()
 

@@ -1,6 +1,5 @@
 """The handling of bad records and gaps: the user is notified, and the hourly batches fill the gaps."""
 
-import inspect
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -11,6 +10,7 @@ from wme_async._stream.backfill import GapFiller
 from wme_async._stream.decoder import BadRecord, Gap, RunDecoder
 from wme_async._stream.options import OnBadRecord, OnGap
 from wme_async._stream.reports import StreamEvent, StreamGap
+from wme_async._tasks import call_hook
 from wme_async._telemetry import log_fields
 from wme_async.errors import DecodeError
 
@@ -138,6 +138,5 @@ class InterruptionHandler(Generic[T]):
 
 async def _call(hook: Callable[[Any], Awaitable[None] | None] | str, argument: object) -> None:
     """Call a function, plain or async; a word is not a function."""
-    result = hook(argument) if callable(hook) else None
-    if inspect.isawaitable(result):
-        await result
+    if callable(hook):
+        await call_hook(hook, argument)

@@ -1,7 +1,6 @@
 """A stream into a broker, each event once and in order: what the bridges into Kafka and NATS share."""
 
 import asyncio
-import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
@@ -13,7 +12,7 @@ import msgspec
 from wme_async._arguments import check_flags, check_numbers
 from wme_async._stream import GroupStream, Stream
 from wme_async._stream.record_types import EventLike
-from wme_async._tasks import is_cancelling, raise_first_cause, wait_done
+from wme_async._tasks import call_hook, is_cancelling, raise_first_cause, wait_done
 from wme_async._telemetry import log_fields
 from wme_async.errors import DecodeError, StreamError
 from wme_async.integrations._bridge_messages import (
@@ -446,7 +445,5 @@ class Bridge(Generic[T, Place]):
         if isinstance(self._dead_letter, str):
             await self._target.send_dead_letter(self._dead_letter, message, letter.reason)
         else:
-            result = self._dead_letter(letter)
-            if inspect.isawaitable(result):
-                await result
+            await call_hook(self._dead_letter, letter)
         self._dead_letters += 1

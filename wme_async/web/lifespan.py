@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any, TypeVar
 
 from wme_async._arguments import check_functions
-from wme_async._tasks import wait_done
+from wme_async._tasks import end_task
 
 __all__ = ["Lifespan"]
 
@@ -100,12 +100,7 @@ class Lifespan:
             raise
         name = getattr(job, "__qualname__", "of a service")
         task = asyncio.create_task(self._watch(job, name), name=f"wme job {name}")
-
-        async def end() -> None:
-            task.cancel()
-            await wait_done(task, on_cancel=task.cancel)
-
-        stack.push_async_callback(end)
+        stack.push_async_callback(end_task, task, again=True)
 
     @property
     def failure(self) -> BaseException | None:
