@@ -36,7 +36,13 @@ RENAMES_OPEN_FILES: Final = fcntl is not None
 READS_SOCKETS: Final = hasattr(os, "readv")
 """Whether `read_socket` works here."""
 
+# Looked for once: the portable tests hide the calls while this module is loaded, and no longer.
 _POSITIONAL: Final = hasattr(os, "pwrite") and hasattr(os, "preadv")
+_SYNCS_FOLDERS: Final = hasattr(os, "O_DIRECTORY")
+_REFUSES_LINKS: Final = hasattr(os, "O_NOFOLLOW")
+_TELLS_SPACE: Final = hasattr(os, "fstatvfs")
+_TELLS_LIMITS: Final = hasattr(os, "pathconf")
+_CHANGES_MODES: Final = hasattr(os, "fchmod")
 _SAFE: Final = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY", "O_NOINHERIT"))
 _FOLLOWING: Final = _SAFE & ~getattr(os, "O_NOFOLLOW", 0)
 _LOCK_AT: Final = 1 << 43  # beyond the bytes of every file: these locks keep others from the range itself
@@ -59,7 +65,7 @@ def open_file(path: Path, flags: int, mode: int = 0o666, *, follow: bool = False
     Raises:
         OSError: The file cannot be opened.
     """
-    if not follow and not hasattr(os, "O_NOFOLLOW") and path.is_symlink():
+    if not follow and not _REFUSES_LINKS and path.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     return os.open(path, flags | (_FOLLOWING if follow else _SAFE), mode)
 
@@ -70,7 +76,7 @@ def sync_folder(folder: Path) -> None:
     Raises:
         OSError: It cannot be opened, or not be synchronised.
     """
-    if hasattr(os, "O_DIRECTORY"):
+    if _SYNCS_FOLDERS:
         descriptor = os.open(folder, _FOLLOWING | os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -155,7 +161,7 @@ def disk_space(path: Path, descriptor: int | None = None) -> tuple[int, int]:
     Raises:
         OSError: The file system does not say.
     """
-    if hasattr(os, "fstatvfs"):
+    if _TELLS_SPACE:
         status = os.statvfs(path) if descriptor is None else os.fstatvfs(descriptor)
         return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
     usage = shutil.disk_usage(path)
@@ -169,7 +175,7 @@ def allocated_bytes(status: os.stat_result) -> int:
 
 def name_limit(folder: Path) -> int:
     """Return how many bytes a file name in a folder may have; 255 if the file system does not say."""
-    if hasattr(os, "pathconf"):
+    if _TELLS_LIMITS:
         with contextlib.suppress(OSError, ValueError):
             limit = os.pathconf(folder, "PC_NAME_MAX")
             return limit if limit > 0 else _NAME_MAX
@@ -182,7 +188,7 @@ def set_mode(descriptor: int | None, path: Path, mode: int) -> None:
     Raises:
         OSError: They cannot be set.
     """
-    if descriptor is not None and hasattr(os, "fchmod"):
+    if descriptor is not None and _CHANGES_MODES:
         os.fchmod(descriptor, mode)
     else:
         path.chmod(mode)
