@@ -173,7 +173,7 @@ def uvicorn(*words: str, cwd: Path) -> Iterator[tuple["subprocess.Popen[str]", i
             process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.servers)])
 async def test_an_open_page_does_not_hold_up_the_end_of_a_server(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -202,6 +202,7 @@ async def test_an_open_page_does_not_hold_up_the_end_of_a_server(
     assert seconds < 15
 
 
+@pytest.mark.servers
 async def test_the_events_of_batches_do_not_hold_up_the_end_of_a_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
