@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import gc
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 import pytest
@@ -16,10 +17,12 @@ from wme_async.integrations.media import GuardedProxy, Media, format_selector
 from wme_async.jobs import BatchManager, JobLimits, Options
 from wme_async.settings import Retry
 
-pytest.importorskip("yt_dlp", reason="yt-dlp is not installed (the extra `media`)")
-
 # yt-dlp leaves a connection that failed to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    # It is imported by processes of its own alone.
+    pytest.mark.skipif(find_spec("yt_dlp") is None, reason="yt-dlp is not installed (the extra `media`)"),
+]
 
 
 @pytest.fixture(autouse=True)

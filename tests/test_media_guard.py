@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import stat
+from importlib.util import find_spec
 
 import pytest
 from aiohttp import web
@@ -14,7 +15,8 @@ from wme_async.errors import DataError
 from wme_async.integrations.media import Media
 from wme_async.jobs import BatchManager, JobLimits, Options
 
-pytest.importorskip("yt_dlp", reason="yt-dlp is not installed (the extra `media`)")
+# It is imported by processes of its own alone.
+pytestmark = pytest.mark.skipif(find_spec("yt_dlp") is None, reason="yt-dlp is not installed (the extra `media`)")
 
 PROGRAMS = ("ffmpeg", "ffprobe", "avconv", "rtmpdump", "mplayer", "mpv", "aria2c", "curl", "wget", "deno", "node")
 
