@@ -137,7 +137,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def servers(session: nox.Session) -> None:
-    """Run what the suite leaves out: restarts of real servers, a browser, and processes that are killed."""
+    """Run what the suite leaves out: PostgreSQL, restarts of servers, a browser, processes that are killed."""
     install(session, "tests")
     suite(session, None, "-m", "servers")
 

@@ -74,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "torture: takes minutes; run by `nox -s torture`, not by default")
     config.addinivalue_line(
         "markers",
-        "servers: restarts a server, drives a browser or starts many processes; run by `nox -s servers` alone",
+        "servers: takes seconds, for a server, a browser or processes of its own; run by `nox -s servers` alone",
     )
     config.addinivalue_line(
         "markers", "middle_of_a_month: counts by the month; the simulator begins away from its turn"

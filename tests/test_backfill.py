@@ -218,6 +218,7 @@ async def test_a_gap_whose_telling_did_not_come_to_an_end_is_told_again(how: str
     assert [event.gap for event in hook if isinstance(event, StreamGap)] == [calls[0]]
 
 
+@pytest.mark.servers
 async def test_a_gap_longer_than_retention_is_filled_through_the_client_without_duplicates() -> None:
     english: dict[str, str | int | float | bool] = {"is_part_of.identifier": "enwiki", "namespace.identifier": 14}
     shared = {"is_part_of": {"identifier": "enwiki"}, "namespace": {"identifier": 14}}

@@ -574,6 +574,7 @@ async def test_a_new_export_in_the_middle_begins_anew(sim: Simulator, wme: Clien
     assert metered(sim) == spent
 
 
+@pytest.mark.servers
 async def test_a_run_that_is_cancelled_leaves_no_process(sim: Simulator, wme: Client, tmp_path: Path) -> None:
     plan = await make_plan(wme, tmp_path)
     sim.faults.inject("stall", role="store", after=20)
@@ -606,6 +607,7 @@ async def test_an_interruption_from_the_terminal_ends_all_processes(
     assert driver.returncode not in {0, None}
 
 
+@pytest.mark.servers
 @pytest.mark.posix
 async def test_workers_end_with_the_process_that_runs_the_plan(sim: Simulator, wme: Client, tmp_path: Path) -> None:
     plan = await make_plan(wme, tmp_path)
@@ -651,6 +653,7 @@ async def test_a_plan_that_the_allowance_does_not_cover_spends_nothing(
     assert metered(sim) == 0
 
 
+@pytest.mark.servers
 async def test_a_new_export_is_an_error_where_it_should_be(sim: Simulator, wme: Client, tmp_path: Path) -> None:
     plan = await make_plan(wme, tmp_path)
     export(sim, 2)

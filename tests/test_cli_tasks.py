@@ -71,6 +71,7 @@ def test_an_array_of_one_task_each_makes_the_whole_output(sim: Simulator, run: R
     assert metered(sim) == CHUNKS
 
 
+@pytest.mark.servers
 def test_one_command_runs_all_tasks_on_processes(sim: Simulator, run: Run, plan: Plan) -> None:
     run("run", "plan.json", "--index", "5")
     manifest = Manifest.from_json(run("run", "plan.json", "--workers", "1", "--json").stdout)
@@ -117,6 +118,7 @@ def test_a_file_that_is_not_a_plan_is_wrong_usage(run: Run) -> None:
         assert "not the JSON of a Plan" in run(verb, "plan.json", code=2).stderr
 
 
+@pytest.mark.servers
 def test_workers_use_the_sign_in_of_a_profile(
     sim: Simulator, run: Run, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

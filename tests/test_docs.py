@@ -163,7 +163,13 @@ def publishing(firehose: Firehose) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("page", with_python(PAGES), ids=name_of)
+def marked(page: Path) -> Any:
+    """Return a page as a parameter; the longer tutorials start a simulator of their own, and pytest."""
+    slow = page.stem.startswith("tutorial-") or page.stem == "tasks"
+    return pytest.param(page, marks=[pytest.mark.servers] if slow else [], id=name_of(page))
+
+
+@pytest.mark.parametrize("page", [marked(page) for page in with_python(PAGES)])
 def test_the_code_of_a_page_runs_and_prints_its_output(
     page: Path, python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,11 +145,13 @@ def run(python: str, tmp_path: Path) -> Run:
     return call
 
 
-# Each of its processes imports the package anew.
-ON_PROCESSES = pytest.param("snapshot_on_processes", marks=pytest.mark.servers)
+# Their processes import large libraries anew.
+SLOW = {"snapshot_on_processes", "articles_to_parquet", "duckdb_over_wme", "polars_over_wme"}
 
 
-@pytest.mark.parametrize("name", [*sorted(SCRIPTS.keys() - {"snapshot_on_processes"}), ON_PROCESSES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.servers] if name in SLOW else []) for name in sorted(SCRIPTS)]
+)
 def test_a_script_prints_its_documented_output(run: Run, name: str, environment: Simulator, tmp_path: Path) -> None:
     for module in NEEDS.get(name, ()):
         pytest.importorskip(module, reason=f"the example uses {module}, which is not installed")
@@ -222,6 +224,7 @@ def test_the_script_that_copies_the_stream_has_no_event_twice_and_none_missing(
         assert offsets == list(range(first, first + len(offsets)))
 
 
+@pytest.mark.servers
 def test_the_scripts_that_copy_the_stream_into_brokers_go_on_where_the_messages_end(
     run: Run, environment: Simulator, published: Firehose, target: Target, tmp_path: Path
 ) -> None:
@@ -387,6 +390,7 @@ async def test_a_service_looks_up_copies_and_relays(
     assert environment.requests.count("api", path="Marie") == 1
 
 
+@pytest.mark.servers
 def test_the_script_with_a_vector_store_finds_the_page_whose_title_is_given(
     python: str, environment: Simulator, tmp_path: Path
 ) -> None:

@@ -309,6 +309,7 @@ async def feed_through_outages(days: float, outages: dict[int, int]) -> tuple[li
         return seen, gone
 
 
+@pytest.mark.servers
 async def test_a_day_with_outages_brings_each_hour_once() -> None:
     seen, gaps = await feed_through_outages(3.5, {2: 1, 5: 10, 20: 60})
     assert len(gaps) in range(10, 14)
