@@ -475,6 +475,7 @@ def test_what_is_not_a_record_is_an_error(data):
         {"namespace": {"identifier": 2**31}},
         {"namespace": {"identifier": -(2**31) - 1}},
         {"name": "A\0B"},
+        {"name": "A" * 3000},
         {"is_part_of": {"identifier": "en\0wiki"}},
     ],
     ids=str,

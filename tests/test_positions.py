@@ -207,6 +207,12 @@ def test_positions_refuse_what_the_server_would_misread() -> None:
         msgspec.json.decode(b'{"offset":-2}', type=Position)
     with pytest.raises(ValueError, match="an offset is"):
         Position(2**63)
+    for time in (
+        datetime(1, 1, 1, tzinfo=timezone(14 * HOUR)),
+        datetime(9999, 12, 31, 23, tzinfo=timezone(-14 * HOUR)),
+    ):
+        with pytest.raises(ValueError, match="not a date in UTC"):
+            Position(1, time)
     assert Position(1).safe_until is None
     assert Position(1, NOW, NOW - HOUR).safe_until == NOW
 

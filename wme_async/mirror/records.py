@@ -25,6 +25,7 @@ _SHORT: Final = {"wikitext": "article_body.wikitext", "html": "article_body.html
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _DIGEST: Final = 8  # bytes
+_LONGEST: Final = 600  # characters of project and title, of up to 4 bytes each
 
 
 # What databases keep. One number beyond would end every attempt to store the records beside it.
@@ -102,12 +103,15 @@ def title_of(record: bytes) -> TitleKey | None:
     except DecodeError:
         return None
     project = fields.is_part_of.identifier
-    return None if _has_nul(project, fields.name) else (project, fields.name.replace("_", " "))
+    return (project, fields.name.replace("_", " ")) if _is_storable(project, fields.name) else None
 
 
-def _has_nul(*texts: str) -> bool:
-    """Return whether a text has a NUL, which PostgreSQL does not store and no title has."""
-    return any("\0" in text for text in texts)
+def _is_storable(project: str, title: str) -> bool:
+    """Return whether databases can keep a title: PostgreSQL stores no NUL, and no index entry of more than 2.7 kB.
+
+    Titles of MediaWiki have 255 bytes at most.
+    """
+    return "\0" not in title and "\0" not in project and len(title) + len(project) <= _LONGEST
 
 
 class RecordReader:
@@ -155,8 +159,8 @@ class RecordReader:
         project = fields.is_part_of.identifier
         if not fields.name or not project:
             raise DecodeError("the record has no title or no project", record=data)
-        if _has_nul(fields.name, project):
-            raise DecodeError("the record has a NUL in its title or project", record=data)
+        if not _is_storable(project, fields.name):
+            raise DecodeError("the record has a NUL in its title or project, or an endless one", record=data)
         published = microseconds(event.date_published)
         created = microseconds(event.date_created) or published or microseconds(fields.date_modified)
         if created == published:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
@@ -27,6 +27,8 @@ MAX_OFFSET: Final = 2**63 - 1
 """The largest offset that brokers and databases keep."""
 
 _MAX_PARTITION: Final = 2**31 - 1
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class Position(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -40,7 +42,8 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Raises:
         TypeError: The offset is not a whole number, or a time is not a datetime.
-        ValueError: The offset is below -1 or above 2**63 - 1, or a time has no time zone.
+        ValueError: The offset is below -1 or above 2**63 - 1, or a time has no time zone, or is not in the
+            calendar in UTC.
     """
 
     offset: int
@@ -59,6 +62,8 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
                 raise TypeError(f"Position.{name} must be a datetime with a time zone, not {value!r}")
             if value is not None and value.tzinfo is None:
                 raise ValueError(f"Position.{name} needs a time zone: datetime.now(UTC), not datetime.now()")
+            if value is not None and not _FIRST <= value <= _LAST:
+                raise ValueError(f"Position.{name} is not a date in UTC: {value}")
 
     @property
     def safe_until(self) -> datetime | None:

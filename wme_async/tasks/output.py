@@ -12,7 +12,8 @@ import msgspec
 from wme_async._archive import ArchiveReader
 from wme_async._client.bulk import ChunkTask, Manifest, TaskResult
 from wme_async._tasks import in_thread
-from wme_async.errors import DataError, VersionConflict
+from wme_async.errors import DataError, DecodeError, VersionConflict
+from wme_async.models.decoding import decode_json
 from wme_async.tasks.target import Target
 
 __all__ = ["MANIFEST", "Completion", "Output", "check_snapshot", "find_completion", "load_type"]
@@ -48,8 +49,8 @@ async def find_completion(target: Target, task: ChunkTask) -> Completion | None:
     if data is None:
         return None
     try:
-        completion = _COMPLETION.decode(data)
-    except (msgspec.DecodeError, UnicodeError, ValueError) as error:
+        completion = decode_json(data, _COMPLETION)
+    except DecodeError as error:
         raise DataError(
             f"{target.location(task.done)} is damaged ({error}); remove it and run the task again"
         ) from error
