@@ -160,7 +160,8 @@ async def test_jobs_go_through_the_proxy_that_is_given(tmp_path: Path, names: di
         async with BatchManager(tmp_path, proxy=f"http://127.0.0.1:{port}", retry=ONCE) as manager:
             batch = await manager.submit(["http://files.example/a"])
             ended = await manager.wait(batch.batch_id, timeout=10)
-    assert lines == ["GET http://files.example/a HTTP/1.1"]
+    # A refusal may concern the range alone, so the file is requested once again without it.
+    assert set(lines) == {"GET http://files.example/a HTTP/1.1"}
     assert ended.jobs[0].error
 
 
