@@ -50,33 +50,33 @@ def test_every_command_and_option_says_what_it_is_for():
                 assert parameter.help, f"{parameter.opts} of {path}"
 
 
-def wrong_values():
+def wrong_values(path, command):
     """Yield arguments that are wrong for one option each: nothing else of them is looked at."""
-    for path, command in leaves():
-        for parameter in command.params:
-            if not isinstance(parameter, click.Option) or parameter.count:
-                continue
-            name = parameter.opts[0]
-            if isinstance(parameter.type, click.IntRange | click.FloatRange | click.Choice):
-                yield (*path, name, "\x1b[31m²")
-            elif isinstance(parameter.type, click.Path):
-                yield (*path, name, "/dev/null/\x1b[31m")
-            elif parameter.is_flag:
-                yield (*path, f"{name}=1")
-            if not parameter.is_flag:
-                yield (*path, name)  # without its value
-        yield (*path, "--\x1b[31m-nonsense")
-        if any(isinstance(parameter, click.Argument) and parameter.required for parameter in command.params):
-            yield path
+    for parameter in command.params:
+        if not isinstance(parameter, click.Option) or parameter.count:
+            continue
+        name = parameter.opts[0]
+        if isinstance(parameter.type, click.IntRange | click.FloatRange | click.Choice):
+            yield (*path, name, "\x1b[31m²")
+        elif isinstance(parameter.type, click.Path):
+            yield (*path, name, "/dev/null/\x1b[31m")
+        elif parameter.is_flag:
+            yield (*path, f"{name}=1")
+        if not parameter.is_flag:
+            yield (*path, name)  # without its value
+    yield (*path, "--\x1b[31m-nonsense")
+    if any(isinstance(parameter, click.Argument) and parameter.required for parameter in command.params):
+        yield path
 
 
-@pytest.mark.parametrize("arguments", list(wrong_values()), ids=lambda value: ascii("-".join(value)))
-def test_a_wrong_value_of_any_option_is_wrong_usage_in_one_line(arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    assert "\x1b" not in result.output
+@pytest.mark.parametrize(("path", "command"), [pytest.param(*leaf, id=name_of(leaf[0])) for leaf in leaves()])
+def test_a_wrong_value_of_any_option_is_wrong_usage_in_one_line(path, command):
+    for arguments in wrong_values(path, command):
+        result = invoke(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert result.stderr.startswith("Error: "), arguments
+        assert result.stderr.count("\n") == 1, arguments
+        assert "\x1b" not in result.output, arguments
 
 
 def groups():
