@@ -187,6 +187,24 @@ async def test_a_cancellation_from_within_is_a_failure_and_not_silence(sim):
         assert isinstance(hub.failure, asyncio.CancelledError)
 
 
+async def test_a_hub_whose_end_is_cancelled_leaves_no_task(sim):
+    opened = asyncio.Event()
+
+    async def listen() -> None:
+        async with relay(sim):
+            opened.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(listen())
+    await opened.wait()
+    task.cancel()
+    await asyncio.sleep(0)  # now it waits for the tasks of the hub
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [other.get_name() for other in asyncio.all_tasks() if other.get_name().startswith("wme")] == []
+
+
 async def test_listeners_end_with_the_hub_and_by_themselves(sim):
     async with relay(sim) as hub:
         async with hub.listen() as events:

@@ -18,6 +18,7 @@ hub fills its backlog from `since`:
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable
@@ -265,11 +266,10 @@ class Broadcast(Generic[T]):
         self._backlog.wake()
         assert self._task is not None
         assert self._watcher is not None
-        try:
-            await end_task(self._task, again=True)
-            await end_task(self._watcher)
-        finally:
-            await self._stream.aclose()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._stream.aclose)
+            stack.push_async_callback(end_task, self._watcher)
+            stack.push_async_callback(end_task, self._task, again=True)
 
     def end_listeners(self) -> None:
         """End all listeners, and those to come: a server at its shutdown would wait for their responses.
