@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wme_async._text import count_text, did_you_mean, size_text  # private: a pure module
+from wme_async._text import count_text, did_you_mean, duration_text, size_text  # private: a pure module
 
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
@@ -69,3 +69,19 @@ def test_a_name_with_a_wrong_letter_is_recognised(name, place):
 )
 def test_a_count_agrees_with_its_noun(number: int, text: str) -> None:
     assert count_text(number, "file") == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (119.4, "119 s"),
+        (119.6, "2 min"),
+        (7199, "120 min"),
+        (7200, "2 h"),
+        (77361, "21 h"),
+        (4_000_000, "1,111 h"),
+    ],
+)
+def test_a_duration_has_the_unit_that_people_use(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text

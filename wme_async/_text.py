@@ -51,6 +51,13 @@ def size_text(size: float) -> str:
     return f"{size:.{digits}f} {units[0]}"
 
 
+def duration_text(seconds: float) -> str:
+    """Return a duration in the unit that people use: seconds below two minutes, minutes below two hours, hours."""
+    if round(seconds) < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
+
+
 def count_text(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural by an `s`: `1 file`, `1,200 files`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -20,7 +20,7 @@ from wme_async import _clock
 from wme_async._client.resources import RESOURCES
 from wme_async._stream import GroupStream, Static, Stream, StreamStatistics
 from wme_async._stream.reports import StreamConnected, StreamEvent, StreamRetrying
-from wme_async._text import count_text, size_text
+from wme_async._text import count_text, duration_text, size_text
 from wme_async.cli import base, brokers
 from wme_async.errors import TimedOut, WMEError
 from wme_async.offsets import OffsetStore, PostgresOffsets, RedisOffsets, SQLiteOffsets
@@ -261,7 +261,7 @@ def _table(statistics: StreamStatistics, height: int, run: "_Run") -> Group:
             str(partition.offset) if partition.offset >= 0 else "-",
             str(partition.acknowledged) if partition.acknowledged >= 0 else "-",
             partition.published.strftime("%H:%M:%S") if partition.published else "-",
-            f"{partition.age:.0f} s" if partition.age is not None else "-",
+            duration_text(partition.age) if partition.age is not None else "-",
             style=None if partition.connected else "red",
         )
     hidden = len(partitions) - room
@@ -270,8 +270,8 @@ def _table(statistics: StreamStatistics, height: int, run: "_Run") -> Group:
 
 
 def _summary(now: StreamStatistics, run: "_Run") -> str:
-    lag = "" if now.lag is None else f", {now.lag:.0f} s behind"
-    catch_up = "" if not now.catch_up else f", caught up in {now.catch_up:.0f} s"
+    lag = "" if now.lag is None else f", {duration_text(now.lag)} behind"
+    catch_up = "" if not now.catch_up else f", caught up in {duration_text(now.catch_up)}"
     counts = (
         (now.connected, "connection"),
         (now.reconnects, "reconnect"),
@@ -371,7 +371,7 @@ class _Notes:
             self._timers["lost"].cancel()
         if self._said is not None:
             connections = "all connections are" if self._several else "the connection is"
-            _say(f"{connections} back after {time.monotonic() - self._said:.0f} s")
+            _say(f"{connections} back after {duration_text(time.monotonic() - self._said)}")
             self._said = None
 
     def _say_silent(self) -> None:
