@@ -12,8 +12,8 @@ import msgspec
 import pytest
 from failing_sqlite import Trouble
 
-from wme_async import DataError
-from wme_async.mirror import Marks, SQLiteStore
+from wme_async import DataError, DecodeError
+from wme_async.mirror import Marks, MirrorReader, SQLiteStore
 from wme_async.mirror.conformance import CHECKS, check_all
 from wme_async.mirror.rule import Mask, Page, Picture
 
@@ -279,6 +279,25 @@ async def test_an_abstract_that_is_not_text_is_not_searched_and_does_not_end_the
     await store.apply(Picture([page("Rhine", record=b'{"name":"Rhine","abstract":' + abstract + b"}")]), Marks())
     assert [key[1] for key in await store.search("rhine")] == ["Rhine"]
     await store.close()
+
+
+@pytest.mark.parametrize("bad", [b'{"name":5}', b'{"name":"B","z":1e99999999999999999999}'])
+async def test_a_page_that_does_not_fit_its_type_does_not_keep_the_others_from_being_read(tmp_path, bad):
+    store = SQLiteStore(tmp_path / "mirror.db")
+    await store.open()
+    await store.apply(Picture([page("A", 1), page("B", 2, record=bad), page("C", 3, record=b'{"name":"C"}')]), Marks())
+    # Its hidden parts are taken out of the document, which must be decoded for that.
+    await store.apply(Picture([Mask(project="testwiki", page_id=2, revision=1, created=9, hidden=1)]), Marks())
+    await store.close()
+    async with MirrorReader(SQLiteStore(tmp_path / "mirror.db")) as reader:
+        with pytest.raises(DecodeError):
+            [article async for article in reader.pages()]
+        assert [article.name async for article in reader.pages(on_bad_record="skip")] == ["A", "C"]
+        errors: list[DecodeError] = []
+        assert len([article async for article in reader.pages(on_bad_record=errors.append)]) == 2
+        assert len(errors) == 1
+        with pytest.raises(ValueError, match="on_bad_record"):
+            [article async for article in reader.pages(on_bad_record="hide")]  # type: ignore[arg-type]
 
 
 async def test_titles_and_abstracts_are_searched(tmp_path):

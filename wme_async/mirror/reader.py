@@ -9,7 +9,10 @@ from typing import Any, Self, TypeVar, overload
 
 import msgspec
 
-from wme_async._arguments import check_flags, check_record_type, check_text
+from wme_async._archive import OnBadRecord
+from wme_async._arguments import check_choice, check_flags, check_record_type, check_text
+from wme_async._tasks import call_hook
+from wme_async.errors import DecodeError
 from wme_async.mirror.feed import Feed, Watch, position_of
 from wme_async.mirror.marks import (
     Hole,
@@ -24,7 +27,7 @@ from wme_async.mirror.marks import (
 from wme_async.mirror.protocol import Entry, Key, State, Store
 from wme_async.mirror.records import visible_record
 from wme_async.models import Article
-from wme_async.models.decoding import Decoder, make_decoder
+from wme_async.models.decoding import Decoder, decoding, make_decoder
 
 __all__ = ["MirrorReader", "MirrorStatistics"]
 
@@ -178,41 +181,57 @@ class MirrorReader:
         if decode is None:
             check_record_type(type)
             decode = self._decoders[type] = make_decoder(type)
-        return decode(visible_record(entry.record, entry.hidden))
+        # The error of a record with hidden parts must not show them.
+        with decoding():
+            return decode(visible_record(entry.record, entry.hidden))
 
     @overload
-    def pages(self) -> AsyncGenerator[Article]: ...
+    def pages(self, *, on_bad_record: OnBadRecord = ...) -> AsyncGenerator[Article]: ...
     @overload
-    def pages(self, *, type: type[T]) -> AsyncGenerator[T]: ...
-    async def pages(self, *, type: Any = Article) -> AsyncGenerator[Any]:
+    def pages(self, *, type: type[T], on_bad_record: OnBadRecord = ...) -> AsyncGenerator[T]: ...
+    async def pages(self, *, type: Any = Article, on_bad_record: OnBadRecord = "raise") -> AsyncGenerator[Any]:
         """Iterate over all live pages, without their hidden parts, in no order.
 
         A page that changes meanwhile comes as it was, or as it is.
 
         Args:
             type: As for `get`.
+            on_bad_record: What happens to a record that does not fit the type: `raise` a `DecodeError`, which ends the
+                iteration; `skip` it; or call a function, sync or async, with the `DecodeError`, and go on.
 
         Yields:
             Pages.
 
         Raises:
-            DecodeError: A record does not fit the type.
+            DecodeError: A record does not fit the type, if `on_bad_record` is `raise`.
             DataError: The store is damaged.
         """
+        check_choice("on_bad_record", on_bad_record, ("raise", "skip"), function=True)
         async for entries in self._store.entries():
             for entry in entries:
-                yield self._decode(entry, type)
+                try:
+                    page = self._decode(entry, type)
+                except DecodeError as error:
+                    if on_bad_record == "raise":
+                        raise
+                    if callable(on_bad_record):
+                        await call_hook(on_bad_record, error)
+                else:
+                    yield page
 
     def keys(self) -> AsyncIterator[list[Key]]:
         """Iterate over all live pages without their records: lists of project, title, page id, revision, digest."""
         return self._store.keys()
 
-    async def export(self, to: str | os.PathLike[str], *, type: Any = Article) -> Any:
+    async def export(
+        self, to: str | os.PathLike[str], *, type: Any = Article, on_bad_record: OnBadRecord = "raise"
+    ) -> Any:
         """Write all live pages to a Parquet file (extra `arrow`).
 
         Args:
             to: The file, or a folder, as for `wme_async.integrations.arrow.write_parquet`.
             type: The Struct whose fields become columns.
+            on_bad_record: As for `pages`.
 
         Returns:
             The `Parquet` of that function: rows, bytes and files.
@@ -223,7 +242,7 @@ class MirrorReader:
         """
         from wme_async.integrations.arrow import write_parquet  # noqa: PLC0415 - an extra
 
-        return await write_parquet(self.pages(type=type), to, type=type)
+        return await write_parquet(self.pages(type=type, on_bad_record=on_bad_record), to, type=type)
 
     # Changes
 
