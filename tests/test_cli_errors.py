@@ -53,6 +53,17 @@ def invoke(*arguments, **options):
     return CliRunner().invoke(root, arguments, catch_exceptions=False, **options)
 
 
+def test_values_of_an_event_that_does_not_decode_are_a_bad_record(environment, world):
+    world.call(world.firehose.publish, b'{"name":"\xff","event":{"partition":0,"offset":0}}', partition=0)
+    world.call(world.firehose.publish, partition=0)
+    command = ("stream", "--since", "1m", "--limit", "1", "--fields", "name", "--raw")
+    result = invoke(*command)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "UTF-8" in result.stderr
+    result = invoke(*command, "--skip-bad")
+    assert (result.exit_code, result.stdout.count("\n")) == (0, 1)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

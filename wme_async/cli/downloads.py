@@ -66,7 +66,6 @@ async def download_archives(
         source: A file with names.
         to: The folder or file.
         quiet: Without a progress bar.
-        max_rate: MB a second.
         **options: As for `Files.download`.
 
     Raises:

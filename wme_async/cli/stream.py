@@ -172,7 +172,7 @@ async def _follow(
     async with base.connect(context) as client:
         open_stream: Any = client.realtime.wikidata if wikidata else client.realtime.articles
         # The bytes are passed on as they came: with fields that no model names.
-        events = open_stream(type=msgspec.Raw, share=share, on_event=notes, **options)
+        events = open_stream(type=dict if raw else msgspec.Raw, share=share, on_event=notes, **options)
         with notes:
             if to is not None:
                 bridge = {"dead_letter": dead_letter, "max_message": max_message, "tombstones": tombstones}
@@ -218,7 +218,7 @@ async def _print(
         if values is None:
             base.line(event)
         else:
-            base.values_line(msgspec.json.decode(event), values)
+            base.values_line(event, values)
         # An event is processed once it is printed, even if the command is stopped now.
         stream.ack(event)
         run.events += 1

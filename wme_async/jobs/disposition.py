@@ -77,7 +77,7 @@ def _end_of(header: str, at: int, marks: str) -> int:
 
 
 def _quoted(header: str, at: int) -> re.Match[str]:
-    """Return the end of the quoted string that begins at a quote; the end of the header without a closing quote."""
+    """Match the quoted string that begins at a quote: up to the end of the header without a closing quote."""
     match = _QUOTED.match(header, at)
     assert match is not None
     return match
