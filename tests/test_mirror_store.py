@@ -297,7 +297,7 @@ async def test_a_page_that_does_not_fit_its_type_does_not_keep_the_others_from_b
         assert len([article async for article in reader.pages(on_bad_record=errors.append)]) == 2
         assert len(errors) == 1
         with pytest.raises(ValueError, match="on_bad_record"):
-            [article async for article in reader.pages(on_bad_record="hide")]  # type: ignore[arg-type]
+            [article async for article in reader.pages(on_bad_record="hide")]  # type: ignore[call-overload]
 
 
 async def test_titles_and_abstracts_are_searched(tmp_path):
