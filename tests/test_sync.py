@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import hashlib
+import json
 import os
 import sqlite3
 import stat
@@ -768,6 +769,22 @@ async def test_a_cancelled_sync_keeps_what_it_has_fetched(sim: Simulator, wme: C
     report = await wme.batches(HOUR).sync(tmp_path)
     assert report.complete
     assert identifiers(report.new) == {"enwiki_namespace_0"}
+
+
+@pytest.mark.parametrize(("value", "unit"), [(5.0, "XB"), (1.7e308, "MB"), (1e300, "MB"), (-5.0, "MB"), (5.0, "")])
+async def test_a_size_that_cannot_be_true_counts_as_unknown(
+    sim: Simulator, wme: Client, tmp_path: Path, value: float, unit: str
+) -> None:
+    [record] = [
+        record for record in await wme.batches(HOUR).list(filters=EN) if record.identifier == "enwiki_namespace_0"
+    ]
+    row = {"identifier": record.identifier, "version": record.version, "size": {"value": value, "unit_text": unit}}
+    body = json.dumps([row])
+    sim.faults.inject("status", role="api", method="POST", path="/11$", status=200, body=body, times=None)
+    report = await wme.batches(HOUR).sync(tmp_path)
+    assert identifiers(report.new) == {"enwiki_namespace_0"}
+    async with wme.batches(HOUR).read_all() as records:
+        assert [record.identifier async for record, _ in records]
 
 
 # --- decisions

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from wme_async._client.bulk import Plan
 from wme_async._client.paths import chunk_number
+from wme_async._client.sync_plan import size_of
 from wme_async._download import FileInfo
 from wme_async._download.etags import plain_md5
 from wme_async._download.verification import wait_before_restart
@@ -86,7 +87,7 @@ async def _survey(snapshots: Any, chunks: Any, snapshot: str, settings: Mapping[
                 expected=md5,
                 got=stored,
             )
-        rows.append((identifier, md5, info.size if info.size is not None else chunk.size.bytes))
+        rows.append((identifier, md5, info.size if info.size is not None else size_of(chunk) or 0))
     await _check_last(chunks, chunk_number(identifiers[-1]) + 1, snapshot)
     return Plan.of(rows, snapshot=snapshot, **settings), _doubt(record, metadata)
 

@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 from wme_async._archive import ArchiveReader
 from wme_async._client.archive_source import ListedSource
-from wme_async._client.sync_plan import SMALL
+from wme_async._client.sync_plan import SMALL, size_of
 from wme_async._download import Checksum
 from wme_async._download.reader import open_content
 from wme_async._download.small_file import fetch_small
@@ -133,7 +133,7 @@ class ListingReader(AsyncIterator[tuple[M, list[R]]], Generic[M, R]):
 
     async def _small(self, record: M, source: ListedSource) -> bytes | None:
         """Return the bytes of a small archive, fetched in one response; None if that does not work."""
-        size = record.size.bytes if record.size.value else 0
+        size = size_of(record) or 0
         if not record.version or not 0 < size <= min(SMALL, self._share):
             return None
         signed = await source.sign()

@@ -10,6 +10,8 @@ from wme_async._client.archive_names import ArchiveName
 from wme_async.errors import DataError
 from wme_async.models import Archive
 
+_LARGEST: Final = 1 << 63
+
 SMALL: Final = 1 << 20
 """Bytes up to which a file is fetched in one response, in memory."""
 
@@ -33,6 +35,15 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     def is_small(self) -> bool:
         """Whether its size is known and small enough for one response."""
         return self.size is not None and 0 < self.size <= SMALL and bool(self.version)
+
+
+def size_of(record: Archive) -> int | None:
+    """Return the bytes of an archive, rounded to 1,000; None if its metadata has no size, or none that can be true."""
+    try:
+        size = record.size.bytes
+    except ValueError:
+        return None
+    return size if 0 < size < _LARGEST else None
 
 
 class FileState(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +100,7 @@ def entries_of(listing: Iterable[Archive], name: Callable[[Archive], str]) -> li
                 f"{other!r} and {record.identifier!r} get one name, {path!r}, or names that differ only in case; add "
                 "{identifier} to name=, or sync them into two folders with filters="
             )
-        size = record.size.bytes if record.size.value else None
+        size = size_of(record)
         entries.append(Entry(identifier=record.identifier, name=path, version=record.version.lower(), size=size))
     entries.sort(key=lambda entry: -(entry.size or 0))
     return entries

@@ -9,6 +9,7 @@ import click
 from wme_async._client.client import Client
 from wme_async._client.collection import Collection
 from wme_async._client.resources import RESOURCES
+from wme_async._client.sync_plan import size_of
 from wme_async._query.query import Query
 from wme_async._text import size_text
 from wme_async.cli import base, downloads, reading
@@ -106,7 +107,7 @@ class _Commands:
             return
         note = f"{len(records):,} of {total:,}" if len(records) < total else f"{total:,} in all"
         if fields is None and "download" in self._resource.verbs:
-            note += f", {size_text(sum(record.size.bytes for record in records))}"
+            note += f", {size_text(sum(size_of(record) or 0 for record in records))}"
         columns = fields or _COLUMNS.get(self._resource.name, _ARCHIVE_COLUMNS)
         title = self.group.name or ""
         base.show(records, as_json=as_json, columns=columns, title=title, chosen=fields is not None, note=note)

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from wme_async._client.client import Client
+from wme_async._client.sync_plan import size_of
 from wme_async._files import free_space
 from wme_async._tasks import in_thread
 from wme_async.mirror.marks import Scope
@@ -76,7 +77,7 @@ async def plan_load(client: Client, scopes: Sequence[Scope], *, load: str, path:
         chunked = load == "chunks" and bool(snapshot.chunks)
         files = client.snapshots.chunks(scope.identifier) if chunked else client.snapshots
         cost = files.cost(*(snapshot.chunks if chunked else [scope.identifier]))
-        size += snapshot.size.bytes if snapshot.size.value else 0
+        size += size_of(snapshot) or 0
         requests, pool = requests + cost.requests, cost.pool or pool
         versions[scope.identifier] = snapshot.version
     free = None if path is None else await in_thread(lambda: free_space(existing_folder(path)))

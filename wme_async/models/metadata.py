@@ -88,7 +88,8 @@ class Size(Model):
         """The size in bytes; for archives exact to 500 bytes, so never a substitute for a `Content-Length`.
 
         Raises:
-            ValueError: The unit is unknown, or not among `fields` (request `size`, not `size.value`).
+            ValueError: The unit is unknown, or not among `fields` (request `size`, not `size.value`); or the value is
+                not a number of bytes.
         """
         if not self.value:
             return 0
@@ -96,6 +97,8 @@ class Size(Model):
             return round(self.value * _UNITS[self.unit_text.upper()])
         except KeyError:
             raise ValueError(f"the unit of this size is {self.unit_text!r}, which says nothing about bytes") from None
+        except OverflowError:
+            raise ValueError(f"{self.value} {self.unit_text} is not a number of bytes") from None
 
 
 class Code(Model):
