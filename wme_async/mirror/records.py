@@ -160,7 +160,10 @@ class RecordReader:
         if not fields.name or not project:
             raise DecodeError("the record has no title or no project", record=data)
         if not _is_storable(project, fields.name):
-            raise DecodeError("the record has a NUL in its title or project, or an endless one", record=data)
+            raise DecodeError(
+                f"the record has a NUL in its title or project, or they are longer than {_LONGEST} characters",
+                record=data,
+            )
         published = microseconds(event.date_published)
         created = microseconds(event.date_created) or published or microseconds(fields.date_modified)
         if created == published:
