@@ -254,6 +254,29 @@ async def test_aiohttp_serves_events_and_ends_them_at_its_shutdown(sim: Simulato
                 await anext(events)
 
 
+async def test_a_request_for_the_head_of_events_ends_and_has_no_listener(sim: Simulator) -> None:
+    async with Client(**sim.client_options()) as wme, Broadcast(wme.realtime.articles()) as hub:
+
+        async def live(request: web.Request) -> web.StreamResponse:
+            return await aiohttp_events(hub, request)
+
+        async def listeners(_: web.Request) -> web.Response:
+            return web.Response(text=str(hub.statistics().listeners))
+
+        app = web.Application()
+        app.router.add_get("/live", live)
+        app.router.add_get("/listeners", listeners)
+        async with TestClient(TestServer(app)) as served, asyncio.timeout(20):
+            # Of a body, the same connection would take the bytes for the next response.
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            for request in (b"HEAD /live", b"GET /listeners"):
+                writer.write(request + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+            assert await reader.readexactly(1) == b"0"
+            writer.close()
+
+
 async def events_of(body: Any) -> bytes:
     return bytes(await anext(aiter(body)))
 
@@ -265,11 +288,13 @@ async def test_asgi_frameworks_serve_events(sim: Simulator) -> None:
     from starlette.requests import Request  # the same
 
     async with Client(**sim.client_options()) as wme, Broadcast(wme.realtime.articles()) as hub:
-        stream = starlette_events(hub, Request({"type": "http", "headers": []}))
+        stream = starlette_events(hub, Request({"type": "http", "method": "GET", "headers": []}))
         assert stream.media_type == "text/event-stream"
         assert stream.headers["Cache-Control"] == "no-store"
         assert (await events_of(stream.body_iterator)).startswith(b"retry: ")
         await stream.body_iterator.aclose()  # type: ignore[attr-defined]
+        head = starlette_events(hub, Request({"type": "http", "method": "HEAD", "headers": []}))
+        assert [part async for part in head.body_iterator] == []
         other = litestar_events(hub, RequestFactory().get("/"))
         assert other.media_type == "text/event-stream"
         body: Any = other.iterator

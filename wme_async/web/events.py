@@ -41,7 +41,8 @@ def starlette_events(
     """
     from starlette.responses import StreamingResponse  # noqa: PLC0415  # the framework of the caller
 
-    body = hub.sse(request.headers.get(_LAST), where=where)
+    # A response to HEAD has no body; one that does not end would keep its connection.
+    body: Any = () if request.method == "HEAD" else hub.sse(request.headers.get(_LAST), where=where)
     return StreamingResponse(body, media_type=_MEDIA_TYPE, headers=_HEADERS)
 
 
@@ -72,6 +73,8 @@ async def aiohttp_events(
     """
     response = web.StreamResponse(headers={"Content-Type": _MEDIA_TYPE, **_HEADERS})
     await response.prepare(request)
+    if request.method == "HEAD":
+        return response
     async with contextlib.aclosing(hub.sse(request.headers.get(_LAST), where=where)) as body:
         with contextlib.suppress(ConnectionResetError):
             async for event in body:
