@@ -1,5 +1,6 @@
 """The SQLite store of a mirror: the conformance suite, files that are damaged, deleted, or of another version."""
 
+import asyncio
 import contextlib
 import errno
 import multiprocessing
@@ -209,6 +210,27 @@ async def test_records_of_any_size_and_number_are_stored_whole(tmp_path, monkeyp
         0 if len(record) < 100 else {"zlib": 1, "zstd": 2}[name] for record in records
     ]
     assert sum(len(data) for _, data in rows) < 0.7 * sum(map(len, records))
+
+
+async def test_pictures_that_wait_for_each_other_are_all_stored(tmp_path):
+    random = Random(2)
+    store = SQLiteStore(tmp_path / "mirror.db")
+    await store.open()
+
+    def picture(numbers, created):
+        records = {number: b'"%s"' % random.randbytes(50_000) for number in numbers}
+        rows = [page(str(number), number, created=created, record=record) for number, record in records.items()]
+        return Picture(rows), records
+
+    first, records = picture(range(3), 1)
+    await store.apply(first, Marks())  # most of it is new, so the store compresses ahead from now on
+    pictures = [picture(range(start, start + 60), start) for start in (10, 40, 70, 20)]
+    await asyncio.gather(*(store.apply(rows, Marks()) for rows, _ in pictures))
+    for _, part in (pictures[0], pictures[3], pictures[1], pictures[2]):  # by time
+        records |= part
+    entries = {entry.page_id: entry.record async for batch in store.entries() for entry in batch}
+    assert entries == records
+    await store.close()
 
 
 async def test_records_of_both_codecs_live_in_one_store_and_the_missing_one_is_named(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ many records in one call.
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
@@ -64,18 +64,41 @@ class Compressor:
         self.codec: int = _ZLIB if library is None else _ZSTD
         self._library = library
         self._pool: ThreadPoolExecutor | None = None
+        self._ahead: dict[int, tuple[Future[list[Compressed]], int]] = {}
 
     def compress(self, records: Sequence[Buffer]) -> Iterator[Compressed]:
         """Return each record compressed, or as it is if it is small, in order.
 
         Threads compress many bytes ahead of the iterator, while the caller stores the first of them.
         """
+        if records and id(records[0]) in self._ahead:
+            return map(self._begun, records)
         portions = list(_portions(records))
         if len(portions) <= 1:
             return iter(self._compress(records))
+        return chain.from_iterable(self._threads().map(self._compress, portions))
+
+    def begin(self, records: Sequence[Buffer]) -> None:
+        """Begin to compress records in threads; `compress` returns these results until `drop`."""
+        for portion in _portions(records):
+            work = self._threads().submit(self._compress, portion)
+            self._ahead.update((id(record), (work, index)) for index, record in enumerate(portion))
+
+    def drop(self, records: Sequence[Buffer]) -> None:
+        """Forget the results for records of `begin`, which the caller has kept until now."""
+        for record in records:
+            begun = self._ahead.pop(id(record), None)
+            if begun is not None:
+                begun[0].cancel()
+
+    def _begun(self, record: Buffer) -> Compressed:
+        begun = self._ahead.get(id(record))
+        return self._compress([record])[0] if begun is None else begun[0].result()[begun[1]]
+
+    def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="wme compress")
-        return chain.from_iterable(self._pool.map(self._compress, portions))
+        return self._pool
 
     def _compress(self, records: Sequence[Buffer]) -> list[Compressed]:
         large = [record for record in records if len(record) >= _SMALLEST]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ __all__ = ["Loader"]
 logger: logging.Logger = logging.getLogger("wme_async.mirror")
 
 _BATCH: Final = 8 * 1024 * 1024  # bytes of JSON in one transaction, about: each writes parts of all indices
+_WRITES: Final = 2  # batches that the store has: while it writes one, it compresses the next
 _ATTEMPTS: Final = 60  # polls for a chunk that is being exported again
 _WHOLE: Final = "*"  # the key of an archive that is loaded whole
 
@@ -140,7 +142,7 @@ class Loader:
         return done, self._missed
 
     async def read_files(self, files: Files[Any, Any], identifier: str, version: str, number: int) -> ChunkDone:
-        """Merge the records of an archive. While a batch is written, the next one is read."""
+        """Merge the records of an archive. While batches are written, the next one is read."""
         work = self._work
         cut, records, bad, size = 0, 0, 0, 0
         batch = Picture()
@@ -151,7 +153,7 @@ class Loader:
                 files.read(identifier, type=msgspec.Raw, on_bad_record=bad_lines.append, **options) as archive,
                 WorkGroup() as group,
             ):
-                writing = None
+                writes: deque[asyncio.Task[None]] = deque()
                 async for lines in archive.lines():
                     source = f"record {records + 1} or later of {identifier}"
                     picture, newest, wrong = await work.read(self._reader, lines, load=number, source=source)
@@ -159,12 +161,12 @@ class Loader:
                     size += sum(map(len, lines))
                     batch.join(picture)
                     if size >= _BATCH:
-                        if writing is not None:
-                            await writing
-                        writing = group.start(self._write(batch), name="write rows of a mirror")
+                        if len(writes) == _WRITES:
+                            await writes.popleft()
+                        writes.append(group.start(self._write(batch), name="write rows of a mirror"))
                         batch, size = Picture(), 0
-                if writing is not None:
-                    await writing
+                while writes:
+                    await writes.popleft()
                 if batch:
                     await self._write(batch)
         for error in bad_lines:

@@ -42,6 +42,7 @@ from wme_async.mirror.sqlite_rows import (
     write_rows,
 )
 from wme_async.mirror.tables import Database, open_database
+from wme_async.models.decoding import Buffer
 
 __all__ = ["SQLiteStore", "change_of", "hidden_parts"]
 
@@ -109,6 +110,7 @@ class SQLiteStore:
         self._reader: Database | None = None
         self._next_id = 1
         self._seq = 0
+        self._mostly_new = False  # of the last picture, so that compressing the next one early is not in vain
         self._settled = 0
         self._forgotten: set[PageKey] = set()
 
@@ -210,7 +212,14 @@ class SQLiteStore:
             OSError: It cannot be written, for example because the disk is full. Nothing of it was.
             RuntimeError: The store is not open, or open for reading.
         """
-        return await self._in_writer(lambda database: self._apply(database, news, marks))
+        ahead: list[Buffer] = []
+        if self._mostly_new and news and self._writing.locked():
+            ahead = [page.record for page in news.pages.values() if page.record]
+            self._compressor.begin(ahead)
+        try:
+            return await self._in_writer(lambda database: self._apply(database, news, marks))
+        finally:
+            self._compressor.drop(ahead)
 
     async def _in_writer(self, work: Callable[[Database], T]) -> T:
         self._opened()
@@ -264,6 +273,7 @@ class SQLiteStore:
         fetch_pages(connection, title_keys(current, news), current, ids)
         difference = self._merge(current, news, touched)
         self._put(connection, difference, ids)
+        self._mostly_new = 2 * len(difference.pages) > len(news.pages)
         doubts = {f"{project}/{title}": "{}" for project, title in difference.doubts}
         put_marks(connection, Marks(values={"doubts": doubts}))
         return Applied(
