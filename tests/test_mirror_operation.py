@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from datetime import timedelta
 
+import msgspec
 import pytest
 from failing_sqlite import Trouble
 from mirror_world import (
@@ -382,6 +383,36 @@ async def test_verification_merges_what_was_missed_and_counts_it(small):
         assert sum(isinstance(event, MirrorVerified) for event in events) >= 3
         with pytest.raises(ValueError, match="kind"):
             await mirror.verify("half")
+
+
+async def test_changes_of_batches_that_are_written_at_the_same_time_are_all_counted(tmp_path):
+    second = asyncio.Event()
+
+    class Store(SQLiteStore):
+        """Finds one missed change in each batch, and ends the first when there is a second."""
+
+        batches = 0
+
+        async def apply(self, news, marks):
+            if news:
+                self.batches += 1
+                if self.batches == 2:
+                    second.set()
+                await second.wait()
+            applied = await super().apply(news, marks)
+            return msgspec.structs.replace(applied, missed=1) if news else applied
+
+    world = World(seed=2, projects=["enwiki"], pages=6, past=0)
+    async with service(world, article_size=2_800_000) as (_, _, wme):
+        store = Store(tmp_path / "mirror.db")
+        second.set()
+        async with Mirror(wme, [IDENTIFIER], store, source="snapshots") as mirror:
+            await mirror.sync()
+            second.clear()
+            store.batches = 0
+            async with asyncio.timeout(20):
+                verification = await mirror.verify("full")
+            assert verification.missed == store.batches >= 2
 
 
 async def test_a_running_mirror_verifies_itself_when_it_is_due(small):

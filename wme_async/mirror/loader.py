@@ -174,7 +174,9 @@ class Loader:
         return ChunkDone(load=number, version=version, cut=cut, records=records, bad=bad + len(bad_lines))
 
     async def _write(self, picture: Picture) -> None:
-        self._missed += (await self._work.apply(picture)).missed
+        applied = await self._work.apply(picture)
+        # Not in one expression: of two writes at a time, each would add to the sum before both.
+        self._missed += applied.missed
 
     async def _is_current(self, scope: Scope, files: Files[Any, Any], load: Load, snapshot: Snapshot) -> bool:
         """Return whether all that was read is of one version, which is still the newest.
