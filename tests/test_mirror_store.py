@@ -6,7 +6,9 @@ import errno
 import multiprocessing
 import sqlite3
 import sys
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import msgspec
@@ -15,6 +17,7 @@ from failing_sqlite import Trouble
 
 from wme_async import DataError, DecodeError
 from wme_async.mirror import Marks, MirrorReader, SQLiteStore
+from wme_async.mirror.codecs import Compressor
 from wme_async.mirror.conformance import CHECKS, check_all
 from wme_async.mirror.rule import Mask, Page, Picture
 
@@ -230,6 +233,41 @@ async def test_pictures_that_wait_for_each_other_are_all_stored(tmp_path):
         records |= part
     entries = {entry.page_id: entry.record async for batch in store.entries() for entry in batch}
     assert entries == records
+    await store.close()
+
+
+async def test_a_picture_that_could_not_be_compressed_ahead_leaves_nothing_to_later_ones(tmp_path, monkeypatch):
+    store = SQLiteStore(tmp_path / "mirror.db")
+    await store.open()
+    buffers = [bytearray(b"%d" % number * 1_500_000) for number in range(4)]
+    views = [memoryview(buffer) for buffer in buffers]
+
+    def picture(created):
+        rows = [page(str(number), number, created=created, record=view) for number, view in enumerate(views)]
+        return Picture(rows)
+
+    await store.apply(Picture([page("first", 9, created=1, record=b"x")]), Marks())
+    begin = ThreadPoolExecutor.submit
+    calls = iter(range(100))
+
+    def submit(self, function, *arguments):
+        of_loop = threading.current_thread() is threading.main_thread()
+        if of_loop and isinstance(getattr(function, "__self__", None), Compressor) and next(calls) == 1:
+            raise RuntimeError("can't start new thread")
+        return begin(self, function, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ThreadPoolExecutor, "submit", submit)
+        other = Picture([page("other", 10, created=1, record=b"y")])
+        results = await asyncio.gather(
+            store.apply(other, Marks()), store.apply(picture(2), Marks()), return_exceptions=True
+        )
+        assert isinstance(results[1], RuntimeError)
+    for buffer in buffers:
+        buffer[:] = bytes(reversed(buffer[:-1])) + b"!"
+    await store.apply(picture(3), Marks())
+    entries = {entry.page_id: entry.record async for batch in store.entries() for entry in batch}
+    assert [entries[number] for number in range(4)] == [bytes(buffer) for buffer in buffers]
     await store.close()
 
 

@@ -213,10 +213,10 @@ class SQLiteStore:
             RuntimeError: The store is not open, or open for reading.
         """
         ahead: list[Buffer] = []
-        if self._mostly_new and news and self._writing.locked():
-            ahead = [page.record for page in news.pages.values() if page.record]
-            self._compressor.begin(ahead)
         try:
+            if self._mostly_new and news and self._writing.locked():
+                ahead = [page.record for page in news.pages.values() if page.record]
+                self._compressor.begin(ahead)
             return await self._in_writer(lambda database: self._apply(database, news, marks))
         finally:
             self._compressor.drop(ahead)
