@@ -50,6 +50,13 @@ async def loaded_or_refused(store: OffsetStore, file: Path) -> dict[int, Positio
     return None
 
 
+async def test_a_save_leaves_no_connection_open(tmp_path: Path) -> None:
+    for number in range(20):
+        await SQLiteOffsets(tmp_path / f"{number}.db").save(NAME, POSITIONS)
+        # The last connection that closes removes the log.
+        assert not (tmp_path / f"{number}.db-wal").exists()
+
+
 # Damage
 
 

@@ -146,9 +146,9 @@ class SQLiteOffsets:
         """
         check_positions(name, positions)
         if positions:
-            rows = _rows(name, positions)
+            save = partial(_save, _rows(name, positions))
             async with self._limiter:
-                await long_in_thread(partial(self._write, lambda connection: connection.executemany(_SAVE, rows)))
+                await long_in_thread(partial(self._write, save))
 
     @contextlib.asynccontextmanager
     async def claim(self, name: str) -> AsyncIterator[None]:
@@ -397,6 +397,11 @@ def _rows(name: str, positions: Mapping[int, Position]) -> list[tuple[Any, ...]]
         for partition, position in positions.items()
     )
     return [(*row, _checksum(*row)) for row in rows]
+
+
+def _save(rows: list[tuple[Any, ...]], connection: sqlite3.Connection) -> None:
+    # The cursor is not returned: a connection whose cursor is still in use stays open after it was closed.
+    connection.executemany(_SAVE, rows)
 
 
 def _load_leases(connection: sqlite3.Connection, name: str) -> LeaseTable:
