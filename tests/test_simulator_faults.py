@@ -101,11 +101,13 @@ def test_faults_can_be_taken_back() -> None:
         (TypeError, {"kind": "status", "status": "many"}, "status must be a number, not 'many'"),
         (ValueError, {"kind": "drop", "after": -1}, "after is 0 or more"),
         (TypeError, {"kind": "slow", "speed": 3}, "takes no speed"),
+        (ValueError, {"kind": "slow", "rate": 0}, "more than 0 bytes a second"),
+        (ValueError, {"kind": "slow", "rate": 0.0, "role": "realtime"}, "more than 0 bytes a second"),
         (TypeError, {"kind": "gap", "role": "realtime", "after": 3}, "takes no after"),
         (re.error, {"kind": "slow", "path": "("}, "unterminated"),
     ],
 )
-def test_misuse_is_told_at_once(problem: type[Exception], arguments: dict[str, Any], match: str) -> None:
+def test_misuse_is_an_error_at_once(problem: type[Exception], arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(problem, match=match):
         Faults().inject(**arguments)
 
@@ -275,6 +277,15 @@ async def test_slow_sends_at_its_rate_and_may_be_cut_too(store: Store) -> None:
     faults.inject("slow", rate=1_000_000)
     faults.inject("drop", after=30_000)
     assert await store.partial() == DATA[:30_000]
+
+
+async def test_a_rate_of_few_bytes_a_second_is_kept_too(store: Store) -> None:
+    store.simulator.faults.inject("slow", rate=20)
+    store.simulator.faults.inject("drop", after=4)
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    assert await store.partial() == DATA[:4]
+    assert loop.time() - before >= 0.19
 
 
 async def test_short_and_long_with_an_honest_length_and_without(store: Store) -> None:

@@ -219,6 +219,8 @@ class Faults:
         check_numbers(0, integer=False, **numbers)
         if times is not None:
             check_numbers(0, times=times)
+        if numbers.get("rate") == 0:
+            raise ValueError("rate is more than 0 bytes a second, not 0; use `stall` for a body that stops")
         if path is not None and not isinstance(path, str | re.Pattern):
             raise TypeError(f"path must be a piece of the path or a pattern, not {path!r}")
         pattern = re.compile(path) if isinstance(path, str) else path

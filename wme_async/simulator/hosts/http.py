@@ -284,7 +284,7 @@ async def _send_damaged(
         step = max(1, int(delivery.rate * _TICK))
         for start in range(0, len(view), step):
             await stream.write(view[start : start + step])
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(step / delivery.rate)
     if delivery.extra:
         transport.write(delivery.extra)
     if delivery.ending == "whole":
