@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures.process import BrokenProcessPool
@@ -321,6 +322,30 @@ async def test_a_cancelled_task_leaves_nothing(sim: Simulator, wme: Client, tmp_
     running = asyncio.create_task(arun_task(task, wme))
     await sim.requests.wait(role="store", status=206)
     running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert files(tmp_path) == []
+
+
+async def test_a_task_cancelled_while_it_opens_its_output_leaves_nothing(
+    sim: Simulator, wme: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = (await make_plan(wme, tmp_path)).tasks[0]
+    loop, open_file = asyncio.get_running_loop(), Path.open
+
+    def opened(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        file = open_file(path, mode, *args, **options)
+        if path.suffix == ".part":
+            loop.call_soon_threadsafe(running.cancel)
+            cancelled.wait()
+        return file
+
+    cancelled = threading.Event()
+    monkeypatch.setattr(Path, "open", opened)
+    running = asyncio.create_task(arun_task(task, wme))
+    while not running.cancelling():  # noqa: ASYNC110 - a thread cancels it
+        await asyncio.sleep(0)
+    cancelled.set()
     with pytest.raises(asyncio.CancelledError):
         await running
     assert files(tmp_path) == []

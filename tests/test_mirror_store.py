@@ -87,6 +87,18 @@ def hold(path, started, done):
     asyncio.run(main())
 
 
+async def test_an_opening_that_is_cancelled_leaves_the_store_closed_and_unlocked(tmp_path):
+    store = SQLiteStore(tmp_path / "mirror.db")
+    opening = asyncio.create_task(store.open())
+    await asyncio.sleep(0)  # a thread opens it now
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    other = SQLiteStore(tmp_path / "mirror.db")
+    await other.open()
+    await other.close()
+
+
 async def test_a_second_process_that_writes_is_refused_in_words(tmp_path):
     context = multiprocessing.get_context("spawn")
     started, done = context.Event(), context.Event()

@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -330,7 +331,11 @@ assert not loaded, loaded
 assert "logging" not in sys.modules or not sys.modules["logging"].getLogger().handlers
 print("ok")
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    # Neither coverage nor what hides parts of the system from the tests is loaded beside it.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "PYTHONPATH"))}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env=env
+    )
     assert result.stdout == "ok\n", result.stderr
 
 

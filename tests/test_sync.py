@@ -1,6 +1,7 @@
 """Folders made equal to a listing: what is fetched, what is left alone, what is removed, and what goes wrong."""
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import json
@@ -645,6 +646,17 @@ async def test_two_syncs_of_one_folder_are_refused_in_words(
         first.cancel()
     sim.faults.clear()
     assert (await wme.batches(HOUR).sync(tmp_path)).complete
+
+
+async def test_a_sync_that_is_cancelled_while_it_begins_leaves_the_folder_unlocked(wme: Client, tmp_path: Path) -> None:
+    for turns in range(0, 200, 4):
+        sync = asyncio.create_task(wme.batches(HOUR).sync(tmp_path, filters=EN))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        sync.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sync
+    assert (await wme.batches(HOUR).sync(tmp_path, filters=EN)).complete
 
 
 async def test_a_client_that_is_closed_ends_the_sync(sim: Simulator, wme: Client, tmp_path: Path) -> None:

@@ -93,6 +93,26 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     return work.result()
 
 
+async def open_in_thread(function: Callable[[], T], close: Callable[[T], object]) -> T:
+    """Open something in a thread and return it; close it again if the task is cancelled meanwhile.
+
+    Args:
+        function: Opens it.
+        close: Closes it, in a thread too.
+
+    Raises:
+        BaseException: Any exception of the function, unless the task was cancelled meanwhile.
+    """
+    opened: list[T] = []
+    try:
+        await in_thread(lambda: opened.append(function()))
+    except asyncio.CancelledError:
+        for resource in opened:
+            await in_thread(close, resource)
+        raise
+    return opened[0]
+
+
 async def long_in_thread(function: Callable[[Callable[[], bool]], T]) -> T:
     """Run a function that may take minutes in a thread, as `in_thread` does, and let it detect the task's cancellation.
 

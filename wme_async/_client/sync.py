@@ -5,7 +5,8 @@ import contextlib
 import dataclasses
 import errno
 import os
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -33,7 +34,7 @@ from wme_async._download.finished import check_target, existing_version, missing
 from wme_async._download.small_file import SmallContent, SmallFile, fetch_small
 from wme_async._files import free_space
 from wme_async._rates import RateMeter
-from wme_async._tasks import WorkGroup, call_hook, in_thread, long_in_thread, raise_first_cause
+from wme_async._tasks import WorkGroup, call_hook, in_thread, long_in_thread, open_in_thread, raise_first_cause
 from wme_async._transport import Transport, count_requests
 from wme_async.errors import ClientClosed, NotFound, QuotaExceeded, Unauthorized, WMEError
 from wme_async.models import Archive
@@ -119,13 +120,17 @@ class Sync:
     async def _open_state(self) -> FolderState | None:
         if self._options.dry_run:
             exists = await in_thread(self._folder.is_dir)
-            return await in_thread(lambda: FolderState(self._folder, read_only=True)) if exists else None
+            return await self._opened(lambda: FolderState(self._folder, read_only=True)) if exists else None
 
         def open_state() -> FolderState:
             self._folder.mkdir(parents=True, exist_ok=True)
             return FolderState(self._folder)
 
-        return await in_thread(open_state)
+        return await self._opened(open_state)
+
+    @staticmethod
+    async def _opened(function: Callable[[], FolderState]) -> FolderState:
+        return await open_in_thread(function, lambda state: state.close())
 
     async def _run(self, state: FolderState | None) -> Sequence[SyncFile]:
         records = await self._listing.fetch(self._options.filters)
@@ -325,7 +330,10 @@ class Sync:
         """Fetch a small file in one response; return whether it was possible."""
         entry = item.entry
         if item.has_part:
-            leftover = await in_thread(SmallFile.left_over, item.path, md5=entry.version, limit=SMALL + _ROUNDING)
+            leftover = await open_in_thread(
+                partial(SmallFile.left_over, item.path, md5=entry.version, limit=SMALL + _ROUNDING),
+                lambda file: file.close() if isinstance(file, SmallFile) else None,
+            )
             if isinstance(leftover, SmallFile):
                 await self._commit(self._finished(item, source, entry.version, leftover, verified=True))
                 return True

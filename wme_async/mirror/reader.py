@@ -108,7 +108,12 @@ class MirrorReader:
             DataError: It is damaged, not that of a mirror, or of another version.
             OSError: It does not exist, or cannot be read.
         """
-        await self._open(await self._store.open(writing=self._writing))
+        state = await self._store.open(writing=self._writing)
+        try:
+            await self._open(state)
+        except BaseException:
+            await self._store.close()
+            raise
         return self
 
     async def _open(self, state: State) -> None:

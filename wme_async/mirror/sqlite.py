@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from wme_async._arguments import check_choice, check_flags, check_numbers, check_path, check_text
 from wme_async._files import LockedFile, followed, private_file, private_folder
 from wme_async._sqlite import database_error
-from wme_async._tasks import in_thread
+from wme_async._tasks import in_thread, open_in_thread
 from wme_async.errors import DataError
 from wme_async.mirror.codecs import Compressor, decompress
 from wme_async.mirror.protocol import Applied, Change, Counts, Entry, Key, Kind, Marks, State, Sweep
@@ -130,7 +130,7 @@ class SQLiteStore:
             raise RuntimeError(f"{self!r} is open already; make another one")
         self._writing = asyncio.Lock()
         self._reading = asyncio.Lock()
-        return await in_thread(self._open, writing)
+        return await open_in_thread(partial(self._open, writing), lambda _: self._close())
 
     def _open(self, writing: bool) -> State:
         with contextlib.ExitStack() as stack:

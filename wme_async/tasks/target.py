@@ -3,12 +3,13 @@
 import errno
 import os
 from collections.abc import AsyncIterable
+from functools import partial
 from io import BufferedWriter
 from pathlib import Path
 from typing import Protocol
 
 from wme_async._files import part_of, publish, sync_file, sync_folder, write_atomically
-from wme_async._tasks import in_thread
+from wme_async._tasks import in_thread, open_in_thread
 
 __all__ = ["Target", "open_target"]
 
@@ -97,14 +98,14 @@ class _Folder:
         path = self._folder / name
         await in_thread(path.parent.mkdir, parents=True, exist_ok=True)
         part = part_of(path)
-        file = await in_thread(lambda: part.open("wb"))
+        file = await open_in_thread(partial(part.open, "wb"), partial(_discard, part))
         try:
             async for chunk in chunks:
                 await in_thread(file.write, chunk)
             await in_thread(self._publish, file, part, path)
         finally:
             # Of a finished file, the name is gone.
-            await in_thread(_discard, file, part)
+            await in_thread(_discard, part, file)
 
     async def prepare(self, folder: str) -> None:
         path = self._folder / folder
@@ -127,7 +128,7 @@ class _Folder:
         sync_folder(path.parent)
 
 
-def _discard(file: BufferedWriter, part: Path) -> None:
+def _discard(part: Path, file: BufferedWriter) -> None:
     try:
         file.close()
     except OSError as error:

@@ -1,6 +1,5 @@
 """Finished files over HTTP: whole or in a range, with validators, and never as content that a browser would run."""
 
-import asyncio
 import mimetypes
 import os
 import re
@@ -8,12 +7,13 @@ import stat
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
 from wme_async import _platform
-from wme_async._tasks import in_thread, wait_done
+from wme_async._tasks import in_thread, open_in_thread
 from wme_async._transport.retry import http_date
 from wme_async.web.messages import HTTPProblem, Request, Response
 
@@ -56,15 +56,8 @@ async def file_response(path: Path, request: Request) -> Response:
         HTTPProblem: 404 if it cannot be opened, 412 if it is not the version of `If-Match` or `If-Unmodified-Since`,
             416 if the range is not in it.
     """
-    opening = asyncio.get_running_loop().run_in_executor(None, _open, path)
     try:
-        await wait_done(opening)
-    except asyncio.CancelledError:
-        if not opening.cancelled() and opening.exception() is None:
-            opening.result()[0].close()
-        raise
-    try:
-        file, status = opening.result()
+        file, status = await open_in_thread(partial(_open, path), lambda opened: opened[0].close())
     except OSError:
         raise HTTPProblem(404, "no_such_file", "the file does not exist") from None
     try:
