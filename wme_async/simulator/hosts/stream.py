@@ -73,7 +73,7 @@ class Line:
             )
         try:
             record = msgspec.json.decode(entry.head if tail is None else entry.head + _NO_POSITION + tail)
-        except msgspec.DecodeError:  # a raw line on purpose
+        except (msgspec.DecodeError, UnicodeDecodeError):  # a raw line on purpose
             return self.frame(entry.head)
         if self._passes is not None and not self._passes(record):
             return None

@@ -132,7 +132,7 @@ def _number(text: str) -> int:
 
 
 def _json(data: bytes) -> Any:
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
         return msgspec.json.decode(data)
     text = data.decode("utf-8", "replace").lstrip()
     with contextlib.suppress(ValueError, RecursionError):
