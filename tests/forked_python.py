@@ -6,7 +6,6 @@ It has the descriptors, the folder, the environment, the exit status and the sig
 depends on how Python starts and ends, on its other options or on its standard streams takes `sys.executable`.
 """
 
-import atexit
 import contextlib
 import gc
 import importlib
@@ -22,7 +21,11 @@ import tempfile
 import threading
 import types
 import warnings
+
+# A fork ends as an interpreter does, except that it takes nothing down; only these two can do that.
+from atexit import _run_exitfuncs as run_exit_functions
 from collections.abc import Iterator
+from os import _exit as leave_process
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +139,7 @@ def watch(connection: socket.socket, command: int) -> None:
     _, status = os.waitpid(command, 0)
     with contextlib.suppress(OSError):
         connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
-    os._exit(0)
+    leave_process(0)
 
 
 def run(request: dict[str, Any]) -> None:
@@ -175,10 +178,10 @@ def end(status: int) -> None:
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join()
-    atexit._run_exitfuncs()
+    run_exit_functions()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(status)
+    leave_process(status)
 
 
 def main() -> None:

@@ -117,7 +117,8 @@ def command(context: click.Context, /, **options: Any) -> None:
     base.merge_field(options)
     if options["raw"] and (options["table"] or options["to"] is not None):
         raise click.UsageError("--raw prints values; leave out --table and --to")
-    base.run(_follow(context, **options))
+    bridge = {name: options.pop(name) for name in ("dead_letter", "max_message", "tombstones")}
+    base.run(_follow(context, bridge, **options))
 
 
 def _open_store(text: str | None) -> OffsetStore | None:
@@ -140,6 +141,7 @@ def _open_store(text: str | None) -> OffsetStore | None:
 
 async def _follow(
     context: click.Context,
+    bridge: dict[str, Any],
     *,
     wikidata: bool,
     filters: tuple[str, ...],
@@ -150,9 +152,6 @@ async def _follow(
     table: bool,
     raw: bool,
     to: brokers.BrokerURL | None,
-    dead_letter: str | None,
-    max_message: int | None,
-    tombstones: bool,
     **options: Any,
 ) -> None:
     if offsets is not None:
@@ -175,7 +174,6 @@ async def _follow(
         events = open_stream(type=dict if raw else msgspec.Raw, share=share, on_event=notes, **options)
         with notes:
             if to is not None:
-                bridge = {"dead_letter": dead_letter, "max_message": max_message, "tombstones": tombstones}
                 await brokers.copy(events, to, limit=limit, **bridge)
                 return
             async with events as stream:
