@@ -1,5 +1,6 @@
 """`wme-async sync`: its summary, plan, exit codes, and following the hours."""
 
+import asyncio
 import json
 import re
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from wall_clock import MIDDLE_OF_A_MONTH
 
+from wme_async.offsets import SQLiteOffsets
 from wme_async.simulator import Simulator
 
 pytest.importorskip("click")
@@ -180,6 +182,98 @@ def test_wrong_usage_is_exit_code_2_and_creates_nothing(
     monkeypatch.chdir(tmp_path)
     run(*arguments, code=2)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def follow(run: Run, world: Simulator, tmp_path: Path) -> Run:
+    """Follow from the hour before the last one, until the last one ends the command."""
+    day, hour = world.hours[-1].split("T")
+    world.faults.inject("status", role="api", status=403, path=f"batches/{day}/{hour}", times=None)
+
+    def call(*options: str, folder: str = "data") -> Result:
+        return run("sync", "batches", "--follow", "--to", str(tmp_path / folder), *options, code=4)
+
+    return call
+
+
+def projects(*names: str) -> list[str]:
+    return [text for name in names for text in ("--where", f"is_part_of.identifier={name}")]
+
+
+def test_positions_are_those_of_the_filters_and_names(follow: Run, world: Simulator, tmp_path: Path) -> None:
+    since = ("--since", world.hours[-2])
+    first = follow(*projects("enwiki"), *since)
+    assert f"begins with {world.hours[-2]}" in first.stderr
+    again = follow(*projects("enwiki"), *since)
+    positions = tmp_path / "data" / ".wme-hours.db"
+    assert f"goes on after {world.hours[-2]} ({positions}); --since is not used" in again.stderr
+    assert not again.stdout
+    # Other filters in the same folder miss nothing.
+    assert "no position for these filters" in follow(*projects("dewiki"), *since).stderr
+    assert any(name.startswith("dewiki") for name in archives_in(tmp_path))
+    assert "1 new" not in follow(*projects("dewiki"), *since).stdout
+    named = follow(*projects("dewiki"), *since, "--name", "{identifier}.{ext}")
+    assert "no position for these filters" in named.stderr
+    assert "new" in named.stdout
+    # The order of filters means nothing.
+    follow(*projects("enwiki", "dewiki"), *since)
+    assert "goes on after" in follow(*projects("dewiki", "enwiki")).stderr
+
+
+def test_one_file_of_positions_serves_several_folders(follow: Run, world: Simulator, tmp_path: Path) -> None:
+    options = ("--since", world.hours[-2], "--offsets", str(tmp_path / "hours.db"), *EN)
+    for folder in ("one", "two"):
+        assert "begins with" in follow(*options, folder=folder).stderr
+        assert archives_in(tmp_path / folder)
+    assert "goes on after" in follow(*options, folder="two").stderr
+
+
+def test_a_position_without_filters_is_not_used_with_filters_and_that_is_said(follow: Run, world: Simulator) -> None:
+    follow("--since", world.hours[-2])
+    assert "goes on after" in follow().stderr
+    message = follow(*EN, "--since", "3h").stderr
+    assert "begins with -3h" in message
+    assert f"after {world.hours[-2]} and is not used" in message
+
+
+def test_several_values_of_a_field_are_one_report(run: Run, tmp_path: Path) -> None:
+    folder = str(tmp_path / "data")
+    counts = {}
+    for names in (["enwiki"], ["dewiki"], ["enwiki", "dewiki", "enwiki"]):
+        result = run("sync", "batches", "latest", "--to", folder + names[-1] * len(names), *projects(*names), "--json")
+        (report,) = rows(result)
+        counts[len(names), names[0]] = len(report["new"])
+    assert counts[3, "enwiki"] == counts[1, "enwiki"] + counts[1, "dewiki"] >= 2
+    plan = run("sync", "snapshots", "--to", folder, *projects("enwiki", "dewiki"), "--dry-run")
+    assert f"{len(rows(plan))} metered requests" in plan.stderr
+    assert {row["identifier"][:6] for row in rows(plan)} == {"enwiki", "dewiki"}
+
+
+def test_filters_that_select_nothing_are_named(run: Run, tmp_path: Path) -> None:
+    options = ("sync", "batches", "latest", "--to", str(tmp_path / "data"))
+    result = run(*options, *projects("enwiki", "nowhere"))
+    assert "nothing is listed with is_part_of.identifier=nowhere" in result.stderr
+    assert "nothing is listed with is_part_of.identifier=enwiki" not in result.stderr
+    assert "new" in result.stdout
+
+
+def test_a_template_that_gives_one_name_is_named_as_an_option(run: Run, tmp_path: Path) -> None:
+    error = run("sync", "snapshots", "--to", str(tmp_path), "--name", "{kind}", code=2).stderr
+    assert "--name" in error
+    assert "name=" not in error
+
+
+def test_a_second_command_that_follows_is_pointed_to_its_options(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    claim = SQLiteOffsets(folder / ".wme-hours.db").claim("sync/batches")
+    with asyncio.Runner() as runner:
+        runner.run(claim.__aenter__())
+        result = run("sync", "batches", "--follow", "--to", str(folder), code=1)
+        runner.run(claim.__aexit__(None, None, None))
+    assert "--offsets" in result.stderr
+    assert "name=" not in result.stderr
+    assert "stream" not in result.stderr
 
 
 def test_hours_are_followed_until_ctrl_c_and_gone_on_with(

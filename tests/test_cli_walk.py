@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -67,6 +68,49 @@ def wrong_values(path, command):
     yield (*path, "--\x1b[31m-nonsense")
     if any(isinstance(parameter, click.Argument) and parameter.required for parameter in command.params):
         yield path
+
+
+def parsed(path, command, arguments):
+    """Return the values of a command line, or the complaint about one of them."""
+    try:
+        return str(command.make_context(path[-1], list(arguments)).params)
+    except click.UsageError as error:
+        return f"{type(error).__name__}: {error.format_message()}"
+
+
+def relative_hours(command):
+    """Yield arguments with `-3h` in each place where text may stand: an hour, and any option, in both forms."""
+    places = {"HOUR": "-3h", "[HOUR]": "-3h"}
+    required = []
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument) and (parameter.required or parameter.metavar in places):
+            required.append(places.get(parameter.metavar, "x"))
+        elif isinstance(parameter, click.Option) and parameter.required:
+            required += [parameter.opts[0], "0"]
+    if "-3h" in required:
+        yield required
+    for parameter in command.params:
+        is_text = isinstance(parameter.type, click.types.StringParamType)
+        if isinstance(parameter, click.Option) and is_text and not parameter.hidden:
+            yield [*required, parameter.opts[0], "-3h"]
+            yield [*required, f"{parameter.opts[0]}=-3h"]
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(*leaf, id=name_of(leaf[0])) for leaf in leaves()])
+def test_a_relative_hour_arrives_as_it_was_typed(path, command):
+    for arguments in relative_hours(command):
+        values = parsed(path, command, arguments)
+        # A time is one before now, which the next test looks at.
+        assert "-3h" in values or "datetime" in values, values
+        assert "ago:" not in values, values
+        assert not values.startswith("NoSuchOption"), values
+
+
+def test_a_time_before_now_may_have_a_dash():
+    for since in (["--since", "-2h"], ["--since=-2h"], ["--since", "2h"]):
+        (command,) = [command for path, command in leaves() if path == ("stream",)]
+        moment = command.make_context("stream", since).params["since"]
+        assert timedelta(hours=1) < datetime.now(UTC) - moment < timedelta(hours=3)
 
 
 @pytest.mark.parametrize(("path", "command"), [pytest.param(*leaf, id=name_of(leaf[0])) for leaf in leaves()])

@@ -81,7 +81,7 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
         self._files = files
         self._since = since
         self._offsets: OffsetStore = MemoryOffsets() if offsets is None else offsets
-        self._name = f"{name}/{resource}"
+        self._name = position_name(name, resource)
         self._on_gap = on_gap
         self._poll = poll
         self._next: int | None = None
@@ -154,11 +154,9 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
                     yield self._files(hour_path(_time(hour)))
 
     async def _first(self) -> int:
-        position = (await self._offsets.load(self._name)).get(0)
-        if position is not None and position.offset >= _LAST:
-            raise DataError(f"the saved position {self._name!r} is not an hour: {position}; save another, or none")
-        if position is not None and position.offset >= 0:
-            return position.offset + 1
+        last = await last_hour(self._offsets, self._name)
+        if last is not None:
+            return _number(last) + 1
         if isinstance(self._since, datetime):
             return _number(self._since)
         relative: RelativeHour[object] = RelativeHour(self._transport, self._since or "latest")
@@ -221,6 +219,34 @@ class Hours(AsyncIterator[Files[M, R]], Generic[M, R]):
 
     def _now(self) -> float:
         return self._transport.server_now("api")
+
+
+def position_name(name: str, resource: str) -> str:
+    """Return the name of the position of a reader.
+
+    Args:
+        name: Of the reader.
+        resource: The name of the resource that it reads.
+    """
+    return f"{name}/{resource}"
+
+
+async def last_hour(offsets: OffsetStore, name: str) -> datetime | None:
+    """Return the last hour that was processed, UTC; None without a position.
+
+    Args:
+        offsets: Stores the position.
+        name: From `position_name`.
+
+    Raises:
+        DataError: The saved position is not an hour.
+    """
+    position = (await offsets.load(name)).get(0)
+    if position is None or position.offset < 0:
+        return None
+    if position.offset >= _LAST:
+        raise DataError(f"the saved position {name!r} is not an hour: {position}; save another, or none")
+    return _time(position.offset)
 
 
 def _gap(hour: int, reason: str) -> HourGap:

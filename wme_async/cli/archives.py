@@ -60,8 +60,7 @@ class _Commands:
             base.merge_field(options)
             if "filters" in options:
                 options["filters"] = self._filters(verb, options["filters"])
-            text = place and base.place_text(place)
-            base.run_connected(context, lambda client: function(self._getter(client, text), **options))
+            base.run_connected(context, lambda client: function(self._getter(client, place), **options))
 
         if self._place is not None:
             decorators = (click.argument("place", metavar=self._place, shell_complete=_complete_place), *decorators)

@@ -47,7 +47,6 @@ __all__ = [
     "metered_text",
     "parse_filters",
     "parse_record_filters",
-    "place_text",
     "progress_bar",
     "raw_option",
     "run",
@@ -194,21 +193,30 @@ _AGO = "ago:"
 class PlaceCommand(click.Command):
     """A command whose arguments may include `-3h`, which is an hour and not an option."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments, relative hours included.
+    def make_parser(self, ctx: click.Context) -> Any:
+        """Return a parser that knows relative hours, as arguments and as values of options.
 
         Args:
             ctx: The context of the command.
-            args: The arguments of the command line.
         """
-        return super().parse_args(
-            ctx, [f"{_AGO}{text}" if text[:1] == "-" and is_relative_hour(text) else text for text in args]
-        )
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_args(args: list[str]) -> tuple[dict[str, Any], list[str], list[Any]]:
+            values, others, order = parse(
+                [f"{_AGO}{text}" if text[:1] == "-" and is_relative_hour(text) else text for text in args]
+            )
+            return {name: _as_typed(value) for name, value in values.items()}, _as_typed(others), order
+
+        parser.parse_args = parse_args
+        return parser
 
 
-def place_text(argument: str) -> str:
-    """Return an hour or a snapshot as it was typed, from an argument of a `PlaceCommand`."""
-    return argument.removeprefix(_AGO)
+def _as_typed(value: Any) -> Any:
+    """Return a value of the parser with its relative hours as they were typed."""
+    if isinstance(value, str):
+        return value.removeprefix(_AGO) if is_relative_hour(value.removeprefix(_AGO)) else value
+    return type(value)(map(_as_typed, value)) if isinstance(value, list | tuple) else value
 
 
 class Reported(Exception):
@@ -476,7 +484,9 @@ def _parsed_filters(texts: Sequence[str], model: type[Any], backend: Backend) ->
         if not sign or not name:
             raise click.BadParameter(f"{text!r} is not FIELD=VALUE, such as in_language.identifier=en")
         if name in filters:
-            raise click.BadParameter(f"{name} occurs twice")
+            raise click.BadParameter(
+                f"{name} occurs twice, and records have one value of it: run the command for each value"
+            )
         filters[name] = _convert(name, value, filter_type(model, backend, name))
     return filters or None
 

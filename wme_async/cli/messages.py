@@ -14,6 +14,10 @@ _REFUSED: Final = re.compile(r"(\S+) is refused: ")
 _WORDS: Final[Sequence[tuple[str, str]]] = (
     ("if_changed=True", "--if-changed"),
     ("another `name`", "another --name"),
+    ("another name=", "another --name"),
+    ("to name=", "to --name"),
+    ("with filters=", "with --where"),
+    ("max_delete=", "--max-delete "),
     ("another name keeps both", "another --name keeps both"),
     ("another token_file", "another --token-file"),
     ("name='", "--name '"),

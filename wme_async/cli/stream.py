@@ -40,8 +40,8 @@ def _parse_time(_context: click.Context, _option: click.Parameter, text: str | N
     if text is None or text == "oldest":
         return text
     try:
-        if text[-1:] in _UNITS and text[:-1].replace(".", "", 1).isdecimal():
-            return _clock.utc_now() - timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
+        if text[-1:] in _UNITS and text[:-1].removeprefix("-").replace(".", "", 1).isdecimal():
+            return _clock.utc_now() - timedelta(seconds=float(text[:-1].removeprefix("-")) * _UNITS[text[-1]])
         return datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         message = f"{text!r} is neither a time such as 2025-07-16T05:00:00Z nor one such as 2h"

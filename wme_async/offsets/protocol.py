@@ -233,5 +233,5 @@ def check_positions(name: object, positions: object) -> None:
 def in_use(name: str, holder: str) -> StreamError:
     """Return the error for a second reader of a name."""
     return StreamError(
-        f"positions {name!r} are in use by another reader ({holder}): stop that one, or give this stream another name="
+        f"positions {name!r} are in use by another reader ({holder}): stop that one, or give this one another name="
     )
