@@ -15,7 +15,12 @@ from wme_async.simulator import ArticleGenerator, Simulator, build_archive
 
 pa = pytest.importorskip("pyarrow", reason="the extra `arrow` is not installed")
 
-from wme_async.integrations.arrow import ArrowSource, write_parquet  # noqa: E402 - not importable without the extra
+from wme_async.integrations.arrow import (  # noqa: E402 - not importable without the extra
+    ArrowSource,
+    parquet_chunks,
+    record_batches,
+    write_parquet,
+)
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -156,3 +161,83 @@ def test_invalid_arguments_are_an_error_at_the_call(path):
         ArrowSource(path, type=int)
     with pytest.raises(TypeError, match="rescan"):
         ArrowSource(path, type=Row, rescan="no")  # type: ignore[arg-type]
+
+
+class Editor(msgspec.Struct):
+    name: str = ""
+
+
+class Detail(msgspec.Struct):
+    identifier: int = 0
+    comment: str = ""
+    editor: Editor | None = None
+
+
+class Link(msgspec.Struct):
+    name: str = ""
+    url: str = ""
+
+
+class Wide(msgspec.Struct):
+    name: str = ""
+    version: Detail | None = None
+    links: list[Link] | None = None
+    labels: dict[str, Link] = {}
+
+
+WIDE = [
+    Wide("a", Detail(1, "x", Editor("e")), [Link("l", "u"), Link("m", "v")], {"en": Link("n", "w")}),
+    Wide("b"),
+    Wide("c", Detail(3), []),
+]
+
+
+@pytest.mark.parametrize("form", ["batches", "parquet", "bytes"])
+async def test_fields_are_the_columns_in_their_order_and_the_parts_of_objects(tmp_path: Path, form: str) -> None:
+    fields = ["links.url", "version.editor.name", "version.identifier", "labels", "name"]
+
+    async def records() -> Any:
+        for record in WIDE:
+            yield record
+
+    if form == "batches":
+        rows = [row async for batch in record_batches(records(), Wide, fields=fields) for row in batch.to_pylist()]
+    else:
+        target = tmp_path / "x.parquet"
+        if form == "parquet":
+            await write_parquet(records(), target, type=Wide, fields=fields)
+        else:
+            target.write_bytes(b"".join([chunk async for chunk in parquet_chunks(records(), Wide, fields=fields)]))
+        rows = pa.parquet.read_table(target).to_pylist()
+    assert rows == [
+        {
+            "links": [{"url": "u"}, {"url": "v"}],
+            "version": {"editor": {"name": "e"}, "identifier": 1},
+            "labels": [("en", {"name": "n", "url": "w"})],
+            "name": "a",
+        },
+        {"links": None, "version": None, "labels": [], "name": "b"},
+        {"links": [], "version": {"editor": None, "identifier": 3}, "labels": [], "name": "c"},
+    ]
+    assert [list(row) for row in rows] == [["links", "version", "labels", "name"]] * 3
+
+
+def test_a_source_has_the_fields_that_are_named(path: Path) -> None:
+    source = ArrowSource(path, type=Article, fields=["version.identifier", "name"])
+    assert source.schema == pa.schema([("version", pa.struct([("identifier", pa.int64())])), ("name", pa.string())])
+    table = pa.table(source)
+    assert table.schema == source.schema
+    rows = asyncio.run(plain(path))
+    assert [(row["name"], row["version"]["identifier"]) for row in table.to_pylist()] == [(n, v) for n, _, v in rows]
+    # An object that is named as a whole has all its parts.
+    whole = ArrowSource(path, type=Row, fields=["version.identifier", "version"])
+    assert whole.schema == pa.schema([("version", pa.struct([("identifier", pa.int64())]))])
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [(["nothing"], ValueError), (["version.nothing"], ValueError), ([], ValueError), ("name", TypeError)],
+)
+def test_fields_that_do_not_exist_are_errors(path: Path, fields: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="field"):
+        ArrowSource(path, type=Row, fields=fields)

@@ -14,6 +14,8 @@ from wme_async.cli.root import root
 from wme_async.simulator import Simulator
 
 ARCHIVE = "enwiki_namespace_0"
+NAME = ("name", None)
+REVISION = ("version", ["identifier"])
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,37 @@ def test_chosen_records_go_to_parquet(run, archive, tmp_path):
     assert parquet.read_table(target).column_names == ["name"]
     assert parquet.read_table(target).num_rows == 3
     assert "folder" in run("read", archive, *where, "--to", f"{tmp_path}/folder/", code=2).stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--limit", "3")], ids=["all", "some"])
+@pytest.mark.parametrize(
+    ("kind", "fields", "columns"),
+    [
+        ("snapshots", "version.identifier,name,identifier", [REVISION, NAME, ("identifier", None)]),
+        ("snapshots", "name,version.editor.name,version.comment", [NAME, ("version", ["editor", "comment"])]),
+        ("snapshots", "categories.name,name", [("categories", ["name"]), ("name", None)]),
+        ("structured-snapshots", "name,version.identifier,identifier", [NAME, REVISION, ("identifier", None)]),
+    ],
+)
+def test_parquet_has_the_columns_of_json_lines_in_the_order_of_the_fields(run, world, kind, fields, columns, more):
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    identifier = ARCHIVE if kind == "snapshots" else lines(run(kind, "ls"))[0]["identifier"]
+    run(kind, "read", identifier, "--fields", fields, *more, "--to", "x.parquet")
+    table = parquet.read_table("x.parquet")
+
+    def parts(column):
+        inner = column.value_type if pa.types.is_list(column) else column
+        return [part.name for part in inner] if pa.types.is_struct(inner) else None
+
+    assert [(field.name, parts(field.type)) for field in table.schema] == columns
+    records = lines(run(kind, "read", identifier, "--fields", fields, *more))
+    assert [row["name"] for row in table.to_pylist()] == [record["name"] for record in records]
+    for row, record in zip(table.to_pylist(), records, strict=True):
+        for name in set(record) - {"name", "version"}:
+            assert row[name] == record[name]
+        if "identifier" in record.get("version", {}):
+            assert row["version"] == record["version"]
 
 
 def test_downloads_are_chosen_by_filter_by_file_or_all(run, world, tmp_path):

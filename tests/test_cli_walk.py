@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -15,6 +15,7 @@ pytest.importorskip("rich")
 import click
 from click.testing import CliRunner
 from command_walk import commands, leaves
+from wall_clock import utc_now
 
 from wme_async.cli import base
 from wme_async.cli.root import root
@@ -110,7 +111,7 @@ def test_a_time_before_now_may_have_a_dash():
     for since in (["--since", "-2h"], ["--since=-2h"], ["--since", "2h"]):
         (command,) = [command for path, command in leaves() if path == ("stream",)]
         moment = command.make_context("stream", since).params["since"]
-        assert timedelta(hours=1) < datetime.now(UTC) - moment < timedelta(hours=3)
+        assert timedelta(hours=1) < utc_now() - moment < timedelta(hours=3)
 
 
 @pytest.mark.parametrize(("path", "command"), [pytest.param(*leaf, id=name_of(leaf[0])) for leaf in leaves()])

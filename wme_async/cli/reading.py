@@ -63,6 +63,11 @@ class Selection:
         self._project = self._query.for_unfiltered().project if dotted or self.type is model else None
 
     @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The fields that a table has, in the order of its columns; None for all."""
+        return self._query.fields
+
+    @property
     def filtered(self) -> bool:
         """Whether some records are left out."""
         return self._query.selects
@@ -153,14 +158,14 @@ async def _to_parquet(open_archive: Open, selection: Selection, to: str, limit: 
         if in_folder:
             raise click.UsageError("--to a folder/ writes whole archives; with --where or --limit name a file")
         records: AsyncGenerator[Any] = selection.records(open_archive, limit, on_bad_record, Counts())
-        parquet = await write_parquet(records, to, type=selection.type)
+        parquet = await write_parquet(records, to, type=selection.type, fields=selection.columns)
     else:
         if in_folder:
             base.when_stopped("the same command skips the members that are complete")
         # A folder gets a file for each member of the archive, so that a second run can skip complete members.
         select = unwritten(to) if in_folder else None
         async with open_archive(type=selection.type, on_bad_record=on_bad_record, select=select) as reader:
-            parquet = await write_parquet(reader, to, type=selection.type)
+            parquet = await write_parquet(reader, to, type=selection.type, fields=selection.columns)
     rows, files = count_text(parquet.rows, "record"), count_text(len(parquet.files), "file")
     base.echo(f"{to}  {rows}, {size_text(parquet.bytes)} in {files}")
 

@@ -14,6 +14,7 @@ from wme_async._tasks import in_thread, wait_done, wait_shielded
 from wme_async.errors import DecodeError
 from wme_async.integrations._columns import columns_of, constant, known_names, record_batches, schema_of, schema_with
 from wme_async.integrations._json_columns import JSONColumns, json_columns
+from wme_async.integrations._narrowing import Narrowing
 
 __all__ = ["BLOCK", "SMALL_BLOCK", "batches_of"]
 
@@ -29,7 +30,7 @@ _ITEMS: Final = 500  # records of a batch at most, from a source that yields the
 
 
 async def batches_of(
-    records: Any, type: Any, block_bytes: int, extra: str | None = None
+    records: Any, type: Any, block_bytes: int, extra: str | None = None, narrow: Narrowing | None = None
 ) -> AsyncGenerator[tuple["pa.RecordBatch", str | None], None]:
     """Yield batches, each with the member of the archive that it comes from.
 
@@ -38,10 +39,19 @@ async def batches_of(
         type: The type of the records.
         block_bytes: Bytes of lines of an archive that become one batch.
         extra: Name of a column with the fields that the type lacks, as JSON; the records then come from an archive.
+        narrow: Reduces the batches to some fields.
 
     Raises:
         TypeError: With `extra`: the records do not come from an archive that is open and unread.
     """
+    async with contextlib.aclosing(_whole_batches(records, type, block_bytes, extra)) as batches:
+        async for batch, member in batches:
+            yield batch if narrow is None else narrow(batch), member
+
+
+async def _whole_batches(
+    records: Any, type: Any, block_bytes: int, extra: str | None
+) -> AsyncGenerator[tuple["pa.RecordBatch", str | None], None]:
     columns, schema = columns_of(type), schema_of(type)
     if extra is not None:
         async with contextlib.aclosing(_with_extra(records, type, block_bytes, extra)) as batches:

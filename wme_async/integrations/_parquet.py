@@ -3,7 +3,7 @@
 import contextlib
 import io
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from wme_async._tasks import in_thread
 from wme_async.errors import ArchiveError
 from wme_async.integrations._batches import BLOCK, batches_of
 from wme_async.integrations._columns import schema_of, schema_with
+from wme_async.integrations._narrowing import Narrowing
 
 __all__ = ["Parquet", "parquet_chunks", "unwritten", "write_parquet"]
 
@@ -50,6 +51,7 @@ async def parquet_chunks(
     records: AsyncIterable[T],
     type: type[T],
     *,
+    fields: Iterable[str] | None = None,
     row_group_bytes: int = _ROW_GROUP,
     compression: str = "zstd",
 ) -> AsyncGenerator[bytes, None]:
@@ -58,6 +60,8 @@ async def parquet_chunks(
     Args:
         records: An open archive, a stream, or any other async iterable of records.
         type: The type of the records.
+        fields: Dotted names of the columns, in this order, and of the parts of objects that they keep; None for all.
+            Name as few fields in `type` too: all that it has are decoded.
         row_group_bytes: Bytes in memory, before compression, after which a row group is written.
         compression: As pyarrow knows it.
 
@@ -68,22 +72,23 @@ async def parquet_chunks(
         DecodeError: A number that Arrow cannot hold; an archive with another `on_bad_record` than `raise` counts such
             a record as a bad one.
         TypeError: A type without fields, another one than that of the records, or an argument of another type.
-        ValueError: A size below 1, or a compression that Parquet does not have.
+        ValueError: A size below 1, a compression that Parquet does not have, or a field that does not exist.
     """
     _check_form(row_group_bytes, compression)
     check_async_iterable("records", records, "records")
-    async with contextlib.aclosing(_chunks(records, type, row_group_bytes, compression)) as chunks:
+    form = _Form.of(type, fields, None, row_group_bytes, compression)
+    async with contextlib.aclosing(_chunks(records, type, form)) as chunks:
         async for chunk, _ in chunks:
             yield chunk
 
 
 async def _chunks(
-    records: Any, type: Any, row_group_bytes: int, compression: str, extra: str | None = None
+    records: Any, type: Any, form: "_Form", extra: str | None = None
 ) -> AsyncGenerator[tuple[bytes, int], None]:
     """Give the bytes of a file, each time with the number of rows so far."""
-    file = _File(_Form(_schema(type, extra), row_group_bytes, compression))
+    file = _File(form)
     rows = 0
-    async with contextlib.aclosing(batches_of(records, type, BLOCK, extra)) as batches:
+    async with contextlib.aclosing(batches_of(records, type, BLOCK, extra, form.narrow)) as batches:
         async for batch, _ in batches:
             rows += batch.num_rows
             if file.add(batch):
@@ -96,6 +101,7 @@ async def write_parquet(
     to: "str | os.PathLike[str]",
     *,
     type: type[T],
+    fields: Iterable[str] | None = None,
     row_group_bytes: int = _ROW_GROUP,
     compression: str = "zstd",
     partition_by: Literal["member", "project"] | None = None,
@@ -111,6 +117,8 @@ async def write_parquet(
         to: A file, a folder (there already, or ending in a slash), or the URL of an object: `s3://bucket/name.parquet`,
             `gs://`, `az://` (extra `cloud`).
         type: The type of the records.
+        fields: Dotted names of the columns, in this order, and of the parts of objects that they keep; None for all.
+            Name as few fields in `type` too: all that it has are decoded.
         row_group_bytes: Bytes in memory, before compression, after which a row group is written.
         compression: As pyarrow knows it: `zstd`, `snappy`, `none`, ...
         partition_by: How a folder is divided: `"member"`, as above; or `"project"`, into
@@ -127,19 +135,19 @@ async def write_parquet(
         TypeError: A type without fields, another one than that of the records, an argument of another type, a folder
             or `extra` for records that come from no archive, or `"project"` for a type without `is_part_of.identifier`.
         ValueError: An empty path, a size below 1, a compression that Parquet does not have, another `partition_by`, one
-            without a folder, or an `extra` that is a column already.
+            without a folder, a field that does not exist, or an `extra` that is a column already.
     """
     check_async_iterable("records", records, "records")
     check_path("to", to)
     _check_form(row_group_bytes, compression)
     if partition_by not in (None, "member", "project"):
         raise ValueError(f"partition_by must be 'member' or 'project', not {partition_by!r}")
-    form = _Form(_schema(type, extra), row_group_bytes, compression)
+    form = _Form.of(type, fields, extra, row_group_bytes, compression)
     target = os.fspath(to)
     if "://" in target:
         if partition_by is not None:
             raise ValueError("partition_by divides a folder on a disk, not an object of a store")
-        return await _to_cloud(records, target, type, row_group_bytes, compression, extra)
+        return await _to_cloud(records, target, type, form, extra)
     path, source = Path(target), records
     # A slash means a folder, whether it exists or not; so does a partition.
     if target.endswith(("/", os.sep)) or partition_by is not None:
@@ -147,7 +155,7 @@ async def write_parquet(
     divided = (partition_by or "member") if await in_thread(path.is_dir) else None
     writer = _writer(path, form, divided, source)
     try:
-        async with contextlib.aclosing(batches_of(source, type, BLOCK, extra)) as batches:
+        async with contextlib.aclosing(batches_of(source, type, BLOCK, extra, form.narrow)) as batches:
             async for batch, member in batches:
                 if divided == "project":
                     for project, part in _by_project(batch):
@@ -173,20 +181,14 @@ def _writer(path: Path, form: "_Form", divided: str | None, source: object) -> "
     return _Writer(lambda key: path / _file_name(key or ""), form, one_at_a_time=True)
 
 
-def _schema(type: Any, extra: str | None) -> "pa.Schema":
-    return schema_of(type) if extra is None else schema_with(schema_of(type), extra)
-
-
-async def _to_cloud(
-    records: Any, url: str, type: Any, row_group_bytes: int, compression: str, extra: str | None
-) -> Parquet:
+async def _to_cloud(records: Any, url: str, type: Any, form: "_Form", extra: str | None) -> Parquet:
     from wme_async.integrations.cloud import upload  # noqa: PLC0415 - another extra
 
     rows = 0
 
     async def data() -> AsyncGenerator[bytes, None]:
         nonlocal rows
-        async with contextlib.aclosing(_chunks(records, type, row_group_bytes, compression, extra)) as chunks:
+        async with contextlib.aclosing(_chunks(records, type, form, extra)) as chunks:
             async for chunk, so_far in chunks:
                 rows = so_far
                 yield chunk
@@ -221,11 +223,23 @@ def _file_name(member: str) -> str:
 
 
 class _Form(msgspec.Struct, frozen=True):
-    """The form of files: columns, bytes of a row group, compression."""
+    """The form of files: columns, bytes of a row group, compression, and what reduces batches to the columns."""
 
     schema: Any
     row_group_bytes: int
     compression: str
+    narrow: Any = None
+
+    @classmethod
+    def of(
+        cls, type: Any, fields: Iterable[str] | None, extra: str | None, row_group_bytes: int, compression: str
+    ) -> "_Form":
+        """Return the form of files of a type, with some of its fields and perhaps a column of extra ones."""
+        schema = schema_of(type) if extra is None else schema_with(schema_of(type), extra)
+        if fields is None:
+            return cls(schema, row_group_bytes, compression)
+        narrow = Narrowing(schema, fields if extra is None else [*fields, extra])
+        return cls(narrow.schema, row_group_bytes, compression, narrow)
 
 
 class _File:

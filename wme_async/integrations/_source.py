@@ -16,6 +16,7 @@ from wme_async._client.files import Files
 from wme_async._client.quota import Cost
 from wme_async.integrations._batches import SMALL_BLOCK, batches_of
 from wme_async.integrations._columns import schema_of
+from wme_async.integrations._narrowing import Narrowing
 from wme_async.models import Archive
 
 __all__ = ["ArrowSource"]
@@ -46,13 +47,14 @@ class ArrowSource:
         identifiers: With archives of a client: one identifier, several, or the records of a list
             (`await hour.list(...)`); None for the whole list.
         type: The msgspec Struct to decode records into; its fields are the columns.
+        fields: Dotted names of the columns, in this order, and of the parts of objects that they keep; None for all.
         rescan: Allow more than one scan. Each scan of a client's archives downloads them again, and is charged again
             where they are metered: `cost()` of the source.
         on_bad_record: As for `read_archive`.
 
     Raises:
         TypeError: An argument of another type, or a type without fields.
-        ValueError: Identifiers beside a path.
+        ValueError: Identifiers beside a path, or a field that does not exist.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ArrowSource:
         identifiers: "str | Archive | Iterable[str | Archive] | None" = None,
         *,
         type: type[Any],
+        fields: Iterable[str] | None = None,
         rescan: bool = False,
         on_bad_record: OnBadRecord = "raise",
     ) -> None:
@@ -69,7 +72,8 @@ class ArrowSource:
             raise TypeError(f"source must be a path, or archives such as wme.snapshots, not {source!r}")
         if identifiers is not None and not isinstance(source, Files):
             raise ValueError("identifiers belong to archives of a client; a path is one archive")
-        self.schema: pa.Schema = schema_of(type)
+        self._narrow = None if fields is None else Narrowing(schema_of(type), fields)
+        self.schema: pa.Schema = schema_of(type) if self._narrow is None else self._narrow.schema
         self._source = source
         self._identifiers = None if identifiers is None else _names(identifiers)
         self._type = type
@@ -121,7 +125,8 @@ class ArrowSource:
     async def _read(self) -> AsyncGenerator["pa.RecordBatch", None]:
         async with contextlib.aclosing(self._archives()) as archives:
             async for archive in archives:
-                async with archive, contextlib.aclosing(batches_of(archive, self._type, SMALL_BLOCK)) as batches:
+                batches = batches_of(archive, self._type, SMALL_BLOCK, narrow=self._narrow)
+                async with archive, contextlib.aclosing(batches):
                     async for batch, _ in batches:
                         yield batch
 

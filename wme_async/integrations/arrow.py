@@ -15,7 +15,7 @@ null.
 """
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from typing import TypeVar
 
 from wme_async._arguments import check_async_iterable
@@ -27,6 +27,7 @@ except ImportError as _error:
 
 from wme_async.integrations._batches import SMALL_BLOCK, batches_of
 from wme_async.integrations._columns import schema_of
+from wme_async.integrations._narrowing import Narrowing
 from wme_async.integrations._parquet import Parquet, parquet_chunks, unwritten, write_parquet
 from wme_async.integrations._source import ArrowSource
 
@@ -35,22 +36,27 @@ __all__ = ["ArrowSource", "Parquet", "parquet_chunks", "record_batches", "schema
 T = TypeVar("T")
 
 
-async def record_batches(records: AsyncIterable[T], type: type[T]) -> AsyncGenerator["pa.RecordBatch", None]:
+async def record_batches(
+    records: AsyncIterable[T], type: type[T], *, fields: Iterable[str] | None = None
+) -> AsyncGenerator["pa.RecordBatch", None]:
     """Turn records into Arrow batches of a few MiB.
 
     Args:
         records: An open archive, a stream, or any other async iterable of records.
         type: Type of the records.
+        fields: Dotted names of the columns, in this order, and of the parts of objects that they keep; None for all.
 
     Yields:
-        Batches, all with `schema_of(type)`. Those of an archive never span members.
+        Batches, all with `schema_of(type)` or its `fields`. Those of an archive never span members.
 
     Raises:
         DecodeError: A number that Arrow cannot hold; an archive with another `on_bad_record` than `raise` counts such
             a record as a bad one.
         TypeError: A type without fields.
+        ValueError: A field that does not exist.
     """
+    narrow = None if fields is None else Narrowing(schema_of(type), fields)
     check_async_iterable("records", records, "records")
-    async with contextlib.aclosing(batches_of(records, type, SMALL_BLOCK)) as batches:
+    async with contextlib.aclosing(batches_of(records, type, SMALL_BLOCK, narrow=narrow)) as batches:
         async for batch, _ in batches:
             yield batch
