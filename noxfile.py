@@ -51,6 +51,7 @@ OF_EXTRA: dict[str, list[str]] = {
         "test_jobs_manager",
         "test_web",
         "test_web_lifespan",
+        "test_web_streams",
     ],
     "cli": [
         "test_cli",

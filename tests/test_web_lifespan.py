@@ -164,6 +164,8 @@ def uvicorn(*words: str, cwd: Path) -> Iterator[tuple["subprocess.Popen[str]", i
     """Run an application in a server of its own, without a limit for its shutdown."""
     pytest.importorskip("uvicorn")
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        # Its connections inherit it: a client that does not read soon blocks its response.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         command = [sys.executable, "-m", "uvicorn", "--fd", str(listening.fileno()), "--app-dir", str(EXAMPLES), *words]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd, pass_fds=[listening.fileno()])
         try:

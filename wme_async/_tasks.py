@@ -129,16 +129,21 @@ async def long_in_thread(function: Callable[[Callable[[], bool]], T]) -> T:
     return work.result()
 
 
+def uvicorn_server() -> object:
+    """Return the server of uvicorn that runs this process, whose method handles SIGTERM; of another server, any object.
+
+    Its attributes `should_exit` and `server_state` are uvicorn's own: read them with `getattr` and a default.
+    """
+    return getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+
+
 async def wait_server_shutdown() -> None:
     """Wait until uvicorn, if it runs this process, shuts down; with another server, until cancelled.
 
     ASGI has no message for it: the lifespan ends after the last response, and a response that never ends would hold the
-    server up. The handler of SIGTERM is a method of uvicorn's server, which has `should_exit`.
+    server up.
     """
-    while True:
-        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        if getattr(server, "should_exit", False) is True:
-            return
+    while getattr(uvicorn_server(), "should_exit", False) is not True:  # noqa: ASYNC110  # nothing to wait on
         await asyncio.sleep(_SERVER_POLL)
 
 

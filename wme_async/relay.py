@@ -44,6 +44,7 @@ SlowPolicy: TypeAlias = Literal["drop", "disconnect", "wait"]
 `missed` counts those before it; or it ends with `SlowListener`; or the stream and all other listeners wait for it."""
 
 _TURN: Final = 64  # events that a listener handles before other tasks run
+_CHUNK: Final = 64 * 1024  # bytes of events that are sent at once
 _RETRY: Final = 2000  # milliseconds after which a browser reconnects
 
 
@@ -128,7 +129,7 @@ class _Backlog:
         missed: Events that listeners have missed.
         disconnected: Listeners that were too slow for their policy.
         open: Whether the hub is open.
-        ended: Whether listeners end.
+        ended: Set when listeners end.
         failure: The exception that ended the stream.
     """
 
@@ -149,7 +150,7 @@ class _Backlog:
         self.missed = 0
         self.disconnected = 0
         self.open = False
-        self.ended = False
+        self.ended = asyncio.Event()
         self.failure: BaseException | None = None
 
     async def append(self, entry: _Entry) -> None:
@@ -263,7 +264,7 @@ class Broadcast(Generic[T]):
         if not self._backlog.open:
             return
         self._backlog.open = False
-        self._backlog.wake()
+        self.end_listeners()
         assert self._task is not None
         assert self._watcher is not None
         async with contextlib.AsyncExitStack() as stack:
@@ -276,8 +277,12 @@ class Broadcast(Generic[T]):
 
         Under uvicorn it happens by itself. For aiohttp, call it in `on_shutdown` of the application.
         """
-        self._backlog.ended = True
+        self._backlog.ended.set()
         self._backlog.wake()
+
+    async def wait_ended(self) -> None:
+        """Wait until the listeners end: by `end_listeners`, because the hub is closed, or uvicorn shuts down."""
+        await self._backlog.ended.wait()
 
     @property
     def failure(self) -> BaseException | None:
@@ -323,9 +328,10 @@ class Broadcast(Generic[T]):
     ) -> AsyncGenerator[bytes, None]:
         """Yield events as server-sent events, for the body of a streaming response.
 
-        A comment is sent after `keep_alive` seconds of silence, so that proxies keep the connection, and a write to a
-        client that has disconnected fails. The body ends when the hub is closed or fails, or uvicorn shuts down, and a
-        browser reconnects.
+        Events that have come already, as of a backlog, are yielded in chunks of some 64 KB, and other tasks run after
+        each. A comment is sent after `keep_alive` seconds of silence, so that proxies keep the connection, and a write
+        to a client that has disconnected fails. The body ends when the hub is closed or fails, or uvicorn shuts down,
+        and a browser reconnects.
 
         Args:
             last_event_id: The request's `Last-Event-ID` header.
@@ -338,7 +344,7 @@ class Broadcast(Generic[T]):
             while True:
                 try:
                     async with asyncio.timeout(keep_alive) as silence:
-                        event = await anext(events)
+                        chunk = await events.next_chunk()
                 except TimeoutError:
                     if not silence.expired():
                         raise
@@ -346,7 +352,7 @@ class Broadcast(Generic[T]):
                 except (StopAsyncIteration, StreamError):
                     return
                 else:
-                    yield event.sse()
+                    yield chunk
 
     def statistics(self) -> BroadcastStatistics:
         """Return the counters."""
@@ -417,6 +423,7 @@ class Listener(Generic[T]):
         self._offsets: dict[int, int] = {}
         self._incomplete = False
         self._missed = 0
+        self._turn = 0  # events since other tasks could run
         self._state: Literal["new", "open", "closed"] = "new"
         if last_event_id:
             self._resume(last_event_id)
@@ -456,17 +463,35 @@ class Listener(Generic[T]):
         if self._state == "new":
             raise RuntimeError("the listener is not open: use `async with hub.listen() as events`")
         backlog = self._backlog
-        while self._state == "open" and backlog.open and not backlog.ended:
+        while self._state == "open" and not backlog.ended.is_set():
             event = self._take()
             if event is not None:
                 return event
-            if self._next < backlog.next:
-                await asyncio.sleep(0)  # this turn is over, and `where` selected none of its events
+            if self._turn >= _TURN:
+                self._turn = 0
+                await asyncio.sleep(0)
             elif backlog.failure is not None:
                 raise StreamError(f"the stream behind the relay has ended: {backlog.failure}") from backlog.failure
             else:
+                self._turn = 0
                 await backlog.wait()
         raise StopAsyncIteration
+
+    async def next_chunk(self) -> bytes:
+        """Return the next event, and those after it that have come already, as server-sent events of some 64 KB.
+
+        Raises:
+            BaseException: As for iterating.
+        """
+        event: BroadcastEvent[T] | None = await anext(self)
+        events, size = [], 0
+        while event is not None:
+            events.append(event.sse())
+            size += len(events[-1])
+            if size >= _CHUNK:
+                self._turn = _TURN
+            event = self._take()
+        return b"".join(events)
 
     def is_at(self, number: int) -> bool:
         """Return whether the event with this sequence number is the next one for this listener."""
@@ -481,7 +506,8 @@ class Listener(Generic[T]):
         backlog = self._backlog
         if self._next < backlog.first:
             self._fall_behind(backlog.first - self._next)
-        for _ in range(_TURN):
+        while self._turn < _TURN:
+            self._turn += 1
             entry = backlog.entries.get(self._next)
             if entry is None:
                 break

@@ -12,6 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from wme_async._arguments import check_functions, check_numbers, check_text
 from wme_async.jobs import BatchManager
+from wme_async.web.endless import send_aiohttp
 from wme_async.web.messages import HTTPProblem, Request, Response, parse_headers
 from wme_async.web.server import Listener
 from wme_async.web.service import Service, ServiceOptions
@@ -50,9 +51,10 @@ def create_app(manager: BatchManager, **options: Unpack[ServiceOptions]) -> web.
         ValueError: A key, URL or limit that cannot work.
     """
     service = Service(manager, **options)
+    streams_ended = asyncio.Event()
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        return await _send(request, await service.handle(_convert(request)))
+        return await _send(request, await service.handle(_convert(request)), streams_ended)
 
     owned = False
     closing: asyncio.Task[None] | None = None
@@ -70,6 +72,7 @@ def create_app(manager: BatchManager, **options: Unpack[ServiceOptions]) -> web.
         """End the streams, for which the server would wait, and the jobs: an outer application closes their client."""
         nonlocal closing
         manager.end_streams()
+        streams_ended.set()
         if owned:
             closing = asyncio.get_running_loop().create_task(manager.aclose())
             # `run_manager` raises its exception once the other handlers of the shutdown have run.
@@ -109,7 +112,7 @@ async def _chunks(request: web.Request) -> AsyncGenerator[bytes, None]:
         raise HTTPProblem(400, "bad_request", "the body does not have the encoding of its headers") from None
 
 
-async def _send(request: web.Request, response: Response) -> web.StreamResponse:
+async def _send(request: web.Request, response: Response, streams_ended: asyncio.Event) -> web.StreamResponse:
     body = response.body
     headers = dict(response.headers)
     if response.length is not None:
@@ -119,8 +122,10 @@ async def _send(request: web.Request, response: Response) -> web.StreamResponse:
     stream = web.StreamResponse(status=response.status, headers=headers)
     async with contextlib.aclosing(body):
         await stream.prepare(request)
-        # Most streams end when their reader disconnects.
-        with contextlib.suppress(ConnectionResetError):
+        if response.endless:
+            await send_aiohttp(request, stream, body, streams_ended.wait)
+            return stream
+        with contextlib.suppress(ConnectionError):
             async for chunk in body:
                 await stream.write(chunk)
             await stream.write_eof()

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from wme_async._tasks import wait_server_shutdown
 from wme_async.jobs import BatchManager
+from wme_async.web.endless import respond_asgi
 from wme_async.web.messages import HTTPProblem, Request, Response, parse_headers
 from wme_async.web.service import Service, ServiceOptions
 
@@ -35,11 +36,17 @@ def create_asgi(
     """
     service = Service(manager, **options)
 
+    async def end_with_server() -> None:
+        await wait_server_shutdown()
+        manager.end_streams()
+
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await _lifespan(manager, receive, send)
         elif scope["type"] == "http":
-            await _send(await service.handle(_convert(scope, receive)), receive, send, manager)
+            response = await service.handle(_convert(scope, receive))
+            sending = _send(response, receive, send)
+            await (respond_asgi(sending, end_with_server, scope) if response.endless else sending)
         else:
             raise RuntimeError(f"the batch service speaks HTTP, not {scope['type']}")
 
@@ -105,7 +112,7 @@ def _split_mount(scope: Scope) -> tuple[str, str]:
     return (raw.removeprefix(mount), mount) if raw.startswith(mount) else (quote(below), mount)
 
 
-async def _send(response: Response, receive: Receive, send: Send, manager: BatchManager) -> None:
+async def _send(response: Response, receive: Receive, send: Send) -> None:
     body = response.body
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
     length = len(body) if isinstance(body, bytes) and response.length is None else response.length
@@ -122,15 +129,8 @@ async def _send(response: Response, receive: Receive, send: Send, manager: Batch
             # A stream without events would not notice that its reader has disconnected.
             sending = group.create_task(_send_body(body, send))
             watching = group.create_task(_cancel_on_disconnect(sending, receive))
-            ending = group.create_task(_end_with_server(manager))
             await asyncio.wait([sending])
             watching.cancel()
-            ending.cancel()
-
-
-async def _end_with_server(manager: BatchManager) -> None:
-    await wait_server_shutdown()
-    manager.end_streams()
 
 
 async def _send_body(body: AsyncGenerator[bytes, None], send: Send) -> None:

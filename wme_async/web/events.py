@@ -3,13 +3,14 @@
 A browser that reconnects sends the id of the last event that it received, and gets those after it.
 """
 
-import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
 from wme_async.relay import Broadcast
+from wme_async.web.endless import respond_asgi, send_aiohttp
 
 if TYPE_CHECKING:
     from litestar import Request as LitestarRequest
@@ -39,11 +40,11 @@ def starlette_events(
         request: The request.
         where: Selects records.
     """
-    from starlette.responses import StreamingResponse  # noqa: PLC0415  # the framework of the caller
-
     # A response to HEAD has no body; one that does not end would keep its connection.
     body: Any = () if request.method == "HEAD" else hub.sse(request.headers.get(_LAST), where=where)
-    return StreamingResponse(body, media_type=_MEDIA_TYPE, headers=_HEADERS)
+    response: StreamingResponse = _starlette_type()(body, media_type=_MEDIA_TYPE, headers=_HEADERS)
+    response.wait_ended = hub.wait_ended  # type: ignore[attr-defined]
+    return response
 
 
 def litestar_events(
@@ -56,9 +57,10 @@ def litestar_events(
         request: The request.
         where: Selects records.
     """
-    from litestar.response import Stream  # noqa: PLC0415  # the framework of the caller
-
-    return Stream(hub.sse(request.headers.get(_LAST), where=where), media_type=_MEDIA_TYPE, headers=_HEADERS)
+    body = hub.sse(request.headers.get(_LAST), where=where)
+    response: LitestarStream = _litestar_type()(body, media_type=_MEDIA_TYPE, headers=_HEADERS)
+    response.wait_ended = hub.wait_ended  # type: ignore[attr-defined]
+    return response
 
 
 async def aiohttp_events(
@@ -75,8 +77,38 @@ async def aiohttp_events(
     await response.prepare(request)
     if request.method == "HEAD":
         return response
-    async with contextlib.aclosing(hub.sse(request.headers.get(_LAST), where=where)) as body:
-        with contextlib.suppress(ConnectionResetError):
-            async for event in body:
-                await response.write(event)
+    await send_aiohttp(request, response, hub.sse(request.headers.get(_LAST), where=where), hub.wait_ended)
     return response
+
+
+@functools.cache
+def _starlette_type() -> Any:
+    """Return the class of responses of Starlette that end with their relay."""
+    from starlette.responses import StreamingResponse  # noqa: PLC0415  # the framework of the caller
+
+    class EventsResponse(StreamingResponse):
+        wait_ended: Callable[[], Awaitable[None]]
+
+        async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+            await respond_asgi(super().__call__(scope, receive, send), self.wait_ended, scope)
+
+    return EventsResponse
+
+
+@functools.cache
+def _litestar_type() -> Any:
+    """Return the class of responses of Litestar that end with their relay."""
+    from litestar.response import Stream  # noqa: PLC0415  # the framework of the caller
+
+    class EventsStream(Stream):
+        wait_ended: Callable[[], Awaitable[None]]
+
+        def to_asgi_response(self, *args: Any, **options: Any) -> Any:
+            response = super().to_asgi_response(*args, **options)
+
+            async def application(scope: Any, receive: Any, send: Any) -> None:
+                await respond_asgi(response(scope, receive, send), self.wait_ended, scope)
+
+            return application
+
+    return EventsStream

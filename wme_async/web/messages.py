@@ -68,6 +68,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
         status: HTTP status.
         headers: Headers, except `Content-Length`.
         body: The whole body, or a generator of chunks.
+        endless: Whether a body of chunks goes on until the service ends it.
         length: Bytes of the body where `body` does not tell: of a generator, or of the response to a HEAD request.
     """
 
@@ -75,6 +76,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
     body: bytes | AsyncGenerator[bytes, None] = b""
     length: int | None = None
+    endless: bool = False
 
 
 class Detail(msgspec.Struct, frozen=True):

@@ -216,7 +216,7 @@ class Service:
         after = int(event_id) if _EVENT_ID.fullmatch(event_id) else None
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         body = b"" if request.method == "HEAD" else self._events(batch_id, after, ended)
-        return Response(headers=headers, body=body)
+        return Response(headers=headers, body=body, endless=True)
 
     async def _events(self, batch_id: str | None, after: int | None, ended: bool) -> AsyncGenerator[bytes, None]:
         last = int(self._manager.statistics()["last_event"])
