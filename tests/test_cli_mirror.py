@@ -1,5 +1,6 @@
 """`wme-async mirror`: costs, progress, status with exit codes, verification, and changes as lines."""
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from wme_async.mirror import PostgresStore, SQLiteStore
 from wme_async.simulator import Simulator, World
 
 pytest.importorskip("click")
@@ -86,7 +88,31 @@ def test_status_is_words_or_json_and_the_exit_code_tells_trouble(run: Run, place
     assert f"{IDENTIFIER}: snapshot of 2026-07-" in result.stdout
     assert rows(run("status", place, "--json", code=1))[0]["source"] == "batches"
     run(IDENTIFIER, "--to", place, "--once", "--source", "snapshots")
-    assert "following: 24 pages" in run("status", place).stdout
+    assert "following: 24 pages" in run("status", place, "--once").stdout
+
+
+def test_status_tells_whether_a_process_keeps_the_mirror(run: Run, sim: Simulator, place: str) -> None:
+    run(IDENTIFIER, "--to", place, "--once", "--source", "snapshots", "--quiet")
+    stopped = run("status", place, code=1).stdout
+    assert re.match(r"not running, last written \d+ (s|min) ago; was following: 24 pages, ", stopped)
+    (plain,) = rows(run("status", place, "--json", "--once"))
+    assert plain["running"] is False
+    store = PostgresStore(place) if "://" in place else SQLiteStore(place)
+    with asyncio.Runner() as runner:
+        runner.run(store.open())
+        try:
+            assert run("status", place).stdout.startswith("following: 24 pages, ")
+            assert rows(run("status", place, "--json"))[0]["running"] is True
+        finally:
+            runner.run(store.close())
+    assert run("status", place, "--once").stdout.startswith("not running")
+
+
+def test_a_lock_that_a_killed_process_left_behind_is_nobody(run: Run, tmp_path: Path) -> None:
+    place = tmp_path / "mirror.db"
+    run(IDENTIFIER, "--to", str(place), "--once", "--source", "snapshots", "--quiet")
+    place.with_name("mirror.db.lock").write_text("process 1 on nowhere")
+    assert run("status", str(place), code=1).stdout.startswith("not running, last written")
 
 
 def test_a_mirror_is_verified(run: Run, world: World, sim: Simulator, place: str) -> None:
@@ -97,7 +123,7 @@ def test_a_mirror_is_verified(run: Run, world: World, sim: Simulator, place: str
     sim.call(sim.export_snapshot, IDENTIFIER)
     assert "verified (full): 24 records, 1 changes had been missed" in run("verify", place).stdout
     assert "verified (sample)" in run("verify", place, "--sample").stdout
-    assert "verified (sample)" in run("status", place).stdout
+    assert "verified (sample)" in run("status", place, "--once").stdout
 
 
 def test_changes_are_lines_of_json_and_each_consumer_goes_on(run: Run, world: World, place: str) -> None:
@@ -107,9 +133,11 @@ def test_changes_are_lines_of_json_and_each_consumer_goes_on(run: Run, world: Wo
     assert [change["kind"] for change in (*first, *later)] == ["upsert"] * 24
     assert {change["title"] for change in (*first, *later)} == world.truth("enwiki").pages.keys()
     assert len(bytes.fromhex(first[0]["digest"])) == 8
-    assert run("changes", place).stdout == ""
+    again = run("changes", place)
+    assert again.stdout == ""
+    assert "nothing new for the consumer cli, which has read up to change 24;" in again.stderr
     assert len(rows(run("changes", place, "--consumer", "other"))) == 24
-    assert "consumer cli: 0 changes behind" in run("status", place).stdout
+    assert "consumer cli: 0 changes behind" in run("status", place, "--once").stdout
 
 
 def test_wrong_usage_is_told_before_anything_is_loaded(run: Run, tmp_path: Path) -> None:
@@ -127,7 +155,7 @@ def test_each_schema_of_a_database_is_a_mirror_of_its_own(run: Run, request: pyt
     pytest.importorskip("asyncpg")
     dsn = request.getfixturevalue("postgres_dsn")
     run(IDENTIFIER, "--to", dsn, "--schema", "wiki", "--once", "--source", "snapshots", "--quiet")
-    assert run("status", dsn, "--schema", "wiki").stdout.startswith("following: 24 pages, ")
+    assert run("status", dsn, "--schema", "wiki", "--once").stdout.startswith("not running, last written")
     assert "schema wme_mirror has no mirror" in run("status", dsn, code=1).stderr
     assert len(rows(run("changes", dsn, "--schema", "wiki"))) == 24
     assert "0 changes had been missed" in run("verify", dsn, "--schema", "wiki", "--sample").stdout

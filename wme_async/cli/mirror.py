@@ -5,8 +5,9 @@ from typing import Any, ClassVar, Literal
 
 import click
 
+from wme_async import _clock
 from wme_async._client.client import Client
-from wme_async._text import count_text, size_text
+from wme_async._text import count_text, duration_text, size_text
 from wme_async.cli import base
 from wme_async.mirror import (
     Hole,
@@ -212,10 +213,11 @@ def _summary(statistics: MirrorStatistics) -> str:
 @command.command("status")
 @click.argument("place", metavar=_STORE)
 @_schema_option
+@click.option("--once", is_flag=True, help="It is kept by `mirror --once`, from cron: no process need run.")
 @base.json_option
 @click.pass_context
-def status_command(context: click.Context, place: str, schema: str | None, *, as_json: bool) -> None:
-    """Show state, counts and holes. The exit code is 1 if the mirror is stale or degraded."""
+def status_command(context: click.Context, place: str, schema: str | None, *, once: bool, as_json: bool) -> None:
+    """Show state, counts and holes. The exit code is 1 if the mirror is stale or degraded, or no process keeps it."""
     store = _make_store(place, schema)
 
     async def main() -> MirrorStatistics:
@@ -228,14 +230,17 @@ def status_command(context: click.Context, place: str, schema: str | None, *, as
     else:
         for text in _status_lines(statistics):
             base.echo(text)
-    if not _is_sound(statistics):
+    if not _is_sound(statistics) or (statistics.running is False and not once):
         context.exit(1)
 
 
 def _status_lines(statistics: MirrorStatistics) -> list[str]:
     until = "" if statistics.followed_until is None else f", followed to {statistics.followed_until:%Y-%m-%dT%H:%M}"
+    if statistics.newest is not None:
+        until += f" in the quietest partition, newest event {statistics.newest:%Y-%m-%dT%H:%M}"
+    undecided = f"{statistics.tombstones:,} deleted titles, {statistics.held:,} moves undecided"
     lines = [
-        f"{_summary(statistics)}, {statistics.tombstones:,} deleted titles, {statistics.held:,} moves undecided",
+        f"{_idle(statistics)}{_summary(statistics)}, {undecided}",
         f"source: {statistics.source or 'none yet'}{until}",
     ]
     for name in statistics.identifiers:
@@ -251,6 +256,16 @@ def _status_lines(statistics: MirrorStatistics) -> list[str]:
         lines.append(f"{_verified(statistics.verification)} on {statistics.verification.time:%Y-%m-%d}")
     lines += [f"consumer {name}: {behind:,} changes behind" for name, behind in statistics.consumers.items()]
     return lines
+
+
+def _idle(statistics: MirrorStatistics) -> str:
+    """Return what precedes the state that a process left behind."""
+    if statistics.running is not False:
+        return ""
+    written = ""
+    if statistics.written is not None:
+        written = f", last written {duration_text(max(0.0, _clock.now() - statistics.written.timestamp()))} ago"
+    return f"not running{written}; was "
 
 
 @command.command("verify")
@@ -306,5 +321,10 @@ def changes_command(place: str, schema: str | None, consumer: str, limit: int | 
                 count += 1
                 if count == limit:
                     break
+            if not count:
+                statistics = await reader.statistics()
+                after = statistics.seq - statistics.consumers.get(consumer, statistics.seq)
+                text = f"nothing new for the consumer {consumer}, which has read up to change {after:,}"
+                base.echo(f"{text}; another --consumer begins with all pages", err=True)
 
     base.run(main())

@@ -269,6 +269,12 @@ class Progress:
         return min(known, default=None)
 
     @property
+    def newest(self) -> datetime | None:
+        """When the newest event was published that was followed; None without any."""
+        times = [position.published for position in self.positions.values() if position.offset >= 0]
+        return max((time for time in times if time is not None), default=None)
+
+    @property
     def since(self) -> datetime | None:
         """The time from which on changes were followed, but for holes; None if they are not followed."""
         since: datetime | None = self.get("state", "since", datetime)

@@ -14,6 +14,7 @@ import msgspec
 from wme_async._arguments import check_choice, check_numbers
 from wme_async._tasks import in_thread
 from wme_async.errors import DataError
+from wme_async.mirror.activity import IS_LOCKED
 from wme_async.mirror.codecs import Compressed, Compressor, decompress
 from wme_async.mirror.postgres_rows import (
     TABLES,
@@ -381,6 +382,11 @@ class PostgresStore:
         """Return the size of the store."""
         ((live, rows, held, seq, size),) = await self._read(_COUNTS, self._schema)
         return Counts(pages=live, tombstones=rows - live, held=held, bytes=size, seq=seq)
+
+    async def has_writer(self) -> bool:
+        """Return whether a process mirrors into the schema."""
+        ((locked,),) = await self._read(IS_LOCKED, self._schema)
+        return bool(locked)
 
     async def value(self, kind: Kind, key: str) -> str | None:
         """Return one mark, as it is stored now."""

@@ -55,6 +55,10 @@ class MirrorStatistics(msgspec.Struct, frozen=True, kw_only=True):
         loading: Parts that are merged, and parts in all, of snapshots that are being loaded, by identifier.
         verification: The last comparison with the service.
         consumers: How many changes each consumer is behind at most.
+        running: Whether a process keeps the mirror now; None if the store does not know.
+        written: When the process that keeps the mirror wrote to it last, by the clock of its machine, UTC.
+        newest: When the newest event was published that was followed, UTC. `followed_until` is of the partition whose
+            last event is the oldest.
     """
 
     state: MirrorState
@@ -74,6 +78,9 @@ class MirrorStatistics(msgspec.Struct, frozen=True, kw_only=True):
     loading: dict[str, tuple[int, int]]
     verification: Verification | None
     consumers: dict[str, int]
+    running: bool | None = None
+    written: datetime | None = None
+    newest: datetime | None = None
 
 
 class MirrorReader:
@@ -294,6 +301,8 @@ class MirrorReader:
         """
         progress = await self._progress()
         counts = await self._store.counts()
+        # A store of others may not know it.
+        has_writer = getattr(self._store, "has_writer", None)
         loaded = {scope.identifier: done for scope in self._scopes if (done := progress.loaded(scope)) is not None}
         loads = {scope: load for scope in self._scopes if (load := progress.load(scope)) is not None}
         return MirrorStatistics(
@@ -317,6 +326,9 @@ class MirrorReader:
             },
             verification=progress.get("state", "verification", Verification),
             consumers={name: counts.seq - position_of(text) for name, text in progress.items("consumers")},
+            running=None if has_writer is None else await has_writer(),
+            written=progress.get("state", "written", datetime),
+            newest=progress.newest,
         )
 
     async def _progress(self) -> Progress:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from wme_async._arguments import check_choice, check_flags, check_numbers, check_path, check_text
-from wme_async._files import LockedFile, followed, private_file, private_folder
+from wme_async._files import LockedFile, private_file, private_folder
 from wme_async._sqlite import database_error
 from wme_async._tasks import in_thread, open_in_thread
 from wme_async.errors import DataError
+from wme_async.mirror.activity import is_locked, lock_path
 from wme_async.mirror.codecs import Compressor, decompress
 from wme_async.mirror.protocol import Applied, Change, Counts, Entry, Key, Kind, Marks, State, Sweep
 from wme_async.mirror.rule import (
@@ -154,9 +155,8 @@ class SQLiteStore:
 
     def _locked(self) -> LockedFile:
         # Processes that reach the file by a link and by its own name share one lock.
-        file = followed(self.path)
-        private_folder(file.parent)
-        path = file.with_name(f"{file.name}.lock")
+        path = lock_path(self.path)
+        private_folder(path.parent)
         try:
             lock = LockedFile(path)
         except BlockingIOError as error:
@@ -472,6 +472,10 @@ class SQLiteStore:
         live, rows, held, seq = connection.execute(_COUNTS).fetchone()
         size = sum(path.stat().st_size for suffix in ("", "-wal") if (path := Path(f"{self.path}{suffix}")).exists())
         return Counts(pages=live, tombstones=rows - live, held=held, bytes=size, seq=seq or 0)
+
+    async def has_writer(self) -> bool | None:
+        """Return whether a process mirrors into the file; None if this account cannot know."""
+        return await in_thread(is_locked, self.path)
 
     async def value(self, kind: Kind, key: str) -> str | None:
         """Return one mark, as it is stored now."""

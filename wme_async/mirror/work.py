@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from wme_async import _clock
 from wme_async._client.client import Client
 from wme_async._tasks import in_thread
 from wme_async.errors import DecodeError
@@ -143,6 +144,8 @@ class Work:
             DataError: The store is damaged.
         """
         values = values or {}
+        written = {"written": encode(_clock.utc_now())}
+        values = {**values, "state": {**values.get("state", {}), **written}}
         marks = Marks(
             values=values,
             settled=None if settled is None else int(settled.timestamp() * 1e6),
