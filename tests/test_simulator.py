@@ -532,3 +532,14 @@ def run_pytest(folder: Any) -> "subprocess.CompletedProcess[str]":
         env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "WME_ACCESS_TOKEN": "mine"},
         check=False,
     )
+
+
+async def test_the_count_of_a_pool_or_user_that_does_not_exist_is_an_error():
+    async with Simulator() as simulator:
+        simulator.add_user("another", "pw", ["group_1"])
+        with pytest.raises(ValueError, match="no pool 'snapshot'; there are ondemand, snapshots, chunks"):
+            simulator.caps.set_used("simulated", "snapshot", 15)
+        with pytest.raises(ValueError, match="no user 'nobody'; there are simulated, another"):
+            simulator.caps.set_used("nobody", "snapshots", 15)
+        simulator.caps.set_used("another", "chunks", 15)
+        assert simulator.caps.used("another", "chunks") == 15

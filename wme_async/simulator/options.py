@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypedDict
 
 from wme_async.simulator.arguments import check_mapping, check_numbers, check_texts
-from wme_async.simulator.hosts.access import ACCESS_2025, ACCESS_2026, CAPS_2025, CAPS_2026, AccessRow
+from wme_async.simulator.hosts.access import ACCESS_2025, ACCESS_2026, CAPS_2025, CAPS_2026, POOLS, AccessRow
 from wme_async.simulator.world.world import World
 
 __all__ = ["ROLES", "SimulatorOptions", "policy", "resolve"]
 
 ROLES: Final = ("auth", "api", "realtime", "store")
-_POOLS: Final = ("ondemand", "snapshots", "chunks")
 _POLICIES: Final = {"2025": (ACCESS_2025, CAPS_2025), "2026": (ACCESS_2026, CAPS_2026)}
 _MAPPINGS: Final = {
     "caps": "group and a dict of pool and number",
@@ -110,7 +109,7 @@ def resolve(options: SimulatorOptions) -> SimulatorOptions:
         raise TypeError(f"world must be a World, or a dict of its arguments, not {resolved['world']!r}")
     if resolved["world"] is not None and resolved["archive_bytes"]:
         raise ValueError("a world decides the sizes of its archives: use pages= of World in place of archive_bytes=")
-    _check_names("pool", {pool for allowances in caps.values() for pool in allowances}, _POOLS)
+    _check_names("pool", {pool for allowances in caps.values() for pool in allowances}, POOLS)
     _check_names("role", {*(resolved["ports"] or {})}, ROLES)
     if isinstance(resolved["access"], str) and resolved["access"] not in _POLICIES:
         raise ValueError(f"access is {' or '.join(_POLICIES)}, or rows, not {resolved['access']!r}")

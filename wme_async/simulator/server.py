@@ -109,11 +109,11 @@ class Simulator:
         self.requests: Requests = Requests(settings["keep_requests"])
         rows, allowances = policy(settings)
         self.access: Sequence[AccessRow] = rows
-        self.caps: Caps = Caps(self.clock, allowances)
         self.limiter: Limiter = Limiter(self.clock, dict(settings["rate_limits"] or {}))
         self.accounts: Accounts = Accounts(
             self.clock, seed=seed, expires_in=settings["expires_in"], max_access_tokens=settings["max_access_tokens"]
         )
+        self.caps: Caps = Caps(self.clock, self.accounts, allowances)
         self.catalog: Catalog = Catalog(self.clock, settings)
         self.store: ObjectStore = ObjectStore(
             self.clock,

@@ -76,6 +76,9 @@ ACCESS_2026: Final[tuple[AccessRow, ...]] = (
 )
 """The plans as published in 2026: structured contents and Wikidata look-ups and snapshots are free."""
 
+POOLS: Final = ("ondemand", "snapshots", "chunks")
+"""What is counted by month."""
+
 CAPS_2025: Final[Mapping[str, Mapping[str, int]]] = {"group_1": {"ondemand": 5000, "snapshots": 15, "chunks": 1500}}
 """Monthly allowances of the free plan until 2026, by group and pool."""
 
@@ -145,10 +148,12 @@ class Caps:
 
     Attributes:
         clock: Determines the month.
+        accounts: The users.
         limits: For each group the allowance of each pool; an absent pool is not counted.
     """
 
     clock: Clock
+    accounts: Accounts
     limits: dict[str, dict[str, int]] = field(default_factory=dict)
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
     _month: tuple[int, int] = (0, 0)
@@ -158,7 +163,14 @@ class Caps:
         return self._current().get((username, pool), 0)
 
     def set_used(self, username: str, pool: str, count: int) -> None:
-        """Set a counter."""
+        """Set a counter.
+
+        Raises:
+            ValueError: The pool or the user does not exist.
+        """
+        for kind, name, names in (("pool", pool, POOLS), ("user", username, tuple(self.accounts.users))):
+            if name not in names:
+                raise ValueError(f"there is no {kind} {name!r}; there are {', '.join(names)}")
         self._current()[username, pool] = count
 
     def spend(self, username: str, groups: Iterable[str], pool: str) -> bool:
@@ -170,7 +182,7 @@ class Caps:
         used = self.used(username, pool)
         if limit is None or used >= limit:
             return limit is None
-        self.set_used(username, pool, used + 1)
+        self._current()[username, pool] = used + 1
         return True
 
     def _current(self) -> dict[tuple[str, str], int]:
