@@ -39,6 +39,7 @@ _FENCE = re.compile(
     r"^(?P<fence>`{3,})(?P<language>[\w{}-]*)[^\n]*\n(?P<body>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL
 )
 _NOT_RUN = "# not run: "
+_HIDDEN = re.compile(r"<!-- not run: (.*) -->\s*$")
 _EXAMPLE = re.compile(r"# examples/(\w+\.py)\n")
 
 # What the code of a page needs beside the package.
@@ -67,7 +68,12 @@ def blocks(page: Path) -> list[Block]:
     parsed, end = [], 0
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start("body"))
-        parsed.append(Block(match["language"], match["body"], line, text[end : match.start()]))
+        before, body = text[end : match.start()], match["body"]
+        # A reason above a block is not shown on the page; one within it is.
+        hidden = _HIDDEN.search(before)
+        if hidden is not None and match["language"] == "python":
+            body = f"{_NOT_RUN}{hidden[1]}\n{body}"
+        parsed.append(Block(match["language"], body, line, before))
         end = match.end()
     return parsed
 

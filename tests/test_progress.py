@@ -68,6 +68,26 @@ def test_more_bars_stand_below_the_first_and_disappear(console):
     assert "all" in text_of(console).rpartition("second")[2]
 
 
+def test_a_bar_with_a_label_is_there_before_the_first_progress(console):
+    with bar("all", console=console) as bars:
+        with bars.add("first"):
+            pass
+        bars(Progress(done=1, total=2, rate=0.0, eta=None))
+    with bar("nothing to do", console=console):
+        pass
+    text = text_of(console)
+    for label in ("all", "first", "nothing to do"):
+        assert re.search(f"{label} .*connecting", text)
+    assert "connecting" not in text.rpartition("1 B of 2 B")[2].partition("nothing to do")[0]
+    assert "nothing to do" not in text.splitlines()[-1].rpartition("\r")[2].replace("connecting", "")
+
+
+def test_in_a_notebook_a_bar_without_progress_disappears(page):
+    with bar("enwiki"):
+        assert "enwiki <progress></progress> connecting" in page[-1]
+    assert "enwiki" not in page[-1]
+
+
 def test_without_a_terminal_nothing_is_drawn(capsys):
     with bar("silent") as progress:
         progress(Progress(done=1, total=2, rate=3.0, eta=4.0))
@@ -113,9 +133,9 @@ def test_in_a_notebook_the_bar_is_an_element_of_the_page(page, tmp_path):
         progress(Progress(done=4_000_000, total=4_000_000, rate=2e6, eta=0.0))
         with progress.add("second") as second:
             second(Progress(done=1, total=None, rate=0.0, eta=None))
-    assert '<progress value="1000000" max="4000000"></progress> 1.00 MB of 4.00 MB 2.00 MB/s 0:00:02' in page[0]
-    assert "&lt;b&gt;enwiki&lt;/b&gt;" in page[0]
-    assert "second" in page[2]
+    assert '<progress value="1000000" max="4000000"></progress> 1.00 MB of 4.00 MB 2.00 MB/s 0:00:02' in page[1]
+    assert "&lt;b&gt;enwiki&lt;/b&gt;" in page[1]
+    assert "second" in page[3]
     assert "second" not in page[-1]
     failed = (SyncFile(identifier="x", path=tmp_path, error=OSError("a < b")),)
     with bar() as progress:

@@ -45,7 +45,9 @@ NAMES = ["enwiki_namespace_0", "enwiki_namespace_10", "dewiki_namespace_0", "frw
 @pytest.mark.parametrize(
     ("name", "end"),
     [
-        ("enwiki_namspace_0", "; did you mean enwiki_namespace_0 or enwiki_namespace_10?"),
+        ("enwiki_namspace_0", "; did you mean enwiki_namespace_0?"),
+        ("?nwiki_namespace_0", "; did you mean enwiki_namespace_0?"),
+        ("zz_namespace_0", "; did you mean enwiki_namespace_0 or dewiki_namespace_0?"),
         ("enwiki", "; did you mean enwiki_namespace_0 or enwiki_namespace_10?"),
         ("frwikis", "; did you mean frwiki?"),
         ("dewiki_n", "; did you mean dewiki_namespace_0?"),

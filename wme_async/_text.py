@@ -63,8 +63,24 @@ def count_text(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def closest(name: str, names: Iterable[str], count: int, cutoff: float) -> list[str]:
+    """Return the names that are most similar to another one, all of them equally.
+
+    Args:
+        name: The other one.
+        names: All names.
+        count: Of names to return, at most.
+        cutoff: The least similarity, 0 to 1.
+    """
+    similar = difflib.get_close_matches(name, names, count, cutoff)
+    ratios = [difflib.SequenceMatcher(None, other, name).ratio() for other in similar]
+    return [other for other, ratio in zip(similar, ratios, strict=True) if ratio == ratios[0]]
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return the end of an error about an unknown name: the names that exist and are most similar, or nothing.
+    """Return the end of an error about an unknown name: the names that exist and are most similar, two at most.
+
+    The second is as similar as the first: two names that begin with it, or that differ from it equally.
 
     Args:
         name: The unknown name.
@@ -73,7 +89,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     every = list(names)
     # The beginning of a longer name, such as the project of an archive, is meant rather than another one like it.
     longer = [other for other in every if len(name) > 2 and other.startswith(name)]
-    similar = longer[:2] or difflib.get_close_matches(name, every, n=2, cutoff=0.6)
+    similar = longer[:2] or closest(name, every, 2, 0.6)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 

@@ -87,20 +87,24 @@ class Bar:
         self._screen = screen
         self._parent = parent
         self._key: Any = None
+        self._has_progress = False
         self._reported_failures = 0
 
     def __enter__(self) -> Self:
         if self._parent is None:
             self._screen.start()
+        if self._label:
+            self._key = self._screen.add(_Line(self._label, 0, None, "connecting", ""))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Without any progress there was nothing to do, or an error says why.
+        if self._key is not None and (self._parent is not None or not self._has_progress):
+            self._screen.remove(self._key)
         if self._parent is None:
             self._screen.stop()
-        elif self._key is not None:
-            self._screen.remove(self._key)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -116,6 +120,7 @@ class Bar:
         Args:
             progress: From a download, a sync, look-ups, a batch of jobs or a plan.
         """
+        self._has_progress = True
         line = _line_of(self._label, progress)
         if self._key is None:
             self._key = self._screen.add(line)
@@ -217,7 +222,7 @@ class _Terminal(_Screen):
 
 
 class _Notebook(_Screen):
-    """Bars as one element of a notebook's page, which appears with the first progress."""
+    """Bars as one element of a notebook's page, which appears with the first line."""
 
     def __init__(self) -> None:
         self._lines: dict[int, _Line] = {}

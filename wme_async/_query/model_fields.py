@@ -1,12 +1,13 @@
 """The dotted names of a model and the shape of each, derived from the models."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
 from msgspec import Struct, inspect
 from msgspec.structs import replace
+
+from wme_async._text import closest
 
 _SCALARS: Final[Mapping[type[inspect.Type], type]] = {
     inspect.StrType: str,
@@ -187,7 +188,7 @@ def _unknown(model: Any, name: str, step: int, shape: Shape) -> str:
         return f"{message}: {parent!r} {'is not described further' if shape.opaque else 'has nothing below it'}"
     names = [place.name for place in _walk(model)]
     last = name.rpartition(".")[2]
-    similar = difflib.get_close_matches(name, names, 3, 0.75)
+    similar = closest(name, names, 3, 0.75)
     similar += [other for other in names if other.rpartition(".")[2] == last and other not in similar]
     if similar:
         return f"{message}; did you mean {' or '.join(map(repr, similar[:3]))}?"

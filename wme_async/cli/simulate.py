@@ -46,7 +46,9 @@ def _json_or_text(text: str) -> Any:
 @click.option(
     "--data", type=click.Path(exists=True, file_okay=False), help="Folder of real lists and articles to serve."
 )
-@click.option("--articles", type=click.IntRange(0), default=20, show_default=True, help="Records in each archive.")
+@click.option(
+    "--articles", type=click.IntRange(0), default=20, show_default=True, help="Records in each batch and chunk."
+)
 @click.option(
     "--archive-bytes",
     multiple=True,
