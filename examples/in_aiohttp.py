@@ -1,12 +1,13 @@
 """One client for the whole of an aiohttp application: `python examples/in_aiohttp.py`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 import msgspec
 from aiohttp import web
 
 from wme_async import Client
-from wme_async.web import aiohttp_errors
+from wme_async.web import aiohttp_errors, fetch_first
 
 WME = web.AppKey("wme", Client)
 routes = web.RouteTableDef()
@@ -33,13 +34,20 @@ async def page(request: web.Request) -> web.Response:
 @routes.get("/titles/{archive}")
 async def titles(request: web.Request) -> web.StreamResponse:
     """Send the titles of a snapshot while it downloads. A slow reader slows the download; one that leaves ends it."""
-    response = web.StreamResponse()
-    response.content_type = "text/plain"
-    async with request.app[WME].snapshots.read(request.match_info["archive"]) as articles:
+    archive = request.match_info["archive"]
+    async with aclosing(await fetch_first(lines(request.app[WME], archive))) as body:
+        response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
         await response.prepare(request)
-        async for batch in articles.batches():
-            await response.write("".join(f"{article.name}\n" for article in batch).encode())
+        async for part in body:
+            await response.write(part.encode())
     return response
+
+
+async def lines(wme: Client, archive: str) -> AsyncGenerator[str, None]:
+    """Yield the titles of a snapshot."""
+    async with wme.snapshots.read(archive) as articles:
+        async for batch in articles.batches():
+            yield "".join(f"{article.name}\n" for article in batch)
 
 
 def make_app() -> web.Application:

@@ -1,6 +1,6 @@
 """One client for the whole of a FastAPI application: `uvicorn --app-dir examples in_fastapi:app`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from wme_async import Client, WMEError
-from wme_async.web import starlette_errors
+from wme_async.web import fetch_first, starlette_errors
 
 
 @asynccontextmanager
@@ -39,9 +39,9 @@ async def page(project: str, title: str, wme: Annotated[Client, Depends(client)]
 async def titles(archive: str, wme: Annotated[Client, Depends(client)]) -> StreamingResponse:
     """Send the titles of a snapshot while it downloads. A slow reader slows the download; one that leaves ends it."""
 
-    async def lines() -> AsyncIterator[str]:
+    async def lines() -> AsyncGenerator[str, None]:
         async with wme.snapshots.read(archive) as articles:
             async for batch in articles.batches():
                 yield "".join(f"{article.name}\n" for article in batch)
 
-    return StreamingResponse(lines(), media_type="text/plain")
+    return StreamingResponse(await fetch_first(lines()), media_type="text/plain")

@@ -1,14 +1,15 @@
 """One client for the whole of a Litestar application: `uvicorn --app-dir examples in_litestar:app`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 from litestar import Litestar, get
 from litestar.datastructures import State
 from litestar.params import FromPath
+from litestar.response import Stream
 
 from wme_async import Article, Client, WMEError
-from wme_async.web import litestar_errors
+from wme_async.web import fetch_first, litestar_errors
 
 
 @asynccontextmanager
@@ -29,4 +30,16 @@ async def page(state: State, project: FromPath[str], title: FromPath[str]) -> Ar
     return articles[0]
 
 
-app = Litestar([page], lifespan=[lifespan], exception_handlers={WMEError: litestar_errors})
+@get("/titles/{archive:str}", media_type="text/plain")
+async def titles(state: State, archive: FromPath[str]) -> Stream:
+    """Send the titles of a snapshot while it downloads. A slow reader slows the download; one that leaves ends it."""
+
+    async def lines() -> AsyncGenerator[str, None]:
+        async with state.wme.snapshots.read(archive) as articles:
+            async for batch in articles.batches():
+                yield "".join(f"{article.name}\n" for article in batch)
+
+    return Stream(await fetch_first(lines()))
+
+
+app = Litestar([page, titles], lifespan=[lifespan], exception_handlers={WMEError: litestar_errors})

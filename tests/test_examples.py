@@ -336,16 +336,19 @@ class Asgi:
 
     async def get(self, path: str) -> tuple[int, bytes]:
         sent: list[dict[str, Any]] = []
+        completed = asyncio.Event()
         body = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
         async def receive() -> dict[str, Any]:
             for message in body:
                 return message
-            await asyncio.Event().wait()  # the caller stays
-            raise AssertionError
+            await completed.wait()  # the caller stays until then
+            return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                completed.set()
 
         async with asyncio.timeout(20):
             await self.app(self._scope(path), receive, send)
@@ -362,9 +365,10 @@ async def test_an_asgi_service_looks_pages_up_with_one_client(name: str, environ
             assert status == 200, body
             assert PAGE.items() <= json.loads(body).items()
         assert (await served.get("/pages/enwiki/No such page"))[0] == 404
-        if name == "fastapi":
-            status, body = await served.get("/titles/simplewiki_namespace_0")
-            assert (status, len(body.splitlines())) == (200, 20)
+        status, body = await served.get("/titles/simplewiki_namespace_0")
+        assert (status, len(body.splitlines())) == (200, 20)
+        status, body = await served.get("/titles/nowiki_namespace_99")
+        assert (status, json.loads(body)["code"]) == (404, "not_found")
         status, body = await served.get("/pages/enwiki/AC/DC")
         assert (status, json.loads(body)["name"]) == (200, "AC/DC")
         environment.faults.inject("status", role="api", status=403)
@@ -483,6 +487,8 @@ async def test_an_aiohttp_service_looks_pages_up_with_one_client(environment: Si
             assert response.status == 200
         async with served.get("/titles/simplewiki_namespace_0") as response:
             assert len((await response.text()).splitlines()) == 20
+        async with served.get("/titles/nowiki_namespace_99") as response:
+            assert (response.status, (await response.json())["code"]) == (404, "not_found")
         environment.faults.inject("status", role="api", status=403)
         async with served.get("/pages/enwiki/NATO") as response:
             assert response.status == 502

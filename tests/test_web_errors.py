@@ -11,7 +11,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from wme_async import errors
-from wme_async.errors import WMEError
+from wme_async.errors import NotFound, WMEError
+from wme_async.web import fetch_first
 from wme_async.web.errors import aiohttp_errors, error_response, litestar_errors, starlette_errors
 
 httpx2: Any = pytest.importorskip("httpx2", reason="httpx2 is not installed")
@@ -141,3 +142,32 @@ async def test_a_response_that_has_begun_is_cut_instead_of_being_continued_by_an
     async with TestClient(TestServer(app)) as client, client.get("/") as response:
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.read()
+
+
+async def test_the_first_item_is_fetched_before_a_response_begins():
+    closed = []
+
+    async def items(count):
+        try:
+            for number in range(count):
+                yield number
+            raise NotFound("no such archive")
+        finally:
+            closed.append(count)
+
+    with pytest.raises(NotFound):
+        await fetch_first(items(0))
+    body = await fetch_first(items(2))
+    assert [await anext(body), await anext(body)] == [0, 1]
+    with pytest.raises(NotFound):
+        await anext(body)
+    body = await fetch_first(items(3))
+    assert await anext(body) == 0
+    await body.aclose()
+    assert closed == [0, 2, 3]
+
+    async def nothing():
+        return
+        yield
+
+    assert [item async for item in await fetch_first(nothing())] == []

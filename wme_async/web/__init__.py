@@ -6,7 +6,8 @@
 
 All three have the same routes; `/api/v1/openapi.json` describes them.
 
-For web services of your own there are `Lifespan`, errors as responses, and the events of a relay as responses.
+For web services of your own there are `Lifespan`, errors as responses also for bodies that are streamed
+(`fetch_first`), and the events of a relay as responses.
 """
 
 from wme_async.web.aiohttp_app import MANAGER, create_app, serve
@@ -14,6 +15,7 @@ from wme_async.web.asgi_app import create_asgi
 from wme_async.web.auth import hash_key
 from wme_async.web.errors import aiohttp_errors, litestar_errors, starlette_errors
 from wme_async.web.events import aiohttp_events, litestar_events, starlette_events
+from wme_async.web.first import fetch_first
 from wme_async.web.key_file import new_key
 from wme_async.web.lifespan import Lifespan
 from wme_async.web.messages import Problems
@@ -30,6 +32,7 @@ __all__ = [
     "aiohttp_events",
     "create_app",
     "create_asgi",
+    "fetch_first",
     "hash_key",
     "litestar_errors",
     "litestar_events",
