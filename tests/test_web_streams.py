@@ -74,7 +74,7 @@ def starlette_app(hub: Broadcast[Article]) -> Any:
 def litestar_app(hub: Broadcast[Article]) -> Any:
     litestar = pytest.importorskip("litestar")
 
-    @litestar.get("/")  # type: ignore[untyped-decorator]
+    @litestar.get("/")
     async def live(request: Any) -> Any:
         return litestar_events(hub, request)
 
@@ -136,7 +136,7 @@ async def test_the_events_of_batches_are_given_up_when_uvicorn_shuts_down(tmp_pa
     before = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
         async with BatchManager(tmp_path) as manager, asyncio.timeout(SECONDS):
-            app = create_asgi(manager, api_keys=None)
+            app: Any = create_asgi(manager, api_keys=None)
             responding = asyncio.create_task(app(http_scope("/api/v1/events"), client.receive, client.send))
             await client.blocked.wait()
             signal.raise_signal(signal.SIGTERM)
