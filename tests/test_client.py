@@ -329,6 +329,7 @@ def counted(path):
 
 
 @pytest.mark.middle_of_a_month
+@pytest.mark.posix  # it holds the lock by flock
 async def test_counts_outlive_a_save_that_was_cancelled_or_failed(sim, tmp_path, monkeypatch, caplog):
     path = tmp_path / "tokens"
     options = {**sim.client_options(), "token_file": path, "retry": AT_ONCE}

@@ -239,6 +239,25 @@ async def test_a_text_that_is_visible_again_is_looked_up_once(tmp_path):
         assert requests_of(sim, "/v2/articles/") == 1
 
 
+async def test_a_text_that_an_ingestion_in_bulk_missed_is_taken_from_a_look_up(tmp_path):
+    async with service(World(seed=2, projects=["enwiki"], pages=16, past=0)) as (world, sim, wme):
+        title = title_of(world)
+        world.edit("enwiki", title)
+        world.advance(60)  # look-ups have the text
+        world.hide("enwiki", title)
+        world.advance(1800)
+        world.bulk("enwiki", [title])  # archives do not, with a newer event
+        world.advance(1800)
+        sim.export_snapshot(IDENTIFIER)
+        async with mirror_of(wme, tmp_path / "mirror.db") as mirror, running(mirror):
+            await until_equal(mirror, world)
+            world.hide("enwiki", title, text=False)
+            world.advance(60)
+            await until(lambda: requests_of(sim, "/v2/articles/"))
+            await until(lambda: no_doubts(mirror))
+            assert (await mirror.get(title)).article_body.wikitext
+
+
 async def no_doubts(mirror):
     return (await mirror.statistics()).doubts == 0
 

@@ -14,6 +14,7 @@ from wme_async.mirror.loader import Loader
 from wme_async.mirror.marks import EXPORT, Scope, Verification
 from wme_async.mirror.protocol import Store
 from wme_async.mirror.records import RecordReader
+from wme_async.mirror.rule import Picture
 from wme_async.mirror.work import Work, encode
 from wme_async.models import Article, Snapshot
 
@@ -124,11 +125,26 @@ class Upkeep:
         except NotFound:
             pass
         picture, _, _ = await work.read(self._reader, [msgspec.json.encode(record) for record in records], load=load)
+        if mark is not None:
+            picture = await self._with_text(picture, project, title)
         applied = await work.apply(picture, {} if mark is None else {"doubts": {mark: None}})
         if mark is not None and mark in work.progress.keys("doubts"):
             # The text is still missing. The next snapshot may have it.
             await work.apply(values={"doubts": {mark: None}})
         return applied.missed
+
+    async def _with_text(self, picture: Picture, project: str, title: str) -> Picture:
+        """Let a record with the text follow the stored one of the same revision, which lacks it.
+
+        Records of a bulk ingestion at which the text was hidden are newer than the record with the text, which look-ups
+        still have.
+        """
+        stored = await self._store.get(project, title=title)
+        pages = list(picture.pages.values())
+        for page in pages:
+            if stored is not None and page.body and (page.page_id, page.revision) == (stored.page_id, stored.revision):
+                page.created, page.published = stored.created + 1, stored.published
+        return Picture(pages)
 
     # Verification
 
