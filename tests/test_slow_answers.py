@@ -123,8 +123,14 @@ def tls_server(context: ssl.SSLContext | None) -> Iterator[str]:
                     connection.recv(10)
                     connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
                 else:
-                    with context.wrap_socket(connection, server_side=True) as secure:
-                        secure.recv(1000)
+                    secure = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                    with suppress(ssl.SSLError):
+                        secure.do_handshake()
+                    connection = socket.socket(fileno=secure.detach())
+                # Bytes that nobody reads would make the system reset the connection, and the alert could be lost.
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1000):
+                    pass
             connection.close()
 
     thread = threading.Thread(target=serve)
