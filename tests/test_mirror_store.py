@@ -99,6 +99,27 @@ async def test_an_opening_that_is_cancelled_leaves_the_store_closed_and_unlocked
     await other.close()
 
 
+async def test_a_status_at_the_same_time_keeps_no_mirror_from_its_start(tmp_path):
+    reader, ended = SQLiteStore(tmp_path / "mirror.db"), asyncio.Event()
+    await reader.open()
+    await reader.close()
+    await reader.open(writing=False)
+
+    async def ask() -> None:
+        while not ended.is_set():
+            assert await reader.has_writer() in {True, False}
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(ask())
+        for _ in range(20):
+            store = SQLiteStore(tmp_path / "mirror.db")
+            await store.open()
+            await store.close()
+        ended.set()
+    await reader.close()
+
+
 async def test_a_second_process_that_writes_is_refused_in_words(tmp_path):
     context = multiprocessing.get_context("spawn")
     started, done = context.Event(), context.Event()

@@ -15,7 +15,7 @@ from wme_async._files import LockedFile, private_file, private_folder
 from wme_async._sqlite import database_error
 from wme_async._tasks import in_thread, open_in_thread
 from wme_async.errors import DataError
-from wme_async.mirror.activity import is_locked, lock_path
+from wme_async.mirror.activity import is_locked, lock_file, lock_path
 from wme_async.mirror.codecs import Compressor, decompress
 from wme_async.mirror.protocol import Applied, Change, Counts, Entry, Key, Kind, Marks, State, Sweep
 from wme_async.mirror.rule import (
@@ -158,7 +158,7 @@ class SQLiteStore:
         path = lock_path(self.path)
         private_folder(path.parent)
         try:
-            lock = LockedFile(path)
+            lock = lock_file(path)
         except BlockingIOError as error:
             with contextlib.suppress(OSError):
                 holder = path.read_text(errors="replace")[:300]
