@@ -25,13 +25,22 @@ FILTERED = {"fields": ["name", "event.type"], "filters": {"event.type": "delete"
 
 @contextmanager
 def consumer(options: dict[str, Any]) -> Iterator["subprocess.Popen[bytes]"]:
-    with subprocess.Popen(
-        [sys.executable, str(CHILD), "consume", json.dumps(options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    # A pipe that nobody reads would be full of warnings after some hundreds of outages.
+    with (
+        errors_of(Path(options["log"])).open("wb") as errors,
+        subprocess.Popen(
+            [sys.executable, str(CHILD), "consume", json.dumps(options)], stdout=subprocess.PIPE, stderr=errors
+        ) as process,
+    ):
         try:
             yield process
         finally:
             process.kill()
+
+
+def errors_of(log: Path) -> Path:
+    """Return the file of the messages of a process that writes a log."""
+    return log.with_name("errors")
 
 
 def settings(tmp_path: Path, client: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -70,7 +79,7 @@ def wait_for(reading: "subprocess.Popen[bytes]", log: Path, count: int, patience
         size = log.read_bytes().count(b"\n") if log.exists() else 0
         if size > seen:
             seen, since = size, time.monotonic()
-        assert reading.poll() is None, (reading.stderr.read() if reading.stderr else b"").decode()[-3000:]
+        assert reading.poll() is None, errors_of(log).read_text()[-3000:]
         assert time.monotonic() - since < patience, f"{seen} of {count} events, and then no more"
         time.sleep(0.02)
 
