@@ -176,6 +176,7 @@ async def test_the_tiers_of_the_table_are_those_of_the_simulators_plans(group, t
                 assert (status != 403) is (endpoint.resource.tier in tiers), endpoint
 
 
+@pytest.mark.middle_of_a_month
 async def test_what_the_table_says_is_metered_is_what_the_simulator_counts(sim):
     pools = {"ondemand": "ondemand", "snapshot": "snapshots", "chunk": "chunks"}
     # The service counts requests only for groups with an allowance.
