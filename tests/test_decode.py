@@ -233,6 +233,27 @@ def test_what_was_wrong_is_said_in_words(record: bytes, words: str) -> None:
     assert caught.value.record == record
 
 
+class Guarded(Page):
+    """A type of the user's whose own check fails for some records."""
+
+    def __post_init__(self) -> None:
+        if self.name == "large":
+            raise MemoryError
+        if self.name == "damaged":
+            raise DecodeError("the name is damaged", record=b"damaged")
+
+
+@pytest.mark.parametrize("pad", ["", PAD])
+def test_a_lack_of_memory_and_an_error_of_the_type_leave_a_decoder_unchanged(pad: str) -> None:
+    large, damaged = (json.dumps({"name": name, "body": {"html": pad}}).encode() for name in ("large", "damaged"))
+    for decode in (settled(Guarded), make_decoder(Guarded, use_orjson=False)):
+        with pytest.raises(MemoryError):
+            decode(large)
+        with pytest.raises(DecodeError) as caught:
+            decode(damaged)
+        assert (caught.value.message, caught.value.record) == ("the name is damaged", b"damaged")
+
+
 class Added(msgspec.Struct, tag=True):
     name: str = ""
 

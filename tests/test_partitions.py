@@ -112,6 +112,33 @@ def test_times_of_events_are_read_in_any_form_or_not_at_all(value: Any, expected
     assert partitions.read_positions([0])[0] == Position(1, expected)
 
 
+def test_after_a_repetition_the_next_event_is_in_order() -> None:
+    partitions = partitions_at({7: Position(5, NOON)})
+    request: Any = SimpleNamespace(offsets={}, since={7: at(minutes=-1)})
+    partitions.connect(request, at=NOON, probes={})
+    assert partitions.judge(Event(7, 5, NOON), None) is Verdict.DROP
+    assert partitions.duplicates == 1
+    assert partitions.read_in_order([Event(7, 6), Event(7, 7)]) == 2
+    # An event is accepted only later where a gap is before it, perhaps after the next connection was made.
+    partitions.connect(request, at=NOON, probes={})
+    partitions.by_number[7].read = Event(7, 9, NOON)
+    assert partitions.judge(Event(7, 8, NOON), None) is Verdict.DROP
+    assert partitions.by_number[7].read.offset == 9
+
+
+def test_a_bad_record_gets_no_time_before_that_of_the_last_event() -> None:
+    partitions = partitions_at({})
+    early: Any = Event(60, 5, at(minutes=-1))
+    assert partitions.dated(early) is early, "the first of a partition outside the layout"
+    partitions.by_number[60].read = Event(60, 4, NOON)
+    position = partitions.dated(early)
+    assert (position.partition, position.offset, position.date_published) == (60, 5, NOON)
+    late: Any = Event(60, 5, at(minutes=1))
+    assert partitions.dated(late) is late
+    repeated: Any = Event(60, 4, at(minutes=-1))
+    assert partitions.dated(repeated) is repeated
+
+
 # Acknowledging
 
 

@@ -231,6 +231,10 @@ def test_a_long_paragraph_is_cut_after_sentences_else_between_words():
     assert cut("a.b.c first line\nsecond", 18) == ["a.b.c first line", "second"]
 
 
+def test_whitespace_alone_is_no_passage():
+    assert [passage.text for passage in passages_of([Block("   ab   ")], 2)] == ["ab"]
+
+
 BLOCKS = st.lists(
     st.builds(
         Block,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from wme_async._client.paths import (  # private: pure
     article_path,
+    chunk_number,
     chunk_path,
     file_path,
     hour_advice,
@@ -139,6 +140,12 @@ def test_a_chunk_of_the_snapshot_is_accepted_in_every_spelling(chunk: Any) -> No
 def test_a_chunk_the_server_would_take_for_another_is_refused(chunk: Any) -> None:
     with pytest.raises(ValueError, match=r"chunk|identifier"):
         chunk_path("enwiki_namespace_0", chunk)
+
+
+def test_the_number_of_a_chunk_is_at_the_end_of_its_identifier() -> None:
+    assert [chunk_number(chunk) for chunk in (2, "chunk_3", "enwiki_namespace_0_chunk_10")] == [2, 3, 10]
+    with pytest.raises(ValueError, match="a chunk is a number or ends in one"):
+        chunk_number("chunk")
 
 
 @pytest.mark.parametrize(

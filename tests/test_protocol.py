@@ -390,6 +390,16 @@ def test_each_status_has_its_class(status, kind, advice):
     assert advice in str(error)
 
 
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [("/q?key=hunter2", "http://h/q"), ("http://[", "(not a URL)"), ("http://[bad]/", "(not a URL)")],
+)
+def test_the_target_of_a_redirect_is_shown_without_its_query_if_it_is_a_url(location, target):
+    error = error_responses.error_from_response(302, {"Location": location}, b"", url="http://h/p", now=0)
+    assert f"redirected to {target} (Location)" in str(error)
+    assert "hunter2" not in str(error)
+
+
 @pytest.mark.parametrize("role", ["store", "public"])
 def test_no_sign_in_is_advised_for_hosts_that_never_get_the_account(role):
     error = error_responses.error_from_response(401, {}, b"wrong key", url="http://h/p", now=0, role=role)

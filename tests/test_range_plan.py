@@ -633,3 +633,15 @@ def test_a_cap_tries_later_each_time_and_as_late_as_the_server_says() -> None:
     assert cap.allowed == 1
     cap.tick(now + 101, done=10)
     assert cap.allowed == 2
+
+
+def test_a_cap_that_is_back_at_its_most_waits_as_briefly_as_at_first() -> None:
+    cap, now, holds = connection_counts.ConnectionCap(2), 0.0, []
+    for done in range(3):
+        cap.lower(1, now, done=done)
+        start = now
+        while cap.lowered:
+            now += 0.1
+            cap.tick(now, done=done + 1)
+        holds.append(round(now - start))
+    assert holds == [5, 5, 5]

@@ -358,6 +358,21 @@ def test_what_no_honest_archive_is_comes_out_as_an_error(data: bytes, words: str
             scan(data, [size] * (len(data) // size + 1))
 
 
+def test_a_block_that_only_ends_a_line_above_the_limit_gives_no_run() -> None:
+    data = tar([("a", b"x" * 9 + b"\ny\nz\n")])
+    scanner = TarScanner(max_record=8)
+    scanner.runs = True
+    cut = data.index(b"\n")
+    (too_long,) = scanner.feed(data[:cut])
+    assert isinstance(too_long, TooLong)
+    assert (too_long.line, too_long.offset) == (1, 0)
+    assert list(scanner.feed(data[cut : cut + 1])) == []
+    (run,) = scanner.feed(data[cut + 1 :])
+    scanner.close()
+    assert isinstance(run, Run)
+    assert (run.line, run.offset, b"".join(run.parts)) == (2, 10, b"y\nz\n")
+
+
 def test_lines_before_the_damage_come_first() -> None:
     scanner = TarScanner()
     items = scanner.feed(tar([("a", b"x\ny\n")])[:1024] + b"garbage" * 100)

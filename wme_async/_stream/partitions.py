@@ -321,8 +321,7 @@ class Partitions:
         if resume is not None and not confirmed:
             # The server went back far enough: nothing is missing.
             partition.resume = None
-            if partition.read is UNREAD:
-                partition.read = last
+            partition.read = last
         self.duplicates += 1
         return Verdict.DROP
 
