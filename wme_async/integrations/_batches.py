@@ -18,7 +18,7 @@ from wme_async.integrations._narrowing import Narrowing
 
 __all__ = ["BLOCK", "SMALL_BLOCK", "batches_of"]
 
-BLOCK: Final = 8 * 1024 * 1024
+BLOCK: Final = 7 * 1024 * 1024
 """Bytes of JSON lines to parse at a time if memory holds several of them."""
 
 SMALL_BLOCK: Final = 4 * 1024 * 1024
