@@ -85,7 +85,7 @@ def relative_hours(command):
     required = []
     for parameter in command.params:
         if isinstance(parameter, click.Argument) and (parameter.required or parameter.metavar in places):
-            required.append(places.get(parameter.metavar, "x"))
+            required.append(places.get(parameter.metavar or "", "x"))
         elif isinstance(parameter, click.Option) and parameter.required:
             required += [parameter.opts[0], "0"]
     if "-3h" in required:
