@@ -368,7 +368,7 @@ class LockedFile:
 
     def __init__(self, path: Path, *, mode: int = 0o600) -> None:
         self.path = path
-        self.descriptor = -1
+        self.descriptor: int = -1
         while self.descriptor < 0:
             self._open(mode)
 

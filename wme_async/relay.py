@@ -150,7 +150,7 @@ class _Backlog:
         self.missed = 0
         self.disconnected = 0
         self.open = False
-        self.ended = asyncio.Event()
+        self.ended: asyncio.Event = asyncio.Event()
         self.failure: BaseException | None = None
 
     async def append(self, entry: _Entry) -> None:
